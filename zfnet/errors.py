@@ -1,0 +1,16 @@
+"""One error for what a user can put right, and one wording for a name that does not exist."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A mistake in what was given: its message is one line that says what, where and what to do."""
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
+    """The error for a `name` that is not among `choices`, nearest one first."""
+    names = list(choices)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    guess = f" (did you mean {near[0]!r}?)" if near else ""
+    return InputError(f"no {kind} {name!r}{guess}; there is: {', '.join(names) or 'none'}")
