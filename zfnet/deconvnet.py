@@ -1,0 +1,330 @@
+"""The deconvnet: walk the traced graph backwards, and hand each step to a small rule.
+
+    max-pool -> unpool by its switches        ReLU -> rectify the signal        convolution -> filter with the transposed weights
+
+The signal starts as the chosen activation, zero everywhere else, and ends in the pixels of the image.  Biases add nothing on
+the way down, and contrast normalisation is passed through.  Branches need no rule of their own: what a step's readers send
+back is added.  Zeiler & Fergus (2014), section 2.1.
+
+To teach it another operation, register a rule: it takes the step and the signal at the step's output, and returns the signal
+at its input (one for each input, if there are several).
+
+    @rule(nn.SiLU)
+    def silu(step, signal):
+        return signal.clamp(min=0)
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from zfnet.errors import InputError, unknown
+from zfnet.receptive_field import POINTWISE, WHOLE, WINDOWS, Windows, places_of
+from zfnet.record import LEAVES, Graph, Recording, check_images, evaluating, record
+from zfnet.switches import COLLISIONS, unpool
+
+NORMS = ("identity", "gradient")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The choices that the paper leaves open, or that are made to ablate it."""
+
+    collisions: str = "add"
+    norm: str = "identity"
+    rectify: bool = True
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the graph on the way down, with what its forward pass left behind."""
+
+    graph: Graph
+    node: fx.Node
+    recording: Recording
+    options: Options
+
+    @property
+    def name(self) -> str:
+        return self.graph.names[self.node]
+
+    @property
+    def module(self) -> Any:
+        """The module, or None for a function or method."""
+        return self.graph.module(self.node)
+
+    @property
+    def padded(self) -> bool:
+        """Whether the step pads its input itself; False where it reads a window, border included."""
+        return self.recording.view.padded
+
+    @property
+    def sources(self) -> list[fx.Node]:
+        """The steps it reads tensors of, each once."""
+        return [s for s in self.node.all_input_nodes if self.graph.names[s] in self.recording.shapes]
+
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """The shape of each input, as the step sees it."""
+        return [self.recording.seen[self.node, s] for s in self.sources]
+
+    @property
+    def switches(self) -> Tensor:
+        """(N, C, h, w), int64, of a max-pooling step."""
+        return self.recording.switches[self.name]
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The forward pass's inputs, for rules that `need` them."""
+        return [self.recording.view.read(self.node, s, self.recording.values[s]) for s in self.sources]
+
+    def call(self, *inputs: Tensor) -> Tensor:
+        """Do the step on other inputs."""
+        values = dict(zip(self.sources, inputs, strict=True))
+
+        def value(source: fx.Node) -> Any:
+            return values[source] if source in values else self.recording.values[source]
+
+        args, kwargs = fx.map_arg((self.node.args, self.node.kwargs), value)  # type: ignore[misc]
+        return self.recording.view.call(self.node, args, kwargs)
+
+    def refuse(self, why: str = "") -> InputError:
+        what = f"no deconvnet rule for {self.graph.operation(self.node)} at {self.name}{why}"
+        return InputError(f"{what}; register one with @rule")
+
+
+class Rule(NamedTuple):
+    back: Callable[[Step, Tensor], Tensor | Sequence[Tensor]]
+    needs: Callable[[Options], bool]  # whether the forward pass's inputs are to be kept
+
+
+RULES: dict[Any, Rule] = {}
+
+
+def rule(*operations: Any, window: Any = POINTWISE, needs: Callable[[Options], bool] = lambda options: False) -> Callable:
+    """Register a rule for operations: module types, functions, or methods such as `Tensor.add`.
+
+    window: which places of its input one place of the output depends on: POINTWISE (the same), WHOLE (any), or a function
+    of (graph, step) that returns a Window.  needs: whether the rule, under these options, reads `step.inputs`.
+    """
+
+    def register(back: Callable) -> Callable:
+        for operation in operations:
+            RULES[operation] = Rule(back, needs)
+            WINDOWS.setdefault(operation, window)
+            if isinstance(operation, type):
+                LEAVES.add(operation)
+        return back
+
+    return register
+
+
+@rule(nn.MaxPool2d, F.max_pool2d)
+def unpool_by_switches(step: Step, signal: Tensor) -> Tensor:
+    return unpool(signal, step.switches, step.shapes[0][-2:], step.options.collisions)  # type: ignore[arg-type]
+
+
+@rule(nn.ReLU, F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_, F.relu_)
+def rectify(step: Step, signal: Tensor) -> Tensor:
+    return signal.clamp(min=0) if step.options.rectify else signal
+
+
+@rule(nn.Conv2d)
+def filter_transposed(step: Step, signal: Tensor) -> Tensor:
+    conv = step.module
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return transpose(step, signal)
+    padding = conv.padding if step.padded else (0, 0)
+    # rows and columns at the end that no window reached come back as zeros
+    spare = [
+        size - ((n - 1) * s - 2 * p + d * (k - 1) + 1)
+        for size, n, s, p, d, k in zip(
+            step.shapes[0][-2:], signal.shape[-2:], conv.stride, padding, conv.dilation, conv.kernel_size, strict=True
+        )
+    ]
+    return F.conv_transpose2d(signal, conv.weight, None, conv.stride, padding, spare, conv.groups, conv.dilation)
+
+
+@rule(nn.Linear, window=WHOLE)
+def filter_linear(step: Step, signal: Tensor) -> Tensor:
+    return signal @ step.module.weight
+
+
+@rule(nn.LocalResponseNorm, F.local_response_norm, needs=lambda options: options.norm == "gradient")
+def contrast_norm(step: Step, signal: Tensor) -> Tensor | Sequence[Tensor]:
+    if step.options.norm == "identity":
+        return signal
+    return torch.func.vjp(step.call, *step.inputs)[1](signal)
+
+
+@rule(nn.Dropout, nn.Dropout2d, nn.Identity, F.dropout, F.dropout2d, Tensor.contiguous)
+def through(step: Step, signal: Tensor) -> Tensor:
+    return signal
+
+
+@rule(nn.AvgPool2d, F.avg_pool2d, nn.ZeroPad2d, torch.cat)
+@rule(nn.BatchNorm2d, operator.add, operator.iadd, operator.sub, operator.isub, operator.neg, torch.add, Tensor.add, Tensor.add_)
+@rule(nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, torch.flatten, nn.Flatten, Tensor.flatten, window=WHOLE)
+@rule(Tensor.view, Tensor.reshape, Tensor.mean, torch.mean, torch.squeeze, Tensor.squeeze, window=WHOLE)
+def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
+    """The transpose of any step that is linear, up to a constant, in its inputs: autograd on that step alone."""
+    zeros = [signal.new_zeros(shape) for shape in step.shapes]
+    return torch.func.vjp(step.call, *zeros)[1](signal)
+
+
+@rule(operator.mul, operator.imul, operator.truediv, operator.itruediv, torch.mul, Tensor.mul, Tensor.mul_)
+def scale(step: Step, signal: Tensor) -> Sequence[Tensor]:
+    """A feature map times a constant; the product of two feature maps is not linear."""
+    if len(step.sources) != 1 or step.node.args[1] is step.sources[0] and step.graph.operation(step.node).endswith("truediv"):
+        raise step.refuse(" of two feature maps")
+    return transpose(step, signal)
+
+
+def _channels(graph: Graph, node: fx.Node) -> Any:
+    """Picking channels leaves the places alone: `x[:, 0]`, `unsqueeze(x, 1)`."""
+    index = node.args[1]
+    leading = index if isinstance(index, tuple) else (index,)
+    return POINTWISE if len(leading) <= 2 and leading[0] in (slice(None), 1) else WHOLE
+
+
+@rule(operator.getitem, torch.unsqueeze, Tensor.unsqueeze, window=_channels)
+def pick(step: Step, signal: Tensor) -> Sequence[Tensor]:
+    return transpose(step, signal)
+
+
+class Patches(NamedTuple):
+    """Units with their receptive fields: M crops of the images and M projections into them.
+
+    A canvas lies where its box does, and is zero where the box leaves the image.
+    """
+
+    crops: Tensor  # (M, 3, S, S)
+    pixels: Tensor  # (M, 3, S, S)
+    boxes: Tensor  # (M, 4) int64: top, left, bottom, right in input pixels, ends exclusive, unclipped
+    values: Tensor  # (M,) the units' activations
+
+
+class Deconvnet:
+    """The deconvnet paired with a model, which is used in eval mode and left as it was found.
+
+    collisions: what becomes of several values sent to one place by overlapping pooling windows: "add", "overwrite", "max".
+    norm: contrast normalisation in reverse: "identity", or its "gradient".  rectify: whether ReLUs rectify the signal.
+    InputError for NaN in the weights, and for a model that cannot be traced.
+    """
+
+    def __init__(self, model: nn.Module, *, collisions: str = "add", norm: str = "identity", rectify: bool = True):
+        for kind, choice, choices in (("collision rule", collisions, COLLISIONS), ("norm", norm, NORMS)):
+            if choice not in choices:
+                raise unknown(kind, choice, choices)
+        self.model, self.graph = model, Graph(model)
+        self.options = Options(collisions, norm, bool(rectify))
+        for name, parameter in model.state_dict().items():
+            if not torch.isfinite(parameter).all():
+                raise InputError(f"NaN or infinity in weight {name} of {type(model).__name__}")
+
+    def _needs(self, node: fx.Node) -> bool:
+        """Whether the value of this step is an input that some rule reads."""
+        found = (self.graph.lookup(RULES, user) for user in node.users)
+        return any(row is not None and row.needs(self.options) for row in found)
+
+    def record(self, images: Tensor, layers: Sequence[str] | None = None) -> Recording:
+        """Run images (N, 3, H, W) forward, up to the deepest of `layers`, and keep their activations and all switches.
+
+        None keeps every layer.  InputError for an unknown layer, NaN, or images that are too small.
+        """
+        with evaluating(self.model):
+            return record(self.graph, check_images(self.model, images), layers, self._needs)
+
+    def descend(self, recording: Recording, layer: str, signal: Tensor) -> Iterator[tuple[str, str, Tensor]]:
+        """The way down, step by step: yields (layer, operation, signal) for the signal that has come through each step.
+
+        The last one is the projection, in the shape of the images.
+        """
+        node = self.graph.node(layer)
+        if layer not in recording.shapes:
+            raise InputError(f"{layer} was not recorded: record it, or a layer above it")
+        if signal.shape != recording.shapes[layer]:
+            raise InputError(
+                f"a signal at {layer} has shape {tuple(recording.shapes[layer])}, as its output; got {tuple(signal.shape)}"
+            )
+        signals = {node: signal}
+        for here in reversed(self.graph.path([node])):
+            if here in self.graph.inputs or here not in signals:
+                continue
+            step, row = Step(self.graph, here, recording, self.options), self.graph.lookup(RULES, here)
+            if row is None:
+                raise step.refuse()
+            sent = row.back(step, signals.pop(here))
+            sent = (sent,) if isinstance(sent, Tensor) else sent
+            for source, part in zip(step.sources, sent, strict=True):
+                part = recording.view.place(here, source, part)
+                signals[source] = signals[source] + part if source in signals else part
+                yield self.graph.names[here], self.graph.operation(here), signals[source]
+        if not any(n in signals for n in self.graph.inputs):
+            raise InputError(f"{layer} does not depend on the image")
+
+    def project(self, recording: Recording, layer: str, signal: Tensor) -> Tensor:
+        """Project a signal, in the shape of the layer's output, down to the pixels of the images: (N, 3, H, W)."""
+        pixels = signal
+        with evaluating(self.model):
+            for _, _, pixels in self.descend(recording, layer, signal):
+                pass
+        return pixels
+
+    def project_units(
+        self, images: Tensor, layer: str, units: Tensor | Sequence[Sequence[int]], *, memory: int = 2**28
+    ) -> Patches:
+        """Project single units, each from its own activation, and crop their receptive fields.
+
+        images (N, 3, H, W); units (M, 4) int64: image, map, row, column (row and column 0 where the layer has no places).
+        A unit depends on its receptive field alone, so only that is run forward and back, many units at a time; the result
+        is that of the whole image.  `memory` bounds the bytes of one batch's largest step.
+        InputError for units that are not there, images that are too small, and NaN.
+        """
+        units = torch.as_tensor(units, dtype=torch.int64).cpu().reshape(-1, 4)
+        graph, node = self.graph, self.graph.node(layer)
+        images = check_images(self.model, images)
+        shapes = graph.shapes(tuple(images.shape[-2:]), node)  # type: ignore[arg-type]
+        shape = (*shapes[node][1:], 1, 1)[:3]
+        for column, (name, size) in enumerate(zip(("image", "map", "row", "column"), (len(images), *shape), strict=True)):
+            bad = units[(units[:, column] < 0) | (units[:, column] >= size), column]
+            if len(bad):
+                raise InputError(f"no {name} {int(bad[0])} in {layer}: there are {size}")
+        places = places_of(graph, node, shapes)
+        if places:
+            largest = max(p.size[0] * p.size[1] * (shapes[n][1] if len(shapes[n]) == 4 else 1) for n, p in places.items())
+            here = places[graph.inputs[0]]
+            start, stride, size = torch.tensor(here.start), torch.tensor(here.stride), torch.tensor(here.size)
+        else:
+            largest = max(s.numel() for s in shapes.values())
+            start = stride = torch.tensor((0, 0))
+            size = torch.tensor(images.shape[-2:])
+        corner = start + stride * units[:, 2:]
+        boxes = torch.cat([corner, corner + size], 1)
+        crops, pixels = (images.new_zeros(len(units), 3, *size.tolist()) for _ in range(2))
+        values = images.new_zeros(len(units))
+        count = max(1, memory // (largest * images.element_size()))
+        with evaluating(self.model):
+            for first in range(0, len(units), count):
+                some = slice(first, first + count)
+                image, maps, rows, columns = units[some].unbind(1)
+                if places:
+                    view = Windows(graph, places, shapes, rows, columns)
+                    part = view.cut(images, image.tolist())
+                    rows, columns = torch.zeros_like(rows), torch.zeros_like(columns)
+                else:
+                    view, part = None, images[image.to(images.device)]
+                crops[some] = part
+                recording = record(graph, part, [layer], self._needs, view)
+                activation = recording.activations[layer]
+                where = (torch.arange(len(maps)), maps, rows, columns)[: activation.ndim]
+                values[some] = activation[where]
+                signal = torch.zeros_like(activation)
+                signal[where] = values[some]
+                pixels[some] = self.project(recording, layer, signal)
+        return Patches(crops, pixels, boxes.to(images.device), values)

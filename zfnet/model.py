@@ -1,0 +1,135 @@
+"""ZFNet: the network of Zeiler & Fergus (2014), Figure 3, and by other arguments each variant of its Table 3.
+
+    input 224 -> conv1 110 -> pool1 55 -> conv2 26 -> pool2 13 -> conv3 13 -> conv4 13 -> conv5 13 -> pool5 6 -> fc6 fc7 fc8
+
+Every convolution is followed by a ReLU; layers 1 and 2 then max-pool (3x3, stride 2, windows overlap and cover the border:
+ceil mode) and normalise contrast across maps, in this order.  The paper gives neither padding nor normalisation constants:
+one pixel around the image is the only padding that gives its map sizes with torch's rounding, and the constants are
+Krizhevsky et al.'s (2012).
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from zfnet.errors import InputError, unknown
+from zfnet.switches import SwitchMaxPool2d
+
+TABLE3 = {
+    "fig3": {},
+    "without layers 3, 4": {"maps": (96, 256, None, None, 256)},
+    "without layer 7": {"hidden": (4096,)},
+    "without layers 6, 7": {"hidden": ()},
+    "without layers 3, 4, 6, 7": {"maps": (96, 256, None, None, 256), "hidden": ()},
+    "fc 2048": {"hidden": (2048, 2048)},
+    "fc 8192": {"hidden": (8192, 8192)},
+    "512-1024-512": {"maps": (96, 256, 512, 1024, 512)},
+    "fc 8192, 512-1024-512": {"maps": (96, 256, 512, 1024, 512), "hidden": (8192, 8192)},
+    "krizhevsky": {"conv1": (11, 4), "conv2": (5, 1, 2), "norm": "before pool"},
+}
+
+
+class ContrastNorm(nn.LocalResponseNorm):
+    """Drop-in `nn.LocalResponseNorm` for maps (N, C, H, W): x / (k + alpha / size * sum of squares over `size` maps) ** beta.
+
+    torch divides alpha by size: Krizhevsky's 1e-4 is alpha=5e-4 here.  The window's sum is one product with a band matrix,
+    and beta=0.75 needs square roots alone, where torch pads, pools in three dimensions and raises to a power.
+    """
+
+    def __init__(self, size: int = 5, alpha: float = 5e-4, beta: float = 0.75, k: float = 2.0):
+        super().__init__(size, alpha, beta, k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # images by the few: what does not leave the cache need not be fetched again
+        return torch.cat([self._normalise(part) for part in x.split(4)]) if len(x) > 4 else self._normalise(x)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        maps = x.shape[1]
+        index = torch.arange(maps, device=x.device)
+        ahead = index[None, :] - index[:, None]  # (C, C): output map less input map
+        near = (ahead <= self.size // 2) & (ahead >= -((self.size - 1) // 2))
+        rows = x.movedim(1, -1).reshape(-1, maps)
+        level = torch.addmm(x.new_tensor(self.k), rows * rows, near.to(x.dtype) * (self.alpha / self.size))
+        scale = (level * level.sqrt()).rsqrt_() if self.beta == 0.75 else level.pow(-self.beta)
+        return (rows * scale).view(x.shape[0], *x.shape[2:], maps).movedim(-1, 1)
+
+
+class ZFNet(nn.Sequential):
+    """The network of Figure 3, from images (N, 3, image_size, image_size) to logits (N, num_classes).
+
+    maps: feature maps of conv1..conv5, None where a layer is left out.  hidden: widths of fc6 and fc7; shorter leaves out.
+    conv1, conv2: (kernel, stride) or (kernel, stride, padding).
+    border: the padding of conv1 that rounds its map size up, on "both" sides, or "right and below" as cuda-convnet had it.
+    norm: "after pool" (this paper), "before pool" (Krizhevsky et al., 2012), or None.
+    init: "paper", N(0, 0.01^2), or "he", which short training needs; biases are zero in both.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        *,
+        maps: tuple[int | None, ...] = (96, 256, 384, 384, 256),
+        hidden: tuple[int, ...] = (4096, 4096),
+        conv1: tuple[int, ...] = (7, 2),
+        conv2: tuple[int, ...] = (5, 2),
+        border: str = "both",
+        norm: str | None = "after pool",
+        dropout: float = 0.5,
+        image_size: int = 224,
+        init: str = "paper",
+    ):
+        if len(maps) != 5 or maps[0] is None or any(m is not None and m < 1 for m in maps):
+            raise InputError(f"maps must be five positive numbers, None where a layer is left out; got {tuple(maps)}")
+        if len(hidden) > 2 or any(h < 1 for h in hidden):
+            raise InputError(f"hidden must be at most two positive numbers, for fc6 and fc7; got {tuple(hidden)}")
+        for name, choice, choices in (
+            ("border", border, ("both", "right and below")),
+            ("norm", norm, ("after pool", "before pool", None)),
+            ("init", init, ("paper", "he")),
+        ):
+            if choice not in choices:
+                raise unknown(name, str(choice), map(str, choices))
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        before, side = 3, image_size
+        excess = conv1[0] % conv1[1]
+        if border == "right and below":
+            layers["pad1"] = nn.ZeroPad2d((0, excess, 0, excess))
+            side += excess
+            excess = 0
+        geometry = (conv1, conv2, (3, 1, 1), (3, 1, 1), (3, 1, 1))
+        paddings = ((excess + 1) // 2, 0, 1, 1, 1)
+        for n, (count, (kernel, stride, *given), padding) in enumerate(zip(maps, geometry, paddings, strict=True), 1):
+            if count is None:
+                continue
+            padding = given[0] if given else padding
+            layers[f"conv{n}"] = nn.Conv2d(before, count, kernel, stride, padding)
+            layers[f"relu{n}"] = nn.ReLU(inplace=True)
+            side = (side + 2 * padding - kernel) // stride + 1
+            if n in (1, 2, 5):
+                tail = [("pool", SwitchMaxPool2d(3, 2, ceil_mode=True))]
+                if norm and n < 5:
+                    tail.insert(1 if norm == "after pool" else 0, ("norm", ContrastNorm()))
+                layers.update((f"{name}{n}", module) for name, module in tail)
+                side = -(-(side - 3) // 2) + 1
+            if side < 1:
+                raise InputError(f"images of {image_size} pixels are too small for ZFNet: nothing is left after layer {n}")
+            before = count
+        layers["flatten"] = nn.Flatten()
+        before *= side * side
+        for n, width in enumerate(hidden, 6):
+            layers[f"fc{n}"] = nn.Linear(before, width)
+            layers[f"relu{n}"] = nn.ReLU(inplace=True)
+            layers[f"drop{n}"] = nn.Dropout(dropout)
+            before = width
+        layers["fc8"] = nn.Linear(before, num_classes)
+        super().__init__(layers)
+        self.image_size = image_size
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                if init == "paper":
+                    nn.init.normal_(module.weight, std=0.01)
+                else:
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        self.to(memory_format=torch.channels_last)

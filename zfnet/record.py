@@ -1,0 +1,331 @@
+"""Trace a model once, run it forward step by step, and keep what was asked for.
+
+A model is read with `torch.fx` into a `Graph`: a list of steps (modules, functions, methods) under torchvision's names, in
+the order a tensor meets them.  Nothing is hooked or patched: the graph is run by calling each step in turn, and whoever
+runs it says, step by step, what is done.  In-place steps are run so that no value that is still wanted is overwritten.
+"""
+
+import contextlib
+import inspect
+import operator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torchvision.models.feature_extraction import NodePathTracer
+
+from zfnet.errors import InputError, unknown
+from zfnet.switches import pool
+
+LEAVES: set[type] = set()  # modules outside torch.nn that are one step: those with a rule of their own
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+# positional arguments of functions that hide their signature behind a dispatcher
+SIGNATURES: dict[Callable, tuple[str, ...]] = {
+    F.max_pool2d: ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    F.avg_pool2d: ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+}
+
+
+class _Tracer(NodePathTracer):
+    def is_leaf_module(self, m: nn.Module, qualname: str) -> bool:
+        of_torch = any(c.__module__.startswith("torch.nn.modules") and c is not nn.Module for c in type(m).__mro__)
+        return type(m) in LEAVES or (of_torch and not isinstance(m, _CONTAINERS))
+
+
+def _in_place(module: nn.Module | None, node: fx.Node) -> bool:
+    """Whether the step overwrites its first input."""
+    if module is not None:
+        return getattr(module, "inplace", False) is True
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.op == "call_method":
+        return name.endswith("_") and not name.endswith("__")
+    if getattr(node.target, "__module__", None) == "_operator":
+        return name in ("iadd", "isub", "imul", "itruediv")
+    try:
+        given = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        given = dict(node.kwargs)
+    return bool(given.get("inplace", False)) or (name.endswith("_") and not name.endswith("__"))
+
+
+class Graph:
+    """A model as the list of its steps, each under torchvision's graph name (`features.12`, `layer4.1.add`).
+
+    Raises InputError for a model whose control flow depends on the data, or that writes into slices of its tensors.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        tracer = _Tracer()
+        try:
+            with evaluating(model):
+                graph = tracer.trace(model)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(
+                f"{type(model).__name__} cannot be traced ({reason}); a deconvnet needs a model without control flow that "
+                "depends on the data: hide that part in a module and register it with @rule"
+            ) from error
+        self.names: dict[fx.Node, str] = {}
+        self.nodes: list[fx.Node] = []
+        self._overwrites: set[fx.Node] = set()
+        for node in graph.nodes:
+            if node.op == "output":
+                continue
+            if node.target is operator.setitem:
+                raise InputError(f"{type(model).__name__} assigns into a slice of a tensor, which a deconvnet cannot follow")
+            self.nodes.append(node)
+            self.names[node] = tracer.node_to_qualname.get(node, node.name)
+            if _in_place(self.module(node), node):
+                # whoever reads the overwritten value later reads the result: say so in the graph
+                source, seen = node.args[0], False
+                for later in graph.nodes:
+                    if seen:
+                        later.replace_input_with(source, node)  # type: ignore[arg-type]
+                    seen = seen or later is node
+                self._overwrites.add(node)
+        self.inputs = [node for node in self.nodes if node.op == "placeholder" and not node.args]
+        self._by_name = {name: node for node, name in self.names.items()}
+        self._shapes: dict[tuple[int, int], dict[fx.Node, torch.Size]] = {}
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of the steps that compute, in order."""
+        return [self.names[n] for n in self.nodes if n.op.startswith("call")]
+
+    def node(self, layer: str) -> fx.Node:
+        """The step of that name; InputError lists what there is."""
+        if layer not in self._by_name:
+            raise unknown(f"layer of {type(self.model).__name__}", layer, self.layers)
+        return self._by_name[layer]
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        return self.model.get_submodule(node.target) if node.op == "call_module" else None  # type: ignore[arg-type]
+
+    def operation(self, node: fx.Node) -> str:
+        """What the step is called: `Conv2d`, `relu`, `add`."""
+        module = self.module(node)
+        if module is not None:
+            return type(module).__name__
+        return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+    def lookup(self, table: Mapping[Any, Any], node: fx.Node) -> Any:
+        """The row of a table of operations (module types, functions, tensor methods) for this step, or None."""
+        module = self.module(node)
+        if module is not None:
+            return next((table[c] for c in type(module).__mro__ if c in table), None)
+        return table.get(getattr(Tensor, node.target, None) if node.op == "call_method" else node.target)  # type: ignore[arg-type]
+
+    def argument(self, node: fx.Node, name: str, default: Any = None) -> Any:
+        """An argument of the step by name, wherever it was given: module attribute, position or keyword."""
+        module = self.module(node)
+        if module is not None:
+            return getattr(module, name, default)
+        given = dict(zip(SIGNATURES.get(node.target, ()), node.args, strict=False)) | dict(node.kwargs)  # type: ignore[arg-type]
+        return given.get(name, default)
+
+    def path(self, last: Collection[fx.Node]) -> list[fx.Node]:
+        """The steps that `last` depend on, and they themselves, in order."""
+        wanted = set(last)
+        for node in reversed(self.nodes):
+            if node in wanted:
+                wanted.update(node.all_input_nodes)
+        return [node for node in self.nodes if node in wanted]
+
+    def run(
+        self,
+        images: Tensor,
+        last: Collection[fx.Node],
+        apply: Callable[[fx.Node, tuple, dict], Any],
+        keep: Callable[[fx.Node], bool] = lambda node: False,
+        read: Callable[[fx.Node, fx.Node, Any], Any] = lambda node, source, value: value,
+    ) -> dict[fx.Node, Any]:
+        """Run the steps up to `last` on images and return their values and those to `keep`.
+
+        `apply` computes a step from its arguments; `read` says what a step sees of a source's value.  A value is let go
+        after its last reader.  An InputError names the step that failed.
+        """
+        path = self.path(last)
+        left = dict.fromkeys(path, 0)
+        for node in path:
+            for source in node.all_input_nodes:
+                left[source] += 1
+        values: dict[fx.Node, Any] = {}
+        for node in path:
+            if node in self.inputs:
+                values[node] = images
+            elif node.op == "placeholder":
+                values[node] = node.args[0]
+            elif node.op == "get_attr":
+                values[node] = operator.attrgetter(node.target)(self.model)  # type: ignore[arg-type]
+            else:
+                if node in self._overwrites and (keep(node.args[0]) or left[node.args[0]] > 1):  # type: ignore[arg-type, index]
+                    values[node.args[0]], original = values[node.args[0]].clone(), values[node.args[0]]  # type: ignore[index]
+                else:
+                    original = None
+                args, kwargs = fx.map_arg(
+                    (node.args, node.kwargs), lambda source, node=node: read(node, source, values[source])
+                )  # type: ignore[misc]
+                try:
+                    values[node] = apply(node, args, kwargs)
+                except (RuntimeError, ValueError, IndexError) as error:
+                    if isinstance(error, InputError | torch.OutOfMemoryError):
+                        raise
+                    reason = str(error).strip().splitlines()[0]
+                    raise InputError(
+                        f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} fails on images of "
+                        f"shape {tuple(images.shape)}, which may be too small or of another size than the network's: {reason}"
+                    ) from error
+                if original is not None:
+                    values[node.args[0]] = original  # type: ignore[index]
+            for source in node.all_input_nodes:
+                left[source] -= 1
+                if not left[source] and not keep(source) and source not in last:
+                    del values[source]
+        return values
+
+    def call(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
+        """Do what the step does in the model."""
+        module = self.module(node)
+        if module is not None:
+            return module(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], node.target)(*args[1:], **kwargs)  # type: ignore[arg-type]
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def shapes(self, image_size: tuple[int, int], last: fx.Node) -> dict[fx.Node, torch.Size]:
+        """The output shape of each step up to `last`, for one image of that size."""
+        known = self._shapes.setdefault(image_size, {})
+        if last not in known:
+
+            def apply(node: fx.Node, args: tuple, kwargs: dict) -> Any:
+                out = self.call(node, args, kwargs)
+                if isinstance(out, Tensor):
+                    known[node] = out.shape
+                return out
+
+            with evaluating(self.model):
+                image = torch.zeros(1, 3, *image_size, **like(self.model))
+                known.update((node, image.shape) for node in self.inputs)
+                self.run(image, [last], apply)
+        return known
+
+
+def graph_of(model: "nn.Module | Graph") -> Graph:
+    """The graph of a model, traced unless it was."""
+    return model if isinstance(model, Graph) else Graph(model)
+
+
+def like(model: nn.Module) -> dict[str, Any]:
+    """The device and floating-point type of a model's first parameter."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return {"device": first.device, "dtype": first.dtype}
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; each module's mode is put back at the end, also after an error."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def check_images(model: nn.Module, images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) on the model's device and of its type; InputError for any other shape, NaN and infinity."""
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise InputError(f"images must be floats of shape (N, 3, rows, columns); got {images.dtype} {tuple(images.shape)}")
+    if not torch.isfinite(images).all():
+        bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
+        raise InputError(f"NaN or infinity in {len(bad)} of {len(images)} images, first in image {bad[0]}")
+    return images.to(**like(model))
+
+
+class Whole:
+    """Steps see the whole output of their sources: the ordinary forward pass."""
+
+    padded = True  # steps see no border yet: they pad for themselves
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+
+    def read(self, node: fx.Node, source: fx.Node, value: Any) -> Any:
+        """What `node` sees of its source's value."""
+        return value
+
+    def call(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
+        """Do the step on what it sees."""
+        return self.graph.call(node, args, kwargs)
+
+    def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
+        """The transpose of `read`: where in its source's output the signal that `node` sends back belongs."""
+        return signal
+
+
+@dataclass
+class Recording:
+    """What a forward pass left behind, by layer name: the activations asked for, and the switches of every max-pooling."""
+
+    images: Tensor  # (N, 3, H, W)
+    view: Whole
+    activations: dict[str, Tensor] = field(default_factory=dict)
+    switches: dict[str, Tensor] = field(default_factory=dict)  # (N, C, h, w), int64
+    shapes: dict[str, torch.Size] = field(default_factory=dict)
+    seen: dict[tuple[fx.Node, fx.Node], torch.Size] = field(default_factory=dict)  # shape of a source as a step reads it
+    values: dict[fx.Node, Any] = field(default_factory=dict)  # what rules need besides: numbers, kept inputs
+
+
+SWITCHED = {nn.MaxPool2d: True, F.max_pool2d: True}
+
+
+def pool_arguments(graph: Graph, node: fx.Node) -> dict[str, Any]:
+    """The arguments of a max-pooling step, module or function."""
+    defaults = {"kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False, "dilation": 1}
+    given = {name: graph.argument(node, name, default) for name, default in defaults.items()}
+    return given | {"stride": given["stride"] or given["kernel_size"]}
+
+
+def record(
+    graph: Graph,
+    images: Tensor,
+    layers: Collection[str] | None,
+    needs: Callable[[fx.Node], bool],
+    view: Whole | None = None,
+) -> Recording:
+    """Run images (N, 3, H, W) forward up to the deepest of `layers` (None: to the end), keeping these layers' activations,
+    all switches and shapes, and the values that are needed besides."""
+    wanted = {graph.node(name) for name in (graph.layers if layers is None else layers)}
+    view = view or Whole(graph)
+    recording = Recording(images, view)
+
+    def read(node: fx.Node, source: fx.Node, value: Any) -> Any:
+        value = view.read(node, source, value)
+        if isinstance(value, Tensor):
+            recording.seen[node, source] = value.shape
+        return value
+
+    def apply(node: fx.Node, args: tuple, kwargs: dict) -> Any:
+        name = graph.names[node]
+        if graph.lookup(SWITCHED, node):
+            border = {} if view.padded else {"padding": 0, "ceil_mode": False}
+            out, recording.switches[name] = pool(args[0], **(pool_arguments(graph, node) | border))
+        else:
+            out = view.call(node, args, kwargs)
+        if isinstance(out, Tensor):
+            recording.shapes[name] = out.shape
+        else:
+            recording.values[node] = out
+        return out
+
+    recording.shapes.update((graph.names[node], images.shape) for node in graph.inputs)
+    values = graph.run(images, wanted, apply, lambda node: node in wanted or needs(node), read)
+    recording.activations = {graph.names[n]: values[n] for n in graph.nodes if n in wanted and isinstance(values[n], Tensor)}
+    recording.values.update((node, value) for node, value in values.items() if needs(node))
+    return recording

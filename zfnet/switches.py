@@ -1,0 +1,56 @@
+"""Max pooling that remembers where each maximum came from, and its transpose.
+
+A *switch* is the flat index, row * columns + column, of the maximum of one pooling window in the plane that was pooled.
+The first of equal values wins.  `unpool` puts every value back at its switch; where windows overlap, one place may have
+won several of them, and the values it is sent are added, which makes `unpool` the exact transpose of `pool`.
+Zeiler & Fergus (2014), section 2.1.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zfnet.errors import unknown
+
+COLLISIONS = ("add", "overwrite", "max")
+
+
+def pool(
+    x: Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    ceil_mode: bool = False,
+    dilation: int | tuple[int, int] = 1,
+) -> tuple[Tensor, Tensor]:
+    """Max-pool x (N, C, H, W) into values (N, C, h, w) and switches (N, C, h, w), int64."""
+    return F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
+
+
+def unpool(values: Tensor, switches: Tensor, size: tuple[int, int], collisions: str = "add") -> Tensor:
+    """Put values (N, C, h, w) back at their switches in a zero signal (N, C, *size).
+
+    `size` is that of the plane that was pooled: it cannot be told from the pooled one.  Where several values meet,
+    `collisions` adds them ("add"), lets the last window in reading order win ("overwrite"), or the largest ("max").
+    """
+    if collisions not in COLLISIONS:
+        raise unknown("collision rule", collisions, COLLISIONS)
+    flat, where = values.flatten(2), switches.flatten(2)
+    plane = flat.new_zeros(*flat.shape[:2], size[0] * size[1])
+    if collisions == "max":
+        plane.scatter_reduce_(2, where, flat, "amax", include_self=False)
+    else:
+        if collisions == "overwrite":
+            order = torch.arange(flat.shape[2], device=flat.device).expand_as(where)
+            last = torch.zeros_like(plane, dtype=order.dtype).scatter_reduce_(2, where, order, "amax")
+            flat = flat * (last.gather(2, where) == order)
+        plane.scatter_add_(2, where, flat)
+    return plane.unflatten(2, tuple(size))
+
+
+class SwitchMaxPool2d(nn.MaxPool2d):
+    """Drop-in `nn.MaxPool2d` that can also record its switches; it remembers nothing itself."""
+
+    def record(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Max-pool x (N, C, H, W) into values (N, C, h, w) and switches (N, C, h, w), int64."""
+        return pool(x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.dilation)
