@@ -1,4 +1,5 @@
-"""What has this convnet learned?  Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks" (ECCV 2014)."""
+"""What has this convnet learned?  Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks" (ECCV
+2014)."""
 
 from zfnet.deconvnet import Deconvnet, Patches, rule
 from zfnet.errors import InputError
