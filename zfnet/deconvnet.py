@@ -193,11 +193,8 @@ def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
 @rule(operator.mul, operator.imul, operator.truediv, operator.itruediv, torch.mul, Tensor.mul, Tensor.mul_)
 def scale(step: Step, signal: Tensor) -> Sequence[Tensor]:
     """A feature map times a constant; the product of two feature maps is not linear."""
-    if (
-        len(step.sources) != 1
-        or step.node.args[1] is step.sources[0]
-        and step.graph.operation(step.node).endswith("truediv")
-    ):
+    divisor = step.graph.operation(step.node).endswith("truediv") and step.node.args[1] is step.sources[0]
+    if len(step.sources) != 1 or divisor:
         raise step.refuse(" of two feature maps")
     return transpose(step, signal)
 

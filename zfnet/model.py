@@ -1,6 +1,6 @@
 """ZFNet: the network of Zeiler & Fergus (2014), Figure 3, and by other arguments each variant of its Table 3.
 
-    image 224 -> conv1 110 -> pool1 55 -> conv2 26 -> pool2 13 -> conv3 13 -> conv4 13 -> conv5 13 -> pool5 6 -> fc6..fc8
+    image 224 -> conv1 110 -> pool1 55 -> conv2 26 -> pool2 13 -> conv3, conv4, conv5 13 -> pool5 6 -> fc6, fc7, fc8
 
 Every convolution is followed by a ReLU; layers 1 and 2 then max-pool (3x3, stride 2, windows overlap and cover the
 border: ceil mode) and normalise contrast across maps, in this order.  The paper gives neither padding nor
@@ -31,7 +31,7 @@ TABLE3 = {
 
 
 class ContrastNorm(nn.LocalResponseNorm):
-    """Drop-in `nn.LocalResponseNorm` for feature maps: x / (k + alpha / size * sum of squares over `size` maps) ** beta.
+    """Drop-in `nn.LocalResponseNorm` for images: x / (k + alpha / size * sum of squares over `size` maps) ** beta.
 
     torch divides alpha by size: Krizhevsky's 1e-4 is alpha=5e-4 here.  The window's sum is one product with a band
     matrix, and beta=0.75 needs square roots alone, where torch pads, pools in three dimensions and raises to a power.
@@ -107,7 +107,7 @@ class ZFNet(nn.Sequential):
             layers[f"relu{n}"] = nn.ReLU(inplace=True)
             side = (side + 2 * padding - kernel) // stride + 1
             if n in (1, 2, 5):
-                tail = [("pool", SwitchMaxPool2d(3, 2, ceil_mode=True))]
+                tail: list[tuple[str, nn.Module]] = [("pool", SwitchMaxPool2d(3, 2, ceil_mode=True))]
                 if norm and n < 5:
                     tail.insert(1 if norm == "after pool" else 0, ("norm", ContrastNorm()))
                 layers.update((f"{name}{n}", module) for name, module in tail)

@@ -169,9 +169,8 @@ class Graph:
                     values[node.args[0]], original = values[node.args[0]].clone(), values[node.args[0]]  # type: ignore[index]
                 else:
                     original = None
-                args, kwargs = fx.map_arg(
-                    (node.args, node.kwargs), lambda source, node=node: read(node, source, values[source])
-                )  # type: ignore[misc]
+                seen = {source: read(node, source, values[source]) for source in node.all_input_nodes}
+                args, kwargs = fx.map_arg((node.args, node.kwargs), seen.__getitem__)  # type: ignore[misc]
                 try:
                     values[node] = apply(node, args, kwargs)
                 except (RuntimeError, ValueError, IndexError) as error:
