@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 
 from zfnet.errors import InputError, unknown
 from zfnet.receptive_field import POINTWISE, WHOLE, WINDOWS, Windows, places_of
-from zfnet.record import LEAVES, Graph, Recording, check_images, evaluating, record
+from zfnet.record import LEAVES, Graph, Recording, check_images, check_weights, evaluating, record
 from zfnet.switches import COLLISIONS, unpool
 
 NORMS = ("identity", "gradient")
@@ -237,9 +237,7 @@ class Deconvnet:
                 raise unknown(kind, choice, choices)
         self.model, self.graph = model, Graph(model)
         self.options = Options(collisions, norm, bool(rectify))
-        for name, parameter in model.state_dict().items():
-            if not torch.isfinite(parameter).all():
-                raise InputError(f"NaN or infinity in weight {name} of {type(model).__name__}")
+        check_weights(model)
 
     def _needs(self, node: fx.Node) -> bool:
         """Whether the value of this step is an input that some rule reads."""

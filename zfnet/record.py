@@ -240,6 +240,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def check_weights(model: nn.Module) -> None:
+    """InputError for NaN or infinity in a parameter or buffer."""
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise InputError(f"NaN or infinity in {name} of {type(model).__name__}")
+
+
 def check_images(model: nn.Module, images: Tensor) -> Tensor:
     """Images (N, 3, H, W) on the model's device and of its type; InputError for any other shape, NaN and infinity."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():

@@ -218,9 +218,7 @@ class Batches:
         try:
             reads = iter(loader)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise InputError(
-                f"worker processes cannot be given the dataset ({error}); use workers=0"
-            ) from None
+            raise InputError(f"worker processes cannot be given the dataset ({error}); use workers=0") from None
         try:
             yield from reads
         except RuntimeError as error:
