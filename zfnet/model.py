@@ -1,11 +1,11 @@
 """ZFNet: the network of Zeiler & Fergus (2014), Figure 3, and by other arguments each variant of its Table 3.
 
-    input 224 -> conv1 110 -> pool1 55 -> conv2 26 -> pool2 13 -> conv3 13 -> conv4 13 -> conv5 13 -> pool5 6 -> fc6 fc7 fc8
+    image 224 -> conv1 110 -> pool1 55 -> conv2 26 -> pool2 13 -> conv3, conv4, conv5 13 -> pool5 6 -> fc6, fc7, fc8
 
-Every convolution is followed by a ReLU; layers 1 and 2 then max-pool (3x3, stride 2, windows overlap and cover the border:
-ceil mode) and normalise contrast across maps, in this order.  The paper gives neither padding nor normalisation constants:
-one pixel around the image is the only padding that gives its map sizes with torch's rounding, and the constants are
-Krizhevsky et al.'s (2012).
+Every convolution is followed by a ReLU; layers 1 and 2 then max-pool (3x3, stride 2, windows overlap and cover the
+border: ceil mode) and normalise contrast across maps, in this order.  The paper gives neither padding nor
+normalisation constants: one pixel around the image is the only padding that gives its map sizes with torch's
+rounding, and the constants are Krizhevsky et al.'s (2012).
 """
 
 from collections import OrderedDict
@@ -31,10 +31,10 @@ TABLE3 = {
 
 
 class ContrastNorm(nn.LocalResponseNorm):
-    """Drop-in `nn.LocalResponseNorm` for maps (N, C, H, W): x / (k + alpha / size * sum of squares over `size` maps) ** beta.
+    """Drop-in `nn.LocalResponseNorm` for images: x / (k + alpha / size * sum of squares over `size` maps) ** beta.
 
-    torch divides alpha by size: Krizhevsky's 1e-4 is alpha=5e-4 here.  The window's sum is one product with a band matrix,
-    and beta=0.75 needs square roots alone, where torch pads, pools in three dimensions and raises to a power.
+    torch divides alpha by size: Krizhevsky's 1e-4 is alpha=5e-4 here.  The window's sum is one product with a band
+    matrix, and beta=0.75 needs square roots alone, where torch pads, pools in three dimensions and raises to a power.
     """
 
     def __init__(self, size: int = 5, alpha: float = 5e-4, beta: float = 0.75, k: float = 2.0):
@@ -58,9 +58,9 @@ class ContrastNorm(nn.LocalResponseNorm):
 class ZFNet(nn.Sequential):
     """The network of Figure 3, from images (N, 3, image_size, image_size) to logits (N, num_classes).
 
-    maps: feature maps of conv1..conv5, None where a layer is left out.  hidden: widths of fc6 and fc7; shorter leaves out.
+    maps: feature maps of conv1..conv5, None where a layer is left out.  hidden: widths of fc6 and fc7; shorter, fewer.
     conv1, conv2: (kernel, stride) or (kernel, stride, padding).
-    border: the padding of conv1 that rounds its map size up, on "both" sides, or "right and below" as cuda-convnet had it.
+    border: the padding of conv1 that rounds its map size up: on "both" sides, or "right and below" as cuda-convnet's.
     norm: "after pool" (this paper), "before pool" (Krizhevsky et al., 2012), or None.
     init: "paper", N(0, 0.01^2), or "he", which short training needs; biases are zero in both.
     """
@@ -107,13 +107,15 @@ class ZFNet(nn.Sequential):
             layers[f"relu{n}"] = nn.ReLU(inplace=True)
             side = (side + 2 * padding - kernel) // stride + 1
             if n in (1, 2, 5):
-                tail = [("pool", SwitchMaxPool2d(3, 2, ceil_mode=True))]
+                tail: list[tuple[str, nn.Module]] = [("pool", SwitchMaxPool2d(3, 2, ceil_mode=True))]
                 if norm and n < 5:
                     tail.insert(1 if norm == "after pool" else 0, ("norm", ContrastNorm()))
                 layers.update((f"{name}{n}", module) for name, module in tail)
                 side = -(-(side - 3) // 2) + 1
             if side < 1:
-                raise InputError(f"images of {image_size} pixels are too small for ZFNet: nothing is left after layer {n}")
+                raise InputError(
+                    f"images of {image_size} pixels are too small for ZFNet: nothing is left after layer {n}"
+                )
             before = count
         layers["flatten"] = nn.Flatten()
         before *= side * side

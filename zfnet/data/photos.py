@@ -75,9 +75,7 @@ def _from_folders(root: Path) -> list[_Found]:
     files.sort(key=lambda file: file.parts)
     flat = [file for file in files if len(file.parts) == 1]
     if flat and len(flat) < len(files):
-        raise InputError(
-            f"{root} holds class folders and, beside them, {flat[0]}; move it, or list all in labels.csv"
-        )
+        raise InputError(f"{root} holds class folders and, beside them, {flat[0]}; move it, or list all in labels.csv")
     return [_Found(file.as_posix(), None, None if flat else file.parts[0]) for file in files]
 
 
@@ -121,21 +119,15 @@ def _from_row(table: Path, line: int, row: dict[str, str | None], name_column: s
     return _Found(file, int(index or ""), name or None)
 
 
-def _label(
-    source: Path, found: list[_Found], classes: Sequence[str] | None
-) -> tuple[list[str], list[int], list[str]]:
+def _label(source: Path, found: list[_Found], classes: Sequence[str] | None) -> tuple[list[str], list[int], list[str]]:
     """The files, the labels and the classes' names, from what was found and what was asked for."""
     if found[0].index is not None:
         known = dict(enumerate(classes)) if classes is not None else {}
         for photo in found:
             if classes is not None and photo.index not in known:
-                raise InputError(
-                    f"{source}: {photo.file} has class_index {photo.index} of {len(classes)} classes"
-                )
+                raise InputError(f"{source}: {photo.file} has class_index {photo.index} of {len(classes)} classes")
             if classes is None and photo.name and known.setdefault(photo.index, photo.name) != photo.name:
-                raise InputError(
-                    f"{source}: class {photo.index} is {known[photo.index]!r} and {photo.name!r}"
-                )
+                raise InputError(f"{source}: class {photo.index} is {known[photo.index]!r} and {photo.name!r}")
         count = max([photo.index for photo in found] + list(known)) + 1
         return (
             [photo.file for photo in found],

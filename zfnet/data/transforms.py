@@ -69,9 +69,7 @@ def rgb_tensor(image: Image.Image) -> Tensor:
 
 
 def _is_number(value: object, above: float) -> bool:
-    return (
-        isinstance(value, int | float) and type(value) is not bool and math.isfinite(value) and value > above
-    )
+    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value) and value > above
 
 
 @dataclass(frozen=True)
