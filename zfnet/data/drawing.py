@@ -353,7 +353,7 @@ class Frame:
         rise: float = 0.12,
         fresh: bool = False,
     ) -> None:
-        """Paint a shape over what is there, as a named part or as decoration of whatever it falls on.
+        """Paint a shape over what is there, as a named part or as decoration of the parts it falls on.
 
         `coat` mixes the colour with `over` (the palette's second colour). The shape bulges by `rise`, on top
         of what lies below it, or `fresh` from the ground.
@@ -364,6 +364,8 @@ class Frame:
         u, v = self.u[at], self.v[at]
         inside = -shape.distance(u, v)
         cover = np.clip(0.5 + inside / self.pixel, 0, 1)
+        if not part:
+            cover = np.minimum(cover, self.cover[at])
         t = np.clip(inside / (rise if rise > 0.03 else 0.03), 0, 1)
         profile = t * (2 - t)
         tone = planes(colour)

@@ -103,9 +103,11 @@ def pebbles(c: Canvas, d: Dice, a: Colour, b: Colour) -> None:
     row = np.floor(q)
     p = p + 0.5 * (row - 2 * np.floor(row / 2))
     j, i = row.astype(np.int64) % 32, np.floor(p).astype(np.int64) % 32
-    tone, size = d.table(32, 32)[j, i], d.table(32, 32)[j, i]
-    du, dv = (p - np.floor(p) - 0.5) * (1 + 0.3 * tone), q - row - 0.5
-    far = np.sqrt(du * du + dv * dv) / (0.36 + 0.14 * size)
+    tone, size, left, up = (d.table(32, 32)[j, i] for _ in range(4))
+    r = 0.3 + 0.18 * size
+    du = (p - np.floor(p) - 0.5) * (1 + 0.4 * tone) + (left - 0.5) * (1 - 2 * r)
+    dv = q - row - 0.5 + (up - 0.5) * (1 - 2 * r)
+    far = np.sqrt(du * du + dv * dv) / r
     stone = np.clip(1 - far * far, 0, 1)
     c.fill(a, b, tone)
     c.rgb *= 0.35 + 0.65 * step(0.0, 0.3, stone) - 0.15 * c.noise(d, 0.015)
@@ -172,7 +174,7 @@ def clutter(f: Frame) -> None:
                 polygon((x - r, y + 0.6 * r), (x, y - 0.8 * r), (x + r, y + 0.6 * r)),
             )
         )
-        f.paint(shape, (p.main, p.third, p.paper)[n], coat=f.coat, rise=0.2)
+        f.paint(shape, (p.main, p.third, p.paper)[n], "thing", coat=f.coat, rise=0.2)
 
 
 # ---- scenes ------------------------------------------------------------------------------------------
@@ -240,13 +242,13 @@ def lay_ground(canvas: Canvas, d: Dice, brightness: float) -> None:
         clutter(Frame(canvas, d, palette, centre, scale, degrees=d(0, 360), stretch=d(0.8, 1.25)))
 
 
-def place(canvas: Canvas, d: Dice, palette: Palette, mirror: bool) -> Frame:
-    """A frame in random pose, most of which lies within the canvas."""
-    scale = d(0.24, 0.41)
-    free = 0.5 - 0.88 * scale
+def place(canvas: Canvas, d: Dice, own: Dice, palette: Palette, mirror: bool) -> Frame:
+    """A frame in random pose, most of which lies within the canvas; the object rolls its `own` dice."""
+    scale = d(0.18, 0.4)
+    free = 0.5 - 0.75 * scale
     centre = d(-free, free), d(-free, free)
     pose = {"degrees": d(-25, 25), "shear": d(-0.15, 0.15), "stretch": d(0.9, 1.1)}
-    return Frame(canvas, d, palette, centre, scale, mirror=mirror, **pose)
+    return Frame(canvas, own, palette, centre, scale, mirror=mirror, **pose)
 
 
 def expose(canvas: Canvas, frame: Frame, d: Dice, light: tuple[float, float]) -> Array:
@@ -294,13 +296,14 @@ def render(
     if name not in DRAW:
         raise unknown("class", name, CLASSES)
 
-    d = Dice(seed, SPLITS.index(split), index)
+    d, own = (Dice(seed, SPLITS.index(split), index, k) for k in (0, 1))
     canvas = Canvas(rows, columns)
     light, relief, gloss = cos_sin(d(200, 340)), d(0.3, 0.6), d.pick((0.0, 0.0, 0.4, 0.8))
     brightness = d(0.3, 0.9)
     lay_ground(canvas, d, brightness)
     canvas.emboss(light, relief, 0.0)
-    frame = place(canvas, d, make_palette(d, brightness), d(0, 1) < 0.5 and name not in WRITTEN)
+    palette, mirror = make_palette(d, brightness), d(0, 1) < 0.5 and name not in WRITTEN
+    frame = place(canvas, d, own, palette, mirror)
     DRAW[name](frame)
     canvas.emboss(light, relief, gloss)
     mask = np.zeros((rows, columns), dtype=bool)
