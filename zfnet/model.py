@@ -9,6 +9,7 @@ rounding, and the constants are Krizhevsky et al.'s (2012).
 """
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,29 @@ TABLE3 = {
 }
 
 
+class _Normalise(torch.autograd.Function):
+    """rows (P, C) of places and maps -> rows / level ** beta, with level = k + rows ** 2 @ band."""
+
+    @staticmethod
+    def forward(rows: Tensor, band: Tensor, k: float, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+        level = torch.addmm(rows.new_tensor(k), rows * rows, band)
+        scale = (level * level.sqrt()).rsqrt_() if beta == 0.75 else level.pow(-beta)
+        return rows * scale, level, scale
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        rows, band, _, ctx.beta = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(rows, band, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple:
+        rows, band, level, scale = ctx.saved_tensors
+        direct = grad * scale
+        through_level = (direct * rows).div_(level) @ band.T
+        return torch.addcmul(direct, rows, through_level, value=-2 * ctx.beta), None, None, None
+
+
 class ContrastNorm(nn.LocalResponseNorm):
     """Drop-in `nn.LocalResponseNorm` for images: x / (k + alpha / size * sum of squares over `size` maps) ** beta.
 
@@ -41,18 +65,19 @@ class ContrastNorm(nn.LocalResponseNorm):
         super().__init__(size, alpha, beta, k)
 
     def forward(self, x: Tensor) -> Tensor:
-        # images by the few: what does not leave the cache need not be fetched again
-        return torch.cat([self._normalise(part) for part in x.split(4)]) if len(x) > 4 else self._normalise(x)
-
-    def _normalise(self, x: Tensor) -> Tensor:
         maps = x.shape[1]
         index = torch.arange(maps, device=x.device)
         ahead = index[None, :] - index[:, None]  # (C, C): output map less input map
         near = (ahead <= self.size // 2) & (ahead >= -((self.size - 1) // 2))
-        rows = x.movedim(1, -1).reshape(-1, maps)
-        level = torch.addmm(x.new_tensor(self.k), rows * rows, near.to(x.dtype) * (self.alpha / self.size))
-        scale = (level * level.sqrt()).rsqrt_() if self.beta == 0.75 else level.pow(-self.beta)
-        return (rows * scale).view(x.shape[0], *x.shape[2:], maps).movedim(-1, 1)
+        band = near.to(x.dtype) * (self.alpha / self.size)
+        # images by the few: what does not leave the cache need not be fetched again
+        parts = [self._normalise(part, band) for part in x.split(4)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _normalise(self, x: Tensor, band: Tensor) -> Tensor:
+        rows = x.movedim(1, -1)
+        normalised = _Normalise.apply(rows.reshape(-1, len(band)), band, self.k, self.beta)[0]
+        return normalised.view(rows.shape).movedim(-1, 1)
 
 
 class ZFNet(nn.Sequential):
