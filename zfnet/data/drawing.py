@@ -200,9 +200,7 @@ def polygon(*points: tuple[float, float]) -> Shape:
 
 
 # A to Z, four hexadecimal digits each: five rows of three bits, the top left bit first.
-FONT = (
-    "2b7d6bae39236b6e79a779a4396b5bed7497126a5bad49275f6d7b6d2b6a6ba42b6b6bad388e74925b6f5b6a5b7d5aad5a9272a7"
-)
+FONT = "2b7d6bae39236b6e79a779a4396b5bed7497126a5bad49275f6d7b6d2b6a6ba42b6b6bad388e74925b6f5b6a5b7d5aad5a9272a7"
 
 
 def lettering(letters: Sequence[int], x: float, y: float, dot: float) -> Shape:
