@@ -86,18 +86,14 @@ def kinds(length=11):
 
 @ANY_WORKERS
 @pytest.mark.parametrize("kind", kinds())
-@pytest.mark.parametrize(
-    "indices", [None, [3, 9, 4, 0, 3], range(10, 1, -3), torch.tensor([2, 3, 4, 7]), np.arange(5)]
-)
+@pytest.mark.parametrize("indices", [None, [3, 9, 4, 0, 3], range(10, 1, -3), torch.tensor([2, 3, 4, 7]), np.arange(5)])
 def test_every_kind_of_dataset_is_read_in_the_order_of_indices(kind, indices, workers):
     dataset = kinds()[kind]
     batches = Batches(dataset, 4, indices=indices, workers=workers)
     expected = list(range(11) if indices is None else map(int, indices))
     read = list(batches)
     assert len(read) == len(batches)
-    assert [len(batch.index) for batch in read] == [
-        len(expected[i : i + 4]) for i in range(0, len(expected), 4)
-    ]
+    assert [len(batch.index) for batch in read] == [len(expected[i : i + 4]) for i in range(0, len(expected), 4)]
     index, images, labels = (torch.cat(part) for part in zip(*read, strict=True))
     assert index.tolist() == expected and index.dtype == labels.dtype == torch.int64
     assert images.shape == (len(expected), 3, 2, 2) and images[:, 0, 0, 0].tolist() == expected
@@ -222,9 +218,7 @@ def test_worker_that_dies_is_one_line():
 
 def test_default_workers(monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        "zfnet.data.batches.DataLoader", lambda *args, num_workers, **rest: asked.append(num_workers)
-    )
+    monkeypatch.setattr("zfnet.data.batches.DataLoader", lambda *args, num_workers, **rest: asked.append(num_workers))
     monkeypatch.setattr("zfnet.data.batches._cores", lambda: 40)
     assert len(list(Batches(Counting(200)))) == 4 and not asked  # few: no processes
     assert len(list(Batches(torch.zeros(1000, 3, 2, 2)))) == 16 and not asked  # in memory: none either
