@@ -308,7 +308,7 @@ def test_labels_csv_of_the_folder(tmp_path):
     assert [dataset.file(i) for i in range(len(dataset))] == ["a.png", "b.png"]
     assert dataset.labels == [1, 3] and dataset.classes == ["0", "crane", "2", "crane"]
     assert Photos(tmp_path, classes=list("pqrst")).classes == list("pqrst")
-    assert "class_index 3 of 2 classes" in refused(tmp_path, classes=["p", "q"])
+    assert "class_index 3, of 2 classes" in refused(tmp_path, classes=["p", "q"])
 
 
 @pytest.mark.parametrize("column", ["class", "class_name"])
