@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from zfnet.data.photos import BrokenImage
 from zfnet.errors import InputError
 
-_FEW = 256  # items that one process has decoded by the time that workers have started
+_FEW = 256  # below this, workers that must import torch first (spawned, not forked) do not pay
 
 
 class Batch(NamedTuple):
