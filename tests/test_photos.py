@@ -136,6 +136,11 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path, extension):
     assert (loaded(tmp_path / f"a.{extension}") == GREYS[..., None]).all()
 
 
+def test_sixteen_bits_are_rounded(tmp_path):
+    Image.fromarray(np.uint16([[0, 128, 129, 51460, 51530, 65535]])).save(tmp_path / "a.png")
+    assert loaded(tmp_path / "a.png")[0, :, 0].tolist() == [0, 0, 1, 200, 201, 255]
+
+
 def test_sixteen_bits_in_thirty_two_are_scaled(tmp_path):
     Image.fromarray(GREYS.astype(np.int32) * 257).save(tmp_path / "a.tif")
     assert Image.open(tmp_path / "a.tif").mode == "I"
@@ -174,11 +179,12 @@ def test_exif_turns_upright(tmp_path, orientation, extension):
     assert Photos(tmp_path, transform=Preprocessing(size=16, resize=None))[0][0].shape == (3, 16, 16)
 
 
-def test_unreadable_exif_is_ignored(tmp_path):
-    Image.fromarray(BLOCKS).save(
-        tmp_path / "a.jpg", quality=95, subsampling=0, exif=b"Exif\0\0II*\0\xff\xff\xff\xff junk"
-    )
-    assert np.abs(loaded(tmp_path / "a.jpg") - BLOCKS).max() <= 4
+@pytest.mark.parametrize("exif", [b"no tags at all", b"II*\0\xff\xff\xff\xff junk", b"II"])
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
+def test_unreadable_exif_is_ignored(tmp_path, exif, extension):
+    path = tmp_path / f"a.{extension}"
+    Image.fromarray(BLOCKS).save(path, quality=95, subsampling=0, lossless=True, exif=b"Exif\0\0" + exif)
+    assert np.abs(loaded(path) - BLOCKS).max() <= 4
 
 
 # --- images that cannot be loaded
@@ -300,7 +306,7 @@ def test_labels_csv_of_the_folder(tmp_path):
     assert [dataset.file(i) for i in range(len(dataset))] == ["a.png", "b.png"]
     assert dataset.labels == [1, 3] and dataset.classes == ["0", "crane", "2", "crane"]
     assert Photos(tmp_path, classes=list("pqrst")).classes == list("pqrst")
-    assert "class_index 3 of 2 classes" in refused(tmp_path, classes=["p", "q"])
+    assert "class_index 3, of 2 classes" in refused(tmp_path, classes=["p", "q"])
 
 
 @pytest.mark.parametrize("column", ["class", "class_name"])
