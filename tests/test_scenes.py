@@ -62,8 +62,10 @@ def test_another_size_is_the_same_scene(index):
     large, small = render(index, 192, classes=CLASSES), render(index, 96, classes=CLASSES)
     assert np.corrcoef(halve(large.image).ravel(), small.image.ravel())[0, 1] > 0.9
     assert ((halve(large.mask)[:, :, 0] > 0.5) != small.mask).mean() < 0.02
-    for name in large.parts.keys() & small.parts.keys():
-        assert np.abs(np.array(large.parts[name]) / 2 - small.parts[name]).max() <= 3
+    both = large.parts.keys() & small.parts.keys()
+    shift = np.array([np.array(large.parts[name]) / 2 - small.parts[name] for name in both])
+    assert len(both) > 2 and np.median(np.abs(shift)) <= 0.5
+    assert (np.abs(shift) <= 2).mean() > 0.9  # what is thinner than a pixel may end earlier
 
 
 def test_a_wider_picture_shows_the_same_square_in_its_middle():

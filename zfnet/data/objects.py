@@ -188,14 +188,13 @@ def fish(f: Frame) -> None:
     p, d = f.palette, f.dice
     fan = bars(1, 6)
     deep = d(0.42, 0.58)
-    f.paint(polygon((0.5, -0.02), (0.98, -0.5), (0.86, 0.0), (0.5, 0.05)) | polygon((0.5, -0.05),
-            (0.86, 0.0), (0.98, 0.5)),
-            p.third, "tail", coat=fan, rise=0.08)
+    tail = polygon((0.5, -0.02), (0.98, -0.5), (0.86, 0.0), (0.5, 0.05))
+    tail |= polygon((0.5, -0.05), (0.86, 0.0), (0.98, 0.5))
+    f.paint(tail, p.third, "tail", coat=fan, rise=0.08)
     f.paint(ellipse(0.0, -deep, 0.4, 0.3).turn(12), p.third, "fin_top", coat=bars(7, 2), rise=0.06)
     f.paint(ellipse(0.15, deep, 0.2, 0.22).turn(-20, 0.15, deep), p.third, "fin_bottom", coat=fan, rise=0.06)
-    body = ellipse(-0.15, 0, 0.78, deep) | polygon((-0.1, -deep * 0.98), (0.75, -0.09), (0.75, 0.09),
-        (-0.1, deep * 0.98))
-    f.paint(body, p.main, "body", coat=f.coat, rise=0.32, fresh=True)
+    taper = polygon((-0.1, -deep * 0.98), (0.75, -0.09), (0.75, 0.09), (-0.1, deep * 0.98))
+    f.paint(ellipse(-0.15, 0, 0.78, deep) | taper, p.main, "body", coat=f.coat, rise=0.32, fresh=True)
     size = d(8, 10)
 
     def scales(u: Array, v: Array, n: Array) -> Array:
@@ -217,8 +216,8 @@ def fish(f: Frame) -> None:
 def butterfly(f: Frame) -> None:
     p, d = f.palette, f.dice
     up, low, spots = d(24, 40), d(-40, -22), d.count(2, 4)
-    for name, x, y, a, b, angle in (("low", 0.4, 0.42, 0.46, 0.34, low + 70),
-        ("high", 0.5, -0.33, 0.56, 0.38, -up)):
+    wings = ("low", 0.4, 0.42, 0.46, 0.34, low + 70), ("high", 0.5, -0.33, 0.56, 0.38, -up)
+    for name, x, y, a, b, angle in wings:
         for side, s in SIDES:
             part = f"wing_{name}_{side}"
             turned = angle * s, x * s, y
@@ -326,7 +325,7 @@ def tree(f: Frame) -> None:
     for side, s in SIDES:
         f.paint(capsule(0, 0.3, 0.4 * s, -0.15, 0.06, 0.035), dim(p.second, 0.55), f"branch_{side}",
                 coat=bark, over=p.ink, rise=0.06)
-    clumps = [(0, -0.38, 0.4), (0.12, -0.55, 0.3)]
+    clumps = [(0.0, -0.38, 0.4), (0.12, -0.55, 0.3)]
     for _, c, s in around(d.count(7, 9), d(0, 60)):
         clumps.append((c * d(0.4, 0.52), s * d(0.3, 0.4) - 0.38, d(0.24, 0.34)))
     for x, y, r in sorted(clumps, key=lambda clump: -clump[1]):
@@ -369,8 +368,9 @@ def clock(f: Frame) -> None:
         f.paint(box(0.64, 0, long, 0.03).turn(angle), p.ink, f"tick_{k}", rise=0.02)
     minutes = d.count(0, 59)
     hours = d.count(0, 11) + minutes / 60
-    for name, angle, far, r in (("minute", 6 * minutes, 0.58, 0.03), ("hour", 30 * hours, 0.38, 0.05)):
-        c, s = cos_sin(angle - 90)
+    hands = ("minute", 6 * minutes, 0.58, 0.03), ("hour", 30 * hours, 0.38, 0.05)
+    for name, turned, far, r in hands:
+        c, s = cos_sin(turned - 90)
         f.paint(capsule(-0.12 * c, -0.12 * s, far * c, far * s, r, r * 0.5), p.ink, f"hand_{name}", rise=0.03)
     f.paint(disc(0, 0, 0.07), p.third, "hub", rise=0.06)
 
@@ -546,8 +546,8 @@ def cup(f: Frame) -> None:
     f.paint(ellipse(-0.05, 0.78, 0.88, 0.17), p.second, "saucer", rise=0.08)
     f.paint(ellipse(-0.05, 0.74, 0.6, 0.1), dim(p.second, 0.75), "saucer", rise=0.04)
     f.paint(ellipse(0.6, 0.1, 0.34, 0.36) - ellipse(0.6, 0.1, 0.21, 0.23), p.main, "handle", rise=0.08)
-    body = polygon((-0.72, -0.4), (0.6, -0.4), (low, 0.72), (-low - 0.1, 0.72)) | ellipse(-0.05, 0.72,
-        low + 0.03, 0.09)
+    body = polygon((-0.72, -0.4), (0.6, -0.4), (low, 0.72), (-low - 0.1, 0.72))
+    body |= ellipse(-0.05, 0.72, low + 0.03, 0.09)
     f.paint(body, p.main, "body", coat=f.coat, rise=0.3, fresh=True)
     f.paint(box(-0.05, 0.2 + band, 0.8, 0.1) & body, p.third, "band", coat=bars(5), over=p.paper, rise=0.02)
     f.paint(ellipse(-0.06, -0.4, 0.67, 0.2), blend(p.main, p.paper, 0.6), "rim", rise=0.04)
@@ -586,7 +586,7 @@ DRAW: dict[str, Callable[[Frame], None]] = {
     draw.__name__: draw
     for draw in (
         dog, cat, owl, face, fish, butterfly, wheel, car, flower, tree, house, clock, keyboard, page,
-            honeycomb, guitar,
+        honeycomb, guitar,
         sunflower, mushroom, umbrella, boat, bicycle, windmill, cup, ladybird,
     )
 }
