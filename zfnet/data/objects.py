@@ -326,8 +326,8 @@ def tree(f: Frame) -> None:
         f.paint(capsule(0, 0.3, 0.4 * s, -0.15, 0.06, 0.035), dim(p.second, 0.55), f"branch_{side}",
                 coat=bark, over=p.ink, rise=0.06)
     clumps = [(0.0, -0.38, 0.4), (0.12, -0.55, 0.3)]
-    for _, c, s in around(d.count(7, 9), d(0, 60)):
-        clumps.append((c * d(0.4, 0.52), s * d(0.3, 0.4) - 0.38, d(0.24, 0.34)))
+    for _, a, b in around(d.count(7, 9), d(0, 60)):
+        clumps.append((a * d(0.4, 0.52), b * d(0.3, 0.4) - 0.38, d(0.24, 0.34)))
     for x, y, r in sorted(clumps, key=lambda clump: -clump[1]):
         f.paint(disc(x, y, r), blend(p.main, p.paper, 0.25 * d(0, 1)), "crown", rise=0.2,
                 coat=lambda u, v, n: step(0.25, 0.75, n), over=dim(p.main, 0.55))
