@@ -90,6 +90,13 @@ class Replaced(TorchFunctionMode):
         return self.replacements.get(func, func)(*args, **(kwargs or {}))
 
 
+def part_of(model: nn.Module, layer: str) -> nn.Module:
+    """A copy of the model up to a layer, in eval mode; it returns {layer: activation}."""
+    leaves = {"leaf_modules": [nn.LocalResponseNorm]}
+    extractor = create_feature_extractor(model, [layer], tracer_kwargs=leaves, suppress_diff_warning=True)
+    return copy.deepcopy(extractor).eval()
+
+
 def replace_modules(model: nn.Module, kind: type, make: Callable[[nn.Module], nn.Module]) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, kind):
@@ -111,11 +118,8 @@ def deconvnet_by_autograd(
     signal: in the shape of the layer's output, or a function that makes it from that output.  Overlapping pooling
     windows add, as a gradient does.
     """
-    model = copy.deepcopy(model).eval()
-    replace_modules(model, nn.LocalResponseNorm, lambda module: StockNorm(module, norm == "gradient"))
-    twin = create_feature_extractor(
-        model, [layer], tracer_kwargs={"leaf_modules": [StockNorm]}, suppress_diff_warning=True
-    )
+    twin = part_of(model, layer)
+    replace_modules(twin, nn.LocalResponseNorm, lambda module: StockNorm(module, norm == "gradient"))
     relu = Rectified if rectify else Unrectified
     replacements: dict[Callable, Callable] = {f: lambda x, inplace=False: relu.apply(x) for f in RELUS}
     replacements |= {f: RectifiedInPlace.apply for f in RELUS_IN_PLACE}
@@ -209,12 +213,11 @@ def measured_support(model: nn.Module, layer: str, image_size: tuple[int, int], 
 
     Within a map, and for every map alike: normalisation across maps is left out, and batch normalisation scales by one.
     """
-    model = copy.deepcopy(model).double().eval()
-    replace_modules(model, nn.LocalResponseNorm, lambda module: nn.Identity())
-    replace_modules(model, nn.BatchNorm2d, lambda module: nn.Identity())
-    for parameter in model.parameters():
-        nn.init.constant_(parameter, 1 / max(1, parameter[0].numel()) if parameter.ndim > 1 else 0)
-    twin = create_feature_extractor(model, [layer], suppress_diff_warning=True)
+    twin = part_of(model, layer).double()
+    replace_modules(twin, nn.LocalResponseNorm, lambda module: nn.Identity())
+    replace_modules(twin, nn.BatchNorm2d, lambda module: nn.Identity())
+    for parameter in twin.parameters():
+        nn.init.constant_(parameter, 1 / parameter[0].numel() if parameter.ndim > 1 else 0)
 
     def average(x: Tensor, kernel_size: Any, stride: Any, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False):
         assert dilation == 1, "the average of a dilated window is not in torch"

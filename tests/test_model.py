@@ -103,7 +103,7 @@ def stock(model: ZFNet, border: str, norm: str) -> nn.Sequential:
         nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True),
         nn.Flatten(), nn.Linear(9216, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10),
     )  # fmt: skip
-    twin = nn.Sequential(*layers)
+    twin = nn.Sequential(*layers).to(model.conv1.weight.dtype)
     twin.load_state_dict(dict(zip(twin.state_dict(), model.state_dict().values(), strict=True)))
     return twin.eval()
 
@@ -111,12 +111,24 @@ def stock(model: ZFNet, border: str, norm: str) -> nn.Sequential:
 @pytest.mark.parametrize("norm", ["after pool", "before pool"])
 @pytest.mark.parametrize("border", BORDERS)
 def test_the_output_is_that_of_torchs_layers(border: str, norm: str) -> None:
-    model = ZFNet(10, hidden=(64, 64), border=border, norm=norm, init="he").eval()
+    model = ZFNet(10, hidden=(64, 64), border=border, norm=norm, init="he").double().eval()
     nn.init.normal_(model.conv1.bias)
-    images = 50 * torch.randn(2, 3, 224, 224)  # large enough for the normalisation to matter
+    images = 50 * torch.randn(2, 3, 224, 224, dtype=torch.float64)  # large enough for the normalisation to matter
     with torch.no_grad():
         ours, theirs = model(images), stock(model, border, norm)(images)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 * float(theirs.abs().max()))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
+
+
+def test_each_layer_is_torchs_in_single_precision() -> None:
+    model = ZFNet(10, hidden=(64, 64), init="he").eval()
+    x = 50 * torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        for ours, theirs in zip(model, stock(model, "both", "after pool"), strict=False):
+            if isinstance(ours, nn.Flatten):
+                break
+            expected = theirs(x.clone())
+            x = ours(x)
+            torch.testing.assert_close(x, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("maps", [1, 3, 8])
@@ -153,20 +165,6 @@ def test_gradients_reach_every_parameter() -> None:
     model = ZFNet(image_size=96, init="he", dropout=0.0, **SMALL)
     F.cross_entropy(model(torch.randn(8, 3, 96, 96)), torch.arange(8) % 5).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
-
-
-def test_a_few_steps_of_training_lower_the_loss() -> None:
-    model = ZFNet(image_size=64, init="he", dropout=0.0, **SMALL)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    images, labels = torch.randn(10, 3, 64, 64), torch.arange(10) % 5
-    losses = []
-    for _ in range(30):
-        loss = F.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < losses[0] / 2
 
 
 @pytest.mark.parametrize(("init", "deviation"), [("paper", 0.01), ("he", (2 / (256 * 9)) ** 0.5)], ids=["paper", "he"])
