@@ -1,13 +1,16 @@
-"""What has this convnet learned?  Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks" (ECCV 2014)."""
+"""What has this convnet learned?  Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks" (ECCV
+2014)."""
 
 from zfnet.deconvnet import Deconvnet, Patches, rule
 from zfnet.errors import InputError
 from zfnet.model import ZFNet
 from zfnet.receptive_field import ReceptiveField, receptive_field, units
 from zfnet.record import Recording
+from zfnet.scan import TopActivations, scan
 from zfnet.switches import SwitchMaxPool2d, pool, unpool
 
 __all__ = [
-    "Deconvnet", "InputError", "Patches", "ReceptiveField", "Recording", "SwitchMaxPool2d", "ZFNet",
-    "pool", "receptive_field", "rule", "units", "unpool",
+    "Deconvnet", "InputError", "Patches", "ReceptiveField", "Recording", "SwitchMaxPool2d",
+    "TopActivations", "ZFNet",
+    "pool", "receptive_field", "rule", "scan", "units", "unpool",
 ]  # fmt: skip

@@ -1,13 +1,13 @@
 """The deconvnet: walk the traced graph backwards, and hand each step to a small rule.
 
-    max-pool -> unpool by its switches        ReLU -> rectify the signal        convolution -> filter with the transposed weights
+    max-pool -> unpool by its switches    ReLU -> rectify the signal    convolution -> filter with transposed weights
 
-The signal starts as the chosen activation, zero everywhere else, and ends in the pixels of the image.  Biases add nothing on
-the way down, and contrast normalisation is passed through.  Branches need no rule of their own: what a step's readers send
-back is added.  Zeiler & Fergus (2014), section 2.1.
+The signal starts as the chosen activation, zero everywhere else, and ends in the pixels of the image.  Biases add
+nothing on the way down, and contrast normalisation is passed through.  Branches need no rule of their own: what a
+step's readers send back is added.  Zeiler & Fergus (2014), section 2.1.
 
-To teach it another operation, register a rule: it takes the step and the signal at the step's output, and returns the signal
-at its input (one for each input, if there are several).
+To teach it another operation, register a rule: it takes the step and the signal at the step's output, and returns the
+signal at its input (one for each input, if there are several).
 
     @rule(nn.SiLU)
     def silu(step, signal):
@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 
 from zfnet.errors import InputError, unknown
 from zfnet.receptive_field import POINTWISE, WHOLE, WINDOWS, Windows, places_of
-from zfnet.record import LEAVES, Graph, Recording, check_images, evaluating, record
+from zfnet.record import LEAVES, Graph, Recording, check_images, check_weights, evaluating, record
 from zfnet.switches import COLLISIONS, unpool
 
 NORMS = ("identity", "gradient")
@@ -106,11 +106,14 @@ class Rule(NamedTuple):
 RULES: dict[Any, Rule] = {}
 
 
-def rule(*operations: Any, window: Any = POINTWISE, needs: Callable[[Options], bool] = lambda options: False) -> Callable:
+def rule(
+    *operations: Any, window: Any = POINTWISE, needs: Callable[[Options], bool] = lambda options: False
+) -> Callable:
     """Register a rule for operations: module types, functions, or methods such as `Tensor.add`.
 
-    window: which places of its input one place of the output depends on: POINTWISE (the same), WHOLE (any), or a function
-    of (graph, step) that returns a Window.  needs: whether the rule, under these options, reads `step.inputs`.
+    window: which places of its input one place of the output depends on: POINTWISE (the same), WHOLE (any), or a
+    function of (graph, step) that returns a Window.  needs: whether the rule, under these options, reads
+    `step.inputs`.
     """
 
     def register(back: Callable) -> Callable:
@@ -168,7 +171,17 @@ def through(step: Step, signal: Tensor) -> Tensor:
 
 
 @rule(nn.AvgPool2d, F.avg_pool2d, nn.ZeroPad2d, torch.cat)
-@rule(nn.BatchNorm2d, operator.add, operator.iadd, operator.sub, operator.isub, operator.neg, torch.add, Tensor.add, Tensor.add_)
+@rule(
+    nn.BatchNorm2d,
+    operator.add,
+    operator.iadd,
+    operator.sub,
+    operator.isub,
+    operator.neg,
+    torch.add,
+    Tensor.add,
+    Tensor.add_,
+)
 @rule(nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, torch.flatten, nn.Flatten, Tensor.flatten, window=WHOLE)
 @rule(Tensor.view, Tensor.reshape, Tensor.mean, torch.mean, torch.squeeze, Tensor.squeeze, window=WHOLE)
 def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
@@ -180,7 +193,8 @@ def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
 @rule(operator.mul, operator.imul, operator.truediv, operator.itruediv, torch.mul, Tensor.mul, Tensor.mul_)
 def scale(step: Step, signal: Tensor) -> Sequence[Tensor]:
     """A feature map times a constant; the product of two feature maps is not linear."""
-    if len(step.sources) != 1 or step.node.args[1] is step.sources[0] and step.graph.operation(step.node).endswith("truediv"):
+    divisor = step.graph.operation(step.node).endswith("truediv") and step.node.args[1] is step.sources[0]
+    if len(step.sources) != 1 or divisor:
         raise step.refuse(" of two feature maps")
     return transpose(step, signal)
 
@@ -212,9 +226,9 @@ class Patches(NamedTuple):
 class Deconvnet:
     """The deconvnet paired with a model, which is used in eval mode and left as it was found.
 
-    collisions: what becomes of several values sent to one place by overlapping pooling windows: "add", "overwrite", "max".
-    norm: contrast normalisation in reverse: "identity", or its "gradient".  rectify: whether ReLUs rectify the signal.
-    InputError for NaN in the weights, and for a model that cannot be traced.
+    collisions: what becomes of several values sent to one place by overlapping pooling windows: "add",
+    "overwrite", "max". norm: contrast normalisation in reverse: "identity", or its "gradient".  rectify: whether
+    ReLUs rectify the signal. InputError for NaN in the weights, and for a model that cannot be traced.
     """
 
     def __init__(self, model: nn.Module, *, collisions: str = "add", norm: str = "identity", rectify: bool = True):
@@ -223,9 +237,7 @@ class Deconvnet:
                 raise unknown(kind, choice, choices)
         self.model, self.graph = model, Graph(model)
         self.options = Options(collisions, norm, bool(rectify))
-        for name, parameter in model.state_dict().items():
-            if not torch.isfinite(parameter).all():
-                raise InputError(f"NaN or infinity in weight {name} of {type(model).__name__}")
+        check_weights(model)
 
     def _needs(self, node: fx.Node) -> bool:
         """Whether the value of this step is an input that some rule reads."""
@@ -249,9 +261,8 @@ class Deconvnet:
         if layer not in recording.shapes:
             raise InputError(f"{layer} was not recorded: record it, or a layer above it")
         if signal.shape != recording.shapes[layer]:
-            raise InputError(
-                f"a signal at {layer} has shape {tuple(recording.shapes[layer])}, as its output; got {tuple(signal.shape)}"
-            )
+            shapes = f"{tuple(recording.shapes[layer])}; got {tuple(signal.shape)}"
+            raise InputError(f"a signal at {layer} has the shape of that layer's output, {shapes}")
         signals = {node: signal}
         for here in reversed(self.graph.path([node])):
             if here in self.graph.inputs or here not in signals:
@@ -270,34 +281,35 @@ class Deconvnet:
 
     def project(self, recording: Recording, layer: str, signal: Tensor) -> Tensor:
         """Project a signal, in the shape of the layer's output, down to the pixels of the images: (N, 3, H, W)."""
-        pixels = signal
         with evaluating(self.model):
-            for _, _, pixels in self.descend(recording, layer, signal):
-                pass
-        return pixels
+            return [pixels for _, _, pixels in self.descend(recording, layer, signal)][-1]
 
     def project_units(
         self, images: Tensor, layer: str, units: Tensor | Sequence[Sequence[int]], *, memory: int = 2**28
     ) -> Patches:
         """Project single units, each from its own activation, and crop their receptive fields.
 
-        images (N, 3, H, W); units (M, 4) int64: image, map, row, column (row and column 0 where the layer has no places).
-        A unit depends on its receptive field alone, so only that is run forward and back, many units at a time; the result
-        is that of the whole image.  `memory` bounds the bytes of one batch's largest step.
-        InputError for units that are not there, images that are too small, and NaN.
+        images (N, 3, H, W); units (M, 4) int64: image, map, row, column (row and column 0 where the layer has
+        no places). A unit depends on its receptive field alone, so only that is run forward and back, many
+        units at a time; the result is that of the whole image.  `memory` bounds the bytes of one batch's
+        largest step. InputError for units that are not there, images that are too small, and NaN.
         """
         units = torch.as_tensor(units, dtype=torch.int64).cpu().reshape(-1, 4)
         graph, node = self.graph, self.graph.node(layer)
         images = check_images(self.model, images)
         shapes = graph.shapes(tuple(images.shape[-2:]), node)  # type: ignore[arg-type]
         shape = (*shapes[node][1:], 1, 1)[:3]
-        for column, (name, size) in enumerate(zip(("image", "map", "row", "column"), (len(images), *shape), strict=True)):
+        for column, (name, size) in enumerate(
+            zip(("image", "map", "row", "column"), (len(images), *shape), strict=True)
+        ):
             bad = units[(units[:, column] < 0) | (units[:, column] >= size), column]
             if len(bad):
                 raise InputError(f"no {name} {int(bad[0])} in {layer}: there are {size}")
         places = places_of(graph, node, shapes)
         if places:
-            largest = max(p.size[0] * p.size[1] * (shapes[n][1] if len(shapes[n]) == 4 else 1) for n, p in places.items())
+            largest = max(
+                p.size[0] * p.size[1] * (shapes[n][1] if len(shapes[n]) == 4 else 1) for n, p in places.items()
+            )
             here = places[graph.inputs[0]]
             start, stride, size = torch.tensor(here.start), torch.tensor(here.stride), torch.tensor(here.size)
         else:

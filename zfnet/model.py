@@ -1,14 +1,15 @@
 """ZFNet: the network of Zeiler & Fergus (2014), Figure 3, and by other arguments each variant of its Table 3.
 
-    input 224 -> conv1 110 -> pool1 55 -> conv2 26 -> pool2 13 -> conv3 13 -> conv4 13 -> conv5 13 -> pool5 6 -> fc6 fc7 fc8
+    image 224 -> conv1 110 -> pool1 55 -> conv2 26 -> pool2 13 -> conv3, conv4, conv5 13 -> pool5 6 -> fc6, fc7, fc8
 
-Every convolution is followed by a ReLU; layers 1 and 2 then max-pool (3x3, stride 2, windows overlap and cover the border:
-ceil mode) and normalise contrast across maps, in this order.  The paper gives neither padding nor normalisation constants:
-one pixel around the image is the only padding that gives its map sizes with torch's rounding, and the constants are
-Krizhevsky et al.'s (2012).
+Every convolution is followed by a ReLU; layers 1 and 2 then max-pool (3x3, stride 2, windows overlap and cover the
+border: ceil mode) and normalise contrast across maps, in this order.  The paper gives neither padding nor
+normalisation constants: one pixel around the image is the only padding that gives its map sizes with torch's
+rounding, and the constants are Krizhevsky et al.'s (2012).
 """
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,37 +31,61 @@ TABLE3 = {
 }
 
 
-class ContrastNorm(nn.LocalResponseNorm):
-    """Drop-in `nn.LocalResponseNorm` for maps (N, C, H, W): x / (k + alpha / size * sum of squares over `size` maps) ** beta.
+class _Normalise(torch.autograd.Function):
+    """rows (P, C) of places and maps -> rows / level ** beta, with level = k + rows ** 2 @ band."""
 
-    torch divides alpha by size: Krizhevsky's 1e-4 is alpha=5e-4 here.  The window's sum is one product with a band matrix,
-    and beta=0.75 needs square roots alone, where torch pads, pools in three dimensions and raises to a power.
+    @staticmethod
+    def forward(rows: Tensor, band: Tensor, k: float, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+        level = torch.addmm(rows.new_tensor(k), rows * rows, band)
+        scale = (level * level.sqrt()).rsqrt_() if beta == 0.75 else level.pow(-beta)
+        return rows * scale, level, scale
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        rows, band, _, ctx.beta = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(rows, band, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple:
+        rows, band, level, scale = ctx.saved_tensors
+        direct = grad * scale
+        through_level = (direct * rows).div_(level) @ band.T
+        return torch.addcmul(direct, rows, through_level, value=-2 * ctx.beta), None, None, None
+
+
+class ContrastNorm(nn.LocalResponseNorm):
+    """Drop-in `nn.LocalResponseNorm` for images: x / (k + alpha / size * sum of squares over `size` maps) ** beta.
+
+    torch divides alpha by size: Krizhevsky's 1e-4 is alpha=5e-4 here.  The window's sum is one product with a band
+    matrix, and beta=0.75 needs square roots alone, where torch pads, pools in three dimensions and raises to a power.
     """
 
     def __init__(self, size: int = 5, alpha: float = 5e-4, beta: float = 0.75, k: float = 2.0):
         super().__init__(size, alpha, beta, k)
 
     def forward(self, x: Tensor) -> Tensor:
-        # images by the few: what does not leave the cache need not be fetched again
-        return torch.cat([self._normalise(part) for part in x.split(4)]) if len(x) > 4 else self._normalise(x)
-
-    def _normalise(self, x: Tensor) -> Tensor:
         maps = x.shape[1]
         index = torch.arange(maps, device=x.device)
         ahead = index[None, :] - index[:, None]  # (C, C): output map less input map
         near = (ahead <= self.size // 2) & (ahead >= -((self.size - 1) // 2))
-        rows = x.movedim(1, -1).reshape(-1, maps)
-        level = torch.addmm(x.new_tensor(self.k), rows * rows, near.to(x.dtype) * (self.alpha / self.size))
-        scale = (level * level.sqrt()).rsqrt_() if self.beta == 0.75 else level.pow(-self.beta)
-        return (rows * scale).view(x.shape[0], *x.shape[2:], maps).movedim(-1, 1)
+        band = near.to(x.dtype) * (self.alpha / self.size)
+        # images by the few: what does not leave the cache need not be fetched again
+        parts = [self._normalise(part, band) for part in x.split(4)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _normalise(self, x: Tensor, band: Tensor) -> Tensor:
+        rows = x.movedim(1, -1)
+        normalised = _Normalise.apply(rows.reshape(-1, len(band)), band, self.k, self.beta)[0]
+        return normalised.view(rows.shape).movedim(-1, 1)
 
 
 class ZFNet(nn.Sequential):
     """The network of Figure 3, from images (N, 3, image_size, image_size) to logits (N, num_classes).
 
-    maps: feature maps of conv1..conv5, None where a layer is left out.  hidden: widths of fc6 and fc7; shorter leaves out.
+    maps: feature maps of conv1..conv5, None where a layer is left out.  hidden: widths of fc6 and fc7; shorter, fewer.
     conv1, conv2: (kernel, stride) or (kernel, stride, padding).
-    border: the padding of conv1 that rounds its map size up, on "both" sides, or "right and below" as cuda-convnet had it.
+    border: the padding of conv1 that rounds its map size up: on "both" sides, or "right and below" as cuda-convnet's.
     norm: "after pool" (this paper), "before pool" (Krizhevsky et al., 2012), or None.
     init: "paper", N(0, 0.01^2), or "he", which short training needs; biases are zero in both.
     """
@@ -107,13 +132,15 @@ class ZFNet(nn.Sequential):
             layers[f"relu{n}"] = nn.ReLU(inplace=True)
             side = (side + 2 * padding - kernel) // stride + 1
             if n in (1, 2, 5):
-                tail = [("pool", SwitchMaxPool2d(3, 2, ceil_mode=True))]
+                tail: list[tuple[str, nn.Module]] = [("pool", SwitchMaxPool2d(3, 2, ceil_mode=True))]
                 if norm and n < 5:
                     tail.insert(1 if norm == "after pool" else 0, ("norm", ContrastNorm()))
                 layers.update((f"{name}{n}", module) for name, module in tail)
                 side = -(-(side - 3) // 2) + 1
             if side < 1:
-                raise InputError(f"images of {image_size} pixels are too small for ZFNet: nothing is left after layer {n}")
+                raise InputError(
+                    f"images of {image_size} pixels are too small for ZFNet: nothing is left after layer {n}"
+                )
             before = count
         layers["flatten"] = nn.Flatten()
         before *= side * side

@@ -1,9 +1,10 @@
 """Which pixels a unit sees, and which part of every step it depends on: window arithmetic on the traced graph.
 
-Output i of a step with kernel k, stride s, padding p and dilation d reads its input from i s - p, over d (k - 1) + 1 places.
-Followed down to the image this is the receptive field; followed up it says which part of each step must be computed to know
-one unit.  Every step's window has one size for all units of a layer and moves with them, so that the windows of many units
-can be run, forward and back, as one batch (`Windows`): exactly what the unit depends on, and nothing else.
+Output i of a step with kernel k, stride s, padding p and dilation d reads its input from i s - p, over d (k - 1) + 1
+places. Followed down to the image this is the receptive field; followed up it says which part of each step must be
+computed to know one unit.  Every step's window has one size for all units of a layer and moves with them, so that the
+windows of many units can be run, forward and back, as one batch (`Windows`): exactly what the unit depends on, and
+nothing else.
 """
 
 import math
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from zfnet.record import Graph, Whole, graph_of, pool_arguments
+from zfnet.record import SWITCHED, Graph, Whole, graph_of, pool_arguments
 
 Pair = tuple[int, int]
 
@@ -28,7 +29,7 @@ class Window(NamedTuple):
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     fill: float = 0.0  # what is read outside the input
-    inside: Callable[[Tensor], Tensor] | None = None  # the step on an input whose border is there already; None: as it is
+    inside: Callable[[Tensor], Tensor] | None = None  # the step where the border has been read; None: it has none
 
     def span(self, axis: int) -> int:
         return self.dilation[axis] * (self.kernel[axis] - 1) + 1
@@ -59,15 +60,17 @@ def _convolution(graph: Graph, node: fx.Node) -> Window | None:
 
 def _max_pool(graph: Graph, node: fx.Node) -> Window:
     given = pool_arguments(graph, node)
-    return Window(*(pair(given[name]) for name in ("kernel_size", "stride", "padding", "dilation")), -math.inf)
+    kernel, stride, padding, dilation = (pair(given[n]) for n in ("kernel_size", "stride", "padding", "dilation"))
+    return Window(kernel, stride, padding, dilation, fill=-math.inf)
 
 
 def _average_pool(graph: Graph, node: fx.Node) -> Window | None:
     given = {name: graph.argument(node, name) for name in ("kernel_size", "stride", "padding", "divisor_override")}
-    kernel, stride, padding = pair(given["kernel_size"]), pair(given["stride"] or given["kernel_size"]), pair(given["padding"] or 0)
-    # a divisor that changes at the border is not the same for all units
-    if graph.argument(node, "ceil_mode", False) or (padding != (0, 0) and not graph.argument(node, "count_include_pad", True)):
-        return WHOLE
+    kernel, padding = pair(given["kernel_size"]), pair(given["padding"] or 0)
+    stride = pair(given["stride"] or kernel)
+    outside_counts = padding == (0, 0) or graph.argument(node, "count_include_pad", True)
+    if graph.argument(node, "ceil_mode", False) or not outside_counts:
+        return WHOLE  # the divisor changes at the border: it is not the same for all units
     return Window(
         kernel, stride, padding, fill=0.0,
         inside=lambda x: F.avg_pool2d(x, kernel, stride, divisor_override=given["divisor_override"]),
@@ -85,7 +88,7 @@ def _join(graph: Graph, node: fx.Node) -> Window | None:
 
 
 # operation -> Window, or what makes one from (graph, step); what is not here is WHOLE.  `deconvnet.rule` adds rows.
-WINDOWS: dict[Any, Window | None | Callable[[Graph, fx.Node], Window | None]] = {
+WINDOWS: dict[Any, Window | Callable[[Graph, fx.Node], Window | None] | None] = {
     nn.Conv2d: _convolution,
     nn.MaxPool2d: _max_pool,
     F.max_pool2d: _max_pool,
@@ -113,9 +116,11 @@ class Places(NamedTuple):
 def _follow(
     graph: Graph, node: fx.Node, unit: Pair, shapes: dict[fx.Node, torch.Size], clip: bool
 ) -> dict[fx.Node, tuple[Pair, Pair]] | None:
-    """The part (rows, columns) of each step that one unit of `node` depends on, within the steps' own borders if `clip`.
-    None if it depends on everything."""
-    parts: dict[fx.Node, tuple[Pair, Pair]] = {node: ((unit[0], unit[0] + 1), (unit[1], unit[1] + 1))}
+    """The part (rows, columns) of each step that one unit of `node` depends on; None if it depends on everything.
+
+    With `clip`, the part within the steps' own borders.
+    """
+    parts = {node: ((unit[0], unit[0] + 1), (unit[1], unit[1] + 1))}
     for step in reversed(graph.path([node])):
         if step not in parts or not step.all_input_nodes:
             continue
@@ -138,9 +143,9 @@ def _follow(
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """Which pixels the units of a layer see: unit (r, c) those from start + stride * (r, c) over size; pairs (rows, columns)."""
+    """Which pixels the units of a layer see: unit (row, column) begins at start + stride * (row, column)."""
 
-    size: Pair
+    size: Pair  # all pairs are (rows, columns), in input pixels
     stride: Pair
     start: Pair
     image_size: Pair
@@ -156,7 +161,9 @@ class ReceptiveField:
         """The part of the box that reaches the unit: within the image, and within the borders of every step between."""
         shapes = self._graph.shapes(self.image_size, self._node)
         parts = _follow(self._graph, self._node, (row, column), shapes, clip=True)
-        (top, bottom), (left, right) = parts[self._graph.inputs[0]] if parts else ((0, self.image_size[0]), (0, self.image_size[1]))
+        if parts is None:
+            return 0, 0, *self.image_size
+        (top, bottom), (left, right) = parts[self._graph.inputs[0]]
         return top, left, bottom, right
 
 
@@ -294,7 +301,7 @@ class LayerUnits(NamedTuple):
 
 
 def units(model: nn.Module | Graph, image_size: int | Pair) -> list[LayerUnits]:
-    """The table of layers: a unit is one element of a layer's output, and all units of a feature map share one filter."""
+    """The table of layers: a unit is one element of a layer's output; all units of a feature map share one filter."""
     graph, size = graph_of(model), pair(image_size)
     shapes = graph.shapes(size, graph.nodes[-1])
     table = []
@@ -302,7 +309,7 @@ def units(model: nn.Module | Graph, image_size: int | Pair) -> list[LayerUnits]:
         if node not in shapes or node in graph.inputs:
             continue
         module, window, rf = graph.module(node), window_of(graph, node), receptive_field(graph, graph.names[node], size)
-        windowed = window is not None and (window.span(0) > 1 or window.stride != (1, 1) or isinstance(module, nn.Conv2d))
+        windowed = window is not None and (window.inside is not None or graph.lookup(SWITCHED, node))
         table.append(
             LayerUnits(
                 graph.names[node],
@@ -317,4 +324,3 @@ def units(model: nn.Module | Graph, image_size: int | Pair) -> list[LayerUnits]:
             )
         )
     return table
-

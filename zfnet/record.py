@@ -1,8 +1,9 @@
 """Trace a model once, run it forward step by step, and keep what was asked for.
 
-A model is read with `torch.fx` into a `Graph`: a list of steps (modules, functions, methods) under torchvision's names, in
-the order a tensor meets them.  Nothing is hooked or patched: the graph is run by calling each step in turn, and whoever
-runs it says, step by step, what is done.  In-place steps are run so that no value that is still wanted is overwritten.
+A model is read with `torch.fx` into a `Graph`: a list of steps (modules, functions, methods) under torchvision's
+names, in the order a tensor meets them.  Nothing is hooked or patched: the graph is run by calling each step in turn,
+and whoever runs it says, step by step, what is done.  In-place steps are run so that no value that is still wanted is
+overwritten.
 """
 
 import contextlib
@@ -66,8 +67,8 @@ class Graph:
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(
-                f"{type(model).__name__} cannot be traced ({reason}); a deconvnet needs a model without control flow that "
-                "depends on the data: hide that part in a module and register it with @rule"
+                f"{type(model).__name__} cannot be traced ({reason}); a deconvnet needs a model without control flow "
+                "that depends on the data: hide that part in a module and register it with @rule"
             ) from error
         self.names: dict[fx.Node, str] = {}
         self.nodes: list[fx.Node] = []
@@ -76,7 +77,9 @@ class Graph:
             if node.op == "output":
                 continue
             if node.target is operator.setitem:
-                raise InputError(f"{type(model).__name__} assigns into a slice of a tensor, which a deconvnet cannot follow")
+                raise InputError(
+                    f"{type(model).__name__} assigns into a slice of a tensor, which a deconvnet cannot follow"
+                )
             self.nodes.append(node)
             self.names[node] = tracer.node_to_qualname.get(node, node.name)
             if _in_place(self.module(node), node):
@@ -166,9 +169,8 @@ class Graph:
                     values[node.args[0]], original = values[node.args[0]].clone(), values[node.args[0]]  # type: ignore[index]
                 else:
                     original = None
-                args, kwargs = fx.map_arg(
-                    (node.args, node.kwargs), lambda source, node=node: read(node, source, values[source])
-                )  # type: ignore[misc]
+                seen = {source: read(node, source, values[source]) for source in node.all_input_nodes}
+                args, kwargs = fx.map_arg((node.args, node.kwargs), seen.__getitem__)  # type: ignore[misc]
                 try:
                     values[node] = apply(node, args, kwargs)
                 except (RuntimeError, ValueError, IndexError) as error:
@@ -176,8 +178,8 @@ class Graph:
                         raise
                     reason = str(error).strip().splitlines()[0]
                     raise InputError(
-                        f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} fails on images of "
-                        f"shape {tuple(images.shape)}, which may be too small or of another size than the network's: {reason}"
+                        f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} fails on images "
+                        f"of shape {tuple(images.shape)}: too small, or of another size than the network's? {reason}"
                     ) from error
                 if original is not None:
                     values[node.args[0]] = original  # type: ignore[index]
@@ -238,11 +240,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def check_weights(model: nn.Module) -> None:
+    """InputError for NaN or infinity in a parameter or buffer."""
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and not weight.sum().isfinite() and not weight.isfinite().all():
+            raise InputError(f"NaN or infinity in {name} of {type(model).__name__}")
+
+
 def check_images(model: nn.Module, images: Tensor) -> Tensor:
     """Images (N, 3, H, W) on the model's device and of its type; InputError for any other shape, NaN and infinity."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise InputError(f"images must be floats of shape (N, 3, rows, columns); got {images.dtype} {tuple(images.shape)}")
-    if not torch.isfinite(images).all():
+        raise InputError(
+            f"images must be floats of shape (N, 3, rows, columns); got {images.dtype} {tuple(images.shape)}"
+        )
+    if not images.sum().isfinite() and not images.isfinite().all():
         bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
         raise InputError(f"NaN or infinity in {len(bad)} of {len(images)} images, first in image {bad[0]}")
     return images.to(**like(model))
@@ -271,14 +282,17 @@ class Whole:
 
 @dataclass
 class Recording:
-    """What a forward pass left behind, by layer name: the activations asked for, and the switches of every max-pooling."""
+    """What a forward pass left behind, by layer name: the activations asked for, and the switches of every max-
+    pooling."""
 
     images: Tensor  # (N, 3, H, W)
     view: Whole
     activations: dict[str, Tensor] = field(default_factory=dict)
     switches: dict[str, Tensor] = field(default_factory=dict)  # (N, C, h, w), int64
     shapes: dict[str, torch.Size] = field(default_factory=dict)
-    seen: dict[tuple[fx.Node, fx.Node], torch.Size] = field(default_factory=dict)  # shape of a source as a step reads it
+    seen: dict[tuple[fx.Node, fx.Node], torch.Size] = field(
+        default_factory=dict
+    )  # shape of a source as a step reads it
     values: dict[fx.Node, Any] = field(default_factory=dict)  # what rules need besides: numbers, kept inputs
 
 
@@ -299,8 +313,10 @@ def record(
     needs: Callable[[fx.Node], bool],
     view: Whole | None = None,
 ) -> Recording:
-    """Run images (N, 3, H, W) forward up to the deepest of `layers` (None: to the end), keeping these layers' activations,
-    all switches and shapes, and the values that are needed besides."""
+    """Run images (N, 3, H, W) forward up to the deepest of `layers`, or to the end if None.
+
+    Kept are these layers' activations, all switches and shapes, and the values that are needed besides.
+    """
     wanted = {graph.node(name) for name in (graph.layers if layers is None else layers)}
     view = view or Whole(graph)
     recording = Recording(images, view)
@@ -326,6 +342,8 @@ def record(
 
     recording.shapes.update((graph.names[node], images.shape) for node in graph.inputs)
     values = graph.run(images, wanted, apply, lambda node: node in wanted or needs(node), read)
-    recording.activations = {graph.names[n]: values[n] for n in graph.nodes if n in wanted and isinstance(values[n], Tensor)}
+    recording.activations = {
+        graph.names[n]: values[n] for n in graph.nodes if n in wanted and isinstance(values[n], Tensor)
+    }
     recording.values.update((node, value) for node, value in values.items() if needs(node))
     return recording

@@ -1,0 +1,406 @@
+import csv
+import io
+import os
+import pickle
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from zfnet.data.photos import BrokenImage, Photos, read_image
+from zfnet.data.transforms import Preprocessing
+from zfnet.errors import InputError
+
+# four flat blocks of 16 x 16 pixels: JPEG keeps them, and every turn of them is different
+BLOCKS = np.kron(
+    np.uint8([[[250, 20, 20], [20, 240, 30]], [[30, 20, 230], [240, 230, 30]]]),
+    np.ones((16, 16, 1), np.uint8),
+)
+GREYS = np.kron(np.uint8([[0, 80], [160, 255]]), np.ones((16, 16), np.uint8))
+
+
+def photos(root, files, image=None):
+    for file in files:
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (image or Image.new("RGB", (4, 3), "red")).save(path)
+    return root
+
+
+def table(path, header, *rows):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def loaded(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = read_image(path)
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+def refused(*args, **kwargs):
+    with pytest.raises(InputError) as caught:
+        Photos(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- every kind of image, as upright RGB
+
+
+@pytest.mark.parametrize(
+    "extension", ["png", "bmp", "webp", "tif", "tiff", "ppm", "jpg", "jpeg", "JPEG", "Png"]
+)
+def test_formats(tmp_path, extension):
+    lossless = {"lossless": True} if extension == "webp" else {}
+    Image.fromarray(BLOCKS).save(tmp_path / f"a.{extension}", quality=95, subsampling=0, **lossless)
+    dataset = Photos(tmp_path)
+    assert dataset.file(0) == f"a.{extension}"
+    tolerance = 4 if extension.lower().startswith("jp") else 0
+    image, label = dataset[0]
+    assert label == -1 and image.dtype == torch.float32 and image.shape == (3, 32, 32)
+    assert np.abs(image.permute(1, 2, 0).numpy() * 255 - BLOCKS).max() <= tolerance + 1e-3
+
+
+def test_gif_shows_its_first_frame(tmp_path):
+    first, second = Image.fromarray(BLOCKS), Image.new("RGB", (32, 32), "black")
+    first.quantize(8).save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    assert np.abs(loaded(tmp_path / "a.gif") - BLOCKS).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "mode, extension", [("L", "png"), ("L", "jpg"), ("LA", "png"), ("1", "png"), ("1", "tif")]
+)
+def test_greys_have_three_equal_channels(tmp_path, mode, extension):
+    Image.fromarray(GREYS if mode != "1" else np.uint8(GREYS > 128) * 255).convert(mode).save(
+        tmp_path / f"a.{extension}"
+    )
+    expected = GREYS if mode != "1" else (GREYS > 128) * 255
+    assert np.abs(loaded(tmp_path / f"a.{extension}") - expected[..., None]).max() <= 3
+
+
+@pytest.mark.parametrize("extension", ["jpg", "tif"])  # Pillow writes JPEG as Adobe does, inverted
+def test_cmyk(tmp_path, extension):
+    Image.fromarray(BLOCKS).convert("CMYK").save(tmp_path / f"a.{extension}", quality=95)
+    assert np.abs(loaded(tmp_path / f"a.{extension}") - BLOCKS).max() <= 6
+
+
+def test_palette(tmp_path):
+    Image.fromarray(BLOCKS).quantize(4).save(tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").mode == "P"
+    assert np.abs(loaded(tmp_path / "a.png") - BLOCKS).max() <= 1
+
+
+def transparent():
+    image = Image.fromarray(BLOCKS).convert("RGBA")
+    image.paste((0, 0, 0, 0), (0, 0, 16, 16))
+    return image
+
+
+def palette_with_transparent_bytes():
+    image = Image.fromarray(np.kron(np.uint8([[0, 1], [2, 3]]), np.ones((16, 16), np.uint8)), "P")
+    image.putpalette(BLOCKS[[0, 0, 16, 16], [0, 16, 0, 16]].flatten().tolist())
+    image.info["transparency"] = bytes([0, 255, 255, 255])
+    return image
+
+
+def rgb_with_a_transparent_colour():
+    image = Image.fromarray(BLOCKS)
+    image.info["transparency"] = (250, 20, 20)
+    return image
+
+
+@pytest.mark.parametrize(
+    "make",
+    [transparent, palette_with_transparent_bytes, rgb_with_a_transparent_colour],
+    ids=lambda make: make.__name__,
+)
+def test_what_is_transparent_becomes_white(tmp_path, make):
+    image = make()
+    image.save(tmp_path / "a.png", transparency=image.info.get("transparency"))
+    expected = BLOCKS.copy()
+    expected[:16, :16] = 255
+    assert np.abs(loaded(tmp_path / "a.png") - expected).max() <= 1
+
+
+def test_half_transparent_black_is_mid_grey(tmp_path):
+    Image.new("LA", (2, 2), (0, 128)).save(tmp_path / "a.png")
+    assert (loaded(tmp_path / "a.png") == 127).all()
+
+
+@pytest.mark.parametrize("extension", ["png", "tif", "ppm"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path, extension):
+    Image.fromarray(GREYS.astype(np.uint16) * 257).save(tmp_path / f"a.{extension}")
+    assert (loaded(tmp_path / f"a.{extension}") == GREYS[..., None]).all()
+
+
+def test_sixteen_bits_in_thirty_two_are_scaled(tmp_path):
+    Image.fromarray(GREYS.astype(np.int32) * 257).save(tmp_path / "a.tif")
+    assert Image.open(tmp_path / "a.tif").mode == "I"
+    assert (loaded(tmp_path / "a.tif") == GREYS[..., None]).all()
+
+
+@pytest.mark.parametrize("values", [np.int32([[0, 70000]]), np.int32([[-1, 9]]), np.float32([[0, 1]])])
+def test_thirty_two_bits_are_refused(tmp_path, values):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(BrokenImage, match=r"a\.tif: 32-bit pixels have no agreed white"):
+        read_image(tmp_path / "a.tif")
+
+
+# how the upright picture must be stored for a viewer that obeys the tag to show it upright
+STORED = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, 1),
+    7: lambda x: np.rot90(x, 2).swapaxes(0, 1),
+    8: lambda x: np.rot90(x, -1),
+}
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_turns_upright(tmp_path, orientation, extension):
+    upright = BLOCKS[:, :24]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    stored.save(tmp_path / f"a.{extension}", exif=exif, quality=95)
+    assert np.median(np.abs(loaded(tmp_path / f"a.{extension}") - upright)) <= 6
+    assert Photos(tmp_path, transform=Preprocessing(size=16, resize=None))[0][0].shape == (3, 16, 16)
+
+
+def test_unreadable_exif_is_ignored(tmp_path):
+    Image.fromarray(BLOCKS).save(
+        tmp_path / "a.jpg", quality=95, subsampling=0, exif=b"Exif\0\0II*\0\xff\xff\xff\xff junk"
+    )
+    assert np.abs(loaded(tmp_path / "a.jpg") - BLOCKS).max() <= 4
+
+
+# --- images that cannot be loaded
+
+
+def encoded(extension):
+    data = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+        data, extension
+    )
+    return data.getvalue()
+
+
+def bomb():
+    """A PNG that says it has 60000 x 60000 pixels."""
+
+    def chunk(kind, body):
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    side = (60000).to_bytes(4, "big")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", side + side + b"\x08\x02\0\0\0")
+        + chunk(b"IDAT", b"")
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "the file is empty"),
+        (b"not an image", "not an image of a known format"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+            "not an image of a known format",
+        ),
+        (encoded("JPEG")[:2000], "truncated"),
+        (encoded("PNG")[:2000], "truncated"),
+        (encoded("BMP")[:2000], "truncated"),
+        (encoded("GIF")[:1000], ""),
+        (encoded("TIFF")[:2000], ""),
+        (encoded("WEBP")[:1000], ""),
+        (bomb(), "decompression bomb"),
+    ],
+    ids=["empty", "text", "postscript", "jpeg", "png", "bmp", "gif", "tiff", "webp", "bomb"],
+)
+def test_broken_image_is_named_with_its_reason(tmp_path, data, reason):
+    (tmp_path / "a.jpg").write_bytes(data)
+    dataset = Photos(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(BrokenImage) as caught:
+            dataset[0]
+    message = str(caught.value)
+    assert message.startswith(f"cannot load {tmp_path / 'a.jpg'}: ") and reason in message
+    assert "\n" not in message and not message.endswith(": ")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == message
+
+
+def test_file_that_went_away_is_named(tmp_path):
+    dataset = Photos(photos(tmp_path, ["a.png"]))
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(BrokenImage, match=r"a\.png: No such file"):
+        dataset[0]
+
+
+def test_large_photograph_is_no_bomb(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 600
+    )  # Pillow warns above this and refuses above its double
+    Image.fromarray(BLOCKS).save(tmp_path / "a.png")
+    assert (loaded(tmp_path / "a.png") == BLOCKS).all()
+
+
+# --- labels
+
+
+def test_class_folders(tmp_path):
+    photos(
+        tmp_path,
+        ["b/2.png", "b/deep/er/1.png", "a b/1.JPG", "a/10.png", "a/9.png", "a/.hidden.png", ".git/1.png"],
+    )
+    (tmp_path / "a/notes.txt").write_text("no photograph")
+    (tmp_path / "empty").mkdir()
+    dataset = Photos(tmp_path)
+    assert [dataset.file(i) for i in range(len(dataset))] == [
+        "a/10.png",
+        "a/9.png",
+        "a b/1.JPG",
+        "b/2.png",
+        "b/deep/er/1.png",
+    ]
+    assert dataset.classes == ["a", "a b", "b"] and dataset.labels == [0, 0, 1, 2, 2]
+    assert [label for _, label in dataset] == dataset.labels
+
+
+def test_classes_choose_and_order(tmp_path):
+    photos(tmp_path, ["cat/1.png", "dog/1.png", "eel/1.png"])
+    dataset = Photos(tmp_path, classes=["eel", "cat"])
+    assert [(dataset.file(i), dataset.labels[i]) for i in range(2)] == [("cat/1.png", 1), ("eel/1.png", 0)]
+    assert dataset.classes == ["eel", "cat"] and len(dataset) == 2
+    assert "did you mean 'dog'" in refused(tmp_path, classes=["dogg"])
+    assert "twice" in refused(tmp_path, classes=["cat", "cat"])
+
+
+def test_flat_folder(tmp_path):
+    dataset = Photos(photos(tmp_path, ["b.png", "B.png", "a.png"]))
+    assert [dataset.file(i) for i in range(3)] == ["B.png", "a.png", "b.png"]
+    assert dataset.labels == [-1] * 3 and dataset.classes == []
+    assert "give labels=" in refused(tmp_path, classes=["cat"])
+
+
+def test_labels_csv_of_the_folder(tmp_path):
+    photos(tmp_path, ["b.png", "a.png", "not_listed.png"])
+    table(
+        tmp_path / "labels.csv",
+        ["file", "class_index", "class_name"],
+        ["b.png", 3, "crane"],
+        ["a.png", 1, "crane"],
+    )
+    dataset = Photos(tmp_path)
+    assert [dataset.file(i) for i in range(len(dataset))] == ["a.png", "b.png"]
+    assert dataset.labels == [1, 3] and dataset.classes == ["0", "crane", "2", "crane"]
+    assert Photos(tmp_path, classes=list("pqrst")).classes == list("pqrst")
+    assert "class_index 3 of 2 classes" in refused(tmp_path, classes=["p", "q"])
+
+
+@pytest.mark.parametrize("column", ["class", "class_name"])
+def test_labels_by_name(tmp_path, column):
+    photos(tmp_path, ["x/1.png", "x/2.png", "y/3.png"])
+    table(
+        tmp_path / "split.csv", ["file", column], ["y/3.png", "ant"], ["x/2.png", "bee"], ["x/1.png", "ant"]
+    )
+    dataset = Photos(tmp_path, labels="split.csv")
+    assert dataset.labels == [0, 1, 0] and dataset.classes == ["ant", "bee"]
+    dataset = Photos(tmp_path, labels=tmp_path / "split.csv", classes=["bee"])
+    assert [dataset.file(0), dataset.labels, dataset.classes] == ["x/2.png", [0], ["bee"]]
+
+
+@pytest.mark.parametrize(
+    "header, rows, says",
+    [
+        (["file", "class"], [["b.png", "x"], ["c.png", "x"], ["a.png", "x"]], "2 file(s) that are not in"),
+        (["file", "class"], [["c.png", "x"]], "first c.png"),
+        (["file", "wnid"], [["a.png", "x"]], "has the columns file, wnid"),
+        (["class"], [["x"]], "it needs file"),
+        (["file", "class"], [], "no photographs in"),
+        (["file", "class"], [["a.png", "x"], ["a.png", "y"]], "lists a.png twice"),
+        (["file", "class"], [["a.png", ""]], "line 2: a.png has no class"),
+        (["file", "class"], [["", "x"]], "line 2: file is ''"),
+        (["file", "class"], [["../a.png", "x"]], "inside the folder"),
+        (["file", "class_index"], [["a.png", "-1"]], "class_index is '-1'"),
+        (["file", "class_index"], [["a.png"]], "class_index is None"),
+        (["file", "class_index", "class"], [["a.png", 0, "x"], ["z.png", 0, "y"]], "class 0 is 'x' and 'y'"),
+    ],
+)
+def test_bad_tables_are_refused(tmp_path, header, rows, says):
+    photos(tmp_path, ["a.png", "z.png"])
+    table(tmp_path / "labels.csv", header, *rows)
+    assert says in refused(tmp_path)
+
+
+def test_table_that_is_not_there_or_no_text(tmp_path):
+    photos(tmp_path, ["a.png"])
+    assert "nothing.csv: No such file" in refused(tmp_path, labels="nothing.csv")
+    assert "cannot read" in refused(tmp_path, labels="a.png")
+
+
+def test_folders_that_hold_no_dataset(tmp_path):
+    assert "nothing does not exist" in refused(tmp_path / "nothing")
+    assert "no photographs in" in refused(tmp_path)
+    (tmp_path / "notes.txt").write_text("")
+    assert "no photographs in" in refused(tmp_path)
+    assert "is a file, not a folder" in refused(tmp_path / "notes.txt")
+    photos(tmp_path, ["a/1.png", "stray.png"])
+    assert "stray.png" in refused(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_links_are_followed_but_not_round_and_round(tmp_path):
+    photos(tmp_path / "elsewhere", ["1.png"])
+    photos(tmp_path / "root", ["a/1.png"])
+    (tmp_path / "root/b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root/a/loop").symlink_to(tmp_path / "root")
+    dataset = Photos(tmp_path / "root")
+    assert [dataset.file(i) for i in range(len(dataset))] == ["a/1.png", "b/1.png"]
+
+
+def test_transform(tmp_path):
+    dataset = Photos(photos(tmp_path, ["a.png"]), transform=lambda image: (image.mode, image.size))
+    assert dataset[0] == (("RGB", (4, 3)), -1)
+    with pytest.raises(InputError, match=r"a\.png: an image of 4 x 3 pixels is smaller than 224"):
+        Photos(tmp_path, transform=Preprocessing(resize=None))[0]
+
+
+# --- the photographs themselves, where there are any
+
+REAL = Path(os.environ.get("ZFNET_REAL_DATA", "nowhere"))
+
+
+@pytest.mark.skipif(
+    not (REAL / "imagenet_samples").is_dir(), reason="ZFNET_REAL_DATA names no imagenet_samples"
+)
+def test_imagenet_samples():
+    dataset = Photos(REAL / "imagenet_samples", transform=Preprocessing())
+    assert len(dataset) == 801 and len(set(dataset.labels)) == 801 and dataset.classes[998] == "ear"
+    assert (
+        dataset.file(0) == "n01440764_tench.jpg" and dataset.labels[0] == 0 and dataset.classes[0] == "tench"
+    )
+    image, label = dataset[800]
+    assert image.shape == (3, 224, 224) and label == dataset.labels[800]
+
+
+@pytest.mark.skipif(not (REAL / "caltech101").is_dir(), reason="ZFNET_REAL_DATA names no caltech101")
+def test_caltech():
+    folders, split = Photos(REAL / "caltech101"), Photos(REAL / "caltech101", labels="split.csv")
+    assert len(folders) == len(split) == 1200 and len(folders.classes) == 20
+    assert [folders.file(i) for i in range(1200)] == [split.file(i) for i in range(1200)]
+    names = [[photos.classes[label] for label in photos.labels] for photos in (folders, split)]
+    assert names[0] == names[1]

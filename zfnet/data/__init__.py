@@ -1,0 +1,1 @@
+"""Photographs and rendered scenes, and how they become a network's input."""

@@ -1,0 +1,201 @@
+"""Folders of photographs as a dataset.
+
+The labels come from the folder: its class folders, or a CSV file that lists its photographs. Whatever its
+format, a photograph is loaded as 8-bit RGB, the right way up; one that cannot be is named (`BrokenImage`).
+"""
+
+import csv
+import itertools
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from zfnet.data.transforms import rgb_tensor, upright_rgb
+from zfnet.errors import InputError, unknown
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
+# told by content; without this list Pillow would hand a PostScript file named .jpg to an interpreter
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+
+
+class BrokenImage(InputError):
+    """A file that cannot be loaded as an image; says which and why."""
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """The photograph in a file (an animation's first frame) as upright 8-bit RGB, or BrokenImage."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which pixels do not depend on
+            with Image.open(path, formats=_FORMATS) as image:
+                return upright_rgb(image)
+    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
+        raise BrokenImage(f"cannot load {os.fspath(path)}: {_reason(path, error)}") from None
+
+
+def _reason(path: str | os.PathLike[str], error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return "so many pixels that it looks like a decompression bomb"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known format" if os.path.getsize(path) else "the file is empty (zero bytes)"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _Found(NamedTuple):
+    file: str  # from the root, with forward slashes
+    index: int | None
+    name: str | None
+
+
+def _from_folders(root: Path) -> list[_Found]:
+    files = []
+    try:
+        for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
+            here = Path(folder)
+            # a link to a folder that it lies in would be followed for ever
+            folders[:] = [
+                name
+                for name in folders
+                if not name.startswith(".") and not here.resolve().is_relative_to((here / name).resolve())
+            ]
+            files += [
+                (here / name).relative_to(root)
+                for name in names
+                if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+            ]
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from None
+    files.sort(key=lambda file: file.parts)
+    flat = [file for file in files if len(file.parts) == 1]
+    if flat and len(flat) < len(files):
+        raise InputError(f"{root} holds class folders and, beside them, {flat[0]}; move it, or list all in labels.csv")
+    return [_Found(file.as_posix(), None, None if flat else file.parts[0]) for file in files]
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _from_table(root: Path, table: Path) -> list[_Found]:
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as lines:
+            rows = csv.DictReader(lines)
+            columns = list(rows.fieldnames or [])
+            name_column = next((column for column in ("class_name", "class") if column in columns), None)
+            if "file" not in columns or (name_column is None and "class_index" not in columns):
+                raise InputError(
+                    f"{table} has the columns {', '.join(columns) or 'none'};"
+                    " it needs file, and class_index, class_name or class"
+                )
+            found = [_from_row(table, rows.line_num, row, name_column) for row in rows]
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise InputError(f"cannot read {table}: {getattr(error, 'strerror', None) or error}") from None
+    found.sort(key=lambda photo: PurePosixPath(photo.file).parts)
+    for photo, following in itertools.pairwise(found):
+        if photo.file == following.file:
+            raise InputError(f"{table} lists {photo.file} twice")
+    if absent := [photo.file for photo in found if not (root / photo.file).is_file()]:
+        raise InputError(f"{table} lists {len(absent)} file(s) that are not in {root}, first {absent[0]}")
+    return found
+
+
+def _from_row(table: Path, line: int, row: dict[str, str | None], name_column: str | None) -> _Found:
+    file, index, name = row["file"], row.get("class_index"), row.get(name_column or "")
+    if not file or PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+        raise InputError(f"{table} line {line}: file is {file!r}; give a path inside the folder")
+    if "class_index" not in row:
+        if not name:
+            raise InputError(f"{table} line {line}: {file} has no {name_column}")
+        return _Found(file, None, name)
+    if not (index or "").isdecimal():
+        raise InputError(f"{table} line {line}: class_index is {index!r}; give a whole number from 0")
+    return _Found(file, int(index or ""), name or None)
+
+
+def _label(source: Path, found: list[_Found], classes: Sequence[str] | None) -> tuple[list[str], list[int], list[str]]:
+    """The files, the labels and the classes' names, from what was found and what was asked for."""
+    if found[0].index is not None:
+        known = dict(enumerate(classes)) if classes is not None else {}
+        for photo in found:
+            if classes is not None and photo.index not in known:
+                raise InputError(f"{source}: {photo.file} has class_index {photo.index} of {len(classes)} classes")
+            if classes is None and photo.name and known.setdefault(photo.index, photo.name) != photo.name:
+                raise InputError(f"{source}: class {photo.index} is {known[photo.index]!r} and {photo.name!r}")
+        count = max([photo.index for photo in found] + list(known)) + 1
+        return (
+            [photo.file for photo in found],
+            [photo.index for photo in found],
+            [known.get(index, str(index)) for index in range(count)],
+        )
+    if found[0].name is None:
+        if classes is not None:
+            raise InputError(f"{source} is a flat folder, which has no classes; give labels=")
+        return [photo.file for photo in found], [-1] * len(found), []
+    there = sorted({photo.name for photo in found})
+    wanted = there if classes is None else list(classes)
+    for name in wanted:
+        if name not in there:
+            raise unknown(f"class in {source} named", name, there)
+        if wanted.count(name) > 1:
+            raise InputError(f"classes names {name!r} twice")
+    label = {name: index for index, name in enumerate(wanted)}
+    kept = [photo for photo in found if photo.name in label]
+    return [photo.file for photo in kept], [label[photo.name] for photo in kept], wanted
+
+
+class Photos(torch.utils.data.Dataset):
+    """The photographs of a folder, in an order that is the same everywhere; items are (image, label).
+
+    A label is an index into `classes`. It comes from `labels`, a CSV file (a path from the folder; by default
+    its `labels.csv` if there is one) with a column `file` and one of `class_index`, `class_name` or `class`.
+    Without one it comes from the class folders, sorted by name and searched in depth; a flat folder has label
+    -1 throughout. `classes` gives the names in the order of their labels: photographs of other classes are
+    left out; with `class_index` it only names them. Hidden files and folders are ignored. The image is what
+    `transform` makes of upright RGB (Pillow), or float32 (3, H, W) in 0..1. InputError says what is amiss.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        labels: str | os.PathLike[str] | None = None,
+        transform: Callable[[Image.Image], Any] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self.transform = transform
+        if not self.root.is_dir():
+            problem = "is a file, not a folder" if self.root.exists() else "does not exist"
+            raise InputError(f"{self.root} {problem}; give a folder of photographs or of class folders")
+        table = self.root / ("labels.csv" if labels is None else labels)
+        if labels is not None or table.is_file():
+            source, found = table, _from_table(self.root, table)
+        else:
+            source, found = self.root, _from_folders(self.root)
+        if not found:
+            raise InputError(f"no photographs in {source}; known are {', '.join(EXTENSIONS)}")
+        self._files, self.labels, self.classes = _label(source, found, classes)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        path = self.root / self._files[index]
+        image = read_image(path)
+        if self.transform is None:
+            return rgb_tensor(image), self.labels[index]
+        try:
+            return self.transform(image), self.labels[index]
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+    def file(self, index: int) -> str:
+        """The path of a photograph from the folder, with forward slashes."""
+        return self._files[index]

@@ -1,0 +1,184 @@
+"""From a photograph to what a network sees, and back.
+
+A network's answers mean nothing without the size, channel order, range and mean it was trained with.
+A `Preprocessing` holds these as plain values, so they can be saved with the weights, undone for display
+(`pixels`), and applied to a batch inside a differentiable computation (`normalise`).
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from zfnet.errors import InputError, unknown
+
+Mode = Literal["shortest", "warp"]
+Channels = Literal["RGB", "BGR"]
+
+_ORIENTATION = 0x0112  # the EXIF tag; its values say how to turn the stored picture upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # unreadable EXIF says nothing about the pixels: show them as stored, as viewers do
+        return None
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Any image as 8-bit RGB, turned as its EXIF orientation says.
+
+    16-bit greys are scaled to 8 bits. What is transparent becomes white, as a page or a viewer shows it, so
+    that the network sees what a person sees. 32-bit or floating-point pixels: InputError.
+    """
+    image.load()
+    turn = _turn(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise InputError("32-bit pixels have no agreed white; save it with 8 or 16 bits a channel")
+        image = Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))  # 65535 -> 255
+    elif "transparency" in image.info or "A" in image.getbands():
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    if turn is not None:
+        image = image.transpose(turn)
+        image.info = {}  # the copied EXIF would turn it a second time
+    return image
+
+
+def rgb_tensor(image: Image.Image) -> Tensor:
+    """An RGB image as float32 (3, H, W) in 0..1."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
+
+
+def _is_number(value: object, above: float) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value) and value > above
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a photograph becomes a network's input; travels with the weights.
+
+    `Preprocessing()` is that of torchvision's ImageNet weights. An image of `size` x `size` already is what
+    the network sees, as a rendered scene is: it is only normalised. Every other is resized, then cropped at
+    its centre. Resizing is Pillow's antialiased bilinear, with which the published weights were evaluated.
+    Bad values: InputError.
+    """
+
+    size: int = 224  # side of the square the network sees, pixels
+    resize: int | None = 256  # pixels; None: no resizing
+    mode: Mode = "shortest"  # which sides become `resize`: the shortest (keeping proportions), or both
+    channels: Channels = "RGB"  # the network's channel order
+    scale: float = 1.0  # value of a white pixel before mean and std
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # in the network's channel order and scale
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        sides = {"size": self.size} if self.resize is None else {"size": self.size, "resize": self.resize}
+        for name, value in sides.items():
+            if type(value) is not int or value < 1:
+                raise InputError(f"preprocessing {name} is {value!r}; give a positive number of pixels")
+        if min(sides.values()) < self.size:
+            raise InputError(f"preprocessing resize {self.resize} is less than size {self.size}")
+        if self.mode not in get_args(Mode):
+            raise unknown("preprocessing mode", str(self.mode), get_args(Mode))
+        if self.channels not in get_args(Channels):
+            raise unknown("preprocessing channel order", str(self.channels), get_args(Channels))
+        if not _is_number(self.scale, above=0):
+            raise InputError(f"preprocessing scale is {self.scale!r}; give a finite number above 0")
+        for name, above in (("mean", -math.inf), ("std", 0)):
+            values = getattr(self, name)
+            if not (
+                isinstance(values, (list, tuple))
+                and len(values) == 3
+                and all(_is_number(value, above) for value in values)
+            ):
+                wanted = "three finite numbers" + (" above 0" if above == 0 else "")
+                raise InputError(f"preprocessing {name} is {values!r}; give {wanted}")
+            object.__setattr__(self, name, tuple(map(float, values)))  # JSON has lists; the class is frozen
+
+    def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
+        """An image, or RGB uint8 (H, W, 3), as float32 (3, size, size); InputError if it is too small."""
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise InputError(f"an array {image.shape} of {image.dtype} is no image; give uint8 (H, W, 3)")
+            image = Image.fromarray(image)
+        image = upright_rgb(image)
+        if image.size != (self.size, self.size):
+            image = self._crop(self._resize(image))
+        return self.normalise(rgb_tensor(image))
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        if self.resize is None:
+            return image
+        short = min(image.size)
+        new = (
+            (self.resize, self.resize)
+            if self.mode == "warp"
+            else tuple(self.resize * side // short for side in image.size)
+        )
+        return image if new == image.size else image.resize(new, Image.Resampling.BILINEAR)
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        if min(width, height) < self.size:
+            raise InputError(f"an image of {width} x {height} pixels is smaller than {self.size}; set resize")
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        return image.crop((left, top, left + self.size, top + self.size))
+
+    def normalise(self, rgb: Tensor) -> Tensor:
+        """RGB (..., 3, H, W) in 0..1 to the network's channels and range; differentiable."""
+        mean, std = self._statistics(rgb)
+        return (self.rgb(rgb) * self.scale - mean) / std
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """The inverse of `normalise`: RGB (..., 3, H, W), 0..1 for a photograph, not clamped."""
+        mean, std = self._statistics(x)
+        return self.rgb((x * std + mean) / self.scale)
+
+    def rgb(self, signal: Tensor) -> Tensor:
+        """A signal in input space (..., 3, H, W), such as a projection, as RGB; nothing added."""
+        return signal.flip(-3) if self.channels == "BGR" else signal
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != 3:
+            raise InputError(f"a tensor {tuple(x.shape)} of {x.dtype} is no image; give float (..., 3, H, W)")
+        return x.new_tensor(self.mean)[:, None, None], x.new_tensor(self.std)[:, None, None]
+
+    def to_json(self) -> str:
+        """All settings as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Preprocessing":
+        """The inverse of `to_json`. InputError unless every setting is there, known and valid."""
+        try:
+            given = json.loads(text)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"preprocessing is not JSON: {error}") from None
+        if not isinstance(given, dict):
+            raise InputError(f"preprocessing is {given!r}; it must be a JSON object")
+        names = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in names:
+                raise unknown("preprocessing setting", name, names)
+        if missing := [name for name in names if name not in given]:
+            raise InputError(f"preprocessing lacks {', '.join(missing)}")
+        return cls(**given)

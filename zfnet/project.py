@@ -1,0 +1,41 @@
+"""From winners to patches: read the images a scan found, crop receptive fields, project the units into them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zfnet.deconvnet import Deconvnet, Patches
+from zfnet.scan import TopActivations
+
+
+def project_top(
+    deconvnet: Deconvnet, dataset: Any, layer: str, top: TopActivations, maps: Sequence[int], *, at_once: int = 256
+) -> Patches:
+    """Crops and projections (len(maps) * k) of the strongest activations of some feature maps, map by map, strongest first.
+
+    dataset: the one that was scanned.  Where a map has fewer than k, canvas, box and value are zero.
+    """
+    maps = list(maps)
+    k = top.value.shape[1]
+    image, row, column = (places[maps].flatten() for places in (top.image, top.row, top.column))
+    units = torch.stack([image, torch.tensor(maps).repeat_interleave(k), row, column], 1)
+    found = (image >= 0).nonzero().flatten()
+    parts: list[tuple[Tensor, Patches]] = []
+    needed, place = image[found].unique(return_inverse=True)
+    for first in range(0, len(needed), at_once):
+        some = needed[first : first + at_once]
+        inside = (place >= first) & (place < first + at_once)
+        here = found[inside]
+        items = [dataset[int(i)] for i in some]
+        images = torch.stack([item[0] if isinstance(item, tuple | list) else item for item in items])
+        local = units[here]
+        local[:, 0] = place[inside] - first
+        parts.append((here, deconvnet.project_units(images, layer, local)))
+    sample = parts[0][1] if parts else deconvnet.project_units(dataset[0][0][None], layer, units[:0])
+    every = Patches(*(part.new_zeros(len(units), *part.shape[1:]) for part in sample))
+    for here, patches in parts:
+        for whole, part in zip(every, patches, strict=True):
+            whole[here.to(whole.device)] = part
+    return every
