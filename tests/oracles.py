@@ -113,7 +113,7 @@ def deconvnet_by_autograd(
     norm: str = "identity",
     rectify: bool = True,
 ) -> Tensor:
-    """Autograd through the model, where a ReLU's backward is clamp(signal, 0) and a contrast normalisation's is nothing.
+    """Autograd through the model, where a ReLU's backward is clamp(signal, 0), and contrast normalisation's nothing.
 
     signal: in the shape of the layer's output, or a function that makes it from that output.  Overlapping pooling
     windows add, as a gradient does.
@@ -121,8 +121,8 @@ def deconvnet_by_autograd(
     twin = part_of(model, layer)
     replace_modules(twin, nn.LocalResponseNorm, lambda module: StockNorm(module, norm == "gradient"))
     relu = Rectified if rectify else Unrectified
-    replacements: dict[Callable, Callable] = {f: lambda x, inplace=False: relu.apply(x) for f in RELUS}
-    replacements |= {f: RectifiedInPlace.apply for f in RELUS_IN_PLACE}
+    replacements: dict[Callable, Callable] = dict.fromkeys(RELUS, lambda x, inplace=False: relu.apply(x))
+    replacements |= dict.fromkeys(RELUS_IN_PLACE, RectifiedInPlace.apply)
     pixels = images.clone().requires_grad_()
     with Replaced(replacements):
         activation = twin(pixels)[layer]
@@ -209,7 +209,7 @@ def dense_deconvnet(layers: Iterable[nn.Module], image: Tensor, signal: Tensor, 
 
 
 def measured_support(model: nn.Module, layer: str, image_size: tuple[int, int], row: int, column: int) -> Tensor:
-    """Which pixels (H, W), bool, a unit sees: where the gradient arrives when all filters are ones and all pools average.
+    """Which pixels (H, W), bool, a unit sees: where a gradient arrives when all filters are ones and all pools average.
 
     Within a map, and for every map alike: normalisation across maps is left out, and batch normalisation scales by one.
     """

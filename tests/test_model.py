@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from zfnet import InputError, ZFNet
 from zfnet.model import TABLE3, ContrastNorm
 
-LAYERS = (
-    "conv1 relu1 pool1 norm1 conv2 relu2 pool2 norm2 conv3 relu3 conv4 relu4 conv5 relu5 pool5 flatten "
-    "fc6 relu6 drop6 fc7 relu7 drop7 fc8"
-).split()
+LAYERS = [
+    "conv1", "relu1", "pool1", "norm1", "conv2", "relu2", "pool2", "norm2", "conv3", "relu3", "conv4", "relu4",
+    "conv5", "relu5", "pool5", "flatten", "fc6", "relu6", "drop6", "fc7", "relu7", "drop7", "fc8",
+]  # fmt: skip
 SMALL = {"maps": (4, 6, 8, 8, 6), "hidden": (10, 10), "num_classes": 5}
 BORDERS = ("both", "right and below")
 
@@ -46,7 +47,7 @@ def count(maps: tuple[int, ...], kernels: tuple[int, ...], hidden: tuple[int, ..
     """Weights and biases, by hand."""
     convolutions = sum((a * k * k + 1) * b for a, b, k in zip((3, *maps), maps, kernels, strict=False))
     widths = (maps[-1] * 6 * 6, *hidden, 1000)
-    return convolutions + sum((a + 1) * b for a, b in zip(widths, widths[1:], strict=False))
+    return convolutions + sum((a + 1) * b for a, b in pairwise(widths))
 
 
 PARAMETERS = {

@@ -1,4 +1,4 @@
-"""A box contains the field that is measured with gradients, and is filled by it; for the paper's nets the numbers too."""
+"""A box contains the field that is measured with gradients, and is filled by it; then the paper's numbers."""
 
 from collections.abc import Callable
 
@@ -70,10 +70,22 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], tuple[str, ...]]
     "ZFNet": (lambda: ZFNet(**THIN), (224, 224), NAMES),
     "ZFNet, right and below": (lambda: ZFNet(border="right and below", **THIN), (224, 224), NAMES),
     "ZFNet, norm before pool": (lambda: ZFNet(norm="before pool", **THIN), (224, 224), ("norm1", "pool1", "conv5")),
-    "AlexNet": (lambda: headless(models.alexnet()), (224, 224), ("features.0", "features.5", "features.7", "features.10", "features.12")),
+    "AlexNet": (
+        lambda: headless(models.alexnet()),
+        (224, 224),
+        ("features.0", "features.5", "features.7", "features.10", "features.12"),
+    ),
     "AlexNet, wide": (lambda: headless(models.alexnet()), (130, 190), ("features.2", "features.5", "features.11")),
-    "VGG11": (lambda: headless(models.vgg11(init_weights=False)), (96, 128), ("features.2", "features.8", "features.15", "features.20")),
-    "SqueezeNet1_0": (models.squeezenet1_0, (160, 130), ("features.2", "features.5.cat", "features.9.cat", "features.12.cat")),
+    "VGG11": (
+        lambda: headless(models.vgg11(init_weights=False)),
+        (96, 128),
+        ("features.2", "features.8", "features.15", "features.20"),
+    ),
+    "SqueezeNet1_0": (
+        models.squeezenet1_0,
+        (160, 130),
+        ("features.2", "features.5.cat", "features.9.cat", "features.12.cat"),
+    ),
     "ResNet18": (
         models.resnet18,
         (128, 160),
@@ -84,7 +96,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], tuple[str, ...]]
         (160, 128),
         ("maxpool1", "inception3a.branch3.1.relu", "inception3b.cat", "inception4c.cat"),
     ),
-}  # fmt: skip
+}
 MEASURED = [(net, layer) for net, (_, _, layers) in NETS.items() for layer in layers]
 
 
