@@ -1,6 +1,11 @@
-"""Tests marked `slow` run only with --slow."""
+"""One seed and two threads for every test; `--slow` and a CUDA device decide what is left out."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -8,7 +13,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--slow"):
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="slow; give --slow to run it"))
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow; give --slow to run it"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real photographs that ZFNET_REAL_DATA names."""
+    if "ZFNET_REAL_DATA" not in os.environ:
+        pytest.skip("ZFNET_REAL_DATA names no folder of photographs")
+    return Path(os.environ["ZFNET_REAL_DATA"])

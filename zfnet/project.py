@@ -11,17 +11,11 @@ from zfnet.scan import TopActivations
 
 
 def project_top(
-    deconvnet: Deconvnet,
-    dataset: Any,
-    layer: str,
-    top: TopActivations,
-    maps: Sequence[int],
-    *,
-    images_at_once: int = 256,
+    deconvnet: Deconvnet, dataset: Any, layer: str, top: TopActivations, maps: Sequence[int], at_once: int = 256
 ) -> Patches:
-    """Crops and projections (len(maps) * k) of the strongest activations of some feature maps, map by map, strongest first.
+    """Crops and projections (len(maps) * k) of some feature maps' strongest activations, map by map, strongest first.
 
-    dataset: the one that was scanned.  Where a map has fewer than k, canvas, box and value are zero.
+    dataset: the one that was scanned, read `at_once` images at a time.  Where a map has fewer than k, all is zero.
     """
     maps = list(maps)
     k = top.value.shape[1]
@@ -30,9 +24,9 @@ def project_top(
     found = (image >= 0).nonzero().flatten()
     parts: list[tuple[Tensor, Patches]] = []
     needed, place = image[found].unique(return_inverse=True)
-    for first in range(0, len(needed), images_at_once):
-        some = needed[first : first + images_at_once]
-        inside = (place >= first) & (place < first + images_at_once)
+    for first in range(0, len(needed), at_once):
+        some = needed[first : first + at_once]
+        inside = (place >= first) & (place < first + at_once)
         here = found[inside]
         items = [dataset[int(i)] for i in some]
         images = torch.stack([item[0] if isinstance(item, tuple | list) else item for item in items])

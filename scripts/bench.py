@@ -1,0 +1,178 @@
+"""Speed as ratios, each measured side by side in one run: medians of alternating repeats.
+
+    python scripts/bench.py [forward scan project] [--json FILE] [--device cuda] [--repeats N]
+
+forward   ZFNet at 224 in eval mode, against the same layers composed from stock torch.nn modules
+scan      scanning relu1..relu5, against the bare forward pass to relu5 over the same tensors
+project   project_units on winning units of layers 1 to 5, against Captum's NeuronDeconvolution on the same units
+"""
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import captum
+import torch
+from captum.attr import NeuronDeconvolution
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+from tqdm import tqdm
+
+from zfnet import Deconvnet, ZFNet, scan
+from zfnet.data.scenes import Scenes
+from zfnet.data.transforms import Preprocessing
+from zfnet.record import Graph
+
+LAYERS = [f"relu{n}" for n in range(1, 6)]
+TARGETS = {"forward": 1.3, "scan": 0.95, "relu1": 100, "relu2": 25, "relu3": 7, "relu4": 4, "relu5": 3, "all five": 8}
+
+
+def medians(device: str, repeats: int, **contenders: Callable[[], object]) -> dict[str, float]:
+    """Median seconds of each contender, run in turns."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for repeat in tqdm(range(repeats + 1), leave=False):
+        for name, run in contenders.items():
+            start = perf_counter()
+            run()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if repeat:  # the first is for warming up
+                times[name].append(perf_counter() - start)
+    return {name: statistics.median(spent) for name, spent in times.items()}
+
+
+def stock(model: ZFNet) -> nn.Sequential:
+    """The same layers and weights from torch.nn alone, in torch's own memory format."""
+    layers: list[nn.Module] = []
+    for layer in copy.deepcopy(model).to(memory_format=torch.contiguous_format):
+        if isinstance(layer, nn.MaxPool2d):
+            layer = nn.MaxPool2d(3, 2, ceil_mode=True)
+        elif isinstance(layer, nn.LocalResponseNorm):
+            layer = nn.LocalResponseNorm(layer.size, layer.alpha, layer.beta, layer.k)
+        elif isinstance(layer, nn.ReLU):
+            layer = nn.ReLU()
+        layers.append(layer)
+    return nn.Sequential(*layers).eval()
+
+
+def photographs(count: int, device: str) -> Tensor:
+    """Scenes as the network's input: images with edges and objects, so that units fire where they would."""
+    scenes = Scenes("val", count, size=224, transform=Preprocessing(size=224))
+    return torch.stack([scenes[i][0] for i in range(count)]).to(device)
+
+
+def bench_forward(model: ZFNet, device: str, repeats: int) -> list[dict]:
+    plain, rows = stock(model), []
+    for batch in (1, 16):
+        images = photographs(batch, device)
+        with torch.inference_mode():
+            ours, theirs = model(images), plain(images)
+            worst = float((ours - theirs).abs().max() / theirs.abs().max())
+            spent = medians(device, repeats, ours=lambda x=images: model(x), theirs=lambda x=images: plain(x))
+        rows.append(row(f"forward, batch {batch}", spent, batch, "stock torch.nn", TARGETS["forward"], deviation=worst))
+    return rows
+
+
+def bench_scan(model: ZFNet, device: str, repeats: int) -> list[dict]:
+    count, batch = 256, 64
+    images = photographs(32, device).repeat(count // 32, 1, 1, 1)
+    images += 0.1 * torch.randn_like(images)
+    dataset = TensorDataset(images.cpu(), torch.zeros(count, dtype=torch.int64))
+    trunk = model[: list(dict(model.named_children())).index("relu5") + 1]
+
+    def bare() -> None:
+        with torch.no_grad():
+            for part in dataset.tensors[0].split(batch):
+                trunk(part.to(device))
+
+    graph = Graph(model)
+    spent = medians(
+        device, repeats, ours=lambda: scan(graph, dataset, LAYERS, batch_size=batch, progress=False), theirs=bare
+    )
+    return [row("scan relu1..relu5", spent, count, "bare forward pass to relu5", TARGETS["scan"])]
+
+
+def bench_project(model: ZFNet, device: str, repeats: int) -> list[dict]:
+    images, maps, rows = photographs(8, device), 6, []
+    # Captum differentiates the norm: results are compared with that option, times with the paper's
+    paper, deconvnet = Deconvnet(model), Deconvnet(model, norm="gradient")
+    plain = stock(model)
+    tops = scan(model, TensorDataset(images.cpu()), LAYERS, k=6, progress=False)
+    total = {"ours": 0.0, "theirs": 0.0}
+    for layer in LAYERS:
+        top = tops[layer]
+        alive = (top.value[:, -1] > 0).nonzero().flatten()[:maps].tolist()
+        units = torch.tensor(
+            [(int(top.image[m, j]), m, int(top.row[m, j]), int(top.column[m, j])) for m in alive for j in range(6)]
+        )
+        neuron = NeuronDeconvolution(plain, plain[list(dict(model.named_children())).index(layer)])
+
+        def theirs(neuron: NeuronDeconvolution = neuron, units: Tensor = units) -> list[Tensor]:
+            return [neuron.attribute(images[i : i + 1], (m, r, c)).detach() for i, m, r, c in units.tolist()]
+
+        worst = 0.0
+        for pixels, box, value, whole in zip(*deconvnet.project_units(images, layer, units)[1:], theirs(), strict=True):
+            top_, left, bottom, right = box.tolist()
+            inside = whole[0, :, max(top_, 0) : bottom, max(left, 0) : right] * value
+            canvas = pixels[:, max(-top_, 0) :, max(-left, 0) :][:, : inside.shape[1], : inside.shape[2]]
+            worst = max(worst, float((canvas - inside).abs().max() / inside.abs().max()))
+        spent = medians(
+            device,
+            max(1, repeats // 2),
+            ours=lambda layer=layer, units=units: paper.project_units(images, layer, units),
+            theirs=theirs,
+        )
+        total = {name: total[name] + spent[name] for name in total}
+        rows.append(row(f"project {layer}", spent, len(units), "Captum", TARGETS[layer], deviation=worst))
+    rows.append(row("project, all five", total, 180, "Captum", TARGETS["all five"]))
+    return rows
+
+
+def row(name: str, spent: dict[str, float], items: int, against: str, target: float, **more: float) -> dict:
+    ratio = spent["theirs"] / spent["ours"]
+    each = {f"{who} ms per item": 1e3 * seconds / items for who, seconds in spent.items()}
+    return {"what": name, "against": against, **each, "ratio": ratio, "target": target, **more}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    benches = {"forward": bench_forward, "scan": bench_scan, "project": bench_project}
+    parser.add_argument("what", nargs="*", metavar="forward|scan|project", help="all if none is named")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args()
+    if wrong := [what for what in given.what if what not in benches]:
+        parser.error(f"no benchmark {wrong[0]!r}; there is: {', '.join(benches)}")
+    torch.manual_seed(0)
+    if given.device == "cpu":
+        torch.set_num_threads(2)
+    model = ZFNet(init="he").eval().to(given.device)
+    hardware = torch.cuda.get_device_name() if given.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"ZFNet at 224, {hardware} ({platform.machine()}), torch {torch.__version__}, captum {captum.__version__}")
+    print(f"| {'what':20} | {'ours, ms':>9} | {'theirs, ms':>10} | {'ratio':>7} | {'target':>6} | deviation | against")
+    print("|---|---|---|---|---|---|---|")
+    rows = []
+    for what in given.what or benches:
+        for line in benches[what](model, given.device, given.repeats):
+            rows.append(line)
+            deviation = f"{line['deviation']:.1e}" if "deviation" in line else ""
+            print(
+                f"| {line['what']:20} | {line['ours ms per item']:9.3f} | {line['theirs ms per item']:10.3f} "
+                f"| {line['ratio']:7.2f} | {line['target']:6} | {deviation:9} | {line['against']}",
+                flush=True,
+            )
+    if given.json:
+        given.json.write_text(json.dumps({"hardware": hardware, "torch": torch.__version__, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Slow twins: the library's ideas once more, shorter, more obvious, and derived another way.
+
+    deconvnet_by_autograd   the backward pass of the model with two derivatives replaced
+    ZFNetDeconvnet          the paper's network and its deconvnet written out layer by layer
+    dense_deconvnet         one dense Jacobian per layer, transposed
+    measured_support        a receptive field as the pixels that a gradient reaches
+    top_k                   the strongest activations with all of them in memory
+
+None of them imports `zfnet.deconvnet`, `zfnet.record` or `zfnet.receptive_field`.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torchvision.models.feature_extraction import create_feature_extractor
+
+RELUS = (F.relu, torch.relu, Tensor.relu)
+RELUS_IN_PLACE = (torch.relu_, Tensor.relu_)
+
+
+class Rectified(torch.autograd.Function):
+    """ReLU, of which the backward pass rectifies the signal and knows nothing of the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor) -> Tensor:
+        return signal.clamp(min=0)
+
+
+class RectifiedInPlace(Rectified):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        return x.clamp_(min=0)
+
+
+class Unrectified(torch.autograd.Function):
+    """ReLU, of which the backward pass does nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor) -> Tensor:
+        return signal
+
+
+class NormalisedForward(torch.autograd.Function):
+    """Contrast normalisation, of which the backward pass does nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        return norm(x)
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None]:
+        return signal, None
+
+
+class StockNorm(nn.Module):
+    """torch's own contrast normalisation, with its true gradient or with none."""
+
+    def __init__(self, norm: nn.LocalResponseNorm, gradient: bool):
+        super().__init__()
+        self.gradient = gradient
+        self.norm = nn.LocalResponseNorm(norm.size, norm.alpha, norm.beta, norm.k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x) if self.gradient else NormalisedForward.apply(x, self.norm)
+
+
+class Replaced(TorchFunctionMode):
+    """Calls other functions in place of some, wherever they are called from."""
+
+    def __init__(self, replacements: dict[Callable, Callable]):
+        super().__init__()
+        self.replacements = replacements
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return self.replacements.get(func, func)(*args, **(kwargs or {}))
+
+
+def part_of(model: nn.Module, layer: str) -> nn.Module:
+    """A copy of the model up to a layer, in eval mode; it returns {layer: activation}."""
+    leaves = {"leaf_modules": [nn.LocalResponseNorm]}
+    extractor = create_feature_extractor(model, [layer], tracer_kwargs=leaves, suppress_diff_warning=True)
+    return copy.deepcopy(extractor).eval()
+
+
+def replace_modules(model: nn.Module, kind: type, make: Callable[[nn.Module], nn.Module]) -> None:
+    for name, module in list(model.named_modules()):
+        if isinstance(module, kind):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, make(module))
+
+
+def deconvnet_by_autograd(
+    model: nn.Module,
+    images: Tensor,
+    layer: str,
+    signal: Tensor | Callable[[Tensor], Tensor],
+    *,
+    norm: str = "identity",
+    rectify: bool = True,
+) -> Tensor:
+    """Autograd through the model, where a ReLU's backward is clamp(signal, 0), and contrast normalisation's nothing.
+
+    signal: in the shape of the layer's output, or a function that makes it from that output.  Overlapping pooling
+    windows add, as a gradient does.
+    """
+    twin = part_of(model, layer)
+    replace_modules(twin, nn.LocalResponseNorm, lambda module: StockNorm(module, norm == "gradient"))
+    relu = Rectified if rectify else Unrectified
+    replacements: dict[Callable, Callable] = dict.fromkeys(RELUS, lambda x, inplace=False: relu.apply(x))
+    replacements |= dict.fromkeys(RELUS_IN_PLACE, RectifiedInPlace.apply)
+    pixels = images.clone().requires_grad_()
+    with Replaced(replacements):
+        activation = twin(pixels)[layer]
+    if callable(signal):
+        signal = signal(activation.detach())
+    return torch.autograd.grad(activation, pixels, signal)[0]
+
+
+class ZFNetDeconvnet:
+    """The paper's network, ReLU -> pool -> norm, and its deconvnet, line by line; switches are unpooled in numpy."""
+
+    def __init__(self, model: nn.Module):
+        self.weight = {name: p.detach() for name, p in model.named_parameters()}
+
+    def conv(self, n: int, x: Tensor, stride: int, padding: int) -> Tensor:
+        return F.conv2d(x, self.weight[f"conv{n}.weight"], self.weight[f"conv{n}.bias"], stride, padding)
+
+    def filter(self, n: int, signal: Tensor, stride: int, padding: int, spare: int = 0) -> Tensor:
+        return F.conv_transpose2d(signal, self.weight[f"conv{n}.weight"], None, stride, padding, spare)
+
+    @staticmethod
+    def unpool(signal: Tensor, switches: Tensor, side: int) -> Tensor:
+        images, maps = signal.shape[:2]
+        out = np.zeros((images, maps, side * side), dtype=signal.numpy().dtype)
+        image, plane = np.ogrid[:images, :maps]
+        np.add.at(out, (image[..., None], plane[..., None], switches.flatten(2).numpy()), signal.flatten(2).numpy())
+        return torch.from_numpy(out).unflatten(2, (side, side))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images (N, 3, 224, 224) to the activations of relu1..relu7, pool5 and fc8; keeps the switches."""
+        a = {}
+        a["relu1"] = self.conv(1, images, 2, 1).clamp(min=0)  # 110
+        x, self.switches1 = F.max_pool2d(a["relu1"], 3, 2, ceil_mode=True, return_indices=True)  # 55
+        x = F.local_response_norm(x, 5, 5e-4, 0.75, 2.0)
+        a["relu2"] = self.conv(2, x, 2, 0).clamp(min=0)  # 26
+        x, self.switches2 = F.max_pool2d(a["relu2"], 3, 2, ceil_mode=True, return_indices=True)  # 13
+        x = F.local_response_norm(x, 5, 5e-4, 0.75, 2.0)
+        a["relu3"] = self.conv(3, x, 1, 1).clamp(min=0)  # 13
+        a["relu4"] = self.conv(4, a["relu3"], 1, 1).clamp(min=0)
+        a["relu5"] = self.conv(5, a["relu4"], 1, 1).clamp(min=0)
+        a["pool5"], self.switches5 = F.max_pool2d(a["relu5"], 3, 2, return_indices=True)  # 6
+        a["relu6"] = (a["pool5"].flatten(1) @ self.weight["fc6.weight"].T + self.weight["fc6.bias"]).clamp(min=0)
+        a["relu7"] = (a["relu6"] @ self.weight["fc7.weight"].T + self.weight["fc7.bias"]).clamp(min=0)
+        a["fc8"] = a["relu7"] @ self.weight["fc8.weight"].T + self.weight["fc8.bias"]
+        return a
+
+    def project(self, layer: str, signal: Tensor) -> Tensor:
+        """A signal in the shape of one of these layers, down to the pixels."""
+        depth = ("relu1", "relu2", "relu3", "relu4", "relu5", "pool5", "relu6", "relu7", "fc8").index(layer)
+        if depth >= 8:
+            signal = signal @ self.weight["fc8.weight"]
+        if depth >= 7:
+            signal = signal.clamp(min=0) @ self.weight["fc7.weight"]
+        if depth >= 6:
+            signal = (signal.clamp(min=0) @ self.weight["fc6.weight"]).unflatten(1, (-1, 6, 6))
+        if depth >= 5:
+            signal = self.unpool(signal, self.switches5, 13)
+        if depth >= 4:
+            signal = self.filter(5, signal.clamp(min=0), 1, 1)
+        if depth >= 3:
+            signal = self.filter(4, signal.clamp(min=0), 1, 1)
+        if depth >= 2:
+            signal = self.filter(3, signal.clamp(min=0), 1, 1)
+            signal = self.unpool(signal, self.switches2, 26)
+        if depth >= 1:
+            signal = self.filter(2, signal.clamp(min=0), 2, 0)
+            signal = self.unpool(signal, self.switches1, 110)
+        return self.filter(1, signal.clamp(min=0), 2, 1, spare=1)
+
+
+def dense_deconvnet(layers: Iterable[nn.Module], image: Tensor, signal: Tensor, rectify: bool = True) -> Tensor:
+    """Each layer (but ReLUs) as the dense matrix of its derivative at its input, transposed; for very small nets."""
+    inputs = [image]
+    layers = list(layers)
+    for layer in layers:
+        inputs.append(layer(inputs[-1]).detach())
+    for layer, x in zip(reversed(layers), reversed(inputs[:-1]), strict=True):
+        if isinstance(layer, nn.ReLU):
+            signal = signal.clamp(min=0) if rectify else signal
+        else:
+            matrix = torch.autograd.functional.jacobian(layer, x).reshape(signal.numel(), x.numel())
+            signal = (matrix.T @ signal.flatten()).view_as(x)
+    return signal
+
+
+def measured_support(model: nn.Module, layer: str, image_size: tuple[int, int], row: int, column: int) -> Tensor:
+    """Which pixels (H, W), bool, a unit sees: where a gradient arrives when all filters are ones and all pools average.
+
+    Within a map, and for every map alike: normalisation across maps is left out, and batch normalisation scales by one.
+    """
+    twin = part_of(model, layer).double()
+    replace_modules(twin, nn.LocalResponseNorm, lambda module: nn.Identity())
+    replace_modules(twin, nn.BatchNorm2d, lambda module: nn.Identity())
+    for parameter in twin.parameters():
+        nn.init.constant_(parameter, 1 / parameter[0].numel() if parameter.ndim > 1 else 0)
+
+    def average(x: Tensor, kernel_size: Any, stride: Any, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False):
+        assert dilation == 1, "the average of a dilated window is not in torch"
+        return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode)
+
+    def max_pool(*args: Any, return_indices: bool = False, **kwargs: Any) -> Tensor:
+        return average(*args, **kwargs)
+
+    pixels = torch.ones(1, 3, *image_size, dtype=torch.float64, requires_grad=True)
+    same = dict.fromkeys((*RELUS, *RELUS_IN_PLACE), lambda x, inplace=False: x)
+    with Replaced({F.max_pool2d: max_pool, **same}):
+        activation = twin(pixels)[layer]
+    if activation.ndim == 4:
+        activation = activation[:, :, row, column]
+    (gradient,) = torch.autograd.grad(activation.sum(), pixels)
+    return gradient[0].abs().sum(0) > 0
+
+
+def extent(support: Tensor) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right of what is true in (H, W), ends exclusive."""
+    rows, columns = support.any(1).nonzero().flatten(), support.any(0).nonzero().flatten()
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+def top_k(activations: Tensor, k: int, distinct: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The k strongest places of each map of activations (N, C, H, W): value, image, row, column, each (C, k).
+
+    From k different images if `distinct`.  Ties go to the lower image, then row, then column.  Where there are fewer
+    than k, the rest has the value -inf and the places -1.
+    """
+    images, maps, rows, columns = activations.shape
+    value = torch.full((maps, k), -torch.inf, dtype=activations.dtype)
+    image, row, column = (torch.full((maps, k), -1, dtype=torch.int64) for _ in range(3))
+    for m in range(maps):
+        plane = activations[:, m].tolist()
+        places = [(i, r, c) for i in range(images) for r in range(rows) for c in range(columns)]
+        places.sort(key=lambda p: (-plane[p[0]][p[1]][p[2]], p))
+        chosen: list[tuple[int, int, int]] = []
+        for place in places:
+            if not (distinct and any(place[0] == other[0] for other in chosen)):
+                chosen.append(place)
+            if len(chosen) == k:
+                break
+        for j, (i, r, c) in enumerate(chosen):
+            value[m, j], image[m, j], row[m, j], column[m, j] = plane[i][r][c], i, r, c
+    return value, image, row, column

@@ -1,0 +1,195 @@
+"""The network's sizes and numbers are the paper's, and it computes what torch's own layers compute."""
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zfnet import InputError, ZFNet
+from zfnet.model import TABLE3, ContrastNorm
+
+LAYERS = [
+    "conv1", "relu1", "pool1", "norm1", "conv2", "relu2", "pool2", "norm2", "conv3", "relu3", "conv4", "relu4",
+    "conv5", "relu5", "pool5", "flatten", "fc6", "relu6", "drop6", "fc7", "relu7", "drop7", "fc8",
+]  # fmt: skip
+SMALL = {"maps": (4, 6, 8, 8, 6), "hidden": (10, 10), "num_classes": 5}
+BORDERS = ("both", "right and below")
+
+
+def outputs(model: nn.Sequential, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+    for name, module in model.named_children():
+        images = module(images)
+        yield name, images.clone()
+
+
+@pytest.mark.parametrize("border", BORDERS)
+def test_map_sizes_of_figure_3(border: str) -> None:
+    model = ZFNet(border=border, **SMALL).eval()
+    sides = {name: x.shape[-1] for name, x in outputs(model, torch.randn(1, 3, 224, 224)) if x.ndim == 4}
+    names = ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5")
+    assert [sides[name] for name in names] == [110, 55, 26, 13, 13, 13, 13, 6]
+
+
+@pytest.mark.parametrize("border", BORDERS)
+def test_map_sizes_of_the_replication(border: str) -> None:
+    model = ZFNet(**(TABLE3["krizhevsky"] | SMALL | {"border": border})).eval()
+    sides = {name: x.shape[-1] for name, x in outputs(model, torch.randn(1, 3, 224, 224)) if x.ndim == 4}
+    names = ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5")
+    assert [sides[name] for name in names] == [55, 27, 27, 13, 13, 13, 13, 6]
+
+
+def count(maps: tuple[int, ...], kernels: tuple[int, ...], hidden: tuple[int, ...]) -> int:
+    """Weights and biases, by hand."""
+    convolutions = sum((a * k * k + 1) * b for a, b, k in zip((3, *maps), maps, kernels, strict=False))
+    widths = (maps[-1] * 6 * 6, *hidden, 1000)
+    return convolutions + sum((a + 1) * b for a, b in pairwise(widths))
+
+
+PARAMETERS = {
+    "fig3": 62_357_608,
+    "512-1024-512": 107_627_624,
+    "fc 2048": 28_848_232,
+    "fc 8192": 154_542_184,
+    "fc 8192, 512-1024-512": 237_560_936,
+    "krizhevsky": 62_378_344,
+    "without layers 3, 4": count((96, 256, 256), (7, 5, 3), (4096, 4096)),
+    "without layer 7": count((96, 256, 384, 384, 256), (7, 5, 3, 3, 3), (4096,)),
+    "without layers 6, 7": count((96, 256, 384, 384, 256), (7, 5, 3, 3, 3), ()),
+    "without layers 3, 4, 6, 7": count((96, 256, 256), (7, 5, 3), ()),
+}
+
+
+def test_the_count_by_hand_is_the_papers() -> None:
+    assert count((96, 256, 384, 384, 256), (7, 5, 3, 3, 3), (4096, 4096)) == PARAMETERS["fig3"]
+    assert count((96, 256, 384, 384, 256), (11, 5, 3, 3, 3), (4096, 4096)) == PARAMETERS["krizhevsky"]
+
+
+@pytest.mark.parametrize("variant", TABLE3)
+def test_parameters_of_table_3(variant: str) -> None:
+    with torch.device("meta"):
+        model = ZFNet(**TABLE3[variant])
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[variant]
+
+
+def test_layer_names() -> None:
+    assert [name for name, _ in ZFNet(**SMALL).named_children()] == LAYERS
+    shorter = ZFNet(**(SMALL | {"maps": (4, 6, None, None, 6), "hidden": (10,)}))
+    gone = {"conv3", "relu3", "conv4", "relu4", "fc7", "relu7", "drop7"}
+    assert [name for name, _ in shorter.named_children()] == [name for name in LAYERS if name not in gone]
+
+
+def test_order_of_norm_and_pool() -> None:
+    names = [name for name, _ in ZFNet(norm="before pool", **SMALL).named_children()]
+    assert names[:4] == ["conv1", "relu1", "norm1", "pool1"]
+    assert not any(name.startswith("norm") for name, _ in ZFNet(norm=None, **SMALL).named_children())
+
+
+def stock(model: ZFNet, border: str, norm: str) -> nn.Sequential:
+    """Figure 3 in torch's own layers, with the weights of `model`."""
+    contrast = {n: nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0) for n in (1, 2)}
+    pools = {n: nn.MaxPool2d(3, 2, ceil_mode=True) for n in (1, 2)}
+    tails = {n: (pools[n], contrast[n]) if norm == "after pool" else (contrast[n], pools[n]) for n in (1, 2)}
+    conv1 = nn.Conv2d(3, 96, 7, 2, 1 if border == "both" else 0)
+    layers = (
+        *(() if border == "both" else (nn.ZeroPad2d((0, 1, 0, 1)),)),
+        conv1, nn.ReLU(), *tails[1],
+        nn.Conv2d(96, 256, 5, 2), nn.ReLU(), *tails[2],
+        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(384, 384, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.Flatten(), nn.Linear(9216, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10),
+    )  # fmt: skip
+    twin = nn.Sequential(*layers).to(model.conv1.weight.dtype)
+    twin.load_state_dict(dict(zip(twin.state_dict(), model.state_dict().values(), strict=True)))
+    return twin.eval()
+
+
+@pytest.mark.parametrize("norm", ["after pool", "before pool"])
+@pytest.mark.parametrize("border", BORDERS)
+def test_the_output_is_that_of_torchs_layers(border: str, norm: str) -> None:
+    model = ZFNet(10, hidden=(64, 64), border=border, norm=norm, init="he").double().eval()
+    nn.init.normal_(model.conv1.bias)
+    images = 50 * torch.randn(2, 3, 224, 224, dtype=torch.float64)  # large enough for the normalisation to matter
+    with torch.no_grad():
+        ours, theirs = model(images), stock(model, border, norm)(images)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
+
+
+def test_each_layer_is_torchs_in_single_precision() -> None:
+    model = ZFNet(10, hidden=(64, 64), init="he").eval()
+    x = 50 * torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        for ours, theirs in zip(model, stock(model, "both", "after pool"), strict=False):
+            if isinstance(ours, nn.Flatten):
+                break
+            expected = theirs(x.clone())
+            x = ours(x)
+            torch.testing.assert_close(x, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("maps", [1, 3, 8])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6])
+def test_contrast_norm_is_torchs(size: int, maps: int) -> None:
+    x = (9 * torch.randn(2, maps, 5, 7, dtype=torch.float64)).requires_grad_()
+    ours, theirs = (norm(size, 1e-2, 0.75, 2.0)(x) for norm in (ContrastNorm, nn.LocalResponseNorm))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    signal = torch.randn_like(x)
+    gradients = [torch.autograd.grad(y, x, signal)[0] for y in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("beta", [0.5, 0.75, 1.0])
+@pytest.mark.parametrize("shape", [(1, 6, 1, 1), (5, 6, 3, 1), (9, 96, 7, 5), (0, 6, 3, 3)], ids=str)
+def test_contrast_norm_for_shapes_and_powers(shape: tuple[int, ...], beta: float, dtype: torch.dtype) -> None:
+    x = 50 * torch.randn(shape, dtype=dtype)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        ours = ContrastNorm(5, 1e-3, beta, 1.5)(x.contiguous(memory_format=layout))
+        assert ours.dtype == dtype
+        precision = 1e-12 if dtype == torch.float64 else 1e-6
+        torch.testing.assert_close(ours, F.local_response_norm(x, 5, 1e-3, beta, 1.5), rtol=precision, atol=precision)
+
+
+def test_contrast_norm_worked_example() -> None:
+    # size 3, alpha 3, k 1, beta 1: each map over 1 + its own square and its neighbours'
+    x = torch.tensor([1.0, 2, 0, 3]).view(1, 4, 1, 1)
+    expected = [1 / (1 + 1 + 4), 2 / (1 + 1 + 4 + 0), 0, 3 / (1 + 0 + 9)]
+    torch.testing.assert_close(ContrastNorm(3, 3.0, 1.0, 1.0)(x).flatten(), torch.tensor(expected))
+
+
+def test_gradients_reach_every_parameter() -> None:
+    model = ZFNet(image_size=96, init="he", dropout=0.0, **SMALL)
+    F.cross_entropy(model(torch.randn(8, 3, 96, 96)), torch.arange(8) % 5).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize(("init", "deviation"), [("paper", 0.01), ("he", (2 / (256 * 9)) ** 0.5)], ids=["paper", "he"])
+def test_initial_weights(init: str, deviation: float) -> None:
+    model = ZFNet(hidden=(16,), init=init)
+    assert abs(float(model.conv3.weight.detach().std()) / deviation - 1) < 0.01
+    assert not any(p.any() for name, p in model.named_parameters() if name.endswith("bias"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"maps": (96, 256, 384)}, "maps must be five positive numbers"),
+        ({"maps": (None, 256, 384, 384, 256)}, "maps must be five positive numbers"),
+        ({"maps": (96, 0, 384, 384, 256)}, "maps must be five positive numbers"),
+        ({"hidden": (1, 2, 3)}, "hidden must be at most two positive numbers"),
+        ({"hidden": (0,)}, "hidden must be at most two positive numbers"),
+        ({"border": "bath"}, "no border 'bath' (did you mean 'both'?)"),
+        ({"norm": "after pol"}, "no norm 'after pol' (did you mean 'after pool'?)"),
+        ({"init": "hee"}, "no init 'hee' (did you mean 'he'?)"),
+        ({"image_size": 20}, "images of 20 pixels are too small for ZFNet: nothing is left after layer 2"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(value),
+)
+def test_refusals(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        ZFNet(**(SMALL | arguments))
