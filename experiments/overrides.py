@@ -21,7 +21,7 @@ from zfnet.errors import InputError, unknown
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = ("experiment", "model", "data", "train")
-GIVEN = ("model", "data", "out")  # arguments of an experiment that are made for it
+GIVEN = ("model", "data", "validation", "out")  # arguments of an experiment that are made for it
 
 
 def names(group: str) -> list[str]:
@@ -130,5 +130,5 @@ def _checked(word: str, override: Override, config: DictConfig, settings: list[s
         name, word = root, word.lstrip("+")
     if name not in settings:
         top = [str(key) for key in config if key != "hydra"]
-        raise unknown("setting", override.key_or_group, [*top, *settings])
+        raise unknown("setting", override.key_or_group, dict.fromkeys([*top, *settings]))
     return f"++experiment.{word}"

@@ -7,9 +7,11 @@ outputs/<experiment>/<model>-<data>/, or where `out=` says.  With -m, `k=4,9` ru
 import contextlib
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -23,9 +25,11 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from experiments.overrides import check, configured, first_line, single
+from experiments.overrides import GIVEN, check, configured, first_line, single
 from experiments.results import results
 from zfnet.errors import InputError
+
+PLACED = ("experiment", "model", "data", "++out")  # the folder's name says these
 
 
 @contextlib.contextmanager
@@ -53,6 +57,17 @@ def made(settings: DictConfig, *arguments: Any, **more: Any) -> Any:
         raise
 
 
+def check_type(name: str, value: Any, hint: Any) -> None:
+    """InputError for a value that is plainly not of the type that the experiment's signature says."""
+    hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = [get_origin(h) or h for h in hints]
+    fits = any(k is Any or (type(value) is k if k is bool else isinstance(value, k)) for k in kinds)
+    fits = fits or (float in kinds and type(value) is int)
+    if not fits or (type(value) is bool and not {bool, Any} & set(kinds)) or (isinstance(value, str) and str not in kinds):
+        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", type(None): "null"}
+        raise InputError(f"{name} is {value!r}; give {' or '.join(wanted.get(k, 'a list') for k in kinds)}")
+
+
 def device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -61,12 +76,6 @@ def device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"no device {name!r}: {first_line(error)}") from None
     return torch.device(name)
-
-
-def folder(config: DictConfig, experiment: str, swept: str = "") -> Path:
-    """Where the result lies; that of one point of a sweep in a folder of its own."""
-    choices = config.hydra.runtime.choices
-    return Path(config.out or Path("outputs", experiment, f"{choices.model}-{choices.data}"), swept)
 
 
 def trained(config: DictConfig, words: Sequence[str]) -> Path:
@@ -91,26 +100,36 @@ def network(config: DictConfig, words: Sequence[str]) -> nn.Module:
     return made(settings, seed=config.seed).to(device(config.device))
 
 
-def run(experiment: str, words: Sequence[str], swept: str = "") -> Any:
-    """Run one experiment as its words say, and return its result."""
+def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
+    """Run one experiment as its words say, and return its result; it lies in the folder of results, or `below` it."""
     config = configured(words)
     if type(config.seed) is not int:
         raise InputError(f"seed is {config.seed!r}; give a whole number")
-    parameters = inspect.signature(get_object(config.experiment._target_)).parameters
+    main = get_object(config.experiment._target_)
+    parameters = inspect.signature(main).parameters
     for key in sorted(OmegaConf.missing_keys(config)):
         group = key.partition(".")[0]
         if group in parameters:
             raise InputError(f"{group}={config.hydra.runtime.choices[group]} needs {key}=...")
-    out = folder(config, experiment, swept)
+    choices = config.hydra.runtime.choices
+    out = Path(config.out or Path("outputs", experiment, f"{choices.model}-{choices.data}"), below)
+    with open_dict(config):  # the file beside the result says all settings
+        for name, p in parameters.items():
+            if name not in GIVEN and name not in config.experiment and p.default is not p.empty:
+                config.experiment[name] = p.default
+    settings = OmegaConf.to_container(config.experiment, resolve=True)
+    for name, hint in get_type_hints(main).items():
+        if name in settings and not (isinstance(settings[name], dict) and "_target_" in settings[name]):
+            check_type(name, settings[name], hint)
     given: dict[str, Any] = {"out": out}
     if "model" in parameters:
         given["model"] = network(config, words)
+        with open_dict(config):  # a file of weights brings its own
+            config.model.preprocessing.update(asdict(given["model"].preprocessing))
     if "data" in parameters:
         given["data"] = made(config.data)(given["model"].preprocessing)
-    with open_dict(config):
-        for name, p in parameters.items():  # the file beside the result says all settings
-            if name not in given and name not in config.experiment and p.default is not p.empty:
-                config.experiment[name] = p.default
+    if "validation" in parameters:
+        given["validation"] = made(config.data)(given["model"].preprocessing, split="val")
     result = made(config.experiment, _partial_=True)(**given)
     with results(out) as files:
         text = OmegaConf.to_yaml(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]), resolve=True)
@@ -123,10 +142,14 @@ def run(experiment: str, words: Sequence[str], swept: str = "") -> Any:
 def task(config: DictConfig) -> None:
     job = HydraConfig.get()
     words = list(job.overrides.task)
-    swept = job.job.override_dirname.replace("/", "_") if job.mode == RunMode.MULTIRUN else ""
+    swept = ""
+    if job.mode == RunMode.MULTIRUN:  # each point in a folder of its own
+        point = [w.removeprefix("++").removeprefix("experiment.") for w in words if w.split("=")[0] not in PLACED]
+        swept = ",".join(point).replace("/", "_")
     with in_one_line():
-        for experiment, mine in single(configured(words), words):
-            run(experiment, mine, swept)
+        asked = single(configured(words), words)
+        for experiment, mine in asked:
+            run(experiment, mine, Path(experiment if config.out and len(asked) > 1 else "", swept))
 
 
 def command_line() -> None:
