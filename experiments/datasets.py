@@ -21,7 +21,7 @@ def scenes(
 def photos(
     preprocessing: Preprocessing, *, root: str | Path, split: str | None = "val", labels: str | None = None
 ) -> Photos:
-    """Photographs of `root`/`split` if there is such a folder, else all of `root`, which is to measure on, not to train."""
+    """Photographs of `root`/`split` if there is such a folder, else all of `root`: to measure on, not to train."""
     root = Path(root).expanduser()
     if split and (root / split).is_dir():
         root = root / split

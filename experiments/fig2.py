@@ -11,7 +11,6 @@ the patches differ in (background, colour) is missing from the projections.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,15 @@ class Panel:
     """What is drawn of one layer."""
 
     title: str
+    layer: str
     left: str
     right: str
     rows: int
     columns: int
-    projections: Tensor  # (maps, n, 3, S, S) in 0..1: n is k, or 1 for filters
+    signals: Tensor  # (maps, n, 3, S, S): projections, where n is k, or filters, where it is 1
     patches: Tensor  # (maps, k, 3, S, S) in 0..1
+    empty: Tensor  # (maps, k): where there is no activation above 0
+    scaling: dict[str, Any]  # of signals: see zfnet.render.contrast
 
     @property
     def side(self) -> int:
@@ -64,16 +66,20 @@ class Panel:
     def draw(self, tile: int) -> tuple[Tensor, Tensor]:
         """Projections and patches as two images (3, H, W)."""
         block = self.side * (tile + TILE_GAP) - TILE_GAP
+        maps, count = self.signals.shape[:2]
+        size = (block, block) if count == 1 else (tile, tile)
+        left = signed_image(resized(self.signals.flatten(0, 1), size), **self.scaling).unflatten(0, (maps, count))
+        right = resized(self.patches.flatten(0, 1), (tile, tile)).clamp(0, 1).unflatten(0, (maps, -1))
+        right[self.empty] = 1
+        if count > 1:
+            left[self.empty] = 1
 
-        def whole(maps: Tensor) -> Tensor:
-            if maps.shape[1] == 1:
-                blocks = resized(maps[:, 0], (block, block))
-            else:
-                tiles = [resized(tiles, (tile, tile)) for tiles in maps]
-                blocks = torch.stack([_square(grid(some, self.side, TILE_GAP), block) for some in tiles])
-            return grid(blocks, self.columns, MAP_GAP)
+        def whole(tiles: Tensor) -> Tensor:
+            columns = self.side if tiles.shape[1] > 1 else 1
+            blocks = [_square(grid(some, columns, TILE_GAP), block) for some in tiles]
+            return grid(torch.stack(blocks), self.columns, MAP_GAP)
 
-        return whole(self.projections), whole(self.patches)
+        return whole(left), whole(right)
 
 
 def _square(image: Tensor, side: int) -> Tensor:
@@ -113,7 +119,7 @@ def main(
     """
     provenance = Provenance(model, seed=seed)
     layers = [layers] if isinstance(layers, str) else list(layers)
-    grids = [tuple(g) for g in grids or (GRIDS if len(layers) == len(GRIDS) else [(4, 4)] * len(layers))]
+    grids = list(grids or (GRIDS if len(layers) == len(GRIDS) else [(4, 4)] * len(layers)))
     _check(layers, grids, choose, scale, width)
     preprocessing = getattr(model, "preprocessing", None) or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
     deconvnet = Deconvnet(model, collisions=collisions, norm=norm)
@@ -133,8 +139,12 @@ def main(
         drawn[layer] = _chosen(layer, top, rows * columns, choose, random)
         if not drawn[layer]:
             continue
-        panels.append(_panel(f"Layer {number}", deconvnet, data, layer, top, drawn[layer], fields[layer], preprocessing, scale, quantile))
-        panels[-1].rows, panels[-1].columns = min(rows, -(-len(drawn[layer]) // columns)), min(columns, len(drawn[layer]))
+        panels.append(
+            _panel(
+                number, deconvnet, data, layer, top, drawn[layer], (rows, columns), fields[layer], preprocessing,
+                scale, quantile,
+            )
+        )  # fmt: skip
     if not panels:
         raise InputError(f"no feature map of {', '.join(layers)} is ever above 0 on these {tops.images} images")
 
@@ -153,13 +163,11 @@ def main(
             for m, entries in enumerate(columns)
         }  # fmt: skip
 
-    count = sum(map(len, drawn.values()))
+    count, total = sum(map(len, drawn.values())), sum(len(top.value) for top in tops.values())
     how = f"at random (seed {seed})" if choose == "random" else "by strength" if choose == "strongest" else "by number"
     note = (
-        f"{type(model).__name__}, {tops.images:,} images. {count} of {sum(len(t.value) for t in tops.values()):,} feature "
-        f"maps, chosen {how}; of each, the {k} strongest activations"
-        + (", from different images." if distinct else ".")
-        + (f" {len(tops.broken)} images could not be read." if tops.broken else "")
+        f"{type(model).__name__}, {tops.images:,} images. {count} of {total:,} feature maps, chosen {how}; of each, "
+        f"the {k} strongest activations" + (", from different images." if distinct else ".")
     )
     paper = {
         "layers": None, "k": 9, "grids": [list(g) for g in GRIDS], "patch_sizes": [7, 27, 75, 107, 139], "drawn": None,
@@ -168,7 +176,7 @@ def main(
     ours = {
         "layers": {layer: winners(layer) for layer in layers}, "k": k, "grids": [list(g) for g in grids],
         "patch_sizes": [s[0] if s[0] == s[1] else list(s) for s in (f.size for f in fields.values())], "drawn": drawn,
-        "dead_maps": dead, "images": tops.images, "broken_images": tops.broken, "dataset": str(data.file(0)).rpartition("/")[0] if hasattr(data, "file") else None,
+        "dead_maps": dead, "images": tops.images, "broken_images": tops.broken, "dataset": type(data).__name__,
     }  # fmt: skip
     settings = {
         "model": type(model).__name__, "layers": layers, "image_size": list(size), "choose": choose, "seed": seed,
@@ -189,7 +197,7 @@ def main(
     return result
 
 
-def _check(layers: list[str], grids: list[tuple[int, ...]], choose: Any, scale: str, width: int) -> None:
+def _check(layers: list[str], grids: list[Sequence[int]], choose: Any, scale: str, width: int) -> None:
     if len(grids) != len(layers):
         raise InputError(f"{len(layers)} layers and {len(grids)} grids; give one grid, [rows, columns], for each layer")
     for each in grids:
@@ -223,26 +231,25 @@ def _chosen(layer: str, top: TopActivations, count: int, choose: Any, random: to
 
 
 def _panel(
-    title: str, deconvnet: Deconvnet, data: Any, layer: str, top: TopActivations, maps: list[int], field: ReceptiveField,
-    preprocessing: Preprocessing, scale: str, quantile: float,
+    number: int, deconvnet: Deconvnet, data: Any, layer: str, top: TopActivations, maps: list[int],
+    grid: tuple[int, ...], field: ReceptiveField, preprocessing: Preprocessing, scale: str, quantile: float,
 ) -> Panel:  # fmt: skip
     """Project and render one layer's maps."""
     k = top.value.shape[1]
     patches = project_top(deconvnet, data, layer, top, maps)
     beyond = outside(patches.boxes, field.image_size, tuple(patches.crops.shape[-2:]))  # type: ignore[arg-type]
     crops = preprocessing.pixels(patches.crops).clamp(0, 1).masked_fill(beyond, GREY)
-    crops[patches.values <= 0] = 1.0  # fewer than k activations: nothing to show
     filters = _filters(deconvnet, layer, maps, field)
-    if filters is not None:
-        shown, left = signed_image(preprocessing.rgb(filters), quantile=1.0)[:, None], "filters"
+    if filters is None:
+        left, signals = "projections", patches.pixels.unflatten(0, (len(maps), k))
+        scaling = {"together": k if scale == "map" else 1, "quantile": quantile}
     else:
-        signal = preprocessing.rgb(patches.pixels)
-        shown = signed_image(signal, together=k if scale == "map" else 1, quantile=quantile)
-        shown[patches.values <= 0] = 1.0
-        shown, left = shown.unflatten(0, (len(maps), k)), "projections"
-    rows, columns = field.size
-    right = f"image patches, {rows} × {columns} pixels"
-    return Panel(title, left, right, 0, 0, shown.cpu(), crops.unflatten(0, (len(maps), k)).cpu())
+        left, signals, scaling = "filters", filters[:, None], {"quantile": 1.0}
+    return Panel(
+        f"Layer {number}", layer, left, f"image patches, {field.size[0]} x {field.size[1]} pixels",
+        min(grid[0], -(-len(maps) // grid[1])), min(grid[1], len(maps)), preprocessing.rgb(signals).cpu(),
+        crops.unflatten(0, (len(maps), k)).cpu(), (patches.values <= 0).unflatten(0, (len(maps), k)).cpu(), scaling,
+    )  # fmt: skip
 
 
 def _filters(deconvnet: Deconvnet, layer: str, maps: list[int], field: ReceptiveField) -> Tensor | None:
@@ -292,6 +299,7 @@ def compose(panels: Sequence[Panel], width: int, note: str) -> Figure:
             blocks = panel.draw(tile)
             at = (x, x + panel.extent(tile, panel.columns) + SIDE_GAP)
             _text(figure, x, y + 24, panel.title, weight="bold", size=10.5)
+            _text(figure, x + 160, y + 26, panel.layer, size=7.5, color="0.35")
             for left, label, block in zip(at, (panel.left, panel.right), blocks, strict=True):
                 _text(figure, left, y + 62, label, size=7.5)
                 _place(figure, block, left, y + CAPTION)
@@ -328,7 +336,7 @@ def draw_boxes(
 ) -> Figure:
     """The strongest winners of some maps as boxes on their whole images: how large is a patch?"""
     layers = {layer: entry for layer, entry in layers.items() if list(entry[1])}
-    figure = Figure(figsize=(2 * columns, 2.35 * len(layers)), facecolor="white")
+    figure = Figure(figsize=(2 * columns, 2.06 * len(layers)), facecolor="white")
     axes = figure.subplots(len(layers), columns, squeeze=False)
     for line, (layer, (top, maps, field)) in zip(axes, layers.items(), strict=True):
         rows, wide = field.image_size
@@ -340,17 +348,16 @@ def draw_boxes(
             image = preprocessing.pixels(data[int(top.image[m, 0])][0]).clamp(0, 1)
             axis.imshow(image.permute(1, 2, 0).numpy())
             upper, left, lower, right = field.box(int(top.row[m, 0]), int(top.column[m, 0]))
+            corner = left - 0.5, upper - 0.5
             for colour, line_width in (("white", 3.5), ("red", 1.8)):
-                axis.add_patch(
-                    Rectangle((left - 0.5, upper - 0.5), right - left, lower - upper, fill=False, color=colour, lw=line_width)
-                )
+                axis.add_patch(Rectangle(corner, right - left, lower - upper, fill=False, color=colour, lw=line_width))
             axis.set_title(f"map {m}", fontsize=8, pad=2)
             axis.set_xlim(-0.5, wide - 0.5)
             axis.set_ylim(rows - 0.5, -0.5)
-        size = f"{field.size[0]} × {field.size[1]}"
+        size = f"{field.size[0]} x {field.size[1]}"
         line[0].text(
-            -0.04, 0.5, f"{layer}\n{size} of\n{rows} × {wide} pixels", transform=line[0].transAxes, ha="right", va="center",
-            fontsize=8,
+            -0.04, 0.5, f"{layer}\n{size} of\n{rows} x {wide} pixels", transform=line[0].transAxes,
+            ha="right", va="center", fontsize=8,
         )  # fmt: skip
-    figure.subplots_adjust(0.11, 0.01, 0.99, 0.97, 0.04, 0.14)
+    figure.subplots_adjust(0.11, 0.01, 0.99, 0.97, 0.04, 0.16)
     return figure

@@ -114,7 +114,8 @@ def check(words: Sequence[str]) -> list[str]:
     for name in chosen.get("experiment", [config.hydra.runtime.choices.experiment]):
         for _, its in single(configured([*groups, f"experiment={name}"]), [f"experiment={name}"]):
             settings += arguments(configured([*groups, *its]))
-    return [_checked(word, override, config, list(dict.fromkeys(settings))) for word, override in zip(words, overrides, strict=True)]
+    pairs = zip(words, overrides, strict=True)
+    return [_checked(word, override, config, settings) for word, override in pairs]
 
 
 def _checked(word: str, override: Override, config: DictConfig, settings: list[str]) -> str:

@@ -21,6 +21,7 @@ from torch import nn
 
 from zfnet.errors import InputError
 
+COMMAND = shlex.join(sys.argv)  # as it was typed
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -59,7 +60,7 @@ class Provenance:
         return {
             "versions": {"zfnet": _zfnet_version(), **found, "python": platform.python_version()},
             **_commit(),
-            "command": shlex.join(sys.argv),
+            "command": COMMAND,
             "seed": self.seed,
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _cpu(),
             "threads": torch.get_num_threads(),
@@ -130,7 +131,8 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
     widths = [max(len(row[n]) for row in [head, *cells]) for n in range(len(head))]
 
     def line(row: list[str]) -> str:
-        return "| " + " | ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)) + " |"
+        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+        return f"| {' | '.join(padded)} |"
 
     rule = "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|"
     return "\n".join([line(head), rule, *map(line, cells)])

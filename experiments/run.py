@@ -7,7 +7,7 @@ outputs/<experiment>/<model>-<data>/, or where `out=` says.  With -m, `k=4,9` ru
 import contextlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import UnionType
@@ -61,9 +61,11 @@ def check_type(name: str, value: Any, hint: Any) -> None:
     """InputError for a value that is plainly not of the type that the experiment's signature says."""
     hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = [get_origin(h) or h for h in hints]
-    fits = any(k is Any or (type(value) is k if k is bool else isinstance(value, k)) for k in kinds)
-    fits = fits or (float in kinds and type(value) is int)
-    if not fits or (type(value) is bool and not {bool, Any} & set(kinds)) or (isinstance(value, str) and str not in kinds):
+    if type(value) in (int, bool, str):  # else True is a number, and text a list of letters
+        fits = type(value) in kinds or (type(value) is int and float in kinds)
+    else:
+        fits = any(isinstance(value, kind) for kind in kinds)
+    if not fits and Any not in kinds:
         wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", type(None): "null"}
         raise InputError(f"{name} is {value!r}; give {' or '.join(wanted.get(k, 'a list') for k in kinds)}")
 
@@ -117,7 +119,7 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
         for name, p in parameters.items():
             if name not in GIVEN and name not in config.experiment and p.default is not p.empty:
                 config.experiment[name] = p.default
-    settings = OmegaConf.to_container(config.experiment, resolve=True)
+    settings: Any = OmegaConf.to_container(config.experiment, resolve=True)
     for name, hint in get_type_hints(main).items():
         if name in settings and not (isinstance(settings[name], dict) and "_target_" in settings[name]):
             check_type(name, settings[name], hint)
@@ -132,7 +134,7 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
         given["validation"] = made(config.data)(given["model"].preprocessing, split="val")
     result = made(config.experiment, _partial_=True)(**given)
     with results(out) as files:
-        text = OmegaConf.to_yaml(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]), resolve=True)
+        text = OmegaConf.to_yaml(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True)
         (files / "config.yaml").write_text(text, encoding="utf-8")
     print(f"{experiment}: {out}")
     return result

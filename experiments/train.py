@@ -1,4 +1,4 @@
-"""Training: the paper's recipe, or what the configuration makes of it; the other experiments find the network it leaves.
+"""Training, by the paper's recipe or another; the other experiments find the network that it leaves.
 
 What to look for: both error rates fall, and the validation error ends well below that of guessing.
 """

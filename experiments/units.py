@@ -29,7 +29,7 @@ PAPER = {  # Figure 3: maps, rows, columns
 def main(model: nn.Module, out: str | Path, *, image_size: int | None = None) -> dict[str, Any]:
     """Print the table for images of that size, by default the network's own; write table.md and result.json."""
     provenance = Provenance(model)
-    size = image_size or model.preprocessing.size  # type: ignore[union-attr]
+    size: int = image_size or model.preprocessing.size  # type: ignore[union-attr, assignment]
     rows = units(model, size)
 
     def times(pair: tuple[int, ...] | None) -> str:
@@ -42,11 +42,20 @@ def main(model: nn.Module, out: str | Path, *, image_size: int | None = None) ->
     text = table(
         head,
         [
-            [r.layer, r.operation, times(r.output), r.units, square(r.kernel), square(r.stride)]
-            + [square(r.receptive_field), square(r.receptive_stride), r.parameters]
+            [
+                r.layer,
+                r.operation,
+                times(r.output),
+                r.units,
+                square(r.kernel),
+                square(r.stride),
+                square(r.receptive_field),
+                square(r.receptive_stride),
+                r.parameters,
+            ]
             for r in rows
         ],
-    )
+    )  # fmt: skip
     total = sum(p.numel() for p in model.parameters())
     maps = [r for r in rows if len(r.output) == 3]
     notes = [f"{type(model).__name__}, images of {size} x {size} pixels; {total:,} parameters."]
@@ -62,6 +71,6 @@ def main(model: nn.Module, out: str | Path, *, image_size: int | None = None) ->
     extra = {"layers": [r._asdict() for r in rows], "image_size": size, "parameters": total}
     with results(out) as folder:
         (folder / "table.md").write_text(text, encoding="utf-8")
-        paper = {name: PAPER.get(name) for name in ours}
         settings = {"image_size": size, "model": type(model).__name__}
-        return write_result(folder, "units", {"output": paper, **dict.fromkeys(extra)}, {"output": ours, **extra}, settings, provenance)
+        paper = {"output": {name: PAPER.get(name) for name in ours}, **dict.fromkeys(extra)}
+        return write_result(folder, "units", paper, {"output": ours, **extra}, settings, provenance)

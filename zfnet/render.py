@@ -1,8 +1,8 @@
 """From signals to pictures: a projection has a sign and no scale, an image has 0..1.
 
 Zero is mid-grey, as in the paper, and the strongest value of either sign lies at the end of the range: a signal and its
-multiples give the same picture.  A few extreme values would turn all others grey, so the range ends at a quantile of the
-values that are not zero, and what lies beyond is cut off.
+multiples give the same picture.  A few extreme values would turn all others grey, so the range ends at a quantile of
+the values that are not zero, and what lies beyond is cut off.
 """
 
 import math
@@ -17,7 +17,7 @@ GREY = 0.5
 
 
 def contrast(signal: Tensor, *, together: int = 1, quantile: float = 0.995) -> Tensor:
-    """Signals (N, ...) scaled to -1..1, zero staying zero: each by its own range, or `together` that follow one another.
+    """Signals (N, ...) scaled to -1..1, zero staying zero: each by its own range, or `together` successive ones.
 
     The range is the `quantile` of the absolute values that are not zero; larger ones become -1 or 1.
     """
@@ -36,9 +36,9 @@ def contrast(signal: Tensor, *, together: int = 1, quantile: float = 0.995) -> T
     return (rows / torch.stack(limits)[:, None]).clamp(-1, 1).reshape(signal.shape)
 
 
-def signed_image(signal: Tensor, *, together: int = 1, quantile: float = 0.995) -> Tensor:
-    """Signals (N, 3, H, W) as images in 0..1 around mid-grey, scaled as in `contrast`."""
-    return GREY + GREY * contrast(signal, together=together, quantile=quantile)
+def signed_image(signal: Tensor, **scaling: float) -> Tensor:
+    """Signals (N, 3, H, W) as images in 0..1 around mid-grey, scaled as by `contrast`."""
+    return GREY + GREY * contrast(signal, **scaling)  # type: ignore[arg-type]
 
 
 def outside(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
@@ -50,11 +50,13 @@ def outside(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images (N, 3, H, W) in 0..1 at another size: smoothly, and larger by a whole number of times without blur."""
-    rows, columns = images.shape[-2:]
-    if size[0] % rows == 0 and size[1] % columns == 0:
-        return images.repeat_interleave(size[0] // rows, 2).repeat_interleave(size[1] // columns, 3)
-    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+    """Images or signals (N, C, H, W) at another size, without aliasing; a signal's fine grain cancels out.
+
+    Resize a signal before its contrast is set, or what is left of it will be faint.
+    """
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.interpolate(images, size, mode="bicubic", antialias=True)
 
 
 def grid(tiles: Tensor, columns: int, gap: int = 0, fill: float = 1.0) -> Tensor:
