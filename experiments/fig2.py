@@ -120,7 +120,7 @@ def main(
     provenance = Provenance(model, seed=seed)
     layers = [layers] if isinstance(layers, str) else list(layers)
     grids = list(grids or (GRIDS if len(layers) == len(GRIDS) else [(4, 4)] * len(layers)))
-    _check(layers, grids, choose, scale, width)
+    _check(layers, grids, choose, scale, quantile, width)
     preprocessing = getattr(model, "preprocessing", None) or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
     deconvnet = Deconvnet(model, collisions=collisions, norm=norm)
     tops = scan(
@@ -197,7 +197,9 @@ def main(
     return result
 
 
-def _check(layers: list[str], grids: list[Sequence[int]], choose: Any, scale: str, width: int) -> None:
+def _check(
+    layers: list[str], grids: list[Sequence[int]], choose: Any, scale: str, quantile: float, width: int
+) -> None:  # fmt: skip
     if len(grids) != len(layers):
         raise InputError(f"{len(layers)} layers and {len(grids)} grids; give one grid, [rows, columns], for each layer")
     for each in grids:
@@ -211,6 +213,8 @@ def _check(layers: list[str], grids: list[Sequence[int]], choose: Any, scale: st
                 raise unknown("layer in choose", layer, layers)
     if scale not in ("patch", "map"):
         raise unknown("scale", scale, ("patch", "map"))
+    if not 0 < quantile <= 1:
+        raise InputError(f"quantile is {quantile}; give a number above 0, up to 1")
     if width < 400:
         raise InputError(f"a picture of {width} pixels is too narrow; give a width of at least 400")
 

@@ -65,8 +65,8 @@ def _parse(word: str) -> Override:
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException as error:
-        why = "a setting is written key=value" if "=" not in word and not word.startswith("~") else first_line(error)
-        raise InputError(f"cannot read {word!r}: {why}") from None
+        why = f"quote special characters, key='\"value\"' ({first_line(error)})"
+        raise InputError(f"cannot read {word!r}: {why if '=' in word else 'a setting is written key=value'}") from None
 
 
 def _choices(override: Override) -> list[str]:

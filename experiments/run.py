@@ -25,7 +25,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from experiments.overrides import GIVEN, check, configured, first_line, single
+from experiments.overrides import CONF, GIVEN, check, configured, first_line, single
 from experiments.results import results
 from zfnet.errors import InputError
 
@@ -134,13 +134,15 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
         given["validation"] = made(config.data)(given["model"].preprocessing, split="val")
     result = made(config.experiment, _partial_=True)(**given)
     with results(out) as files:
-        text = OmegaConf.to_yaml(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True)
+        text = OmegaConf.to_yaml(
+            OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True
+        )
         (files / "config.yaml").write_text(text, encoding="utf-8")
     print(f"{experiment}: {out}")
     return result
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def task(config: DictConfig) -> None:
     job = HydraConfig.get()
     words = list(job.overrides.task)

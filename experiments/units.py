@@ -32,30 +32,15 @@ def main(model: nn.Module, out: str | Path, *, image_size: int | None = None) ->
     size: int = image_size or model.preprocessing.size  # type: ignore[union-attr, assignment]
     rows = units(model, size)
 
-    def times(pair: tuple[int, ...] | None) -> str:
-        return " x ".join(map(str, pair)) if pair else ""
-
-    def square(pair: tuple[int, int] | None) -> str | int:
-        return "" if pair is None else pair[0] if pair[0] == pair[1] else times(pair)
-
     head = ["layer", "operation", "output", "units", "kernel", "stride", "patch", "patch stride", "parameters"]
+    pairs = [[_pair(p) for p in (r.kernel, r.stride, r.receptive_field, r.receptive_stride)] for r in rows]
     text = table(
         head,
         [
-            [
-                r.layer,
-                r.operation,
-                times(r.output),
-                r.units,
-                square(r.kernel),
-                square(r.stride),
-                square(r.receptive_field),
-                square(r.receptive_stride),
-                r.parameters,
-            ]
-            for r in rows
+            [r.layer, r.operation, " x ".join(map(str, r.output)), r.units, *sizes, r.parameters]
+            for r, sizes in zip(rows, pairs, strict=True)
         ],
-    )  # fmt: skip
+    )
     total = sum(p.numel() for p in model.parameters())
     maps = [r for r in rows if len(r.output) == 3]
     notes = [f"{type(model).__name__}, images of {size} x {size} pixels; {total:,} parameters."]
@@ -74,3 +59,8 @@ def main(model: nn.Module, out: str | Path, *, image_size: int | None = None) ->
         settings = {"image_size": size, "model": type(model).__name__}
         paper = {"output": {name: PAPER.get(name) for name in ours}, **dict.fromkeys(extra)}
         return write_result(folder, "units", paper, {"output": ours, **extra}, settings, provenance)
+
+
+def _pair(sizes: tuple[int, int] | None) -> str | int:
+    """Rows and columns as one number where they are the same."""
+    return "" if sizes is None else sizes[0] if sizes[0] == sizes[1] else f"{sizes[0]} x {sizes[1]}"
