@@ -85,6 +85,8 @@ class Step:
 
     def call(self, *inputs: Tensor) -> Tensor:
         """Do the step on other inputs."""
+        if self.graph.overwrites(self.node):
+            inputs = tuple(x.clone() for x in inputs)
         values = dict(zip(self.sources, inputs, strict=True))
 
         def value(source: fx.Node) -> Any:

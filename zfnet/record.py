@@ -99,6 +99,10 @@ class Graph:
         """The names of the steps that compute, in order."""
         return [self.names[n] for n in self.nodes if n.op.startswith("call")]
 
+    def overwrites(self, node: fx.Node) -> bool:
+        """Whether the step works in place, on its first input."""
+        return node in self._overwrites
+
     def node(self, layer: str) -> fx.Node:
         """The step of that name; InputError lists what there is."""
         if layer not in self._by_name:
