@@ -195,8 +195,9 @@ def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
 @rule(operator.mul, operator.imul, operator.truediv, operator.itruediv, torch.mul, Tensor.mul, Tensor.mul_)
 def scale(step: Step, signal: Tensor) -> Sequence[Tensor]:
     """A feature map times a constant; the product of two feature maps is not linear."""
-    divisor = step.graph.operation(step.node).endswith("truediv") and step.node.args[1] is step.sources[0]
-    if len(step.sources) != 1 or divisor:
+    maps = [a for a in (*step.node.args, *step.node.kwargs.values()) if a in step.sources]  # x * x has two
+    divisor = step.graph.operation(step.node).endswith("truediv") and step.node.args[1] is maps[0]
+    if len(maps) != 1 or divisor:
         raise step.refuse(" of two feature maps")
     return transpose(step, signal)
 
