@@ -102,7 +102,8 @@ def bench_scan(model: ZFNet, device: str, repeats: int) -> list[dict]:
 
 def bench_project(model: ZFNet, device: str, repeats: int) -> list[dict]:
     images, maps, rows = photographs(8, device), 6, []
-    deconvnet = Deconvnet(model, norm="gradient")  # Captum differentiates the norm: the same result, to compare it
+    # Captum differentiates the norm: results are compared with that option, times with the paper's
+    paper, deconvnet = Deconvnet(model), Deconvnet(model, norm="gradient")
     plain = stock(model)
     tops = scan(model, TensorDataset(images.cpu()), LAYERS, k=6, progress=False)
     total = {"ours": 0.0, "theirs": 0.0}
@@ -117,7 +118,6 @@ def bench_project(model: ZFNet, device: str, repeats: int) -> list[dict]:
         def theirs(neuron: NeuronDeconvolution = neuron, units: Tensor = units) -> list[Tensor]:
             return [neuron.attribute(images[i : i + 1], (m, r, c)).detach() for i, m, r, c in units.tolist()]
 
-        default = Deconvnet(model)
         worst = 0.0
         for pixels, box, value, whole in zip(*deconvnet.project_units(images, layer, units)[1:], theirs(), strict=True):
             top_, left, bottom, right = box.tolist()
@@ -127,7 +127,7 @@ def bench_project(model: ZFNet, device: str, repeats: int) -> list[dict]:
         spent = medians(
             device,
             max(1, repeats // 2),
-            ours=lambda layer=layer, units=units: default.project_units(images, layer, units),
+            ours=lambda layer=layer, units=units: paper.project_units(images, layer, units),
             theirs=theirs,
         )
         total = {name: total[name] + spent[name] for name in total}

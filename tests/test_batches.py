@@ -48,9 +48,12 @@ class With(Counting):
         return f"photo{i}.png"
 
 
-class Threads(Counting):
+class Process(Counting):
+    """Labels say how many threads the process has and, in tens, whether Ctrl-C leaves it alone."""
+
     def __getitem__(self, i):
-        return super().__getitem__(i)[0], torch.get_num_threads()
+        ignores = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        return super().__getitem__(i)[0], 10 * ignores + torch.get_num_threads()
 
 
 class Dying(Counting):
@@ -86,18 +89,14 @@ def kinds(length=11):
 
 @ANY_WORKERS
 @pytest.mark.parametrize("kind", kinds())
-@pytest.mark.parametrize(
-    "indices", [None, [3, 9, 4, 0, 3], range(10, 1, -3), torch.tensor([2, 3, 4, 7]), np.arange(5)]
-)
+@pytest.mark.parametrize("indices", [None, [3, 9, 4, 0, 3], range(10, 1, -3), torch.tensor([2, 3, 4, 7]), np.arange(5)])
 def test_every_kind_of_dataset_is_read_in_the_order_of_indices(kind, indices, workers):
     dataset = kinds()[kind]
     batches = Batches(dataset, 4, indices=indices, workers=workers)
     expected = list(range(11) if indices is None else map(int, indices))
     read = list(batches)
     assert len(read) == len(batches)
-    assert [len(batch.index) for batch in read] == [
-        len(expected[i : i + 4]) for i in range(0, len(expected), 4)
-    ]
+    assert [len(batch.index) for batch in read] == [len(expected[i : i + 4]) for i in range(0, len(expected), 4)]
     index, images, labels = (torch.cat(part) for part in zip(*read, strict=True))
     assert index.tolist() == expected and index.dtype == labels.dtype == torch.int64
     assert images.shape == (len(expected), 3, 2, 2) and images[:, 0, 0, 0].tolist() == expected
@@ -194,9 +193,9 @@ def test_bad_arguments_are_refused(dataset, settings, says):
 # --- processes
 
 
-def test_workers_use_one_thread():
-    labels = torch.cat([batch.labels for batch in Batches(Threads(), 2, workers=2)])
-    assert labels.tolist() == [1] * 11
+def test_workers_use_one_thread_and_leave_ctrl_c_to_the_main_process():
+    labels = torch.cat([batch.labels for batch in Batches(Process(), 2, workers=2)])
+    assert labels.tolist() == [11] * 11
 
 
 def test_nothing_keeps_running():
@@ -222,9 +221,7 @@ def test_worker_that_dies_is_one_line():
 
 def test_default_workers(monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        "zfnet.data.batches.DataLoader", lambda *args, num_workers, **rest: asked.append(num_workers)
-    )
+    monkeypatch.setattr("zfnet.data.batches.DataLoader", lambda *args, num_workers, **rest: asked.append(num_workers))
     monkeypatch.setattr("zfnet.data.batches._cores", lambda: 40)
     assert len(list(Batches(Counting(200)))) == 4 and not asked  # few: no processes
     assert len(list(Batches(torch.zeros(1000, 3, 2, 2)))) == 16 and not asked  # in memory: none either

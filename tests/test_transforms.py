@@ -26,12 +26,8 @@ def noise(height, width, seed=0):
 @BOTH
 def test_pixels_undoes_normalise(preprocessing):
     rgb = torch.rand(2, 3, 5, 7, dtype=torch.float64)
-    torch.testing.assert_close(
-        preprocessing.pixels(preprocessing.normalise(rgb)), rgb, rtol=1e-10, atol=1e-12
-    )
-    torch.testing.assert_close(
-        preprocessing.normalise(preprocessing.pixels(rgb)), rgb, rtol=1e-10, atol=1e-12
-    )
+    torch.testing.assert_close(preprocessing.pixels(preprocessing.normalise(rgb)), rgb, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(preprocessing.normalise(preprocessing.pixels(rgb)), rgb, rtol=1e-10, atol=1e-12)
 
 
 @BOTH
@@ -65,9 +61,7 @@ def test_worked_example():
     assert unit(np.uint8([[[255, 0, 255]]])).flatten().tolist() == [1, 0, 0]
 
 
-@pytest.mark.parametrize(
-    "height, width", [(300, 401), (500, 375), (256, 341), (100, 900), (225, 225), (224, 300)]
-)
+@pytest.mark.parametrize("height, width", [(300, 401), (500, 375), (256, 341), (100, 900), (225, 225), (224, 300)])
 def test_default_is_torchvisions(height, width):
     image = Image.fromarray(noise(height, width))
     theirs = tv.Compose(
@@ -154,9 +148,7 @@ def test_arrays_that_are_no_image_are_refused(array):
         Preprocessing()(array)
 
 
-@pytest.mark.parametrize(
-    "x", [torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(4, 4), torch.zeros(1, 4, 4)]
-)
+@pytest.mark.parametrize("x", [torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(4, 4), torch.zeros(1, 4, 4)])
 def test_tensors_that_are_no_image_are_refused(x):
     with pytest.raises(InputError, match="is no image"):
         Preprocessing().normalise(x)

@@ -160,3 +160,9 @@ class ZFNet(nn.Sequential):
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         self.to(memory_format=torch.channels_last)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One layer, or the chain of layers of a slice."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))  # type: ignore[arg-type]
+        return super().__getitem__(index)

@@ -11,11 +11,11 @@ from zfnet.scan import TopActivations
 
 
 def project_top(
-    deconvnet: Deconvnet, dataset: Any, layer: str, top: TopActivations, maps: Sequence[int], *, at_once: int = 256
+    deconvnet: Deconvnet, dataset: Any, layer: str, top: TopActivations, maps: Sequence[int], at_once: int = 256
 ) -> Patches:
-    """Crops and projections (len(maps) * k) of the strongest activations of some feature maps, map by map, strongest first.
+    """Crops and projections (len(maps) * k) of some feature maps' strongest activations, map by map, strongest first.
 
-    dataset: the one that was scanned.  Where a map has fewer than k, canvas, box and value are zero.
+    dataset: the one that was scanned, read `at_once` images at a time.  Where a map has fewer than k, all is zero.
     """
     maps = list(maps)
     k = top.value.shape[1]

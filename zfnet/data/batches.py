@@ -9,29 +9,29 @@ import operator
 import os
 import pickle
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import LongTensor, Tensor
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from zfnet.data.photos import BrokenImage
 from zfnet.errors import InputError
 
-_FEW = 256  # items that one process has decoded by the time that workers have started
+_FEW = 256  # below this, workers that must import torch first (spawned, not forked) do not pay
 
 
 class Batch(NamedTuple):
-    index: LongTensor  # (N,): which items of the dataset
+    index: Tensor  # type: ignore[assignment]  # (N,), int64: which items of the dataset
     images: Tensor  # (N, 3, H, W)
-    labels: LongTensor  # (N,): -1 where the dataset has none
+    labels: Tensor  # (N,), int64: -1 where the dataset has none
 
 
 class _Read(NamedTuple):
     """What a worker sends back. Lists, because every tensor would cost the main process a file descriptor."""
 
-    index: list[int]
+    items: list[int]
     images: Tensor | None
     labels: list[int]
     broken: list[str]
@@ -49,7 +49,7 @@ def _check_finite(images: Tensor, index: list[int], dataset: Any) -> None:
                 raise InputError(f"the image of {_name(dataset, i)} has values that are not finite")
 
 
-class _Reader:
+class _Reader(Dataset[_Read]):
     """A dataset whose item is a whole batch: the part of the work that is done in a worker."""
 
     def __init__(self, dataset: Any) -> None:
@@ -67,17 +67,17 @@ class _Reader:
                     continue
                 if images and image.shape != images[0].shape:
                     raise InputError(
-                        f"{_name(self.dataset, read.index[0])} is {_size(images[0])} and"
+                        f"{_name(self.dataset, read.items[0])} is {_size(images[0])} and"
                         f" {_name(self.dataset, i)} is {_size(image)};"
                         " a batch needs one size, so give the dataset a transform"
                     )
                 images.append(image)
-                read.index.append(i)
+                read.items.append(i)
                 read.labels.append(label)
             if not images:
                 return read
             stacked = torch.stack(images)
-            _check_finite(stacked, read.index, self.dataset)
+            _check_finite(stacked, read.items, self.dataset)
             return read._replace(images=stacked)
         except InputError as error:  # as a message: raised here, it would come back as a worker's traceback
             return read._replace(error=str(error))
@@ -134,7 +134,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _as_it_is(read: _Read) -> _Read:
+def _as_it_is(read: Any) -> Any:
     return read
 
 
@@ -195,9 +195,9 @@ class Batches:
                 if read.error is not None:
                     raise InputError(read.error)
                 if read.images is not None:
-                    yield Batch(torch.tensor(read.index), read.images, torch.tensor(read.labels))
+                    yield Batch(torch.tensor(read.items), read.images, torch.tensor(read.labels))
 
-    def _reads(self, chunks: list[list[int]]) -> Iterator[_Read]:
+    def _reads(self, chunks: list[list[int]]) -> Generator[_Read, None, None]:
         reader = _Reader(self.dataset)
         workers = self.workers
         if workers is None:
@@ -206,7 +206,7 @@ class Batches:
         if not workers:
             yield from map(reader.__getitem__, chunks)
             return
-        loader = DataLoader(
+        loader: DataLoader[_Read] = DataLoader(
             reader,
             batch_size=None,
             sampler=chunks,
@@ -216,7 +216,7 @@ class Batches:
             generator=torch.Generator(),  # or the loader would draw a seed from the global generator
         )
         try:
-            reads = iter(loader)
+            reads: Any = iter(loader)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise InputError(f"worker processes cannot be given the dataset ({error}); use workers=0") from None
         try:

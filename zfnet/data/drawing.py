@@ -289,12 +289,8 @@ class Frame:
         wide, tall = scale * stretch * flip, scale / stretch
         self.canvas, self.dice, self.palette, self.mirror, self.scale = canvas, dice, palette, mirror, scale
         self.centre = centre
-        self.a, self.b, self.c, self.d = (
-            c * wide,
-            c * shear * wide - s * tall,
-            s * wide,
-            s * shear * wide + c * tall,
-        )
+        self.a, self.b = c * wide, c * shear * wide - s * tall  # x from u, v
+        self.c, self.d = s * wide, s * shear * wide + c * tall  # y from u, v
         self.rows, self.columns = slice(0, canvas.rows), slice(0, canvas.columns)
         self.rows, self.columns = self.window((-1.15, -1.15, 1.15, 1.15))
         x, y = canvas.x[self.columns] - centre[0], (canvas.y[self.rows] - centre[1])[:, None]
@@ -308,7 +304,6 @@ class Frame:
         self.owner = np.zeros(self.u.shape, dtype=np.uint8)
         self.parts: dict[str, list[tuple[slice, slice]]] = {}
         self.noise = canvas.noise(dice, 0.09 * scale)[self.rows, self.columns]
-        self.patches = canvas.noise(dice, 0.45 * scale)[self.rows, self.columns]
         self.coat = self.make_coat()
 
     def make_coat(self) -> Pattern:

@@ -70,6 +70,10 @@ def bricks(u: Array, v: Array, n: Array) -> Array:
     return np.maximum(step(0.75, 0.95, wave(x)), step(0.6, 0.9, wave(y)))
 
 
+def faded(u: Array, v: Array, n: Array) -> Array:
+    return np.clip((u * u + v * v) * 1.1 + 0.3 * n - 0.1, 0, 1)
+
+
 def hexagon(x: float, y: float, r: float) -> Shape:
     return polygon(*[(x + r * c, y + r * s) for _, c, s in around(6, -90)])
 
@@ -124,7 +128,7 @@ def cat(f: Frame) -> None:
             & box(0, 0.58, 0.25, 0.09), p.ink, "mouth", rise=0.02)
     for side, s in SIDES:
         for k in (-1, 0, 1):
-            f.paint(capsule(0.3 * s, 0.47 + 0.04 * k, 0.98 * s, 0.45 + 0.16 * k, 0.016, 0.008), WHITE,
+            f.paint(capsule(0.3 * s, 0.47 + 0.04 * k, 0.98 * s, 0.45 + 0.16 * k, 0.02, 0.012), WHITE,
                     f"whiskers_{side}")
         eye(f, f"eye_{side}", 0.36 * s, 0.02, 0.19, 0.75, slit)
 
@@ -184,14 +188,13 @@ def fish(f: Frame) -> None:
     p, d = f.palette, f.dice
     fan = bars(1, 6)
     deep = d(0.42, 0.58)
-    f.paint(polygon((0.5, -0.02), (0.98, -0.5), (0.86, 0.0), (0.5, 0.05)) | polygon((0.5, -0.05),
-            (0.86, 0.0), (0.98, 0.5)),
-            p.third, "tail", coat=fan, rise=0.08)
+    tail = polygon((0.5, -0.02), (0.98, -0.5), (0.86, 0.0), (0.5, 0.05))
+    tail |= polygon((0.5, -0.05), (0.86, 0.0), (0.98, 0.5))
+    f.paint(tail, p.third, "tail", coat=fan, rise=0.08)
     f.paint(ellipse(0.0, -deep, 0.4, 0.3).turn(12), p.third, "fin_top", coat=bars(7, 2), rise=0.06)
     f.paint(ellipse(0.15, deep, 0.2, 0.22).turn(-20, 0.15, deep), p.third, "fin_bottom", coat=fan, rise=0.06)
-    body = ellipse(-0.15, 0, 0.78, deep) | polygon((-0.1, -deep * 0.98), (0.75, -0.09), (0.75, 0.09),
-        (-0.1, deep * 0.98))
-    f.paint(body, p.main, "body", coat=f.coat, rise=0.32, fresh=True)
+    taper = polygon((-0.1, -deep * 0.98), (0.75, -0.09), (0.75, 0.09), (-0.1, deep * 0.98))
+    f.paint(ellipse(-0.15, 0, 0.78, deep) | taper, p.main, "body", coat=f.coat, rise=0.32, fresh=True)
     size = d(8, 10)
 
     def scales(u: Array, v: Array, n: Array) -> Array:
@@ -213,8 +216,8 @@ def fish(f: Frame) -> None:
 def butterfly(f: Frame) -> None:
     p, d = f.palette, f.dice
     up, low, spots = d(24, 40), d(-40, -22), d.count(2, 4)
-    for name, x, y, a, b, angle in (("low", 0.4, 0.42, 0.46, 0.34, low + 70),
-        ("high", 0.5, -0.33, 0.56, 0.38, -up)):
+    wings = ("low", 0.4, 0.42, 0.46, 0.34, low + 70), ("high", 0.5, -0.33, 0.56, 0.38, -up)
+    for name, x, y, a, b, angle in wings:
         for side, s in SIDES:
             part = f"wing_{name}_{side}"
             turned = angle * s, x * s, y
@@ -283,14 +286,13 @@ def car(f: Frame) -> None:
             f.paint(disc(x + 0.085 * c, 0.42 + 0.085 * s, 0.028), p.ink, rise=0.01)
 
 
-def petals(f: Frame, n: int, start: float, near: float, far: float, wide: float, colour: Colour,
-    first: int = 1) -> None:
+def petals(f: Frame, n: int, start: float, near: float, far: float, wide: float, tone: Colour,
+           first: int = 1) -> None:
     mid, half = (near + far) / 2, (far - near) / 2
     for k, (angle, c, s) in enumerate(around(n, start), first):
-        f.paint(ellipse(mid, 0, half, wide).turn(angle), colour, f"petal_{k}", rise=0.1, fresh=True,
-                coat=lambda u, v, n: np.clip((u * u + v * v) * 1.1 + 0.3 * n - 0.1, 0, 1),
-                    over=f.palette.third)
-        f.paint(capsule(near * c, near * s, far * 0.8 * c, far * 0.8 * s, 0.012), dim(colour, 0.6), rise=0.02)
+        f.paint(ellipse(mid, 0, half, wide).turn(angle), tone, f"petal_{k}", rise=0.1, fresh=True,
+                coat=faded, over=f.palette.third)
+        f.paint(capsule(near * c, near * s, far * 0.8 * c, far * 0.8 * s, 0.012), dim(tone, 0.6), rise=0.02)
 
 
 def flower(f: Frame) -> None:
@@ -323,9 +325,10 @@ def tree(f: Frame) -> None:
     for side, s in SIDES:
         f.paint(capsule(0, 0.3, 0.4 * s, -0.15, 0.06, 0.035), dim(p.second, 0.55), f"branch_{side}",
                 coat=bark, over=p.ink, rise=0.06)
-    clumps = [(c * d(0.4, 0.52), s * d(0.3, 0.4) - 0.38, d(0.24, 0.34)) for _, c,
-        s in around(d.count(7, 9), d(0, 60))]
-    for x, y, r in sorted([*clumps, (0, -0.38, 0.4), (0.12, -0.55, 0.3)], key=lambda c: -c[1]):
+    clumps = [(0.0, -0.38, 0.4), (0.12, -0.55, 0.3)]
+    for _, a, b in around(d.count(7, 9), d(0, 60)):
+        clumps.append((a * d(0.4, 0.52), b * d(0.3, 0.4) - 0.38, d(0.24, 0.34)))
+    for x, y, r in sorted(clumps, key=lambda clump: -clump[1]):
         f.paint(disc(x, y, r), blend(p.main, p.paper, 0.25 * d(0, 1)), "crown", rise=0.2,
                 coat=lambda u, v, n: step(0.25, 0.75, n), over=dim(p.main, 0.55))
     for k in range(d.count(0, 7)):
@@ -336,14 +339,13 @@ def house(f: Frame) -> None:
     p, d = f.palette, f.dice
     eave, tall = d(-0.25, -0.1), d(-0.98, -0.8)
     left = d.count(0, 1) * 2 - 1
-
     f.paint(box(0.5 * left, -0.65, 0.1, 0.3), dim(p.second, 0.7), "chimney", coat=bricks, over=p.ink,
             rise=0.06)
     f.paint(box(0, 0.4, 0.74, 0.54), p.main, "wall", coat=bricks, over=blend(p.main, p.paper, 0.6),
             rise=0.06, fresh=True)
-    f.paint(polygon((-0.96, eave + 0.08), (-0.4 * d(0, 1), tall), (0.4 * d(0, 1), tall),
-            (0.96, eave + 0.08)), dim(p.second, 0.8),
-            "roof", coat=scallops(5), over=dim(p.second, 0.4), rise=0.08, fresh=True)
+    roof = polygon((-0.96, eave + 0.08), (d(-0.4, -0.02), tall), (d(0.02, 0.4), tall), (0.96, eave + 0.08))
+    f.paint(roof, dim(p.second, 0.8), "roof", coat=scallops(5), over=dim(p.second, 0.4), rise=0.08,
+            fresh=True)
     f.paint(box(0.34 * left, 0.56, 0.19, 0.38, 0.02), p.paper, "door", rise=0.03)
     f.paint(box(0.34 * left, 0.58, 0.15, 0.36, 0.01), p.third, "door", coat=bars(7, 0, 1),
             over=dim(p.third, 0.6), rise=0.04)
@@ -365,9 +367,10 @@ def clock(f: Frame) -> None:
         long = 0.09 if k % 3 == 0 else 0.05
         f.paint(box(0.64, 0, long, 0.03).turn(angle), p.ink, f"tick_{k}", rise=0.02)
     minutes = d.count(0, 59)
-    for name, angle, far, r in (("minute", 6 * minutes, 0.58, 0.03),
-        ("hour", 30 * d.count(0, 11) + minutes / 2, 0.38, 0.05)):
-        c, s = cos_sin(angle - 90)
+    hours = d.count(0, 11) + minutes / 60
+    hands = ("minute", 6 * minutes, 0.58, 0.03), ("hour", 30 * hours, 0.38, 0.05)
+    for name, turned, far, r in hands:
+        c, s = cos_sin(turned - 90)
         f.paint(capsule(-0.12 * c, -0.12 * s, far * c, far * s, r, r * 0.5), p.ink, f"hand_{name}", rise=0.03)
     f.paint(disc(0, 0, 0.07), p.third, "hub", rise=0.06)
 
@@ -379,9 +382,8 @@ def keyboard(f: Frame) -> None:
     cap = p.paper if d(0, 1) < 0.5 else p.ink
     sign = p.ink if cap is p.paper else p.paper
     pitch, dot = 0.206, 0.022
-    rows = [[(-0.824 + pitch * k + 0.05 * (row - 1), 0.088) for k in range(9)] for row in range(3)]
-    keys = [(x, half, row) for row, line in enumerate([*rows, [(-0.8, 0.1), (0.0, 0.62),
-        (0.8, 0.1)]]) for x, half in line]
+    keys = [(-0.824 + pitch * k + 0.05 * (row - 1), 0.088, row) for row in range(3) for k in range(9)]
+    keys += [(-0.8, 0.1, 3), (0.0, 0.62, 3), (0.8, 0.1, 3)]
     for n, (x, half, row) in enumerate(keys, 1):
         y = -0.33 + 0.22 * row
         f.paint(box(x, y, half, 0.092, 0.03), p.third if n == 1 else cap, f"key_{n}", rise=0.05)
@@ -544,8 +546,8 @@ def cup(f: Frame) -> None:
     f.paint(ellipse(-0.05, 0.78, 0.88, 0.17), p.second, "saucer", rise=0.08)
     f.paint(ellipse(-0.05, 0.74, 0.6, 0.1), dim(p.second, 0.75), "saucer", rise=0.04)
     f.paint(ellipse(0.6, 0.1, 0.34, 0.36) - ellipse(0.6, 0.1, 0.21, 0.23), p.main, "handle", rise=0.08)
-    body = polygon((-0.72, -0.4), (0.6, -0.4), (low, 0.72), (-low - 0.1, 0.72)) | ellipse(-0.05, 0.72,
-        low + 0.03, 0.09)
+    body = polygon((-0.72, -0.4), (0.6, -0.4), (low, 0.72), (-low - 0.1, 0.72))
+    body |= ellipse(-0.05, 0.72, low + 0.03, 0.09)
     f.paint(body, p.main, "body", coat=f.coat, rise=0.3, fresh=True)
     f.paint(box(-0.05, 0.2 + band, 0.8, 0.1) & body, p.third, "band", coat=bars(5), over=p.paper, rise=0.02)
     f.paint(ellipse(-0.06, -0.4, 0.67, 0.2), blend(p.main, p.paper, 0.6), "rim", rise=0.04)
@@ -584,7 +586,7 @@ DRAW: dict[str, Callable[[Frame], None]] = {
     draw.__name__: draw
     for draw in (
         dog, cat, owl, face, fish, butterfly, wheel, car, flower, tree, house, clock, keyboard, page,
-            honeycomb, guitar,
+        honeycomb, guitar,
         sunflower, mushroom, umbrella, boat, bicycle, windmill, cup, ladybird,
     )
 }

@@ -50,7 +50,7 @@ def _reason(path: str | os.PathLike[str], error: Exception) -> str:
 
 class _Found(NamedTuple):
     file: str  # from the root, with forward slashes
-    index: int | None
+    label: int | None
     name: str | None
 
 
@@ -121,24 +121,18 @@ def _from_row(table: Path, line: int, row: dict[str, str | None], name_column: s
 
 def _label(source: Path, found: list[_Found], classes: Sequence[str] | None) -> tuple[list[str], list[int], list[str]]:
     """The files, the labels and the classes' names, from what was found and what was asked for."""
-    if found[0].index is not None:
-        known = dict(enumerate(classes)) if classes is not None else {}
-        for photo in found:
-            if classes is not None and photo.index not in known:
-                raise InputError(f"{source}: {photo.file} has class_index {photo.index} of {len(classes)} classes")
-            if classes is None and photo.name and known.setdefault(photo.index, photo.name) != photo.name:
-                raise InputError(f"{source}: class {photo.index} is {known[photo.index]!r} and {photo.name!r}")
-        count = max([photo.index for photo in found] + list(known)) + 1
-        return (
-            [photo.file for photo in found],
-            [photo.index for photo in found],
-            [known.get(index, str(index)) for index in range(count)],
-        )
-    if found[0].name is None:
+    files = [photo.file for photo in found]
+    labels = [photo.label for photo in found if photo.label is not None]
+    names = [photo.name for photo in found if photo.name is not None]
+    if labels:
+        if classes is not None and max(labels) >= len(classes):
+            raise InputError(f"{source} has class_index {max(labels)}, of {len(classes)} classes")
+        return files, labels, list(classes or _class_names(source, found, max(labels) + 1))
+    if not names:
         if classes is not None:
             raise InputError(f"{source} is a flat folder, which has no classes; give labels=")
-        return [photo.file for photo in found], [-1] * len(found), []
-    there = sorted({photo.name for photo in found})
+        return files, [-1] * len(files), []
+    there = sorted(set(names))
     wanted = there if classes is None else list(classes)
     for name in wanted:
         if name not in there:
@@ -146,8 +140,19 @@ def _label(source: Path, found: list[_Found], classes: Sequence[str] | None) -> 
         if wanted.count(name) > 1:
             raise InputError(f"classes names {name!r} twice")
     label = {name: index for index, name in enumerate(wanted)}
-    kept = [photo for photo in found if photo.name in label]
-    return [photo.file for photo in kept], [label[photo.name] for photo in kept], wanted
+    kept = [(file, label[name]) for file, name in zip(files, names, strict=True) if name in label]
+    return [file for file, _ in kept], [label for _, label in kept], wanted
+
+
+def _class_names(source: Path, found: list[_Found], count: int) -> list[str]:
+    """What the table calls its classes; a class without a photograph is called by its number."""
+    names: dict[int, str] = {}
+    for photo in found:
+        if photo.label is not None and photo.name is not None:
+            name = names.setdefault(photo.label, photo.name)
+            if name != photo.name:
+                raise InputError(f"{source}: class {photo.label} is {name!r} and {photo.name!r}")
+    return [names.get(label, str(label)) for label in range(count)]
 
 
 class Photos(torch.utils.data.Dataset):

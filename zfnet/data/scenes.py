@@ -174,7 +174,7 @@ def clutter(f: Frame) -> None:
                 polygon((x - r, y + 0.6 * r), (x, y - 0.8 * r), (x + r, y + 0.6 * r)),
             )
         )
-        f.paint(shape, (p.main, p.third, p.paper)[n], "thing", coat=f.coat, rise=0.2)
+        f.paint(shape, (p.main, p.third, p.paper)[n], "thing", coat=f.coat, rise=0.2, fresh=n == 0)
 
 
 # ---- scenes ------------------------------------------------------------------------------------------
@@ -184,9 +184,9 @@ WRITTEN = ("clock", "keyboard", "page")  # never seen in a mirror
 
 
 def any_hue(d: Dice) -> float:
-    """Warm hues more often than violets, as in the world."""
-    t = d(0, 1)
-    return 0.34 * (t + t * t) - 0.03 if d(0, 1) < 0.75 else t
+    """Warm hues and blues more often than greens and violets."""
+    warm, green, blue, violet = (-0.04, 0.17), (0.17, 0.45), (0.45, 0.68), (0.68, 0.96)
+    return d(*d.pick((warm, warm, warm, green, blue, blue, violet)))
 
 
 def make_palette(d: Dice, behind: float) -> Palette:

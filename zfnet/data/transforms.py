@@ -34,7 +34,7 @@ _TURNS = {
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION))
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # unreadable EXIF says nothing about the pixels: show them as stored, as viewers do
         return None
 
@@ -128,12 +128,9 @@ class Preprocessing:
     def _resize(self, image: Image.Image) -> Image.Image:
         if self.resize is None:
             return image
-        short = min(image.size)
-        new = (
-            (self.resize, self.resize)
-            if self.mode == "warp"
-            else tuple(self.resize * side // short for side in image.size)
-        )
+        width, height = image.size
+        short_width, short_height = (width, height) if self.mode == "warp" else (min(image.size),) * 2
+        new = self.resize * width // short_width, self.resize * height // short_height
         return image if new == image.size else image.resize(new, Image.Resampling.BILINEAR)
 
     def _crop(self, image: Image.Image) -> Image.Image:

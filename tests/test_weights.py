@@ -1,0 +1,361 @@
+import io
+import os
+import pickle
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import squeezenet1_0
+
+from zfnet.data.batches import Batches
+from zfnet.data.photos import Photos
+from zfnet.data.transforms import Preprocessing
+from zfnet.errors import InputError
+from zfnet.weights import ADAPTERS, load, read_metadata, save
+
+CAFFE = Preprocessing(
+    size=227, mode="warp", channels="BGR", scale=255.0, mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0)
+)
+
+
+def small(seed=0, maps=4):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, maps, 3), nn.BatchNorm2d(maps), nn.ReLU(), nn.Conv2d(maps, 2, 1))
+
+
+def same(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def saved(tmp_path, model=None, **metadata):
+    model = model or small()
+    model.preprocessing = CAFFE
+    save(model, tmp_path / "w.safetensors", **metadata)
+    return tmp_path / "w.safetensors"
+
+
+def torch_saved(tmp_path, state, **settings):
+    torch.save(state, tmp_path / "w.pth", **settings)
+    return tmp_path / "w.pth"
+
+
+def refused(path, model=None, **settings):
+    """The message, once it is clear that the model was left as it was."""
+    model = model or small(1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError) as caught:
+        load(model, path, **settings)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not hasattr(model, "preprocessing")
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message
+    return message
+
+
+# --- what is saved is loaded
+
+
+def test_round_trip(tmp_path):
+    path = saved(tmp_path, architecture={"maps": [4, 2]}, classes=["ant", "bee"], note="1")
+    model = small(1)
+    assert load(model, path) is model
+    assert same(model, small()) and model.preprocessing == CAFFE
+    metadata = read_metadata(path)
+    assert metadata.pop("preprocessing")["channels"] == "BGR"
+    assert metadata == {"architecture": {"maps": [4, 2]}, "classes": ["ant", "bee"], "note": "1"}
+
+
+def test_memory_format_and_mode_are_kept(tmp_path):
+    path = saved(tmp_path, small().to(memory_format=torch.channels_last))
+    model = small(1).to(memory_format=torch.channels_last).train()
+    weight = model[0].weight
+    load(model, path)
+    assert model[0].weight is weight and weight.is_contiguous(memory_format=torch.channels_last)
+    assert same(model, small()) and model.training and weight.requires_grad
+
+
+def test_shared_weights_are_saved(tmp_path):
+    def shared(seed):
+        torch.manual_seed(seed)
+        layer = nn.Linear(2, 2)
+        return nn.Sequential(layer, layer)
+
+    assert same(load(shared(1), saved(tmp_path, shared(0))), shared(0))
+
+
+def test_saving_is_atomic(tmp_path, monkeypatch):
+    path = saved(tmp_path)
+    before = path.read_bytes()
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(InputError, match=r"cannot write .*w\.safetensors: No space left on device"):
+        saved(tmp_path, small(1))
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["w.safetensors"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has other permissions")
+def test_saved_file_can_be_read_by_whom_the_umask_lets(tmp_path):
+    old = os.umask(0o022)
+    try:
+        assert stat.S_IMODE(saved(tmp_path).stat().st_mode) == 0o644
+    finally:
+        os.umask(old)
+
+
+def test_what_cannot_be_saved(tmp_path):
+    with pytest.raises(InputError, match=r"no preprocessing; set model\.preprocessing"):
+        save(small(), tmp_path / "w")
+    with pytest.raises(InputError, match="metadata date is not JSON"):
+        saved(tmp_path, date=object())
+    model = small()
+    with torch.no_grad():
+        model[3].bias[1] = float("nan")
+    with pytest.raises(InputError, match=r"3\.bias has values that are not finite"):
+        saved(tmp_path, model)
+    with pytest.raises(InputError, match="No such file"):
+        saved(tmp_path / "nowhere")
+    assert os.listdir(tmp_path) == []
+
+
+# --- files from elsewhere
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+        lambda state: {name: tensor for name, tensor in state.items() if "num_batches" not in name},
+        lambda state: {name: tensor.double() for name, tensor in state.items()},
+    ],
+    ids=["plain", "checkpoint", "DataParallel", "without counters", "double"],
+)
+@pytest.mark.parametrize("new", [True, False])
+def test_state_dicts(tmp_path, wrap, new):
+    path = torch_saved(tmp_path, wrap(small().state_dict()), _use_new_zipfile_serialization=new)
+    model = load(small(1), path, preprocessing=Preprocessing())
+    assert same(model, small()) and model.preprocessing == Preprocessing()
+    assert read_metadata(path) == {}
+
+
+def test_preprocessing_is_never_assumed(tmp_path):
+    state = small().state_dict()
+    plain = tmp_path / "plain.safetensors"
+    safetensors.torch.save_file(state, plain, {"format": "pt"})
+    assert read_metadata(plain) == {"format": "pt"}
+    for path in (plain, torch_saved(tmp_path, state)):
+        assert "does not say how its photographs were prepared; give preprocessing=" in refused(path)
+        assert load(small(), path, preprocessing=CAFFE).preprocessing == CAFFE
+
+
+def test_preprocessing_of_the_file_is_not_overruled(tmp_path):
+    path = saved(tmp_path)
+    assert "has its own preprocessing" in refused(path, preprocessing=Preprocessing())
+    assert load(small(), path, preprocessing=CAFFE).preprocessing == CAFFE
+
+
+def test_bad_preprocessing_in_a_file(tmp_path):
+    path = tmp_path / "w"
+    safetensors.torch.save_file(small().state_dict(), path, {"preprocessing": '{"size": 224}'})
+    assert "preprocessing lacks resize" in refused(path)
+
+
+# --- files that do not fit, or are damaged, or dangerous
+
+
+def test_other_architecture_is_named(tmp_path):
+    path = saved(tmp_path, small(maps=5), architecture="small(maps=5)")
+    message = refused(path)
+    assert "fit Sequential: 7 misshapen (first 0.weight: (5, 3, 3, 3) in the file, (4, 3, 3, 3) in" in message
+    assert 'saved from "small(maps=5)"' in message
+    message = refused(saved(tmp_path, nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(2, 2, bias=False))))
+    assert "5 missing (first 1.bias), 1 misshapen (first 1.weight" in message
+    message = refused(saved(tmp_path, nn.Sequential(*small(), nn.Linear(2, 2))))
+    assert "2 unexpected (first 4.bias)" in message and "missing" not in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_named(tmp_path, value):
+    state = small().state_dict()
+    state["3.weight"][1, 2] = value
+    path = torch_saved(tmp_path, state)
+    assert "3.weight has values that are not finite" in refused(path, preprocessing=CAFFE)
+
+
+def test_values_too_large_for_the_model_are_named(tmp_path):
+    state = {name: tensor.double() for name, tensor in small().state_dict().items()}
+    state["0.bias"][0] = 1e300
+    assert "0.bias has values" in refused(torch_saved(tmp_path, state), preprocessing=CAFFE)
+
+
+def content(kind):
+    file = io.BytesIO()
+    if kind == "npz":
+        np.savez(file, **{name: tensor.numpy() for name, tensor in small().state_dict().items()})
+    elif kind == "safetensors":
+        return safetensors.torch.save(small().state_dict())
+    else:
+        torch.save(small().state_dict(), file, _use_new_zipfile_serialization=kind == "torch")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "npz", "torch", "old torch"])
+@pytest.mark.parametrize("share", [0, 0.02, 0.5, 0.99])
+def test_file_cut_short(tmp_path, kind, share):
+    whole = content(kind)
+    path = tmp_path / "w"
+    path.write_bytes(whole)
+    load(small(1), path, preprocessing=CAFFE)
+    path.write_bytes(whole[: int(len(whole) * share)])
+    refused(path, preprocessing=CAFFE)
+
+
+def test_file_missing_or_something_else(tmp_path):
+    assert "No such file" in refused(tmp_path / "nothing")
+    assert "Is a directory" in refused(tmp_path)
+    (tmp_path / "text").write_text("conv1 0.1 0.2")
+    assert "no file of weights; known are safetensors, npz, torch" in refused(tmp_path / "text")
+    assert "holds list" in refused(torch_saved(tmp_path, [1, 2]))
+    assert "'epoch' is no tensor" in refused(torch_saved(tmp_path, {"epoch": 1, **small().state_dict()}))
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("how", ["torch", "old torch", "pickle", "npz"])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, how):
+    sprung, path = tmp_path / "sprung", tmp_path / "w"
+    if how == "pickle":
+        path.write_bytes(pickle.dumps({"0.weight": Trap(sprung)}))
+    elif how == "npz":
+        with open(path, "wb") as file:
+            np.savez(file, weight=np.array([Trap(sprung)], dtype=object))
+    else:
+        torch.save({"0.weight": Trap(sprung)}, path, _use_new_zipfile_serialization=how == "torch")
+    message = refused(path)
+    assert "is refused" in message and "could run code" in message
+    assert {"npz": "weight", "pickle": "a pickle"}.get(how, "mkdir") in message
+    assert not sprung.exists()
+
+
+def test_whole_model_is_refused_by_its_class(tmp_path):
+    message = refused(torch_saved(tmp_path, small()))
+    assert "torch.nn.modules.container.Sequential" in message and "save the model's state_dict()" in message
+
+
+# --- SqueezeNet from Caffe
+
+FIRES = {
+    2: 16,
+    3: 16,
+    4: 32,
+    5: 32,
+    6: 48,
+    7: 48,
+    8: 64,
+    9: 64,
+}  # maps after squeezing; 4 times as many on each side
+REAL = Path(os.environ.get("ZFNET_REAL_DATA", "nowhere"))
+PUBLISHED = REAL / "squeezenet_v1.0" / "squeezenet_v1.0_dc.npz"
+needs_published = pytest.mark.skipif(not PUBLISHED.is_file(), reason="ZFNET_REAL_DATA has no squeezenet_v1.0")
+needs_photos = pytest.mark.skipif(
+    not (REAL / "imagenet_samples").is_dir(), reason="ZFNET_REAL_DATA has no imagenet_samples"
+)
+
+
+def invented(path):
+    """Random weights in the form of the published ones."""
+    shapes, maps = {"conv1": (96, 3, 7, 7)}, 96
+    for fire, squeezed in FIRES.items():
+        shapes[f"fire{fire}/conv1x1_1"] = (squeezed, maps, 1, 1)
+        shapes[f"fire{fire}/conv1x1_2"] = (4 * squeezed, squeezed, 1, 1)
+        shapes[f"fire{fire}/conv3x3_2"] = (4 * squeezed, squeezed, 3, 3)
+        maps = 8 * squeezed
+    shapes["conv_final"] = (1000, maps, 1, 1)
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for layer, shape in shapes.items():
+        spread = (2 / np.prod(shape[1:])) ** 0.5
+        arrays[f"{layer}/weight"] = rng.normal(0, spread, shape).astype(np.float32)
+        arrays[f"{layer}/bias"] = rng.normal(0, 0.1, shape[0]).astype(np.float32)
+    np.savez(path, **arrays)
+    return path
+
+
+def prototxt(arrays, x):
+    """The network as its prototxt lists it."""
+
+    def conv(x, layer, **settings):
+        weight, bias = (torch.from_numpy(arrays[f"{layer}/{kind}"]) for kind in ("weight", "bias"))
+        return F.relu(F.conv2d(x, weight, bias, **settings))
+
+    def pool(x):
+        return F.max_pool2d(x, 3, 2, ceil_mode=True)
+
+    x = pool(conv(x, "conv1", stride=2))
+    for fire in FIRES:
+        x = conv(x, f"fire{fire}/conv1x1_1")
+        x = torch.cat([conv(x, f"fire{fire}/conv1x1_2"), conv(x, f"fire{fire}/conv3x3_2", padding=1)], 1)
+        x = pool(x) if fire in (4, 8) else x
+    return conv(x, "conv_final", padding=1).mean((2, 3))
+
+
+@pytest.mark.parametrize("published", [False, pytest.param(True, marks=[needs_published, needs_photos])])
+def test_squeezenet_computes_what_its_prototxt_says(tmp_path, published):
+    path = PUBLISHED if published else invented(tmp_path / "w.npz")
+    model = load(squeezenet1_0().eval(), path)
+    assert model.preprocessing == CAFFE
+    if published:
+        photos = Photos(REAL / "imagenet_samples", transform=model.preprocessing)
+        x, label = photos[0][0][None], photos.labels[0]
+    else:
+        x, label = 30 * torch.randn(1, 3, 227, 227, generator=torch.Generator().manual_seed(0)), None
+    with torch.no_grad(), np.load(path) as arrays:
+        ours, expected = model(x), prototxt(arrays, x)
+    assert expected.std() > 0
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    assert label is None or ours.argmax() == label
+
+
+def test_squeezenet_that_does_not_fit(tmp_path):
+    path = invented(tmp_path / "w.npz")
+    assert "does not fit Sequential: 8 missing (first 0.weight), 52 unexpected" in refused(path)
+    with np.load(path) as arrays:
+        np.savez(path, **{name: arrays[name] for name in arrays if name != "fire9/conv3x3_2/bias"}, extra=[1.0])
+    model = squeezenet1_0()
+    message = refused(path, model)
+    assert "1 missing (first features.12.expand3x3.bias), 1 unexpected (first extra)" in message
+    assert model.classifier[1].padding == (0, 0)
+
+
+def test_adapter_is_one_row(tmp_path, monkeypatch):
+    monkeypatch.setitem(ADAPTERS, "nothing", lambda tensors: None)
+    assert same(load(small(1), saved(tmp_path)), small())
+
+
+@pytest.mark.slow
+@needs_published
+@needs_photos
+def test_squeezenet_recognises_photographs():
+    model = load(squeezenet1_0().eval(), PUBLISHED)
+    photos = Photos(REAL / "imagenet_samples", transform=model.preprocessing)
+    right = 0
+    with torch.inference_mode():
+        for _, images, labels in Batches(photos):
+            right += (model(images).argmax(1) == labels).sum().item()
+    assert right / len(photos) >= 0.63

@@ -1,0 +1,284 @@
+"""Trained weights in files, with the preprocessing that they were trained with.
+
+Weights are of no use without knowing how their photographs were prepared, so neither is saved or loaded
+without the other. A file is known by its content, and none is read in a way that could run code from it.
+Weights published under other names are renamed by an adapter: one function in `ADAPTERS`.
+"""
+
+import contextlib
+import json
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from zfnet.data.transforms import Preprocessing
+from zfnet.errors import InputError
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file holds, under the names of the model that it is for."""
+
+    tensors: dict[str, Tensor]
+    preprocessing: Preprocessing | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)  # to set on modules: {name: {attribute: value}}
+
+
+# --- files, by their content
+
+
+def _is_safetensors(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _read_safetensors(path: Path) -> Weights:
+    with safetensors.safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        stored = file.metadata() or {}
+    preprocessing = stored.get("preprocessing")
+    return Weights(tensors, preprocessing and Preprocessing.from_json(preprocessing), _decoded(stored))
+
+
+def _decoded(stored: dict[str, str]) -> dict[str, Any]:
+    metadata: dict[str, Any] = dict(stored)
+    for name, text in stored.items():
+        with contextlib.suppress(ValueError):  # other libraries' entries are plain strings
+            metadata[name] = json.loads(text)
+    return metadata
+
+
+def _is_npz(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return all(name.endswith(".npy") for name in file.namelist())
+
+
+def _read_npz(path: Path) -> Weights:
+    tensors = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in arrays.files:
+            try:
+                tensors[name] = torch.from_numpy(arrays[name])
+            except ValueError as error:
+                if "allow_pickle" not in str(error):
+                    raise
+                raise InputError(f"{path} is refused: {name} holds Python objects, which could run code") from None
+    return Weights(tensors)
+
+
+def _is_torch(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2).startswith((b"PK", b"\x80"))  # a zip archive or, before torch 1.6, a pickle
+
+
+def _read_torch(path: Path) -> Weights:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles it then refuses
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its own message says how to load the file all the same
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"its {code[1]} could run code" if code else "it is cut short, or a pickle that could run code"
+        raise InputError(f"{path} is refused: {why}; save the model's state_dict()") from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise InputError(f"{path} holds {type(state).__name__}; save the model's state_dict() instead")
+    if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise InputError(f"{path} holds more than weights: {other[0]!r} is no tensor; save the state_dict() alone")
+    if state and all(name.startswith("module.") for name in state):  # saved from DataParallel
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return Weights(dict(state))
+
+
+FORMATS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Weights]]] = {
+    "safetensors": (_is_safetensors, _read_safetensors),
+    "npz": (_is_npz, _read_npz),
+    "torch": (_is_torch, _read_torch),
+}
+
+
+# --- weights published under other names
+
+_CAFFE_SQUEEZENET = {"conv1": "features.0", "conv_final": "classifier.1"} | {
+    f"fire{fire}/{theirs}": f"features.{place}.{ours}"
+    for fire, place in {2: 3, 3: 4, 4: 5, 5: 7, 6: 8, 7: 9, 8: 10, 9: 12}.items()
+    for theirs, ours in {"conv1x1_1": "squeeze", "conv1x1_2": "expand1x1", "conv3x3_2": "expand3x3"}.items()
+}
+
+
+def _from_caffe_squeezenet(tensors: dict[str, Tensor]) -> Weights | None:
+    """SqueezeNet v1.0 (Iandola 2016) from Caffe, for torchvision's `squeezenet1_0`.
+
+    Its last convolution pads by 1, torchvision's by 0: the weights bring the padding they were trained with.
+    """
+    if "conv_final/weight" not in tensors and "fire2/conv1x1_1/weight" not in tensors:
+        return None
+    renamed = {}
+    for name, tensor in tensors.items():
+        layer, _, kind = name.rpartition("/")
+        renamed[f"{_CAFFE_SQUEEZENET[layer]}.{kind}" if layer in _CAFFE_SQUEEZENET else name] = tensor
+    preprocessing = Preprocessing(
+        size=227,
+        resize=256,
+        mode="warp",
+        channels="BGR",
+        scale=255.0,
+        mean=(104.0, 117.0, 123.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    return Weights(renamed, preprocessing, attributes={"classifier.1": {"padding": (1, 1)}})
+
+
+# each takes the tensors of a file and gives Weights, or None if their names are not the ones it knows
+ADAPTERS: dict[str, Callable[[dict[str, Tensor]], Weights | None]] = {
+    "SqueezeNet v1.0 (Caffe)": _from_caffe_squeezenet,
+}
+
+
+# --- load and save
+
+
+@contextlib.contextmanager
+def _in_one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except Exception as error:  # what a damaged file makes four libraries raise
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"cannot read weights from {path}, it may be cut short or damaged: {reason}") from None
+
+
+def _read(path: Path) -> Weights:
+    with _in_one_line(path):
+        for recognises, read in FORMATS.values():
+            if recognises(path):
+                weights = read(path)
+                adapted = (adapt(weights.tensors) for adapt in ADAPTERS.values())
+                return next(filter(None, adapted), weights)
+    raise InputError(f"{path} is no file of weights; known are {', '.join(FORMATS)}")
+
+
+def _first(names: list[str], what: str) -> list[str]:
+    return [f"{len(names)} {what} (first {names[0]})"] if names else []
+
+
+def _check_fit(model: nn.Module, weights: Weights, path: Path) -> None:
+    wanted, given = model.state_dict(), weights.tensors
+    # older files lack BatchNorm's counters, on which no output depends; torch then leaves the model's
+    missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in given if name not in wanted]
+    misshapen = [
+        f"{name}: {tuple(given[name].shape)} in the file, {tuple(wanted[name].shape)} in the model"
+        for name in wanted
+        if name in given and given[name].shape != wanted[name].shape
+    ]
+    if missing or unexpected or misshapen:
+        problems = _first(missing, "missing") + _first(unexpected, "unexpected") + _first(misshapen, "misshapen")
+        saved = weights.metadata.get("architecture")
+        origin = f"; it was saved from {json.dumps(saved)}" if saved else ""
+        raise InputError(f"{path} does not fit {type(model).__name__}: {', '.join(problems)}{origin}")
+
+
+def _check_finite(tensors: dict[str, Tensor], where: str) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{where}: {name} has values that are not finite")
+
+
+def load(model: Model, path: str | os.PathLike[str], *, preprocessing: Preprocessing | None = None) -> Model:
+    """Fill `model` with the weights of a file and set `model.preprocessing`; return it.
+
+    The file is one that `save` wrote, another safetensors file, a state dict of `torch.save` (or a dict with
+    one under "state_dict"), an npz archive, or weights that `ADAPTERS` knows. What `save` wrote and what an
+    adapter knows says how photographs are prepared. For other files give `preprocessing`, `Preprocessing()`
+    for torchvision's ImageNet weights: none is assumed, because with a wrong one a network still answers,
+    only worse. InputError if names, shapes, values or the file are not right; the model is then as it was.
+    """
+    path = Path(path)
+    weights = _read(path)
+    if preprocessing is None:
+        preprocessing = weights.preprocessing
+    elif weights.preprocessing not in (None, preprocessing):
+        raise InputError(f"{path} has its own preprocessing; leave out preprocessing=, or change it afterwards")
+    if preprocessing is None:
+        raise InputError(
+            f"{path} does not say how its photographs were prepared; give preprocessing="
+            " (Preprocessing() for torchvision's ImageNet weights)"
+        )
+    _check_fit(model, weights, path)
+    state = model.state_dict()
+    tensors = {name: tensor.to(state[name].dtype) for name, tensor in weights.tensors.items()}
+    _check_finite(tensors, str(path))
+    model.load_state_dict(tensors)  # copies into the parameters, which keep their device and memory format
+    for name, attributes in weights.attributes.items():
+        for attribute, value in attributes.items():
+            setattr(model.get_submodule(name), attribute, value)
+    model.preprocessing = preprocessing  # type: ignore[assignment]
+    return model
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> None:
+    """Write a model's weights, its `preprocessing` and JSON values as safetensors, whole or not at all.
+
+    `metadata` (`architecture`, `classes`, ...) is what `read_metadata` returns. InputError if the model has
+    no `preprocessing` (set it, or give it here), a value is not finite, or the file cannot be written.
+    """
+    path = Path(path)
+    preprocessing = metadata.pop("preprocessing", getattr(model, "preprocessing", None))
+    if not isinstance(preprocessing, Preprocessing):
+        raise InputError("the model has no preprocessing; set model.preprocessing or give preprocessing=")
+    # copies, because safetensors refuses tensors that share memory
+    tensors = {
+        name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+        for name, tensor in model.state_dict().items()
+    }
+    _check_finite(tensors, f"{path} not written")
+    stored = {"preprocessing": preprocessing.to_json()}
+    for name, value in metadata.items():
+        try:
+            stored[name] = json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"metadata {name} is not JSON: {error}") from None
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(safetensors.torch.save(tensors, stored))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `save` was told about the model, and its preprocessing, as JSON values; {} for other files."""
+    path = Path(path)
+    with _in_one_line(path):
+        if not _is_safetensors(path):
+            return {}
+        with safetensors.safe_open(path, "pt") as file:
+            return _decoded(file.metadata() or {})
+    return {}
