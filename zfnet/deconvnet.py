@@ -85,6 +85,8 @@ class Step:
 
     def call(self, *inputs: Tensor) -> Tensor:
         """Do the step on other inputs."""
+        if self.graph.overwrites(self.node):
+            inputs = tuple(x.clone() for x in inputs)
         values = dict(zip(self.sources, inputs, strict=True))
 
         def value(source: fx.Node) -> Any:
@@ -193,8 +195,9 @@ def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
 @rule(operator.mul, operator.imul, operator.truediv, operator.itruediv, torch.mul, Tensor.mul, Tensor.mul_)
 def scale(step: Step, signal: Tensor) -> Sequence[Tensor]:
     """A feature map times a constant; the product of two feature maps is not linear."""
-    divisor = step.graph.operation(step.node).endswith("truediv") and step.node.args[1] is step.sources[0]
-    if len(step.sources) != 1 or divisor:
+    maps = [a for a in (*step.node.args, *step.node.kwargs.values()) if a in step.sources]  # x * x has two
+    divisor = step.graph.operation(step.node).endswith("truediv") and step.node.args[1] is maps[0]
+    if len(maps) != 1 or divisor:
         raise step.refuse(" of two feature maps")
     return transpose(step, signal)
 
@@ -306,6 +309,8 @@ class Deconvnet:
             if len(bad):
                 raise InputError(f"no {name} {int(bad[0])} in {layer}: there are {size}")
         places = places_of(graph, node, shapes)
+        # a pooling window beyond the crop sends zero, which adds nothing, but overwrites what another sends
+        alone = places is not None and self.options.collisions == "add"
         if places:
             largest = max(
                 p.size[0] * p.size[1] * (shapes[n][1] if len(shapes[n]) == 4 else 1) for n, p in places.items()
@@ -313,9 +318,10 @@ class Deconvnet:
             here = places[graph.inputs[0]]
             start, stride, size = torch.tensor(here.start), torch.tensor(here.stride), torch.tensor(here.size)
         else:
-            largest = max(s.numel() for s in shapes.values())
             start = stride = torch.tensor((0, 0))
             size = torch.tensor(images.shape[-2:])
+        if not alone:
+            largest = max(s.numel() for s in shapes.values())
         corner = start + stride * units[:, 2:]
         boxes = torch.cat([corner, corner + size], 1)
         crops, pixels = (images.new_zeros(len(units), 3, *size.tolist()) for _ in range(2))
@@ -325,18 +331,18 @@ class Deconvnet:
             for first in range(0, len(units), count):
                 some = slice(first, first + count)
                 image, maps, rows, columns = units[some].unbind(1)
-                if places:
-                    view = Windows(graph, places, shapes, rows, columns)
-                    part = view.cut(images, image.tolist())
-                    rows, columns = torch.zeros_like(rows), torch.zeros_like(columns)
+                view = Windows(graph, places, shapes, rows, columns) if places else None
+                crops[some] = view.cut(images, image.tolist()) if view else images[image.to(images.device)]
+                if alone:
+                    part, rows, columns = crops[some], torch.zeros_like(rows), torch.zeros_like(columns)
                 else:
-                    view, part = None, images[image.to(images.device)]
-                crops[some] = part
-                recording = record(graph, part, [layer], self._needs, view)
+                    part = images[image.to(images.device)]
+                recording = record(graph, part, [layer], self._needs, view if alone else None)
                 activation = recording.activations[layer]
                 where = (torch.arange(len(maps)), maps, rows, columns)[: activation.ndim]
                 values[some] = activation[where]
                 signal = torch.zeros_like(activation)
                 signal[where] = values[some]
-                pixels[some] = self.project(recording, layer, signal)
+                projection = self.project(recording, layer, signal)
+                pixels[some] = view.cut(projection, range(len(maps))) if view and not alone else projection
         return Patches(crops, pixels, boxes.to(images.device), values)
