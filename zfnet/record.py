@@ -167,7 +167,7 @@ class Graph:
             elif node.op == "placeholder":
                 values[node] = node.args[0]
             elif node.op == "get_attr":
-                values[node] = operator.attrgetter(node.target)(self.model)  # type: ignore[arg-type]
+                values[node] = operator.attrgetter(str(node.target))(self.model)
             else:
                 if node in self._overwrites and (keep(node.args[0]) or left[node.args[0]] > 1):  # type: ignore[arg-type, index]
                     values[node.args[0]], original = values[node.args[0]].clone(), values[node.args[0]]  # type: ignore[index]
