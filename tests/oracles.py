@@ -59,24 +59,12 @@ class NormalisedForward(torch.autograd.Function):
     """Contrast normalisation, of which the backward pass does nothing."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
-        return norm(x)
+    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+        return F.local_response_norm(x, size, alpha, beta, k)
 
     @staticmethod
-    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None]:
-        return signal, None
-
-
-class StockNorm(nn.Module):
-    """torch's own contrast normalisation, with its true gradient or with none."""
-
-    def __init__(self, norm: nn.LocalResponseNorm, gradient: bool):
-        super().__init__()
-        self.gradient = gradient
-        self.norm = nn.LocalResponseNorm(norm.size, norm.alpha, norm.beta, norm.k)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x) if self.gradient else NormalisedForward.apply(x, self.norm)
+    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor | None, ...]:
+        return signal, None, None, None, None
 
 
 class Replaced(TorchFunctionMode):
@@ -119,10 +107,15 @@ def deconvnet_by_autograd(
     windows add, as a gradient does.
     """
     twin = part_of(model, layer)
-    replace_modules(twin, nn.LocalResponseNorm, lambda module: StockNorm(module, norm == "gradient"))
+    stock = nn.LocalResponseNorm  # torch's own, which calls F.local_response_norm
+    replace_modules(twin, stock, lambda module: stock(module.size, module.alpha, module.beta, module.k))
     relu = Rectified if rectify else Unrectified
     replacements: dict[Callable, Callable] = dict.fromkeys(RELUS, lambda x, inplace=False: relu.apply(x))
     replacements |= dict.fromkeys(RELUS_IN_PLACE, RectifiedInPlace.apply)
+    if norm == "identity":
+        replacements[F.local_response_norm] = lambda x, size, alpha=1e-4, beta=0.75, k=1.0: NormalisedForward.apply(
+            x, size, alpha, beta, k
+        )
     pixels = images.clone().requires_grad_()
     with Replaced(replacements):
         activation = twin(pixels)[layer]
@@ -203,7 +196,7 @@ def dense_deconvnet(layers: Iterable[nn.Module], image: Tensor, signal: Tensor, 
         if isinstance(layer, nn.ReLU):
             signal = signal.clamp(min=0) if rectify else signal
         else:
-            matrix = torch.autograd.functional.jacobian(layer, x).reshape(signal.numel(), x.numel())
+            matrix = torch.autograd.functional.jacobian(layer, x, vectorize=True).reshape(signal.numel(), x.numel())
             signal = (matrix.T @ signal.flatten()).view_as(x)
     return signal
 

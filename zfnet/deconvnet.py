@@ -85,6 +85,8 @@ class Step:
 
     def call(self, *inputs: Tensor) -> Tensor:
         """Do the step on other inputs."""
+        if self.graph.overwrites(self.node):
+            inputs = tuple(x.clone() for x in inputs)
         values = dict(zip(self.sources, inputs, strict=True))
 
         def value(source: fx.Node) -> Any:
@@ -142,15 +144,35 @@ def filter_transposed(step: Step, signal: Tensor) -> Tensor:
     conv = step.module
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return transpose(step, signal)
-    padding = conv.padding if step.padded else (0, 0)
+    padding, size = conv.padding if step.padded else (0, 0), step.shapes[0][-2:]
+    if conv.in_channels <= 4 and conv.groups == 1 and conv.dilation == (1, 1) and max(conv.stride) > 1:
+        return _filter_to_pixels(signal, conv.weight, conv.stride, padding, size)
     # rows and columns at the end that no window reached come back as zeros
     spare = [
-        size - ((n - 1) * s - 2 * p + d * (k - 1) + 1)
-        for size, n, s, p, d, k in zip(
-            step.shapes[0][-2:], signal.shape[-2:], conv.stride, padding, conv.dilation, conv.kernel_size, strict=True
+        length - ((n - 1) * s - 2 * p + d * (k - 1) + 1)
+        for length, n, s, p, d, k in zip(
+            size, signal.shape[-2:], conv.stride, padding, conv.dilation, conv.kernel_size, strict=True
         )
     ]
     return F.conv_transpose2d(signal, conv.weight, None, conv.stride, padding, spare, conv.groups, conv.dilation)
+
+
+def _filter_to_pixels(
+    signal: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], size: Any
+) -> Tensor:
+    """A transposed convolution into few channels, as an ordinary one that makes stride x stride pixels at every place.
+
+    torch's own runs into three channels at a fraction of the speed.
+    """
+    maps, channels, *kernel = weight.shape
+    taps = [-(-k // s) for k, s in zip(kernel, stride, strict=True)]  # places that reach one pixel
+    short = [t * s - k for t, s, k in zip(taps, stride, kernel, strict=True)]
+    filters = F.pad(weight, (0, short[1], 0, short[0])).view(maps, channels, taps[0], stride[0], taps[1], stride[1])
+    filters = filters.permute(1, 3, 5, 0, 2, 4).flatten(0, 2).flip(2, 3).contiguous(memory_format=torch.channels_last)
+    pixels = F.conv2d(signal, filters, padding=(taps[0] - 1, taps[1] - 1))
+    pixels = pixels.unflatten(1, (channels, *stride)).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+    pixels = pixels[..., padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+    return F.pad(pixels, (0, size[1] - pixels.shape[-1], 0, size[0] - pixels.shape[-2]))
 
 
 @rule(nn.Linear, window=WHOLE)
@@ -193,8 +215,9 @@ def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
 @rule(operator.mul, operator.imul, operator.truediv, operator.itruediv, torch.mul, Tensor.mul, Tensor.mul_)
 def scale(step: Step, signal: Tensor) -> Sequence[Tensor]:
     """A feature map times a constant; the product of two feature maps is not linear."""
-    divisor = step.graph.operation(step.node).endswith("truediv") and step.node.args[1] is step.sources[0]
-    if len(step.sources) != 1 or divisor:
+    maps = [a for a in (*step.node.args, *step.node.kwargs.values()) if a in step.sources]  # x * x has two
+    divisor = step.graph.operation(step.node).endswith("truediv") and step.node.args[1] is maps[0]
+    if len(maps) != 1 or divisor:
         raise step.refuse(" of two feature maps")
     return transpose(step, signal)
 
@@ -306,6 +329,8 @@ class Deconvnet:
             if len(bad):
                 raise InputError(f"no {name} {int(bad[0])} in {layer}: there are {size}")
         places = places_of(graph, node, shapes)
+        # a pooling window beyond the crop sends zero, which adds nothing, but overwrites what another sends
+        alone = places is not None and self.options.collisions == "add"
         if places:
             largest = max(
                 p.size[0] * p.size[1] * (shapes[n][1] if len(shapes[n]) == 4 else 1) for n, p in places.items()
@@ -313,9 +338,10 @@ class Deconvnet:
             here = places[graph.inputs[0]]
             start, stride, size = torch.tensor(here.start), torch.tensor(here.stride), torch.tensor(here.size)
         else:
-            largest = max(s.numel() for s in shapes.values())
             start = stride = torch.tensor((0, 0))
             size = torch.tensor(images.shape[-2:])
+        if not alone:
+            largest = max(s.numel() for s in shapes.values())
         corner = start + stride * units[:, 2:]
         boxes = torch.cat([corner, corner + size], 1)
         crops, pixels = (images.new_zeros(len(units), 3, *size.tolist()) for _ in range(2))
@@ -325,18 +351,18 @@ class Deconvnet:
             for first in range(0, len(units), count):
                 some = slice(first, first + count)
                 image, maps, rows, columns = units[some].unbind(1)
-                if places:
-                    view = Windows(graph, places, shapes, rows, columns)
-                    part = view.cut(images, image.tolist())
-                    rows, columns = torch.zeros_like(rows), torch.zeros_like(columns)
+                view = Windows(graph, places, shapes, rows, columns) if places else None
+                crops[some] = view.cut(images, image.tolist()) if view else images[image.to(images.device)]
+                if alone:
+                    part, rows, columns = crops[some], torch.zeros_like(rows), torch.zeros_like(columns)
                 else:
-                    view, part = None, images[image.to(images.device)]
-                crops[some] = part
-                recording = record(graph, part, [layer], self._needs, view)
+                    part = images[image.to(images.device)]
+                recording = record(graph, part, [layer], self._needs, view if alone else None)
                 activation = recording.activations[layer]
                 where = (torch.arange(len(maps)), maps, rows, columns)[: activation.ndim]
                 values[some] = activation[where]
                 signal = torch.zeros_like(activation)
                 signal[where] = values[some]
-                pixels[some] = self.project(recording, layer, signal)
+                projection = self.project(recording, layer, signal)
+                pixels[some] = view.cut(projection, range(len(maps))) if view and not alone else projection
         return Patches(crops, pixels, boxes.to(images.device), values)

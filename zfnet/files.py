@@ -1,22 +1,27 @@
 """Files that are there whole or not at all."""
 
 import os
-import tempfile
 from pathlib import Path
 
+from zfnet.errors import InputError
 
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file beside its place and move it there, so that no reader and no crash ever meets half of it."""
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file beside its place and move it there: no reader, and no crash, ever meets half of it.
+
+    Folders are made.  InputError if it cannot be written; what was there before stays.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        if path.parent.is_dir():
+            part.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ nothing else.
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -101,6 +102,9 @@ WINDOWS: dict[Any, Window | Callable[[Graph, fx.Node], Window | None] | None] = 
 
 def window_of(graph: Graph, node: fx.Node) -> Window | None:
     """How one output of this step reads its input; WHOLE where that is not known."""
+    parameters = [operator.attrgetter(str(s.target))(graph.model) for s in node.all_input_nodes if s.op == "get_attr"]
+    if any(max(p.shape[-2:], default=1) > 1 for p in parameters if isinstance(p, Tensor)):
+        return WHOLE  # a map of its own, which differs from place to place
     row = graph.lookup(WINDOWS, node)
     return row(graph, node) if callable(row) else row
 

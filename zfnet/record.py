@@ -99,6 +99,10 @@ class Graph:
         """The names of the steps that compute, in order."""
         return [self.names[n] for n in self.nodes if n.op.startswith("call")]
 
+    def overwrites(self, node: fx.Node) -> bool:
+        """Whether the step works in place, on its first input."""
+        return node in self._overwrites
+
     def node(self, layer: str) -> fx.Node:
         """The step of that name; InputError lists what there is."""
         if layer not in self._by_name:
@@ -163,7 +167,7 @@ class Graph:
             elif node.op == "placeholder":
                 values[node] = node.args[0]
             elif node.op == "get_attr":
-                values[node] = operator.attrgetter(node.target)(self.model)  # type: ignore[arg-type]
+                values[node] = operator.attrgetter(str(node.target))(self.model)
             else:
                 if node in self._overwrites and (keep(node.args[0]) or left[node.args[0]] > 1):  # type: ignore[arg-type, index]
                     values[node.args[0]], original = values[node.args[0]].clone(), values[node.args[0]]  # type: ignore[index]
@@ -341,9 +345,10 @@ def record(
         return out
 
     recording.shapes.update((graph.names[node], images.shape) for node in graph.inputs)
-    values = graph.run(images, wanted, apply, lambda node: node in wanted or needs(node), read)
+    given = {node for node in graph.nodes if node.op in ("get_attr", "placeholder")}  # parameters, default arguments
+    values = graph.run(images, wanted, apply, lambda node: node in wanted | given or needs(node), read)
     recording.activations = {
         graph.names[n]: values[n] for n in graph.nodes if n in wanted and isinstance(values[n], Tensor)
     }
-    recording.values.update((node, value) for node, value in values.items() if needs(node))
+    recording.values.update((node, value) for node, value in values.items() if node in given or needs(node))
     return recording

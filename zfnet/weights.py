@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from zfnet.data.transforms import Preprocessing
 from zfnet.errors import InputError
+from zfnet.files import write_atomically
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -266,17 +267,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> Non
             stored[name] = json.dumps(value)
         except (TypeError, ValueError) as error:
             raise InputError(f"metadata {name} is not JSON: {error}") from None
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(safetensors.torch.save(tensors, stored))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomically(path, safetensors.torch.save(tensors, stored))
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
