@@ -42,7 +42,9 @@ def cut(image: Tensor, box: list[int]) -> Tensor:
     return out
 
 
-def assert_same(patches: Patches, images: Tensor, units: Tensor, values: Tensor, pixels: Tensor, precision: float) -> None:
+def assert_same(
+    patches: Patches, images: Tensor, units: Tensor, values: Tensor, pixels: Tensor, precision: float
+) -> None:
     torch.testing.assert_close(patches.values, values, rtol=precision, atol=0)
     for m, (box, unit) in enumerate(zip(patches.boxes.tolist(), units.tolist(), strict=True)):
         assert torch.equal(patches.crops[m], cut(images[unit[0]], box))
@@ -245,7 +247,7 @@ def test_every_unit_behind_any_geometry(op: nn.Module) -> None:
     model = batch_norm_drawn(geometry(op=op)).double()
     deconvnet = Deconvnet(model)
     images = torch.randn(2, 3, 11, 14, dtype=torch.float64)
-    _, maps, rows, columns = deconvnet.record(images, ["4"]).activations["4"].shape
+    _, _, rows, columns = deconvnet.record(images, ["4"]).activations["4"].shape
     units = strongest_maps(deconvnet, images, "4", [(r, c) for r in range(rows) for c in range(columns)])
     patches = deconvnet.project_units(images, "4", units)
     values, pixels = from_the_image(deconvnet, images, "4", units)
