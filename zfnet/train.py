@@ -25,6 +25,7 @@ from zfnet.files import write_atomically
 from zfnet.record import evaluating, like
 
 SCHEDULES = ("constant", "cosine")
+OPTIMIZERS = ("sgd", "adam")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Recipe:
     epochs: int = 70
     batch_size: int = 128
     learning_rate: float = 0.01
+    optimizer: str = "sgd"  # "adam" learns without hand-tuned rates where there are minutes, not days
     momentum: float = 0.9
     weight_decay: float = 0.0
     rms: float | None = 0.1  # None: filters are not renormalised
@@ -46,8 +48,21 @@ class Recipe:
         for name in ("epochs", "batch_size", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0; got {getattr(self, name)}")
-        if self.schedule not in SCHEDULES:
-            raise unknown("schedule", self.schedule, SCHEDULES)
+        for kind, choice, choices in (
+            ("schedule", self.schedule, SCHEDULES),
+            ("optimizer", self.optimizer, OPTIMIZERS),
+        ):
+            if choice not in choices:
+                raise unknown(kind, choice, choices)
+
+    def optimise(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of the model's parameters."""
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(
+                model.parameters(), self.learning_rate, self.momentum, weight_decay=self.weight_decay
+            )
+        betas = (self.momentum, 0.999)
+        return torch.optim.AdamW(model.parameters(), self.learning_rate, betas, weight_decay=self.weight_decay)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate at a step."""
@@ -126,9 +141,7 @@ def train(
     """
     recipe = recipe or Recipe()
     place, history, start = like(model), [], 0
-    optimizer = torch.optim.SGD(
-        model.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    optimizer = recipe.optimise(model)
     checkpoint = Path(folder) / "checkpoint.pt" if folder else None
     if checkpoint and checkpoint.exists():
         kept = torch.load(checkpoint, map_location=place["device"], weights_only=True)
