@@ -193,17 +193,7 @@ def through(step: Step, signal: Tensor) -> Tensor:
 
 
 @rule(nn.AvgPool2d, F.avg_pool2d, nn.ZeroPad2d, torch.cat)
-@rule(
-    nn.BatchNorm2d,
-    operator.add,
-    operator.iadd,
-    operator.sub,
-    operator.isub,
-    operator.neg,
-    torch.add,
-    Tensor.add,
-    Tensor.add_,
-)
+@rule(nn.BatchNorm2d, operator.add, operator.sub, operator.neg, torch.add, Tensor.add, Tensor.add_)
 @rule(nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, torch.flatten, nn.Flatten, Tensor.flatten, window=WHOLE)
 @rule(Tensor.view, Tensor.reshape, Tensor.mean, torch.mean, torch.squeeze, Tensor.squeeze, window=WHOLE)
 def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
@@ -212,7 +202,7 @@ def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
     return torch.func.vjp(step.call, *zeros)[1](signal)
 
 
-@rule(operator.mul, operator.imul, operator.truediv, operator.itruediv, torch.mul, Tensor.mul, Tensor.mul_)
+@rule(operator.mul, operator.truediv, torch.mul, Tensor.mul, Tensor.mul_)
 def scale(step: Step, signal: Tensor) -> Sequence[Tensor]:
     """A feature map times a constant; the product of two feature maps is not linear."""
     maps = [a for a in (*step.node.args, *step.node.kwargs.values()) if a in step.sources]  # x * x has two
