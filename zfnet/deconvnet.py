@@ -15,6 +15,7 @@ signal at its input (one for each input, if there are several).
 """
 
 import operator
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -295,17 +296,18 @@ class Deconvnet:
     def project(self, recording: Recording, layer: str, signal: Tensor) -> Tensor:
         """Project a signal, in the shape of the layer's output, down to the pixels of the images: (N, 3, H, W)."""
         with evaluating(self.model):
-            return [pixels for _, _, pixels in self.descend(recording, layer, signal)][-1]
+            ((_, _, pixels),) = deque(self.descend(recording, layer, signal), maxlen=1)
+        return pixels
 
     def project_units(
         self, images: Tensor, layer: str, units: Tensor | Sequence[Sequence[int]], *, memory: int = 2**28
     ) -> Patches:
         """Project single units, each from its own activation, and crop their receptive fields.
 
-        images (N, 3, H, W); units (M, 4) int64: image, map, row, column (row and column 0 where the layer has
-        no places). A unit depends on its receptive field alone, so only that is run forward and back, many
-        units at a time; the result is that of the whole image.  `memory` bounds the bytes of one batch's
-        largest step. InputError for units that are not there, images that are too small, and NaN.
+        images (N, 3, H, W); units (M, 4) int64: image, map, row, column (row and column 0 in fully connected layers).
+        A unit depends on its receptive field alone, so only that is run forward and back, many units at a time; the
+        result is that of the whole image.  memory: bytes that the largest step of one batch may take.
+        InputError for units that are not there, images that are too small, and NaN.
         """
         units = torch.as_tensor(units, dtype=torch.int64).cpu().reshape(-1, 4)
         graph, node = self.graph, self.graph.node(layer)
