@@ -1,4 +1,7 @@
-"""One seed and two threads for every test; `--slow` and a CUDA device decide what is left out."""
+"""One seed and two threads for every test; `--slow` and a CUDA device decide what is left out.
+
+On a machine that is busy with other work, `--threads 1` is several times faster: small operations wait for each other.
+"""
 
 import os
 from collections.abc import Iterator
@@ -10,6 +13,7 @@ import torch
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+    parser.addoption("--threads", type=int, default=2, help="threads of torch; 1 on a busy machine")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -21,9 +25,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
+def seeded(request: pytest.FixtureRequest) -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(request.config.getoption("--threads"))
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)

@@ -6,7 +6,7 @@
     measured_support        a receptive field as the pixels that a gradient reaches
     top_k                   the strongest activations with all of them in memory
 
-None of them imports `zfnet.deconvnet`, `zfnet.record` or `zfnet.receptive_field`.
+None of them imports anything of zfnet.
 """
 
 import copy

@@ -7,6 +7,7 @@ So the float32 test runs a network of small integers, whose forward pass is exac
 
 from collections.abc import Callable
 from functools import cache
+from itertools import zip_longest
 
 import pytest
 import torch
@@ -22,14 +23,18 @@ def from_the_image(deconvnet: Deconvnet, images: Tensor, layer: str, units: Tens
     """Values (M,) and projections (M, 3, H, W) of units, each of the whole image by itself."""
     recording = deconvnet.record(images, [layer])
     activation = recording.activations[layer]
-    values, pixels = [], []
-    for image, *place in units.tolist():
-        place = place[: activation.ndim - 1]
+    values, pixels = images.new_empty(len(units)), images.new_empty(len(units), *images.shape[1:])
+    of_image = [[m for m, unit in enumerate(units.tolist()) if unit[0] == i] for i in range(len(images))]
+    for together in zip_longest(*of_image):  # one unit of each image at a time
         signal = torch.zeros_like(activation)
-        signal[(image, *place)] = activation[(image, *place)]
-        values.append(activation[(image, *place)])
-        pixels.append(deconvnet.project(recording, layer, signal)[image])
-    return torch.stack(values), torch.stack(pixels)
+        chosen = [m for m in together if m is not None]
+        for m in chosen:
+            where = tuple(units[m].tolist()[: activation.ndim])
+            values[m] = signal[where] = activation[where]
+        projected = deconvnet.project(recording, layer, signal)
+        for m in chosen:
+            pixels[m] = projected[units[m, 0]]
+    return values, pixels
 
 
 def cut(image: Tensor, box: list[int]) -> Tensor:
@@ -42,7 +47,9 @@ def cut(image: Tensor, box: list[int]) -> Tensor:
     return out
 
 
-def assert_same(patches: Patches, images: Tensor, units: Tensor, values: Tensor, pixels: Tensor, precision: float) -> None:
+def assert_same(
+    patches: Patches, images: Tensor, units: Tensor, values: Tensor, pixels: Tensor, precision: float
+) -> None:
     torch.testing.assert_close(patches.values, values, rtol=precision, atol=0)
     for m, (box, unit) in enumerate(zip(patches.boxes.tolist(), units.tolist(), strict=True)):
         assert torch.equal(patches.crops[m], cut(images[unit[0]], box))
@@ -245,7 +252,7 @@ def test_every_unit_behind_any_geometry(op: nn.Module) -> None:
     model = batch_norm_drawn(geometry(op=op)).double()
     deconvnet = Deconvnet(model)
     images = torch.randn(2, 3, 11, 14, dtype=torch.float64)
-    _, maps, rows, columns = deconvnet.record(images, ["4"]).activations["4"].shape
+    _, _, rows, columns = deconvnet.record(images, ["4"]).activations["4"].shape
     units = strongest_maps(deconvnet, images, "4", [(r, c) for r in range(rows) for c in range(columns)])
     patches = deconvnet.project_units(images, "4", units)
     values, pixels = from_the_image(deconvnet, images, "4", units)

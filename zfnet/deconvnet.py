@@ -15,6 +15,7 @@ signal at its input (one for each input, if there are several).
 """
 
 import operator
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -193,17 +194,7 @@ def through(step: Step, signal: Tensor) -> Tensor:
 
 
 @rule(nn.AvgPool2d, F.avg_pool2d, nn.ZeroPad2d, torch.cat)
-@rule(
-    nn.BatchNorm2d,
-    operator.add,
-    operator.iadd,
-    operator.sub,
-    operator.isub,
-    operator.neg,
-    torch.add,
-    Tensor.add,
-    Tensor.add_,
-)
+@rule(nn.BatchNorm2d, operator.add, operator.sub, operator.neg, torch.add, Tensor.add, Tensor.add_)
 @rule(nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, torch.flatten, nn.Flatten, Tensor.flatten, window=WHOLE)
 @rule(Tensor.view, Tensor.reshape, Tensor.mean, torch.mean, torch.squeeze, Tensor.squeeze, window=WHOLE)
 def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
@@ -212,7 +203,7 @@ def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
     return torch.func.vjp(step.call, *zeros)[1](signal)
 
 
-@rule(operator.mul, operator.imul, operator.truediv, operator.itruediv, torch.mul, Tensor.mul, Tensor.mul_)
+@rule(operator.mul, operator.truediv, torch.mul, Tensor.mul, Tensor.mul_)
 def scale(step: Step, signal: Tensor) -> Sequence[Tensor]:
     """A feature map times a constant; the product of two feature maps is not linear."""
     maps = [a for a in (*step.node.args, *step.node.kwargs.values()) if a in step.sources]  # x * x has two
@@ -305,17 +296,18 @@ class Deconvnet:
     def project(self, recording: Recording, layer: str, signal: Tensor) -> Tensor:
         """Project a signal, in the shape of the layer's output, down to the pixels of the images: (N, 3, H, W)."""
         with evaluating(self.model):
-            return [pixels for _, _, pixels in self.descend(recording, layer, signal)][-1]
+            ((_, _, pixels),) = deque(self.descend(recording, layer, signal), maxlen=1)
+        return pixels
 
     def project_units(
         self, images: Tensor, layer: str, units: Tensor | Sequence[Sequence[int]], *, memory: int = 2**28
     ) -> Patches:
         """Project single units, each from its own activation, and crop their receptive fields.
 
-        images (N, 3, H, W); units (M, 4) int64: image, map, row, column (row and column 0 where the layer has
-        no places). A unit depends on its receptive field alone, so only that is run forward and back, many
-        units at a time; the result is that of the whole image.  `memory` bounds the bytes of one batch's
-        largest step. InputError for units that are not there, images that are too small, and NaN.
+        images (N, 3, H, W); units (M, 4) int64: image, map, row, column (row and column 0 in fully connected layers).
+        A unit depends on its receptive field alone, so only that is run forward and back, many units at a time; the
+        result is that of the whole image.  memory: bytes that the largest step of one batch may take.
+        InputError for units that are not there, images that are too small, and NaN.
         """
         units = torch.as_tensor(units, dtype=torch.int64).cpu().reshape(-1, 4)
         graph, node = self.graph, self.graph.node(layer)

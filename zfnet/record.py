@@ -43,8 +43,6 @@ def _in_place(module: nn.Module | None, node: fx.Node) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.op == "call_method":
         return name.endswith("_") and not name.endswith("__")
-    if getattr(node.target, "__module__", None) == "_operator":
-        return name in ("iadd", "isub", "imul", "itruediv")
     try:
         given = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -76,10 +74,6 @@ class Graph:
         for node in graph.nodes:
             if node.op == "output":
                 continue
-            if node.target is operator.setitem:
-                raise InputError(
-                    f"{type(model).__name__} assigns into a slice of a tensor, which a deconvnet cannot follow"
-                )
             self.nodes.append(node)
             self.names[node] = tracer.node_to_qualname.get(node, node.name)
             if _in_place(self.module(node), node):

@@ -1,1 +1,8 @@
-"""Photographs and rendered scenes, and how they become a network's input."""
+"""Images in: rendered scenes, folders of photographs, how they become a network's input, and batches of them."""
+
+from zfnet.data.batches import Batch, Batches
+from zfnet.data.photos import BrokenImage, Photos
+from zfnet.data.scenes import Scenes
+from zfnet.data.transforms import Preprocessing
+
+__all__ = ["Batch", "Batches", "BrokenImage", "Photos", "Preprocessing", "Scenes"]

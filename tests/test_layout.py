@@ -1,0 +1,97 @@
+"""The layout of the repository, read from its syntax trees: imports point only back along the flow of a tensor."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+import zfnet
+
+ROOT = Path(__file__).resolve().parent.parent
+# a module may import those before it; the files of `data` import errors and each other
+ORDER = [
+    "errors", "files", "data", "switches", "model", "record", "receptive_field", "deconvnet", "scan", "project",
+    "occlusion", "invariance", "correspondence", "transfer", "faithfulness", "train", "weights", "render",
+]  # fmt: skip
+FOR_EXPERIMENTS = {"hydra", "omegaconf", "matplotlib"}
+LIBRARY = sorted((ROOT / "zfnet").rglob("*.py"))
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
+
+
+def imported(file: Path) -> set[str]:
+    """The modules a file imports, wherever in the file: `zfnet.record`, `torch.nn`, ..."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file.name}: a relative import"
+            found.add(node.module or "")
+            if node.module in ("zfnet", "zfnet.data"):
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part(file: Path) -> str:
+    """Its place in ORDER: the name of the file, or of the folder in zfnet/."""
+    inner = file.relative_to(ROOT / "zfnet").parts
+    return inner[0].removesuffix(".py")
+
+
+def name_of(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("file", [f for f in LIBRARY if part(f) != "__init__"], ids=name_of)
+def test_imports_point_back(file: Path) -> None:
+    assert part(file) in ORDER, "a new module takes its place in ORDER"
+    within = [name.split(".") for name in imported(file) if name.split(".")[0] == "zfnet"]
+    assert ["zfnet"] not in within, "the package itself imports all of it"
+    used = {name[1] for name in within}
+    allowed = set(ORDER[: ORDER.index(part(file))]) if part(file) != "data" else {"errors", "data"}
+    assert used <= allowed, f"{sorted(used - allowed)} come after {part(file)}"
+
+
+@pytest.mark.parametrize("file", LIBRARY, ids=name_of)
+def test_the_library_knows_nothing_of_the_experiments(file: Path) -> None:
+    assert not {name.split(".")[0] for name in imported(file)} & (FOR_EXPERIMENTS | {"experiments", "tests"})
+
+
+@pytest.mark.parametrize("file", [*LIBRARY, *EXPERIMENTS], ids=name_of)
+def test_no_drawer_for_odds_and_ends(file: Path) -> None:
+    assert file.stem not in ("utils", "common", "base", "helpers", "misc")
+
+
+@pytest.mark.parametrize("file", [*LIBRARY, *EXPERIMENTS], ids=name_of)
+def test_files_open_with_their_idea(file: Path) -> None:
+    source = file.read_text()
+    assert not source.strip() or ast.get_docstring(ast.parse(source))
+
+
+PUBLIC = {
+    "ZFNet", "SwitchMaxPool2d", "pool", "unpool", "Deconvnet", "Patches", "receptive_field", "scan", "TopActivations",
+    "units",
+    "rule", "Recording", "ReceptiveField", "InputError",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_public_names(name: str) -> None:
+    assert callable(getattr(zfnet, name)) and name in zfnet.__all__
+
+
+def test_all_is_what_there_is() -> None:
+    assert all(hasattr(zfnet, name) for name in zfnet.__all__)
+    assert len(set(zfnet.__all__)) == len(zfnet.__all__)
+
+
+def test_a_function_does_not_hide_behind_its_module() -> None:
+    """`zfnet.scan` and `zfnet.receptive_field` are the functions, also once the modules of that name are imported."""
+    for name in ("scan", "receptive_field"):
+        importlib.import_module(f"zfnet.{name}")
+        assert not isinstance(getattr(zfnet, name), type(zfnet))
+
+
+def test_oracles_stand_alone() -> None:
+    assert not {name for name in imported(ROOT / "tests" / "oracles.py") if name.startswith("zfnet")}
