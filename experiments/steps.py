@@ -129,7 +129,7 @@ def draw(
     before: Step | None = None
     for line, step in zip(lines[1:], steps, strict=False):
         if before is None or step.verb not in ("rectify", "unpool") or len(step.signal) != len(before.signal):
-            strength = step.signal.abs().sum((1, 2))
+            strength = step.signal.clamp(min=0).sum((1, 2))  # what the next rectification lets through
             chosen = [m for m in strength.argsort(descending=True, stable=True)[:shown].tolist() if strength[m] > 0]
         _words(line[0], _title(step), _explain(step, before, unit))
         _show(line[1], step.signal.abs().sum(0), signed=False)
