@@ -9,6 +9,7 @@ the patches differ in (background, colour) is missing from the projections.
 """
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,9 +140,10 @@ def main(
         drawn[layer] = _chosen(layer, top, rows * columns, choose, random)
         if not drawn[layer]:
             continue
+        title = f"Layer {number}" if len(layers) == len(GRIDS) else layer
         panels.append(
             _panel(
-                number, deconvnet, data, layer, top, drawn[layer], (rows, columns), fields[layer], preprocessing,
+                title, deconvnet, data, layer, top, drawn[layer], columns, fields[layer], preprocessing,
                 scale, quantile,
             )
         )  # fmt: skip
@@ -193,7 +195,7 @@ def main(
         if maps:
             print(f"{layer}: {len(maps)} of {len(tops[layer].value)} maps are never above 0 on these images")
     if tops.broken:
-        print(f"{len(tops.broken)} images could not be read, first: {tops.broken[0]}")
+        print(f"{len(tops.broken)} image(s) could not be read, first: {tops.broken[0]}")
     return result
 
 
@@ -235,8 +237,8 @@ def _chosen(layer: str, top: TopActivations, count: int, choose: Any, random: to
 
 
 def _panel(
-    number: int, deconvnet: Deconvnet, data: Any, layer: str, top: TopActivations, maps: list[int],
-    grid: tuple[int, ...], field: ReceptiveField, preprocessing: Preprocessing, scale: str, quantile: float,
+    title: str, deconvnet: Deconvnet, data: Any, layer: str, top: TopActivations, maps: list[int],
+    columns: int, field: ReceptiveField, preprocessing: Preprocessing, scale: str, quantile: float,
 ) -> Panel:  # fmt: skip
     """Project and render one layer's maps."""
     k = top.value.shape[1]
@@ -250,8 +252,8 @@ def _panel(
     else:
         left, signals, scaling = "filters", filters[:, None], {"quantile": 1.0}
     return Panel(
-        f"Layer {number}", layer, left, f"image patches, {field.size[0]} x {field.size[1]} pixels",
-        min(grid[0], -(-len(maps) // grid[1])), min(grid[1], len(maps)), preprocessing.rgb(signals).cpu(),
+        title, layer, left, f"image patches, {field.size[0]} x {field.size[1]} pixels",
+        -(-len(maps) // columns), min(columns, len(maps)), preprocessing.rgb(signals).cpu(),
         crops.unflatten(0, (len(maps), k)).cpu(), (patches.values <= 0).unflatten(0, (len(maps), k)).cpu(), scaling,
     )  # fmt: skip
 
@@ -294,7 +296,8 @@ def compose(panels: Sequence[Panel], width: int, note: str) -> Figure:
     tiles = [max(t for t in range(4, 400) if t == 4 or _wide(line, t) <= width - 2 * margin) for line in lines]
     tiles = [min(t, 130) for t in tiles]
     heights = [max(p.height(t) for p in line) for line, t in zip(lines, tiles, strict=True)]
-    height = sum(heights) + LAYER_GAP * len(lines) + 2 * margin
+    notes = textwrap.wrap(note, (width - 2 * margin) // 11)
+    height = sum(heights) + LAYER_GAP * len(lines) + 24 * (len(notes) - 1) + 2 * margin
     figure = Figure(figsize=(width / DPI, height / DPI), facecolor="white")
     y = margin
     for line, tile, tall in zip(lines, tiles, heights, strict=True):
@@ -303,13 +306,15 @@ def compose(panels: Sequence[Panel], width: int, note: str) -> Figure:
             blocks = panel.draw(tile)
             at = (x, x + panel.extent(tile, panel.columns) + SIDE_GAP)
             _text(figure, x, y + 24, panel.title, weight="bold", size=10.5)
-            _text(figure, x + 160, y + 26, panel.layer, size=7.5, color="0.35")
+            if panel.title != panel.layer:
+                _text(figure, x + 160, y + 26, panel.layer, size=7.5, color="0.35")
             for left, label, block in zip(at, (panel.left, panel.right), blocks, strict=True):
                 _text(figure, left, y + 62, label, size=7.5)
                 _place(figure, block, left, y + CAPTION)
             x += panel.width(tile) + LAYER_GAP
         y += tall + LAYER_GAP
-    _text(figure, margin, height - margin - 8, note, size=6.5, color="0.35")
+    for n, words in enumerate(reversed(notes)):
+        _text(figure, margin, height - margin - 8 - 24 * n, words, size=6.5, color="0.35")
     return figure
 
 

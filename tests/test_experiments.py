@@ -160,7 +160,7 @@ def test_fig2_names_broken_images(model, data, tmp_path, capsys):
     result = fig2.main(model, torn, tmp_path, layers=["relu1"], grids=[[1, 1]], k=2, width=400, progress=False)
     assert result["ours"]["images"] == 11
     assert result["ours"]["broken_images"] == ["cannot load 3.jpg: it is torn"]
-    assert "1 images could not be read, first: cannot load 3.jpg" in capsys.readouterr().out
+    assert "1 image(s) could not be read, first: cannot load 3.jpg" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
