@@ -207,19 +207,25 @@ def _check_finite(tensors: dict[str, Tensor], where: str) -> None:
             raise InputError(f"{where}: {name} has values that are not finite")
 
 
-def load(model: Model, path: str | os.PathLike[str], *, preprocessing: Preprocessing | None = None) -> Model:
+def load(
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    preprocessing: Preprocessing | None = None,
+    otherwise: Preprocessing | None = None,
+) -> Model:
     """Fill `model` with the weights of a file and set `model.preprocessing`; return it.
 
     The file is one that `save` wrote, another safetensors file, a state dict of `torch.save` (or a dict with
     one under "state_dict"), an npz archive, or weights that `ADAPTERS` knows. What `save` wrote and what an
     adapter knows says how photographs are prepared. For other files give `preprocessing`, `Preprocessing()`
     for torchvision's ImageNet weights: none is assumed, because with a wrong one a network still answers,
-    only worse. InputError if names, shapes, values or the file are not right; the model is then as it was.
+    only worse; `otherwise` is taken for a file that says nothing, and gives way to one that does. InputError if names, shapes, values or the file are not right; the model is then as it was.
     """
     path = Path(path)
     weights = _read(path)
     if preprocessing is None:
-        preprocessing = weights.preprocessing
+        preprocessing = weights.preprocessing or otherwise
     elif weights.preprocessing not in (None, preprocessing):
         raise InputError(f"{path} has its own preprocessing; leave out preprocessing=, or change it afterwards")
     if preprocessing is None:

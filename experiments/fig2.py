@@ -1,0 +1,372 @@
+"""Figure 2: feature maps of each layer, by what activates them most and by what they respond to in it.
+
+The caption's sense: for a random subset of feature maps, the nine strongest activations over the validation set, each
+projected down to pixels through the deconvnet, beside the patches of the images that caused them.
+
+What to look for: the patches of one map share something, and the projection says what.  Edges and colours in layer 1
+(where the filters themselves are shown), corners and textures above, then parts, then objects in varying pose; what
+the patches differ in (background, colour) is missing from the projections.
+"""
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor, nn
+
+from experiments.results import Provenance, results, write_result
+from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
+from zfnet.data.transforms import Preprocessing
+from zfnet.errors import unknown
+from zfnet.project import project_top
+from zfnet.receptive_field import ReceptiveField, window_of
+from zfnet.record import Graph
+from zfnet.render import GREY, grid, outside, resized, signed_image
+
+GRIDS = ((3, 3), (4, 4), (3, 4), (5, 2), (5, 2))  # rows and columns of feature maps, layers 1 to 5
+DPI = 200
+LAYER_GAP, CAPTION, SIDE_GAP, MAP_GAP, TILE_GAP = 40, 86, 24, 7, 1  # pixels
+
+
+@dataclass
+class Panel:
+    """What is drawn of one layer."""
+
+    title: str
+    layer: str
+    left: str
+    right: str
+    rows: int
+    columns: int
+    signals: Tensor  # (maps, n, 3, S, S): projections, where n is k, or filters, where it is 1
+    patches: Tensor  # (maps, k, 3, S, S) in 0..1
+    empty: Tensor  # (maps, k): where there is no activation above 0
+    scaling: dict[str, Any]  # of signals: see zfnet.render.contrast
+
+    @property
+    def side(self) -> int:
+        """Tiles along one side of a feature map's block."""
+        return math.ceil(math.sqrt(self.patches.shape[1]))
+
+    def width(self, tile: int) -> int:
+        return 2 * self.extent(tile, self.columns) + SIDE_GAP
+
+    def height(self, tile: int) -> int:
+        return self.extent(tile, self.rows) + CAPTION
+
+    def extent(self, tile: int, maps: int) -> int:
+        """Pixels of a row or column of maps."""
+        return maps * (self.side * (tile + TILE_GAP) - TILE_GAP) + (maps - 1) * MAP_GAP
+
+    def draw(self, tile: int) -> tuple[Tensor, Tensor]:
+        """Projections and patches as two images (3, H, W)."""
+        block = self.side * (tile + TILE_GAP) - TILE_GAP
+        maps, count = self.signals.shape[:2]
+        size = (block, block) if count == 1 else (tile, tile)
+        left = signed_image(resized(self.signals.flatten(0, 1), size), **self.scaling).unflatten(0, (maps, count))
+        right = resized(self.patches.flatten(0, 1), (tile, tile)).clamp(0, 1).unflatten(0, (maps, -1))
+        right[self.empty] = 1
+        if count > 1:
+            left[self.empty] = 1
+
+        def whole(tiles: Tensor) -> Tensor:
+            columns = self.side if tiles.shape[1] > 1 else 1
+            blocks = [_square(grid(some, columns, TILE_GAP), block) for some in tiles]
+            return grid(torch.stack(blocks), self.columns, MAP_GAP)
+
+        return whole(left), whole(right)
+
+
+def _square(image: Tensor, side: int) -> Tensor:
+    """The image at the top of a white square: k need not fill one."""
+    whole = image.new_ones(3, side, side)
+    whole[:, : image.shape[1], : image.shape[2]] = image
+    return whole
+
+
+def main(
+    model: nn.Module,
+    data: Any,
+    out: str | Path,
+    *,
+    layers: Sequence[str] = ("relu1", "relu2", "relu3", "relu4", "relu5"),
+    k: int = 9,
+    grids: Sequence[Sequence[int]] | None = None,
+    choose: str | Sequence[int] | Mapping[str, Sequence[int]] = "random",
+    seed: int = 0,
+    distinct: bool = True,
+    scale: str = "patch",
+    quantile: float = 0.995,
+    collisions: str = "add",
+    norm: str = "identity",
+    batch_size: int = 64,
+    workers: int | None = None,
+    width: int = 2400,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Scan a dataset, draw the figure, write every winner of every map; return what result.json holds.
+
+    grids: rows and columns of feature maps for each layer; None: the paper's for five layers, else 4 x 4.
+    choose: which maps are drawn: "random" by seed, as in the paper, "strongest", or maps by number, for all layers or
+    by layer.  A map that is never above 0 is dead: it is counted, and not drawn.  distinct: nine different images.
+    scale: each projection has its own grey scale ("patch"), or those of a map have one ("map").
+    quantile: of a projection's absolute values, where its grey scale ends.  width: of the picture, pixels.
+    """
+    provenance = Provenance(model, seed=seed)
+    layers = [layers] if isinstance(layers, str) else list(layers)
+    grids = list(grids or (GRIDS if len(layers) == len(GRIDS) else [(4, 4)] * len(layers)))
+    _check(layers, grids, choose, scale, quantile, width)
+    preprocessing = getattr(model, "preprocessing", None) or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+    deconvnet = Deconvnet(model, collisions=collisions, norm=norm)
+    tops = scan(
+        deconvnet.graph, data, layers, k, batch_size=batch_size, distinct=distinct, workers=workers,
+        state=Path(out) / "scan.partial", progress=progress,
+    )  # fmt: skip
+    images = {i for top in tops.values() for i in top.image.flatten().tolist() if i >= 0}
+    size = tuple(data[min(images)][0].shape[-2:])
+
+    random = torch.Generator().manual_seed(seed)
+    drawn, dead, panels = {}, {}, []
+    fields = {layer: receptive_field(deconvnet.graph, layer, size) for layer in layers}  # type: ignore[arg-type]
+    for number, (layer, (rows, columns)) in enumerate(zip(layers, grids, strict=True), 1):
+        top = tops[layer]
+        dead[layer] = (~(top.value[:, 0] > 0)).nonzero().flatten().tolist()
+        drawn[layer] = _chosen(layer, top, rows * columns, choose, random)
+        if not drawn[layer]:
+            continue
+        title = f"Layer {number}" if len(layers) == len(GRIDS) else layer
+        panels.append(
+            _panel(
+                title, deconvnet, data, layer, top, drawn[layer], columns, fields[layer], preprocessing,
+                scale, quantile,
+            )
+        )  # fmt: skip
+    if not panels:
+        raise InputError(f"no feature map of {', '.join(layers)} is ever above 0 on these {tops.images} images")
+
+    def winners(layer: str) -> dict[str, list[dict[str, Any]]]:
+        top, field = tops[layer], fields[layer]
+        columns = zip(*(column.tolist() for column in top), strict=True)
+        return {
+            str(m): [
+                {
+                    "value": value, "image": image, "file": data.file(image) if hasattr(data, "file") else None,
+                    "row": row, "column": column, "box": list(field.box(row, column)),
+                }
+                for value, image, row, column in zip(*entries, strict=True)
+                if image >= 0
+            ]
+            for m, entries in enumerate(columns)
+        }  # fmt: skip
+
+    count, total = sum(map(len, drawn.values())), sum(len(top.value) for top in tops.values())
+    how = f"at random (seed {seed})" if choose == "random" else "by strength" if choose == "strongest" else "by number"
+    note = (
+        f"{type(model).__name__}, {tops.images:,} images. {count} of {total:,} feature maps, chosen {how}; of each, "
+        f"the {k} strongest activations" + (", from different images." if distinct else ".")
+    )
+    paper = {
+        "layers": None, "k": 9, "grids": [list(g) for g in GRIDS], "patch_sizes": [7, 27, 75, 107, 139], "drawn": None,
+        "dead_maps": None, "images": 50000, "broken_images": None, "dataset": "ImageNet 2012 validation",
+    }  # fmt: skip
+    ours = {
+        "layers": {layer: winners(layer) for layer in layers}, "k": k, "grids": [list(g) for g in grids],
+        "patch_sizes": [s[0] if s[0] == s[1] else list(s) for s in (f.size for f in fields.values())], "drawn": drawn,
+        "dead_maps": dead, "images": tops.images, "broken_images": tops.broken, "dataset": type(data).__name__,
+    }  # fmt: skip
+    settings = {
+        "model": type(model).__name__, "layers": layers, "image_size": list(size), "choose": choose, "seed": seed,
+        "distinct": distinct, "scale": scale, "quantile": quantile, "collisions": collisions, "norm": norm,
+    }  # fmt: skip
+    with results(out) as folder:
+        figure = compose(panels, width, note)
+        figure.savefig(folder / "figure.png", dpi=DPI)
+        figure.savefig(folder / "figure.pdf", dpi=DPI)
+        boxes = draw_boxes(data, preprocessing, {layer: (tops[layer], drawn[layer], fields[layer]) for layer in layers})
+        boxes.savefig(folder / "boxes.png", dpi=100)
+        result = write_result(folder, "fig2", paper, ours, settings, provenance)
+    for layer, maps in dead.items():
+        if maps:
+            print(f"{layer}: {len(maps)} of {len(tops[layer].value)} maps are never above 0 on these images")
+    if tops.broken:
+        print(f"{len(tops.broken)} image(s) could not be read, first: {tops.broken[0]}")
+    return result
+
+
+def _check(
+    layers: list[str], grids: list[Sequence[int]], choose: Any, scale: str, quantile: float, width: int
+) -> None:  # fmt: skip
+    if len(grids) != len(layers):
+        raise InputError(f"{len(layers)} layers and {len(grids)} grids; give one grid, [rows, columns], for each layer")
+    for each in grids:
+        if len(each) != 2 or not all(type(n) is int and n > 0 for n in each):
+            raise InputError(f"a grid is [rows, columns] of feature maps; got {list(each)}")
+    if isinstance(choose, str) and choose not in ("random", "strongest"):
+        raise unknown("way to choose maps", choose, ("random", "strongest", "[map, ...]"))
+    if isinstance(choose, Mapping):
+        for layer in choose:
+            if layer not in layers:
+                raise unknown("layer in choose", layer, layers)
+    if scale not in ("patch", "map"):
+        raise unknown("scale", scale, ("patch", "map"))
+    if not 0 < quantile <= 1:
+        raise InputError(f"quantile is {quantile}; give a number above 0, up to 1")
+    if width < 400:
+        raise InputError(f"a picture of {width} pixels is too narrow; give a width of at least 400")
+
+
+def _chosen(layer: str, top: TopActivations, count: int, choose: Any, random: torch.Generator) -> list[int]:
+    """The maps to draw, at most `count`."""
+    total = len(top.value)
+    if not isinstance(choose, str):
+        maps = list(choose.get(layer, []) if isinstance(choose, Mapping) else choose)
+        for m in maps:
+            if type(m) is not int or not 0 <= m < total:
+                raise InputError(f"no map {m!r} in {layer}: there are {total}")
+        return maps
+    live = (top.value[:, 0] > 0).nonzero().flatten()
+    if choose == "strongest":
+        return live[top.value[live, 0].argsort(descending=True, stable=True)][:count].tolist()
+    return sorted(live[torch.randperm(len(live), generator=random)[:count]].tolist())
+
+
+def _panel(
+    title: str, deconvnet: Deconvnet, data: Any, layer: str, top: TopActivations, maps: list[int],
+    columns: int, field: ReceptiveField, preprocessing: Preprocessing, scale: str, quantile: float,
+) -> Panel:  # fmt: skip
+    """Project and render one layer's maps."""
+    k = top.value.shape[1]
+    patches = project_top(deconvnet, data, layer, top, maps)
+    beyond = outside(patches.boxes, field.image_size, tuple(patches.crops.shape[-2:]))  # type: ignore[arg-type]
+    crops = preprocessing.pixels(patches.crops).clamp(0, 1).masked_fill(beyond, GREY)
+    filters = _filters(deconvnet, layer, maps, field)
+    if filters is None:
+        left, signals = "projections", patches.pixels.unflatten(0, (len(maps), k))
+        scaling = {"together": k if scale == "map" else 1, "quantile": quantile}
+    else:
+        left, signals, scaling = "filters", filters[:, None], {"quantile": 1.0}
+    return Panel(
+        title, layer, left, f"image patches, {field.size[0]} x {field.size[1]} pixels",
+        -(-len(maps) // columns), min(columns, len(maps)), preprocessing.rgb(signals).cpu(),
+        crops.unflatten(0, (len(maps), k)).cpu(), (patches.values <= 0).unflatten(0, (len(maps), k)).cpu(), scaling,
+    )  # fmt: skip
+
+
+def _filters(deconvnet: Deconvnet, layer: str, maps: list[int], field: ReceptiveField) -> Tensor | None:
+    """The filters (maps, 3, S, S) of a layer with but one convolution between it and the image; None of any other.
+
+    There all projections of a map are its filter, times the activation.
+    """
+    graph: Graph = deconvnet.graph
+    node = graph.node(layer)
+    steps = [(graph.module(n), window_of(graph, n)) for n in graph.path([node]) if n.op.startswith("call")]
+    convolutions = [module for module, _ in steps if isinstance(module, nn.Conv2d)]
+    others = [window for module, window in steps if not isinstance(module, nn.Conv2d)]
+    if len(convolutions) != 1 or convolutions[0].in_channels != 3 or any(w is None or w.span(0) > 1 for w in others):
+        return None
+    shape = graph.shapes(field.image_size, node)[node]
+    row, column = shape[2] // 2, shape[3] // 2
+    top, left, bottom, right = field.box(row, column)
+    if min(top, left) < 0 or bottom > field.image_size[0] or right > field.image_size[1]:
+        return None
+    recording = deconvnet.record(torch.zeros(len(maps), 3, *field.image_size), [layer])
+    signal = torch.zeros_like(recording.activations[layer])
+    signal[torch.arange(len(maps)), maps, row, column] = 1
+    return deconvnet.project(recording, layer, signal)[..., top:bottom, left:right]
+
+
+def compose(panels: Sequence[Panel], width: int, note: str) -> Figure:
+    """The figure: layers of like height side by side, each with its projections left and its patches right."""
+    lines: list[list[Panel]] = []
+    for panel in panels:
+        tall = panel.side * panel.rows
+        if lines and len(lines[-1]) == 1:
+            before = lines[-1][0].side * lines[-1][0].rows
+            if min(tall, before) / max(tall, before) >= 0.75:
+                lines[-1].append(panel)
+                continue
+        lines.append([panel])
+    margin = LAYER_GAP // 2
+    tiles = [max(t for t in range(4, 400) if t == 4 or _wide(line, t) <= width - 2 * margin) for line in lines]
+    tiles = [min(t, 130) for t in tiles]
+    heights = [max(p.height(t) for p in line) for line, t in zip(lines, tiles, strict=True)]
+    notes = textwrap.wrap(note, (width - 2 * margin) // 11)
+    height = sum(heights) + LAYER_GAP * len(lines) + 24 * (len(notes) - 1) + 2 * margin
+    figure = Figure(figsize=(width / DPI, height / DPI), facecolor="white")
+    y = margin
+    for line, tile, tall in zip(lines, tiles, heights, strict=True):
+        x = (width - _wide(line, tile)) // 2
+        for panel in line:
+            blocks = panel.draw(tile)
+            at = (x, x + panel.extent(tile, panel.columns) + SIDE_GAP)
+            _text(figure, x, y + 24, panel.title, weight="bold", size=10.5)
+            if panel.title != panel.layer:
+                _text(figure, x + 160, y + 26, panel.layer, size=7.5, color="0.35")
+            for left, label, block in zip(at, (panel.left, panel.right), blocks, strict=True):
+                _text(figure, left, y + 62, label, size=7.5)
+                _place(figure, block, left, y + CAPTION)
+            x += panel.width(tile) + LAYER_GAP
+        y += tall + LAYER_GAP
+    for n, words in enumerate(reversed(notes)):
+        _text(figure, margin, height - margin - 8 - 24 * n, words, size=6.5, color="0.35")
+    return figure
+
+
+def _wide(line: Sequence[Panel], tile: int) -> int:
+    return sum(panel.width(tile) for panel in line) + LAYER_GAP * (len(line) - 1)
+
+
+def _text(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
+    """Text whose middle is at pixel (x, y) from the top left."""
+    width, height = (side * DPI for side in figure.get_size_inches())
+    figure.text(x / width, 1 - y / height, text, va="center", **style)
+
+
+def _place(figure: Figure, image: Tensor, x: float, y: float) -> None:
+    """An image (3, H, W) pixel for pixel, its top left at (x, y)."""
+    width, height = (side * DPI for side in figure.get_size_inches())
+    rows, columns = image.shape[1:]
+    axes = figure.add_axes((x / width, 1 - (y + rows) / height, columns / width, rows / height))
+    axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="none", aspect="auto")
+    axes.axis("off")
+
+
+def draw_boxes(
+    data: Any,
+    preprocessing: Preprocessing,
+    layers: Mapping[str, tuple[TopActivations, Iterable[int], ReceptiveField]],
+    columns: int = 6,
+) -> Figure:
+    """The strongest winners of some maps as boxes on their whole images: how large is a patch?"""
+    layers = {layer: entry for layer, entry in layers.items() if list(entry[1])}
+    figure = Figure(figsize=(2 * columns, 2.06 * len(layers)), facecolor="white")
+    axes = figure.subplots(len(layers), columns, squeeze=False)
+    for line, (layer, (top, maps, field)) in zip(axes, layers.items(), strict=True):
+        rows, wide = field.image_size
+        for axis in line:
+            axis.axis("off")
+        for axis, m in zip(line, maps, strict=False):
+            if top.image[m, 0] < 0:
+                continue
+            image = preprocessing.pixels(data[int(top.image[m, 0])][0]).clamp(0, 1)
+            axis.imshow(image.permute(1, 2, 0).numpy())
+            upper, left, lower, right = field.box(int(top.row[m, 0]), int(top.column[m, 0]))
+            corner = left - 0.5, upper - 0.5
+            for colour, line_width in (("white", 3.5), ("red", 1.8)):
+                axis.add_patch(Rectangle(corner, right - left, lower - upper, fill=False, color=colour, lw=line_width))
+            axis.set_title(f"map {m}", fontsize=8, pad=2)
+            axis.set_xlim(-0.5, wide - 0.5)
+            axis.set_ylim(rows - 0.5, -0.5)
+        size = f"{field.size[0]} x {field.size[1]}"
+        line[0].text(
+            -0.04, 0.5, f"{layer}\n{size} of\n{rows} x {wide} pixels", transform=line[0].transAxes,
+            ha="right", va="center", fontsize=8,
+        )  # fmt: skip
+    figure.subplots_adjust(0.11, 0.01, 0.99, 0.97, 0.04, 0.16)
+    return figure

@@ -1,0 +1,135 @@
+"""What the command line may say: every key and name is looked up before anything runs.
+
+A setting is known if `conf/` lists it, or if the function it is for (`_target_`) has an argument of that name.
+"""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zfnet.errors import InputError, unknown
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+GROUPS = ("experiment", "model", "data", "train")
+GIVEN = ("model", "data", "validation", "out")  # arguments of an experiment that are made for it
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def configured(words: Sequence[str]) -> DictConfig:
+    """The configuration, hydra's part included, that the words ask for; InputError where hydra refuses them."""
+    try:
+        if GlobalHydra.instance().is_initialized():
+            return compose("config", list(words), return_hydra_config=True)
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", list(words), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(first_line(error)) from None
+
+
+def arguments(config: DictConfig) -> list[str]:
+    """The arguments of the configured experiment that can be set."""
+    return [name for name in _known(config.experiment)[0] if name not in GIVEN]
+
+
+def single(config: DictConfig, words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The experiments that are asked for, a suite's one by one: each one's name, and the words meant for it."""
+    if "suite" not in config.experiment:
+        return [(config.hydra.runtime.choices.experiment, list(words))]
+    rest = [word for word in words if not word.startswith("experiment=")]
+    found = []
+    for name in config.experiment.suite:
+        known = arguments(configured([f"experiment={name}"]))
+        mine = [w for w in rest if not w.startswith("++experiment.") or w[13:].partition("=")[0].split(".")[0] in known]
+        found.append((name, [f"experiment={name}", *mine]))
+    return found
+
+
+def _parse(word: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        why = f"quote special characters, key='\"value\"' ({first_line(error)})"
+        raise InputError(f"cannot read {word!r}: {why if '=' in word else 'a setting is written key=value'}") from None
+
+
+def _choices(override: Override) -> list[str]:
+    """The names chosen in a group; several in a sweep."""
+    value, there = override.value(), names(override.key_or_group)
+    chosen = [str(v) for v in value.list] if isinstance(value, ChoiceSweep) else [str(value)]
+    for name in chosen:
+        if name not in there:
+            raise unknown({"data": "data set"}.get(override.key_or_group, override.key_or_group), name, there)
+    return chosen
+
+
+def _known(node: DictConfig) -> tuple[list[str], bool]:
+    """The keys that may be set in a part of the configuration, and whether any other may be."""
+    keys, more = [str(key) for key in node if not str(key).startswith("_")], False
+    if "_target_" in node:
+        parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
+        more = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        keys += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return list(dict.fromkeys(keys)), more
+
+
+def _look_up(node: Any, path: Sequence[str], before: str = "") -> None:
+    """InputError unless the path leads to a setting below `node`, which is called `before`."""
+    for key in path:
+        if not isinstance(node, DictConfig):
+            return
+        known, more = _known(node)
+        if key not in known and not more:
+            raise unknown("setting", f"{before}{key}", [f"{before}{name}" for name in known])
+        node = None if key not in node or OmegaConf.is_missing(node, key) else node[key]
+        before += f"{key}."
+
+
+def check(words: Sequence[str]) -> list[str]:
+    """The words as hydra is to be given them: an argument of the experiment may be called by its name alone.
+
+    InputError for the first word that means nothing says what there is, nearest first.
+    """
+    overrides = [_parse(word) for word in words]
+    chosen = {o.key_or_group: _choices(o) for o in overrides if o.key_or_group in GROUPS and not o.is_delete()}
+    groups = [f"{group}={several[0]}" for group, several in chosen.items() if group != "experiment"]
+    config = configured(groups)
+    settings: list[str] = []
+    for name in chosen.get("experiment", [config.hydra.runtime.choices.experiment]):
+        for _, its in single(configured([*groups, f"experiment={name}"]), [f"experiment={name}"]):
+            settings += arguments(configured([*groups, *its]))
+    pairs = zip(words, overrides, strict=True)
+    return [_checked(word, override, config, settings) for word, override in pairs]
+
+
+def _checked(word: str, override: Override, config: DictConfig, settings: list[str]) -> str:
+    root, *path = override.key_or_group.split(".")
+    if override.key_or_group in GROUPS or override.is_delete() or root == "hydra":
+        return word
+    if root in config and root not in ("experiment", "hydra"):
+        _look_up(config, [root, *path])
+        return "++" + word.lstrip("+")
+    if root == "experiment":
+        name, word = path[0], word.partition(".")[2]
+    else:
+        name, word = root, word.lstrip("+")
+    if name not in settings:
+        top = [str(key) for key in config if key != "hydra"]
+        raise unknown("setting", override.key_or_group, dict.fromkeys([*top, *settings]))
+    return f"++experiment.{word}"

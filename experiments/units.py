@@ -1,0 +1,66 @@
+"""The table of layers: how many units there are, where a map size comes from, and how large a unit's patch is.
+
+A unit is one element of a layer's output (feature map, row, column).  All units of a feature map share one filter, so a
+layer has as many filters as maps.  What to look for: the receptive fields, which are the sizes of Figure 2's patches.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from experiments.results import Provenance, results, table, write_result
+from zfnet import units
+
+PAPER = {  # Figure 3: maps, rows, columns
+    "conv1": [96, 110, 110],
+    "pool1": [96, 55, 55],
+    "conv2": [256, 26, 26],
+    "pool2": [256, 13, 13],
+    "conv3": [384, 13, 13],
+    "conv4": [384, 13, 13],
+    "conv5": [256, 13, 13],
+    "pool5": [256, 6, 6],
+    "fc6": [4096],
+    "fc7": [4096],
+}
+
+
+def main(model: nn.Module, out: str | Path, *, image_size: int | None = None) -> dict[str, Any]:
+    """Print the table for images of that size, by default the network's own; write table.md and result.json."""
+    provenance = Provenance(model)
+    size: int = image_size or model.preprocessing.size  # type: ignore[union-attr, assignment]
+    rows = units(model, size)
+
+    head = ["layer", "operation", "output", "units", "kernel", "stride", "patch", "patch stride", "parameters"]
+    pairs = [[_pair(p) for p in (r.kernel, r.stride, r.receptive_field, r.receptive_stride)] for r in rows]
+    text = table(
+        head,
+        [
+            [r.layer, r.operation, " x ".join(map(str, r.output)), r.units, *sizes, r.parameters]
+            for r, sizes in zip(rows, pairs, strict=True)
+        ],
+    )
+    total = sum(p.numel() for p in model.parameters())
+    maps = [r for r in rows if len(r.output) == 3]
+    notes = [f"{type(model).__name__}, images of {size} x {size} pixels; {total:,} parameters."]
+    if maps:
+        count, height, width = maps[0].output
+        notes.append(
+            f"Layer 1 has {count} x {height} x {width} = {maps[0].units:,} units: a unit is one element of the output. "
+            f"All {height * width:,} units of a feature map share one filter, so there are {count} filters."
+        )
+    text = f"{text}\n\n" + "\n".join(notes) + "\n"
+    print(text)
+    ours = {r.layer: list(r.output) for r in rows}
+    extra = {"layers": [r._asdict() for r in rows], "image_size": size, "parameters": total}
+    with results(out) as folder:
+        (folder / "table.md").write_text(text, encoding="utf-8")
+        settings = {"image_size": size, "model": type(model).__name__}
+        paper = {"output": {name: PAPER.get(name) for name in ours}, **dict.fromkeys(extra)}
+        return write_result(folder, "units", paper, {"output": ours, **extra}, settings, provenance)
+
+
+def _pair(sizes: tuple[int, int] | None) -> str | int:
+    """Rows and columns as one number where they are the same."""
+    return "" if sizes is None else sizes[0] if sizes[0] == sizes[1] else f"{sizes[0]} x {sizes[1]}"

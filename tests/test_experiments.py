@@ -1,0 +1,397 @@
+"""Every experiment from end to end on a tiny network, and the command line with all that can be mistyped."""
+
+import copy
+import json
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import get_object, instantiate
+from PIL import Image
+from torch import nn
+
+from experiments import fig2, results, steps, stripes, train, units
+from experiments.overrides import check, configured, names, single
+from experiments.run import command_line
+from zfnet import Deconvnet, InputError, scan, weights
+from zfnet.data.photos import BrokenImage
+from zfnet.data.scenes import Scenes
+from zfnet.data.transforms import Preprocessing
+from zfnet.train import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = {"run", "overrides", "results", "models", "datasets", "__init__"}
+TINY = [
+    "model=zfnet_small", "model.weights=null", "model.architecture.maps=[4,4,4,4,4]", "model.architecture.hidden=[8]",
+    "data.count={train: 24, val: 12}",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    layers = OrderedDict(
+        conv1=nn.Conv2d(3, 6, 5, 2), relu1=nn.ReLU(inplace=True), pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
+        conv2=nn.Conv2d(6, 8, 3, padding=1), relu2=nn.ReLU(inplace=True), flatten=nn.AdaptiveAvgPool2d(1),
+        flat=nn.Flatten(), fc=nn.Linear(8, 16),
+    )  # fmt: skip
+    model = nn.Sequential(layers).eval()
+    model.preprocessing = Preprocessing(size=32, resize=36)
+    return model
+
+
+@pytest.fixture(scope="module")
+def data(model):
+    return Scenes("val", 12, size=32, transform=model.preprocessing)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the command in an empty folder; returns status and the lines of standard error, without progress bars."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["run.py", *words])
+        try:
+            command_line()
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+        return status, [line for line in lines if line.strip() and "images/s" not in line]
+
+    return run
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- Figure 2 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def figure(model, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("fig2") / "out"
+    grids = [[2, 2], [1, 2]]
+    result = fig2.main(model, data, out, layers=["relu1", "relu2"], grids=grids, k=4, width=600, progress=False)
+    return out, result
+
+
+def test_fig2_writes_what_it_returns(figure):
+    out, result = figure
+    assert files(out) == {"figure.png", "figure.pdf", "boxes.png", "result.json"}
+    assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert set(result) == {"experiment", "paper", "ours", "settings", "provenance"}
+    assert set(result["paper"]) == set(result["ours"])
+    assert {"versions", "command", "seed", "device", "threads", "started", "seconds"} <= set(result["provenance"])
+    assert Image.open(out / "figure.png").width == 600
+
+
+def test_fig2_lists_every_winner_of_the_scan(figure, model, data):
+    _, result = figure
+    tops = scan(model, data, ["relu1", "relu2"], 4, progress=False)
+    for layer, top in tops.items():
+        found = result["ours"]["layers"][layer]
+        assert list(found) == [str(m) for m in range(len(top.value))]
+        for m, winners in found.items():
+            for column in ("value", "image", "row", "column"):
+                assert [w[column] for w in winners] == getattr(top, column)[int(m)].tolist()
+            assert all(w["file"] == data.file(w["image"]) for w in winners)
+            assert len({w["image"] for w in winners}) == 4
+
+
+def test_fig2_boxes_are_the_patches_that_are_projected(figure, model, data):
+    _, result = figure
+    for m, winners in result["ours"]["layers"]["relu2"].items():
+        best = winners[0]
+        image = data[best["image"]][0][None]
+        patch = Deconvnet(model).project_units(image, "relu2", [[0, int(m), best["row"], best["column"]]])
+        assert patch.boxes[0].tolist() == best["box"]
+        assert float(patch.values) == pytest.approx(best["value"], rel=1e-5, abs=1e-7)
+    assert result["ours"]["patch_sizes"] == [5, 17]
+
+
+def test_fig2_maps_by_seed_by_strength_and_by_number(model, data):
+    top = scan(model, data, ["relu1"], 1, progress=False)["relu1"]
+
+    def drawn(choose, seed=0):
+        return fig2._chosen("relu1", top, 2, choose, torch.Generator().manual_seed(seed))
+
+    assert drawn("random", 1) == drawn("random", 1)
+    assert len({tuple(drawn("random", seed)) for seed in range(9)}) > 1
+    assert drawn("strongest") == top.value[:, 0].argsort(descending=True)[:2].tolist()
+    assert drawn([4, 0, 2]) == [4, 0, 2]
+    assert drawn({"relu1": [3]}) == [3]
+    assert drawn({}) == []
+
+
+def test_fig2_counts_dead_maps_and_does_not_draw_them(model, data, tmp_path, capsys):
+    bias = model.conv1.bias.detach().clone()
+    try:
+        model.conv1.bias.data[2] = -1e3
+        result = fig2.main(model, data, tmp_path, layers=["relu1"], grids=[[3, 2]], k=1, width=400, progress=False)
+    finally:
+        model.conv1.bias.data.copy_(bias)
+    assert result["ours"]["dead_maps"] == {"relu1": [2]}
+    assert 2 not in result["ours"]["drawn"]["relu1"]
+    assert "1 of 6 maps" in capsys.readouterr().out
+
+
+def test_fig2_shows_the_filters_of_the_first_layer(model):
+    field = fig2.receptive_field(model, "relu1", 32)
+    filters = fig2._filters(Deconvnet(model), "relu1", [0, 3], field)
+    torch.testing.assert_close(filters, model.conv1.weight[[0, 3]].detach())
+    assert fig2._filters(Deconvnet(model), "pool1", [0], fig2.receptive_field(model, "pool1", 32)) is None
+    assert fig2._filters(Deconvnet(model), "relu2", [0], fig2.receptive_field(model, "relu2", 32)) is None
+
+
+def test_fig2_names_broken_images(model, data, tmp_path, capsys):
+    class Torn(Scenes):
+        def __getitem__(self, i):
+            if i == 3:
+                raise BrokenImage("cannot load 3.jpg: it is torn")
+            return super().__getitem__(i)
+
+    torn = Torn("val", 12, size=32, transform=model.preprocessing)
+    result = fig2.main(model, torn, tmp_path, layers=["relu1"], grids=[[1, 1]], k=2, width=400, progress=False)
+    assert result["ours"]["images"] == 11
+    assert result["ours"]["broken_images"] == ["cannot load 3.jpg: it is torn"]
+    assert "1 image(s) could not be read, first: cannot load 3.jpg" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": ["relu7"]}, "no layer .* 'relu7'"),
+        ({"k": 0}, "k"),
+        ({"k": 13}, "fewer than k=13"),
+        ({"choose": "best"}, "no way to choose maps 'best'"),
+        ({"choose": [6]}, "no map 6 in relu1: there are 6"),
+        ({"choose": {"relu9": [1]}}, "no layer in choose 'relu9'"),
+        ({"grids": [[1, 2], [1, 2]]}, "1 layers and 2 grids"),
+        ({"grids": [[0, 2]]}, "a grid is"),
+        ({"scale": "layer"}, "no scale 'layer'"),
+        ({"quantile": 0}, "quantile"),
+        ({"width": 3}, "narrow"),
+    ],
+)
+def test_fig2_refuses_in_words_and_leaves_nothing(model, data, tmp_path, settings, message):
+    out = tmp_path / "a" / "b"
+    with pytest.raises(InputError, match=message):
+        fig2.main(model, data, out, **{"layers": ["relu1"], "grids": [[1, 2]], "progress": False, **settings})
+    assert not list(tmp_path.iterdir())
+
+
+# ---- the others ------------------------------------------------------------------------------------------------------
+
+
+def test_units_prints_the_table(model, tmp_path, capsys):
+    result = units.main(model, tmp_path)
+    assert result["ours"]["output"]["relu1"] == [6, 14, 14]
+    printed = capsys.readouterr().out
+    assert "6 x 14 x 14 = 1,176 units" in printed
+    assert (tmp_path / "table.md").read_text() == printed.rstrip("\n") + "\n"
+
+
+def test_steps_follows_one_activation_down(model, data, tmp_path):
+    result = steps.main(model, data, tmp_path, layer="relu2", progress=False)
+    unit, path = result["ours"]["unit"], result["ours"]["steps"]
+    top = scan(model, data, ["relu2"], 1, progress=False)["relu2"]
+    assert unit["value"] == float(top.value.max())
+    assert [s["operation"] for s in path] == ["start", "rectify", "filter", "unpool", "rectify", "filter"]
+    assert path[0]["not_zero"] == 1
+    assert path[-1]["shape"] == [3, 32, 32]
+    assert files(tmp_path) == {"figure.png", "figure.pdf", "result.json"}
+    with pytest.raises(InputError, match="no map 8"):
+        steps.main(model, data, tmp_path, layer="relu2", map=8, progress=False)
+
+
+def test_stripes_across_are_exactly_zero(tmp_path, capsys):
+    ours = stripes.main(tmp_path)["ours"]
+    assert ours["largest"]["horizontal"] == {"horizontal": 48, "vertical": 0}
+    assert ours["largest"]["vertical"] == {"horizontal": 0, "vertical": 48}
+    assert ours["range_before_relu"]["horizontal"]["vertical"] == [0, 0]
+    assert "| horizontal filter" in capsys.readouterr().out
+
+
+def test_training_leaves_weights_and_curves(model, data, tmp_path):
+    network, recipe = copy.deepcopy(model), Recipe(epochs=2, batch_size=6)
+    result = train.main(network, data, tmp_path, validation=data, recipe=recipe, progress=False)
+    assert files(tmp_path) == {"figure.png", "model.safetensors", "result.json"}
+    assert [entry["epoch"] for entry in result["ours"]["history"]] == [1, 2]
+    loaded = weights.load(copy.deepcopy(model), tmp_path / "model.safetensors")
+    assert torch.equal(loaded.conv1.weight, network.conv1.weight)
+    assert loaded.preprocessing == model.preprocessing
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+
+def test_results_are_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "a" / "b"
+    with pytest.raises(RuntimeError), results.results(out) as folder:
+        (folder / "half.txt").write_text("half")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with results.results(out) as folder:
+        (folder / "one.txt").write_text("1")
+    with results.results(out) as folder:
+        (folder / "two.txt").write_text("2")
+    assert sorted(path.name for path in out.iterdir()) == ["one.txt", "two.txt"]
+
+
+def test_a_result_in_the_place_of_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"), results.results(tmp_path / "file" / "out"):
+        pass
+
+
+# ---- configuration and command line ----------------------------------------------------------------------------------
+
+
+def test_every_experiment_has_its_module_and_every_module_its_configuration():
+    modules = {path.stem for path in (ROOT / "experiments").glob("*.py")} - MODULES
+    suites = {name for name in names("experiment") if "suite" in configured([f"experiment={name}"]).experiment}
+    assert modules == set(names("experiment")) - suites
+
+
+@pytest.mark.parametrize("experiment", names("experiment"))
+def test_every_experiment_composes(experiment):
+    config = configured([f"experiment={experiment}"])
+    for name, words in single(config, [f"experiment={experiment}"]):
+        one = configured(words).experiment
+        assert one["_target_"] == f"experiments.{name}.main"
+        assert callable(get_object(one["_target_"]))
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_every_model_is_built_and_has_its_layers(name):
+    config = configured([f"model={name}"]).model
+    network = instantiate(config.architecture)()
+    graph = Deconvnet(network.eval()).graph
+    assert [graph.node(layer) is not None for layer in config.layers] == [True] * 5
+
+
+def test_an_argument_is_found_by_its_name():
+    assert check(["experiment=fig2", "k=4", "seed=3"]) == ["experiment=fig2", "++experiment.k=4", "++seed=3"]
+    assert check(["experiment=units", "experiment.image_size=32"]) == ["experiment=units", "++experiment.image_size=32"]
+    assert check(["data=photos", "data.root=/a/b"]) == ["data=photos", "++data.root=/a/b"]
+
+
+def test_a_suite_hands_an_argument_to_those_that_have_it():
+    words = check(["experiment=all", "k=4", "seed=1"])
+    given = dict(single(configured(words), words))
+    assert given["fig2"] == ["experiment=fig2", "++experiment.k=4", "++seed=1"]
+    assert given["stripes"] == ["experiment=stripes", "++seed=1"]
+
+
+def test_the_command_line_wins_over_an_experiment():
+    assert configured(["experiment=units"]).hydra.runtime.choices.model == "zfnet"
+    assert configured(["experiment=units", "model=alexnet"]).hydra.runtime.choices.model == "alexnet"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["daat=photos"], "no setting 'daat' (did you mean 'data'?)"),
+        (["model.weigths=x"], "no setting 'model.weigths' (did you mean 'model.weights'?)"),
+        (["experiment=fig22"], "no experiment 'fig22' (did you mean 'fig2'?)"),
+        (["model=squeezenet"], "no model 'squeezenet' (did you mean 'squeezenet1_0'?)"),
+        (["data=photo"], "no data set 'photo' (did you mean 'photos'?)"),
+        (["experiment=fig2", "grid=3"], "no setting 'grid' (did you mean 'grids'?)"),
+        (["experiment=units", "k=3"], "no setting 'k'"),
+        (["model.architecture.hiden=[1]"], "(did you mean 'model.architecture.hidden'?)"),
+        (["model.preprocessing.sise=1"], "(did you mean 'model.preprocessing.size'?)"),
+        (["data.count.vall=1"], "(did you mean 'data.count.val'?)"),
+        (["train.epoch=1"], "(did you mean 'train.epochs'?)"),
+        (["experiment.kk=1"], "no setting 'experiment.kk'"),
+        (["fig2"], "cannot read 'fig2': a setting is written key=value"),
+        (["k=["], "cannot read 'k=['"),
+    ],
+)
+def test_what_is_mistyped_is_named(words, message):
+    with pytest.raises(InputError) as error:
+        check(words)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["daat=photos"],
+        ["experiment=fig2", "data=photos"],
+        ["experiment=fig2", *TINY, "layers=[relu8]"],
+        ["experiment=fig2", *TINY, "k=many"],
+        ["experiment=units", "seed=one"],
+        ["experiment=units", "model.weights=nothing.safetensors"],
+        ["experiment=fig2", "k=3,4", *TINY],
+        ["experiment=units", "device=tpu9"],
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_ends_in_one_line_and_status_2(words, run, tmp_path):
+    status, lines = run(*words)
+    assert status == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("run.py: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_script_runs_from_any_folder(tmp_path):
+    command = [sys.executable, str(ROOT / "experiments" / "run.py")]
+    settings = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run([*command, "experiment=stripes"], **settings)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path) == {"figure.png", "table.md", "result.json", "config.yaml"}
+    failed = subprocess.run([*command, "experiment=stripe"], **settings)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr.startswith("run.py: no experiment 'stripe' (did you mean 'stripes'?)")
+    assert failed.stderr.count("\n") == 1
+
+
+def test_ctrl_c_says_how_to_go_on(run, monkeypatch):
+    def interrupted(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stripes, "stripes", interrupted)
+    status, lines = run("experiment=stripes")
+    assert status == 130
+    assert lines == ["run.py: interrupted; the same command goes on from what was saved"]
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(run, monkeypatch):
+    monkeypatch.setattr(stripes, "stripes", lambda size, period: 1 // 0)
+    status, lines = run("experiment=stripes")
+    assert status == 1
+    assert any("ZeroDivisionError" in line for line in lines)
+
+
+def test_a_network_is_trained_once(run, tmp_path):
+    words = [*TINY[2:], "train.epochs=1", "k=2", "width=500", "grids=[[1,1],[1,1],[1,1],[1,1],[1,1]]"]
+    status, lines = run(*words)
+    assert status == 0
+    assert any("training it first" in line for line in lines)
+    trained, drawn = (tmp_path / "outputs" / name / "zfnet_small-scenes" for name in ("train", "fig2"))
+    assert files(trained) == {"model.safetensors", "figure.png", "result.json", "config.yaml"}
+    assert files(drawn) == {"figure.png", "figure.pdf", "boxes.png", "result.json", "config.yaml"}
+    assert "weights: outputs/train/zfnet_small-scenes/model.safetensors" in (drawn / "config.yaml").read_text()
+
+    status, lines = run("experiment=steps", "layer=relu1", *TINY[2:])
+    assert status == 0
+    assert not any("training it first" in line for line in lines)
+
+    status, lines = run("experiment=steps")  # of a network with more maps
+    assert status == 2
+    assert len(lines) == 1
+    assert "model.safetensors does not fit ZFNet" in lines[0]
+
+
+def test_a_sweep_gives_every_point_its_folder(run, tmp_path):
+    assert run("-m", "experiment=stripes", "size=16,24") == (0, [])
+    folder = tmp_path / "outputs" / "stripes" / "zfnet_small-scenes"
+    assert {path.name for path in folder.iterdir()} == {"size=16", "size=24"}
