@@ -300,7 +300,7 @@ class Deconvnet:
         return pixels
 
     def project_units(
-        self, images: Tensor, layer: str, units: Tensor | Sequence[Sequence[int]], *, memory: int = 2**28
+        self, images: Tensor, layer: str, units: Tensor | Sequence[Sequence[int]], *, memory: int = 2**24
     ) -> Patches:
         """Project single units, each from its own activation, and crop their receptive fields.
 

@@ -8,6 +8,7 @@ normalisation constants: one pixel around the image is the only padding that giv
 rounding, and the constants are Krizhevsky et al.'s (2012).
 """
 
+import functools
 from collections import OrderedDict
 from typing import Any
 
@@ -29,6 +30,16 @@ TABLE3 = {
     "fc 8192, 512-1024-512": {"maps": (96, 256, 512, 1024, 512), "hidden": (8192, 8192)},
     "krizhevsky": {"conv1": (11, 4), "conv2": (5, 1, 2), "norm": "before pool"},
 }
+
+
+@functools.lru_cache(maxsize=16)
+def _band(maps: int, size: int, height: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(maps, maps): which maps (rows) are in the window of which (columns), times `height`."""
+    with torch.inference_mode(False):
+        index = torch.arange(maps, device=device)
+        ahead = index[None, :] - index[:, None]
+        near = (ahead <= size // 2) & (ahead >= -((size - 1) // 2))
+        return near.to(dtype) * height
 
 
 class _Normalise(torch.autograd.Function):
@@ -65,11 +76,7 @@ class ContrastNorm(nn.LocalResponseNorm):
         super().__init__(size, alpha, beta, k)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = x.shape[1]
-        index = torch.arange(maps, device=x.device)
-        ahead = index[None, :] - index[:, None]  # (C, C): output map less input map
-        near = (ahead <= self.size // 2) & (ahead >= -((self.size - 1) // 2))
-        band = near.to(x.dtype) * (self.alpha / self.size)
+        band = _band(x.shape[1], self.size, self.alpha / self.size, x.dtype, x.device)
         # images by the few: what does not leave the cache need not be fetched again
         parts = [self._normalise(part, band) for part in x.split(4)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
