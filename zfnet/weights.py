@@ -220,7 +220,8 @@ def load(
     one under "state_dict"), an npz archive, or weights that `ADAPTERS` knows. What `save` wrote and what an
     adapter knows says how photographs are prepared. For other files give `preprocessing`, `Preprocessing()`
     for torchvision's ImageNet weights: none is assumed, because with a wrong one a network still answers,
-    only worse; `otherwise` is taken for a file that says nothing, and gives way to one that does. InputError if names, shapes, values or the file are not right; the model is then as it was.
+    only worse; `otherwise` is taken for a file that says nothing, and gives way to one that does. InputError if
+    names, shapes, values or the file are not right; the model is then as it was.
     """
     path = Path(path)
     weights = _read(path)
