@@ -94,7 +94,8 @@ class ZFNet(nn.Sequential):
     conv1, conv2: (kernel, stride) or (kernel, stride, padding).
     border: the padding of conv1 that rounds its map size up: on "both" sides, or "right and below" as cuda-convnet's.
     norm: "after pool" (this paper), "before pool" (Krizhevsky et al., 2012), or None.
-    init: "paper", N(0, 0.01^2), or "he", which short training needs; biases are zero in both.
+    init: "paper", N(0, 0.01^2); "he", by fan-in (He et al., 2015), which short training needs; "quiet", the same but for
+    conv1, which begins near zero: what training does not overwrite there speckles every projection.  Biases are zero.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class ZFNet(nn.Sequential):
         for name, choice, choices in (
             ("border", border, ("both", "right and below")),
             ("norm", norm, ("after pool", "before pool", None)),
-            ("init", init, ("paper", "he")),
+            ("init", init, ("paper", "he", "quiet")),
         ):
             if choice not in choices:
                 raise unknown(name, str(choice), map(str, choices))
@@ -166,6 +167,8 @@ class ZFNet(nn.Sequential):
                 else:
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        if init == "quiet":
+            nn.init.normal_(layers["conv1"].weight, std=0.001)  # type: ignore[arg-type]
         self.to(memory_format=torch.channels_last)
 
     def __getitem__(self, index: Any) -> Any:
