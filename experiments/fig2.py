@@ -114,7 +114,8 @@ def main(
 
     grids: rows and columns of feature maps for each layer; None: the paper's for five layers, else 4 x 4.
     choose: which maps are drawn: "random" by seed, as in the paper, "strongest", or maps by number, for all layers or
-    by layer.  A map that is never above 0 is dead: it is counted, and not drawn.  distinct: nine different images.
+    by layer.  A map that is never above 0 is dead: it is counted, and not drawn; one that is above 0 on fewer than k
+    images is drawn at random only where there are not enough others.  distinct: nine different images.
     scale: each projection has its own grey scale ("patch"), or those of a map have one ("map").
     quantile: of a projection's absolute values, where its grey scale ends.  width: of the picture, pixels.
     """
@@ -230,10 +231,13 @@ def _chosen(layer: str, top: TopActivations, count: int, choose: Any, random: to
             if type(m) is not int or not 0 <= m < total:
                 raise InputError(f"no map {m!r} in {layer}: there are {total}")
         return maps
-    live = (top.value[:, 0] > 0).nonzero().flatten()
+    winners = (top.value > 0).sum(1)
+    live = winners.nonzero().flatten()
     if choose == "strongest":
         return live[top.value[live, 0].argsort(descending=True, stable=True)][:count].tolist()
-    return sorted(live[torch.randperm(len(live), generator=random)[:count]].tolist())
+    live = live[torch.randperm(len(live), generator=random)]
+    rare = (winners[live] < top.value.shape[1]).int()
+    return sorted(live[rare.argsort(stable=True)][:count].tolist())
 
 
 def _panel(

@@ -94,8 +94,8 @@ class ZFNet(nn.Sequential):
     conv1, conv2: (kernel, stride) or (kernel, stride, padding).
     border: the padding of conv1 that rounds its map size up: on "both" sides, or "right and below" as cuda-convnet's.
     norm: "after pool" (this paper), "before pool" (Krizhevsky et al., 2012), or None.
-    init: "paper", N(0, 0.01^2); "he", by fan-in (He et al., 2015), which short training needs; "quiet", the same but for
-    conv1, which begins near zero: what training does not overwrite there speckles every projection.  Biases are zero.
+    init: "paper", N(0, 0.01^2); "he", by fan-in (He et al., 2015), which short training needs; "quiet", the same but
+    for conv1, which begins near zero: what training does not overwrite there speckles projections.  Biases are zero.
     """
 
     def __init__(
