@@ -333,6 +333,18 @@ def test_squeezenet_computes_what_its_prototxt_says(tmp_path, published):
     assert label is None or ours.argmax() == label
 
 
+def test_padding_that_came_with_weights_is_saved_with_them(tmp_path):
+    first = load(squeezenet1_0().eval(), invented(tmp_path / "w.npz"))
+    save(first, tmp_path / "w.safetensors")
+    second = load(squeezenet1_0().eval(), tmp_path / "w.safetensors")
+    x = torch.randn(1, 3, 99, 99, generator=torch.Generator().manual_seed(0))
+    assert second.classifier[1].padding == (1, 1)
+    with torch.no_grad():
+        assert torch.equal(first(x), second(x))
+    save(small(), tmp_path / "small", preprocessing=CAFFE, paddings={"9": [1, 1]})
+    assert "1 unexpected (first padding of 9)" in refused(tmp_path / "small", small(1))
+
+
 def test_squeezenet_that_does_not_fit(tmp_path):
     path = invented(tmp_path / "w.npz")
     assert "does not fit Sequential: 8 missing (first 0.weight), 52 unexpected" in refused(path)

@@ -37,7 +37,7 @@ class Weights:
     tensors: dict[str, Tensor]
     preprocessing: Preprocessing | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
-    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)  # to set on modules: {name: {attribute: value}}
+    paddings: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of modules whose own is not the trained one
 
 
 # --- files, by their content
@@ -52,8 +52,9 @@ def _read_safetensors(path: Path) -> Weights:
     with safetensors.safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         stored = file.metadata() or {}
-    preprocessing = stored.get("preprocessing")
-    return Weights(tensors, preprocessing and Preprocessing.from_json(preprocessing), _decoded(stored))
+    preprocessing, metadata = stored.get("preprocessing"), _decoded(stored)
+    paddings = {name: tuple(map(int, padding)) for name, padding in metadata.pop("paddings", {}).items()}
+    return Weights(tensors, preprocessing and Preprocessing.from_json(preprocessing), metadata, paddings)
 
 
 def _decoded(stored: dict[str, str]) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def _from_caffe_squeezenet(tensors: dict[str, Tensor]) -> Weights | None:
         mean=(104.0, 117.0, 123.0),
         std=(1.0, 1.0, 1.0),
     )
-    return Weights(renamed, preprocessing, attributes={"classifier.1": {"padding": (1, 1)}})
+    return Weights(renamed, preprocessing, paddings={"classifier.1": (1, 1)})
 
 
 # each takes the tensors of a file and gives Weights, or None if their names are not the ones it knows
@@ -194,6 +195,7 @@ def _check_fit(model: nn.Module, weights: Weights, path: Path) -> None:
         for name in wanted
         if name in given and given[name].shape != wanted[name].shape
     ]
+    unexpected = unexpected or [f"padding of {n}" for n in weights.paddings if f"{n}.weight" not in wanted]
     if missing or unexpected or misshapen:
         problems = _first(missing, "missing") + _first(unexpected, "unexpected") + _first(misshapen, "misshapen")
         saved = weights.metadata.get("architecture")
@@ -239,9 +241,9 @@ def load(
     tensors = {name: tensor.to(state[name].dtype) for name, tensor in weights.tensors.items()}
     _check_finite(tensors, str(path))
     model.load_state_dict(tensors)  # copies into the parameters, which keep their device and memory format
-    for name, attributes in weights.attributes.items():
-        for attribute, value in attributes.items():
-            setattr(model.get_submodule(name), attribute, value)
+    for name, padding in weights.paddings.items():
+        model.get_submodule(name).padding = padding  # type: ignore[assignment]
+    model.paddings = weights.paddings  # type: ignore[assignment]
     model.preprocessing = preprocessing  # type: ignore[assignment]
     return model
 
@@ -262,6 +264,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> Non
         for name, tensor in model.state_dict().items()
     }
     _check_finite(tensors, f"{path} not written")
+    if getattr(model, "paddings", None):
+        metadata["paddings"] = model.paddings
     stored = {"preprocessing": preprocessing.to_json()}
     for name, value in metadata.items():
         try:
