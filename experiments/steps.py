@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, receptive_field, scan
 from zfnet.data.transforms import Preprocessing
-from zfnet.record import evaluating, like
+from zfnet.record import like
 from zfnet.render import contrast, signed_image
 
 VERBS = {
@@ -79,11 +79,10 @@ def main(
     signal = torch.zeros_like(recording.activations[layer])
     signal[(0, map, row, column)[: signal.ndim]] = value  # type: ignore[index]
     steps = [Step(layer, "start", _maps(signal))]
-    with evaluating(model):
-        for name, operation, sent in deconvnet.descend(recording, layer, signal):
-            verb = VERBS.get(operation.lower(), operation)
-            if verb != "pass":
-                steps.append(Step(name, verb, _maps(sent)))
+    for name, operation, sent in deconvnet.descend(recording, layer, signal):
+        verb = VERBS.get(operation.lower(), operation)
+        if verb != "pass":
+            steps.append(Step(name, verb, _maps(sent)))
     preprocessing = getattr(model, "preprocessing", None) or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
     box = receptive_field(deconvnet.graph, layer, tuple(image.shape[-2:])).box(row, column)  # type: ignore[arg-type]
     ours = {
@@ -140,11 +139,11 @@ def draw(
     line = lines[len(steps) + 1]
     _words(line[0], f"{last.layer}: {last.verb}", f"the projection,\n{_shape(last.signal)}")
     pixels = preprocessing.rgb(last.signal)
-    _picture(line[1], signed_image(pixels[None], quantile=0.995)[0], box)
+    _picture(line[1], signed_image(pixels[None])[0], box)
     top, left, bottom, right = (max(edge, 0) for edge in box)
     for axis, picture, name in ((line[2], pixels, "in its box"), (line[3], image, "the patch")) if shown > 1 else ():
         crop = picture[:, top:bottom, left:right]
-        _picture(axis, signed_image(crop[None], quantile=0.995)[0] if picture is pixels else crop)
+        _picture(axis, signed_image(crop[None])[0] if picture is pixels else crop)
         axis.set_title(name, fontsize=7, pad=2)
     note = "Down the left side, then down the right.  All maps: the strength at each place.  Red above 0, blue below."
     figure.text(0.01, 0.008, f"{note}  Each picture has its own scale.", fontsize=7, color="0.35")

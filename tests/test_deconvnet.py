@@ -303,6 +303,18 @@ class TestLaws:
         assert torch.equal(steps[0][2], signal.clamp(min=0))
         assert torch.equal(steps[-1][2], deconvnet.project(recording, "5", signal))
 
+    def test_the_way_down_is_in_eval_mode_and_leaves_the_model_as_it_was(self) -> None:
+        model, images = tiny()
+        deconvnet = Deconvnet(model)
+        recording = deconvnet.record(images, ["5"])
+        signal = several(recording.activations["5"])
+        expected = deconvnet.project(recording, "5", signal)
+        model.train()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        assert torch.equal(list(deconvnet.descend(recording, "5", signal))[-1][2], expected)
+        assert all(module.training for module in model.modules())
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
     def test_worked_example(self) -> None:
         """One filter [1 -2] at stride 1: what a unit sends back is its filter, times the signal, where it stood."""
         model = nn.Sequential(nn.Conv2d(3, 1, (1, 2)), nn.ReLU())

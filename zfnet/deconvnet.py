@@ -240,9 +240,11 @@ class Patches(NamedTuple):
 class Deconvnet:
     """The deconvnet paired with a model, which is used in eval mode and left as it was found.
 
-    collisions: what becomes of several values sent to one place by overlapping pooling windows: "add",
-    "overwrite", "max". norm: contrast normalisation in reverse: "identity", or its "gradient".  rectify: whether
-    ReLUs rectify the signal. InputError for NaN in the weights, and for a model that cannot be traced.
+    collisions: what becomes of several values that overlapping pooling windows send to one place: "add" (the transpose
+    of pooling), "overwrite" (the last window wins), "max".
+    norm: contrast normalisation in reverse: "identity", or its "gradient".
+    rectify: whether ReLUs rectify the signal.
+    InputError for NaN in the weights, and for a model that cannot be traced.
     """
 
     def __init__(self, model: nn.Module, *, collisions: str = "add", norm: str = "identity", rectify: bool = True):
@@ -266,11 +268,15 @@ class Deconvnet:
         with evaluating(self.model):
             return record(self.graph, check_images(self.model, images), layers, self._needs)
 
-    def descend(self, recording: Recording, layer: str, signal: Tensor) -> Iterator[tuple[str, str, Tensor]]:
-        """The way down, step by step: yields (layer, operation, signal) for the signal that has come through each step.
+    def descend(self, recording: Recording, layer: str, signal: Tensor) -> list[tuple[str, str, Tensor]]:
+        """The way down, step by step: (layer, operation, signal) for the signal that has come through each step.
 
         The last one is the projection, in the shape of the images.
         """
+        with evaluating(self.model):
+            return list(self._walk(recording, layer, signal))
+
+    def _walk(self, recording: Recording, layer: str, signal: Tensor) -> Iterator[tuple[str, str, Tensor]]:
         node = self.graph.node(layer)
         if layer not in recording.shapes:
             raise InputError(f"{layer} was not recorded: record it, or a layer above it")
@@ -296,7 +302,7 @@ class Deconvnet:
     def project(self, recording: Recording, layer: str, signal: Tensor) -> Tensor:
         """Project a signal, in the shape of the layer's output, down to the pixels of the images: (N, 3, H, W)."""
         with evaluating(self.model):
-            ((_, _, pixels),) = deque(self.descend(recording, layer, signal), maxlen=1)
+            ((_, _, pixels),) = deque(self._walk(recording, layer, signal), maxlen=1)
         return pixels
 
     def project_units(
