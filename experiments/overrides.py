@@ -17,7 +17,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from zfnet.errors import InputError, unknown
+from zfnet.errors import InputError, first_line, unknown
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = ("experiment", "model", "data", "train")
@@ -26,10 +26,6 @@ GIVEN = ("model", "data", "validation", "out")  # arguments of an experiment tha
 
 def names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def configured(words: Sequence[str]) -> DictConfig:

@@ -25,9 +25,9 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from experiments.overrides import CONF, GIVEN, check, configured, first_line, single
+from experiments.overrides import CONF, GIVEN, check, configured, single
 from experiments.results import results
-from zfnet.errors import InputError
+from zfnet.errors import InputError, first_line
 
 PLACED = ("experiment", "model", "data", "++out")  # the folder's name says these
 

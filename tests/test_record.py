@@ -377,3 +377,12 @@ def test_a_copy_of_the_model_records_the_same() -> None:
     images = torch.randn(1, 3, 64, 64)
     first, second = (Deconvnet(net).record(images, ["fc8"]) for net in (model, copy.deepcopy(model)))
     assert torch.equal(first.activations["fc8"], second.activations["fc8"])
+
+
+def test_a_step_that_fails_without_a_word_is_named_too() -> None:
+    class Silent(nn.ReLU):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError
+
+    with pytest.raises(InputError, match=r"^0 \(Silent\) of Sequential fails on .* RuntimeError$"):
+        Deconvnet(nn.Sequential(Silent())).record(torch.zeros(1, 3, 4, 4))

@@ -14,3 +14,8 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     guess = f" (did you mean {near[0]!r}?)" if near else ""
     return InputError(f"no {kind} {name!r}{guess}; there is: {', '.join(names) or 'none'}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type's name where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
-from zfnet.errors import InputError, unknown
+from zfnet.errors import InputError, first_line, unknown
 from zfnet.switches import pool
 
 LEAVES: set[type] = set()  # modules outside torch.nn that are one step: those with a rule of their own
@@ -63,10 +63,9 @@ class Graph:
             with evaluating(model):
                 graph = tracer.trace(model)
         except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(
-                f"{type(model).__name__} cannot be traced ({reason}); a deconvnet needs a model without control flow "
-                "that depends on the data: hide that part in a module and register it with @rule"
+                f"{type(model).__name__} cannot be traced ({first_line(error)}); a deconvnet needs a model "
+                "without control flow that depends on the data: hide that part in a module and register it with @rule"
             ) from error
         self.names: dict[fx.Node, str] = {}
         self.nodes: list[fx.Node] = []
@@ -141,7 +140,7 @@ class Graph:
         images: Tensor,
         last: Collection[fx.Node],
         apply: Callable[[fx.Node, tuple, dict], Any],
-        keep: Callable[[fx.Node], bool] = lambda node: False,
+        keep: Collection[fx.Node] = (),
         read: Callable[[fx.Node, fx.Node, Any], Any] = lambda node, source, value: value,
     ) -> dict[fx.Node, Any]:
         """Run the steps up to `last` on images and return their values and those to `keep`.
@@ -163,7 +162,7 @@ class Graph:
             elif node.op == "get_attr":
                 values[node] = operator.attrgetter(str(node.target))(self.model)
             else:
-                if node in self._overwrites and (keep(node.args[0]) or left[node.args[0]] > 1):  # type: ignore[arg-type, index]
+                if node in self._overwrites and (node.args[0] in keep or left[node.args[0]] > 1):  # type: ignore[arg-type, index]
                     values[node.args[0]], original = values[node.args[0]].clone(), values[node.args[0]]  # type: ignore[index]
                 else:
                     original = None
@@ -174,16 +173,16 @@ class Graph:
                 except (RuntimeError, ValueError, IndexError) as error:
                     if isinstance(error, InputError | torch.OutOfMemoryError):
                         raise
-                    reason = str(error).strip().splitlines()[0]
                     raise InputError(
                         f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} fails on images "
-                        f"of shape {tuple(images.shape)}: too small, or of another size than the network's? {reason}"
+                        f"of shape {tuple(images.shape)}: too small, or of another size than the network's? "
+                        f"{first_line(error)}"
                     ) from error
                 if original is not None:
                     values[node.args[0]] = original  # type: ignore[index]
             for source in node.all_input_nodes:
                 left[source] -= 1
-                if not left[source] and not keep(source) and source not in last:
+                if not left[source] and source not in keep and source not in last:
                     del values[source]
         return values
 
@@ -280,17 +279,14 @@ class Whole:
 
 @dataclass
 class Recording:
-    """What a forward pass left behind, by layer name: the activations asked for, and the switches of every max-
-    pooling."""
+    """What a forward pass left behind, by layer name: the activations asked for, and all max-poolings' switches."""
 
     images: Tensor  # (N, 3, H, W)
     view: Whole
     activations: dict[str, Tensor] = field(default_factory=dict)
     switches: dict[str, Tensor] = field(default_factory=dict)  # (N, C, h, w), int64
     shapes: dict[str, torch.Size] = field(default_factory=dict)
-    seen: dict[tuple[fx.Node, fx.Node], torch.Size] = field(
-        default_factory=dict
-    )  # shape of a source as a step reads it
+    seen: dict[tuple[fx.Node, fx.Node], torch.Size] = field(default_factory=dict)  # (step, source): as it is read
     values: dict[fx.Node, Any] = field(default_factory=dict)  # what rules need besides: numbers, kept inputs
 
 
@@ -340,9 +336,10 @@ def record(
 
     recording.shapes.update((graph.names[node], images.shape) for node in graph.inputs)
     given = {node for node in graph.nodes if node.op in ("get_attr", "placeholder")}  # parameters, default arguments
-    values = graph.run(images, wanted, apply, lambda node: node in wanted | given or needs(node), read)
+    besides = given | {node for node in graph.nodes if needs(node)}
+    values = graph.run(images, wanted, apply, wanted | besides, read)
     recording.activations = {
         graph.names[n]: values[n] for n in graph.nodes if n in wanted and isinstance(values[n], Tensor)
     }
-    recording.values.update((node, value) for node, value in values.items() if node in given or needs(node))
+    recording.values.update((node, value) for node, value in values.items() if node in besides)
     return recording

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from zfnet.data.transforms import Preprocessing
-from zfnet.errors import InputError
+from zfnet.errors import InputError, first_line
 from zfnet.files import write_atomically
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -167,7 +167,7 @@ def _in_one_line(path: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # what a damaged file makes four libraries raise
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise InputError(f"cannot read weights from {path}, it may be cut short or damaged: {reason}") from None
 
 
