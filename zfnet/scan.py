@@ -25,7 +25,7 @@ from tqdm import tqdm
 from zfnet.data.batches import Batches
 from zfnet.errors import InputError
 from zfnet.files import write_atomically
-from zfnet.record import Graph, check_weights, evaluating, like
+from zfnet.record import Graph, check_weights, evaluating, graph_of, like
 
 SAVE_EVERY = 30.0  # seconds between two saves of a scan's state
 
@@ -160,7 +160,7 @@ def scan(
     InputError for unknown layers, fewer images than k, images that do not fit the network, NaN.  Images that cannot be
     read are left out and named in `.broken`.
     """
-    graph = model if isinstance(model, Graph) else Graph(model)
+    graph = graph_of(model)
     check_weights(graph.model)
     nodes = {graph.node(layer): layer for layer in layers}
     if k < 1 or not nodes:

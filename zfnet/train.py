@@ -161,9 +161,9 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(step, recipe.epochs * per_epoch)
                 logits = model(images.to(**place).contiguous(memory_format=torch.channels_last))
-                labels = labels.to(logits.device)
                 if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
                     raise InputError(f"labels {int(labels.min())}..{int(labels.max())} for {logits.shape[1]} classes")
+                labels = labels.to(logits.device)
                 loss = F.cross_entropy(logits, labels)
                 if not loss.isfinite():
                     raise InputError(
