@@ -221,11 +221,12 @@ def task(config: DictConfig) -> None:
 
 
 def command_line() -> None:
+    # jobs that a launcher starts elsewhere import this, too
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
     with in_one_line():
         arguments = get_args_parser().parse_args()
         words = check(arguments.overrides)
-        if not arguments.multirun:
-            configured(words)
+        configured([word for word in words if word.startswith("hydra/")] if arguments.multirun else words)
         known = dict(zip(arguments.overrides, words, strict=True))
         sys.argv[1:] = [known.get(word, word) for word in sys.argv[1:]]
         task()
