@@ -4,7 +4,7 @@
 
 A filter's power is its response to gratings, so it is taken of the filter as it is: with its mean, and zero-padded,
 which puts filters of every size on one frequency axis.  A layer of stride s keeps every s-th place: gratings of more
-than 1 / (2 s) cycles per pixel along rows or columns then look like coarser ones.  Zeiler & Fergus (2014), section 4.1.
+than 1 / (2 s) cycles per pixel along rows or columns then look like coarser ones.  Zeiler & Fergus (2014), Figure 6.
 """
 
 from collections.abc import Sequence

@@ -28,6 +28,10 @@ SCHEDULES = ("constant", "cosine")
 OPTIMIZERS = ("sgd", "adam")
 
 
+class Diverged(InputError):
+    """The loss is not finite: what a recipe can do to a network, and Figure 6 shows."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to train.  Learning rate, momentum, batch and rms are the paper's."""
@@ -166,7 +170,7 @@ def train(
                 labels = labels.to(logits.device)
                 loss = F.cross_entropy(logits, labels)
                 if not loss.isfinite():
-                    raise InputError(
+                    raise Diverged(
                         f"the loss is {float(loss.detach())} in epoch {epoch + 1}, step {step}: lower the learning "
                         f"rate ({recipe.learning_rate})" + (f"; {checkpoint} is the last good epoch" if epoch else "")
                     )
