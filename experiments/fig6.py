@@ -253,7 +253,7 @@ def compose(
     axes = figure.subplot_mosaic("aabbcc\ndddeee", height_ratios=tall)  # type: ignore[arg-type]
     for letter, name, layer in PANELS:
         _panel(axes[letter], f"({letter}) {TITLES[name]}, layer {layer}", pictures.get(letter), seen[name], layer)
-    lines = textwrap.wrap(" ".join([note, *_remarks(seen)]), width // 12)
+    lines = textwrap.wrap(" ".join([note, *_remarks(seen)]), width // 9)
     figure.supxlabel("\n".join(lines), x=0.005, ha="left", fontsize=6.5, color="0.35")
     return figure
 
