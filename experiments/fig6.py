@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from experiments.fig2 import DPI, MAP_GAP, TILE_GAP, _chosen
+from experiments.fig2 import MAP_GAP, TILE_GAP, _chosen
 from experiments.networks import Networks
 from experiments.results import Provenance, results, table, write_result
 from zfnet import Deconvnet, InputError, ZFNet, scan
@@ -34,8 +34,9 @@ from zfnet.render import grid, resized, signed_image
 from zfnet.train import Diverged, Recipe
 
 LAYERS = ("relu1", "relu2")
-TITLES = {"not renormalised": "ours, not renormalised", "krizhevsky": "Krizhevsky et al.", "fig3": "ours"}
-PANELS = (("a", "not renormalised", 1), ("b", "krizhevsky", 1), ("c", "fig3", 1), ("d", "krizhevsky", 2),
+INCHES = 12  # the width of the figure; its height is that of the tiles, and 2 more for words
+TITLES = {"fig3 not renormalised": "ours, not renormalised", "krizhevsky": "Krizhevsky et al.", "fig3": "ours"}
+PANELS = (("a", "fig3 not renormalised", 1), ("b", "krizhevsky", 1), ("c", "fig3", 1), ("d", "krizhevsky", 2),
           ("e", "fig3", 2))  # fmt: skip
 BAND_NAMES = ("low", "middle", "high")
 ROWS = {  # of the table: each number's name in result.json
@@ -77,7 +78,7 @@ def main(
     *,
     networks: Networks,
     architecture: Callable[..., nn.Module],
-    recipe: Recipe | None = None,
+    recipe: Recipe,
     maps: Sequence[int] = (4, 4),
     k: int = 9,
     seed: int = 0,
@@ -97,12 +98,11 @@ def main(
     ("panel"), so that one that dominates leaves the others grey, or each its own ("filter").
     quantile: of a projection's absolute values, where its grey scale ends.  width: of the picture, pixels.
     """
-    recipe = recipe or Recipe()
     _check(architecture, recipe, maps, scale, quantile, width)
     provenance = Provenance(seed=seed)
     krizhevsky = functools.partial(ZFNet, **variant("krizhevsky", **architecture.keywords))  # type: ignore[attr-defined]
-    asked = {
-        "not renormalised": (architecture, replace(recipe, rms=None)),
+    asked: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
+        "fig3 not renormalised": (architecture, replace(recipe, rms=None)),
         "krizhevsky": (krizhevsky, recipe),
         "fig3": (architecture, recipe),
     }
@@ -122,7 +122,7 @@ def main(
         raise InputError(f"all three trainings diverged: lower the learning rate ({recipe.learning_rate})")
 
     ours = {n: {"diverged": s} if isinstance(s, str) else {"diverged": None, **s.numbers} for n, s in seen.items()}
-    kernels = {"not renormalised": (7, 2), "krizhevsky": (11, 4), "fig3": (7, 2)}
+    kernels = {"fig3 not renormalised": (7, 2), "krizhevsky": (11, 4), "fig3": (7, 2)}
     published = {n: {"kernel": kernels[n][0], "stride": kernels[n][1], "filters": 96} for n in seen}
     paper = {n: dict.fromkeys(numbers) | published[n] for n, numbers in ours.items()}
     text = _table(seen)
@@ -139,8 +139,8 @@ def main(
         )
         note += ", each projection its own." if scale == "panel" else ", and each projection."
         figure = compose(seen, maps[1], scale, quantile, width, note)
-        figure.savefig(folder / "figure.png", dpi=DPI)
-        figure.savefig(folder / "figure.pdf", dpi=DPI)
+        figure.savefig(folder / "figure.png", dpi=width / INCHES)
+        figure.savefig(folder / "figure.pdf", dpi=width / INCHES)
         (folder / "table.md").write_text(text + "\n", encoding="utf-8")
         return write_result(folder, "fig6", paper, ours, settings, provenance)
 
@@ -185,9 +185,9 @@ def look(model: nn.Module, data: Any, k: int, count: int, seed: int, limit: floa
     rms, largest = filter_rms(weight), dominance(weight)
     numbers = {
         "kernel": weight.shape[-1], "stride": stride, "filters": len(weight),
-        "dead_filters": float(dead.float().mean()), "faint_filters": float(weak.float().mean()),
+        "dead_filters": float(dead.double().mean()), "faint_filters": float(weak.double().mean()),
         "largest_rms_over_median": largest if math.isfinite(largest) else None,
-        "largest_rms": float(rms.max()), "filters_at_limit": float((rms > limit * (1 - 1e-3)).float().mean()),
+        "largest_rms": float(rms.max()), "filters_at_limit": float((rms > limit * (1 - 1e-3)).double().mean()),
         **_means(~(dead | weak), energy, aliased),
         "layer2_dead_maps": 1 - len(live) / len(second.value),
         **_means(there, spectral_energy(projected), aliased_energy(projected, stride), "layer2_"),
@@ -215,11 +215,13 @@ def _means(which: Tensor, energy: Tensor, aliased: Tensor, prefix: str = "") -> 
 
 
 def _table(seen: dict[str, Seen | str]) -> str:
-    def cell(found: Seen | str, row: str, name: str) -> str:
+    def cell(found: Seen | str, row: str, name: str) -> Any:
         value = None if isinstance(found, str) else found.numbers[name]
         if value is None:
             return ""
-        return _per_cent(value, 1)[:-2] if row.endswith("%") else f"{value:.3g}"
+        return (
+            round(100 * value, 1) if row.endswith("%") else value if isinstance(value, int) else float(f"{value:.3g}")
+        )
 
     rows = [[row, *(cell(found, row, name) for found in seen.values())] for row, name in ROWS.items()]
     return "\n\n".join([table(["", *(TITLES[name] for name in seen)], rows), *_remarks(seen)])
@@ -228,7 +230,7 @@ def _table(seen: dict[str, Seen | str]) -> str:
 def _remarks(seen: dict[str, Seen | str]) -> list[str]:
     """What the figure cannot show."""
     remarks = [f"{TITLES[name]}: diverged, {found}." for name, found in seen.items() if isinstance(found, str)]
-    without, ours = seen["not renormalised"], seen["fig3"]
+    without, ours = seen["fig3 not renormalised"], seen["fig3"]
     if isinstance(without, Seen) and isinstance(ours, Seen) and torch.equal(without.filters, ours.filters):
         remarks.append("No filter came to the limit of RMS, so renormalisation did nothing: (a) and (c) are the same.")
     return remarks
@@ -248,12 +250,12 @@ def compose(
             pictures[letter] = _filters(found.filters, scale, int(share * width))
         elif len(found.projections):
             pictures[letter] = _projections(found, columns, quantile, int(share * width))
-    tall = [max((pictures[p].shape[1] for p in line if p in pictures), default=100) for line in ("abc", "de")]
-    figure = Figure(figsize=(width / DPI, (sum(tall) + 400) / DPI), facecolor="white", layout="constrained")
+    tall = [max((pictures[p].shape[1] for p in line if p in pictures), default=width // 20) for line in ("abc", "de")]
+    figure = Figure(figsize=(INCHES, sum(tall) / width * INCHES + 2), facecolor="white", layout="constrained")
     axes = figure.subplot_mosaic("aabbcc\ndddeee", height_ratios=tall)  # type: ignore[arg-type]
     for letter, name, layer in PANELS:
         _panel(axes[letter], f"({letter}) {TITLES[name]}, layer {layer}", pictures.get(letter), seen[name], layer)
-    lines = textwrap.wrap(" ".join([note, *_remarks(seen)]), width // 9)
+    lines = textwrap.wrap(" ".join([note, *_remarks(seen)]), 260)
     figure.supxlabel("\n".join(lines), x=0.005, ha="left", fontsize=6.5, color="0.35")
     return figure
 
@@ -290,8 +292,8 @@ def _words(numbers: dict[str, Any], layer: int) -> str:
     )
 
 
-def _per_cent(share: float | None, digits: int = 0) -> str:
-    return "-" if share is None else f"{100 * share:.{digits}f} %"
+def _per_cent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
 
 
 def _filters(filters: Tensor, scale: str, width: int) -> Tensor:
