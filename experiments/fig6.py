@@ -3,9 +3,10 @@
 The caption's sense: (a) first-layer filters without renormalisation, where one dominates; (b) those of Krizhevsky et
 al.'s network, 11x11 with stride 4; (c) ours, 7x7 with stride 2; (d, e) projections of layer 2 of the latter two.
 
-What to look for: grey tiles in (a, b, c) are filters that do nothing; (b) mixes very coarse and very fine with little
-between; (c) has fewer dead filters and more of the middle; the lattice of stride 4 shows through in (d), not in (e).
-The numbers below each panel are what the eye is asked for: zfnet/filters.py says how each is measured.
+What to look for: grey tiles in (a, b, c) are filters that do next to nothing.  The paper sees in (b) very coarse and
+very fine filters with little between, and dead ones, in (c) fewer dead ones and more of the middle; in (d), not in (e),
+the lattice of the large stride.  The numbers below the panels are what the eye is asked for: `zfnet/filters.py` says
+how each is measured.  A coarser lattice holds less of anything: compare (d) and (e) each with its image patches.
 """
 
 import functools
@@ -270,6 +271,7 @@ def _panel(axis: Axes, title: str, picture: Tensor | None, found: Seen | str, la
         axis.text(0.5, 0.5, words, ha="center", va="center", fontsize=8, transform=axis.transAxes)
         return
     axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="antialiased")
+    axis.set_anchor("NW")
     axis.set_xlabel(_words(found.numbers, layer), fontsize=6.5, loc="left")  # type: ignore[union-attr]
 
 
