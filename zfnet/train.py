@@ -41,6 +41,10 @@ CHOICES = {
 }
 
 
+class Diverged(InputError):
+    """A loss or a weight that is not finite."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to train; the defaults are the paper's, or, where it says nothing, plain.
@@ -495,7 +499,7 @@ class _Run:
 
     def _stop(self, what: str, epoch: int) -> None:
         kept = self.checkpoint and self.checkpoint.path
-        raise InputError(
+        raise Diverged(
             f"{what} in epoch {epoch}, step {self.now.step + 1}: lower the learning rate ({self.recipe.learning_rate})"
             + (f"; the last good state is in {kept}" if kept and kept.exists() else "")
         )
