@@ -265,8 +265,8 @@ def likenesses(
 ) -> dict[str, Tensor]:  # fmt: skip
     """By layer, how like the last snapshot's projection of its winner that of each snapshot is: (snapshots, maps).
 
-    The cosine between the two, of the same unit on the same image.  0 where the unit is not above 0 at a snapshot, NaN
-    where it is not at the last.
+    The cosine between the two, of the same unit on the same image.  0 where that of a snapshot is empty, NaN where that
+    of the last is.
     """
     found: dict[str, Tensor] = {}
     with tqdm(
@@ -279,7 +279,7 @@ def likenesses(
                 items = [data[i] for i in top.image[maps, 0].tolist()]
                 images = torch.stack([item[0] if isinstance(item, tuple | list) else item for item in items])
                 every = [d.project_units(images, layer, units) for d in deconvnets]
-                pixels = torch.stack([p.pixels.flatten(1) * (p.values > 0)[:, None] for p in every]).double()
+                pixels = torch.stack([p.pixels.flatten(1) for p in every]).double()
                 dots, own = (pixels * pixels[-1]).sum(2), pixels.square().sum(2)
                 cosine = dots / (own * own[-1]).sqrt()
                 parts.append(cosine.where(own > 0, 0.0).where(own[-1] > 0, torch.nan).cpu())
