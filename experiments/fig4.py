@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from experiments.panels import DPI, check_choice, chosen, frame, how_chosen, page, place, text
 from experiments.results import Provenance, results, table, write_result
+from experiments.train import EPOCHS
 from zfnet import Deconvnet, InputError, TopActivations, scan
 from zfnet.data.batches import Batches
 from zfnet.data.transforms import Preprocessing
@@ -34,7 +35,6 @@ from zfnet.record import evaluating, like
 from zfnet.render import grid, resized, saturated, signed_image
 from zfnet.weights import load
 
-EPOCHS = (1, 2, 5, 10, 20, 30, 40, 64)  # the paper's
 MARGIN, BLOCK_GAP, LABEL, CAPTION, CURVES, GAP = 24, 44, 46, 92, 400, 2  # pixels
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from experiments import fig4
 from experiments.run import command_line
-from zfnet import Deconvnet, InputError, TopActivations, ZFNet, scan, weights
+from zfnet import Deconvnet, InputError, TopActivations, scan, weights
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing
 from zfnet.record import Graph
@@ -296,18 +296,13 @@ def test_one_snapshot_is_a_figure_too(data, trained, tmp_path):
     assert (ours["changed"], ours["settled_epoch"]) == ({"relu1": [None]}, {"relu1": None})
 
 
-def test_the_command_finds_the_snapshots_beside_the_weights(tmp_path, monkeypatch, capsys):
+def test_the_command_trains_first_and_finds_its_snapshots(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    model = ZFNet(16, maps=(4, 4, 4, 4, 4), hidden=(8,), image_size=128, init="he")
-    model.preprocessing = Preprocessing(size=128, resize=144)
-    weights.save(model, "run/model.safetensors")
-    for n in (1, 3):
-        weights.save(model, f"run/epochs/epoch-{n:04d}.safetensors")
-    words = ["model.architecture.maps=[4,4,4,4,4]", "model.architecture.hidden=[8]", "data.count={train: 12, val: 8}"]
-    words += ["model.weights=run/model.safetensors", "maps=2", "width=800", "progress=false"]
+    words = ["model.architecture.maps=[4,4,4,4,4]", "model.architecture.hidden=[8]", "data.count={train: 24, val: 8}"]
+    words += ["train.epochs=3", "maps=2", "width=800"]
     monkeypatch.setattr(sys, "argv", ["run.py", "experiment=fig4", *words])
     command_line()
     out = tmp_path / "outputs" / "fig4" / "zfnet_small-scenes"
     result = json.loads((out / "result.json").read_text())
-    assert (result["ours"]["epochs"], result["ours"]["images"]) == ([1, 3], 12)
+    assert (result["ours"]["epochs"], result["ours"]["images"]) == ([1, 2, 3], 24)
     assert "| relu5" in capsys.readouterr().out
