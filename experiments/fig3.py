@@ -8,10 +8,9 @@ image lead through: of a residual block or an inception module, what comes out o
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ WORDS = {  # how an operation is called in the figure; others by their own name
 }  # fmt: skip
 COLOURS = {"image": "0.88", "filters": "#a9cbe8", "pooled": "#bfe0b4", "branches": "#cdbbe3", "units": "#f3c78b"}
 RGB = ("#e58b84", "#8fcb8a", "#86aee3")
-INK, PALE = "0.25", "0.5"
+INK, PALE = "0.3", "0.5"
 NOTE = "Sides grow with the square root of the map size, depths and bars with the logarithm of the number."
 
 # in inches: a map's side for the square root of its size, a slice of a stack, a bar for log2 of its units
@@ -119,9 +118,10 @@ def layers(model: nn.Module, image_size: int) -> list[Layer]:
         layer = Layer(graph.names[last], "pooled", output, "units" if len(output) == 1 else "maps")
         if len(steps) > 1:
             names = [graph.names[step].split(".") for step in steps]
-            layer.name, layer.kind = ".".join(os.path.commonprefix(names)) or layer.name, "branches"
+            shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*names, strict=False))
+            layer.name, layer.kind = ".".join(parts[0] for parts in shared) or layer.name, "branches"
             found = [graph.argument(step, "kernel_size") for step in steps if _weighted(graph, step)]
-            layer.words.append(f"{len(found)} convolutions")
+            layer.words.append(f"{len(found)} convolution{'s' if len(found) > 1 else ''}")
             layer.words.append(", ".join(_by(kernel) for kernel in sorted({pair(k) for k in found if k})))
         elif _weighted(graph, last):
             layer.kind = "filters" if kernel else "units"
@@ -158,12 +158,15 @@ def _said(graph: Graph, step: fx.Node) -> list[str]:
     word, kernel = WORDS.get(graph.operation(step), graph.operation(step)), graph.argument(step, "kernel_size")
     if not kernel:
         return [word]
-    rows, columns = pair(graph.argument(step, "stride") or kernel)
-    return [f"{word} {_by(pair(kernel))}", f"stride {rows if rows == columns else _by((rows, columns))}"]
+    return [f"{word} {_by(pair(kernel))}", f"stride {_once(pair(graph.argument(step, 'stride') or kernel))}"]
 
 
 def _by(sizes: Sequence[int]) -> str:
     return " × ".join(map(str, sizes))  # noqa: RUF001
+
+
+def _once(sizes: Pair) -> str:
+    return str(sizes[0]) if sizes[0] == sizes[1] else _by(sizes)
 
 
 def main(model: nn.Module, out: str | Path, *, image_size: int | None = None, width: float = 13.0) -> dict[str, Any]:
@@ -208,15 +211,15 @@ def draw(drawn: list[Layer], title: str, width: float) -> Figure:
     axis.axis("off")
     axis.text(MARGIN, high - 0.12, title, fontsize=11, weight="bold", va="top")
     axis.text(MARGIN, 0.1, NOTE, fontsize=6.5, color=PALE)
-    top = high - 0.4
+    top, source = high - 0.4, None
     for line, blocks, words in zip(lines, above, below, strict=True):
-        left, before = MARGIN, None
+        left = MARGIN
         for layer, span in line:
             x, y = left + (span - layer.width) / 2, top - 0.3 - (blocks - 0.3 + layer.height) / 2
             _block(axis, layer, x, y)
             _words(axis, layer, left + span / 2, y + layer.height + 0.05, top - blocks - 0.12)
-            _lead(axis, before or (None, x - 0.35, y), layer, x, y)
-            before, left = (layer, x, y), left + span
+            _lead(axis, source, layer, x, y)
+            source, left = (layer, x, y), left + span
         top -= blocks + words
     return figure
 
@@ -238,7 +241,7 @@ def _block(axis: Axes, layer: Layer, x: float, y: float) -> None:
 
 
 def _window(layer: Layer, x: float, y: float, across: float, up: float, part: float) -> list[tuple[float, float]]:
-    """Corners of a square on the face of a stack's last map, whose lower left corner is (x, y); in parts of its side."""
+    """Corners of a square on the last map of the stack at (x, y): where and how large, in parts of the map's side."""
     corners = ((across, up), (across + part, up), (across + part, up + part), (across, up + part))
     return [(x + ACROSS * layer.side * a, y + layer.side * (UP * a + b)) for a, b in corners]
 
@@ -261,21 +264,23 @@ def _words(axis: Axes, layer: Layer, x: float, top: float, bottom: float) -> Non
         axis.text(x, bottom - n * LINE, word, va="top", **style | {"fontsize": 6.8})
 
 
-def _lead(axis: Axes, before: tuple[Layer | None, float, float], layer: Layer, x: float, y: float) -> None:
-    """From one block to the next: the filter and what it makes, or an arrow."""
-    source, left, low = before
-    goal = (x - 0.02, y + layer.side / 2 if layer.side else y + layer.height / 2)
-    if source is None:
+def _lead(axis: Axes, source: tuple[Layer, float, float] | None, layer: Layer, x: float, y: float) -> None:
+    """What leads from the block before to one: the filter and what it makes, or an arrow."""
+    if not source:
         return
-    if layer.kind == "filters" and layer.kernel and source.side:
-        part = min(SIDE * math.sqrt(max(layer.kernel)) / source.side, 1)
-        corners = _window(source, left + SLICE * source.slices, low, (1 - part) / 2, (1 - part) / 2, part)
+    before, left, low = source
+    goal = (x - 0.02, y + (layer.side or layer.height) / 2)
+    if left > x:  # in the row above
+        start = (x - 0.25, goal[1])
+    elif layer.kind == "filters" and layer.kernel and before.side:
+        part = min(SIDE * math.sqrt(max(layer.kernel)) / before.side, 1)
+        corners = _window(before, left + SLICE * before.slices, low, (1 - part) / 2, (1 - part) / 2, part)
         for corner in corners[1:3]:
             axis.plot(*zip(corner, goal, strict=True), color=INK, lw=0.5)
         _face(axis, "#d9655b", *corners)
-        axis.text(*corners[0], str(layer.kernel[0]), fontsize=6, ha="right", va="center")
+        gap = (left + before.width + goal[0]) / 2, (corners[2][1] + goal[1]) / 2
+        axis.text(*gap, _once(layer.kernel), fontsize=7, ha="center", va="bottom")
+        return
     else:
-        start = (left + source.width + 0.02, goal[1])
-        axis.add_patch(FancyArrowPatch(start, goal, arrowstyle="-|>", mutation_scale=6, lw=0.6, color=INK))
-
-
+        start = (left + before.width + 0.02, goal[1])
+    axis.add_patch(FancyArrowPatch(start, goal, arrowstyle="-|>", mutation_scale=6, lw=0.6, color=INK))
