@@ -52,13 +52,14 @@ def main(
 ) -> dict[str, Any]:
     """Train the networks that are not there yet, average them; write the table, its picture and result.json.
 
-    nets: how many of Figure 3 are averaged, 5 in the paper.  pad: of ten crops, how many pixels the corners are from
-    the centre; None: as far as training shifts images.  Errors are in %.
+    nets: how many of Figure 3 are averaged, 5 in the paper.  pad: by how many pixels the border is repeated, to make
+    room for ten crops; None: by what training shifts images, where they leave no margin.  Errors are in %.
     """
     provenance = Provenance(seed=recipe.seed)
     if nets < 1:
         raise InputError(f"nets is {nets}: how many networks are averaged; give at least 1")
-    pad = recipe.shift if pad is None else pad
+    if pad is None:
+        pad = 0 if recipe.stored else recipe.shift
     wanted = [("krizhevsky", 0), *(("fig3", seed) for seed in range(nets)), ("fig3 512-1024-512", 0)]
     replication, *several, other = train_each(wanted, networks, architecture, recipe, progress)
     groups: dict[str, list[list[nn.Module]]] = {  # whose answers are averaged; of several groups, each is measured
@@ -69,25 +70,25 @@ def main(
         "(a) and (b), 6 nets": [[*several, other]],
     }
 
-    def measured(**crops: int) -> dict[str, dict[str, list[float]]]:
+    def measured(crops: int = 1, pad: int = 0) -> dict[str, dict[str, list[float]]]:
         found = {}
         for row, those in groups.items():
-            rates = [error_rates(models, networks.validation, **crops) for models in those]
+            rates = [error_rates(models, networks.validation, crops=crops, pad=pad) for models in those]
             columns = ([percent(rate) for rate in column] for column in zip(*rates, strict=True))
             found[row] = dict(zip(COLUMNS, columns, strict=True))
         return found
 
-    one, ten = measured(), measured(crops=10, pad=pad)
+    one, ten = measured(), measured(10, pad)
     text = table(
         ["", "paper val top-1", "val top-5", "test top-5", "our nets", "our val top-1", "val top-5",
          "one crop: val top-1", "val top-5"],
         [_row(label, groups.get(label, []), ten.get(label, {}), one.get(label, {})) for label in PAPER],
     )  # fmt: skip
     notes = (
-        f"Errors in %.  Ours: over ten crops (corners {pad} pixels from the centre, and mirrored), and over the centre "
-        f"alone{'; one net of Figure 3: mean ± standard deviation (n - 1) of ' + str(nets) if nets > 1 else ''}.\n"
+        f"Errors in %.  Ours: over ten crops (corners and centre, and mirrored), and of the centre alone"
+        f"{'; one net of Figure 3: mean ± standard deviation (n - 1) of ' + str(nets) if nets > 1 else ''}.\n"
         "We have no test set.  *: trained on the data of 2011 and 2012.\n"
-        f"{departures(networks, recipe)}\n"
+        f"{departures(networks, recipe, architecture)}\n"
     )
     text = f"{text}\n\n{notes}"
     print(text)

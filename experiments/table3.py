@@ -70,7 +70,7 @@ def main(
     parameters: dict[str, int] = {}
     wanted = [(name, seed) for name in names for seed in range(seeds)]
     for (name, _), model in zip(wanted, train_each(wanted, networks, architecture, recipe, progress), strict=True):
-        rates = *error_rates(model, networks.training, top=(1,)), *error_rates(model, networks.validation)
+        rates = *error_rates(model, networks.training, top=(1,)), *error_rates(model, networks.validation, top=(1, 5))
         for column, rate in zip(COLUMNS, rates, strict=True):
             each[name][column].append(percent(rate))
         parameters[name] = sum(p.numel() for p in model.parameters())
@@ -92,7 +92,7 @@ def main(
         "Order of the rows by val top-1, the paper's and ours: "
         + ("there is none." if rank is None else f"Spearman's rank correlation {rank:.2f}."),
         _scaled(architecture),
-        departures(networks, recipe),
+        departures(networks, recipe, architecture),
     ]
     text = f"{text}\n\n" + "\n".join(notes) + "\n"
     print(text)
@@ -141,12 +141,12 @@ def shown(rates: Sequence[float]) -> str:
     return f"{statistics.mean(rates):.1f}" + ("" if spread is None else f" ± {spread:.1f}")
 
 
-def departures(networks: Networks, recipe: Recipe) -> str:
+def departures(networks: Networks, recipe: Recipe, architecture: partial[nn.Module]) -> str:
     """What differs from the paper, in a sentence or two."""
-    images, labels = networks.training.tensors
-    checks = len(networks.validation)
+    given = {"image_size": 224, "num_classes": 1000} | architecture.keywords
+    images, checks = len(networks.training), len(networks.validation)
     return (
-        f"What differs from the paper: {len(images):,} images of {images.shape[-1]} pixels and {len(labels.unique())} "
+        f"What differs from the paper: {images:,} images of {given['image_size']} pixels and {given['num_classes']} "
         f"classes for {recipe.epochs} epochs, there 1.3 million of 224 pixels and 1000 classes for 70; {checks:,} "
         f"validation images, which tell an error of 30% to ± {100 * (0.21 / checks) ** 0.5:.1f}, there 50,000."
     )

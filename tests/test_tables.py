@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import TensorDataset
 from torchvision.models import alexnet
 
+from experiments import networks as trained_once
 from experiments import table2, table3
 from experiments.networks import Trained
 from experiments.overrides import configured
@@ -122,7 +123,7 @@ def test_table3_measures_what_it_trained(networks, tmp_path):
 def test_table3_means_deviations_and_order_of_known_errors(networks, tmp_path, monkeypatch):
     order = {name: place for place, name in enumerate(VARIANTS)}
 
-    def known(model, dataset, *, top=(1, 5)):
+    def known(model, dataset, *, top):
         name, seed = model.known
         base = (order[name] + {7: 0, 8: 1, 9: 5}[seed]) / 100  # mean + 2, deviation the square root of 7
         return (base,) if dataset is networks.training else (1 - base, base / 2)
@@ -198,11 +199,37 @@ def test_the_tables_share_their_networks(networks, tmp_path):
     assert len(networks.made) == made + 1  # the third of Figure 3
 
 
+def test_a_table_that_was_stopped_goes_on(networks, tmp_path, monkeypatch):
+    ends, train = [], trained_once.train
+
+    def stopped(model, *arguments, **settings):
+        if len(ends) == 1:
+            ends.append("stopped")
+            raise KeyboardInterrupt
+        ends.append("trained")
+        return train(model, *arguments, **settings)
+
+    monkeypatch.setattr(trained_once, "train", stopped)
+    settings = {"architecture": ARCHITECTURE, "recipe": RECIPE, "nets": 1, "progress": False}
+
+    def table(out):
+        data = networks.training, networks.validation, networks.preprocessing
+        return table2.main(trained_once.Networks(tmp_path / "networks", *data, progress=False), out, **settings)
+
+    with pytest.raises(KeyboardInterrupt):
+        table(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    result = table(tmp_path / "out")
+    assert ends == ["trained", "stopped", "trained", "trained"]
+    assert table(tmp_path / "again")["ours"] == result["ours"]
+    assert len(ends) == 4
+
+
 def test_the_tables_are_configured_alike():
-    two, three = (configured([f"experiment=table{n}"]) for n in (2, 3))
-    for part in ("model", "data", "train"):
-        assert two[part] == three[part]
-    assert two.experiment.architecture == three.experiment.architecture
+    first, *others = (configured([f"experiment={name}"]) for name in ("table3", "table2", "variant"))
+    for config in others:
+        for part in ("model", "data", "train"):
+            assert config[part] == first[part]
 
 
 # ---- both ------------------------------------------------------------------------------------------------------------
