@@ -14,7 +14,7 @@ from zfnet.errors import InputError
 
 
 def _is_hidden(file: str) -> bool:
-    return file.startswith(".") or "/." in file
+    return file.startswith((".", "__MACOSX/")) or "/." in file
 
 
 def _order(file: str) -> list[str]:
