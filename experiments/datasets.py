@@ -82,14 +82,14 @@ def imagenet(transform: Transform, *, root: str | Path, split: str = "val") -> P
 
 def imagenette(transform: Transform, *, root: str | Path, split: str = "val", download: bool = False) -> Photos:
     """Imagenette, which has train/ and val/ in one folder of root; `download` gets that of 320 pixels there."""
+    _check(split)
     root = Path(root).expanduser()
     folder = root / "imagenette2-320"
     if download and not folder.is_dir():
-        root.mkdir(parents=True, exist_ok=True)
         with _whole(folder) as part:
             Imagenette(part, size="320px", download=True)
-    elif not root.is_dir():
-        raise InputError(f"{root} does not exist; set data.root to where Imagenette is, or data.download=true")
+    if not root.exists() or not _home(Folder(root), split):
+        raise InputError(f"no Imagenette in {root}: set data.root to the folder that holds it, or data.download=true")
     return _class_folders(transform, root, split, IMAGENETTE)
 
 
@@ -112,11 +112,13 @@ def _whole(folder: Path) -> Iterator[Path]:
     part = folder.parent / ".part"
     try:
         shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
         yield part
         (part / folder.name).rename(folder)
-        shutil.rmtree(part)
     except (RuntimeError, OSError, tarfile.TarError) as error:
-        raise InputError(f"cannot make {folder}: {first_line(error)}") from None
+        raise InputError(f"cannot make {folder} ({first_line(error)}); try again, or put it there yourself") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _check(split: str) -> None:
@@ -154,7 +156,7 @@ def _class_folders(
         raise InputError(f"{place} has the class {strange!r}, which {home.path / 'train'} has not; remove or add it")
     dataset.labels = [order[name] for name in found]
     named = {**_names(home), **(names or {})}
-    dataset.classes = [named.get(name, name).partition(",")[0] for name in classes]  # of synonyms, the first
+    dataset.classes = [named.get(name, name) for name in classes]
     return dataset
 
 
@@ -186,14 +188,14 @@ def _class_of_each(dataset: Photos, place: Folder) -> list[str]:
 
 
 def _names(home: Folder) -> dict[str, str]:
-    """What classes.csv (columns wnid, name) or Tiny ImageNet's words.txt says the class folders are called."""
+    """The first of the names that classes.csv (columns wnid, name) or Tiny ImageNet's words.txt gives a class folder."""
+    pairs: list[list[Any]] = []
     if "classes.csv" in home:
         rows = csv.DictReader(io.StringIO(_text(home, "classes.csv"), newline=""))
-        return {row["wnid"]: row["name"] for row in rows if row.get("wnid") and row.get("name")}
-    if "words.txt" in home:
-        lines = _text(home, "words.txt").splitlines()
-        return dict(line.split("\t", 1) for line in lines if "\t" in line)
-    return {}
+        pairs = [[row.get("wnid"), row.get("name")] for row in rows]
+    elif "words.txt" in home:
+        pairs = [line.split("\t") for line in _text(home, "words.txt").splitlines()]
+    return {pair[0]: pair[1].partition(",")[0] for pair in pairs if len(pair) == 2 and all(pair)}
 
 
 def _text(folder: Folder, file: str) -> str:

@@ -104,7 +104,7 @@ def album(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_photographs_in_a_zip_are_read_by_every_process(album, workers):
     dataset = Photos(album)
     assert len(dataset) == 120 and dataset.classes == ["0", "1", "2"]
