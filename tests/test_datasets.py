@@ -23,7 +23,7 @@ from PIL import Image
 
 from experiments import datasets
 from zfnet.data.batches import Batches
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.transforms import Preprocessing, Stored
 from zfnet.errors import InputError
 from zfnet.train import in_memory
 
@@ -31,20 +31,14 @@ CONF = Path(__file__).resolve().parent.parent / "conf" / "data"
 WNIDS = ["n03", "n01", "n02"]
 
 
-class Bytes:
-    """A transform that keeps 8 bits."""
-
-    size = 8
-
-    def __call__(self, image):
-        return torch.from_numpy(np.array(Image.fromarray(np.asarray(image)).resize((8, 8)))).permute(2, 0, 1)
+BYTES = Stored(Preprocessing(size=8, resize=8))
 
 
 def configured(name, **settings):
     """The data set as its configuration file makes it, with nothing but these settings changed."""
     config = OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), settings)
     config.pop("trained_on", None)
-    return instantiate(config)(Bytes())
+    return instantiate(config)(BYTES)
 
 
 def refused(name, **settings):
@@ -421,7 +415,7 @@ def test_a_data_set_asks_for_nothing_but_its_root(file):
 
 def test_tiny_imagenet(real_data):
     root = real_data / "tiny_imagenet"
-    train, val = (datasets.tiny_imagenet(Bytes(), root=root, split=split) for split in ("train", "val"))
+    train, val = (datasets.tiny_imagenet(BYTES, root=root, split=split) for split in ("train", "val"))
     assert (len(train), len(val)) == (10_000, 1_000) and len(train.classes) == 20
     assert train.classes == val.classes and train.classes[0] == "goldfish"
     assert np.bincount(train.labels).tolist() == [500] * 20 and np.bincount(val.labels).tolist() == [50] * 20
