@@ -143,7 +143,7 @@ def main(
             continue
         title = f"Layer {number}" if len(layers) == len(GRIDS) else layer
         panels.append(
-            _panel(
+            panel_of(
                 title, deconvnet, data, layer, top, drawn[layer], columns, fields[layer], preprocessing,
                 scale, quantile,
             )
@@ -240,7 +240,7 @@ def _chosen(layer: str, top: TopActivations, count: int, choose: Any, random: to
     return sorted(live[rare.argsort(stable=True)][:count].tolist())
 
 
-def _panel(
+def panel_of(
     title: str, deconvnet: Deconvnet, data: Any, layer: str, top: TopActivations, maps: list[int],
     columns: int, field: ReceptiveField, preprocessing: Preprocessing, scale: str, quantile: float,
 ) -> Panel:  # fmt: skip
@@ -309,16 +309,16 @@ def compose(panels: Sequence[Panel], width: int, note: str) -> Figure:
         for panel in line:
             blocks = panel.draw(tile)
             at = (x, x + panel.extent(tile, panel.columns) + SIDE_GAP)
-            _text(figure, x, y + 24, panel.title, weight="bold", size=10.5)
+            write(figure, x, y + 24, panel.title, weight="bold", size=10.5)
             if panel.title != panel.layer:
-                _text(figure, x + 160, y + 26, panel.layer, size=7.5, color="0.35")
+                write(figure, x + 160, y + 26, panel.layer, size=7.5, color="0.35")
             for left, label, block in zip(at, (panel.left, panel.right), blocks, strict=True):
-                _text(figure, left, y + 62, label, size=7.5)
-                _place(figure, block, left, y + CAPTION)
+                write(figure, left, y + 62, label, size=7.5)
+                place(figure, block, left, y + CAPTION)
             x += panel.width(tile) + LAYER_GAP
         y += tall + LAYER_GAP
     for n, words in enumerate(reversed(notes)):
-        _text(figure, margin, height - margin - 8 - 24 * n, words, size=6.5, color="0.35")
+        write(figure, margin, height - margin - 8 - 24 * n, words, size=6.5, color="0.35")
     return figure
 
 
@@ -326,13 +326,13 @@ def _wide(line: Sequence[Panel], tile: int) -> int:
     return sum(panel.width(tile) for panel in line) + LAYER_GAP * (len(line) - 1)
 
 
-def _text(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
+def write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
     """Text whose middle is at pixel (x, y) from the top left."""
     width, height = (side * DPI for side in figure.get_size_inches())
     figure.text(x / width, 1 - y / height, text, va="center", **style)
 
 
-def _place(figure: Figure, image: Tensor, x: float, y: float) -> None:
+def place(figure: Figure, image: Tensor, x: float, y: float) -> None:
     """An image (3, H, W) pixel for pixel, its top left at (x, y)."""
     width, height = (side * DPI for side in figure.get_size_inches())
     rows, columns = image.shape[1:]

@@ -261,7 +261,7 @@ def top_k(activations: Tensor, k: int, distinct: bool = True) -> tuple[Tensor, T
 
 
 def correlations(first: Tensor, second: Tensor) -> Tensor:
-    """Pearson's correlation (C, D) of maps (N, C, H, W) and (N, D, H, W), one pair at a time by numpy; 0 of constants."""
+    """Pearson's correlation (C, D) of maps (N, C, H, W) and (N, D, H, W), pair by pair by numpy; 0 of constants."""
     result = torch.zeros(first.shape[1], second.shape[1], dtype=torch.float64)
     for c in range(first.shape[1]):
         for d in range(second.shape[1]):

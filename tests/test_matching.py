@@ -190,5 +190,5 @@ def test_refuses_in_words(first, second, images, layers, message: str) -> None:
 def test_refuses_broken_weights(first, images) -> None:
     broken = copy.deepcopy(first)
     broken.conv1.bias.data[0] = torch.nan
-    with pytest.raises(InputError, match="NaN or infinity in conv1.bias"):
+    with pytest.raises(InputError, match="NaN or infinity in conv1"):
         correlations(first, broken, images, ["relu1"], progress=False)

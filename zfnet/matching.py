@@ -72,7 +72,7 @@ def correlations(
     names = dict(layers) if isinstance(layers, Mapping) else {layer: layer for layer in layers}
     nodes = [
         {layer: graph.node(layer) for layer in wanted}
-        for graph, wanted in zip(graphs, (names.keys(), names.values()), strict=True)
+        for graph, wanted in zip(graphs, (list(names), list(names.values())), strict=True)
     ]
     for graph in graphs:
         check_weights(graph.model)

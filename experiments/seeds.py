@@ -1,0 +1,262 @@
+"""Would another training run give the same units?  Two runs that differ in their seed, map by map.
+
+The feature maps of one run are paired one to one with those of the other, so that the correlations of their
+activations add up to the most: Li, Yosinski, Clune, Lipson & Hopcroft (2016), "Convergent Learning", arXiv:1511.07543.
+Maps of different networks correlate somewhat anyway, because they see the same images: what counts is by how much
+more than with an untrained network.
+
+What to look for: the best pairs show the same patches and the same projections, the worst nothing in common; and
+whether the curve of the two runs stands as far above that of the untrained network in high layers as in low ones.
+"""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from experiments.fig2 import DPI, LAYER_GAP, MAP_GAP, TILE_GAP, Panel, panel_of, place, write
+from experiments.models import build
+from experiments.results import Provenance, results, table, write_result
+from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
+from zfnet.data.transforms import Preprocessing
+from zfnet.matching import correlations, match
+from zfnet.record import like
+from zfnet.train import Recipe
+
+SHOWN = {"best": 0.0, "median": 0.5, "worst": 1.0}  # where in a layer's pairs, by falling correlation
+ALIKE = 0.5  # maps of two runs with a correlation above this count as the same
+CURVES = {  # of figure.png
+    "best": ("best partner, shared or not", {"color": "C0", "ls": ":"}),
+    "trained": ("one to one", {"color": "C0"}),
+    "untrained": ("with an untrained network", {"color": "C1"}),
+    "shuffled": ("with other images (chance)", {"color": "0.6"}),
+}
+MARGIN, HEAD, PLOTS, PAIR_GAP, HALF_GAP = 20, 100, 460, 54, 20  # pixels
+
+
+def main(
+    model: nn.Module,
+    data: Any,
+    out: str | Path,
+    *,
+    networks: Any,
+    architecture: Callable[[], nn.Module],
+    recipe: Recipe,
+    layers: Sequence[str] = ("relu1", "relu2", "relu3", "relu4", "relu5"),
+    seed: int = 0,
+    other: int = 1,
+    k: int = 9,
+    quantile: float = 0.995,
+    batch_size: int = 64,
+    workers: int | None = None,
+    width: int = 2400,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train twice, match the maps of each layer, draw pairs and correlations; return what result.json holds.
+
+    model: for its preprocessing and its device; the two runs are those of seed and other, the control is not trained.
+    k: of a map's strongest images, which are drawn, and counted where the other map has them too.
+    """
+    if seed == other:
+        raise InputError(f"seed and other are both {seed}: two runs need two seeds")
+    if width < 1000:
+        raise InputError(f"a picture of {width} pixels is too narrow; give a width of at least 1000")
+    provenance = Provenance(model, seed=seed)
+    layers = [layers] if isinstance(layers, str) else list(layers)
+    preprocessing: Any = getattr(model, "preprocessing", None) or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+    runs = {n: networks.trained("network", architecture, replace(recipe, seed=n)) for n in (seed, other)}
+    # a seed of its own: what began as one of the runs has not forgotten all of it
+    control = build(architecture, preprocessing=preprocessing, seed=max(runs) + 1).to(**like(model))
+    deconvnets = [Deconvnet(run.model) for run in runs.values()]
+    first, second = (deconvnet.graph for deconvnet in deconvnets)
+    settings: Any = {"batch_size": batch_size, "workers": workers, "progress": progress}
+    found = {
+        "trained": correlations(first, second, data, layers, **settings),
+        "untrained": correlations(first, control, data, layers, **settings),
+        "shuffled": correlations(first, second, data, layers, shuffled=seed, **settings),
+    }
+    tops = [scan(graph, data, layers, k, **settings) for graph in (first, second)]
+
+    compared, curves, lines = {}, {}, []
+    for layer in layers:
+        pair = [top[layer] for top in tops]
+        compared[layer], curves[layer] = compare({what: each[layer] for what, each in found.items()}, pair)
+        if not compared[layer]["pairs"]:
+            raise InputError(
+                f"{layer}: no two maps that are ever above 0 are matched; have the networks learnt at all?"
+            )
+        lines.append(
+            _line(layer, deconvnets, data, pair, compared[layer]["pairs"], list(runs), preprocessing, quantile)
+        )
+    count = tops[0].images
+    ours = {
+        "layers": compared, "images": count, "shared_by_chance": k * k / count,
+        "validation_error": {n: run.history[-1].get("validation_error") for n, run in runs.items()},
+    }  # fmt: skip
+    about = {
+        "model": type(control).__name__, "layers": layers, "seeds": list(runs), "k": k, "alike": ALIKE,
+        "recipe": asdict(recipe), "dataset": type(data).__name__,
+    }  # fmt: skip
+    note = (
+        f"{type(control).__name__}, trained twice (seeds {seed} and {other}), {count:,} images.  Pairs of feature maps, "
+        f"matched one to one; of each map the {k} strongest activations, projections left (in the first layer the "
+        "filter), image patches right.  Among the pairs of which neither map is dead."
+    )
+    with results(out) as folder:
+        figure = draw(lines, curves, width, note)
+        figure.savefig(folder / "figure.png", dpi=DPI)
+        figure.savefig(folder / "figure.pdf", dpi=DPI)
+        text = f"{_table(ours, k)}\n\n{answer(compared)}"
+        (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+        result = write_result(folder, "seeds", dict.fromkeys(ours), ours, about, provenance)
+    print(text)
+    return result
+
+
+def compare(
+    found: Mapping[str, Tensor], tops: Sequence[TopActivations]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:  # fmt: skip
+    """Numbers of one layer, and the correlations of the first network's live maps with their partners, by curve.
+
+    found: the correlations (C, C) with each other network.  A pair is [map, map, correlation, images among the
+    strongest of both], by falling correlation.
+    """
+    live = [top.value[:, 0] > 0 for top in tops]
+    curves = {what: each[tuple(match(each).T)][live[0]] for what, each in found.items()}
+    curves["best"] = found["trained"].amax(1)[live[0]]
+    pairs = match(found["trained"])
+    pairs = pairs[live[0][pairs[:, 0]] & live[1][pairs[:, 1]]]
+    correlation = found["trained"][tuple(pairs.T)]
+    ones, others = (
+        top.image.where(top.value > 0, -1 - n)[maps] for n, (top, maps) in enumerate(zip(tops, pairs.T, strict=True))
+    )
+    shared = (ones[:, :, None] == others[:, None, :]).sum((1, 2))
+    order = correlation.argsort(descending=True, stable=True)
+    columns = [column[order].tolist() for column in (*pairs.T, correlation, shared)]
+    numbers = {
+        "maps": len(live[0]), "live": [int(each.sum()) for each in live],
+        **{
+            what: {"mean": float(c.mean()), "median": float(c.median()), "alike": float((c > ALIKE).double().mean())}
+            for what, c in curves.items()
+        },
+        "shared": float(shared.double().mean()), "pairs": [list(row) for row in zip(*columns, strict=True)],
+    }  # fmt: skip
+    return numbers, curves
+
+
+def _table(ours: Mapping[str, Any], k: int) -> str:
+    head = [
+        "layer", "maps", "live", "matched: mean", "median", f"above {ALIKE}", "best partner: mean", "untrained: mean",
+        f"above {ALIKE}", "shuffled: mean", f"shared of {k} images", "by chance",
+    ]  # fmt: skip
+    rows = [
+        [
+            layer, n["maps"], " and ".join(map(str, n["live"])), f"{n['trained']['mean']:.2f}", f"{n['trained']['median']:.2f}",
+            f"{n['trained']['alike']:.0%}", f"{n['best']['mean']:.2f}", f"{n['untrained']['mean']:.2f}",
+            f"{n['untrained']['alike']:.0%}", f"{n['shuffled']['mean']:.2f}", f"{n['shared']:.2f}",
+            f"{ours['shared_by_chance']:.2f}",
+        ]
+        for layer, n in ours["layers"].items()
+    ]  # fmt: skip
+    return table(head, rows)
+
+
+def answer(compared: Mapping[str, Mapping[str, Any]]) -> str:
+    """The answer to the question, from the numbers."""
+    shares = (f"{layer} {n['trained']['alike']:.0%} ({n['untrained']['alike']:.0%})" for layer, n in compared.items())
+    most = [layer for layer, n in compared.items() if n["trained"]["alike"] > 0.5]
+    where = f"most do in {', '.join(most)}" if most else "most do in no layer"
+    if len(most) == len(compared):
+        where = "most do in every layer"
+    return (
+        f"Would another training run give the same units?  Live maps that the other run has too, with a correlation above "
+        f"{ALIKE} (an untrained network): {', '.join(shares)}: {where}."
+    )
+
+
+@dataclass
+class Line:
+    """What is drawn of one layer: for each shown pair its caption, and each run's map."""
+
+    title: str
+    pairs: list[tuple[str, list[Panel]]]
+
+
+def _line(
+    layer: str, deconvnets: Sequence[Deconvnet], data: Any, tops: Sequence[TopActivations], pairs: Sequence[Sequence[Any]],
+    seeds: Sequence[int], preprocessing: Preprocessing, quantile: float,
+) -> Line:  # fmt: skip
+    k = tops[0].value.shape[1]
+    field = receptive_field(deconvnets[0].graph, layer, tuple(data[0][0].shape[-2:]))  # type: ignore[arg-type]
+    line = Line(f"{layer}, patches of {field.size[0]} x {field.size[1]} pixels", [])
+    for name, rank in SHOWN.items():
+        *maps, correlation, shared = pairs[round(rank * (len(pairs) - 1))]
+        panels = [
+            panel_of(f"seed {n}, map {m}", deconvnet, data, layer, top, [m], 1, field, preprocessing, "patch", quantile)
+            for n, m, deconvnet, top in zip(seeds, maps, deconvnets, tops, strict=True)
+        ]
+        line.pairs.append((f"{name}: correlation {correlation:.2f}, {shared} of {k} images shared", panels))
+    return line
+
+
+def draw(lines: Sequence[Line], curves: Mapping[str, Mapping[str, Tensor]], width: int, note: str) -> Figure:
+    """The figure: a line of pairs for each layer, the two runs side by side; below them the sorted correlations."""
+    side = lines[0].pairs[0][1][0].side
+    room = (width - 2 * MARGIN - (len(SHOWN) - 1) * PAIR_GAP) // len(SHOWN)  # for a pair
+    block = ((room - HALF_GAP) // 2 - MAP_GAP) // 2
+    tile = (block - side * TILE_GAP) // side
+    block = side * (tile + TILE_GAP) - TILE_GAP
+    notes = textwrap.wrap(note, (width - 2 * MARGIN) // 11)
+    height = 2 * MARGIN + len(lines) * (HEAD + block + LAYER_GAP) + PLOTS + 24 * len(notes)
+    figure = Figure(figsize=(width / DPI, height / DPI), facecolor="white")
+    y = MARGIN
+    for line in lines:
+        write(figure, MARGIN, y + 18, line.title, weight="bold", size=9)
+        for n, (caption, panels) in enumerate(line.pairs):
+            x = MARGIN + n * (room + PAIR_GAP)
+            write(figure, x, y + 54, caption, size=7.5)
+            for panel in panels:
+                write(figure, x, y + 82, panel.title, size=6.5, color="0.35")
+                for image in panel.draw(tile):
+                    place(figure, image, x, y + HEAD)
+                    x += block + MAP_GAP
+                x += HALF_GAP - MAP_GAP
+        y += HEAD + block + LAYER_GAP
+    _plots(figure, curves, width, height, y)
+    for n, words in enumerate(notes):
+        write(figure, MARGIN, y + PLOTS + 24 * n + 12, words, size=6.5, color="0.35")
+    return figure
+
+
+def _plots(figure: Figure, curves: Mapping[str, Mapping[str, Tensor]], width: int, height: int, y: int) -> None:
+    """Sorted correlations of each layer in its own axes, from y pixels down."""
+    write(figure, MARGIN, y + 18, "How like its partner is each map?", weight="bold", size=9)
+    left, top, gap = MARGIN + 70, y + 74, 34
+    wide, high = (width - left - MARGIN + gap) // len(curves) - gap, PLOTS - 170
+    for n, (layer, sorts) in enumerate(curves.items()):
+        x = left + n * (wide + gap)
+        axes = figure.add_axes((x / width, 1 - (top + high) / height, wide / width, high / height))
+        for what, (label, style) in CURVES.items():
+            values = sorts[what].sort(descending=True).values
+            axes.plot(torch.linspace(0, 100, len(values)), values, label=label, lw=1.2, **style)
+        axes.set(xlim=(0, 100), ylim=(-0.1, 1.02), yticks=(0, 0.5, 1), xticks=(0, 50, 100))
+        axes.set_title(layer, fontsize=7.5, pad=3)
+        axes.tick_params(labelsize=6, labelleft=n == 0, length=2)
+        axes.grid(color="0.9", lw=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+        if not n:
+            axes.set_ylabel("correlation", fontsize=6.5)
+            axes.set_xlabel("live maps of the first run, sorted, %", fontsize=6.5)
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="upper right",
+        fontsize=6.5,
+        ncols=4,
+        frameon=False,
+        bbox_to_anchor=(1 - MARGIN / width, 1 - y / height),
+    )
