@@ -309,16 +309,16 @@ def compose(panels: Sequence[Panel], width: int, note: str) -> Figure:
         for panel in line:
             blocks = panel.draw(tile)
             at = (x, x + panel.extent(tile, panel.columns) + SIDE_GAP)
-            write(figure, x, y + 24, panel.title, weight="bold", size=10.5)
+            _text(figure, x, y + 24, panel.title, weight="bold", size=10.5)
             if panel.title != panel.layer:
-                write(figure, x + 160, y + 26, panel.layer, size=7.5, color="0.35")
+                _text(figure, x + 160, y + 26, panel.layer, size=7.5, color="0.35")
             for left, label, block in zip(at, (panel.left, panel.right), blocks, strict=True):
-                write(figure, left, y + 62, label, size=7.5)
-                place(figure, block, left, y + CAPTION)
+                _text(figure, left, y + 62, label, size=7.5)
+                _place(figure, block, left, y + CAPTION)
             x += panel.width(tile) + LAYER_GAP
         y += tall + LAYER_GAP
     for n, words in enumerate(reversed(notes)):
-        write(figure, margin, height - margin - 8 - 24 * n, words, size=6.5, color="0.35")
+        _text(figure, margin, height - margin - 8 - 24 * n, words, size=6.5, color="0.35")
     return figure
 
 
@@ -326,13 +326,13 @@ def _wide(line: Sequence[Panel], tile: int) -> int:
     return sum(panel.width(tile) for panel in line) + LAYER_GAP * (len(line) - 1)
 
 
-def write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
+def _text(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
     """Text whose middle is at pixel (x, y) from the top left."""
     width, height = (side * DPI for side in figure.get_size_inches())
     figure.text(x / width, 1 - y / height, text, va="center", **style)
 
 
-def place(figure: Figure, image: Tensor, x: float, y: float) -> None:
+def _place(figure: Figure, image: Tensor, x: float, y: float) -> None:
     """An image (3, H, W) pixel for pixel, its top left at (x, y)."""
     width, height = (side * DPI for side in figure.get_size_inches())
     rows, columns = image.shape[1:]
