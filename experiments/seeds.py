@@ -19,18 +19,19 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from experiments.fig2 import DPI, LAYER_GAP, MAP_GAP, TILE_GAP, Panel, panel_of, place, write
+from experiments.fig2 import LAYER_GAP, MAP_GAP, TILE_GAP, Panel, panel_of
 from experiments.models import build
+from experiments.panels import DPI, frame, page, place, text
 from experiments.results import Provenance, results, table, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.data.transforms import Preprocessing
 from zfnet.matching import correlations, match
-from zfnet.record import like
+from zfnet.record import Graph, like
 from zfnet.train import Recipe
 
 SHOWN = {"best": 0.0, "median": 0.5, "worst": 1.0}  # where in a layer's pairs, by falling correlation
 ALIKE = 0.5  # maps of two runs with a correlation above this count as the same
-CURVES = {  # of figure.png
+CURVES: dict[str, tuple[str, dict[str, Any]]] = {  # of figure.png
     "best": ("best partner, shared or not", {"color": "C0", "ls": ":"}),
     "trained": ("one to one", {"color": "C0"}),
     "untrained": ("with an untrained network", {"color": "C1"}),
@@ -64,14 +65,18 @@ def main(
     """
     if seed == other:
         raise InputError(f"seed and other are both {seed}: two runs need two seeds")
+    if not 1 <= k <= len(data):
+        raise InputError(f"k is {k}; give a number from 1 to that of the images, {len(data)}")
     if width < 1000:
         raise InputError(f"a picture of {width} pixels is too narrow; give a width of at least 1000")
     provenance = Provenance(model, seed=seed)
     layers = [layers] if isinstance(layers, str) else list(layers)
     preprocessing: Any = getattr(model, "preprocessing", None) or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+    # a seed of its own: a network that began as one of the runs would be its kin
+    control = Graph(build(architecture, preprocessing=preprocessing, seed=max(seed, other) + 1).to(**like(model)))
+    for layer in layers:  # before minutes of training
+        control.node(layer)
     runs = {n: networks.trained("network", architecture, replace(recipe, seed=n)) for n in (seed, other)}
-    # a seed of its own: what began as one of the runs has not forgotten all of it
-    control = build(architecture, preprocessing=preprocessing, seed=max(runs) + 1).to(**like(model))
     deconvnets = [Deconvnet(run.model) for run in runs.values()]
     first, second = (deconvnet.graph for deconvnet in deconvnets)
     settings: Any = {"batch_size": batch_size, "workers": workers, "progress": progress}
@@ -96,25 +101,26 @@ def main(
     count = tops[0].images
     ours = {
         "layers": compared, "images": count, "shared_by_chance": k * k / count,
-        "validation_error": {n: run.history[-1].get("validation_error") for n, run in runs.items()},
+        "validation_error": {str(n): run.history[-1].get("validation_error") for n, run in runs.items()},
     }  # fmt: skip
     about = {
-        "model": type(control).__name__, "layers": layers, "seeds": list(runs), "k": k, "alike": ALIKE,
+        "model": type(control.model).__name__, "layers": layers, "seeds": list(runs), "k": k, "alike": ALIKE,
         "recipe": asdict(recipe), "dataset": type(data).__name__,
     }  # fmt: skip
     note = (
-        f"{type(control).__name__}, trained twice (seeds {seed} and {other}), {count:,} images.  Pairs of feature maps, "
-        f"matched one to one; of each map the {k} strongest activations, projections left (in the first layer the "
-        "filter), image patches right.  Among the pairs of which neither map is dead."
+        f"{type(control.model).__name__}, trained twice (seeds {seed} and {other}), {count:,} images.  Pairs of feature maps "
+        f"of which neither is dead, matched one to one; of each map the {k} strongest activations: projections left "
+        "(of the first convolution, the filter), image patches right.  Curves: all maps of the first run that are not "
+        "dead."
     )
     with results(out) as folder:
         figure = draw(lines, curves, width, note)
         figure.savefig(folder / "figure.png", dpi=DPI)
         figure.savefig(folder / "figure.pdf", dpi=DPI)
-        text = f"{_table(ours, k)}\n\n{answer(compared)}"
-        (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+        words = f"{_table(ours, k)}\n\n{answer(compared)}"
+        (folder / "table.md").write_text(words + "\n", encoding="utf-8")
         result = write_result(folder, "seeds", dict.fromkeys(ours), ours, about, provenance)
-    print(text)
+    print(words)
     return result
 
 
@@ -132,9 +138,8 @@ def compare(
     pairs = match(found["trained"])
     pairs = pairs[live[0][pairs[:, 0]] & live[1][pairs[:, 1]]]
     correlation = found["trained"][tuple(pairs.T)]
-    ones, others = (
-        top.image.where(top.value > 0, -1 - n)[maps] for n, (top, maps) in enumerate(zip(tops, pairs.T, strict=True))
-    )
+    images = [top.image.where(top.value > 0, -1 - n) for n, top in enumerate(tops)]  # what is 0 is no strong activation
+    ones, others = (each[maps] for each, maps in zip(images, pairs.T, strict=True))
     shared = (ones[:, :, None] == others[:, None, :]).sum((1, 2))
     order = correlation.argsort(descending=True, stable=True)
     columns = [column[order].tolist() for column in (*pairs.T, correlation, shared)]
@@ -152,17 +157,15 @@ def compare(
 def _table(ours: Mapping[str, Any], k: int) -> str:
     head = [
         "layer", "maps", "live", "matched: mean", "median", f"above {ALIKE}", "best partner: mean", "untrained: mean",
-        f"above {ALIKE}", "shuffled: mean", f"shared of {k} images", "by chance",
+        "median", f"above {ALIKE}", "shuffled: mean", f"shared of {k} images", "by chance",
     ]  # fmt: skip
-    rows = [
-        [
-            layer, n["maps"], " and ".join(map(str, n["live"])), f"{n['trained']['mean']:.2f}", f"{n['trained']['median']:.2f}",
-            f"{n['trained']['alike']:.0%}", f"{n['best']['mean']:.2f}", f"{n['untrained']['mean']:.2f}",
-            f"{n['untrained']['alike']:.0%}", f"{n['shuffled']['mean']:.2f}", f"{n['shared']:.2f}",
-            f"{ours['shared_by_chance']:.2f}",
-        ]
-        for layer, n in ours["layers"].items()
-    ]  # fmt: skip
+    rows = []
+    for layer, n in ours["layers"].items():
+        matched, best, untrained, shuffled = (n[what] for what in ("trained", "best", "untrained", "shuffled"))
+        cells = [matched["mean"], matched["median"], matched["alike"], best["mean"]]
+        cells += [untrained["mean"], untrained["median"], untrained["alike"], shuffled["mean"]]
+        cells += [n["shared"], ours["shared_by_chance"]]
+        rows.append([layer, n["maps"], " and ".join(map(str, n["live"])), *(f"{cell:.2f}" for cell in cells)])
     return table(head, rows)
 
 
@@ -170,12 +173,10 @@ def answer(compared: Mapping[str, Mapping[str, Any]]) -> str:
     """The answer to the question, from the numbers."""
     shares = (f"{layer} {n['trained']['alike']:.0%} ({n['untrained']['alike']:.0%})" for layer, n in compared.items())
     most = [layer for layer, n in compared.items() if n["trained"]["alike"] > 0.5]
-    where = f"most do in {', '.join(most)}" if most else "most do in no layer"
-    if len(most) == len(compared):
-        where = "most do in every layer"
+    where = "every layer" if len(most) == len(compared) else ", ".join(most) or "no layer"
     return (
-        f"Would another training run give the same units?  Live maps that the other run has too, with a correlation above "
-        f"{ALIKE} (an untrained network): {', '.join(shares)}: {where}."
+        "Would another training run give the same units?  Maps with a partner of their own in the other run, "
+        f"correlated above {ALIKE} (in an untrained network): {', '.join(shares)}.  Most of them in {where}."
     )
 
 
@@ -188,8 +189,8 @@ class Line:
 
 
 def _line(
-    layer: str, deconvnets: Sequence[Deconvnet], data: Any, tops: Sequence[TopActivations], pairs: Sequence[Sequence[Any]],
-    seeds: Sequence[int], preprocessing: Preprocessing, quantile: float,
+    layer: str, deconvnets: Sequence[Deconvnet], data: Any, tops: Sequence[TopActivations],
+    pairs: Sequence[Sequence[Any]], seeds: Sequence[int], preprocessing: Preprocessing, quantile: float,
 ) -> Line:  # fmt: skip
     k = tops[0].value.shape[1]
     field = receptive_field(deconvnets[0].graph, layer, tuple(data[0][0].shape[-2:]))  # type: ignore[arg-type]
@@ -200,7 +201,9 @@ def _line(
             panel_of(f"seed {n}, map {m}", deconvnet, data, layer, top, [m], 1, field, preprocessing, "patch", quantile)
             for n, m, deconvnet, top in zip(seeds, maps, deconvnets, tops, strict=True)
         ]
-        line.pairs.append((f"{name}: correlation {correlation:.2f}, {shared} of {k} images shared", panels))
+        line.pairs.append(
+            (f"{name}: correlation {round(correlation, 2) + 0.0:.2f}, {shared} of {k} images shared", panels)
+        )
     return line
 
 
@@ -213,34 +216,34 @@ def draw(lines: Sequence[Line], curves: Mapping[str, Mapping[str, Tensor]], widt
     block = side * (tile + TILE_GAP) - TILE_GAP
     notes = textwrap.wrap(note, (width - 2 * MARGIN) // 11)
     height = 2 * MARGIN + len(lines) * (HEAD + block + LAYER_GAP) + PLOTS + 24 * len(notes)
-    figure = Figure(figsize=(width / DPI, height / DPI), facecolor="white")
+    figure = page(width, height)
     y = MARGIN
     for line in lines:
-        write(figure, MARGIN, y + 18, line.title, weight="bold", size=9)
+        text(figure, MARGIN, y + 18, line.title, weight="bold", size=9)
         for n, (caption, panels) in enumerate(line.pairs):
             x = MARGIN + n * (room + PAIR_GAP)
-            write(figure, x, y + 54, caption, size=7.5)
+            text(figure, x, y + 54, caption, size=7.5)
             for panel in panels:
-                write(figure, x, y + 82, panel.title, size=6.5, color="0.35")
+                text(figure, x, y + 82, panel.title, size=6.5, color="0.35")
                 for image in panel.draw(tile):
                     place(figure, image, x, y + HEAD)
                     x += block + MAP_GAP
                 x += HALF_GAP - MAP_GAP
         y += HEAD + block + LAYER_GAP
-    _plots(figure, curves, width, height, y)
-    for n, words in enumerate(notes):
-        write(figure, MARGIN, y + PLOTS + 24 * n + 12, words, size=6.5, color="0.35")
+    _plots(figure, curves, width, y)
+    for n, line_of_note in enumerate(notes):
+        text(figure, MARGIN, y + PLOTS + 24 * n + 12, line_of_note, size=6.5, color="0.35")
     return figure
 
 
-def _plots(figure: Figure, curves: Mapping[str, Mapping[str, Tensor]], width: int, height: int, y: int) -> None:
+def _plots(figure: Figure, curves: Mapping[str, Mapping[str, Tensor]], width: int, y: int) -> None:
     """Sorted correlations of each layer in its own axes, from y pixels down."""
-    write(figure, MARGIN, y + 18, "How like its partner is each map?", weight="bold", size=9)
+    text(figure, MARGIN, y + 18, "How like its partner is each map?", weight="bold", size=9)
     left, top, gap = MARGIN + 70, y + 74, 34
     wide, high = (width - left - MARGIN + gap) // len(curves) - gap, PLOTS - 170
     for n, (layer, sorts) in enumerate(curves.items()):
         x = left + n * (wide + gap)
-        axes = figure.add_axes((x / width, 1 - (top + high) / height, wide / width, high / height))
+        axes = figure.add_axes(frame(figure, x, top, wide, high))
         for what, (label, style) in CURVES.items():
             values = sorts[what].sort(descending=True).values
             axes.plot(torch.linspace(0, 100, len(values)), values, label=label, lw=1.2, **style)
@@ -252,11 +255,6 @@ def _plots(figure: Figure, curves: Mapping[str, Mapping[str, Tensor]], width: in
         if not n:
             axes.set_ylabel("correlation", fontsize=6.5)
             axes.set_xlabel("live maps of the first run, sorted, %", fontsize=6.5)
-    figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc="upper right",
-        fontsize=6.5,
-        ncols=4,
-        frameon=False,
-        bbox_to_anchor=(1 - MARGIN / width, 1 - y / height),
-    )
+    corner = frame(figure, width - MARGIN, y, 0, 0)[:2]
+    handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, loc="upper right", bbox_to_anchor=corner, ncols=4, fontsize=6.5, frameon=False)
