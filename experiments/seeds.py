@@ -103,15 +103,16 @@ def main(
         "layers": compared, "images": count, "shared_by_chance": k * k / count,
         "validation_error": {str(n): run.history[-1].get("validation_error") for n, run in runs.items()},
     }  # fmt: skip
+    kind = type(control.model).__name__
     about = {
-        "model": type(control.model).__name__, "layers": layers, "seeds": list(runs), "k": k, "alike": ALIKE,
+        "model": kind, "layers": layers, "seeds": list(runs), "k": k, "alike": ALIKE,
         "recipe": asdict(recipe), "dataset": type(data).__name__,
     }  # fmt: skip
     note = (
-        f"{type(control.model).__name__}, trained twice (seeds {seed} and {other}), {count:,} images.  Pairs of feature maps "
-        f"of which neither is dead, matched one to one; of each map the {k} strongest activations: projections left "
-        "(of the first convolution, the filter), image patches right.  Curves: all maps of the first run that are not "
-        "dead."
+        f"{kind}, trained twice (seeds {seed} and {other}), {count:,} images.  Pairs of feature maps, "
+        f"matched one to one; shown are maps above 0 on {k} images or more, by their {k} strongest activations: "
+        "projections left (of the first convolution, the filter), image patches right.  Curves: all maps of the first "
+        "run that are not dead."
     )
     with results(out) as folder:
         figure = draw(lines, curves, width, note)
@@ -194,6 +195,8 @@ def _line(
 ) -> Line:  # fmt: skip
     k = tops[0].value.shape[1]
     field = receptive_field(deconvnets[0].graph, layer, tuple(data[0][0].shape[-2:]))  # type: ignore[arg-type]
+    often = [top.value[:, -1] > 0 for top in tops]
+    pairs = [p for p in pairs if often[0][p[0]] and often[1][p[1]]] or pairs  # one image in common is no likeness
     line = Line(f"{layer}, patches of {field.size[0]} x {field.size[1]} pixels", [])
     for name, rank in SHOWN.items():
         *maps, correlation, shared = pairs[round(rank * (len(pairs) - 1))]
@@ -241,13 +244,14 @@ def _plots(figure: Figure, curves: Mapping[str, Mapping[str, Tensor]], width: in
     text(figure, MARGIN, y + 18, "How like its partner is each map?", weight="bold", size=9)
     left, top, gap = MARGIN + 70, y + 74, 34
     wide, high = (width - left - MARGIN + gap) // len(curves) - gap, PLOTS - 170
+    lowest = min(float(values.min()) for sorts in curves.values() for values in sorts.values())
     for n, (layer, sorts) in enumerate(curves.items()):
         x = left + n * (wide + gap)
         axes = figure.add_axes(frame(figure, x, top, wide, high))
         for what, (label, style) in CURVES.items():
             values = sorts[what].sort(descending=True).values
             axes.plot(torch.linspace(0, 100, len(values)), values, label=label, lw=1.2, **style)
-        axes.set(xlim=(0, 100), ylim=(-0.1, 1.02), yticks=(0, 0.5, 1), xticks=(0, 50, 100))
+        axes.set(xlim=(0, 100), ylim=(min(lowest, -0.05) - 0.05, 1.02), yticks=(0, 0.5, 1), xticks=(0, 50, 100))
         axes.set_title(layer, fontsize=7.5, pad=3)
         axes.tick_params(labelsize=6, labelleft=n == 0, length=2)
         axes.grid(color="0.9", lw=0.5)
