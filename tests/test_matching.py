@@ -94,7 +94,8 @@ def test_a_network_and_itself_with_its_maps_in_another_order(first, images) -> N
 def test_constant_maps_correlate_with_nothing(first, images) -> None:
     model = copy.deepcopy(first)
     model.conv1.weight.data[:2] = 0
-    model.conv1.bias.data[:3] = torch.tensor([0.1, -1, -1e3])  # constant above 0, constant below, dead by its bias
+    constants = [1 / 3, 0.7, -1e3]  # the first two rounded: their mean need not be exactly themselves
+    model.conv1.bias.data[:3] = torch.tensor(constants, dtype=torch.float64)
     correlation = correlations(model, first, images, ["relu1"], batch_size=3, progress=False)["relu1"]
     assert not correlation[:3].any()
     assert correlation[3:].ne(0).all()
