@@ -35,7 +35,7 @@ from zfnet.render import grid, resized, saturated, signed_image
 from zfnet.weights import load
 
 EPOCHS = (1, 2, 5, 10, 20, 30, 40, 64)  # the paper's
-MARGIN, BLOCK_GAP, LABEL, CAPTION, CURVES, GAP = 24, 44, 46, 92, 420, 2  # pixels
+MARGIN, BLOCK_GAP, LABEL, CAPTION, CURVES, GAP = 24, 44, 46, 92, 400, 2  # pixels
 
 
 class Snapshots(nn.ModuleDict):
@@ -74,7 +74,7 @@ def main(
     choose: str | Sequence[int] | Mapping[str, Sequence[int]] = "random",
     epochs: Sequence[int] | None = None,
     seed: int = 0,
-    enhance: float = 2.0,
+    enhance: float = 1.5,
     quantile: float = 0.995,
     probes: int = 256,
     settled: float = 0.9,
@@ -171,7 +171,7 @@ def main(
         "collisions": collisions, "norm": norm,
     }  # fmt: skip
     lines = [
-        [layer, *("" if r is None else f"{r:.2f}" for r in curve), ends[layer] or ""]
+        [layer, *("" if r is None else f"{r:.2f}" for r in curve), ends[layer] or "the last"]
         for layer, curve in measures["activations"].items()
     ]
     summary = table(["activations", *(f"epoch {n}" for n in epochs), f"above {settled:g} from"], lines)
@@ -265,8 +265,8 @@ def likenesses(
 ) -> dict[str, Tensor]:  # fmt: skip
     """By layer, how like the last snapshot's projection of its winner that of each snapshot is: (snapshots, maps).
 
-    The cosine between the two, of the same unit on the same image.  0 where the unit is not above 0 at a snapshot, NaN
-    where it is not at the last.
+    The cosine between the two, of the same unit on the same image.  0 where that of a snapshot is empty, NaN where that
+    of the last is.
     """
     found: dict[str, Tensor] = {}
     with tqdm(
@@ -279,7 +279,7 @@ def likenesses(
                 items = [data[i] for i in top.image[maps, 0].tolist()]
                 images = torch.stack([item[0] if isinstance(item, tuple | list) else item for item in items])
                 every = [d.project_units(images, layer, units) for d in deconvnets]
-                pixels = torch.stack([p.pixels.flatten(1) * (p.values > 0)[:, None] for p in every]).double()
+                pixels = torch.stack([p.pixels.flatten(1) for p in every]).double()
                 dots, own = (pixels * pixels[-1]).sum(2), pixels.square().sum(2)
                 cosine = dots / (own * own[-1]).sqrt()
                 parts.append(cosine.where(own > 0, 0.0).where(own[-1] > 0, torch.nan).cpu())
@@ -299,10 +299,10 @@ def changed(tops: Sequence[TopActivations]) -> list[float | None]:
 
 
 def settled_epoch(epochs: Sequence[int], curve: Sequence[float | None], level: float) -> int | None:
-    """The first snapshot from which on the curve stays at or above the level."""
+    """The first snapshot from which on the curve stays at or above the level; None: only the last, like itself."""
     below = [n for n, r in enumerate(curve) if r is None or r < level]
     after = epochs[below[-1] + 1 :] if below else epochs
-    return after[0] if after else None
+    return after[0] if len(after) > 1 else None
 
 
 def _means(each: Tensor) -> list[float | None]:
@@ -365,11 +365,11 @@ def _curves(
     titles = {
         "activations": "activations: correlation with the last snapshot's",
         "projections": "projections: likeness to the last snapshot's",
-        "changed": "maps with another strongest image than before",
+        "changed": "share of maps whose strongest image changed",
     }
     each = (width - 2 * MARGIN) // 3
     for n, (name, title) in enumerate(titles.items()):
-        axes = figure.add_axes(frame(figure, MARGIN + n * each + 70, y + 50, each - 100, CURVES - 150))
+        axes = figure.add_axes(frame(figure, MARGIN + n * each + 70, y + 50, each - 100, CURVES - 130))
         curves = measures[name]
         for depth, (layer, curve) in enumerate(curves.items()):
             colour = colormaps["viridis_r"](0.1 + 0.9 * depth / max(1, len(curves) - 1))
