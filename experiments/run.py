@@ -194,7 +194,8 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
     for name, hint in get_type_hints(main).items():
         if name in settings and not (isinstance(settings[name], dict) and "_target_" in settings[name]):
             check_type(name, settings[name], hint)
-    result = made(config.experiment, _partial_=True)(out=out, **given(config, words, parameters))
+    found = given(config, words, parameters)  # first: it completes the architecture, which experiments may name
+    result = made(config.experiment, _partial_=True)(out=out, **found)
     with results(out) as files:
         text = OmegaConf.to_yaml(
             OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True

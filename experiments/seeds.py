@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from experiments.fig2 import LAYER_GAP, MAP_GAP, TILE_GAP, Panel, panel_of
 from experiments.models import build
+from experiments.networks import Networks
 from experiments.panels import DPI, frame, page, place, text
 from experiments.results import Provenance, results, table, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.data.transforms import Preprocessing
 from zfnet.matching import correlations, match
-from zfnet.record import Graph, like
+from zfnet.record import Graph
 from zfnet.train import Recipe
 
 SHOWN = {"best": 0.0, "median": 0.5, "worst": 1.0}  # where in a layer's pairs, by falling correlation
@@ -41,11 +42,10 @@ MARGIN, HEAD, PLOTS, PAIR_GAP, HALF_GAP = 20, 100, 460, 54, 20  # pixels
 
 
 def main(
-    model: nn.Module,
     data: Any,
     out: str | Path,
     *,
-    networks: Any,
+    networks: Networks,
     architecture: Callable[[], nn.Module],
     recipe: Recipe,
     layers: Sequence[str] = ("relu1", "relu2", "relu3", "relu4", "relu5"),
@@ -60,7 +60,7 @@ def main(
 ) -> dict[str, Any]:
     """Train twice, match the maps of each layer, draw pairs and correlations; return what result.json holds.
 
-    model: for its preprocessing and its device; the two runs are those of seed and other, the control is not trained.
+    seed, other: of the two runs.  The control, which is not trained, has a third.
     k: of a map's strongest images, which are drawn, and counted where the other map has them too.
     """
     if seed == other:
@@ -69,11 +69,11 @@ def main(
         raise InputError(f"k is {k}; give a number from 1 to that of the images, {len(data)}")
     if width < 1000:
         raise InputError(f"a picture of {width} pixels is too narrow; give a width of at least 1000")
-    provenance = Provenance(model, seed=seed)
     layers = [layers] if isinstance(layers, str) else list(layers)
-    preprocessing: Any = getattr(model, "preprocessing", None) or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
     # a seed of its own: a network that began as one of the runs would be its kin
-    control = Graph(build(architecture, preprocessing=preprocessing, seed=max(seed, other) + 1).to(**like(model)))
+    control = Graph(build(architecture, preprocessing=networks.preprocessing, seed=max(seed, other) + 1))
+    control.model.to(networks.device)
+    provenance = Provenance(control.model, seed=seed)
     for layer in layers:  # before minutes of training
         control.node(layer)
     runs = {n: networks.trained("network", architecture, replace(recipe, seed=n)) for n in (seed, other)}
@@ -96,7 +96,7 @@ def main(
                 f"{layer}: no two maps that are ever above 0 are matched; have the networks learnt at all?"
             )
         lines.append(
-            _line(layer, deconvnets, data, pair, compared[layer]["pairs"], list(runs), preprocessing, quantile)
+            _line(layer, deconvnets, data, pair, compared[layer]["pairs"], list(runs), networks.preprocessing, quantile)
         )
     count = tops[0].images
     ours = {

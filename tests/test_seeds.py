@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from torch import nn
 
 from experiments import seeds
 from experiments.models import build
+from experiments.run import command_line
 from zfnet import Deconvnet, InputError, TopActivations, scan
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing
@@ -33,6 +35,8 @@ def architecture() -> nn.Module:
 class Untrained:
     """In the place of Networks: a network by its seed, changed as the test says instead of trained."""
 
+    preprocessing, device = PREPROCESSING, "cpu"
+
     def __init__(self, change=lambda model, seed: model):
         self.change, self.asked = change, []
 
@@ -50,11 +54,10 @@ def data() -> Scenes:
 @pytest.fixture
 def compared(data, tmp_path):
     def compared(networks=None, **settings):
-        model = build(architecture, preprocessing=PREPROCESSING)
         settings = {"layers": LAYERS, "k": 4, "width": 1200, "progress": False} | settings
         networks = networks or Untrained()
         return seeds.main(
-            model, data, tmp_path / "a" / "b", networks=networks, architecture=architecture, recipe=Recipe(), **settings
+            data, tmp_path / "a" / "b", networks=networks, architecture=architecture, recipe=Recipe(), **settings
         )
 
     return compared
@@ -191,3 +194,16 @@ def test_refuses_a_network_that_is_dead(compared, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="relu2: no two maps"):
         compared(Untrained(dead))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_trains_twice_and_not_again(tmp_path: Path, monkeypatch, capsys) -> None:
+    words = ["experiment=seeds", "layers=[relu1]", "data.count={train: 12, val: 9}", "train.epochs=1", "width=1000"]
+    words += ["model.architecture.maps=[4,4,4,4,4]", "model.architecture.hidden=[8]", "model.preprocessing.size=64"]
+    words += ["model.architecture.image_size=64", "workers=0", "device=cpu"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py", *words])
+    for trained in (["network, seed 0", "network, seed 1"], []):
+        command_line()
+        printed = capsys.readouterr().out
+        assert [line[9:] for line in printed.splitlines() if line.startswith("training ")] == trained
+        assert "Would another training run give the same units?" in printed
