@@ -144,7 +144,7 @@ def main(
             continue
         title = f"Layer {number}" if len(layers) == len(GRIDS) else layer
         panels.append(
-            _panel(
+            panel_of(
                 title, deconvnet, data, layer, top, drawn[layer], columns, fields[layer], preprocessing,
                 scale, quantile,
             )
@@ -218,7 +218,7 @@ def _check(
         raise InputError(f"a picture of {width} pixels is too narrow; give a width of at least 400")
 
 
-def _panel(
+def panel_of(
     title: str, deconvnet: Deconvnet, data: Any, layer: str, top: TopActivations, maps: list[int],
     columns: int, field: ReceptiveField, preprocessing: Preprocessing, scale: str, quantile: float,
 ) -> Panel:  # fmt: skip
