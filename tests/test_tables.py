@@ -178,7 +178,7 @@ def test_table2_averages_the_networks_it_says(networks, tmp_path):
     assert networks.asked == [("krizhevsky", 7), *(("fig3", s) for s in (7, 8, 9)), ("fig3 512-1024-512", 7)]
     replication, *several, other = networks.made.values()
     groups = {
-        "replication of Krizhevsky et al., 1 net": replication, "Figure 3, 5 nets (a)": several,
+        "Replication of Krizhevsky et al., 1 net": replication, "Figure 3, 5 nets (a)": several,
         "512-1024-512, 1 net (b)": other, "(a) and (b), 6 nets": [*several, other],
     }  # fmt: skip
     for row, models in groups.items():
