@@ -194,7 +194,8 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
     for name, hint in get_type_hints(main).items():
         if name in settings and not (isinstance(settings[name], dict) and "_target_" in settings[name]):
             check_type(name, settings[name], hint)
-    found = given(config, words, parameters)  # first: it counts the classes that the experiment's architecture has
+    # first: settings may name what it fills in, such as ${model.weights} and the number of classes
+    found = given(config, words, parameters)
     result = made(config.experiment, _partial_=True)(out=out, **found)
     with results(out) as files:
         text = OmegaConf.to_yaml(
@@ -222,11 +223,12 @@ def task(config: DictConfig) -> None:
 
 
 def command_line() -> None:
+    # jobs that a launcher starts elsewhere import this, too
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
     with in_one_line():
         arguments = get_args_parser().parse_args()
         words = check(arguments.overrides)
-        if not arguments.multirun:
-            configured(words)
+        configured([word for word in words if word.startswith("hydra/")] if arguments.multirun else words)
         known = dict(zip(arguments.overrides, words, strict=True))
         sys.argv[1:] = [known.get(word, word) for word in sys.argv[1:]]
         task()

@@ -41,6 +41,10 @@ CHOICES = {
 }
 
 
+class Diverged(InputError):
+    """A loss or a weight that is not finite."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to train; the defaults are the paper's, or, where it says nothing, plain.
@@ -188,14 +192,16 @@ def augment(
         shift, extent = recipe.shift, torch.tensor([m + 2 * recipe.shift + 1 for m in margin])
         places = (torch.rand(count, 2, generator=random, dtype=torch.float64) * extent).long()
     mirrored = (torch.rand(count, generator=random) < 0.5) & recipe.flip
-    places, mirrored = (draws[share][: len(images)] for draws in (places, mirrored))
-    if any(margin) or shift:
-        images = F.pad(images, [shift] * 4, mode="replicate") if shift else images
-        pairs = zip(images, places.tolist(), strict=True)
-        images = torch.stack([x[:, r : r + rows, c : c + columns] for x, (r, c) in pairs])
-    if recipe.flip:
-        images = torch.where(mirrored.to(images.device)[:, None, None, None], images.flip(3), images)
-    return images
+    if not (any(margin) or shift or recipe.flip):
+        return images
+    # what leaves the image repeats its border, and what is mirrored is read backwards
+    at = [torch.arange(n) - shift for n in (rows, columns)]
+    crops = []
+    for image, (r, c), mirror in zip(images, places[share].tolist(), mirrored[share].tolist(), strict=False):
+        down, right = (r + at[0]).clamp(0, image.shape[1] - 1), (c + at[1]).clamp(0, image.shape[2] - 1)
+        right = right.flip(0) if mirror else right
+        crops.append(image.index_select(1, down.to(image.device)).index_select(2, right.to(image.device)))
+    return torch.stack(crops)
 
 
 def views(images: Tensor, side: int, crops: int, pad: int = 0) -> list[Tensor]:
@@ -299,8 +305,11 @@ class _Checkpoint:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path.with_name(".lock"), timeout=0):
-                yield
+            with FileLock(self.path.with_name(".lock"), timeout=0) as lock:
+                try:
+                    yield
+                finally:  # before it is released: who has opened this one is refused
+                    Path(lock.lock_file).unlink()
         except Timeout:
             raise InputError(
                 f"another run is training in {self.path.parent}: wait for it, or give another out="
@@ -432,10 +441,11 @@ class _Run:
             self.dataset, recipe.batch_size // self.world, indices=torch.cat(mine) if mine else [], workers=self.workers
         )
         for step, (_, images, labels) in enumerate(batches, start):
-            yield augment(
-                network_input(self.model, images), recipe, _generator(recipe.seed, epoch, step),
-                side_of(self.model, images), whole=len(chunks[step]), share=share,
-            ), labels  # fmt: skip
+            side, random = side_of(self.model, images), _generator(recipe.seed, epoch, step)
+            if recipe.pixel_mean:  # which is that of the place in the stored image
+                images = network_input(self.model, images)
+            images = augment(images, recipe, random, side, whole=len(chunks[step]), share=share)
+            yield network_input(self.model, images), labels
 
     def _epoch(self, epoch: int) -> None:
         recipe, now = self.recipe, self.now
@@ -489,7 +499,7 @@ class _Run:
 
     def _stop(self, what: str, epoch: int) -> None:
         kept = self.checkpoint and self.checkpoint.path
-        raise InputError(
+        raise Diverged(
             f"{what} in epoch {epoch}, step {self.now.step + 1}: lower the learning rate ({self.recipe.learning_rate})"
             + (f"; the last good state is in {kept}" if kept and kept.exists() else "")
         )
