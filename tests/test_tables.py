@@ -14,6 +14,7 @@ from experiments import networks as trained_once
 from experiments import table2, table3
 from experiments.networks import Trained
 from experiments.overrides import configured
+from experiments.run import run
 from zfnet import InputError, ZFNet
 from zfnet.data.transforms import Preprocessing
 from zfnet.model import VARIANTS
@@ -262,3 +263,9 @@ def test_mistakes_are_named_before_anything_is_trained(networks, tmp_path, table
         table.main(networks, tmp_path / "out", **{"architecture": ARCHITECTURE, "recipe": RECIPE} | settings)
     assert not networks.asked
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("experiment", ["table2", "table3", "train"])
+def test_photographs_to_train_on_need_a_folder(experiment):
+    with pytest.raises(InputError, match=re.escape("data=photos needs data.root=")):
+        run(experiment, [f"experiment={experiment}", "data=photos"])
