@@ -41,7 +41,7 @@ class Transform(Protocol):
 
 
 def scenes(
-    transform: Transform, *, split: str = "val", count: Mapping[str, int], classes: str = "base", seed: int = 0
+    transform: Transform, /, *, split: str = "val", count: Mapping[str, int], classes: str = "base", seed: int = 0
 ) -> Scenes:
     """Rendered scenes, at the size that the transform gives."""
     if split not in count:
@@ -49,7 +49,9 @@ def scenes(
     return Scenes(split, count[split], size=transform.size, seed=seed, classes=classes, transform=transform)
 
 
-def photos(transform: Transform, *, root: str | Path, split: str | None = "val", labels: str | None = None) -> Photos:
+def photos(
+    transform: Transform, /, *, root: str | Path, split: str | None = "val", labels: str | None = None
+) -> Photos:
     """Photographs of `root`/`split` if there is such a folder, else all of `root`: to measure on, not to train."""
     root = Path(root).expanduser()
     home = split and _home(Folder(root), split)
@@ -58,12 +60,12 @@ def photos(transform: Transform, *, root: str | Path, split: str | None = "val",
     return Photos(home.path / split if split and home else root, labels=labels, transform=transform)
 
 
-def tiny_imagenet(transform: Transform, *, root: str | Path, split: str = "val") -> Photos:
+def tiny_imagenet(transform: Transform, /, *, root: str | Path, split: str = "val") -> Photos:
     """Any train/ and val/ of class folders, in a folder or a zip; also as Tiny ImageNet is handed out."""
     return _class_folders(transform, root, split)
 
 
-def imagenet(transform: Transform, *, root: str | Path, split: str = "val") -> Photos:
+def imagenet(transform: Transform, /, *, root: str | Path, split: str = "val") -> Photos:
     """ImageNet's class folders in train/ and val/; where only ILSVRC2012_img_<split>.tar is, it is unpacked first."""
     root = Path(root).expanduser()
     if (tar := root / f"ILSVRC2012_img_{split}.tar").is_file() and not _home(Folder(root), split):
@@ -80,7 +82,7 @@ def imagenet(transform: Transform, *, root: str | Path, split: str = "val") -> P
     return dataset
 
 
-def imagenette(transform: Transform, *, root: str | Path, split: str = "val", download: bool = False) -> Photos:
+def imagenette(transform: Transform, /, *, root: str | Path, split: str = "val", download: bool = False) -> Photos:
     """Imagenette, which has train/ and val/ in one folder of root; `download` gets that of 320 pixels there."""
     _check(split)
     root = Path(root).expanduser()
@@ -93,7 +95,7 @@ def imagenette(transform: Transform, *, root: str | Path, split: str = "val", do
     return _class_folders(transform, root, split, IMAGENETTE)
 
 
-def cifar10(transform: Transform, *, root: str | Path, split: str = "val", download: bool = False) -> Any:
+def cifar10(transform: Transform, /, *, root: str | Path, split: str = "val", download: bool = False) -> Any:
     """CIFAR-10 as torchvision reads it, in root/cifar-10-batches-py; its test images are "val"."""
     _check(split)
     root = Path(root).expanduser()
@@ -188,7 +190,7 @@ def _class_of_each(dataset: Photos, place: Folder) -> list[str]:
 
 
 def _names(home: Folder) -> dict[str, str]:
-    """The class folders' names (of several the first), by classes.csv (wnid, name) or Tiny ImageNet's words.txt."""
+    """What the class folders are called (the first of several names), by classes.csv or Tiny ImageNet's words.txt."""
     pairs: list[list[Any]] = []
     if "classes.csv" in home:
         rows = csv.DictReader(io.StringIO(_text(home, "classes.csv"), newline=""))

@@ -1,5 +1,6 @@
 """A zip is the folder it was made of: the same files, folders and contents, whichever process reads them."""
 
+import contextlib
 import os
 import pickle
 import zipfile
@@ -116,6 +117,28 @@ def test_photographs_in_a_zip_are_read_by_every_process(album, workers):
             seen[dataset.file(i)] = (image * 255).round()
     assert len(seen) == 119 and len(batches.broken) == 1 and f"{album / '1/100.bmp'}: " in batches.broken[0]
     assert all((image == int(file[2:5])).all() for file, image in seen.items())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks there")
+def test_processes_that_read_one_zip_do_not_disturb_each_other(tmp_path):
+    contents = [bytes([i]) * 300_000 for i in range(4)]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for i, content in enumerate(contents):
+            archive.writestr(f"a/{i}", content)
+    folder = Folder(tmp_path / "a.zip")
+
+    def differ():
+        return sum(folder.read(f"a/{i}") != contents[i] for _ in range(150) for i in range(4))
+
+    children = []
+    for _ in range(3):
+        if not (child := os.fork()):
+            wrong = 1
+            with contextlib.suppress(Exception):
+                wrong = differ()
+            os._exit(bool(wrong))
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
 
 
 def test_labels_csv_in_a_zip(tmp_path):

@@ -154,11 +154,10 @@ def mean_image(dataset: Any, preprocessing: Any, *, workers: int | None = None, 
 
 
 def network_input(model: nn.Module, images: Tensor) -> Tensor:
-    """Images on the model's device: uint8 ones normalised by `model.preprocessing`, others as they are."""
+    """Images on the model's device, in the memory format that convolves fastest; uint8 ones normalised."""
     place = like(model)
-    if images.dtype != torch.uint8:
-        return images.to(**place)
-    return model.preprocessing.normalise(images.to(place["device"]).to(place["dtype"]) / 255)  # type: ignore[union-attr, operator]
+    images = images.to(place["device"]).contiguous(memory_format=torch.channels_last)
+    return (model.preprocessing.normalise(images) if images.dtype == torch.uint8 else images).to(place["dtype"])  # type: ignore
 
 
 def side_of(model: nn.Module, images: Tensor) -> int:
@@ -195,13 +194,13 @@ def augment(
     if not (any(margin) or shift or recipe.flip):
         return images
     # what leaves the image repeats its border, and what is mirrored is read backwards
-    at = [torch.arange(n) - shift for n in (rows, columns)]
-    crops = []
-    for image, (r, c), mirror in zip(images, places[share].tolist(), mirrored[share].tolist(), strict=False):
-        down, right = (r + at[0]).clamp(0, image.shape[1] - 1), (c + at[1]).clamp(0, image.shape[2] - 1)
-        right = right.flip(0) if mirror else right
-        crops.append(image.index_select(1, down.to(image.device)).index_select(2, right.to(image.device)))
-    return torch.stack(crops)
+    down, right = (
+        (start[share, None] - shift + torch.arange(n)).clamp(0, size - 1).to(images.device)
+        for start, n, size in zip(places.T, (rows, columns), images.shape[-2:], strict=True)
+    )
+    right = torch.where(mirrored[share, None].to(images.device), right.flip(1), right)
+    one_by_one = zip(images, down, right, strict=False)  # of a share that is short of broken images, the first
+    return torch.stack([image.index_select(1, r).index_select(2, c) for image, r, c in one_by_one])
 
 
 def views(images: Tensor, side: int, crops: int, pad: int = 0) -> list[Tensor]:
@@ -477,7 +476,7 @@ class _Run:
         torch.manual_seed(_generator(recipe.seed, epoch, now.step, self.rank).initial_seed())
         labels = labels.to(self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.net(images.contiguous(memory_format=torch.channels_last))
+            logits = self.net(images)
             if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
                 raise InputError(f"labels {int(labels.min())}..{int(labels.max())} for {logits.shape[1]} classes")
             loss = F.cross_entropy(logits, labels, reduction="sum")

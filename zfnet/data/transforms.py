@@ -148,7 +148,11 @@ class Preprocessing:
         return image.crop((left, top, left + self.size, top + self.size))
 
     def normalise(self, rgb: Tensor) -> Tensor:
-        """RGB (..., 3, H, W) in 0..1 to the network's channels and range; differentiable."""
+        """RGB (..., 3, H, W) in 0..1, or uint8, to the network's channels and range; differentiable."""
+        if rgb.dtype == torch.uint8:  # in one pass: training does this to every image anew
+            values = self.rgb(rgb).float()
+            mean, std = self._statistics(values)
+            return torch.addcmul(-mean / std, values, self.scale / 255 / std)
         mean, std = self._statistics(rgb)
         return (self.rgb(rgb) * self.scale - mean) / std
 
