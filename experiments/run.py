@@ -166,10 +166,11 @@ def given(config: DictConfig, words: Sequence[str], names: Collection[str]) -> d
         found |= {name: dataset(config, stored, split=split) for name, split in TRAINING.items()}
     if "networks" in names:
         choices = config.hydra.runtime.choices
-        folder = Path("outputs", "networks", f"{choices.model}-{choices.data}")
+        name = f"{choices.model}-{choices.data}"
         found["networks"] = Networks(
-            folder, found["training"], found["validation"], how, device=next(model.parameters()).device
-        )
+            Path("outputs", "networks", name), found["training"], found["validation"], how,
+            also=Path("outputs", "train", name, "model.safetensors"), device=next(model.parameters()).device,
+        )  # fmt: skip
     return {name: what for name, what in found.items() if name in names}
 
 

@@ -6,6 +6,7 @@ not wait for its images.
 
 import contextlib
 import csv
+import hashlib
 import io
 import shutil
 from collections.abc import Iterator, Sequence
@@ -54,6 +55,7 @@ def main(
     )
     about = {
         "architecture": type(model).__name__,
+        "fingerprint": fingerprint(model, recipe, training, validation),
         "recipe": asdict(recipe),
         "classes": list(getattr(training, "classes", [])),
     }
@@ -89,12 +91,26 @@ def main(
         "processes": processes()[1],
     }  # fmt: skip
     with results(out) as folder:
-        weights.save(model, folder / "model.safetensors", **about)
+        weights.save(model, folder / "model.safetensors", history=history, **about)
         result = write_result(folder, "train", {key: paper[key] for key in ours}, ours, settings, provenance)
     if processes()[0] == 0:
         (out / "checkpoint.pt").unlink(missing_ok=True)
         print(summary(ours, crops, seconds, len(images)))
     return result
+
+
+def fingerprint(model: nn.Module, recipe: Recipe, training: Any, validation: Any) -> str:
+    """What tells one training run from another: the network with its first weights, the recipe, and the images.
+
+    Of these the first and the last are taken for all.
+    """
+    ends = [training[i][0].numpy().tobytes() for i in (0, len(training) - 1)]
+    sizes = len(training), len(validation) if validation else 0
+    how = model.preprocessing.to_json()  # type: ignore[operator, union-attr]
+    digest = hashlib.blake2b(repr((repr(model), asdict(recipe), how, sizes)).encode(), digest_size=4)
+    for part in (*ends, *(w.detach().cpu().contiguous().numpy().tobytes() for w in model.state_dict().values())):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def summary(ours: dict[str, Any], crops: int | None, seconds: float, images: int) -> str:

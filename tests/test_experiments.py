@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from experiments import fig2, results, steps, stripes, train, units
+from experiments.models import build
 from experiments.networks import Networks
 from experiments.overrides import check, configured, names, single
 from experiments.run import command_line
@@ -270,6 +271,21 @@ def test_a_network_to_compare_is_trained_once_and_its_like_apart(data, tmp_path,
     again = Networks(tmp_path, *images, how, progress=False).trained("small", small, recipe)
     assert again.history == first.history
     assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), first.model.parameters(), strict=True))
+
+
+def test_the_network_of_the_train_experiment_is_not_trained_again(tmp_path, monkeypatch):
+    small = functools.partial(ZFNet, 16, maps=(4, 4, 4, 4, 4), hidden=(4,), image_size=64, init="he")
+    how, recipe = Preprocessing(size=64, resize=64), Recipe(epochs=1, batch_size=4, seed=3)
+    images = [Scenes(split, 8, size=64, transform=Stored(how)) for split in ("train", "val")]
+    network = build(small, preprocessing=how, seed=3)
+    train.main(network, images[0], tmp_path / "train", validation=images[1], recipe=recipe, progress=False)
+    monkeypatch.setattr(sys.modules["experiments.networks"], "train", None)
+    networks = Networks(tmp_path, *images, how, also=tmp_path / "train" / "model.safetensors", progress=False)
+    model, history = networks.trained("small", small, recipe)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), network.parameters(), strict=True))
+    assert len(history) == 1
+    with pytest.raises(TypeError):  # another seed is
+        networks.trained("small", small, replace(recipe, seed=4))
 
 
 # ---- results ---------------------------------------------------------------------------------------------------------

@@ -193,14 +193,15 @@ def augment(
     mirrored = (torch.rand(count, generator=random) < 0.5) & recipe.flip
     if not (any(margin) or shift or recipe.flip):
         return images
-    # what leaves the image repeats its border, and what is mirrored is read backwards
-    down, right = (
-        (start[share, None] - shift + torch.arange(n)).clamp(0, size - 1).to(images.device)
-        for start, n, size in zip(places.T, (rows, columns), images.shape[-2:], strict=True)
-    )
-    right = torch.where(mirrored[share, None].to(images.device), right.flip(1), right)
-    one_by_one = zip(images, down, right, strict=False)  # of a share that is short of broken images, the first
-    return torch.stack([image.index_select(1, r).index_select(2, c) for image, r, c in one_by_one])
+    for dim in (2, 3) if shift else ():  # what leaves the image repeats its border; F.pad does not do it to bytes
+        ends = images.narrow(dim, 0, 1), images.narrow(dim, -1, 1)
+        images = torch.cat([*[ends[0]] * shift, images, *[ends[1]] * shift], dim)
+    # of a share that is short of broken images, the first
+    pairs = zip(images, places[share].tolist(), strict=False)
+    images = torch.stack([image[:, r : r + rows, c : c + columns] for image, (r, c) in pairs])
+    mirrored = mirrored[share][: len(images)].nonzero()[:, 0].to(images.device)
+    images[mirrored] = images[mirrored].flip(3)
+    return images
 
 
 def views(images: Tensor, side: int, crops: int, pad: int = 0) -> list[Tensor]:

@@ -149,10 +149,10 @@ class Preprocessing:
 
     def normalise(self, rgb: Tensor) -> Tensor:
         """RGB (..., 3, H, W) in 0..1, or uint8, to the network's channels and range; differentiable."""
-        if rgb.dtype == torch.uint8:  # in one pass: training does this to every image anew
+        if rgb.dtype == torch.uint8:  # in one pass, in place: training does this to every image anew
             values = self.rgb(rgb).float()
             mean, std = self._statistics(values)
-            return torch.addcmul(-mean / std, values, self.scale / 255 / std)
+            return torch.addcmul(-mean / std, values, self.scale / 255 / std, out=values)
         mean, std = self._statistics(rgb)
         return (self.rgb(rgb) * self.scale - mean) / std
 
