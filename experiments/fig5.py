@@ -1,10 +1,11 @@
 """Figure 5: how far features move when the image is shifted, enlarged or turned, and what becomes of the answer.
 
-The caption's sense: five images undergo vertical translation, scale and rotation (rows).  Columns: the images, the Euclidean
-distance of their features from those of the untransformed image in layers 1 and 7, and the probability of the true label.
+The caption's sense: five images undergo vertical translation, scale and rotation (rows).  Columns: the images, the
+Euclidean distance of their features from those of the untransformed image in layers 1 and 7, and the probability of
+the true label.
 
-What to look for: in layer 1 the distance is large at once; in layer 7 it grows in proportion to a shift or an enlargement.
-The answer survives these two, and not a rotation, unless the object looks the same when it is turned.
+What to look for: in layer 1 the distance is large at once; in layer 7 it grows in proportion to a shift or an
+enlargement.  The answer survives these two, and not a rotation, unless the object looks the same when it is turned.
 """
 
 import math
@@ -28,7 +29,7 @@ PAPER: dict[str, Any] = {  # the axes as the arXiv version prints them
     "rotation": {"range": [0, 360], "distance": [15, 1.4]},
 }
 UNITS = {"translation": "vertical translation, pixels", "scale": "scale", "rotation": "rotation, degrees"}
-SHOWN = {"translation": (0.0, 1.0), "scale": (0.5, 1.0), "rotation": (1 / 8, 3 / 8)}  # of the range, on both sides of none
+SHOWN = {"translation": (0.0, 1.0), "scale": (0.5, 1.0), "rotation": (1 / 8, 3 / 8)}  # where in the range, besides none
 
 
 def main(
@@ -51,10 +52,10 @@ def main(
 ) -> dict[str, Any]:
     """Transform a few images of different classes, draw the curves, and return what result.json holds.
 
-    layers: two, which stand for the paper's 1 and 7.  images: by number; None: `count` by seed, each of another class, and
-    if `correct` only such as the network names rightly.  translations: pixels; None: up to 60 of 224, as the paper's, or as
-    large a part of smaller images.  scales, rotations (degrees): None: the paper's ranges.  fill, distance: see
-    `zfnet.invariance`.
+    layers: two, which stand for the paper's 1 and 7.  images: by number; None: `count` by seed, each of another class,
+    and if `correct` only such as the network names rightly.  translations: pixels; None: up to 60 of 224, as the
+    paper's, or as large a part of smaller images.  scales, rotations (degrees): None: the paper's ranges.  fill,
+    distance: see `zfnet.invariance`.
     """
     provenance = Provenance(model, seed=seed)
     if len(layers) != 2:
@@ -132,7 +133,7 @@ def _chosen(
 
 
 def _numbers(kind: str, found: Invariance) -> dict[str, Any]:
-    """Of each layer the largest distance and, as means over images, the two numbers that the paper's claims are about."""
+    """Of each layer the largest distance and, as means over images, the two numbers that the claims are about."""
     far = reach(kind, found.amounts)
     layers = list(found.distance.values())
     kept = found.probability / found.probability[:, far.argmin(), None]
@@ -162,9 +163,9 @@ def draw(
     """Three rows of transforms, four columns: the images, two distances, the probability."""
     figure = Figure(figsize=(13, 9.4), facecolor="white")
     outer = figure.add_gridspec(
-        3, 4, width_ratios=[0.95, 1, 1, 1], left=0.035, right=0.99, top=0.945, bottom=0.1, wspace=0.24, hspace=0.27
+        3, 4, width_ratios=[0.58, 1, 1, 1], left=0.035, right=0.99, top=0.945, bottom=0.1, wspace=0.24, hspace=0.27
     )
-    labels = {"rms": "Euclidean distance of a unit", "euclidean": "Euclidean distance", "relative": "relative distance"}
+    labels = {"rms": "Euclidean distance / √units", "euclidean": "Euclidean distance", "relative": "relative distance"}
     colours = [f"C{n}" for n in range(len(pictures))]
     for row, (kind, found) in enumerate(series.items()):
         amounts = found.amounts

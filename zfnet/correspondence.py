@@ -1,11 +1,11 @@
 """Does a network know that the eye of one dog is the eye of another?  Zeiler & Fergus (2013, arXiv:1311.2901), Table 1.
 
-Mask the same part in N images.  In image i the features of a layer change by eps_i = x_i - x~_i.  If the layer relates the
-part in different images, the signs of these changes agree more than those of masks at random places:
+Mask the same part in N images.  In image i the features of a layer change by eps_i = x_i - x~_i.  If the layer relates
+the part in different images, the signs of these changes agree more than those of masks at random places:
 
     Delta = mean over pairs i < j of Hamming(sign eps_i, sign eps_j) / dimensions
 
-A sign is -1, 0 or 1: most features of a layer after its ReLU are 0 with and without the mask, and count as agreeing.
+A sign is -1, 0 or 1: most features after a ReLU are 0 with and without the mask, and count as agreeing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from zfnet.errors import InputError, unknown
-from zfnet.record import Graph, activations, check_images, check_weights, graph_of
+from zfnet.record import Graph, activations, check_weights, graph_of
 
 ZEROS = ("agree", "drop")
 NO_CHANGE = 1e-5  # of a layer's largest feature: less is float32's rounding, which has a sign too
@@ -28,6 +28,7 @@ class Consistency(NamedTuple):
     mean: float  # over pairs of images
     spread: float  # standard deviation over pairs; for random masks, over pairs of masks
     interval: tuple[float, float]  # 95%, of the mean, by drawing images again: pairs share images
+    changed: float  # the share of features that a mask changes at all
     p: float | None  # how often masks drawn from the part's and its random ones agree as well as the part's
 
 
@@ -46,7 +47,7 @@ def random_boxes(
         free &= clear | (left >= last_column) | (left + width <= first_column)
     places = free.nonzero()
     if not len(places):
-        raise InputError(f"a random mask of {height} x {width} pixels has no place beside the parts: take smaller parts")
+        raise InputError(f"a random mask of {height} x {width} pixels has no place beside the parts: mask fewer")
     corners = places[torch.randint(len(places), (count,), generator=generator)]
     return torch.cat([corners, corners + torch.tensor(size)], 1)
 
@@ -136,7 +137,7 @@ def correspondence(
     batch_size: int = 64,
     progress: bool = True,
 ) -> dict[str, dict[str, Consistency]]:
-    """Mask each part, and as many pixels elsewhere, in N images (3, H, W): by layer, a `Consistency` by part and "random".
+    """Mask each part, and places elsewhere, in N images (3, S, S): by layer, a `Consistency` by part and "random".
 
     parts: of each image, the same names, with boxes (top, left, bottom, right) as in `zfnet.data.parts`.
     draws: random masks by seed for each part of each image, of the part's size and clear of all parts.
@@ -148,38 +149,39 @@ def correspondence(
     random = torch.Generator().manual_seed(seed)
     masks = 1 + draws
     found: dict[str, dict[str, Consistency]] = {layer: {} for layer in layers}
-    elsewhere: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    elsewhere: dict[str, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
     with tqdm(total=len(images) * len(parts[0]) * masks, unit=" images", desc="masks", disable=not progress) as bar:
         for part in parts[0]:
             signs: dict[str, list[Tensor]] = {layer: [] for layer in layers}
             for image, boxes in zip(images, parts, strict=True):
                 mine = torch.tensor([boxes[part]])
                 size = (int(mine[0, 2] - mine[0, 0]), int(mine[0, 3] - mine[0, 1]))
-                others = random_boxes(torch.tensor(list(boxes.values())), size, image.shape[1:], draws, random)  # type: ignore[arg-type]
-                image = check_images(graph.model, image[None])[0]
-                changes = sign_changes(
-                    graph, image, torch.cat([mine, others]), layers, fill=fill, batch_size=batch_size
-                )
+                avoid, image_size = torch.tensor(list(boxes.values())), (image.shape[1], image.shape[2])
+                both = torch.cat([mine, random_boxes(avoid, size, image_size, draws, random)])
+                changes = sign_changes(graph, image, both, layers, fill=fill, batch_size=batch_size)
                 for layer, change in changes.items():
                     signs[layer].append(change)
                 bar.update(masks)
             for layer in layers:
-                distances = hamming(torch.cat(signs[layer]), zeros=zeros).cpu()
-                distances = distances.reshape(len(images), masks, len(images), masks)
+                every = torch.cat(signs[layer])
+                distances = hamming(every, zeros=zeros).cpu().reshape(len(images), masks, len(images), masks)
+                changed = every.ne(0).double().mean(1).cpu().reshape(len(images), masks)
                 p = permutation_test(distances, permutations, random)
-                found[layer][part] = _consistency(distances[:, :1, :, :1], random, p)
-                elsewhere[layer].append(distances[:, 1:, :, 1:])
+                found[layer][part] = _consistency(distances[:, :1, :, :1], changed[:, 0], random, p)
+                elsewhere[layer].append((distances[:, 1:, :, 1:], changed[:, 1:]))
     for layer in layers:
-        found[layer]["random"] = _consistency(torch.cat(elsewhere[layer], 1), random, None)
+        apart, changed = (torch.cat(some, 1) for some in zip(*elsewhere[layer], strict=True))
+        found[layer]["random"] = _consistency(apart, changed, random, None)
     return found
 
 
-def _consistency(distances: Tensor, generator: torch.Generator, p: float | None) -> Consistency:
+def _consistency(distances: Tensor, changed: Tensor, generator: torch.Generator, p: float | None) -> Consistency:
     """Of distances (N, K, N, L) between masks of N images."""
     i, j = torch.triu_indices(len(distances), len(distances), 1)
     pairs = distances[i, :, j]
     interval = bootstrap(distances.mean((1, 3)), generator)
-    return Consistency(float(pairs.mean()), float(pairs.std()) if pairs.numel() > 1 else 0.0, interval, p)
+    spread = float(pairs.std(correction=0))
+    return Consistency(float(pairs.mean()), spread, interval, float(changed.mean()), p)
 
 
 def _check(
@@ -187,7 +189,9 @@ def _check(
     permutations: int, zeros: str,
 ) -> None:  # fmt: skip
     if len(images) < 2 or len(images) != len(parts):
-        raise InputError(f"{len(images)} images and parts of {len(parts)}; give at least two images, each with its parts")
+        raise InputError(
+            f"{len(images)} images and parts of {len(parts)}; give two or more images, each with its parts"
+        )
     if not parts[0]:
         raise InputError("no parts to mask: give at least one for each image")
     if draws < 1 or permutations < 1:

@@ -26,9 +26,9 @@ def parts_of(
 ) -> dict[int, dict[str, Box]]:
     """The boxes of the named parts, by item of the dataset; items that lack one are left out.
 
-    A name is its words in any order: "left eye" is left_eye and eye_left.  table: the CSV file; None: scenes' own boxes.
-    kind: of scenes, this class only.  InputError for a table that cannot be read, a file that is not in the dataset, a
-    part that nothing has, and a box that is not wholly in the image.
+    A name is its words in any order: "left eye" is left_eye and eye_left.  table: the CSV file; None: scenes' own
+    boxes.  kind: of scenes, this class only.  InputError for a table that cannot be read, a file that is not in the
+    dataset, a part that nothing has, and a box that is not wholly in the image.
     """
     found = _of_scenes(data, kind) if table is None else _of_photos(data, Path(table))
     there = sorted({part for _, parts in found.values() for part in parts})
@@ -79,7 +79,7 @@ def _of_photos(data: Any, table: Path) -> _Found:
             found[items[file]] = read_image(data.root / file).size, {}
         (width, height), parts = found[items[file]]
         if not part or part in parts:
-            raise InputError(f"{table} line {line}: {file} has {part!r} twice" if part else f"{table} line {line}: no part")
+            raise InputError(f"{table} line {line}: {file} has {f'{part} twice' if part else 'a part without a name'}")
         box = y - side / 2, x - side / 2, y + side / 2, x + side / 2
         if min(box) < 0 or box[2] > height or box[3] > width:
             raise InputError(f"{table} line {line}: {part} reaches outside {file}, which is {width} x {height} pixels")
