@@ -2,7 +2,7 @@
 
 A box is top, left, bottom, right in pixels of the network's image, ends exclusive.  Rendered scenes know theirs; those
 of photographs come from a CSV file with the columns file, part, x, y, side: the centre of a square in pixels of the
-photograph as it is stored, from its top left corner.  Left and right are the viewer's.
+upright photograph, from its top left corner, x to the right and y down.  Left and right are the viewer's.
 """
 
 import csv
