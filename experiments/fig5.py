@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ from zfnet import InputError
 from zfnet.data.transforms import Preprocessing
 from zfnet.invariance import NOTHING, Invariance, invariance, linearity, reach, rise, transformed
 from zfnet.record import Graph, activations
+from zfnet.render import grid, resized
 
 PAPER: dict[str, Any] = {  # the axes as the arXiv version prints them
     "translation": {"range": [-60, 60], "distance": [10, 0.8]},
@@ -156,6 +159,21 @@ def _mean(values: Tensor) -> float | None:
     return mean if math.isfinite(mean) else None  # of an image that nothing changes
 
 
+def show_tiles(axis: Axes, images: Tensor, titles: Sequence[str], frames: Sequence[str] = (), side: int = 150) -> None:
+    """Images (N, 3, H, W) in 0..1 in rows, a title over each column; a frame around each in its colour."""
+    tiles = resized(images.cpu(), (side, side)).clamp(0, 1)
+    for tile, colour in zip(tiles, frames, strict=False):
+        edge = torch.ones(side, side, dtype=torch.bool)
+        edge[6:-6, 6:-6] = False
+        tile[:, edge] = torch.tensor(to_rgb(colour))[:, None]
+    axis.imshow(grid(tiles, len(titles), 6).permute(1, 2, 0).numpy())
+    axis.set_xticks([side / 2 + n * (side + 6) for n in range(len(titles))], titles, fontsize=8)
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0, pad=2)
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+
+
 def draw(
     pictures: Sequence[Tensor], names: Sequence[str], series: dict[str, Invariance], layers: Sequence[str], fill: str,
     distance: str, preprocessing: Preprocessing,
@@ -172,18 +190,16 @@ def draw(
         low, high = float(amounts.min()), float(amounts.max())
         shown = [low + share * (high - low) for share in SHOWN[kind]]
         shown = [shown[0], NOTHING[kind], shown[1]] if kind == "translation" else [NOTHING[kind], *shown]
-        tiles = outer[row, 0].subgridspec(len(pictures), len(shown), wspace=0.05, hspace=0.05)
-        for n, picture in enumerate(pictures):
-            for column, amount in enumerate(shown):
-                axis = figure.add_subplot(tiles[n, column])
-                image = transformed(picture, kind, amount, fill=fill, preprocessing=preprocessing)
-                axis.imshow(preprocessing.pixels(image).clamp(0, 1).permute(1, 2, 0).cpu().numpy())
-                axis.set(xticks=[], yticks=[])
-                axis.spines[:].set(color=colours[n], linewidth=1.6)
-                if not n:
-                    axis.set_title(f"{amount:g}" + ("°" if kind == "rotation" else ""), fontsize=8, pad=3)
-                if not column and n == len(pictures) // 2:
-                    axis.set_ylabel(UNITS[kind], fontsize=9, labelpad=6)
+        tiles = [
+            transformed(picture, kind, amount, fill=fill, preprocessing=preprocessing)
+            for picture in pictures
+            for amount in shown
+        ]
+        axis = figure.add_subplot(outer[row, 0])
+        titles = [f"{amount:g}" + ("°" if kind == "rotation" else "") for amount in shown]
+        frames = [colour for colour in colours for _ in shown]
+        show_tiles(axis, preprocessing.pixels(torch.stack(tiles)), titles, frames)
+        axis.set_ylabel(UNITS[kind], fontsize=9, labelpad=6)
         curves = [*found.distance.values(), found.probability]
         for column, values in enumerate(curves, 1):
             axis = figure.add_subplot(outer[row, column])

@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from experiments.fig5 import show_tiles
 from experiments.results import Provenance, results, table, write_result
 from zfnet import InputError
 from zfnet.correspondence import Consistency, correspondence, random_boxes
@@ -134,20 +135,16 @@ def draw(
     """Each image as it is, with each part masked, and with masks at two random places."""
     random = torch.Generator().manual_seed(seed)
     titles = ["image", *parts[0], "random", "random"]
-    figure = Figure(figsize=(1.5 * len(titles), 1.5 * len(images) + 0.3), facecolor="white")
-    axes = figure.subplots(len(images), len(titles), squeeze=False)
-    for line, image, boxes in zip(axes, images, parts, strict=True):
+    tiles = []
+    for image, boxes in zip(images, parts, strict=True):
         top, left, bottom, right = next(iter(boxes.values()))
         avoid = torch.tensor(list(boxes.values()))
         size = bottom - top, right - left
         masks = [*boxes.values(), *random_boxes(avoid, size, (image.shape[1], image.shape[2]), 2, random).tolist()]
-        for axis, mask in zip(line, [(0, 0, 0, 0), *masks], strict=True):
-            top, left, bottom, right = mask
+        for top, left, bottom, right in [(0, 0, 0, 0), *masks]:
             picture = image.clone()
             picture[:, top:bottom, left:right] = fill
-            axis.imshow(preprocessing.pixels(picture).clamp(0, 1).permute(1, 2, 0).cpu().numpy())
-            axis.axis("off")
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=9, pad=4)
-    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / (1.5 * len(images) + 0.3), 0.03, 0.03)
+            tiles.append(preprocessing.pixels(picture))
+    figure = Figure(figsize=(1.4 * len(titles), 1.4 * len(images) + 0.3), facecolor="white", layout="constrained")
+    show_tiles(figure.subplots(), torch.stack(tiles), titles)
     return figure

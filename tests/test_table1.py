@@ -70,7 +70,7 @@ def test_its_numbers_are_those_of_the_library(model, data, tmp_path):
 
 
 def test_some_of_the_images_by_seed(model, data, tmp_path):
-    chosen = {tuple(compare(model, data, tmp_path, count=2, seed=seed)["ours"]["images"]) for seed in range(4)}
+    chosen = {tuple(compare(model, data, tmp_path, count=2, seed=seed)["ours"]["images"]) for seed in range(3)}
     assert {len(images) for images in chosen} == {2} and len(chosen) > 1
 
 
@@ -110,21 +110,21 @@ def test_mistakes_are_refused_in_words_and_leave_nothing(model, data, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("experiment", "settings"),
-    [("table1", ["draws=1", "permutations=9", "count=2"]),
-     ("fig5", ["correct=false", "count=2", "scales=[1,1.2]", "rotations=[0,90]", "translations=[0,3]"])],
+    "words",
+    [
+        ["experiment=table1", "model=squeezenet1_0", "model.preprocessing.size=64", "model.preprocessing.resize=64",
+         "draws=1", "permutations=9", "count=2"],
+        ["experiment=fig5", "model=zfnet_small", "model.architecture.maps=[4,4,4,4,4]", "correct=false", "count=1",
+         "scales=[1,1.2]", "rotations=[0,90]", "translations=[0,3]"],
+    ],
+    ids=["table1", "fig5"],
 )  # fmt: skip
-@pytest.mark.parametrize("network", ["zfnet_small", "squeezenet1_0"])
-def test_it_runs_from_the_command_line(experiment, settings, network, tmp_path, monkeypatch):
-    small = {
-        "zfnet_small": ["model.architecture.maps=[4,4,4,4,4]", "model.architecture.hidden=[8]"],
-        "squeezenet1_0": ["model.preprocessing.size=64", "model.preprocessing.resize=64"],
-    }[network]
-    words = [f"experiment={experiment}", f"model={network}", "model.weights=null", "data.count={train: 1, val: 80}"]
+def test_they_run_from_the_command_line(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["run.py", *words, *small, *settings, "progress=false"])
+    few = ["model.weights=null", "data.count={train: 1, val: 80}", "progress=false", "out=out"]
+    monkeypatch.setattr(sys, "argv", ["run.py", *words, *few])
     command_line()
-    assert (tmp_path / "outputs" / experiment / f"{network}-scenes" / "result.json").exists()
+    assert (tmp_path / "out" / "result.json").exists()
 
 
 @pytest.mark.slow

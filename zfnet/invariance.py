@@ -5,21 +5,21 @@ taken, with the probability that the network gives to the true label.  The paper
 has a large effect, in layer 7 the distance grows in proportion to a shift or an enlargement.
 
 What is transformed is the square that the network sees, in the 8 bits of a photograph: so a transform by nothing, by
-whole pixels or by quarter turns loses nothing.  All others are resampled bicubically, and where the image shrinks each
-pixel is the mean of several samples.
+whole pixels or by quarter turns loses nothing.  All others are resampled by cubic splines, the image's edge is blended
+into what is filled in, and where the image shrinks each pixel is the mean of several samples.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from scipy.ndimage import affine_transform
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from zfnet.data.transforms import Preprocessing, rgb_tensor
+from zfnet.data.transforms import Preprocessing
 from zfnet.errors import InputError, unknown
 from zfnet.record import Graph, activations, check_images, check_weights, graph_of
 
@@ -63,36 +63,28 @@ def transformed(
     if not (0.1 <= scale < math.inf and math.isfinite(degrees)):
         raise InputError(f"{kind} is {amount}; give {'0.1 or more' if kind == 'scale' else 'degrees'}")
 
-    margin = math.ceil(abs(down) + max(0.0, size * (math.sqrt(2) / scale - 1) / 2)) + 3
-    canvas = _padded(_bytes(image, preprocessing), margin, fill, preprocessing)
     samples = math.ceil(1 / scale)  # along each side of an output pixel
-    c, s = (function(math.radians(degrees)) / scale for function in (math.cos, math.sin))
-    middle = size / 2
-    source = (  # x and y in the canvas, of a place in the output
-        c / samples, -s / samples, middle - c * middle + s * middle + margin,
-        s / samples, c / samples, middle - s * middle - c * middle + margin - down,
-    )  # fmt: skip
-    turned = Image.fromarray(canvas).transform(
-        (samples * size,) * 2, Image.Transform.AFFINE, source, Image.Resampling.BICUBIC
-    )
-    return preprocessing.normalise(rgb_tensor(turned.reduce(samples))).to(image)
+    c, s = math.cos(math.radians(degrees)) / scale, math.sin(math.radians(degrees)) / scale
+    back = np.array([[c, s], [-s, c]])  # from a place in the output, seen from its centre, to one in the image
+    first = (1 / samples - size) / 2
+    offset = back @ (first, first) + (size - 1) / 2 - (down, 0)
+
+    def sampled(plane: np.ndarray, **how: Any) -> Tensor:
+        fine = affine_transform(plane, back / samples, offset, (size * samples,) * 2, **how)
+        return torch.from_numpy(fine).reshape(size, samples, size, samples).mean((1, 3))
+
+    beyond = "reflect" if fill == "reflect" else "nearest"
+    rgb = torch.stack([sampled(plane, order=3, mode=beyond) for plane in _levels(image, preprocessing)])
+    if fill in ("grey", "black"):
+        cover = sampled(np.ones((size, size), np.float32), order=1, mode="grid-constant")
+        ground = torch.from_numpy(_levels(torch.zeros(3, 1, 1), preprocessing)) if fill == "grey" else 0
+        rgb = cover * rgb + (1 - cover) * ground
+    return preprocessing.normalise(rgb.clamp(0, 255).round() / 255).to(image)
 
 
-def _bytes(image: Tensor, preprocessing: Preprocessing) -> np.ndarray:
-    """What the network sees as RGB uint8 (H, W, 3)."""
-    rgb = preprocessing.pixels(image.detach().cpu().float()).clamp(0, 1)
-    return (rgb * 255).round().byte().permute(1, 2, 0).numpy()
-
-
-def _padded(pixels: np.ndarray, margin: int, fill: str, preprocessing: Preprocessing) -> np.ndarray:
-    sides = (margin, margin), (margin, margin), (0, 0)
-    if fill in ("edge", "reflect"):
-        return np.pad(pixels, sides, mode="edge" if fill == "edge" else "symmetric")
-    canvas = np.pad(pixels, sides)
-    if fill == "grey":
-        around = np.pad(np.zeros(pixels.shape[:2], bool), margin, constant_values=True)
-        canvas[around] = _bytes(torch.zeros(3, 1, 1), preprocessing)[0, 0]
-    return canvas
+def _levels(image: Tensor, preprocessing: Preprocessing) -> np.ndarray:
+    """What the network sees as RGB (3, H, W), whole numbers from 0 to 255."""
+    return (preprocessing.pixels(image.detach().cpu().float()).clamp(0, 1) * 255).round().numpy()
 
 
 def invariance(
