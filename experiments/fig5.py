@@ -212,7 +212,7 @@ def draw(
             axis.tick_params(labelsize=8)
             axis.grid(alpha=0.25)
             if not row:
-                title = "output" if column == 3 else f"layer {(1, 7)[column - 1]} ({layers[column - 1]})"
+                title = "output" if column == 3 else f"{layers[column - 1]}, for layer {(1, 7)[column - 1]}"
                 axis.set_title(title, fontsize=10, weight="bold")
     handles, texts = figure.axes[-1].get_legend_handles_labels()
     figure.legend(handles, texts, loc="lower center", ncols=len(names), fontsize=9, frameon=False)
