@@ -25,10 +25,10 @@ from zfnet.record import Graph, activations, check_images, check_weights, graph_
 
 NOTHING = {"translation": 0.0, "scale": 1.0, "rotation": 0.0}  # the amount of each transform that leaves all as it is
 FILLS = ("grey", "black", "edge", "reflect")
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of features (A, D) from those of the clean image (D,)
-    "rms": lambda features, clean: (features - clean).square().mean(1).sqrt(),
-    "euclidean": lambda features, clean: (features - clean).norm(dim=1),
-    "relative": lambda features, clean: (features - clean).norm(dim=1) / clean.norm(),
+DISTANCES: dict[str, Callable[[Tensor], Tensor | float]] = {  # what the Euclidean one is divided by, of features (D,)
+    "rms": lambda features: features.numel() ** 0.5,
+    "euclidean": lambda features: 1.0,
+    "relative": lambda features: features.double().norm(),
 }
 
 
@@ -45,7 +45,7 @@ def transformed(
 ) -> Tensor:
     """An image (3, S, S) as a network sees it: shifted down by pixels, enlarged, or turned anticlockwise by degrees.
 
-    fill: what is uncovered: the preprocessing's mean colour ("grey"), "black", the nearest pixel ("edge"), or the
+    fill: what is uncovered: the preprocessing's mean ("grey"), "black", the nearest pixel ("edge"), or the
     image in a mirror ("reflect").  preprocessing: how `image` was made; None: RGB in 0..1.  InputError for images that
     are not square, unknown names, shifts beyond the image, scales below 0.1.
     """
@@ -77,7 +77,7 @@ def transformed(
     rgb = torch.stack([sampled(plane, order=3, mode=beyond) for plane in _levels(image, preprocessing)])
     if fill in ("grey", "black"):
         cover = sampled(np.ones((size, size), np.float32), order=1, mode="grid-constant")
-        ground = torch.from_numpy(_levels(torch.zeros(3, 1, 1), preprocessing)) if fill == "grey" else 0
+        ground = torch.from_numpy(_levels(torch.zeros_like(image), preprocessing)) if fill == "grey" else 0
         rgb = cover * rgb + (1 - cover) * ground
     return preprocessing.normalise(rgb.clamp(0, 255).round() / 255).to(image)
 
@@ -128,9 +128,9 @@ def invariance(
             # in another place of a batch the same image's features differ by rounding; its distance is 0 all the same
             moved = (batch != batch[:1]).flatten(1).any(1)
             for layer in layers:
-                features = found[layer].flatten(1).double()
-                far = DISTANCES[distance](features, features[0])
-                distances[layer].append(torch.where(moved, far, 0)[1:].cpu())
+                features = found[layer].flatten(1)
+                far = torch.linalg.vector_norm(features - features[0], dim=1, dtype=torch.float64)
+                distances[layer].append(torch.where(moved, far / DISTANCES[distance](features[0]), 0)[1:].cpu())
             p = _probability(found[output], int(label), number)
             probabilities.append(torch.where(moved, p, p[0])[1:].cpu())
             bar.update(len(amounts))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zfnet.data.photos import read_image
+from zfnet.data.photos import Photos
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing
 from zfnet.errors import InputError, unknown
@@ -61,7 +61,7 @@ def _of_scenes(data: Any, kind: str | None) -> _Found:
 
 
 def _of_photos(data: Any, table: Path) -> _Found:
-    if not hasattr(data, "root"):
+    if not isinstance(data, Photos):
         raise InputError(f"{table} lists parts of photographs, and {type(data).__name__} has no files")
     items = {data.file(i): i for i in range(len(data))}
     found: _Found = {}
@@ -76,7 +76,7 @@ def _of_photos(data: Any, table: Path) -> _Found:
         if not (math.isfinite(x + y + side) and side > 0):
             raise InputError(f"{table} line {line}: x, y, side are {', '.join(map(str, numbers))}; give three numbers")
         if items[file] not in found:
-            found[items[file]] = read_image(data.root / file).size, {}
+            found[items[file]] = data.image(items[file]).size, {}
         (width, height), parts = found[items[file]]
         if not part or part in parts:
             raise InputError(f"{table} line {line}: {file} has {f'{part} twice' if part else 'a part without a name'}")
