@@ -188,7 +188,7 @@ def _class_of_each(dataset: Photos, place: Folder) -> list[str]:
 
 
 def _names(home: Folder) -> dict[str, str]:
-    """The class folders' names (the first of several), by classes.csv (columns wnid, name) or Tiny ImageNet's words.txt."""
+    """The class folders' names (of several the first), by classes.csv (wnid, name) or Tiny ImageNet's words.txt."""
     pairs: list[list[Any]] = []
     if "classes.csv" in home:
         rows = csv.DictReader(io.StringIO(_text(home, "classes.csv"), newline=""))

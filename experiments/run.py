@@ -180,9 +180,10 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
         raise InputError(f"seed is {config.seed!r}; give a whole number")
     main = get_object(config.experiment._target_)
     parameters = inspect.signature(main).parameters
+    needed = {*parameters} | ({"data"} if {"training", "networks"} & {*parameters} else set())
     for key in sorted(OmegaConf.missing_keys(config)):
         group = key.partition(".")[0]
-        if group in parameters:
+        if group in needed:
             raise InputError(f"{group}={config.hydra.runtime.choices[group]} needs {key}=...")
     choices = config.hydra.runtime.choices
     out = Path(config.out or Path("outputs", experiment, f"{choices.model}-{choices.data}"), below)

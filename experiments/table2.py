@@ -30,7 +30,7 @@ PAPER = {  # errors, %: val top-1, val top-5, test top-5; *: trained on the data
     "Krizhevsky et al. 2012, 5 nets": (38.1, 16.4, 16.4),
     "Krizhevsky et al. 2012*, 1 net": (39.0, 16.6, None),
     "Krizhevsky et al. 2012*, 7 nets": (36.7, 15.4, 15.3),
-    "replication of Krizhevsky et al., 1 net": (40.5, 18.1, None),
+    "Replication of Krizhevsky et al., 1 net": (40.5, 18.1, None),
     "Figure 3, 1 net": (38.4, 16.5, None),
     "Figure 3, 5 nets (a)": (36.7, 15.3, 15.3),
     "512-1024-512, 1 net (b)": (37.5, 16.0, 16.1),
@@ -63,7 +63,7 @@ def main(
     wanted = [("krizhevsky", 0), *(("fig3", seed) for seed in range(nets)), ("fig3 512-1024-512", 0)]
     replication, *several, other = train_each(wanted, networks, architecture, recipe, progress)
     groups: dict[str, list[list[nn.Module]]] = {  # whose answers are averaged; of several groups, each is measured
-        "replication of Krizhevsky et al., 1 net": [[replication]],
+        "Replication of Krizhevsky et al., 1 net": [[replication]],
         "Figure 3, 1 net": [[model] for model in several],
         "Figure 3, 5 nets (a)": [several],
         "512-1024-512, 1 net (b)": [[other]],

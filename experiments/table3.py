@@ -41,7 +41,7 @@ PAPER = {  # errors, %, in the order of COLUMNS; 27.4 twice, as printed
     "fig3 512-1024-512": (18.8, 37.5, 16.0),
     "fig3 fc 8192, 512-1024-512": (10.0, 38.3, 16.9),
 }
-TITLES = {"krizhevsky": "replication of Krizhevsky et al.", "fig3": "Figure 3"}
+TITLES = {"krizhevsky": "Replication of Krizhevsky et al.", "fig3": "Figure 3"}
 
 
 def main(

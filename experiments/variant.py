@@ -1,6 +1,6 @@
 """One network of Table 3, trained where Tables 2 and 3 find it: what a sweep or a cluster does one by one.
 
-python experiments/run.py -m experiment=variant variant="fig3,krizhevsky" seed=0,1
+python experiments/run.py -m experiment=variant "variant=fig3,'fig3 fc 2048'" seed=0,1
 """
 
 from collections.abc import Callable

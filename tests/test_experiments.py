@@ -463,7 +463,7 @@ def test_several_processes_are_for_training(run, monkeypatch):
 
 def test_a_variant_is_trained_where_the_tables_find_it(run, tmp_path):
     words = [*TINY, "model.architecture.hidden=[8,8]", "train.epochs=1", "train.batch_size=12"]
-    assert run("-m", "experiment=variant", 'variant="fig3,fig3 fc 2048"', *words)[0] == 0
+    assert run("-m", "experiment=variant", "variant=fig3,'fig3 fc 2048'", *words)[0] == 0
     trained = [path.name.rpartition(",")[0] for path in (tmp_path / "outputs/networks/zfnet_small-scenes").iterdir()]
     assert sorted(trained) == ["fig3 fc 2048, seed 0", "fig3, seed 0"]
 

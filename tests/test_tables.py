@@ -14,6 +14,7 @@ from experiments import networks as trained_once
 from experiments import table2, table3
 from experiments.networks import Trained
 from experiments.overrides import configured
+from experiments.run import run
 from zfnet import InputError, ZFNet
 from zfnet.data.transforms import Preprocessing
 from zfnet.model import VARIANTS
@@ -178,7 +179,7 @@ def test_table2_averages_the_networks_it_says(networks, tmp_path):
     assert networks.asked == [("krizhevsky", 7), *(("fig3", s) for s in (7, 8, 9)), ("fig3 512-1024-512", 7)]
     replication, *several, other = networks.made.values()
     groups = {
-        "replication of Krizhevsky et al., 1 net": replication, "Figure 3, 5 nets (a)": several,
+        "Replication of Krizhevsky et al., 1 net": replication, "Figure 3, 5 nets (a)": several,
         "512-1024-512, 1 net (b)": other, "(a) and (b), 6 nets": [*several, other],
     }  # fmt: skip
     for row, models in groups.items():
@@ -262,3 +263,9 @@ def test_mistakes_are_named_before_anything_is_trained(networks, tmp_path, table
         table.main(networks, tmp_path / "out", **{"architecture": ARCHITECTURE, "recipe": RECIPE} | settings)
     assert not networks.asked
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("experiment", ["table2", "table3", "train"])
+def test_photographs_to_train_on_need_a_folder(experiment):
+    with pytest.raises(InputError, match=re.escape("data=photos needs data.root=")):
+        run(experiment, [f"experiment={experiment}", "data=photos"])

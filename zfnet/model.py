@@ -33,7 +33,7 @@ NETWORKS: dict[str, dict[str, Any]] = {  # the two that Table 3 changes
     "krizhevsky": {"conv1": (11, 4), "conv2": (5, 1, 2), "norm": "before pool"},
     "fig3": {},
 }
-VARIANTS = {  # name -> (network, change), in the table's order
+VARIANTS = {  # name -> (network, change), in the table's order: each network's seven and five rows
     f"{network} {change}".strip(): (network, change)
     for network, changes in (("krizhevsky", list(CHANGES)[:7]), ("fig3", ["", *list(CHANGES)[5:]]))
     for change in changes
