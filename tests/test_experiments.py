@@ -334,7 +334,7 @@ def test_every_model_is_built_and_has_its_layers(name):
     classes = {"num_classes": 5} if config.architecture.get("num_classes", 5) is None else {}
     network = instantiate(config.architecture)(**classes)
     graph = Deconvnet(network.eval()).graph
-    assert [graph.node(layer) is not None for layer in config.layers] == [True] * 5
+    assert [graph.node(layer) is not None for layer in (*config.layers, config.layer7)] == [True] * 6
 
 
 def test_an_argument_is_found_by_its_name():

@@ -9,7 +9,7 @@ overwritten.
 import contextlib
 import inspect
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -343,3 +343,14 @@ def record(
     }
     recording.values.update((node, value) for node, value in values.items() if node in besides)
     return recording
+
+
+def activations(graph: Graph, images: Tensor, layers: Sequence[str], batch_size: int = 64) -> dict[str, Tensor]:
+    """The outputs of the layers, by name, for images (N, 3, H, W); nothing else is kept."""
+    nodes = [graph.node(layer) for layer in layers]
+    parts = []
+    with evaluating(graph.model):
+        for some in check_images(graph.model, images).split(batch_size):
+            values = graph.run(some, nodes, graph.call, nodes)
+            parts.append([values[node] for node in nodes])
+    return {layer: torch.cat(outputs) for layer, outputs in zip(layers, zip(*parts, strict=True), strict=True)}

@@ -183,15 +183,18 @@ class Photos(torch.utils.data.Dataset):
         return len(self._files)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        file = self._files[index]
-        path = self.root / file
-        image = _read_image(path, lambda: self._folder.read(file))
+        image = self.image(index)
         if self.transform is None:
             return rgb_tensor(image), self.labels[index]
         try:
             return self.transform(image), self.labels[index]
         except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+            raise InputError(f"{self.root / self._files[index]}: {error}") from None
+
+    def image(self, index: int) -> Image.Image:
+        """The photograph as upright RGB, before any transform; BrokenImage if it cannot be loaded."""
+        file = self._files[index]
+        return _read_image(self.root / file, lambda: self._folder.read(file))
 
     def file(self, index: int) -> str:
         """The path of a photograph from the folder, with forward slashes."""

@@ -7,6 +7,7 @@ A `Preprocessing` holds these as plain values, so they can be saved with the wei
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
@@ -133,19 +134,36 @@ class Preprocessing:
         return image if image.size == (self.size, self.size) else self._crop(self._resize(image))
 
     def _resize(self, image: Image.Image) -> Image.Image:
-        if self.resize is None:
-            return image
-        width, height = image.size
-        short_width, short_height = (width, height) if self.mode == "warp" else (min(image.size),) * 2
-        new = self.resize * width // short_width, self.resize * height // short_height
+        new = self._resized(*image.size)
         return image if new == image.size else image.resize(new, Image.Resampling.BILINEAR)
 
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        if self.resize is None:
+            return width, height
+        short_width, short_height = (width, height) if self.mode == "warp" else (min(width, height),) * 2
+        return self.resize * width // short_width, self.resize * height // short_height
+
     def _crop(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
+        left, top = self._corner(*image.size)
+        return image.crop((left, top, left + self.size, top + self.size))
+
+    def _corner(self, width: int, height: int) -> tuple[int, int]:
         if min(width, height) < self.size:
             raise InputError(f"an image of {width} x {height} pixels is smaller than {self.size}; set resize")
-        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        return image.crop((left, top, left + self.size, top + self.size))
+        return round((width - self.size) / 2), round((height - self.size) / 2)
+
+    def box(self, box: Sequence[float], width: int, height: int) -> tuple[int, int, int, int]:
+        """Where a box of an image of that size lies in what the network sees, to whole pixels, perhaps beyond its edge.
+
+        Boxes are top, left, bottom, right in pixels, ends exclusive; 0 is the image's edge.
+        """
+        across, down, left, top = 1.0, 1.0, 0, 0
+        if (width, height) != (self.size, self.size):
+            new = self._resized(width, height)
+            left, top = self._corner(*new)
+            across, down = new[0] / width, new[1] / height
+        first, last = (round(edge * down) - top for edge in box[::2])
+        return first, round(box[1] * across) - left, last, round(box[3] * across) - left
 
     def normalise(self, rgb: Tensor) -> Tensor:
         """RGB (..., 3, H, W) in 0..1, or uint8, to the network's channels and range; differentiable."""

@@ -1,0 +1,150 @@
+"""Table 1: does masking the same part of different images change their features alike?
+
+The caption's sense: the sign-Hamming distance between the changes of features, of layers 5 and 7, when the right eye,
+the left eye or the nose is masked in images of dogs, and when random places are.  The picture shows the masks, as
+Figure 8.
+
+What to look for: lower than random means that the layer relates the part in different images.  In the paper the eyes
+and the nose are well below random in layer 5 and hardly in layer 7, which tells breeds apart.  Read it beside the share
+of features that a mask changes at all: two masks that change little agree a lot.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from experiments.fig5 import show_tiles
+from experiments.results import Provenance, results, table, write_result
+from zfnet import InputError
+from zfnet.correspondence import Consistency, correspondence, random_boxes
+from zfnet.data.parts import Box, parts_of
+from zfnet.data.transforms import Preprocessing
+
+PAPER = {  # layers 5 and 7; what is behind the +- is not said
+    "right eye": ([0.067, 0.007], [0.069, 0.015]),
+    "left eye": ([0.069, 0.007], [0.068, 0.013]),
+    "nose": ([0.079, 0.017], [0.069, 0.011]),
+    "random": ([0.107, 0.017], [0.073, 0.014]),
+}
+
+
+def main(
+    model: nn.Module,
+    data: Any,
+    out: str | Path,
+    *,
+    layers: Sequence[str] = ("relu5", "relu7"),
+    parts: str | None = None,
+    names: Sequence[str] = ("right eye", "left eye", "nose"),
+    kind: str | None = "dog",
+    count: int | None = None,
+    draws: int = 20,
+    seed: int = 0,
+    fill: float = 0.0,
+    zeros: str = "agree",
+    permutations: int = 9999,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Mask the parts in every image that has them, print and write the table, return what result.json holds.
+
+    layers: two, which stand for the paper's 5 and 7.  parts: a CSV file (file, part, x, y, side); None: the boxes of
+    scenes, of the class `kind` (None: of all that have the parts).  count: so many of the images, by seed (the paper:
+    5); None: all.  draws: random masks for each part of each image.  fill: the mask, where 0 is the mean colour.
+    zeros: where neither image changes they "agree"; or "drop" such dimensions.
+    """
+    provenance = Provenance(model, seed=seed)
+    if len(layers) != 2:
+        raise InputError(f"layers are {', '.join(layers)}; give two, which stand for the paper's layers 5 and 7")
+    if not names:
+        raise InputError("names is empty: give the parts to mask")
+    boxes = parts_of(data, names, table=parts, kind=kind)
+    if count is not None and not 2 <= count <= len(boxes):
+        raise InputError(f"count is {count}; give 2 to {len(boxes)}: so many images have {', '.join(names)}")
+    some = torch.randperm(len(boxes), generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
+    chosen = [list(boxes)[n] for n in some]
+    images = [data[i][0] for i in chosen]
+    mine = [boxes[i] for i in chosen]
+    found = correspondence(
+        model, images, mine, layers, draws=draws, seed=seed, fill=fill, zeros=zeros, permutations=permutations,
+        batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+    text = _table(found, layers) + "\n\n" + _notes(len(images), draws, permutations)
+    print(text)
+    ours: dict[str, Any] = {part: [_entry(found[layer][part]) for layer in layers] for part in (*names, "random")}
+    paper: dict[str, Any] = {part: _paper(part) for part in ours}
+    ours["images"] = [data.file(i) if hasattr(data, "file") else i for i in chosen]
+    ours["boxes"] = [{part: list(box) for part, box in each.items()} for each in mine]
+    paper |= {"images": None, "boxes": None}
+    settings = {
+        "model": type(model).__name__, "layers": list(layers), "draws": draws, "seed": seed, "fill": fill,
+        "zeros": zeros, "permutations": permutations, "parts": parts or "scenes", "kind": None if parts else kind,
+        "image_size": images[0].shape[-1], "dataset": type(data).__name__,
+    }  # fmt: skip
+    with results(out) as folder:
+        (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+        preprocessing = getattr(model, "preprocessing", None) or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+        figure = draw(images[:5], mine[:5], fill, preprocessing, seed)
+        figure.savefig(folder / "figure.png", dpi=110)
+        figure.savefig(folder / "figure.pdf")
+        return write_result(folder, "table1", paper, ours, settings, provenance)
+
+
+def _entry(c: Consistency) -> dict[str, Any]:
+    return {"mean": c.mean, "spread": c.spread, "interval": list(c.interval), "p": c.p, "changed": c.changed}
+
+
+def _paper(part: str) -> list[dict[str, float]] | None:
+    return [{"mean": mean, "spread": spread} for mean, spread in PAPER[part]] if part in PAPER else None
+
+
+def _table(found: dict[str, dict[str, Consistency]], layers: Sequence[str]) -> str:
+    head = ["occluded"]
+    for number, layer in zip((5, 7), layers, strict=True):
+        head += [f"paper, layer {number}", f"ours, {layer}", "95% of the mean", "p", "changed"]
+    rows: list[list[Any]] = []
+    for part in found[layers[0]]:
+        row = [part]
+        for n, layer in enumerate(layers):
+            c = found[layer][part]
+            published = "{:.3f} ± {:.3f}".format(*PAPER[part][n]) if part in PAPER else ""
+            digits = max(3, 1 - int(f"{c.mean:e}"[-3:]))  # two that count
+            mean, spread, low, high = (f"{value:.{digits}f}" for value in (c.mean, c.spread, *c.interval))
+            row += [published, f"{mean} ± {spread}", f"{low} to {high}"]
+            row += ["" if c.p is None else f"{c.p:.4f}", f"{c.changed:.1%}"]
+        rows.append(row)
+    return table(head, rows)
+
+
+def _notes(images: int, draws: int, permutations: int) -> str:
+    return (
+        f"Mean sign-Hamming distance over the {images * (images - 1) // 2:,} pairs of {images} images, ± its standard "
+        "deviation over pairs; 95% by drawing the images again; changed: the share of features that a mask changes.\n"
+        f"p, one-sided: how often masks agree as well as the part's, in {permutations:,} draws of one for each image "
+        f"from the part's and {draws} random ones of its size."
+    )
+
+
+def draw(
+    images: Sequence[Tensor], parts: Sequence[dict[str, Box]], fill: float, preprocessing: Preprocessing, seed: int
+) -> Figure:  # fmt: skip
+    """Each image as it is, with each part masked, and with masks at two random places."""
+    random = torch.Generator().manual_seed(seed)
+    titles = ["image", *parts[0], "random", "random"]
+    tiles = []
+    for image, boxes in zip(images, parts, strict=True):
+        top, left, bottom, right = next(iter(boxes.values()))
+        avoid = torch.tensor(list(boxes.values()))
+        size = bottom - top, right - left
+        masks = [*boxes.values(), *random_boxes(avoid, size, (image.shape[1], image.shape[2]), 2, random).tolist()]
+        for top, left, bottom, right in [(0, 0, 0, 0), *masks]:
+            picture = image.clone()
+            picture[:, top:bottom, left:right] = fill
+            tiles.append(preprocessing.pixels(picture))
+    figure = Figure(figsize=(1.4 * len(titles), 1.4 * len(images) + 0.3), facecolor="white", layout="constrained")
+    show_tiles(figure.subplots(), torch.stack(tiles), titles)
+    return figure
