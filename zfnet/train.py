@@ -10,6 +10,7 @@ Zeiler & Fergus (2014), section 3.
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -194,8 +195,8 @@ def augment(
     if not (any(margin) or shift or recipe.flip):
         return images
     for dim in (2, 3) if shift else ():  # what leaves the image repeats its border; F.pad does not do it to bytes
-        ends = images.narrow(dim, 0, 1), images.narrow(dim, -1, 1)
-        images = torch.cat([*[ends[0]] * shift, images, *[ends[1]] * shift], dim)
+        ends = (images.narrow(dim, end, 1).repeat_interleave(shift, dim) for end in (0, -1))
+        images = torch.cat([next(ends), images, next(ends)], dim)
     # of a share that is short of broken images, the first
     pairs = zip(images, places[share].tolist(), strict=False)
     images = torch.stack([image[:, r : r + rows, c : c + columns] for image, (r, c) in pairs])
@@ -266,6 +267,15 @@ def processes() -> tuple[int, int]:
     """This process' number and how many share the work."""
     running = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
+
+
+def _ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The items; each next one is made in a thread of its own while the present one is worked on."""
+    with ThreadPoolExecutor(1) as worker:
+        coming = worker.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = worker.submit(next, items, None)
+            yield item
 
 
 def _sum(values: Tensor) -> Tensor:
@@ -455,8 +465,11 @@ class _Run:
             disable=not self.progress,
         )  # fmt: skip
         self.model.train()
+        batches = self._batches(epoch)
+        if self.device.type != "cpu":  # where the network leaves the processor free
+            batches = _ahead(batches)
         clock = monotonic()
-        with bar, contextlib.closing(self._batches(epoch)) as batches:  # type: ignore[type-var]
+        with bar, contextlib.closing(batches):  # type: ignore[type-var]
             for images, labels in batches:
                 waited = monotonic() - clock
                 rate = recipe.rate((epoch - 1) * self.per_epoch + now.step, recipe.epochs * self.per_epoch, errors)
