@@ -40,6 +40,11 @@ class Window(NamedTuple):
         start = low * self.stride[axis] - self.padding[axis]
         return start, start + (high - 1 - low) * self.stride[axis] + self.span(axis)
 
+    def reaches(self, low: Any, high: Any, axis: int) -> tuple[Any, Any]:
+        """The range of outputs that read any of inputs low..high-1: numbers, or tensors of them."""
+        first = low + self.padding[axis] - self.span(axis) + 1
+        return -(-first // self.stride[axis]), (high - 1 + self.padding[axis]) // self.stride[axis] + 1
+
 
 POINTWISE = Window()
 WHOLE = None  # an output depends on the whole input, or it is not known on what
