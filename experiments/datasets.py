@@ -1,30 +1,206 @@
-"""From `conf/data/*.yaml` to a dataset of what a network sees: every image goes through its preprocessing."""
+"""From `conf/data/*.yaml` to a dataset: items (transform(image), label), and the names of its classes.
 
-from collections.abc import Mapping
-from pathlib import Path
+The transform is a `Preprocessing`, which gives what the network sees, or for training a `Stored`, which gives 8 bits.
+Splits are "train" and "val" everywhere, and a label means the same class in both.
+"""
 
+import contextlib
+import csv
+import io
+import shutil
+import sys
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from torch import Tensor
+from torchvision.datasets import CIFAR10, Imagenette
+from torchvision.datasets.imagenet import parse_devkit_archive, parse_train_archive, parse_val_archive
+from torchvision.models import ResNet18_Weights
+
+from zfnet.data.folders import Folder
 from zfnet.data.photos import Photos
-from zfnet.data.scenes import Scenes
-from zfnet.data.transforms import Preprocessing
-from zfnet.errors import InputError, unknown
+from zfnet.data.scenes import SPLITS, Scenes
+from zfnet.errors import InputError, first_line, unknown
+
+IMAGENET = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]  # 1000 names, in the order of their folders
+IMAGENETTE = {
+    "n01440764": "tench", "n02102040": "English springer", "n02979186": "cassette player", "n03000684": "chain saw",
+    "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump",
+    "n03445777": "golf ball", "n03888257": "parachute",
+}  # fmt: skip
+
+
+class Transform(Protocol):
+    """What makes an image, Pillow's or uint8 (H, W, 3), into a tensor (3, size, size)."""
+
+    @property
+    def size(self) -> int: ...
+    def __call__(self, image: Any) -> Tensor: ...
 
 
 def scenes(
-    preprocessing: Preprocessing, *, split: str = "val", count: Mapping[str, int], classes: str = "base", seed: int = 0
+    transform: Transform, *, split: str = "val", count: Mapping[str, int], classes: str = "base", seed: int = 0
 ) -> Scenes:
-    """Rendered scenes, at the size that the network sees."""
+    """Rendered scenes, at the size that the transform gives."""
     if split not in count:
         raise unknown("split of scenes", str(split), count)
-    return Scenes(split, count[split], size=preprocessing.size, seed=seed, classes=classes, transform=preprocessing)
+    return Scenes(split, count[split], size=transform.size, seed=seed, classes=classes, transform=transform)
 
 
-def photos(
-    preprocessing: Preprocessing, *, root: str | Path, split: str | None = "val", labels: str | None = None
-) -> Photos:
+def photos(transform: Transform, *, root: str | Path, split: str | None = "val", labels: str | None = None) -> Photos:
     """Photographs of `root`/`split` if there is such a folder, else all of `root`: to measure on, not to train."""
     root = Path(root).expanduser()
-    if split and (root / split).is_dir():
-        root = root / split
-    elif split == "train":
+    home = split and _home(Folder(root), split)
+    if split == "train" and not home:
         raise InputError(f"{root} has no folder 'train' of photographs to train on")
-    return Photos(root, labels=labels, transform=preprocessing)
+    return Photos(home.path / split if split and home else root, labels=labels, transform=transform)
+
+
+def tiny_imagenet(transform: Transform, *, root: str | Path, split: str = "val") -> Photos:
+    """Any train/ and val/ of class folders, in a folder or a zip; also as Tiny ImageNet is handed out."""
+    return _class_folders(transform, root, split)
+
+
+def imagenet(transform: Transform, *, root: str | Path, split: str = "val") -> Photos:
+    """ImageNet's class folders in train/ and val/; where only ILSVRC2012_img_<split>.tar is, it is unpacked first."""
+    root = Path(root).expanduser()
+    if (tar := root / f"ILSVRC2012_img_{split}.tar").is_file() and not _home(Folder(root), split):
+        print(f"unpacking {tar} for the first and only time, which takes long", file=sys.stderr)
+        with _whole(root / split) as part:
+            if split == "train":
+                parse_train_archive(root, folder=str(part / split))
+            else:
+                parse_devkit_archive(root)
+                parse_val_archive(root, folder=str(part / split))
+    dataset = _class_folders(transform, root, split)
+    if len(dataset.classes) == len(IMAGENET):
+        dataset.classes = list(IMAGENET)
+    return dataset
+
+
+def imagenette(transform: Transform, *, root: str | Path, split: str = "val", download: bool = False) -> Photos:
+    """Imagenette, which has train/ and val/ in one folder of root; `download` gets that of 320 pixels there."""
+    _check(split)
+    root = Path(root).expanduser()
+    folder = root / "imagenette2-320"
+    if download and not folder.is_dir():
+        with _whole(folder) as part:
+            Imagenette(part, size="320px", download=True)
+    if not root.exists() or not _home(Folder(root), split):
+        raise InputError(f"no Imagenette in {root}: set data.root to the folder that holds it, or data.download=true")
+    return _class_folders(transform, root, split, IMAGENETTE)
+
+
+def cifar10(transform: Transform, *, root: str | Path, split: str = "val", download: bool = False) -> Any:
+    """CIFAR-10 as torchvision reads it, in root/cifar-10-batches-py; its test images are "val"."""
+    _check(split)
+    root = Path(root).expanduser()
+    try:
+        dataset: Any = CIFAR10(root, split == "train", transform, download=download)
+    except (RuntimeError, OSError) as error:
+        todo = "try again" if download else "set data.root to the folder that holds it, or data.download=true"
+        raise InputError(f"no whole cifar-10-batches-py in {root} ({first_line(error)}): {todo}") from None
+    dataset.labels = dataset.targets
+    return dataset
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """Where to make a folder of that name, which is moved to its place once it is whole."""
+    part = folder.parent / ".part"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        (part / folder.name).rename(folder)
+    except (RuntimeError, OSError, tarfile.TarError) as error:
+        raise InputError(f"cannot make {folder} ({first_line(error)}); try again, or put it there yourself") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _check(split: str) -> None:
+    if split not in SPLITS:
+        raise unknown("split", str(split), SPLITS)
+
+
+def _home(folder: Folder, split: str) -> Folder | None:
+    """The folder that holds the folder `split`: this one, or the only zip or else the only folder in it, and so on."""
+    there = folder.folders()
+    if split in there:
+        return folder
+    zips = [path.name for path in folder.path.glob("*.zip")] if folder.path.is_dir() else []
+    inside = zips or there
+    if len(inside) == 1 and inside[0] not in SPLITS:
+        return _home(Folder(folder.path / inside[0]), split)
+    return None
+
+
+def _class_folders(
+    transform: Transform, root: str | Path, split: str, names: Mapping[str, str] | None = None
+) -> Photos:
+    """The photographs of train/ or val/, labelled in the order of train's class folders; InputError if they differ."""
+    _check(split)
+    folder = Folder(Path(root).expanduser())
+    home = _home(folder, split)
+    if home is None:
+        raise InputError(f"{root} has no folder {split!r} of class folders; there is: {_list(folder.folders())}")
+    place = home.path / split
+    dataset = Photos(place, transform=transform)
+    classes = _classes(home, dataset, place)
+    order = {name: label for label, name in enumerate(classes)}
+    found = _class_of_each(dataset, Folder(place))
+    if strange := next((name for name in found if name not in order), None):
+        raise InputError(f"{place} has the class {strange!r}, which {home.path / 'train'} has not; remove or add it")
+    dataset.labels = [order[name] for name in found]
+    named = {**_names(home), **(names or {})}
+    dataset.classes = [named.get(name, name) for name in classes]
+    return dataset
+
+
+def _classes(home: Folder, dataset: Photos, place: Path) -> list[str]:
+    """The names of train's class folders, in the order of their labels."""
+    if not dataset.classes:
+        raise InputError(f"{place} has photographs ({dataset.file(0)}) where class folders belong; sort them into some")
+    if empty := sorted({*Folder(place).folders()} - {*dataset.classes}):
+        raise InputError(f"{place / empty[0]} has no photographs; put some there, or delete the folder")
+    if "train" in home.folders():
+        classes = Folder(home.path / "train").folders()
+    elif len(dataset.classes) == len(IMAGENET):  # the validation set alone has them all
+        classes = dataset.classes
+    else:
+        raise InputError(f"{home.path} has no folder 'train', which says what classes there are; add it")
+    if len(classes) < 2:
+        raise InputError(f"{home.path / 'train'} has {len(classes)} class folder(s); two are the least")
+    return classes
+
+
+def _class_of_each(dataset: Photos, place: Folder) -> list[str]:
+    """The class folder of each photograph; in Tiny ImageNet's validation set, what its list says instead."""
+    found = [dataset.classes[label] for label in dataset.labels]
+    if "val_annotations.txt" not in place:
+        return found
+    rows = (line.split("\t") for line in _text(place, "val_annotations.txt").splitlines())
+    listed = {row[0]: row[1] for row in rows if len(row) > 1}  # file, class, box
+    return [listed.get(PurePosixPath(dataset.file(i)).name, name) for i, name in enumerate(found)]
+
+
+def _names(home: Folder) -> dict[str, str]:
+    """The class folders' names (of several the first), by classes.csv (wnid, name) or Tiny ImageNet's words.txt."""
+    pairs: list[list[Any]] = []
+    if "classes.csv" in home:
+        rows = csv.DictReader(io.StringIO(_text(home, "classes.csv"), newline=""))
+        pairs = [[row.get("wnid"), row.get("name")] for row in rows]
+    elif "words.txt" in home:
+        pairs = [line.split("\t") for line in _text(home, "words.txt").splitlines()]
+    return {pair[0]: pair[1].partition(",")[0] for pair in pairs if len(pair) == 2 and all(pair)}
+
+
+def _text(folder: Folder, file: str) -> str:
+    return folder.read(file).decode("utf-8-sig", errors="replace")
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "no folder"

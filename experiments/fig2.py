@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
+from experiments.panels import DPI, check_choice, how_chosen, page, place, text
+from experiments.panels import chosen as _chosen
 from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.data.transforms import Preprocessing
@@ -30,7 +32,6 @@ from zfnet.record import Graph
 from zfnet.render import GREY, grid, outside, resized, signed_image
 
 GRIDS = ((3, 3), (4, 4), (3, 4), (5, 2), (5, 2))  # rows and columns of feature maps, layers 1 to 5
-DPI = 200
 LAYER_GAP, CAPTION, SIDE_GAP, MAP_GAP, TILE_GAP = 40, 86, 24, 7, 1  # pixels
 
 
@@ -143,7 +144,7 @@ def main(
             continue
         title = f"Layer {number}" if len(layers) == len(GRIDS) else layer
         panels.append(
-            _panel(
+            panel_of(
                 title, deconvnet, data, layer, top, drawn[layer], columns, fields[layer], preprocessing,
                 scale, quantile,
             )
@@ -167,9 +168,9 @@ def main(
         }  # fmt: skip
 
     count, total = sum(map(len, drawn.values())), sum(len(top.value) for top in tops.values())
-    how = f"at random (seed {seed})" if choose == "random" else "by strength" if choose == "strongest" else "by number"
     note = (
-        f"{type(model).__name__}, {tops.images:,} images. {count} of {total:,} feature maps, chosen {how}; of each, "
+        f"{type(model).__name__}, {tops.images:,} images. {count} of {total:,} feature maps, chosen "
+        f"{how_chosen(choose, seed)}; of each, "
         f"the {k} strongest activations" + (", from different images." if distinct else ".")
     )
     paper = {
@@ -208,12 +209,7 @@ def _check(
     for each in grids:
         if len(each) != 2 or not all(type(n) is int and n > 0 for n in each):
             raise InputError(f"a grid is [rows, columns] of feature maps; got {list(each)}")
-    if isinstance(choose, str) and choose not in ("random", "strongest"):
-        raise unknown("way to choose maps", choose, ("random", "strongest", "[map, ...]"))
-    if isinstance(choose, Mapping):
-        for layer in choose:
-            if layer not in layers:
-                raise unknown("layer in choose", layer, layers)
+    check_choice(choose, layers)
     if scale not in ("patch", "map"):
         raise unknown("scale", scale, ("patch", "map"))
     if not 0 < quantile <= 1:
@@ -222,25 +218,7 @@ def _check(
         raise InputError(f"a picture of {width} pixels is too narrow; give a width of at least 400")
 
 
-def _chosen(layer: str, top: TopActivations, count: int, choose: Any, random: torch.Generator) -> list[int]:
-    """The maps to draw, at most `count`."""
-    total = len(top.value)
-    if not isinstance(choose, str):
-        maps = list(choose.get(layer, []) if isinstance(choose, Mapping) else choose)
-        for m in maps:
-            if type(m) is not int or not 0 <= m < total:
-                raise InputError(f"no map {m!r} in {layer}: there are {total}")
-        return maps
-    winners = (top.value > 0).sum(1)
-    live = winners.nonzero().flatten()
-    if choose == "strongest":
-        return live[top.value[live, 0].argsort(descending=True, stable=True)][:count].tolist()
-    live = live[torch.randperm(len(live), generator=random)]
-    rare = (winners[live] < top.value.shape[1]).int()
-    return sorted(live[rare.argsort(stable=True)][:count].tolist())
-
-
-def _panel(
+def panel_of(
     title: str, deconvnet: Deconvnet, data: Any, layer: str, top: TopActivations, maps: list[int],
     columns: int, field: ReceptiveField, preprocessing: Preprocessing, scale: str, quantile: float,
 ) -> Panel:  # fmt: skip
@@ -302,43 +280,28 @@ def compose(panels: Sequence[Panel], width: int, note: str) -> Figure:
     heights = [max(p.height(t) for p in line) for line, t in zip(lines, tiles, strict=True)]
     notes = textwrap.wrap(note, (width - 2 * margin) // 11)
     height = sum(heights) + LAYER_GAP * len(lines) + 24 * (len(notes) - 1) + 2 * margin
-    figure = Figure(figsize=(width / DPI, height / DPI), facecolor="white")
+    figure = page(width, height)
     y = margin
     for line, tile, tall in zip(lines, tiles, heights, strict=True):
         x = (width - _wide(line, tile)) // 2
         for panel in line:
             blocks = panel.draw(tile)
             at = (x, x + panel.extent(tile, panel.columns) + SIDE_GAP)
-            _text(figure, x, y + 24, panel.title, weight="bold", size=10.5)
+            text(figure, x, y + 24, panel.title, weight="bold", size=10.5)
             if panel.title != panel.layer:
-                _text(figure, x + 160, y + 26, panel.layer, size=7.5, color="0.35")
+                text(figure, x + 160, y + 26, panel.layer, size=7.5, color="0.35")
             for left, label, block in zip(at, (panel.left, panel.right), blocks, strict=True):
-                _text(figure, left, y + 62, label, size=7.5)
-                _place(figure, block, left, y + CAPTION)
+                text(figure, left, y + 62, label, size=7.5)
+                place(figure, block, left, y + CAPTION)
             x += panel.width(tile) + LAYER_GAP
         y += tall + LAYER_GAP
     for n, words in enumerate(reversed(notes)):
-        _text(figure, margin, height - margin - 8 - 24 * n, words, size=6.5, color="0.35")
+        text(figure, margin, height - margin - 8 - 24 * n, words, size=6.5, color="0.35")
     return figure
 
 
 def _wide(line: Sequence[Panel], tile: int) -> int:
     return sum(panel.width(tile) for panel in line) + LAYER_GAP * (len(line) - 1)
-
-
-def _text(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
-    """Text whose middle is at pixel (x, y) from the top left."""
-    width, height = (side * DPI for side in figure.get_size_inches())
-    figure.text(x / width, 1 - y / height, text, va="center", **style)
-
-
-def _place(figure: Figure, image: Tensor, x: float, y: float) -> None:
-    """An image (3, H, W) pixel for pixel, its top left at (x, y)."""
-    width, height = (side * DPI for side in figure.get_size_inches())
-    rows, columns = image.shape[1:]
-    axes = figure.add_axes((x / width, 1 - (y + rows) / height, columns / width, rows / height))
-    axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="none", aspect="auto")
-    axes.axis("off")
 
 
 def draw_boxes(

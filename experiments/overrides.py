@@ -21,7 +21,7 @@ from zfnet.errors import InputError, first_line, unknown
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = ("experiment", "model", "data", "train")
-GIVEN = ("model", "data", "validation", "out")  # arguments of an experiment that are made for it
+GIVEN = ("model", "data", "training", "validation", "networks", "out")  # arguments that run.py makes
 
 
 def names(group: str) -> list[str]:
@@ -116,7 +116,7 @@ def check(words: Sequence[str]) -> list[str]:
 
 def _checked(word: str, override: Override, config: DictConfig, settings: list[str]) -> str:
     root, *path = override.key_or_group.split(".")
-    if override.key_or_group in GROUPS or override.is_delete() or root == "hydra":
+    if override.key_or_group in GROUPS or override.is_delete() or root.startswith("hydra"):
         return word
     if root in config and root not in ("experiment", "hydra"):
         _look_up(config, [root, *path])

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from zfnet.errors import InputError
+from zfnet.train import processes
 
 COMMAND = shlex.join(sys.argv)  # as it was typed
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +28,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @contextlib.contextmanager
 def results(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder to write into; at the end its files move to `out`, after an error nothing of it is left."""
+    """A folder to write into; at the end its files move to `out`, after an error nothing of it is left.
+
+    Of several processes only the first one's files are kept.
+    """
+    if processes()[0]:
+        with tempfile.TemporaryDirectory() as unwanted:
+            yield Path(unwanted)
+        return
     out = Path(out).absolute()
     missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     folder = None

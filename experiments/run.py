@@ -2,13 +2,14 @@
 
 Without arguments: all figures, of a small network on rendered scenes.  The result lies in
 outputs/<experiment>/<model>-<data>/, or where `out=` says.  With -m, `k=4,9` runs one after the other.
+Training shares its batches among processes: torchrun --nproc-per-node=4 experiments/run.py experiment=train
 """
 
 import contextlib
 import inspect
+import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import hydra
 import torch
+import torch.distributed as dist
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
@@ -25,11 +27,17 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
+from experiments.networks import Networks
 from experiments.overrides import CONF, GIVEN, check, configured, single
 from experiments.results import results
+from zfnet import weights
+from zfnet.data.transforms import Preprocessing, Stored
 from zfnet.errors import InputError, first_line
+from zfnet.train import processes
 
 PLACED = ("experiment", "model", "data", "++out")  # the folder's name says these
+TRAINING = {"training": "train", "validation": "val"}  # uint8 images of these splits
+SHARED = ("train", "variant")  # experiments whose work several processes share
 
 
 @contextlib.contextmanager
@@ -72,7 +80,9 @@ def check_type(name: str, value: Any, hint: Any) -> None:
 
 def device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and processes()[1] > 1:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -80,10 +90,31 @@ def device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@contextlib.contextmanager
+def torchrun(experiments: Sequence[str]) -> Iterator[None]:
+    """Under torchrun, the group of its processes."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    if not set(experiments) <= set(SHARED):
+        raise InputError(f"torchrun is for experiment={' and '.join(SHARED)}; run {', '.join(experiments)} with python")
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def dataset(config: DictConfig, transform: Preprocessing | Stored, **more: Any) -> Any:
+    """The configured data set, its images as the transform gives them."""
+    settings = OmegaConf.masked_copy(config.data, [str(key) for key in config.data if key != "trained_on"])
+    return made(settings)(transform, **more)
+
+
 def trained(config: DictConfig, words: Sequence[str]) -> Path:
     """The checkpoint that training leaves; where there is none yet, train."""
     choices = config.hydra.runtime.choices
-    data = config.model.get("trained_on") or choices.data
+    data = config.data.get("trained_on") or choices.data
     path = Path("outputs", "train", f"{choices.model}-{data}", "model.safetensors")
     if not path.exists():
         print(f"{path} is not there yet: training it first", file=sys.stderr)
@@ -94,12 +125,52 @@ def trained(config: DictConfig, words: Sequence[str]) -> Path:
     return path
 
 
+def count_classes(config: DictConfig) -> int | None:
+    """How many classes the network's weights say they have, or, for random ones that must be told, the data."""
+    told, classes = config.model.architecture.num_classes, None
+    if config.model.weights:
+        classes = weights.read_metadata(config.model.weights).get("classes")
+    elif told is None:
+        classes = dataset(config, made(config.model.preprocessing), split="val").classes
+    if told is None and not classes:
+        source = config.model.weights or f"data={config.hydra.runtime.choices.data}"
+        raise InputError(f"{source} names no classes: give model.architecture.num_classes=")
+    return len(classes) if classes else told
+
+
 def network(config: DictConfig, words: Sequence[str]) -> nn.Module:
     """The configured network with its weights, on its device."""
     if config.model.weights == "trained":
         config.model.weights = str(trained(config, words))
+    if "num_classes" in config.model.architecture:
+        config.model.architecture.num_classes = count_classes(config)
     settings = OmegaConf.masked_copy(config.model, ["_target_", "architecture", "weights", "preprocessing", "seed"])
     return made(settings, seed=config.seed).to(device(config.device))
+
+
+def given(config: DictConfig, words: Sequence[str], names: Collection[str]) -> dict[str, Any]:
+    """What an experiment's function is given, of these names: see `conf/` for the rest."""
+    found: dict[str, Any] = {}
+    if "networks" in names:  # from scratch
+        config.model.weights = None
+    if {"model", "networks"} & set(names):
+        model = network(config, words)
+        how: Preprocessing = model.preprocessing  # type: ignore[assignment]
+        with open_dict(config):  # a file of weights brings its own
+            config.model.preprocessing.update(how.settings)
+        found["model"] = model
+    if "data" in names:
+        found["data"] = dataset(config, how)
+    if {"training", "networks"} & set(names):
+        stored = Stored(how, config.train.get("stored"))
+        found |= {name: dataset(config, stored, split=split) for name, split in TRAINING.items()}
+    if "networks" in names:
+        choices = config.hydra.runtime.choices
+        folder = Path("outputs", "networks", f"{choices.model}-{choices.data}")
+        found["networks"] = Networks(
+            folder, found["training"], found["validation"], how, device=next(model.parameters()).device
+        )
+    return {name: what for name, what in found.items() if name in names}
 
 
 def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
@@ -109,9 +180,10 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
         raise InputError(f"seed is {config.seed!r}; give a whole number")
     main = get_object(config.experiment._target_)
     parameters = inspect.signature(main).parameters
+    needed = {*parameters} | ({"data"} if {"training", "networks"} & {*parameters} else set())
     for key in sorted(OmegaConf.missing_keys(config)):
         group = key.partition(".")[0]
-        if group in parameters:
+        if group in needed:
             raise InputError(f"{group}={config.hydra.runtime.choices[group]} needs {key}=...")
     choices = config.hydra.runtime.choices
     out = Path(config.out or Path("outputs", experiment, f"{choices.model}-{choices.data}"), below)
@@ -123,22 +195,16 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
     for name, hint in get_type_hints(main).items():
         if name in settings and not (isinstance(settings[name], dict) and "_target_" in settings[name]):
             check_type(name, settings[name], hint)
-    given: dict[str, Any] = {"out": out}
-    if "model" in parameters:
-        given["model"] = network(config, words)
-        with open_dict(config):  # a file of weights brings its own
-            config.model.preprocessing.update(asdict(given["model"].preprocessing))
-    if "data" in parameters:
-        given["data"] = made(config.data)(given["model"].preprocessing)
-    if "validation" in parameters:
-        given["validation"] = made(config.data)(given["model"].preprocessing, split="val")
-    result = made(config.experiment, _partial_=True)(**given)
+    # first: settings may name what it fills in, such as ${model.weights} and the number of classes
+    found = given(config, words, parameters)
+    result = made(config.experiment, _partial_=True)(out=out, **found)
     with results(out) as files:
         text = OmegaConf.to_yaml(
             OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True
         )
         (files / "config.yaml").write_text(text, encoding="utf-8")
-    print(f"{experiment}: {out}")
+    if processes()[0] == 0:
+        print(f"{experiment}: {out}")
     return result
 
 
@@ -152,16 +218,18 @@ def task(config: DictConfig) -> None:
         swept = ",".join(point).replace("/", "_")
     with in_one_line():
         asked = single(configured(words), words)
-        for experiment, mine in asked:
-            run(experiment, mine, Path(experiment if config.out and len(asked) > 1 else "", swept))
+        with torchrun([experiment for experiment, _ in asked]):
+            for experiment, mine in asked:
+                run(experiment, mine, Path(experiment if config.out and len(asked) > 1 else "", swept))
 
 
 def command_line() -> None:
+    # jobs that a launcher starts elsewhere import this, too
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
     with in_one_line():
         arguments = get_args_parser().parse_args()
         words = check(arguments.overrides)
-        if not arguments.multirun:
-            configured(words)
+        configured([word for word in words if word.startswith("hydra/")] if arguments.multirun else words)
         known = dict(zip(arguments.overrides, words, strict=True))
         sys.argv[1:] = [known.get(word, word) for word in sys.argv[1:]]
         task()

@@ -1,60 +1,133 @@
 """Training, by the paper's recipe or another; the other experiments find the network that it leaves.
 
-What to look for: both error rates fall, and the validation error ends well below that of guessing.
+What to look for: both error rates fall, the validation error ends well below that of guessing, and the network does
+not wait for its images.
 """
 
+import contextlib
+import csv
+import io
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from experiments.results import Provenance, results, write_result
 from zfnet import weights
-from zfnet.train import Recipe, error_rate, in_memory, train
+from zfnet.files import write_atomically
+from zfnet.train import Recipe, error_rates, in_memory, processes, train
+
+MEMORY = 4 * 2**30  # bytes of images that are read once and kept; larger data sets are read in every epoch
+EPOCHS = (1, 2, 5, 10, 20, 30, 40, 64)  # Figure 4's
 
 
 def main(
     model: nn.Module,
-    data: Any,
+    training: Any,
     out: str | Path,
     *,
     validation: Any = None,
     recipe: Recipe | None = None,
+    crops: int | None = None,
+    snapshots: Sequence[int] = EPOCHS,
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train the model in place; write model.safetensors, the curves and the error rates.
 
-    Each epoch's end is kept in `out`, and a run that was stopped goes on from there; at the end only results are left.
+    From the first epoch on `out` holds a checkpoint, from which a run that was stopped goes on, metrics.csv, the curves
+    (figure.png, and TensorBoard's if it is installed), and in epochs/ the weights after `snapshots` and the last epoch.
+    crops: of every validation image, 1 or 10, whose probabilities are averaged at the end; None: 10 where images leave
+    a margin for them.
     """
     recipe = recipe or Recipe()
     provenance = Provenance(model, seed=recipe.seed)
     out = Path(out)
-    images = in_memory(data, workers=workers, progress=progress, what="training images")
-    checks = validation and in_memory(validation, workers=workers, progress=progress, what="validation images")
-    history = train(model, images, checks, recipe, folder=out, progress=progress)
+    images = in_memory(training, limit=MEMORY, workers=workers, progress=progress, what="training images")
+    checks = validation and in_memory(
+        validation, limit=MEMORY, workers=workers, progress=progress, what="validation images"
+    )
+    about = {
+        "architecture": type(model).__name__,
+        "recipe": asdict(recipe),
+        "classes": list(getattr(training, "classes", [])),
+    }
+    with _tensorboard(out / "tensorboard") as board:
+
+        def on_epoch(history: list[dict[str, float]]) -> None:
+            epoch = len(history)
+            if epoch == 1:  # of an earlier run
+                shutil.rmtree(out / "epochs", ignore_errors=True)
+            write_atomically(out / "metrics.csv", _csv(history))
+            write_atomically(out / "figure.png", _picture(history))
+            for name, value in history[-1].items():
+                board.add_scalar(name, value, epoch)
+            if epoch in snapshots or epoch == recipe.epochs:
+                weights.save(model, out / "epochs" / f"epoch-{epoch:04d}.safetensors", epoch=epoch, **about)
+
+        history = train(
+            model, images, checks, recipe, folder=out, workers=workers, progress=progress, on_epoch=on_epoch
+        )
     ours: dict[str, Any] = {"epochs": len(history), "history": history}
     if checks:
-        ours |= {
-            "validation_top1": history[-1]["validation_error"],
-            "validation_top5": error_rate(model, checks, top=5),
-        }
-    paper = {"epochs": 70, "history": None, "validation_top1": 0.384, "validation_top5": 0.165}
+        margin = recipe.stored or recipe.shift
+        crops = crops or (10 if margin else 1)
+        pad = 0 if recipe.stored else recipe.shift
+        top1, top5 = error_rates(model, checks, crops=crops, pad=pad, workers=workers, progress=progress)
+        ours |= {"validation_top1": top1, "validation_top5": top5}
+    seconds = sum(entry["seconds"] for entry in history)
+    ours["waiting"] = sum(entry["waiting"] * entry["seconds"] for entry in history) / max(seconds, 1e-9)
+    paper = {"epochs": 70, "history": None, "validation_top1": 0.384, "validation_top5": 0.165, "waiting": None}
     settings = {
-        "model": type(model).__name__, "recipe": asdict(recipe), "images": len(images),
-        "validation_images": len(checks) if checks else 0, "dataset": _name(data), "parameters": _size(model),
+        "model": type(model).__name__, "recipe": asdict(recipe), "images": len(images), "crops": crops,
+        "validation_images": len(checks) if checks else 0, "dataset": _name(training), "parameters": _size(model),
+        "processes": processes()[1],
     }  # fmt: skip
     with results(out) as folder:
-        weights.save(
-            model, folder / "model.safetensors", architecture=type(model).__name__, recipe=asdict(recipe),
-            classes=list(getattr(data, "classes", [])),
-        )  # fmt: skip
-        _curves(history).savefig(folder / "figure.png", dpi=150)
+        weights.save(model, folder / "model.safetensors", **about)
         result = write_result(folder, "train", {key: paper[key] for key in ours}, ours, settings, provenance)
-    (out / "checkpoint.pt").unlink(missing_ok=True)
+    if processes()[0] == 0:
+        (out / "checkpoint.pt").unlink(missing_ok=True)
+        print(summary(ours, crops, seconds, len(images)))
     return result
+
+
+def summary(ours: dict[str, Any], crops: int | None, seconds: float, images: int) -> str:
+    """What a training run came to, in a line."""
+    said = [f"{ours['epochs']} epochs", f"{ours['epochs'] * images / max(seconds, 1e-9):,.0f} images/s"]
+    said.append(f"{ours['waiting']:.1%} of the time waiting for images")
+    if "validation_top1" in ours:
+        centre = ours["history"][-1]
+        said.append(f"validation error {centre['validation_error']:.1%} (top 5: {centre['validation_top5']:.1%})")
+        if crops != 1:
+            said.append(f"averaged over {crops} crops {ours['validation_top1']:.1%} ({ours['validation_top5']:.1%})")
+    return ", ".join(said)
+
+
+class _Nowhere:
+    """TensorBoard where there is none."""
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _tensorboard(folder: Path) -> Iterator[Any]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        yield _Nowhere()
+        return
+    if processes()[0]:
+        yield _Nowhere()
+        return
+    with SummaryWriter(str(folder)) as board:
+        yield board
 
 
 def _name(data: Any) -> str | None:
@@ -65,13 +138,26 @@ def _size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _curves(history: list[dict[str, float]]) -> Figure:
+def _csv(history: list[dict[str, float]]) -> bytes:
+    text = io.StringIO()
+    rows = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(history)
+    return text.getvalue().encode()
+
+
+def _picture(history: list[dict[str, float]]) -> bytes:
+    """The curves as a PNG file."""
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
     epochs = [entry["epoch"] for entry in history]
-    for key, label in (("train_error", "training"), ("validation_error", "validation")):
+    curves = {"train_error": "training", "validation_error": "validation", "validation_top5": "validation, top 5"}
+    for key, label in curves.items():
         if key in history[0]:
             axes.plot(epochs, [100 * entry[key] for entry in history], marker=".", label=label)
     axes.set(xlabel="epoch", ylabel="error, %", ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
-    return figure
+    file = io.BytesIO()
+    figure.savefig(file, dpi=150)
+    return file.getvalue()

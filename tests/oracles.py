@@ -6,6 +6,7 @@
     measured_support        a receptive field as the pixels that a gradient reaches
     plain_occlusion         the image with a square at each place, run whole, one after the other
     top_k                   the strongest activations with all of them in memory
+    correlations            of all pairs of maps, one pair at a time
 
 None of them imports anything of zfnet.
 """
@@ -279,3 +280,14 @@ def top_k(activations: Tensor, k: int, distinct: bool = True) -> tuple[Tensor, T
         for j, (i, r, c) in enumerate(chosen):
             value[m, j], image[m, j], row[m, j], column[m, j] = plane[i][r][c], i, r, c
     return value, image, row, column
+
+
+def correlations(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson's correlation (C, D) of maps (N, C, H, W) and (N, D, H, W), pair by pair by numpy; 0 of constants."""
+    result = torch.zeros(first.shape[1], second.shape[1], dtype=torch.float64)
+    for c in range(first.shape[1]):
+        for d in range(second.shape[1]):
+            x, y = first[:, c].double().flatten().numpy(), second[:, d].double().flatten().numpy()
+            if np.ptp(x) > 0 and np.ptp(y) > 0:
+                result[c, d] = float(np.corrcoef(x, y)[0, 1])
+    return result

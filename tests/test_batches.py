@@ -57,9 +57,13 @@ class Process(Counting):
 
 
 class Dying(Counting):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
     def __getitem__(self, i):
         if i == 7:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.how()
         return super().__getitem__(i)
 
 
@@ -214,8 +218,9 @@ def test_global_generator_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_worker_that_dies_is_one_line():
-    message = refused(Dying(), 2, workers=2)
+@pytest.mark.parametrize("how", [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: os._exit(0)])
+def test_worker_that_dies_is_one_line(how):
+    message = refused(Dying(how), 2, workers=2)
     assert message.startswith("a worker process died") and "DataLoader worker (pid" in message
 
 

@@ -1,10 +1,13 @@
 """Every experiment from end to end on a tiny network, and the command line with all that can be mistyped."""
 
 import copy
+import csv
+import functools
 import json
 import subprocess
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,16 +17,17 @@ from PIL import Image
 from torch import nn
 
 from experiments import fig2, results, steps, stripes, train, units
+from experiments.networks import Networks
 from experiments.overrides import check, configured, names, single
 from experiments.run import command_line
-from zfnet import Deconvnet, InputError, scan, weights
+from zfnet import Deconvnet, InputError, ZFNet, scan, weights
 from zfnet.data.photos import BrokenImage
 from zfnet.data.scenes import Scenes
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.transforms import Preprocessing, Stored
 from zfnet.train import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {"run", "overrides", "results", "models", "datasets", "__init__"}
+MODULES = {"run", "overrides", "results", "models", "networks", "panels", "datasets", "__init__"}
 TINY = [
     "model=zfnet_small", "model.weights=null", "model.architecture.maps=[4,4,4,4,4]", "model.architecture.hidden=[8]",
     "data.count={train: 24, val: 12}",
@@ -221,11 +225,51 @@ def test_stripes_across_are_exactly_zero(tmp_path, capsys):
 def test_training_leaves_weights_and_curves(model, data, tmp_path):
     network, recipe = copy.deepcopy(model), Recipe(epochs=2, batch_size=6)
     result = train.main(network, data, tmp_path, validation=data, recipe=recipe, progress=False)
-    assert files(tmp_path) == {"figure.png", "model.safetensors", "result.json"}
+    snapshots = {"epoch-0001.safetensors", "epoch-0002.safetensors"}
+    assert files(tmp_path) == {"figure.png", "model.safetensors", "result.json", "metrics.csv", *snapshots}
+    with open(tmp_path / "metrics.csv", newline="") as lines:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
+    assert rows == result["ours"]["history"]
     assert [entry["epoch"] for entry in result["ours"]["history"]] == [1, 2]
     loaded = weights.load(copy.deepcopy(model), tmp_path / "model.safetensors")
     assert torch.equal(loaded.conv1.weight, network.conv1.weight)
     assert loaded.preprocessing == model.preprocessing
+    last = weights.load(copy.deepcopy(model), tmp_path / "epochs" / "epoch-0002.safetensors")
+    assert torch.equal(last.conv1.weight, network.conv1.weight)
+    first = weights.load(copy.deepcopy(model), tmp_path / "epochs" / "epoch-0001.safetensors")
+    assert not torch.equal(first.conv1.weight, network.conv1.weight)
+
+
+def test_snapshots_of_an_earlier_run_are_gone(model, data, tmp_path):
+    for epochs in (3, 1):
+        recipe = Recipe(epochs=epochs, batch_size=6)
+        train.main(copy.deepcopy(model), data, tmp_path, recipe=recipe, snapshots=[1, 2, 3], progress=False)
+    assert [path.name for path in (tmp_path / "epochs").iterdir()] == ["epoch-0001.safetensors"]
+
+
+def test_a_network_to_compare_is_trained_once_and_its_like_apart(data, tmp_path, monkeypatch):
+    small = functools.partial(ZFNet, 16, maps=(4, 4, 4, 4, 4), hidden=(4,), image_size=64, init="he")
+    how = Preprocessing(size=64, resize=64)
+    images = [Scenes(split, 8, size=64, transform=Stored(how)) for split in ("train", "val")]
+    networks = Networks(tmp_path, *images, how, progress=False)
+    recipe = Recipe(epochs=1, batch_size=4)
+    first = networks.trained("small", small, recipe)
+    assert first.model.preprocessing == how and len(first.history) == 1 and not first.model.training
+    assert networks.validation.tensors[0].dtype == torch.uint8
+
+    others = [
+        networks.trained("small", small, replace(recipe, seed=1)),
+        networks.trained("small", small, replace(recipe, rms=None)),
+        networks.trained("small", functools.partial(small, dropout=0.1), recipe),
+        networks.trained("small", functools.partial(small, init="quiet"), recipe),
+        Networks(tmp_path, images[1], images[1], how, progress=False).trained("small", small, recipe),
+    ]
+    assert len(list(tmp_path.iterdir())) == 1 + len(others)
+    assert all(files(folder) == {"model.safetensors"} for folder in tmp_path.iterdir())
+    monkeypatch.setattr(sys.modules["experiments.networks"], "train", None)  # not again
+    again = Networks(tmp_path, *images, how, progress=False).trained("small", small, recipe)
+    assert again.history == first.history
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), first.model.parameters(), strict=True))
 
 
 # ---- results ---------------------------------------------------------------------------------------------------------
@@ -271,7 +315,8 @@ def test_every_experiment_composes(experiment):
 @pytest.mark.parametrize("name", names("model"))
 def test_every_model_is_built_and_has_its_layers(name):
     config = configured([f"model={name}"]).model
-    network = instantiate(config.architecture)()
+    classes = {"num_classes": 5} if config.architecture.get("num_classes", 5) is None else {}
+    network = instantiate(config.architecture)(**classes)
     graph = Deconvnet(network.eval()).graph
     assert [graph.node(layer) is not None for layer in config.layers] == [True] * 5
 
@@ -377,7 +422,8 @@ def test_a_network_is_trained_once(run, tmp_path):
     assert status == 0
     assert any("training it first" in line for line in lines)
     trained, drawn = (tmp_path / "outputs" / name / "zfnet_small-scenes" for name in ("train", "fig2"))
-    assert files(trained) == {"model.safetensors", "figure.png", "result.json", "config.yaml"}
+    results = {"model.safetensors", "figure.png", "result.json", "config.yaml"}
+    assert files(trained) == {*results, "metrics.csv", "epoch-0001.safetensors"}
     assert files(drawn) == {"figure.png", "figure.pdf", "boxes.png", "result.json", "config.yaml"}
     assert "weights: outputs/train/zfnet_small-scenes/model.safetensors" in (drawn / "config.yaml").read_text()
 
@@ -389,6 +435,37 @@ def test_a_network_is_trained_once(run, tmp_path):
     assert status == 2
     assert len(lines) == 1
     assert "model.safetensors does not fit ZFNet" in lines[0]
+
+
+def test_a_network_has_as_many_classes_as_its_data_and_keeps_them(run, tmp_path, monkeypatch):
+    for split in ("train", "val"):
+        for name in ("circle", "square", "star"):
+            (tmp_path / "shapes" / split / name).mkdir(parents=True)
+            for n in range(3):
+                Image.new("RGB", (150, 150), (80 * n, 99, 9)).save(tmp_path / "shapes" / split / name / f"{n}.png")
+    shapes = ["data=photos", "data.root=shapes"]
+    small = [word for word in TINY if word.startswith("model.arch")]
+    assert run("experiment=train", *shapes, *small, "train.epochs=1", "train.batch_size=4")[0] == 0
+    trained = tmp_path / "outputs" / "train" / "zfnet_small-photos" / "model.safetensors"
+    assert weights.read_metadata(trained)["classes"] == ["circle", "square", "star"]
+    words = [f"model.weights={trained}", *small, *shapes, "k=2", "layers=[relu1]", "grids=[[1,1]]", "width=400"]
+    assert run("experiment=fig2", *words)[0] == 0
+
+
+def test_several_processes_are_for_training(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, lines = run("experiment=stripes")
+    assert (status, lines) == (
+        2,
+        ["run.py: torchrun is for experiment=train and variant; run stripes with python"],
+    )
+
+
+def test_a_variant_is_trained_where_the_tables_find_it(run, tmp_path):
+    words = [*TINY, "model.architecture.hidden=[8,8]", "train.epochs=1", "train.batch_size=12"]
+    assert run("-m", "experiment=variant", "variant=fig3,'fig3 fc 2048'", *words)[0] == 0
+    trained = [path.name.rpartition(",")[0] for path in (tmp_path / "outputs/networks/zfnet_small-scenes").iterdir()]
+    assert sorted(trained) == ["fig3 fc 2048, seed 0", "fig3, seed 0"]
 
 
 def test_a_sweep_gives_every_point_its_folder(run, tmp_path):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zfnet import InputError, ZFNet
-from zfnet.model import TABLE3, ContrastNorm
+from zfnet.model import CHANGES, VARIANTS, ContrastNorm, variant
 
 LAYERS = [
     "conv1", "relu1", "pool1", "norm1", "conv2", "relu2", "pool2", "norm2", "conv3", "relu3", "conv4", "relu4",
@@ -37,7 +37,7 @@ def test_map_sizes_of_figure_3(border: str) -> None:
 
 @pytest.mark.parametrize("border", BORDERS)
 def test_map_sizes_of_the_replication(border: str) -> None:
-    model = ZFNet(**(TABLE3["krizhevsky"] | SMALL | {"border": border})).eval()
+    model = ZFNet(**variant("krizhevsky", border=border, **SMALL)).eval()
     sides = {name: x.shape[-1] for name, x in outputs(model, torch.randn(1, 3, 224, 224)) if x.ndim == 4}
     names = ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5")
     assert [sides[name] for name in names] == [55, 27, 27, 13, 13, 13, 13, 6]
@@ -50,30 +50,63 @@ def count(maps: tuple[int, ...], kernels: tuple[int, ...], hidden: tuple[int, ..
     return convolutions + sum((a + 1) * b for a, b in pairwise(widths))
 
 
-PARAMETERS = {
-    "fig3": 62_357_608,
-    "512-1024-512": 107_627_624,
-    "fc 2048": 28_848_232,
-    "fc 8192": 154_542_184,
-    "fc 8192, 512-1024-512": 237_560_936,
+FIG3, KRIZHEVSKY = (7, 5, 3, 3, 3), (11, 5, 3, 3, 3)
+MAPS, DEEPER = (96, 256, 384, 384, 256), (96, 256, 512, 1024, 512)
+PARAMETERS = {  # in the order of Table 3
     "krizhevsky": 62_378_344,
-    "without layers 3, 4": count((96, 256, 256), (7, 5, 3), (4096, 4096)),
-    "without layer 7": count((96, 256, 384, 384, 256), (7, 5, 3, 3, 3), (4096,)),
-    "without layers 6, 7": count((96, 256, 384, 384, 256), (7, 5, 3, 3, 3), ()),
-    "without layers 3, 4, 6, 7": count((96, 256, 256), (7, 5, 3), ()),
+    "krizhevsky without layers 3, 4": count((96, 256, 256), (11, 5, 3), (4096, 4096)),
+    "krizhevsky without layer 7": count(MAPS, KRIZHEVSKY, (4096,)),
+    "krizhevsky without layers 6, 7": count(MAPS, KRIZHEVSKY, ()),
+    "krizhevsky without layers 3, 4, 6, 7": count((96, 256, 256), (11, 5, 3), ()),
+    "krizhevsky fc 2048": count(MAPS, KRIZHEVSKY, (2048, 2048)),
+    "krizhevsky fc 8192": count(MAPS, KRIZHEVSKY, (8192, 8192)),
+    "fig3": 62_357_608,
+    "fig3 fc 2048": 28_848_232,
+    "fig3 fc 8192": 154_542_184,
+    "fig3 512-1024-512": 107_627_624,
+    "fig3 fc 8192, 512-1024-512": 237_560_936,
 }
 
 
 def test_the_count_by_hand_is_the_papers() -> None:
-    assert count((96, 256, 384, 384, 256), (7, 5, 3, 3, 3), (4096, 4096)) == PARAMETERS["fig3"]
-    assert count((96, 256, 384, 384, 256), (11, 5, 3, 3, 3), (4096, 4096)) == PARAMETERS["krizhevsky"]
+    assert count(MAPS, FIG3, (4096, 4096)) == PARAMETERS["fig3"]
+    assert count(MAPS, KRIZHEVSKY, (4096, 4096)) == PARAMETERS["krizhevsky"]
+    assert count(DEEPER, FIG3, (8192, 8192)) == PARAMETERS["fig3 fc 8192, 512-1024-512"]
 
 
-@pytest.mark.parametrize("variant", TABLE3)
-def test_parameters_of_table_3(variant: str) -> None:
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameters_of_table_3(name: str) -> None:
     with torch.device("meta"):
-        model = ZFNet(**TABLE3[variant])
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[variant]
+        model = ZFNet(**variant(name))
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+def test_the_variants_are_the_rows_of_table_3() -> None:
+    assert list(VARIANTS) == list(PARAMETERS)
+    assert {change for _, change in VARIANTS.values()} == set(CHANGES)
+
+
+def test_a_variant_scales_with_its_network() -> None:
+    small = {"maps": [12, 24, 48, 48, 36], "hidden": [64, 32], "num_classes": 7, "conv1": [5, 2]}
+    assert variant("fig3", **small) == small | {"maps": (12, 24, 48, 48, 36), "hidden": (64, 32)}
+    wide = variant("fig3 fc 8192, 512-1024-512", **small)
+    assert wide == small | {"maps": (12, 24, 64, 128, 72), "hidden": (128, 64)}
+    bare = variant("krizhevsky without layers 3, 4, 6, 7", **small)
+    assert (bare["maps"], bare["hidden"], bare["conv1"]) == ((12, 24, None, None, 36), (), (11, 4))
+    assert small["maps"] == [12, 24, 48, 48, 36]
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "message"),
+    [
+        ("fig3 fc 2047", {}, "no variant 'fig3 fc 2047' (did you mean 'fig3 fc 2048'?)"),
+        ("fig3 fc 2048", {"hidden": [64]}, "made from a network with layers 1 to 7; got maps (96, 256"),
+        ("krizhevsky without layers 3, 4", {"maps": (4, 6, None, None, 6)}, "with layers 1 to 7"),
+    ],
+)
+def test_variants_that_cannot_be(name: str, architecture: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        variant(name, **architecture)
 
 
 def test_layer_names() -> None:

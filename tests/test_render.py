@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zfnet import InputError
-from zfnet.render import GREY, contrast, grid, outside, resized, signed_image
+from zfnet.render import GREY, contrast, grid, outside, resized, saturated, signed_image
 
 
 @pytest.fixture
@@ -69,6 +69,12 @@ def test_grid_puts_tiles_in_reading_order(count, columns, gap):
 def test_grid_refuses_no_columns():
     with pytest.raises(InputError, match="columns"):
         grid(torch.zeros(1, 3, 2, 2), 0)
+
+
+def test_saturation_stretches_colours_about_each_pixels_grey():
+    image = torch.tensor([0.3, 0.5, 0.4])[None, :, None, None].expand(2, 3, 4, 5)
+    for factor, expected in ((0, [0.4, 0.4, 0.4]), (1, [0.3, 0.5, 0.4]), (2, [0.2, 0.6, 0.4]), (9, [0.0, 1.0, 0.4])):
+        torch.testing.assert_close(saturated(image, factor)[1, :, 2, 3], torch.tensor(expected))
 
 
 def test_outside_marks_what_leaves_the_image():

@@ -119,6 +119,16 @@ def test_interrupted_goes_on_where_it_was(model, images, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_a_finished_scan_can_be_kept_and_is_then_read(model, images, tmp_path: Path) -> None:
+    state, dataset = tmp_path / "scan.safetensors", Interrupted(images, at=-1)
+    settings = {"batch_size": 4, "state": state, "progress": False}
+    whole = scan(model, dataset, LAYERS, 5, keep_state=True, **settings)
+    assert (state.exists(), dataset.reads) == (True, 23)
+    again = scan(model, dataset, LAYERS, 5, **settings)
+    assert (state.exists(), dataset.reads, again.images) == (False, 23, 23)
+    assert all(equal(again[layer], whole[layer]) for layer in LAYERS)
+
+
 def test_state_of_another_scan_is_not_used(model, images, tmp_path: Path) -> None:
     state, dataset = tmp_path / "scan.safetensors", Interrupted(images, at=13)
     with pytest.raises(KeyboardInterrupt):

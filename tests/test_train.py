@@ -1,23 +1,29 @@
 """Training: the paper's update, and runs that go on where they stopped."""
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import TensorDataset
+from torchvision.transforms.functional import ten_crop
 
 import zfnet.train
-from zfnet import InputError, ZFNet
-from zfnet.train import Recipe, augment, error_rate, in_memory, renormalise, train
+from zfnet import InputError, ZFNet, weights
+from zfnet.data.transforms import Preprocessing, Stored
+from zfnet.train import Recipe, augment, error_rates, in_memory, mean_image, renormalise, train, views
 
 RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.01, schedule="cosine", shift=2)
 
 
-def network() -> ZFNet:
+def network(dropout: float = 0.1, **arguments) -> ZFNet:
     torch.manual_seed(3)
-    return ZFNet(2, maps=(6, 6, 6, 6, 6), hidden=(8,), image_size=64, init="he", dropout=0.1)
+    return ZFNet(2, maps=(6, 6, 6, 6, 6), hidden=(8,), image_size=64, init="he", dropout=dropout, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,7 @@ def rms(model: nn.Module) -> torch.Tensor:
 
 def test_learns(halves) -> None:
     model = network()
-    before = error_rate(model, halves)
+    (before,) = error_rates(model, halves, top=[1])
     history = train(model, halves, halves, replace(RECIPE, epochs=12), progress=False)
     assert history[-1]["validation_error"] <= 0.1 < before + 1e-9
     assert history[-1]["loss"] < history[0]["loss"]
@@ -72,44 +78,136 @@ def test_no_filter_exceeds_the_rms_after_any_step(halves, limit, monkeypatch: py
     assert (max(seen[1:]) <= 0.1 * (1 + 1e-6)) == (limit is not None)
 
 
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    return all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def without_times(history: list[dict]) -> list[dict]:
+    return [{k: v for k, v in e.items() if k not in ("seconds", "images_per_second", "waiting")} for e in history]
+
+
+class Killed(BaseException):
+    """What nobody catches."""
+
+
+@pytest.mark.parametrize("when", [0, 1, 13, 17], ids=lambda n: f"step {n}")
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_stopped_run_goes_on_to_the_same_weights(
-    halves, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_killed_run_goes_on_to_the_same_weights(
+    halves, optimizer: str, when: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(zfnet.train, "SAVE_EVERY", 0.0)  # a checkpoint after every step
     recipe, whole = replace(RECIPE, optimizer=optimizer), network()
     expected = train(whole, halves, halves, recipe, progress=False)
-    batches = zfnet.train._batches
+    assert len(halves) / recipe.batch_size * recipe.epochs == 18
+    forward, steps = ZFNet.forward, iter(range(999))
 
-    def impatient(dataset, recipe, epoch):
-        for n, batch in enumerate(batches(dataset, recipe, epoch)):
-            if epoch == 2 and n == 3:
-                raise KeyboardInterrupt
-            yield batch
+    def killed(self, images):
+        if self.training and next(steps) == when:
+            raise Killed
+        return forward(self, images)
 
-    stopped = network()
-    monkeypatch.setattr(zfnet.train, "_batches", impatient)
-    with pytest.raises(KeyboardInterrupt):
-        train(stopped, halves, halves, recipe, folder=tmp_path, progress=False)
-    monkeypatch.setattr(zfnet.train, "_batches", batches)
+    monkeypatch.setattr(ZFNet, "forward", killed)
+    with pytest.raises(Killed):
+        train(network(), halves, halves, recipe, folder=tmp_path, progress=False)
+    monkeypatch.setattr(ZFNet, "forward", forward)
     resumed = network()
-    with torch.no_grad():
-        resumed.conv1.weight.zero_()  # whatever it was made with
+    if when:
+        with torch.no_grad():
+            resumed.conv1.weight.zero_()  # whatever it was made with
     history = train(resumed, halves, halves, recipe, folder=tmp_path, progress=False)
-    assert history == expected
-    for name, weight in whole.state_dict().items():
-        assert torch.equal(weight, resumed.state_dict()[name]), name
+    assert without_times(history) == without_times(expected)
+    assert same_weights(whole, resumed)
 
 
 def test_checkpoint_of_another_recipe_is_refused(halves, tmp_path: Path) -> None:
     train(network(), halves, recipe=replace(RECIPE, epochs=1), folder=tmp_path, progress=False)
-    with pytest.raises(InputError, match="another recipe"):
-        train(network(), halves, recipe=replace(RECIPE, seed=1), folder=tmp_path, progress=False)
+    with pytest.raises(InputError, match=r"of another run \(epochs 1, now 3\)"):
+        train(network(), halves, recipe=RECIPE, folder=tmp_path, progress=False)
+
+
+def test_truncated_checkpoint_is_one_clear_line_and_stays(halves, tmp_path: Path) -> None:
+    recipe, file = replace(RECIPE, epochs=1), tmp_path / "checkpoint.pt"
+    train(network(), halves, recipe=recipe, folder=tmp_path, progress=False)
+    file.write_bytes(file.read_bytes()[:-500])
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="cut short or damaged") as caught:
+        train(network(), halves, recipe=recipe, folder=tmp_path, progress=False)
+    assert "\n" not in str(caught.value) and file.read_bytes() == before
+
+
+def test_full_disk_leaves_the_previous_checkpoint(halves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, count = torch.save, iter(range(9))
+
+    def full(state, file):
+        if next(count) == 1:
+            file.write(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=r"cannot write .*checkpoint\.pt: No space left on device"):
+        train(network(), halves, recipe=RECIPE, folder=tmp_path, progress=False)
+    monkeypatch.setattr(torch, "save", save)
+    assert {path.name for path in tmp_path.iterdir()} <= {"checkpoint.pt", ".lock"}
+    whole, resumed = network(), network()
+    train(whole, halves, recipe=RECIPE, progress=False)
+    assert len(train(resumed, halves, recipe=RECIPE, folder=tmp_path, progress=False)) == RECIPE.epochs
+    assert same_weights(whole, resumed)
+
+
+def test_second_run_is_refused_while_the_first_is_alive(halves, tmp_path: Path) -> None:
+    def second(history) -> None:
+        with pytest.raises(InputError, match="another run is training in"):
+            train(network(), halves, recipe=RECIPE, folder=tmp_path, progress=False)
+
+    train(network(), halves, recipe=RECIPE, folder=tmp_path, progress=False, on_epoch=second)
+    train(network(), halves, recipe=RECIPE, folder=tmp_path, progress=False)  # and not once it has ended
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+
+
+def share(rank: int, world: int, folder: str, images: torch.Tensor, labels: torch.Tensor, recipe: Recipe) -> None:
+    """One process of several: trains, and leaves its weights and history."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    model, data = network(dropout=0.0), TensorDataset(images, labels)
+    history = train(model, data, data, recipe, progress=False)
+    torch.save((model.state_dict(), without_times(history)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("count", [48, 45], ids=["whole batches", "a smaller last batch"])
+def test_two_processes_of_half_the_batch_are_one(halves, count: int, tmp_path: Path) -> None:
+    images, labels = (t[:count] for t in halves.tensors)
+    recipe = replace(RECIPE, epochs=2)
+    alone = network(dropout=0.0)
+    data = TensorDataset(images, labels)
+    expected = without_times(train(alone, data, data, recipe, progress=False))
+    torch.multiprocessing.spawn(share, (2, str(tmp_path), images, labels, recipe), nprocs=2)
+    for rank in (0, 1):
+        weights, history = torch.load(tmp_path / f"{rank}.pt")
+        for name, weight in alone.state_dict().items():
+            torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-6)
+        for mine, theirs in zip(history, expected, strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(halves, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zfnet.train, "processes", lambda: (0, 3))
+    with pytest.raises(InputError, match="batch_size 8 cannot be shared by 3 processes"):
+        train(network(), halves, recipe=RECIPE, progress=False)
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
 
 
 def test_augmented_images_are_shifted_or_mirrored_copies() -> None:
     image = torch.arange(3 * 6 * 5.0).view(1, 3, 6, 5)
     seen = set()
-    for seed in range(60):
+    for seed in range(200):
         out = augment(image, Recipe(shift=1), torch.Generator().manual_seed(seed))
         assert out.shape == image.shape
         centre = out[0, 0, 2:4, 1:4]
@@ -122,12 +220,113 @@ def test_augmented_images_are_shifted_or_mirrored_copies() -> None:
     assert len(seen) == 18  # each of them happens
 
 
+def test_crops_are_taken_everywhere_or_at_the_places_of_evaluation() -> None:
+    image = torch.arange(6 * 6.0).view(1, 1, 6, 6).expand(1, 3, 6, 6)
+    for crops, places in (("random", 9), ("ten", 5)):
+        recipe = Recipe(crops=crops, flip=False)
+        corners = {
+            int(augment(image, recipe, torch.Generator().manual_seed(seed), 4)[0, 0, 0, 0]) for seed in range(200)
+        }
+        assert len(corners) == places
+        assert corners <= {6 * r + c for r in range(3) for c in range(3)}
+    assert {int(x[0, 0, 0, 0]) for x in views(image, 4, 10)[:5]} == {0, 2, 12, 14, 7}
+
+
+@pytest.mark.parametrize("crops", ["random", "ten"])
+def test_an_image_is_augmented_alike_whoever_has_it(crops: str) -> None:
+    images = torch.randn(7, 3, 9, 9)
+    recipe = Recipe(shift=2, crops=crops)
+    alone = augment(images, recipe, torch.Generator().manual_seed(1), 6)
+    for rank in (0, 1):
+        share = slice(rank, None, 2)
+        random = torch.Generator().manual_seed(1)
+        assert torch.equal(augment(images[share], recipe, random, 6, whole=7, share=share), alone[share])
+
+
+def test_ten_views_are_corners_centre_and_their_mirror_images() -> None:
+    images = torch.randn(2, 3, 10, 10)
+    ten = views(images, 6, 10)
+    expected = ten_crop(images, 6)
+    assert len(ten) == len(expected) == 10
+    for view in expected:
+        assert sum(torch.equal(view, mine) for mine in ten) == 1
+    assert torch.equal(views(images, 6, 1)[0], images[..., 2:8, 2:8])
+    padded = views(images, 10, 10, pad=2)
+    assert torch.equal(padded[4], images) and torch.equal(padded[0][..., 2:, 2:], images[..., :8, :8])
+
+
+def test_error_rates_average_probabilities_over_models_and_crops() -> None:
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 7)) for _ in range(2)]
+    for model in models:
+        model.preprocessing = Preprocessing(size=8, resize=8, mean=(0.5,) * 3, std=(0.2,) * 3)
+    images, labels = torch.randint(256, (40, 3, 12, 12), dtype=torch.uint8), torch.randint(7, (40,))
+    data = TensorDataset(images, labels)
+    x = (images / 255 - 0.5) / 0.2
+    for crops in (1, 10):
+        parts = ten_crop(x, 8) if crops == 10 else [x[..., 2:10, 2:10]]
+        mean = sum(model(part).softmax(1) for model in models for part in parts)
+        ranks = (mean > mean.gather(1, labels[:, None])).sum(1)
+        wanted = tuple(float((ranks >= n).double().mean()) for n in (1, 5))
+        assert error_rates(models, data, crops=crops, batch_size=7) == pytest.approx(wanted)
+
+
+def test_uint8_images_are_cropped_and_normalised_by_the_models_preprocessing(halves) -> None:
+    images = ((halves.tensors[0].clamp(-2, 2) + 2) / 4 * 255).round().to(torch.uint8)
+    how = Preprocessing(size=64, resize=64, mean=(0.5,) * 3, std=(0.25,) * 3)
+    raw, ready = network(), network()
+    raw.preprocessing = how
+    train(raw, TensorDataset(images, halves.tensors[1]), recipe=RECIPE, progress=False)
+    train(ready, TensorDataset(how.normalise(images / 255), halves.tensors[1]), recipe=RECIPE, progress=False)
+    assert same_weights(raw, ready)
+
+
+def test_pixel_mean_is_that_of_the_training_images(halves, tmp_path: Path) -> None:
+    images = torch.randint(256, (10, 3, 72, 72), dtype=torch.uint8)
+    data = TensorDataset(images, torch.arange(10) % 2)
+    model = network()
+    model.preprocessing = Preprocessing(size=64, resize=72, scale=255, mean=(1, 2, 3), std=(1, 1, 1))
+    train(model, data, recipe=replace(RECIPE, epochs=1, shift=0, stored=72, pixel_mean=True), progress=False)
+    how = model.preprocessing
+    torch.testing.assert_close(how.mean_image, images.double().mean(0).float())
+    torch.testing.assert_close(mean_image(data, replace(how, channels="BGR"), progress=False), how.mean_image.flip(0))
+    x = torch.rand(2, 3, 72, 72)
+    normalised = how.normalise(x)
+    torch.testing.assert_close(normalised, 255 * x - how.mean_image)
+    middle = (slice(None), slice(None), slice(4, 68), slice(4, 68))
+    torch.testing.assert_close(how.normalise(x[middle]), normalised[middle])
+    torch.testing.assert_close(how.pixels(normalised), x)
+    weights.save(model, tmp_path / "w.safetensors")
+    again = weights.load(network(), tmp_path / "w.safetensors").preprocessing
+    assert torch.equal(again.mean_image, how.mean_image) and again == how
+
+
+# ---- the recipe ------------------------------------------------------------------------------------------------------
+
+
 def test_rate_rises_then_falls_to_zero() -> None:
     recipe = Recipe(learning_rate=0.5, schedule="cosine")
     rates = [recipe.rate(step, 100) for step in range(100)]
     assert rates[9] == 0.5 and rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:])[::-1]
     assert 0 < rates[-1] < 0.001 and rates[0] > 0
     assert {Recipe(learning_rate=0.5).rate(step, 100) for step in range(100)} == {0.5}
+
+
+def test_rate_falls_where_the_validation_error_is_flat() -> None:
+    recipe = Recipe(learning_rate=1.0, schedule="plateau", patience=2, factor=0.5)
+    errors = [0.9, 0.8, 0.7, 0.7, 0.6995, 0.7, 0.6, 0.61, 0.62, 0.6]
+    rates = [recipe.rate(0, 1, errors[:n]) for n in range(len(errors) + 1)]
+    assert rates == [1, 1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25]
+
+
+def test_half_precision_leaves_the_weights_float32(halves) -> None:
+    model = network(norm="after pool")
+    history = train(model, halves, halves, replace(RECIPE, epochs=8, precision="bfloat16"), progress=False)
+    assert {w.dtype for w in model.state_dict().values()} == {torch.float32}
+    assert history[-1]["loss"] < history[0]["loss"]
+    exact = network(norm="after pool")
+    train(exact, halves, halves, replace(RECIPE, epochs=8), progress=False)
+    assert not same_weights(exact, model)
 
 
 def test_in_memory_is_the_dataset(halves) -> None:
@@ -145,12 +344,17 @@ def test_in_memory_is_the_dataset(halves) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": 0}, "learning_rate must be above 0"),
-        ({"epochs": 0}, "epochs must be above 0"),
+        ({"learning_rate": 0}, "learning_rate is 0; give a number above 0"),
+        ({"epochs": 0}, "epochs is 0; give a whole number from 1"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"optimizer": "adamw"}, "did you mean 'adam'"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"shift": -1}, "shift is -1"),
+        ({"rms": 0}, "rms is 0"),
+        ({"crops": "tne"}, "did you mean 'ten'"),
+        ({"precision": "half"}, "no precision 'half'"),
     ],
-    ids=["rate", "epochs", "schedule", "optimizer"],
+    ids=lambda change: next(iter(change)) if isinstance(change, dict) else "",
 )
 def test_bad_recipes_are_one_clear_line(change: dict, message: str) -> None:
     with pytest.raises(InputError) as caught:
@@ -163,12 +367,69 @@ def test_labels_beyond_the_classes_are_refused(halves) -> None:
         train(network(), TensorDataset(halves.tensors[0], torch.arange(48) % 6), recipe=Recipe(epochs=1, batch_size=48))
 
 
-def test_a_loss_that_is_not_finite_stops_it(halves, tmp_path: Path) -> None:
+def test_crops_larger_than_the_images_are_refused(halves) -> None:
+    model = network()
+    model.preprocessing = Preprocessing(size=80, resize=80)
+    with pytest.raises(InputError, match="images of 64 x 64 pixels have no crops of 80"):
+        train(model, TensorDataset(halves.tensors[0].to(torch.uint8), halves.tensors[1]), recipe=RECIPE, progress=False)
+    with pytest.raises(InputError, match="images stored with 64 pixels have no crops of 80"):
+        Stored(model.preprocessing, 64)
+
+
+def test_plateau_needs_validation_images(halves) -> None:
+    with pytest.raises(InputError, match="plateau needs validation images"):
+        train(network(), halves, recipe=replace(RECIPE, schedule="plateau"), progress=False)
+
+
+def test_a_loss_that_is_not_finite_stops_it_with_the_last_good_checkpoint(halves, tmp_path: Path) -> None:
+    good = replace(RECIPE, epochs=2, schedule="constant")
+    file = tmp_path / "checkpoint.pt"
+    images, labels = halves.tensors
+    forward, calls = ZFNet.forward, iter(range(99))
+    model = network()
+    try:
+        ZFNet.forward = lambda self, x: forward(self, x) * (torch.nan if next(calls) == 8 else 1)
+        with pytest.raises(InputError) as caught:
+            train(model, TensorDataset(images, labels), recipe=good, folder=tmp_path, progress=False)
+    finally:
+        ZFNet.forward = forward
+    assert str(caught.value) == (
+        f"the loss is nan in epoch 2, step 3: lower the learning rate (0.01); the last good state is in {file}"
+    )
+    kept = torch.load(file)
+    assert len(kept["progress"]["history"]) == 1 and all(w.isfinite().all() for w in kept["model"].values())
+
+
+def test_a_learning_rate_that_is_too_high_is_found_out(halves, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, learning_rate=1e30, rms=None, schedule="constant")
     with pytest.raises(InputError, match="lower the learning rate"):
-        train(
-            network(),
-            halves,
-            recipe=replace(RECIPE, learning_rate=1e30, rms=None, schedule="constant"),
-            folder=tmp_path,
-            progress=False,
-        )
+        train(network(), halves, recipe=recipe, folder=tmp_path, progress=False)
+
+
+def test_a_worker_that_dies_is_one_line_and_the_checkpoint_stays(tmp_path: Path) -> None:
+    class Fragile(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 32
+
+        def __getitem__(self, i: int):
+            if i == 7 and (tmp_path / "checkpoint.pt").exists():
+                os._exit(1)
+            return torch.randn(3, 64, 64), i % 2
+
+    with pytest.raises(InputError, match="a worker process died"):
+        train(network(), Fragile(), recipe=RECIPE, folder=tmp_path, workers=1, progress=False)
+    assert len(torch.load(tmp_path / "checkpoint.pt")["progress"]["history"]) == 1
+
+
+def test_metrics_say_how_long_the_network_waited_for_images(halves) -> None:
+    class Slow(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 16
+
+        def __getitem__(self, i: int):
+            sleep(0.02)
+            return halves[i]
+
+    (slow,) = train(network(), Slow(), recipe=replace(RECIPE, epochs=1), workers=0, progress=False)
+    assert slow["seconds"] > 0.32 and slow["waiting"] * slow["seconds"] > 0.3
+    assert slow["images_per_second"] == pytest.approx(16 / slow["seconds"])

@@ -1,6 +1,6 @@
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,14 +174,14 @@ def test_tensors_that_are_no_image_are_refused(x):
     ],
 )
 def test_bad_values_are_refused_by_name(setting, value, says):
-    changed = {**asdict(Preprocessing()), setting: value}
+    changed = {**Preprocessing().settings, setting: value}
     with pytest.raises(InputError, match=re.escape(says)) as caught:
         Preprocessing.from_json(json.dumps(changed))
     assert "\n" not in str(caught.value)
 
 
 def test_json_is_strict():
-    settings = asdict(Preprocessing())
+    settings = Preprocessing().settings
     with pytest.raises(InputError, match="did you mean 'resize'"):
         Preprocessing.from_json(json.dumps({**settings, "resise": 256}))
     del settings["std"], settings["size"]

@@ -18,18 +18,27 @@ from torch import Tensor, nn
 from zfnet.errors import InputError, unknown
 from zfnet.switches import SwitchMaxPool2d
 
-TABLE3 = {
-    "fig3": {},
-    "without layers 3, 4": {"maps": (96, 256, None, None, 256)},
-    "without layer 7": {"hidden": (4096,)},
-    "without layers 6, 7": {"hidden": ()},
-    "without layers 3, 4, 6, 7": {"maps": (96, 256, None, None, 256), "hidden": ()},
-    "fc 2048": {"hidden": (2048, 2048)},
-    "fc 8192": {"hidden": (8192, 8192)},
-    "512-1024-512": {"maps": (96, 256, 512, 1024, 512)},
-    "fc 8192, 512-1024-512": {"maps": (96, 256, 512, 1024, 512), "hidden": (8192, 8192)},
-    "krizhevsky": {"conv1": (11, 4), "conv2": (5, 1, 2), "norm": "before pool"},
+CHANGES = {  # rows of Table 3: factors of the maps of layers 3, 4, 5 and of the widths of 6, 7; None: layer removed
+    "": ((1, 1, 1), (1, 1)),
+    "without layers 3, 4": ((None, None, 1), (1, 1)),
+    "without layer 7": ((1, 1, 1), (1, None)),
+    "without layers 6, 7": ((1, 1, 1), (None, None)),
+    "without layers 3, 4, 6, 7": ((None, None, 1), (None, None)),
+    "fc 2048": ((1, 1, 1), (1 / 2, 1 / 2)),
+    "fc 8192": ((1, 1, 1), (2, 2)),
+    "512-1024-512": ((4 / 3, 8 / 3, 2), (1, 1)),
+    "fc 8192, 512-1024-512": ((4 / 3, 8 / 3, 2), (2, 2)),
 }
+NETWORKS: dict[str, dict[str, Any]] = {  # the two that Table 3 changes
+    "krizhevsky": {"conv1": (11, 4), "conv2": (5, 1, 2), "norm": "before pool"},
+    "fig3": {},
+}
+VARIANTS = {  # name -> (network, change), in the table's order: each network's seven and five rows
+    f"{network} {change}".strip(): (network, change)
+    for network, changes in (("krizhevsky", list(CHANGES)[:7]), ("fig3", ["", *list(CHANGES)[5:]]))
+    for change in changes
+}
+MAPS, HIDDEN = (96, 256, 384, 384, 256), (4096, 4096)
 
 
 @functools.lru_cache(maxsize=16)
@@ -102,8 +111,8 @@ class ZFNet(nn.Sequential):
         self,
         num_classes: int = 1000,
         *,
-        maps: tuple[int | None, ...] = (96, 256, 384, 384, 256),
-        hidden: tuple[int, ...] = (4096, 4096),
+        maps: tuple[int | None, ...] = MAPS,
+        hidden: tuple[int, ...] = HIDDEN,
         conv1: tuple[int, ...] = (7, 2),
         conv2: tuple[int, ...] = (5, 2),
         border: str = "both",
@@ -176,3 +185,23 @@ class ZFNet(nn.Sequential):
         if isinstance(index, slice):
             return nn.Sequential(OrderedDict(list(self._modules.items())[index]))  # type: ignore[arg-type]
         return super().__getitem__(index)
+
+
+def variant(name: str, **architecture: Any) -> dict[str, Any]:
+    """The arguments of ZFNet for a row of Table 3, from those of the network of Figure 3 that it is made from.
+
+    The changes are relative, so that they scale with the network: "fc 2048" halves `hidden`, "512-1024-512" makes 4/3,
+    8/3 and 2 times as many maps in layers 3, 4, 5.  InputError for a name that is not in VARIANTS, and for a network
+    that has not the layers to change.
+    """
+    if name not in VARIANTS:
+        raise unknown("variant", name, VARIANTS)
+    network, change = VARIANTS[name]
+    maps, hidden = tuple(architecture.get("maps", MAPS)), tuple(architecture.get("hidden", HIDDEN))
+    if change and (None in maps or len(hidden) != 2):
+        raise InputError(f"{name!r} is made from a network with layers 1 to 7; got maps {maps} and hidden {hidden}")
+    inner, outer = CHANGES[change]
+    if change:
+        maps = maps[:2] + tuple(f and round(f * m) for f, m in zip(inner, maps[2:], strict=True))
+        hidden = tuple(round(f * h) for f, h in zip(outer, hidden, strict=True) if f)
+    return {**architecture, **NETWORKS[network], "maps": maps, "hidden": hidden}

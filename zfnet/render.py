@@ -41,6 +41,12 @@ def signed_image(signal: Tensor, **scaling: float) -> Tensor:
     return GREY + GREY * contrast(signal, **scaling)  # type: ignore[arg-type]
 
 
+def saturated(images: Tensor, factor: float) -> Tensor:
+    """Images (N, 3, H, W) in 0..1 with stronger colours: each pixel's distance from its own grey, times `factor`."""
+    grey = images.mean(1, keepdim=True)
+    return (grey + factor * (images - grey)).clamp(0, 1)
+
+
 def outside(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Which pixels (N, 1, *size) of canvases at boxes (N, 4: top, left, bottom, right) lie outside the image."""
     rows = boxes[:, :1] + torch.arange(size[0], device=boxes.device)

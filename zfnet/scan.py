@@ -150,13 +150,15 @@ def scan(
     indices: Iterable[int] | None = None,
     workers: int | None = None,
     state: str | Path | None = None,
+    keep_state: bool = False,
     progress: bool = True,
 ) -> Scan:
     """Find the k strongest activations of every feature map of the layers over a dataset of (image, label).
 
     distinct: each image counts once for a map, at its strongest place; otherwise any places do.
     indices: scan only these images; `merge` joins such shards.
-    state: a file where an interrupted scan is kept, and from which the same scan goes on.
+    state: a file where an interrupted scan is kept, and from which the same scan goes on.  keep_state: a finished scan
+    stays there too, for a caller who has more to do before it can be forgotten.
     InputError for unknown layers, fewer images than k, images that do not fit the network, NaN.  Images that cannot be
     read are left out and named in `.broken`.
     """
@@ -210,6 +212,8 @@ def scan(
     if not result.images:
         first = result.broken[0] if result.broken else "there are none"
         raise InputError(f"none of the {len(chosen)} images could be read: {first}")
-    if saved:
+    if keep_state:
+        keep()
+    elif saved:
         saved.path.unlink(missing_ok=True)
     return result

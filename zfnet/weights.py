@@ -13,7 +13,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from zfnet.errors import InputError, first_line
 from zfnet.files import write_atomically
 
 Model = TypeVar("Model", bound=nn.Module)
+MEAN_IMAGE = "preprocessing.mean_image"  # among the tensors of a file that `save` wrote
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,12 @@ def _read_safetensors(path: Path) -> Weights:
     with safetensors.safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         stored = file.metadata() or {}
-    preprocessing, metadata = stored.get("preprocessing"), _decoded(stored)
+    text, metadata = stored.get("preprocessing"), _decoded(stored)
     paddings = {name: tuple(map(int, padding)) for name, padding in metadata.pop("paddings", {}).items()}
-    return Weights(tensors, preprocessing and Preprocessing.from_json(preprocessing), metadata, paddings)
+    preprocessing = Preprocessing.from_json(text) if text else None
+    if preprocessing and (mean := tensors.pop(MEAN_IMAGE, None)) is not None:
+        preprocessing = replace(preprocessing, mean_image=mean)
+    return Weights(tensors, preprocessing, metadata, paddings)
 
 
 def _decoded(stored: dict[str, str]) -> dict[str, Any]:
@@ -263,6 +267,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> Non
         name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
         for name, tensor in model.state_dict().items()
     }
+    if preprocessing.mean_image is not None:
+        tensors[MEAN_IMAGE] = preprocessing.mean_image.cpu().contiguous()
     _check_finite(tensors, f"{path} not written")
     if getattr(model, "paddings", None):
         metadata["paddings"] = model.paddings

@@ -1,10 +1,11 @@
-"""Folders of photographs as a dataset.
+"""Folders of photographs as a dataset, on the disk or in a zip.
 
 The labels come from the folder: its class folders, or a CSV file that lists its photographs. Whatever its
 format, a photograph is loaded as 8-bit RGB, the right way up; one that cannot be is named (`BrokenImage`).
 """
 
 import csv
+import io
 import itertools
 import os
 import warnings
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from zfnet.data.folders import Folder
 from zfnet.data.transforms import rgb_tensor, upright_rgb
 from zfnet.errors import InputError, unknown
 
@@ -29,20 +31,27 @@ class BrokenImage(InputError):
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """The photograph in a file (an animation's first frame) as upright 8-bit RGB, or BrokenImage."""
+    return _read_image(Path(path), lambda: Path(path).read_bytes())
+
+
+def _read_image(path: Path, read: Callable[[], bytes]) -> Image.Image:
+    data = None
     try:
+        data = read()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which pixels do not depend on
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 return upright_rgb(image)
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
-        raise BrokenImage(f"cannot load {os.fspath(path)}: {_reason(path, error)}") from None
+        reason = "the file is empty (zero bytes)" if data == b"" else _reason(error)
+        raise BrokenImage(f"cannot load {path}: {reason}") from None
 
 
-def _reason(path: str | os.PathLike[str], error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return "so many pixels that it looks like a decompression bomb"
     if isinstance(error, UnidentifiedImageError):
-        return "not an image of a known format" if os.path.getsize(path) else "the file is empty (zero bytes)"
+        return "not an image of a known format"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
@@ -54,55 +63,38 @@ class _Found(NamedTuple):
     name: str | None
 
 
-def _from_folders(root: Path) -> list[_Found]:
-    files = []
+def _from_folders(folder: Folder) -> list[_Found]:
+    files = [file for file in folder.files() if file.lower().endswith(EXTENSIONS)]
+    flat = next((file for file in files if "/" not in file), None)
+    if flat is None:
+        return [_Found(file, None, file.partition("/")[0]) for file in files]
+    if any("/" in file for file in files):
+        raise InputError(
+            f"{folder.path} holds class folders and, beside them, {flat}; move it, or list all in labels.csv"
+        )
+    return [_Found(file, None, None) for file in files]
+
+
+def _from_table(folder: Folder, table: Path) -> list[_Found]:
     try:
-        for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
-            here = Path(folder)
-            # a link to a folder that it lies in would be followed for ever
-            folders[:] = [
-                name
-                for name in folders
-                if not name.startswith(".") and not here.resolve().is_relative_to((here / name).resolve())
-            ]
-            files += [
-                (here / name).relative_to(root)
-                for name in names
-                if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-            ]
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename}: {error.strerror}") from None
-    files.sort(key=lambda file: file.parts)
-    flat = [file for file in files if len(file.parts) == 1]
-    if flat and len(flat) < len(files):
-        raise InputError(f"{root} holds class folders and, beside them, {flat[0]}; move it, or list all in labels.csv")
-    return [_Found(file.as_posix(), None, None if flat else file.parts[0]) for file in files]
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _from_table(root: Path, table: Path) -> list[_Found]:
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as lines:
-            rows = csv.DictReader(lines)
-            columns = list(rows.fieldnames or [])
-            name_column = next((column for column in ("class_name", "class") if column in columns), None)
-            if "file" not in columns or (name_column is None and "class_index" not in columns):
-                raise InputError(
-                    f"{table} has the columns {', '.join(columns) or 'none'};"
-                    " it needs file, and class_index, class_name or class"
-                )
-            found = [_from_row(table, rows.line_num, row, name_column) for row in rows]
+        text = Folder(table.parent).read(table.name).decode("utf-8-sig")
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        columns = list(rows.fieldnames or [])
+        name_column = next((column for column in ("class_name", "class") if column in columns), None)
+        if "file" not in columns or (name_column is None and "class_index" not in columns):
+            raise InputError(
+                f"{table} has the columns {', '.join(columns) or 'none'};"
+                " it needs file, and class_index, class_name or class"
+            )
+        found = [_from_row(table, rows.line_num, row, name_column) for row in rows]
     except (OSError, UnicodeError, csv.Error) as error:
         raise InputError(f"cannot read {table}: {getattr(error, 'strerror', None) or error}") from None
     found.sort(key=lambda photo: PurePosixPath(photo.file).parts)
     for photo, following in itertools.pairwise(found):
         if photo.file == following.file:
             raise InputError(f"{table} lists {photo.file} twice")
-    if absent := [photo.file for photo in found if not (root / photo.file).is_file()]:
-        raise InputError(f"{table} lists {len(absent)} file(s) that are not in {root}, first {absent[0]}")
+    if absent := [photo.file for photo in found if photo.file not in folder]:
+        raise InputError(f"{table} lists {len(absent)} file(s) that are not in {folder.path}, first {absent[0]}")
     return found
 
 
@@ -158,8 +150,9 @@ def _class_names(source: Path, found: list[_Found], count: int) -> list[str]:
 class Photos(torch.utils.data.Dataset):
     """The photographs of a folder, in an order that is the same everywhere; items are (image, label).
 
-    A label is an index into `classes`. It comes from `labels`, a CSV file (a path from the folder; by default
-    its `labels.csv` if there is one) with a column `file` and one of `class_index`, `class_name` or `class`.
+    The folder may be or lie in a zip (`photos.zip`, `photos.zip/train`), which is read where it is. A label
+    is an index into `classes`. It comes from `labels`, a CSV file (a path from the folder; by default its
+    `labels.csv` if there is one) with a column `file` and one of `class_index`, `class_name` or `class`.
     Without one it comes from the class folders, sorted by name and searched in depth; a flat folder has label
     -1 throughout. `classes` gives the names in the order of their labels: photographs of other classes are
     left out; with `class_index` it only names them. Hidden files and folders are ignored. The image is what
@@ -176,14 +169,12 @@ class Photos(torch.utils.data.Dataset):
     ) -> None:
         self.root = Path(root)
         self.transform = transform
-        if not self.root.is_dir():
-            problem = "is a file, not a folder" if self.root.exists() else "does not exist"
-            raise InputError(f"{self.root} {problem}; give a folder of photographs or of class folders")
+        self._folder = Folder(self.root)
         table = self.root / ("labels.csv" if labels is None else labels)
-        if labels is not None or table.is_file():
-            source, found = table, _from_table(self.root, table)
+        if labels is not None or "labels.csv" in self._folder:
+            source, found = table, _from_table(self._folder, table)
         else:
-            source, found = self.root, _from_folders(self.root)
+            source, found = self.root, _from_folders(self._folder)
         if not found:
             raise InputError(f"no photographs in {source}; known are {', '.join(EXTENSIONS)}")
         self._files, self.labels, self.classes = _label(source, found, classes)
@@ -192,8 +183,9 @@ class Photos(torch.utils.data.Dataset):
         return len(self._files)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        path = self.root / self._files[index]
-        image = read_image(path)
+        file = self._files[index]
+        path = self.root / file
+        image = _read_image(path, lambda: self._folder.read(file))
         if self.transform is None:
             return rgb_tensor(image), self.labels[index]
         try:

@@ -7,8 +7,8 @@ A `Preprocessing` holds these as plain values, so they can be saved with the wei
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Literal, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -68,6 +68,14 @@ def rgb_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
 
 
+def _image(image: Image.Image | np.ndarray) -> Image.Image:
+    if not isinstance(image, np.ndarray):
+        return image
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"an array {image.shape} of {image.dtype} is no image; give uint8 (H, W, 3)")
+    return Image.fromarray(image)
+
+
 def _is_number(value: object, above: float) -> bool:
     return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value) and value > above
 
@@ -89,6 +97,8 @@ class Preprocessing:
     scale: float = 1.0  # value of a white pixel before mean and std
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # in the network's channel order and scale
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    # (3, S, S), S from `size` up: subtracted in place of `mean` from images of side S, its middle from those of `size`
+    mean_image: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         sides = {"size": self.size} if self.resize is None else {"size": self.size, "resize": self.resize}
@@ -116,14 +126,11 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
         """An image, or RGB uint8 (H, W, 3), as float32 (3, size, size); InputError if it is too small."""
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise InputError(f"an array {image.shape} of {image.dtype} is no image; give uint8 (H, W, 3)")
-            image = Image.fromarray(image)
-        image = upright_rgb(image)
-        if image.size != (self.size, self.size):
-            image = self._crop(self._resize(image))
-        return self.normalise(rgb_tensor(image))
+        return self.normalise(rgb_tensor(self.square(upright_rgb(_image(image)))))
+
+    def square(self, image: Image.Image) -> Image.Image:
+        """What the network sees of an upright RGB image: resized and cropped, not yet normalised."""
+        return image if image.size == (self.size, self.size) else self._crop(self._resize(image))
 
     def _resize(self, image: Image.Image) -> Image.Image:
         if self.resize is None:
@@ -157,11 +164,21 @@ class Preprocessing:
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != 3:
             raise InputError(f"a tensor {tuple(x.shape)} of {x.dtype} is no image; give float (..., 3, H, W)")
-        return x.new_tensor(self.mean)[:, None, None], x.new_tensor(self.std)[:, None, None]
+        mean, std = x.new_tensor(self.mean)[:, None, None], x.new_tensor(self.std)[:, None, None]
+        if self.mean_image is not None and x.shape[-1] == x.shape[-2] in (self.size, self.mean_image.shape[-1]):
+            margin = round((self.mean_image.shape[-1] - x.shape[-1]) / 2)
+            end = margin + x.shape[-1]
+            mean = self.mean_image[:, margin:end, margin:end].to(x)
+        return mean, std
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All but the mean image, which is a tensor and travels as one."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "mean_image"}
 
     def to_json(self) -> str:
-        """All settings as one line of JSON."""
-        return json.dumps(asdict(self))
+        """The settings as one line of JSON."""
+        return json.dumps(self.settings)
 
     @classmethod
     def from_json(cls, text: str) -> "Preprocessing":
@@ -172,10 +189,33 @@ class Preprocessing:
             raise InputError(f"preprocessing is not JSON: {error}") from None
         if not isinstance(given, dict):
             raise InputError(f"preprocessing is {given!r}; it must be a JSON object")
-        names = [field.name for field in fields(cls)]
+        names = list(cls().settings)
         for name in given:
             if name not in names:
                 raise unknown("preprocessing setting", name, names)
         if missing := [name for name in names if name not in given]:
             raise InputError(f"preprocessing lacks {', '.join(missing)}")
         return cls(**given)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How training keeps an image: uint8 (3, size, size), to be cropped, mirrored and normalised batch by batch.
+
+    side: the shortest side and the central square of it, from which crops are taken; None: what the network sees.
+    """
+
+    preprocessing: Preprocessing
+    side: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.side is not None and self.side < self.preprocessing.size:
+            raise InputError(f"images stored with {self.side} pixels have no crops of {self.preprocessing.size}")
+
+    @property
+    def size(self) -> int:
+        return self.side or self.preprocessing.size
+
+    def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
+        how = self.preprocessing if self.side is None else replace(self.preprocessing, size=self.side, resize=self.side)
+        return torch.from_numpy(np.array(how.square(upright_rgb(_image(image))))).permute(2, 0, 1).contiguous()

@@ -1,0 +1,207 @@
+"""Figure 6 on networks that are not trained: which are asked for, what is measured of them, what is drawn."""
+
+import copy
+import functools
+import json
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from experiments import fig6
+from experiments.networks import Trained
+from experiments.run import command_line
+from zfnet import Deconvnet, InputError, ZFNet, receptive_field, scan
+from zfnet.data.scenes import Scenes
+from zfnet.data.transforms import Preprocessing
+from zfnet.filters import aliased_energy, spectral_energy
+from zfnet.train import Diverged, Recipe
+
+NAMES = ["fig3 not renormalised", "krizhevsky", "fig3"]
+ARCHITECTURE = functools.partial(ZFNet, 4, maps=(6, 6, 4, 4, 4), hidden=(8, 8), image_size=67, init="he")
+RECIPE = Recipe(epochs=3, rms=0.1, seed=5)
+PREPROCESSING = Preprocessing(size=67, resize=70, channels="BGR")
+
+
+class Networks:
+    """Random networks by seed; `change(name, model)` may alter one, or raise what its training would."""
+
+    def __init__(self, change=lambda name, model: None):
+        self.change, self.asked = change, {}
+
+    def trained(self, name, architecture, recipe):
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            model = architecture().eval()
+        model.preprocessing = PREPROCESSING
+        with torch.no_grad():
+            self.change(name, model)
+        self.asked[name] = model, recipe
+        return Trained(model, [{"epoch": 1, "validation_error": 0.5}, {"epoch": 2, "validation_error": 0.25}])
+
+
+@pytest.fixture(scope="module")
+def data():
+    return Scenes("val", 6, size=67, transform=PREPROCESSING)
+
+
+def main(data, out, networks, **settings):
+    settings = {"maps": [1, 2], "k": 4, "width": 600, "progress": False, "workers": 0, **settings}
+    return fig6.main(data, out, networks=networks, **{"architecture": ARCHITECTURE, "recipe": RECIPE, **settings})
+
+
+@pytest.fixture(scope="module")
+def drawn(data, tmp_path_factory):
+    def change(name, model):
+        if name == "fig3 not renormalised":
+            model.conv1.weight[0] *= 50
+            model.conv1.weight[1] *= 1e-3
+            model.conv1.bias[2] = -1e4
+            model.conv2.bias[:3] = -1e4
+
+    out, networks = tmp_path_factory.mktemp("fig6") / "out", Networks(change)
+    return out, main(data, out, networks), networks
+
+
+def test_it_writes_what_it_returns(drawn):
+    out, result, _ = drawn
+    assert {path.name for path in out.iterdir()} == {"figure.png", "figure.pdf", "table.md", "result.json"}
+    assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert list(result["paper"]) == list(result["ours"]) == NAMES
+    assert all(set(result["paper"][name]) == set(result["ours"][name]) for name in NAMES)
+    assert Image.open(out / "figure.png").width == 600
+    assert len((out / "table.md").read_text().splitlines()) == 2 + len(fig6.ROWS)
+
+
+def test_three_networks_that_differ_in_one_thing(drawn):
+    models, recipes = ({name: pair[n] for name, pair in drawn[2].asked.items()} for n in (0, 1))
+    assert list(models) == NAMES
+    assert [recipes[name].rms for name in NAMES] == [None, 0.1, 0.1]
+    assert {recipe.seed for recipe in recipes.values()} == {5} and {r.epochs for r in recipes.values()} == {3}
+    geometry = {name: (m.conv1.kernel_size[0], m.conv1.stride[0]) for name, m in models.items()}
+    assert geometry == dict(zip(NAMES, [(7, 2), (11, 4), (7, 2)], strict=True))
+    order = {name: [n for n in m._modules if n.endswith("1")] for name, m in models.items()}
+    assert order["krizhevsky"] == ["conv1", "relu1", "norm1", "pool1"]
+    assert order["fig3"] == order["fig3 not renormalised"] == ["conv1", "relu1", "pool1", "norm1"]
+
+
+def test_dead_faint_and_dominating_filters_are_counted(drawn):
+    without, ours = (drawn[1]["ours"][name] for name in ("fig3 not renormalised", "fig3"))
+    assert without["each_filter"]["dead"] == [False, False, True, False, False, False]
+    assert without["each_filter"]["faint"] == [False, True, False, False, False, False]
+    assert (without["dead_filters"], without["faint_filters"]) == (1 / 6, 1 / 6)
+    assert without["largest_rms_over_median"] > 30 > 2 > ours["largest_rms_over_median"]
+    assert without["largest_rms"] == max(without["each_filter"]["rms"])
+    assert without["filters_at_limit"] == sum(rms > 0.1 for rms in without["each_filter"]["rms"]) / 6
+    assert without["layer2_dead_maps"] >= 0.5 and not set(without["layer2_drawn"]) & {0, 1, 2}
+    assert ours["validation_error"] == 0.25
+
+
+def test_shares_are_the_mean_of_filters_that_live(drawn):
+    model, _ = drawn[2].asked["fig3 not renormalised"]
+    live = model.conv1.weight.detach()[[0, 3, 4, 5]]
+    numbers = drawn[1]["ours"]["fig3 not renormalised"]
+    assert [numbers[n] for n in ("low", "middle", "high")] == pytest.approx(spectral_energy(live).mean(0).tolist())
+    assert numbers["aliased"] == pytest.approx(float(aliased_energy(live, 2).mean()))
+
+
+@pytest.mark.parametrize(("name", "stride"), [("krizhevsky", 4), ("fig3", 2)])
+def test_projections_are_measured_one_by_one(drawn, data, name, stride):
+    model, _ = drawn[2].asked[name]
+    deconvnet, field = Deconvnet(model), receptive_field(model, "relu2", 67)
+    top = scan(model, data, ["relu2"], 4, progress=False, workers=0)["relu2"]
+    shares, bands = [], []
+    for m, rank in (top.value > 0).nonzero().tolist():
+        image, row, column = (int(place[m, rank]) for place in top[1:])
+        recording = deconvnet.record(data[image][0][None], ["relu2"])
+        signal = torch.zeros_like(recording.activations["relu2"])
+        signal[0, m, row, column] = top.value[m, rank]
+        projection = deconvnet.project(recording, "relu2", signal)
+        upper, left, lower, right = field.box(row, column)
+        whole = torch.nn.functional.pad(projection, [60] * 4)
+        shares.append(float(aliased_energy(whole[..., upper + 60 : lower + 60, left + 60 : right + 60], stride)))
+        bands.append(spectral_energy(whole[..., upper + 60 : lower + 60, left + 60 : right + 60])[0])
+    numbers = drawn[1]["ours"][name]
+    assert numbers["layer2_aliased"] == pytest.approx(sum(shares) / len(shares), rel=1e-4)
+    expected = torch.stack(bands).mean(0).tolist()
+    assert [numbers[f"layer2_{n}"] for n in ("low", "middle", "high")] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", ["panel", "filter"])
+def test_one_that_dominates_leaves_the_others_grey(scale):
+    filters = torch.randn(4, 3, 7, 7)
+    filters[0] *= 100
+    picture = fig6._filters(filters, scale, 40)
+    half = picture.shape[-1] // 2
+    strength = (picture[:, half + 2 :, half + 2 :] - 0.5).abs().max()
+    assert (strength < 0.05) == (scale == "panel")
+
+
+def test_networks_that_are_the_same_are_said_to_be(drawn, data, tmp_path):
+    words = "renormalisation did nothing"
+    assert words not in (drawn[0] / "table.md").read_text()
+    main(data, tmp_path, Networks())
+    assert words in (tmp_path / "table.md").read_text()
+
+
+def test_a_training_that_diverges_is_a_result(data, tmp_path, capsys):
+    def change(name, model):
+        if name == "fig3 not renormalised":
+            raise Diverged("the loss is nan in epoch 3, step 7: lower the learning rate (0.01)")
+
+    result = main(data, tmp_path, Networks(change))
+    assert result["ours"]["fig3 not renormalised"] == {"diverged": "the loss is nan in epoch 3, step 7"}
+    assert result["ours"]["fig3"]["diverged"] is None
+    assert "ours, not renormalised: diverged, the loss is nan in epoch 3, step 7." in capsys.readouterr().out
+    assert (tmp_path / "figure.png").exists()
+
+
+def test_layers_that_are_all_dead_are_drawn_as_such(data, tmp_path):
+    def change(name, model):
+        model.conv1.weight *= 0
+        model.conv2.bias -= 1
+
+    ours = main(data, tmp_path, Networks(change))["ours"]["fig3"]
+    assert (ours["dead_filters"], ours["faint_filters"], ours["layer2_dead_maps"]) == (1, 1, 1)
+    assert ours["largest_rms_over_median"] is ours["low"] is ours["layer2_aliased"] is None
+
+
+def diverging(name, model):
+    raise Diverged("the loss is inf in epoch 1, step 2: lower the learning rate (0.01)")
+
+
+def failing(name, model):
+    raise InputError("labels 0..9 for 4 classes")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"networks": Networks(diverging)}, "all three trainings diverged: lower the learning rate"),
+        ({"networks": Networks(failing)}, "labels 0..9"),
+        ({"architecture": functools.partial(torch.nn.Linear, 3)}, "Linear is none: take model=zfnet"),
+        ({"recipe": Recipe(rms=None)}, "give train.rms"),
+        ({"maps": [0, 2]}, "maps is"),
+        ({"scale": "map"}, "no scale 'map'"),
+        ({"quantile": 2}, "quantile"),
+        ({"width": 3}, "narrow"),
+        ({"k": 7}, "fewer than k=7"),
+    ],
+)
+def test_refused_in_words_with_nothing_left(data, tmp_path, settings, message):
+    settings = copy.copy(settings)
+    with pytest.raises(InputError, match=message):
+        main(data, tmp_path / "out", settings.pop("networks", Networks()), **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_trains_all_three(tmp_path, monkeypatch):
+    words = ["model.architecture.maps=[4,4,4,4,4]", "model.architecture.hidden=[8,8]", "data.count={train: 16, val: 6}"]
+    words += ["experiment=fig6", "train.epochs=1", "maps=[1,1]", "k=1", "width=500", "device=cpu"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py", *words])
+    command_line()
+    ours = json.loads((tmp_path / "outputs/fig6/zfnet_small-scenes/result.json").read_text())["ours"]
+    assert [ours[name]["kernel"] for name in NAMES] == [7, 11, 7]
+    assert all(0 <= ours[name]["validation_error"] <= 1 for name in NAMES)
