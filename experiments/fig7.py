@@ -247,8 +247,8 @@ def wilson(hits: int, count: int, z: float = 1.96) -> list[float]:
 
 def draw(rows: Sequence[Row], note: str, width: int) -> Figure:
     """One line for each image: (a) to (e) of the paper."""
-    margin, tile, gap = width // 60, round(0.148 * width), width // 60
-    bar = round(0.055 * width)
+    margin, tile, gap = width // 60, round(0.142 * width), width // 80
+    bar = round(0.05 * width)
     across = [margin]
     for extra in (0, bar, 0, bar):
         across.append(across[-1] + tile + extra + gap)
@@ -263,7 +263,7 @@ def draw(rows: Sequence[Row], note: str, width: int) -> Figure:
         _heat(figure, row.maps.activity, across[1], y, tile, f"map {row.maps.map}")
         _projections(figure, row.projections, across[2], y, tile)
         _heat(figure, row.maps.probability, across[3], y, tile)
-        _labels(figure, row, across[4], y, tile, width - across[4] - tile)
+        _labels(figure, row, across[4], y, tile)
     text(figure, margin, top + line * len(rows) + margin / 3, note, size=6, color="0.35")
     return figure
 
@@ -301,7 +301,7 @@ def _projections(figure: Figure, tiles: Tensor, x: float, y: float, tile: int) -
         place(figure, picture, left, upper)
 
 
-def _labels(figure: Figure, row: Row, x: float, y: float, tile: int, room: float) -> None:
+def _labels(figure: Figure, row: Row, x: float, y: float, tile: int) -> None:
     """Each place in the colour of its class; the legend lists the most frequent classes, the rest is grey."""
     names, counts = row.maps.label.cpu().unique(return_counts=True)
     names = names[counts.argsort(descending=True, stable=True)][:LABELS].tolist()

@@ -1,7 +1,6 @@
 """Occlusion in windows against the same squares on whole images, at every place of the square, border and all."""
 
 import time
-import tracemalloc
 import warnings
 from collections import OrderedDict
 
@@ -232,3 +231,46 @@ def test_it_is_several_times_faster_than_plain():
             occlusion_maps(model, image, size=28, step=8, incremental=incremental)
             spent[incremental].append(time.process_time() - start)
     assert min(spent[False]) > 1.5 * min(spent[True])
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"size": 97}, r"^a square of 97 x 97 pixels does not fit in an image of 96 x 96$"),
+        ({"size": (0, 5)}, r"^a square of 0 x 5 pixels does not fit"),
+        ({"step": 0}, r"^the step is 0 pixels; give at least 1$"),
+        ({"fill": (1.0, 2.0)}, r"^fill is \(1.0, 2.0\); give one number, or one for each of three channels$"),
+        ({"layer": "relu6x"}, r"^no layer of ZFNet 'relu6x' \(did you mean 'relu6'\?\)"),
+        ({"map": 8}, r"^no map 8 in relu5: there are 8$"),
+        ({"target": 7}, r"^no class 7 in the network: there are 7$"),
+    ],
+)
+def test_a_mistake_is_one_line(wrong, says):
+    with pytest.raises(InputError, match=says) as error:
+        occlusion_maps(zfnet(), torch.randn(3, 96, 96), **{"size": 9, "step": 30} | wrong)
+    assert "\n" not in str(error.value)
+
+
+def test_several_images_or_one_that_is_not_square_for_a_network_that_needs_it_are_one_line():
+    with pytest.raises(InputError, match=r"^give one image"):
+        occlusion_maps(zfnet(), torch.randn(2, 3, 96, 96))
+    with pytest.raises(InputError, match=r"^fc6 \(Linear\) of ZFNet fails on images of shape \(1, 3, 96, 128\)") as error:
+        occlusion_maps(zfnet(), torch.randn(3, 96, 128))
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_without_logits_is_refused():
+    with pytest.raises(InputError, match=r"^Sequential gives no logits"):
+        occlusion_maps(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.randn(3, 20, 20), size=5)
+
+
+def test_the_model_is_left_as_it_was():
+    model = zfnet().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    occlusion_maps(model, torch.randn(3, 96, 96), size=30, step=30)
+    assert model.training
+    assert model.relu1.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
