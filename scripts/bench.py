@@ -166,7 +166,9 @@ def bench_occlusion(model: ZFNet, device: str, repeats: int) -> list[dict]:
         places, (all_, reached) = maps.label.numel(), multiply_adds(graph, tuple(image.shape[-2:]))
         near = spent["theirs"] / spent["ours"] / (all_ / reached)
         against = f"plain batches of {best}; multiply-adds bound it by {all_ / reached:.2f}, of which it is {near:.0%}"
-        rows.append(row(f"occlude {name}", spent, places, against, TARGETS[name], deviation=worst, bound=all_ / reached))
+        rows.append(
+            row(f"occlude {name}", spent, places, against, TARGETS[name], deviation=worst, bound=all_ / reached)
+        )
         if name == "ZFNet":
             captum_ = Occlusion(network)
 

@@ -143,8 +143,8 @@ def test_of_photographs_with_the_published_squeezenet(real_data):
     """A wheel, a dog, a bird: hiding some place lowers the probability, and most places leave the class as it is."""
     from hydra.utils import instantiate
 
-    from experiments.models import build
     from experiments.datasets import photos
+    from experiments.models import build
 
     config = configured(["experiment=fig7", "model=squeezenet1_0"])
     model = build(instantiate(config.model.architecture), weights=real_data / "squeezenet_v1.0/squeezenet_v1.0_dc.npz")

@@ -2,7 +2,6 @@
 
 import time
 import warnings
-from collections import OrderedDict
 
 import pytest
 import torch
@@ -257,7 +256,9 @@ def test_a_mistake_is_one_line(wrong, says):
 def test_several_images_or_one_that_is_not_square_for_a_network_that_needs_it_are_one_line():
     with pytest.raises(InputError, match=r"^give one image"):
         occlusion_maps(zfnet(), torch.randn(2, 3, 96, 96))
-    with pytest.raises(InputError, match=r"^fc6 \(Linear\) of ZFNet fails on images of shape \(1, 3, 96, 128\)") as error:
+    with pytest.raises(
+        InputError, match=r"^fc6 \(Linear\) of ZFNet fails on images of shape \(1, 3, 96, 128\)"
+    ) as error:
         occlusion_maps(zfnet(), torch.randn(3, 96, 128))
     assert "\n" not in str(error.value)
 

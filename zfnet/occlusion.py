@@ -21,7 +21,7 @@ from zfnet.errors import InputError, unknown
 from zfnet.receptive_field import Pair, Window, pair, window_of
 from zfnet.record import SWITCHED, Graph, Whole, check_images, check_weights, evaluating, graph_of, pool_arguments
 
-TILE = 5  # rows and columns of squares whose windows run together: more would differ too much in size
+TILE = 6  # rows and columns of squares whose windows run together: more would differ too much in size
 MAPS = ("activity", "probability", "label")
 
 
@@ -254,8 +254,8 @@ class _Sweep:
         elif late := [n for n in path if n not in self.plan.changes and _moves(graph, n)]:
             first = next(n for n in path if n not in self.plan.changes and n in shapes)
             warnings.warn(
-                f"occlusion of {type(graph.model).__name__}: {graph.names[first]} ({graph.operation(first)}) is not known "
-                f"to work in windows, so {len(late)} convolutions and poolings behind it run in plain batches",
+                f"occlusion of {type(graph.model).__name__}: {graph.names[first]} ({graph.operation(first)}) is not known"
+                f" to work in windows, so {len(late)} convolutions and poolings behind it run in plain batches",
                 stacklevel=4,
             )
         inside = self.plan.changes
@@ -326,10 +326,12 @@ class _Sweep:
                 label[where] = values[self.last].argmax(1)
                 bar.update(len(where))
         (top, bottom), (left, right) = self.plan.squares
-        edges = [torch.broadcast_tensors(t[:, None], l) for t, l in ((top, left), (bottom, right))]
+        edges = [torch.broadcast_tensors(y[:, None], x) for y, x in ((top, left), (bottom, right))]
         boxes = torch.stack([edge for both in edges for edge in both], 2).to(label.device)
         maps = [each.view(shape) for each in (activity, probability, label)]
-        return OcclusionMaps(*maps, boxes, clean, self.graph.names[self.node], map, target, self.plan.extents[self.start])
+        return OcclusionMaps(
+            *maps, boxes, clean, self.graph.names[self.node], map, target, self.plan.extents[self.start]
+        )
 
 
 def _sums(maps: Tensor) -> Tensor:
@@ -374,7 +376,8 @@ def occlusion_maps(
 
     size, step: of the square, in input pixels; a pair is (rows, columns).  The last squares end at the image's border.
     fill: what the square holds, one number or three: 0 is the mean of normalised images.
-    layer: whose activity is summed; None: the last ReLU that gives maps.  map: None: the strongest one without a square.
+    layer: whose activity is summed; None: the last ReLU that gives maps.
+    map: None: the one that is strongest without a square.
     target: the class; None: the most probable one without a square.
     incremental: compute only what a square can reach; what cannot be done so runs in plain batches, with a warning.
     memory: bytes that the largest step of one batch may take.
@@ -387,7 +390,9 @@ def occlusion_maps(
         raise InputError(f"give one image (3, rows, columns); got {tuple(image.shape)}")
     extent, size, step = pair(image.shape[-2:]), pair(size), pair(step)
     if min(size) < 1 or size[0] > extent[0] or size[1] > extent[1]:
-        raise InputError(f"a square of {size[0]} x {size[1]} pixels does not fit in an image of {extent[0]} x {extent[1]}")
+        raise InputError(
+            f"a square of {size[0]} x {size[1]} pixels does not fit in an image of {extent[0]} x {extent[1]}"
+        )
     if min(step) < 1:
         raise InputError(f"the step is {min(step)} pixels; give at least 1")
     grey = torch.as_tensor(fill, dtype=image.dtype, device=image.device).reshape(-1, 1, 1)
