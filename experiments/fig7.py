@@ -132,7 +132,7 @@ def main(
     ours = {
         "square": size, "step": step, "places": list(first.label.shape),
         "correlation": [correlation(row.maps.activity, row.maps.probability) for row in rows],
-        "images": [{"image": i, "file": _file(data, i)} | _numbers(r.maps, classes) for i, r in zip(swept, rows)],
+        "images": [{"image": i, "file": _file(data, i)} | _numbers(r.maps, classes) for i, r in zip(swept, rows, strict=True)],
         "on_object": None,
     }  # fmt: skip
     if hasattr(data, "scene") and measured:
@@ -305,7 +305,7 @@ def _labels(figure: Figure, row: Row, x: float, y: float, tile: int) -> None:
     """Each place in the colour of its class; the legend lists the most frequent classes, the rest is grey."""
     names, counts = row.maps.label.cpu().unique(return_counts=True)
     names = names[counts.argsort(descending=True, stable=True)][:LABELS].tolist()
-    shade = dict(zip(names, colormaps["Set1"].colors, strict=False))
+    shade = dict(zip(names, colormaps["Set1"](range(LABELS))[:, :3].tolist(), strict=False))
     picture = torch.full((*row.maps.label.shape, 3), 0.8)
     for label, colour in shade.items():
         picture[row.maps.label.cpu() == label] = torch.tensor(colour)

@@ -254,8 +254,8 @@ class _Sweep:
         elif late := [n for n in path if n not in self.plan.changes and _moves(graph, n)]:
             first = next(n for n in path if n not in self.plan.changes and n in shapes)
             warnings.warn(
-                f"occlusion of {type(graph.model).__name__}: {graph.names[first]} ({graph.operation(first)}) is not known"
-                f" to work in windows, so {len(late)} convolutions and poolings behind it run in plain batches",
+                f"occlusion of {type(graph.model).__name__}: {graph.names[first]} ({graph.operation(first)}) is not"
+                f" known to work in windows, so {len(late)} convolutions and poolings behind it run in plain batches",
                 stacklevel=4,
             )
         inside = self.plan.changes
@@ -321,17 +321,19 @@ class _Sweep:
                 where = torch.cat([(rows[:, None] * shape[1] + columns).flatten() for rows, columns in tiles])
                 where = where.to(label.device)
                 inside = self.node in self.plan.changes
-                activity[where] = torch.cat([a for _, a in parts]) if inside else _sums(values[self.node])[:, map]
+                activity[where] = (
+                    torch.cat([a for _, a in parts if a is not None]) if inside else _sums(values[self.node])[:, map]
+                )
                 probability[where] = values[self.last].softmax(1)[:, target]
                 label[where] = values[self.last].argmax(1)
                 bar.update(len(where))
         (top, bottom), (left, right) = self.plan.squares
         edges = [torch.broadcast_tensors(y[:, None], x) for y, x in ((top, left), (bottom, right))]
         boxes = torch.stack([edge for both in edges for edge in both], 2).to(label.device)
-        maps = [each.view(shape) for each in (activity, probability, label)]
         return OcclusionMaps(
-            *maps, boxes, clean, self.graph.names[self.node], map, target, self.plan.extents[self.start]
-        )
+            activity.view(shape), probability.view(shape), label.view(shape), boxes, clean,
+            self.graph.names[self.node], map, target, self.plan.extents[self.start],
+        )  # fmt: skip
 
 
 def _sums(maps: Tensor) -> Tensor:
