@@ -132,7 +132,7 @@ def main(
     ours = {
         "square": size, "step": step, "places": list(first.label.shape),
         "correlation": [correlation(row.maps.activity, row.maps.probability) for row in rows],
-        "images": [{"image": i, "file": _file(data, i)} | _numbers(r.maps, classes) for i, r in zip(swept, rows, strict=True)],
+        "images": [{"image": i, "file": _file(data, i)} | _numbers(maps, classes) for i, maps in swept.items()],
         "on_object": None,
     }  # fmt: skip
     if hasattr(data, "scene") and measured:

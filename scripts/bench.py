@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -156,7 +157,7 @@ def bench_occlusion(model: ZFNet, device: str, repeats: int) -> list[dict]:
         maps = occlusion_maps(graph, image)
         share = 1 if name == "ZFNet" else 6  # plain batches of every sixth place: VGG11 would take minutes
         batches = {batch: _plain(network, image, maps, batch, share) for batch in (1, 8, 16, 32, 64)}
-        trial = medians(device, 1, **{str(batch): lambda b=batch: batches[b](5 * 64) for batch in batches})
+        trial = medians(device, 1, **{str(batch): lambda run=run: run(5 * 64) for batch, run in batches.items()})
         best = min(batches, key=lambda batch: trial[str(batch)])
         worst = float((batches[best]() - maps.probability.flatten()[::share]).abs().max() / maps.probability.max())
         spent = medians(
@@ -172,16 +173,19 @@ def bench_occlusion(model: ZFNet, device: str, repeats: int) -> list[dict]:
         if name == "ZFNet":
             captum_ = Occlusion(network)
 
-            def theirs(at_once: int, step: int = 6) -> Tensor:
+            def theirs(at_once: int, step: int = 6, captum_: Any = captum_, target: int = maps.target) -> Tensor:
                 with torch.no_grad():
                     return captum_.attribute(
-                        image[None], (3, 50, 50), (3, step, step), 0.0, maps.target, perturbations_per_eval=at_once
+                        image[None], (3, 50, 50), (3, step, step), 0.0, target, perturbations_per_eval=at_once
                     )
 
             trial = medians(device, 1, **{str(n): lambda n=n: theirs(n, 18) for n in (1, 8, 16, 32, 64)})
             best = int(min(trial, key=lambda n: trial[n]))
             spent = medians(
-                device, max(1, repeats // 2), ours=lambda g=graph: occlusion_maps(g, image), theirs=lambda: theirs(best)
+                device,
+                max(1, repeats // 2),
+                ours=lambda g=graph: occlusion_maps(g, image),
+                theirs=lambda n=best: theirs(n),
             )
             against = f"Captum's Occlusion, {best} at once"
             rows.append(row(f"occlude {name}", spent, places, against, TARGETS["Captum"]))
