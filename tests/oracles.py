@@ -4,6 +4,7 @@
     ZFNetDeconvnet          the paper's network and its deconvnet written out layer by layer
     dense_deconvnet         one dense Jacobian per layer, transposed
     measured_support        a receptive field as the pixels that a gradient reaches
+    plain_occlusion         the image with a square at each place, run whole, one after the other
     top_k                   the strongest activations with all of them in memory
     correlations            of all pairs of maps, one pair at a time
 
@@ -228,6 +229,27 @@ def measured_support(model: nn.Module, layer: str, image_size: tuple[int, int], 
         activation = activation[:, :, row, column]
     (gradient,) = torch.autograd.grad(activation.sum(), pixels)
     return gradient[0].abs().sum(0) > 0
+
+
+def plain_occlusion(
+    model: nn.Module, image: Tensor, size: tuple[int, int], step: tuple[int, int], fill: Tensor, layer: str
+) -> tuple[Tensor, Tensor]:
+    """Logits (rows, columns, classes) and each map's sum (rows, columns, maps) with a square at every place.
+
+    Squares start at every `step` until the image (3, H, W) is covered; the last ones are cut off by its border.
+    """
+    twin, logits, maps = part_of(model, layer), [], []
+    tops = range(0, image.shape[1] - size[0] + step[0], step[0])
+    lefts = range(0, image.shape[2] - size[1] + step[1], step[1])
+    with torch.no_grad():
+        for top in tops:
+            for left in lefts:
+                occluded = image.clone()
+                occluded[:, top : top + size[0], left : left + size[1]] = fill.reshape(-1, 1, 1)
+                logits.append(model(occluded[None])[0])
+                maps.append(twin(occluded[None])[layer][0])
+    logits, maps = (torch.stack(x).unflatten(0, (len(tops), len(lefts))) for x in (logits, maps))
+    return logits, maps.flatten(3).sum(3) if maps.ndim > 3 else maps
 
 
 def extent(support: Tensor) -> tuple[int, int, int, int]:

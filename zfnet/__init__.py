@@ -4,13 +4,14 @@
 from zfnet.deconvnet import Deconvnet, Patches, rule
 from zfnet.errors import InputError
 from zfnet.model import ZFNet
+from zfnet.occlusion import OcclusionMaps, occlusion_maps
 from zfnet.receptive_field import ReceptiveField, receptive_field, units
 from zfnet.record import Recording
 from zfnet.scan import TopActivations, scan
 from zfnet.switches import SwitchMaxPool2d, pool, unpool
 
 __all__ = [
-    "Deconvnet", "InputError", "Patches", "ReceptiveField", "Recording", "SwitchMaxPool2d",
+    "Deconvnet", "InputError", "OcclusionMaps", "Patches", "ReceptiveField", "Recording", "SwitchMaxPool2d",
     "TopActivations", "ZFNet",
-    "pool", "receptive_field", "rule", "scan", "units", "unpool",
+    "occlusion_maps", "pool", "receptive_field", "rule", "scan", "units", "unpool",
 ]  # fmt: skip

@@ -31,14 +31,20 @@ class Window(NamedTuple):
     dilation: Pair = (1, 1)
     fill: float = 0.0  # what is read outside the input
     inside: Callable[[Tensor], Tensor] | None = None  # the step where the border has been read; None: it has none
+    spread: Callable[[Tensor], Tensor] | None = None  # what a change of the input adds to all outputs that it reaches
 
     def span(self, axis: int) -> int:
         return self.dilation[axis] * (self.kernel[axis] - 1) + 1
 
-    def reads(self, low: int, high: int, axis: int) -> Pair:
-        """The range of input that outputs low..high-1 read."""
+    def reads(self, low: Any, high: Any, axis: int) -> tuple[Any, Any]:
+        """The range of input that outputs low..high-1 read: numbers, or tensors of them."""
         start = low * self.stride[axis] - self.padding[axis]
         return start, start + (high - 1 - low) * self.stride[axis] + self.span(axis)
+
+    def reaches(self, low: Any, high: Any, axis: int) -> tuple[Any, Any]:
+        """The range of outputs that inputs low..high-1 reach, the transpose of `reads`."""
+        first = low + self.padding[axis] - self.span(axis) + 1
+        return -(-first // self.stride[axis]), (high - 1 + self.padding[axis]) // self.stride[axis] + 1
 
 
 POINTWISE = Window()
@@ -53,10 +59,14 @@ def _convolution(graph: Graph, node: fx.Node) -> Window | None:
     conv: Any = graph.module(node)
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return WHOLE
-    return Window(
+    window = Window(
         conv.kernel_size, conv.stride, conv.padding, conv.dilation, 0.0,
         lambda x: F.conv2d(x, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups),
     )  # fmt: skip
+    if conv.kernel_size == (1, 1) or conv.stride != (1, 1):
+        return window
+    beyond = window.span(0) - 1, window.span(1) - 1
+    return window._replace(spread=lambda x: F.conv2d(x, conv.weight, None, 1, beyond, conv.dilation, conv.groups))
 
 
 def _max_pool(graph: Graph, node: fx.Node) -> Window:

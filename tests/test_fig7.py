@@ -1,0 +1,155 @@
+"""Figure 7 end to end on a tiny network, and what it measures against examples small enough to check by eye."""
+
+import json
+from collections import OrderedDict
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from experiments import fig7
+from experiments.overrides import configured
+from zfnet import InputError, OcclusionMaps, occlusion_maps
+from zfnet.data.scenes import Scenes
+from zfnet.data.transforms import Preprocessing
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    layers = OrderedDict(
+        conv1=nn.Conv2d(3, 6, 5, 2), relu1=nn.ReLU(inplace=True), pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
+        conv2=nn.Conv2d(6, 8, 3, padding=1), relu2=nn.ReLU(inplace=True), flatten=nn.AdaptiveAvgPool2d(1),
+        flat=nn.Flatten(), fc=nn.Linear(8, 16),
+    )  # fmt: skip
+    model = nn.Sequential(layers).eval()
+    model.preprocessing = Preprocessing(size=32, resize=36)
+    return model
+
+
+@pytest.fixture(scope="module")
+def data(model):
+    return Scenes("val", 12, size=32, transform=model.preprocessing)
+
+
+@pytest.fixture(scope="module")
+def figure(model, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("fig7") / "out"
+    result = fig7.main(model, data, out, layer="relu2", images=[3, 0], measured=4, width=900, progress=False)
+    return out, result
+
+
+def test_it_writes_what_it_returns(figure):
+    out, result = figure
+    assert {path.name for path in out.iterdir()} == {"figure.png", "figure.pdf", "result.json"}
+    assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert set(result) == {"experiment", "paper", "ours", "settings", "provenance"}
+    assert set(result["paper"]) == set(result["ours"])
+    assert Image.open(out / "figure.png").width == 900
+
+
+def test_its_numbers_are_those_of_the_maps(figure, model, data):
+    _, result = figure
+    ours = result["ours"]
+    assert (ours["square"], ours["step"], ours["places"]) == (7, 1, [26, 26])  # 50 of 224 pixels, of 32
+    for index, found, r in zip((3, 0), ours["images"], ours["correlation"], strict=True):
+        maps = occlusion_maps(model, data[index][0], size=7, step=1, layer="relu2", target=data[index][1])
+        assert found["image"] == index
+        assert found["class"] == data.classes[data[index][1]]
+        assert found["map"] == maps.map
+        assert sum(found["labels"].values()) == 26 * 26
+        assert found["probability"]["lowest"] == pytest.approx(float(maps.probability.min()))
+        place = maps.probability.flatten().argmin()
+        assert found["probability"]["at"] == [int(place) // 26, int(place) % 26]
+        pairs = torch.stack([maps.activity.flatten(), maps.probability.flatten()])
+        assert r == pytest.approx(float(torch.corrcoef(pairs)[0, 1]), abs=1e-4)
+
+
+def test_a_constant_map_has_no_correlation():
+    a = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    assert fig7.correlation(a, 5 - 2 * a) == pytest.approx(-1)
+    assert fig7.correlation(a, torch.ones(2, 2)) is None
+
+
+def test_on_the_object_or_beside_it():
+    edges = torch.tensor([0, 2])
+    boxes = torch.stack(
+        [edges[:, None].expand(2, 2), edges.expand(2, 2), edges[:, None].expand(2, 2) + 2, edges.expand(2, 2) + 2], 2
+    )
+    low = torch.tensor([[1.0, 0.0], [1.0, 1.0]])  # least with the square at the upper right, its centre at (1, 3)
+    maps = OcclusionMaps(1 - low, low, low.long(), boxes, (0.0, 0.0, 0), "relu5", 0, 0, (4, 4))
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask[1, 3] = True
+    found = fig7.on_object([(maps, mask.numpy()), (maps, ~mask.numpy())])
+    assert (found["images"], found["chance"]) == (2, 0.5)
+    assert (found["probability"]["share"], found["activity"]["share"]) == (0.5, 0.5)
+    assert fig7.wilson(8, 10) == pytest.approx([0.490, 0.943], abs=1e-3)
+    assert fig7.wilson(0, 10)[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_images_by_seed_are_as_many_as_asked_for(model, data, tmp_path):
+    runs = [
+        fig7.main(model, data, tmp_path, layer="relu2", images=2, step=9, measured=0, seed=seed, width=800,
+                  progress=False)
+        for seed in (1, 1, 2)
+    ]  # fmt: skip
+    images = [run["settings"]["images"] for run in runs]
+    assert images[0] == images[1] != images[2]
+    assert [len(each) for each in images] == [2, 2, 2]
+    assert runs[0]["ours"]["on_object"] is None
+
+
+class Relabelled(torch.utils.data.Dataset):
+    def __init__(self, data, label):
+        self.data, self.label = data, label
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return self.data[index][0], self.label
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"images": []}, r"^no image is asked for.*images=\[0,5\]$"),
+        ({"images": 0}, "^no image is asked for"),
+        ({"images": [99]}, "^no image 99 in the data: there are 12$"),
+        ({"size": 33}, "^a square of 33 x 33 pixels does not fit in an image of 32 x 32$"),
+        ({"step": 0}, "^the step is 0 pixels; give at least 1$"),
+        ({"layer": "relu9"}, "^no layer of Sequential 'relu9'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(model, data, tmp_path, wrong, says):
+    with pytest.raises(InputError, match=says) as error:
+        fig7.main(model, data, tmp_path / "out", **{"layer": "relu2", "images": [0], "progress": False} | wrong)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("label", "says"), [(16, "no class 16"), (-1, "image 0 has no label")])
+def test_an_unknown_label_is_one_line(model, data, tmp_path, label, says):
+    with pytest.raises(InputError, match=says):
+        fig7.main(model, Relabelled(data, label), tmp_path, layer="relu2", images=[0], progress=False)
+
+
+def test_the_configuration_takes_the_networks_fifth_layer():
+    assert configured(["experiment=fig7", "model=squeezenet1_0"]).experiment.layer == "features.12.cat"
+
+
+def test_of_photographs_with_the_published_squeezenet(real_data):
+    """A wheel, a dog, a bird: hiding some place lowers the probability, and most places leave the class as it is."""
+    from hydra.utils import instantiate
+
+    from experiments.datasets import photos
+    from experiments.models import build
+
+    config = configured(["experiment=fig7", "model=squeezenet1_0"])
+    model = build(instantiate(config.model.architecture), weights=real_data / "squeezenet_v1.0/squeezenet_v1.0_dc.npz")
+    data = photos(model.preprocessing, root=real_data / "imagenet_samples")
+    maps = occlusion_maps(model, data[0][0], step=25, layer="features.12.cat", target=data[0][1])
+    assert maps.clean[2] == data[0][1]
+    assert maps.probability.min() < 0.5 * maps.clean[1]
+    assert (maps.label == data[0][1]).float().mean() > 0.5

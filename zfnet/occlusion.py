@@ -1,0 +1,405 @@
+"""A grey square slid over the image: which places a feature map and the class depend on, exactly and incrementally.
+
+A square changes only a window of every step, larger from step to step; the rest is what the clean image gave.  The
+window arithmetic of receptive fields, run forwards, says where these windows lie, and the windows of many squares run
+as one batch.  A step that mixes all places (flatten, global pooling) is given whole maps again: the clean ones, with
+the windows put in.  Zeiler & Fergus (2014), section 4.2 and Figure 7.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from tqdm import tqdm
+
+from zfnet.errors import InputError, unknown
+from zfnet.receptive_field import Pair, Window, pair, window_of
+from zfnet.record import SWITCHED, Graph, Whole, check_images, check_weights, evaluating, graph_of, pool_arguments
+
+TILE = 6  # rows and columns of squares whose windows run together: more would differ too much in size
+MAPS = ("activity", "probability", "label")
+
+
+@dataclass(frozen=True)
+class OcclusionMaps:
+    """What a network says with the square at each place: maps (rows, columns), one entry for each square."""
+
+    activity: Tensor  # sum over space of feature map `map` of `layer`
+    probability: Tensor  # of class `target`
+    label: Tensor  # int64: the most probable class
+    boxes: Tensor  # (rows, columns, 4) int64, the squares: top, left, bottom, right in input pixels, ends exclusive
+    clean: tuple[float, float, int]  # activity, probability and label without a square
+    layer: str
+    map: int
+    target: int
+    image_size: Pair
+
+    def heat(self, of: str = "probability") -> Tensor:
+        """What "probability" or "activity" loses, averaged over the squares that cover each pixel: (H, W).
+
+        This is the map that Captum's `Occlusion` gives; NaN where no square came.  InputError for another name.
+        """
+        if of not in MAPS[:2]:
+            raise unknown("heat map of", of, MAPS[:2])
+        lost = self.clean[MAPS.index(of)] - getattr(self, of)
+        covers = []  # which squares' rows cover which rows of pixels, and columns
+        for edges, length in zip((self.boxes[:, 0, ::2], self.boxes[0, :, 1::2]), self.image_size, strict=True):
+            pixels = torch.arange(length, device=edges.device)
+            covers.append(((edges[:, :1] <= pixels) & (pixels < edges[:, 1:])).to(lost))
+        rows, columns = covers
+        return rows.T @ lost @ columns / (rows.sum(0)[:, None] * columns.sum(0))
+
+
+class Ranges(NamedTuple):
+    """Places low..high-1 along one axis, for each of several squares: both (n,) int64."""
+
+    low: Tensor
+    high: Tensor
+
+    @property
+    def size(self) -> int:
+        """Of ranges that are all of one size."""
+        return int(self.high[0] - self.low[0])
+
+    def places(self) -> Tensor:
+        """(n, size) int64, of ranges that are all of one size."""
+        return self.low[:, None] + torch.arange(self.size)
+
+    def of(self, squares: Tensor) -> "Ranges":
+        return Ranges(self.low[squares], self.high[squares])
+
+    def even(self, extent: int) -> "Ranges":
+        """Ranges of one size that contain these, within 0..extent-1."""
+        size = int((self.high - self.low).max())
+        low = self.low.clamp(max=extent - size)
+        return Ranges(low, low + size)
+
+
+Change = tuple[Ranges, Ranges]  # of rows and of columns
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What squares at all places change, for the steps that are computed in windows."""
+
+    squares: Change
+    changes: dict[fx.Node, Change]  # the outputs of each step that the squares reach
+    windows: dict[fx.Node, Window]
+    extents: dict[fx.Node, Pair]  # rows and columns of each step's maps
+
+
+def planned(graph: Graph, path: Sequence[fx.Node], image_size: Pair, size: Pair, step: Pair) -> Plan:
+    """Squares at every `step` pixels until the image is covered, the last ones cut off by it, and what they change."""
+    shapes, start = graph.shapes(image_size, path[-1]), graph.inputs[0]
+    ranges = []
+    for length, side, stride in zip(image_size, size, step, strict=True):
+        low = stride * torch.arange(-(-(length - side) // stride) + 1)
+        ranges.append(Ranges(low, (low + side).clamp(max=length)))
+    squares = (ranges[0], ranges[1])
+    plan = Plan(squares, {start: squares}, {}, {start: image_size})
+    for node in path:
+        sources = [s for s in node.all_input_nodes if s in shapes]
+        window = window_of(graph, node) if sources else None
+        if window is None or node not in shapes or any(s not in plan.changes for s in sources):
+            continue
+        extent, ranges = pair(shapes[node][-2:]), []
+        for axis in (0, 1):
+            lows, highs = zip(*(window.reaches(*plan.changes[s][axis], axis) for s in sources), strict=True)
+            low = torch.stack(lows).amin(0).clamp(0, extent[axis] - 1)
+            high = torch.stack(highs).amax(0).clamp(max=extent[axis]).maximum(low + 1)  # a range is never empty
+            ranges.append(Ranges(low, high))
+        plan.changes[node], plan.windows[node], plan.extents[node] = (ranges[0], ranges[1]), window, extent
+    return plan
+
+
+def multiply_adds(
+    model: nn.Module | Graph, image_size: int | Pair, size: int | Pair = 50, step: int | Pair = 6
+) -> tuple[int, int]:
+    """Multiply-adds for one square, mean over its places: of the whole network, and of what the square can reach.
+
+    Of convolutions and fully connected layers; the quotient is what computing nothing but the windows can gain.
+    """
+    graph, (rows, columns) = graph_of(model), pair(image_size)
+    path = graph.path([graph.nodes[-1]])
+    shapes = graph.shapes((rows, columns), path[-1])
+    changes = planned(graph, path, (rows, columns), pair(size), pair(step)).changes
+    plain = reached = 0.0
+    for node in path:
+        layer = graph.module(node)
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            places = float(math.prod(shapes[node][2:]))
+            plain += layer.weight.numel() * places
+            if node in changes:
+                places = math.prod(float((r.high - r.low).double().mean()) for r in changes[node])
+            reached += layer.weight.numel() * places
+    return round(plain), round(reached)
+
+
+def _grid(combine: Callable[[Tensor, Tensor], Tensor], rows: Tensor, columns: Tensor) -> Tensor:
+    """What rows (a, h) and columns (b, w) of a tile's squares give together, for each square: (a * b, h, w)."""
+    return combine(rows[:, None, :, None], columns[None, :, None, :]).flatten(0, 1)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """Maps (N, ..., H, W) as rows (N * H * W, C), one for each place."""
+    return maps.reshape(len(maps), -1, *maps.shape[-2:]).movedim(1, -1).flatten(0, 2)
+
+
+class Squares(Whole):
+    """Steps see, for each square of a tile, the window that it changes, and beside it what the clean image gave.
+
+    clean: what it gave, of each step that is computed in windows, as rows of places (H * W, C).
+    """
+
+    padded = False
+
+    def __init__(self, graph: Graph, plan: Plan, clean: dict[fx.Node, Tensor], rows: Tensor, columns: Tensor):
+        super().__init__(graph)
+        self.plan, self.clean, self.count = plan, clean, len(rows) * len(columns)
+        self.squares = plan.squares[0].of(rows), plan.squares[1].of(columns)
+        self.at: dict[fx.Node, Change] = {}  # the windows, of one size for all squares of the tile
+        for node, change in plan.changes.items():
+            height, width = plan.extents[node]
+            self.at[node] = change[0].of(rows).even(height), change[1].of(columns).even(width)
+
+    def occluded(self, fill: Tensor) -> Tensor:
+        """The windows (M, 3, h, w) of the image, with the squares in them."""
+        (source,) = self.graph.inputs
+        at = self.at[source]
+        inside = [
+            (s.low[:, None] <= a.places()) & (a.places() < s.high[:, None])
+            for s, a in zip(self.squares, at, strict=True)
+        ]
+        clean = self._clean(source, at)
+        return torch.where(_grid(torch.logical_and, *inside)[:, None].to(clean.device), fill, clean)
+
+    def _clean(self, source: fx.Node, wanted: Change) -> Tensor:
+        """What the clean image gave at places within the map: (M, C, h, w)."""
+        index = _grid(torch.add, wanted[0].places() * self.plan.extents[source][1], wanted[1].places())
+        rows = self.clean[source].index_select(0, index.flatten().to(self.clean[source].device))
+        return rows.view(*index.shape, -1).movedim(-1, 1)
+
+    def _look(
+        self, value: Tensor, at: Change, wanted: Change, around: Tensor, extent: Pair, fill: float = 0.0
+    ) -> Tensor:
+        """The wanted places (M, ..., h, w): of the windows `value` at `at`, else of the rows `around`, else `fill`."""
+        here = [w.places() for w in wanted]
+        own = [h - a.low[:, None] for h, a in zip(here, at, strict=True)]
+        windowed = _grid(torch.logical_and, *((o >= 0) & (o < a.size) for o, a in zip(own, at, strict=True)))
+        within = _grid(torch.logical_and, *((h >= 0) & (h < e) for h, e in zip(here, extent, strict=True)))
+        height, width = at[0].size, at[1].size
+        first = len(around) + 1 + height * width * torch.arange(self.count)[:, None, None]
+        index = torch.where(within, _grid(torch.add, here[0] * extent[1], here[1]), len(around))
+        index = torch.where(windowed, first + _grid(torch.add, own[0] * width, own[1]), index)
+        rows = torch.cat([around, around.new_full((1, around.shape[1]), fill), _rows(value)])
+        rows = rows.index_select(0, index.flatten().to(rows.device))
+        return rows.view(*index.shape, -1).movedim(-1, 1).reshape(*value.shape[:-2], *index.shape[1:])
+
+    def whole(self, source: fx.Node, value: Tensor, maps: slice = slice(None)) -> Tensor:
+        """Maps (M, ..., H, W) of a step: the clean ones with the windows in them."""
+        at, extent = self.at[source], self.plan.extents[source]
+        wanted = [Ranges(torch.zeros_like(a.low), torch.full_like(a.low, e)) for a, e in zip(at, extent, strict=True)]
+        return self._look(value[:, maps], at, (wanted[0], wanted[1]), self.clean[source][:, maps], extent)
+
+    def read(self, node: fx.Node, source: fx.Node, value: Any) -> Any:
+        if node not in self.at or source not in self.at:
+            return value
+        window, at = self.plan.windows[node], self.at[source]
+        if window.spread:
+            return value - self._clean(source, at)
+        rows, columns = (Ranges(*window.reads(*a, axis)) for axis, a in enumerate(self.at[node]))
+        if all(torch.equal(torch.stack(w), torch.stack(a)) for w, a in zip((rows, columns), at, strict=True)):
+            return value
+        return self._look(value, at, (rows, columns), self.clean[source], self.plan.extents[source], window.fill)
+
+    def call(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
+        if node not in self.at:
+            return self.graph.call(node, args, kwargs)
+        window = self.plan.windows[node]
+        if window.spread:
+            (source,) = node.all_input_nodes
+            reached = []
+            for axis, (low, high) in enumerate(self.at[source]):
+                shift = window.padding[axis] - window.span(axis) + 1
+                reached.append(Ranges(low + shift, high + window.padding[axis]))
+            more, none = window.spread(args[0]), self.clean[node][:0]
+            more = self._look(more, (reached[0], reached[1]), self.at[node], none, (0, 0))
+            return more.add_(self._clean(node, self.at[node]))
+        if self.graph.lookup(SWITCHED, node):
+            given = pool_arguments(self.graph, node)
+            return F.max_pool2d(args[0], given["kernel_size"], given["stride"], dilation=given["dilation"])
+        return window.inside(args[0]) if window.inside else self.graph.call(node, args, kwargs)
+
+
+class _Sweep:
+    """One image's sweep: the clean pass, windows tile by tile, and what sees whole maps for many tiles at once."""
+
+    def __init__(
+        self, graph: Graph, image: Tensor, size: Pair, step: Pair, fill: Tensor, layer: str | None, incremental: bool
+    ):
+        extent, self.start, self.last = pair(image.shape[-2:]), graph.inputs[0], graph.nodes[-1]
+        shapes = graph.shapes(extent, self.last)
+        self.graph, self.image, self.fill = graph, image, fill
+        self.node = graph.node(layer or _last_maps(graph, shapes))
+        path = graph.path([self.last, self.node])
+        self.plan = planned(graph, path, extent, size, step)
+        if not incremental:
+            squares = self.plan.squares
+            self.plan = Plan(squares, {self.start: squares}, {}, {self.start: extent})
+        elif late := [n for n in path if n not in self.plan.changes and _moves(graph, n)]:
+            first = next(n for n in path if n not in self.plan.changes and n in shapes)
+            warnings.warn(
+                f"occlusion of {type(graph.model).__name__}: {graph.names[first]} ({graph.operation(first)}) is not"
+                f" known to work in windows, so {len(late)} convolutions and poolings behind it run in plain batches",
+                stacklevel=4,
+            )
+        inside = self.plan.changes
+        self.edge = [n for n in inside if any(user in path and user not in inside for user in n.users)]
+        self.values = graph.run(image, [self.last, self.node], graph.call, keep=set(inside))
+        logits = self.values[self.last]
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise InputError(f"{type(graph.model).__name__} gives no logits (N, classes) to tell classes by")
+        self.clean = {n: _rows(self.values[n].contiguous()) for n in inside}
+        self.outside = [n for n in path if n not in inside and n in shapes]
+        self.bytes = {n: shapes[n].numel() * image.element_size() for n in path if n in shapes}
+
+    def batches(self, memory: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Tiles (rows and columns) of squares whose windows are of like size, as many as may be put together."""
+        windows, orders = [], []
+        for node, (rows, columns) in self.plan.changes.items():
+            largest = int((rows.high - rows.low).max() * (columns.high - columns.low).max())
+            windows.append(self.bytes[node] * largest // math.prod(self.plan.extents[node]))
+        at_once = max(1, memory // max(self.bytes[n] for n in (*self.edge, *self.outside)))
+        side = max(1, min(TILE, math.isqrt(memory // max(windows)), math.isqrt(at_once)))
+        for axis in (0, 1):
+            ranges = [change[axis] for change in self.plan.changes.values()]
+            sizes = torch.stack([r.high - r.low for r in reversed(ranges)], 1).tolist()
+            orders.append(torch.tensor(sorted(range(len(sizes)), key=sizes.__getitem__)).split(side))
+        tiles = [(rows, columns) for rows in orders[0] for columns in orders[1]]
+        each = max(1, at_once // side**2)
+        return (tiles[first : first + each] for first in range(0, len(tiles), each))
+
+    def windows(self, rows: Tensor, columns: Tensor, map: int) -> tuple[dict[fx.Node, Tensor], Tensor | None]:
+        """Of one tile: the whole maps that other steps ask for, and the activity (M,) if its layer is among these."""
+        view = Squares(self.graph, self.plan, self.clean, rows, columns)
+        wanted = {*self.edge, self.node} & set(view.at)
+        values = self.graph.run(view.occluded(self.fill), wanted, view.call, wanted, view.read)
+        activity = None
+        if self.node in wanted:
+            activity = view.whole(self.node, values[self.node], slice(map, map + 1)).flatten(1).sum(1)
+        return {n: view.whole(n, values[n]) for n in self.edge}, activity
+
+    def rest(self, edge: dict[fx.Node, Tensor]) -> dict[fx.Node, Any]:
+        """The steps that see whole maps."""
+        skipped = self.image.new_zeros(0)
+
+        def apply(node: fx.Node, args: tuple, kwargs: dict) -> Any:
+            if node in self.plan.changes:
+                return edge.get(node, skipped)
+            return self.graph.call(node, args, kwargs)
+
+        return self.graph.run(edge.get(self.start, self.image), [self.last, self.node], apply)
+
+    def run(self, map: int | None, target: int | None, memory: int, progress: bool) -> OcclusionMaps:
+        logits, sums = self.values[self.last][0], _sums(self.values[self.node])[0]
+        map = int(sums.argmax()) if map is None else _among("map", map, len(sums), self.graph.names[self.node])
+        target = int(logits.argmax()) if target is None else _among("class", target, len(logits), "the network")
+        clean = float(sums[map]), float(logits.softmax(0)[target]), int(logits.argmax())
+        shape = [len(ranges.low) for ranges in self.plan.squares]
+        activity, probability = (logits.new_zeros(math.prod(shape)) for _ in range(2))
+        label = torch.zeros(math.prod(shape), dtype=torch.int64, device=logits.device)
+        with tqdm(total=len(label), unit=" squares", desc="occlude", disable=not progress) as bar:
+            for tiles in self.batches(memory):
+                parts = [self.windows(rows, columns, map) for rows, columns in tiles]
+                edge = {n: torch.cat([part[n] for part, _ in parts]) for n in self.edge}
+                values = self.rest(edge)
+                where = torch.cat([(rows[:, None] * shape[1] + columns).flatten() for rows, columns in tiles])
+                where = where.to(label.device)
+                inside = self.node in self.plan.changes
+                activity[where] = (
+                    torch.cat([a for _, a in parts if a is not None]) if inside else _sums(values[self.node])[:, map]
+                )
+                probability[where] = values[self.last].softmax(1)[:, target]
+                label[where] = values[self.last].argmax(1)
+                bar.update(len(where))
+        (top, bottom), (left, right) = self.plan.squares
+        edges = [torch.broadcast_tensors(y[:, None], x) for y, x in ((top, left), (bottom, right))]
+        boxes = torch.stack([edge for both in edges for edge in both], 2).to(label.device)
+        return OcclusionMaps(
+            activity.view(shape), probability.view(shape), label.view(shape), boxes, clean,
+            self.graph.names[self.node], map, target, self.plan.extents[self.start],
+        )  # fmt: skip
+
+
+def _sums(maps: Tensor) -> Tensor:
+    """The sum over space of each map: (N, C)."""
+    return maps.reshape(*maps.shape[:2], -1).sum(2)
+
+
+def _among(kind: str, number: int, count: int, where: str) -> int:
+    if not 0 <= number < count:
+        raise InputError(f"no {kind} {number} in {where}: there are {count}")
+    return number
+
+
+def _moves(graph: Graph, node: fx.Node) -> bool:
+    """Whether the step is one that slides a window over maps."""
+    window = window_of(graph, node)
+    return window is not None and window.kernel != (1, 1)
+
+
+def _last_maps(graph: Graph, shapes: dict[fx.Node, torch.Size]) -> str:
+    """The last ReLU that gives maps of more than one place; where there is none, the last step that does."""
+    maps = [n for n in graph.nodes if len(shapes.get(n, ())) == 4 and math.prod(shapes[n][2:]) > 1]
+    relus = [n for n in maps if "relu" in graph.operation(n).lower()]
+    return graph.names[(relus or maps)[-1]]
+
+
+def occlusion_maps(
+    model: nn.Module | Graph,
+    image: Tensor,
+    *,
+    size: int | Sequence[int] = 50,
+    step: int | Sequence[int] = 6,
+    fill: float | Sequence[float] = 0.0,
+    layer: str | None = None,
+    map: int | None = None,
+    target: int | None = None,
+    incremental: bool = True,
+    memory: int = 2**27,
+    progress: bool = False,
+) -> OcclusionMaps:
+    """Slide a square over an image (3, H, W), as the network is given it, and read three things at each place.
+
+    size, step: of the square, in input pixels; a pair is (rows, columns).  The last squares end at the image's border.
+    fill: what the square holds, one number or three: 0 is the mean of normalised images.
+    layer: whose activity is summed; None: the last ReLU that gives maps.
+    map: None: the one that is strongest without a square.
+    target: the class; None: the most probable one without a square.
+    incremental: compute only what a square can reach; what cannot be done so runs in plain batches, with a warning.
+    memory: bytes that the largest step of one batch may take.
+    InputError for a square or step that does not fit, for an unknown layer, map or class, and a model without logits.
+    """
+    graph = graph_of(model)
+    check_weights(graph.model)
+    image = check_images(graph.model, image[None] if image.ndim == 3 else image)
+    if len(image) != 1:
+        raise InputError(f"give one image (3, rows, columns); got {tuple(image.shape)}")
+    extent, size, step = pair(image.shape[-2:]), pair(size), pair(step)
+    if min(size) < 1 or size[0] > extent[0] or size[1] > extent[1]:
+        raise InputError(
+            f"a square of {size[0]} x {size[1]} pixels does not fit in an image of {extent[0]} x {extent[1]}"
+        )
+    if min(step) < 1:
+        raise InputError(f"the step is {min(step)} pixels; give at least 1")
+    grey = torch.as_tensor(fill, dtype=image.dtype, device=image.device).reshape(-1, 1, 1)
+    if len(grey) not in (1, 3) or not grey.isfinite().all():
+        raise InputError(f"fill is {fill}; give one number, or one for each of three channels")
+    with evaluating(graph.model):
+        sweep = _Sweep(graph, image, size, step, grey, layer, incremental)
+        return sweep.run(map, target, memory, progress)
