@@ -220,8 +220,17 @@ def task(config: DictConfig) -> None:
     with in_one_line():
         asked = single(configured(words), words)
         with torchrun([experiment for experiment, _ in asked]):
+            failed = 0
             for experiment, mine in asked:
-                run(experiment, mine, Path(experiment if config.out and len(asked) > 1 else "", swept))
+                try:
+                    run(experiment, mine, Path(experiment if config.out and len(asked) > 1 else "", swept))
+                except InputError as error:
+                    if len(asked) == 1:
+                        raise
+                    failed += 1  # the others of a suite can still be drawn
+                    print(f"run.py: {experiment}: {error}", file=sys.stderr)
+            if failed:
+                raise InputError(f"{failed} of {len(asked)} experiments failed")
 
 
 def command_line() -> None:

@@ -434,7 +434,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(run, monkeypatch):
 
 def test_a_network_is_trained_once(run, tmp_path):
     words = [*TINY[2:], "train.epochs=1", "k=2", "width=500", "grids=[[1,1],[1,1],[1,1],[1,1],[1,1]]"]
-    status, lines = run(*words)
+    status, lines = run("experiment=fig2", *words)
     assert status == 0
     assert any("training it first" in line for line in lines)
     trained, drawn = (tmp_path / "outputs" / name / "zfnet_small-scenes" for name in ("train", "fig2"))
@@ -451,6 +451,14 @@ def test_a_network_is_trained_once(run, tmp_path):
     assert status == 2
     assert len(lines) == 1
     assert "model.safetensors does not fit ZFNet" in lines[0]
+
+
+def test_the_bare_command_draws_what_can_be_drawn(run, tmp_path):
+    status, lines = run(*TINY[2:], "train.epochs=1", "measured=2", "others=1", "step=20", "count=13")
+    assert status == 2
+    assert lines[-2].startswith("run.py: fig5: ") and lines[-1] == "run.py: 1 of 5 experiments failed"
+    drawn = {path.parent.parent.name for path in tmp_path.glob("outputs/fig*/*/figure.png")}
+    assert drawn == {"fig2", "fig4", "fig6", "fig7"}
 
 
 def test_a_network_has_as_many_classes_as_its_data_and_keeps_them(run, tmp_path, monkeypatch):

@@ -173,24 +173,28 @@ def share(rank: int, world: int, folder: str, images: torch.Tensor, labels: torc
     """One process of several: trains, and leaves its weights and history."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    model, data = network(dropout=0.0), TensorDataset(images, labels)
+    model, data = network(dropout=0.0).to(images.dtype), TensorDataset(images, labels)
     history = train(model, data, data, recipe, progress=False)
     torch.save((model.state_dict(), without_times(history)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("count", [48, 45], ids=["whole batches", "a smaller last batch"])
-def test_two_processes_of_half_the_batch_are_one(halves, count: int, tmp_path: Path) -> None:
-    images, labels = (t[:count] for t in halves.tensors)
+@pytest.mark.parametrize(
+    ("count", "dtype", "close"),
+    [(48, torch.float32, 1e-6), (45, torch.float64, 1e-13)],
+    ids=["whole batches", "a smaller last batch, in float64"],
+)
+def test_two_processes_of_half_the_batch_are_one(halves, count: int, dtype, close: float, tmp_path: Path) -> None:
+    images, labels = halves.tensors[0][:count].to(dtype), halves.tensors[1][:count]
     recipe = replace(RECIPE, epochs=2)
-    alone = network(dropout=0.0)
+    alone = network(dropout=0.0).to(dtype)
     data = TensorDataset(images, labels)
     expected = without_times(train(alone, data, data, recipe, progress=False))
     torch.multiprocessing.spawn(share, (2, str(tmp_path), images, labels, recipe), nprocs=2)
     for rank in (0, 1):
         weights, history = torch.load(tmp_path / f"{rank}.pt")
         for name, weight in alone.state_dict().items():
-            torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-6)
+            torch.testing.assert_close(weights[name], weight, rtol=0, atol=close)
         for mine, theirs in zip(history, expected, strict=True):
             assert mine == pytest.approx(theirs, rel=1e-4)
 
@@ -300,6 +304,19 @@ def test_pixel_mean_is_that_of_the_training_images(halves, tmp_path: Path) -> No
     weights.save(model, tmp_path / "w.safetensors")
     again = weights.load(network(), tmp_path / "w.safetensors").preprocessing
     assert torch.equal(again.mean_image, how.mean_image) and again == how
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["auto", "float16", "float32"])
+def test_learns_on_a_gpu_and_goes_on_where_it_was(halves, precision: str, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=6, precision=precision)
+    model = network().cuda()
+    history = train(model, halves, halves, recipe, folder=tmp_path, progress=False)
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert {(w.dtype, w.device.type) for w in model.parameters()} == {(torch.float32, "cuda")}
+    again = network().cuda()
+    assert train(again, halves, halves, recipe, folder=tmp_path, progress=False) == history
+    assert same_weights(model, again)
 
 
 # ---- the recipe ------------------------------------------------------------------------------------------------------
