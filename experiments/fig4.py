@@ -22,16 +22,15 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from experiments.panels import DPI, check_choice, chosen, frame, how_chosen, page, place, text
 from experiments.results import Provenance, results, table, write_result
 from experiments.train import EPOCHS
-from zfnet import Deconvnet, InputError, TopActivations, scan
-from zfnet.data.batches import Batches
+from zfnet import Deconvnet, InputError, TopActivations, matching, scan
 from zfnet.data.transforms import Preprocessing
 from zfnet.project import project_top
-from zfnet.record import evaluating, like
 from zfnet.render import grid, resized, saturated, signed_image
 from zfnet.weights import load
 
@@ -232,31 +231,14 @@ def correlations(
     Pearson's, over all places of the images `indices`.  0 where a map does not vary at a snapshot, NaN where it does
     not at the last.
     """
-    graphs = [deconvnet.graph for deconvnet in deconvnets]
-    sums: dict[str, Tensor] = {}  # (snapshots, 6 moments, maps)
-    batches = Batches(data, 16, indices=indices.sort().values, workers=workers)
-    with tqdm(total=len(indices), unit=" images", desc="correlate", disable=not progress) as bar:
-        for _, images, _ in batches:
-            images = images.to(**like(graphs[-1].model))
-            last: dict[str, Tensor] = {}
-            for n in reversed(range(len(graphs))):
-                nodes = {graphs[n].node(layer): layer for layer in layers}
-                with evaluating(graphs[n].model):
-                    values = graphs[n].run(images, nodes, graphs[n].call, keep=nodes)
-                for node, layer in nodes.items():
-                    x = values[node].double().movedim(1, 0).flatten(1)  # (maps, images and places)
-                    y = last.setdefault(layer, x)
-                    moments = torch.stack([m.sum(1) for m in (torch.ones_like(x), x, y, x * x, y * y, x * y)])
-                    sums.setdefault(layer, moments.new_zeros(len(graphs), *moments.shape))[n] += moments
-            bar.update(len(images))
-    return {layer: _pearson(*moments.unbind(1)).cpu() for layer, moments in sums.items()}
-
-
-def _pearson(n: Tensor, x: Tensor, y: Tensor, xx: Tensor, yy: Tensor, xy: Tensor) -> Tensor:
-    """The correlation from sums of x, y and their products."""
-    across, first, second = n * xy - x * y, n * xx - x * x, n * yy - y * y
-    r = across / (first * second).sqrt()
-    return r.where(first > 1e-12 * n * xx, 0.0).where(second > 1e-12 * n * yy, torch.nan)
+    probes, last = Subset(data, indices.tolist()), deconvnets[-1].graph
+    found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    for deconvnet in tqdm(deconvnets, unit=" snapshots", desc="correlate", disable=not progress):
+        every = matching.correlations(deconvnet.graph, last, probes, layers, workers=workers, progress=False)
+        for layer, correlation in every.items():
+            found[layer].append(correlation.diagonal())
+    rows = {layer: torch.stack(each) for layer, each in found.items()}
+    return {layer: each.where(each[-1] > 0, torch.nan) for layer, each in rows.items()}  # with itself: 1, or constant
 
 
 def likenesses(
