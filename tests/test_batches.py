@@ -236,6 +236,7 @@ def test_default_workers(monkeypatch):
 
 
 CTRL_C = """
+import signal
 import time
 from test_batches import Counting
 from zfnet.data.batches import Batches
@@ -245,6 +246,7 @@ class Slow(Counting):
         time.sleep(0.2)
         return super().__getitem__(i)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which what runs in the background ignores
 for batch in Batches(Slow(1000), 1, workers=2):
     print("read", flush=True)
 """

@@ -148,7 +148,16 @@ def test_arrays_that_are_no_image_are_refused(array):
         Preprocessing()(array)
 
 
-@pytest.mark.parametrize("x", [torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(4, 4), torch.zeros(1, 4, 4)])
+@pytest.mark.parametrize("channels", ["RGB", "BGR"])
+def test_bytes_are_normalised_as_their_fractions(channels):
+    how = Preprocessing(channels=channels, scale=255, mean=(1, 2, 3), std=(4, 5, 6))
+    rgb = torch.randint(256, (2, 3, 5, 4), dtype=torch.uint8)
+    before = rgb.clone()
+    torch.testing.assert_close(how.normalise(rgb), how.normalise(rgb / 255), rtol=1e-5, atol=1e-5)
+    assert torch.equal(rgb, before)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(3, 4, 4, dtype=torch.int32), torch.zeros(4, 4), torch.zeros(1, 4, 4)])
 def test_tensors_that_are_no_image_are_refused(x):
     with pytest.raises(InputError, match="is no image"):
         Preprocessing().normalise(x)
