@@ -22,7 +22,8 @@ from zfnet.errors import InputError, unknown
 from zfnet.receptive_field import Pair, Window, pair, window_of
 from zfnet.record import SWITCHED, Graph, Whole, check_images, check_weights, evaluating, graph_of, pool_arguments
 
-TILE = 6  # rows and columns of squares whose windows run together: more would differ too much in size
+TILE = 8  # rows and columns of squares whose windows run together, at most: more fall out of the caches
+TILE_COST = 0.33  # of one more row or column of tiles, in rows or columns of squares: what it costs beside its places
 # steps that may give each map's mean, and whether over "all" places (of a map of one place) or the "given" dimensions
 MEANS = {
     nn.AdaptiveAvgPool2d: "all",
@@ -84,7 +85,7 @@ class Ranges(NamedTuple):
 
     def even(self, extent: int) -> "Ranges":
         """Ranges of one size that contain these, within 0..extent-1."""
-        size = int((self.high - self.low).max())
+        size = max(1, int((self.high - self.low).max()))  # with steps wider than squares, the last may lie outside
         low = self.low.clamp(max=extent - size)
         return Ranges(low, low + size)
 
@@ -165,9 +166,7 @@ class Look(NamedTuple):
 
     places: Tensor  # (n, size) int64: which they are
     known: Tensor  # (n, size) bool: which of them are in the windows
-    runs: list[
-        tuple[slice, slice, slice]
-    ]  # of like squares: which they are; the known among the wanted; in the window
+    runs: list[tuple[slice, slice, slice]]  # of like squares: which they are; the known among the wanted; in the window
 
     @classmethod
     def of(cls, wanted: Ranges, windows: Ranges) -> "Look":
@@ -324,6 +323,20 @@ class Squares(Whole):
         return node.target is torch.cat and bool(node.args)
 
 
+def _partition(costs: Tensor, most: int) -> list[int]:
+    """Lengths, up to `most`, of the runs of rows (n, kinds) that are cheapest if each row costs its run's maxima."""
+    extra = TILE_COST * float(costs.sum(1).mean())
+    best: list[tuple[float, list[int]]] = [(0.0, [])]
+    for end in range(1, len(costs) + 1):
+        ways = []
+        for length in range(1, min(most, end) + 1):
+            before, lengths = best[end - length]
+            here = length * float(costs[end - length : end].amax(0).sum()) + extra
+            ways.append((before + here, [*lengths, length]))
+        best.append(min(ways))
+    return best[-1][1]
+
+
 class _Sweep:
     """One image's sweep: the clean pass, windows tile by tile, and what sees whole maps for many tiles at once."""
 
@@ -358,6 +371,11 @@ class _Sweep:
         self.shapes, self.outside = shapes, [n for n in path if n not in inside and n in shapes]
         self.bytes = {n: shapes[n].numel() * image.element_size() for n in path if n in shapes}
 
+    def _work(self, node: fx.Node) -> int:
+        """Multiply-adds at one place of a step's output; at least one for each map."""
+        layer = self.graph.module(node)
+        return layer.weight.numel() if isinstance(layer, nn.Conv2d) else self.shapes[node][1]
+
     def batches(self, memory: int) -> Iterator[list[tuple[Strip, Strip]]]:
         """Tiles (rows and columns) of squares whose windows are of like size, as many as may be put together."""
         windows, orders = [], []
@@ -367,16 +385,18 @@ class _Sweep:
         at_once = max(1, memory // max(self.bytes[n] for n in (*self.edge, *self.outside)))
         side = max(1, min(TILE, math.isqrt(memory // max(windows)), math.isqrt(at_once)))
         for axis in (0, 1):
-            ranges = [change[axis] for change in self.plan.changes.values()]
-            sizes = torch.stack([r.high - r.low for r in reversed(ranges)], 1).tolist()
-            order = torch.tensor(sorted(range(len(sizes)), key=sizes.__getitem__))
-            orders.append([Strip(self.plan, axis, squares) for squares in order.split(side)])
+            ranges = [change[axis] for change in reversed(self.plan.changes.values())]
+            sizes = torch.stack([r.high - r.low for r in ranges], 1)
+            order = torch.tensor(sorted(range(len(sizes)), key=sizes.tolist().__getitem__))
+            work = torch.tensor([self._work(n) for n in reversed(self.plan.changes)], dtype=torch.float64)
+            parts = _partition(sizes[order] * (work * sizes.double().mean(0)), side)
+            orders.append([Strip(self.plan, axis, squares) for squares in order.split(parts)])
         tiles = [(rows, columns) for rows in orders[0] for columns in orders[1]]
         each = max(1, at_once // side**2)
         return (tiles[first : first + each] for first in range(0, len(tiles), each))
 
     def windows(self, rows: Strip, columns: Strip, map: int) -> tuple[dict[fx.Node, Tensor], Tensor | None]:
-        """Of one tile: the whole maps and means that other steps ask for, and the activity (M,) if its layer is in it."""
+        """Of one tile: whole maps and means that other steps ask for, and the activity (M,) if its layer is in it."""
         view = Squares(self.graph, self.plan, self.clean, rows, columns)
         sources = {n: n.all_input_nodes[0] if n in self.means else n for n in self.edge}
         wanted = {*sources.values(), self.node} & set(self.plan.changes)
