@@ -392,7 +392,7 @@ class _Sweep:
             parts = _partition(sizes[order] * (work * sizes.double().mean(0)), side)
             orders.append([Strip(self.plan, axis, squares) for squares in order.split(parts)])
         tiles = [(rows, columns) for rows in orders[0] for columns in orders[1]]
-        each = max(1, at_once // side**2)
+        each = max(1, min(at_once, 4 * TILE**2) // side**2)  # memory must not grow with the places
         return (tiles[first : first + each] for first in range(0, len(tiles), each))
 
     def windows(self, rows: Strip, columns: Strip, map: int) -> tuple[dict[fx.Node, Tensor], Tensor | None]:
