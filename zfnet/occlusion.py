@@ -6,9 +6,10 @@ as one batch.  A step that mixes all places (flatten, global pooling) is given w
 the windows put in.  Zeiler & Fergus (2014), section 4.2 and Figure 7.
 """
 
+import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +22,16 @@ from zfnet.errors import InputError, unknown
 from zfnet.receptive_field import Pair, Window, pair, window_of
 from zfnet.record import SWITCHED, Graph, Whole, check_images, check_weights, evaluating, graph_of, pool_arguments
 
-TILE = 6  # rows and columns of squares whose windows run together: more would differ too much in size
+TILE = 8  # rows and columns of squares whose windows run together, at most: more fall out of the caches
+TILE_COST = 0.33  # of one more row or column of tiles, in rows or columns of squares: what it costs beside its places
+# steps that may give each map's mean, and whether over "all" places (of a map of one place) or the "given" dimensions
+MEANS = {
+    nn.AdaptiveAvgPool2d: "all",
+    F.adaptive_avg_pool2d: "all",
+    torch.mean: "given",
+    Tensor.mean: "given",
+}
+OUTSIDE = (0.0, -math.inf)  # what steps may read outside of maps
 MAPS = ("activity", "probability", "label")
 
 
@@ -75,7 +85,7 @@ class Ranges(NamedTuple):
 
     def even(self, extent: int) -> "Ranges":
         """Ranges of one size that contain these, within 0..extent-1."""
-        size = int((self.high - self.low).max())
+        size = max(1, int((self.high - self.low).max()))  # with steps wider than squares, the last may lie outside
         low = self.low.clamp(max=extent - size)
         return Ranges(low, low + size)
 
@@ -146,94 +156,185 @@ def _grid(combine: Callable[[Tensor, Tensor], Tensor], rows: Tensor, columns: Te
 
 
 def _rows(maps: Tensor) -> Tensor:
-    """Maps (N, ..., H, W) as rows (N * H * W, C), one for each place."""
-    return maps.reshape(len(maps), -1, *maps.shape[-2:]).movedim(1, -1).flatten(0, 2)
+    """Maps (1, ..., H, W) as rows (H * W + 2, C), one for each place; the last two are `OUTSIDE` of them."""
+    rows = maps.reshape(len(maps), -1, *maps.shape[-2:]).movedim(1, -1).flatten(0, 2)
+    return torch.cat([rows, rows.new_tensor(OUTSIDE)[:, None].expand(-1, rows.shape[1])])
+
+
+class Look(NamedTuple):
+    """Along one axis, the places that a step wants to see of windows, for each of several squares."""
+
+    places: Tensor  # (n, size) int64: which they are
+    known: Tensor  # (n, size) bool: which of them are in the windows
+    runs: list[tuple[slice, slice, slice]]  # of like squares: which they are; the known among the wanted; in the window
+
+    @classmethod
+    def of(cls, wanted: Ranges, windows: Ranges) -> "Look":
+        shifts, runs, first = windows.low - wanted.low, [], 0
+        places = wanted.places()
+        for shift, like in itertools.groupby(shifts.tolist()):
+            begin, end = max(shift, 0), max(min(shift + windows.size, wanted.size), 0)
+            last = first + sum(1 for _ in like)
+            runs.append((slice(first, last), slice(begin, end), slice(begin - shift, max(end, begin) - shift)))
+            first = last
+        own = places - windows.low[:, None]
+        return cls(places, (own >= 0) & (own < windows.size), runs)
+
+
+class Strip:
+    """Some of the squares' rows or columns, and the windows that they change in each step, each of one size for all."""
+
+    def __init__(self, plan: Plan, axis: int, squares: Tensor):
+        self.plan, self.axis, self.squares = plan, axis, squares
+        self.at = {n: c[axis].of(squares).even(plan.extents[n][axis]) for n, c in plan.changes.items()}
+        self._looks: dict[tuple[fx.Node | None, fx.Node], Look] = {}
+
+    def look(self, node: fx.Node | None, source: fx.Node) -> Look:
+        """What `node` reads of the windows of its source; None: all places."""
+        if (node, source) not in self._looks:
+            here = self.at[source]
+            if node is None:
+                wanted = Ranges(torch.zeros_like(here.low), torch.full_like(here.low, self.extent(source)))
+            else:
+                wanted = Ranges(*self.plan.windows[node].reads(*self.at[node], self.axis))
+            self._looks[node, source] = Look.of(wanted, here)
+        return self._looks[node, source]
+
+    def reached(self, node: fx.Node, source: fx.Node) -> Look:
+        """What of the window of `node` a change within that of its source reaches."""
+        if (source, node) not in self._looks:
+            window, (low, high) = self.plan.windows[node], self.at[source]
+            shift = window.padding[self.axis] - window.span(self.axis) + 1
+            reached = Ranges(low + shift, high + window.padding[self.axis])
+            self._looks[source, node] = Look.of(self.at[node], reached)
+        return self._looks[source, node]
+
+    def extent(self, node: fx.Node) -> int:
+        return self.plan.extents[node][self.axis]
 
 
 class Squares(Whole):
     """Steps see, for each square of a tile, the window that it changes, and beside it what the clean image gave.
 
-    clean: what it gave, of each step that is computed in windows, as rows of places (H * W, C).
+    clean: what it gave, of each step that is computed in windows, as rows of places.
     """
 
     padded = False
 
-    def __init__(self, graph: Graph, plan: Plan, clean: dict[fx.Node, Tensor], rows: Tensor, columns: Tensor):
+    def __init__(self, graph: Graph, plan: Plan, clean: dict[fx.Node, Tensor], rows: Strip, columns: Strip):
         super().__init__(graph)
-        self.plan, self.clean, self.count = plan, clean, len(rows) * len(columns)
-        self.squares = plan.squares[0].of(rows), plan.squares[1].of(columns)
-        self.at: dict[fx.Node, Change] = {}  # the windows, of one size for all squares of the tile
-        for node, change in plan.changes.items():
-            height, width = plan.extents[node]
-            self.at[node] = change[0].of(rows).even(height), change[1].of(columns).even(width)
+        self.plan, self.clean, self.strips = plan, clean, (rows, columns)
+        self.shape = len(rows.squares), len(columns.squares)
 
     def occluded(self, fill: Tensor) -> Tensor:
         """The windows (M, 3, h, w) of the image, with the squares in them."""
         (source,) = self.graph.inputs
-        at = self.at[source]
-        inside = [
-            (s.low[:, None] <= a.places()) & (a.places() < s.high[:, None])
-            for s, a in zip(self.squares, at, strict=True)
-        ]
-        clean = self._clean(source, at)
+        inside = []
+        for strip, squares in zip(self.strips, self.plan.squares, strict=True):
+            low, high = (edge[:, None] for edge in squares.of(strip.squares))
+            places = strip.at[source].places()
+            inside.append((low <= places) & (places < high))
+        clean = self.before(source)
         return torch.where(_grid(torch.logical_and, *inside)[:, None].to(clean.device), fill, clean)
 
-    def _clean(self, source: fx.Node, wanted: Change) -> Tensor:
-        """What the clean image gave at places within the map: (M, C, h, w)."""
-        index = _grid(torch.add, wanted[0].places() * self.plan.extents[source][1], wanted[1].places())
-        rows = self.clean[source].index_select(0, index.flatten().to(self.clean[source].device))
-        return rows.view(*index.shape, -1).movedim(-1, 1)
+    def before(self, source: fx.Node) -> Tensor:
+        """What the clean image gave in the windows: (M, C, h, w)."""
+        rows, columns = (strip.at[source].places() for strip in self.strips)
+        index = _grid(torch.add, rows * self.plan.extents[source][1], columns)
+        clean = self.clean[source]
+        return clean.index_select(0, index.flatten().to(clean.device)).view(*index.shape, -1).movedim(-1, 1)
 
-    def _look(
-        self, value: Tensor, at: Change, wanted: Change, around: Tensor, extent: Pair, fill: float = 0.0
-    ) -> Tensor:
-        """The wanted places (M, ..., h, w): of the windows `value` at `at`, else of the rows `around`, else `fill`."""
-        here = [w.places() for w in wanted]
-        own = [h - a.low[:, None] for h, a in zip(here, at, strict=True)]
-        windowed = _grid(torch.logical_and, *((o >= 0) & (o < a.size) for o, a in zip(own, at, strict=True)))
-        within = _grid(torch.logical_and, *((h >= 0) & (h < e) for h, e in zip(here, extent, strict=True)))
-        height, width = at[0].size, at[1].size
-        first = len(around) + 1 + height * width * torch.arange(self.count)[:, None, None]
-        index = torch.where(within, _grid(torch.add, here[0] * extent[1], here[1]), len(around))
-        index = torch.where(windowed, first + _grid(torch.add, own[0] * width, own[1]), index)
-        rows = torch.cat([around, around.new_full((1, around.shape[1]), fill), _rows(value)])
-        rows = rows.index_select(0, index.flatten().to(rows.device))
-        return rows.view(*index.shape, -1).movedim(-1, 1).reshape(*value.shape[:-2], *index.shape[1:])
+    def _tile(self, value: Tensor) -> Tensor:
+        """Windows (M, ..., h, w) as (rows of squares, columns of squares, h, w, C)."""
+        return value.reshape(*self.shape, -1, *value.shape[-2:]).movedim(2, -1)
+
+    def _look(self, node: fx.Node | None, source: fx.Node, value: Tensor, maps: slice, out: Tensor | None) -> Tensor:
+        """What `node` sees of a source: its windows, beside them what the clean image gave, outside the window's fill.
+
+        maps: which of the source's maps `value` has.  out: (rows of squares, columns of squares, h, w, C).
+        """
+        looks = [strip.look(node, source) for strip in self.strips]
+        extent, tile = self.plan.extents[source], self._tile(value)
+        if out is None:
+            out = tile.new_empty(*self.shape, *(look.places.shape[1] for look in looks), tile.shape[-1])
+        for some, rows, of_rows in looks[0].runs:
+            for others, columns, of_columns in looks[1].runs:
+                out[some, others, rows, columns] = tile[some, others, of_rows, of_columns]
+        missing = ~_grid(torch.logical_and, looks[0].known, looks[1].known)
+        if missing.any():
+            places = [look.places for look in looks]
+            within = _grid(torch.logical_and, *((p >= 0) & (p < e) for p, e in zip(places, extent, strict=True)))
+            fill = 0.0 if node is None else self.plan.windows[node].fill
+            index = _grid(torch.add, places[0] * extent[1], places[1])
+            index = index.where(within, math.prod(extent) + OUTSIDE.index(fill))
+            where, index = missing.flatten().nonzero().flatten(), index[missing]
+            clean = self.clean[source][:, maps].index_select(0, index.to(value.device))
+            out.view(-1, out.shape[-1]).index_copy_(0, where.to(value.device), clean)
+        out = out.flatten(0, 1).movedim(-1, 1)
+        return out.reshape(*value.shape[:-2], *out.shape[-2:])
 
     def whole(self, source: fx.Node, value: Tensor, maps: slice = slice(None)) -> Tensor:
         """Maps (M, ..., H, W) of a step: the clean ones with the windows in them."""
-        at, extent = self.at[source], self.plan.extents[source]
-        wanted = [Ranges(torch.zeros_like(a.low), torch.full_like(a.low, e)) for a, e in zip(at, extent, strict=True)]
-        return self._look(value[:, maps], at, (wanted[0], wanted[1]), self.clean[source][:, maps], extent)
+        return self._look(None, source, value[:, maps], maps, None)
+
+    def mean(self, source: fx.Node, value: Tensor) -> Tensor:
+        """The mean (M, C) over all places of each map."""
+        clean, places = self.clean[source][: -len(OUTSIDE)].mean(0), math.prod(self.plan.extents[source])
+        return clean + (value - self.before(source)).sum((2, 3)) / places
 
     def read(self, node: fx.Node, source: fx.Node, value: Any) -> Any:
-        if node not in self.at or source not in self.at:
+        if node not in self.plan.changes or source not in self.plan.changes or self._joins(node):
             return value
-        window, at = self.plan.windows[node], self.at[source]
-        if window.spread:
-            return value - self._clean(source, at)
-        rows, columns = (Ranges(*window.reads(*a, axis)) for axis, a in enumerate(self.at[node]))
-        if all(torch.equal(torch.stack(w), torch.stack(a)) for w, a in zip((rows, columns), at, strict=True)):
+        if self.plan.windows[node].spread:
+            before = self.before(source)
+            return torch.sub(value, before, out=before)
+        if all(torch.equal(strip.look(node, source).places, strip.at[source].places()) for strip in self.strips):
             return value
-        return self._look(value, at, (rows, columns), self.clean[source], self.plan.extents[source], window.fill)
+        return self._look(node, source, value, slice(None), None)
 
     def call(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
-        if node not in self.at:
+        if node not in self.plan.changes:
             return self.graph.call(node, args, kwargs)
         window = self.plan.windows[node]
         if window.spread:
             (source,) = node.all_input_nodes
-            reached = []
-            for axis, (low, high) in enumerate(self.at[source]):
-                shift = window.padding[axis] - window.span(axis) + 1
-                reached.append(Ranges(low + shift, high + window.padding[axis]))
-            more, none = window.spread(args[0]), self.clean[node][:0]
-            more = self._look(more, (reached[0], reached[1]), self.at[node], none, (0, 0))
-            return more.add_(self._clean(node, self.at[node]))
+            more, out = self._tile(window.spread(args[0])), self.before(node)
+            rows, columns = (strip.reached(node, source).runs for strip in self.strips)
+            tile = self._tile(out)
+            for some, here, there in rows:
+                for others, across, over in columns:
+                    tile[some, others, here, across].add_(more[some, others, there, over])
+            return out
+        if self._joins(node):
+            sources, values = node.args[0], args[0]
+            sizes = [strip.at[node].size for strip in self.strips]
+            out = values[0].new_empty(*self.shape, *sizes, sum(value.shape[1] for value in values))
+            parts = out.split([value.shape[1] for value in values], -1)
+            for source, value, part in zip(sources, values, parts, strict=True):  # type: ignore[arg-type]
+                self._look(source=source, node=node, value=value, maps=slice(None), out=part)
+            return out.flatten(0, 1).movedim(-1, 1)
         if self.graph.lookup(SWITCHED, node):
             given = pool_arguments(self.graph, node)
             return F.max_pool2d(args[0], given["kernel_size"], given["stride"], dilation=given["dilation"])
         return window.inside(args[0]) if window.inside else self.graph.call(node, args, kwargs)
+
+    def _joins(self, node: fx.Node) -> bool:
+        """Whether the step lays maps side by side: each source is written once, where it belongs."""
+        return node.target is torch.cat and bool(node.args)
+
+
+def _partition(costs: Tensor, most: int) -> list[int]:
+    """Lengths, up to `most`, of the runs of rows (n, kinds) that are cheapest if each row costs its run's maxima."""
+    extra = TILE_COST * float(costs.sum(1).mean())
+    best: list[tuple[float, list[int]]] = [(0.0, [])]
+    for end in range(1, len(costs) + 1):
+        ways = []
+        for length in range(1, min(most, end) + 1):
+            before, lengths = best[end - length]
+            here = length * float(costs[end - length : end].amax(0).sum()) + extra
+            ways.append((before + here, [*lengths, length]))
+        best.append(min(ways))
+    return best[-1][1]
 
 
 class _Sweep:
@@ -259,16 +360,23 @@ class _Sweep:
                 stacklevel=4,
             )
         inside = self.plan.changes
-        self.edge = [n for n in inside if any(user in path and user not in inside for user in n.users)]
+        self.means = [n for n in path if n not in inside and _is_mean(graph, n, shapes, inside)]
+        known = {*inside, *self.means}
+        self.edge = [n for n in path if n in known and any(user in path and user not in known for user in n.users)]
         self.values = graph.run(image, [self.last, self.node], graph.call, keep=set(inside))
         logits = self.values[self.last]
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise InputError(f"{type(graph.model).__name__} gives no logits (N, classes) to tell classes by")
         self.clean = {n: _rows(self.values[n].contiguous()) for n in inside}
-        self.outside = [n for n in path if n not in inside and n in shapes]
+        self.shapes, self.outside = shapes, [n for n in path if n not in inside and n in shapes]
         self.bytes = {n: shapes[n].numel() * image.element_size() for n in path if n in shapes}
 
-    def batches(self, memory: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    def _work(self, node: fx.Node) -> int:
+        """Multiply-adds at one place of a step's output; at least one for each map."""
+        layer = self.graph.module(node)
+        return layer.weight.numel() if isinstance(layer, nn.Conv2d) else self.shapes[node][1]
+
+    def batches(self, memory: int) -> Iterator[list[tuple[Strip, Strip]]]:
         """Tiles (rows and columns) of squares whose windows are of like size, as many as may be put together."""
         windows, orders = [], []
         for node, (rows, columns) in self.plan.changes.items():
@@ -277,29 +385,37 @@ class _Sweep:
         at_once = max(1, memory // max(self.bytes[n] for n in (*self.edge, *self.outside)))
         side = max(1, min(TILE, math.isqrt(memory // max(windows)), math.isqrt(at_once)))
         for axis in (0, 1):
-            ranges = [change[axis] for change in self.plan.changes.values()]
-            sizes = torch.stack([r.high - r.low for r in reversed(ranges)], 1).tolist()
-            orders.append(torch.tensor(sorted(range(len(sizes)), key=sizes.__getitem__)).split(side))
+            ranges = [change[axis] for change in reversed(self.plan.changes.values())]
+            sizes = torch.stack([r.high - r.low for r in ranges], 1)
+            order = torch.tensor(sorted(range(len(sizes)), key=sizes.tolist().__getitem__))
+            work = torch.tensor([self._work(n) for n in reversed(self.plan.changes)], dtype=torch.float64)
+            parts = _partition(sizes[order] * (work * sizes.double().mean(0)), side)
+            orders.append([Strip(self.plan, axis, squares) for squares in order.split(parts)])
         tiles = [(rows, columns) for rows in orders[0] for columns in orders[1]]
-        each = max(1, at_once // side**2)
+        each = max(1, min(at_once, 4 * TILE**2) // side**2)  # memory must not grow with the places
         return (tiles[first : first + each] for first in range(0, len(tiles), each))
 
-    def windows(self, rows: Tensor, columns: Tensor, map: int) -> tuple[dict[fx.Node, Tensor], Tensor | None]:
-        """Of one tile: the whole maps that other steps ask for, and the activity (M,) if its layer is among these."""
+    def windows(self, rows: Strip, columns: Strip, map: int) -> tuple[dict[fx.Node, Tensor], Tensor | None]:
+        """Of one tile: whole maps and means that other steps ask for, and the activity (M,) if its layer is in it."""
         view = Squares(self.graph, self.plan, self.clean, rows, columns)
-        wanted = {*self.edge, self.node} & set(view.at)
+        sources = {n: n.all_input_nodes[0] if n in self.means else n for n in self.edge}
+        wanted = {*sources.values(), self.node} & set(self.plan.changes)
         values = self.graph.run(view.occluded(self.fill), wanted, view.call, wanted, view.read)
+        edge = {
+            n: view.mean(s, values[s]).view(-1, *self.shapes[n][1:]) if n in self.means else view.whole(s, values[s])
+            for n, s in sources.items()
+        }
         activity = None
         if self.node in wanted:
             activity = view.whole(self.node, values[self.node], slice(map, map + 1)).flatten(1).sum(1)
-        return {n: view.whole(n, values[n]) for n in self.edge}, activity
+        return edge, activity
 
     def rest(self, edge: dict[fx.Node, Tensor]) -> dict[fx.Node, Any]:
         """The steps that see whole maps."""
         skipped = self.image.new_zeros(0)
 
         def apply(node: fx.Node, args: tuple, kwargs: dict) -> Any:
-            if node in self.plan.changes:
+            if node in self.plan.changes or node in edge:
                 return edge.get(node, skipped)
             return self.graph.call(node, args, kwargs)
 
@@ -318,7 +434,7 @@ class _Sweep:
                 parts = [self.windows(rows, columns, map) for rows, columns in tiles]
                 edge = {n: torch.cat([part[n] for part, _ in parts]) for n in self.edge}
                 values = self.rest(edge)
-                where = torch.cat([(rows[:, None] * shape[1] + columns).flatten() for rows, columns in tiles])
+                where = torch.cat([(r.squares[:, None] * shape[1] + c.squares).flatten() for r, c in tiles])
                 where = where.to(label.device)
                 inside = self.node in self.plan.changes
                 activity[where] = (
@@ -345,6 +461,19 @@ def _among(kind: str, number: int, count: int, where: str) -> int:
     if not 0 <= number < count:
         raise InputError(f"no {kind} {number} in {where}: there are {count}")
     return number
+
+
+def _is_mean(graph: Graph, node: fx.Node, shapes: dict[fx.Node, torch.Size], inside: Collection[fx.Node]) -> bool:
+    """Whether the step gives the mean of each map that one of `inside` computes: the sum of what changes will do."""
+    sources = node.all_input_nodes
+    if len(sources) != 1 or sources[0] not in inside or node not in shapes or len(shapes[sources[0]]) != 4:
+        return False
+    if not (dimensions := graph.lookup(MEANS, node)):
+        return False
+    if dimensions == "all":
+        return tuple(shapes[node][2:]) == (1, 1)
+    given = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
+    return not isinstance(given, int | None) and sorted(d % 4 for d in given) == [2, 3]  # type: ignore
 
 
 def _moves(graph: Graph, node: fx.Node) -> bool:
