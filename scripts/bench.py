@@ -16,7 +16,7 @@ import json
 import platform
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -146,8 +146,8 @@ def bench_project(model: ZFNet, device: str, repeats: int) -> list[dict]:
     return rows
 
 
-def bench_occlusion(model: ZFNet, device: str, repeats: int) -> list[dict]:
-    image, rows = photographs(1, device)[0], []
+def bench_occlusion(model: ZFNet, device: str, repeats: int) -> Iterator[dict]:
+    image = photographs(1, device)[0]
     for name in ("ZFNet", "VGG11", "SqueezeNet"):
         network: nn.Module = model
         if name != "ZFNet":
@@ -157,8 +157,8 @@ def bench_occlusion(model: ZFNet, device: str, repeats: int) -> list[dict]:
         maps = occlusion_maps(graph, image)
         share = 6  # plain batches at every sixth place: all of VGG11's would take minutes
         batches = {batch: _plain(network, image, maps, batch, share) for batch in (1, 8, 16, 32, 64)}
-        trial = medians(device, 1, **{str(batch): lambda run=run: run(64) for batch, run in batches.items()})
-        best = min(batches, key=lambda batch: trial[str(batch)])
+        trial = medians(device, 1, **{str(batch): lambda run=run, n=batch: run(n) for batch, run in batches.items()})
+        best = min(batches, key=lambda batch: trial[str(batch)] / batch)
         worst = float((batches[best]() - maps.probability.flatten()[::share]).abs().max() / maps.probability.max())
         spent = medians(
             device, max(1, repeats // 2), ours=lambda g=graph: occlusion_maps(g, image), theirs=batches[best]
@@ -167,9 +167,7 @@ def bench_occlusion(model: ZFNet, device: str, repeats: int) -> list[dict]:
         places, (all_, reached) = maps.label.numel(), multiply_adds(graph, tuple(image.shape[-2:]))
         near = spent["theirs"] / spent["ours"] / (all_ / reached)
         against = f"plain batches of {best}; multiply-adds bound it by {all_ / reached:.2f}, of which it is {near:.0%}"
-        rows.append(
-            row(f"occlude {name}", spent, places, against, TARGETS[name], deviation=worst, bound=all_ / reached)
-        )
+        yield row(f"occlude {name}", spent, places, against, TARGETS[name], deviation=worst, bound=all_ / reached)
         if name == "ZFNet":
             captum_ = Occlusion(network)
 
@@ -188,8 +186,7 @@ def bench_occlusion(model: ZFNet, device: str, repeats: int) -> list[dict]:
                 theirs=lambda n=best: theirs(n),
             )
             against = f"Captum's Occlusion, {best} at once"
-            rows.append(row(f"occlude {name}", spent, places, against, TARGETS["Captum"]))
-    return rows
+            yield row(f"occlude {name}", spent, places, against, TARGETS["Captum"])
 
 
 def _plain(network: nn.Module, image: Tensor, maps: OcclusionMaps, batch: int, share: int) -> Callable[..., Tensor]:
@@ -218,7 +215,9 @@ def row(name: str, spent: dict[str, float], items: int, against: str, target: fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    benches = {"forward": bench_forward, "scan": bench_scan, "project": bench_project, "occlusion": bench_occlusion}
+    benches: dict[str, Callable[[ZFNet, str, int], Iterable[dict]]] = {
+        "forward": bench_forward, "scan": bench_scan, "project": bench_project, "occlusion": bench_occlusion,
+    }  # fmt: skip
     parser.add_argument("what", nargs="*", metavar="forward|scan|project|occlusion", help="all if none is named")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
