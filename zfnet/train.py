@@ -492,7 +492,8 @@ class _Run:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.net(images)
             if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-                raise InputError(f"labels {int(labels.min())}..{int(labels.max())} for {logits.shape[1]} classes")
+                found = f"labels {int(labels.min())}..{int(labels.max())}"
+                raise InputError(f"{found} for a network of {logits.shape[1]} classes: give it as many as there are")
             loss = F.cross_entropy(logits, labels, reduction="sum")
         count = int(_sum(torch.tensor([len(labels)], device=self.device)))
         self.optimizer.zero_grad(set_to_none=True)
