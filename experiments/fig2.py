@@ -124,7 +124,7 @@ def main(
     layers = [layers] if isinstance(layers, str) else list(layers)
     grids = list(grids or (GRIDS if len(layers) == len(GRIDS) else [(4, 4)] * len(layers)))
     _check(layers, grids, choose, scale, quantile, width)
-    preprocessing = getattr(model, "preprocessing", None) or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+    preprocessing = Preprocessing.of(model)
     deconvnet = Deconvnet(model, collisions=collisions, norm=norm)
     tops = scan(
         deconvnet.graph, data, layers, k, batch_size=batch_size, distinct=distinct, workers=workers,

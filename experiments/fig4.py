@@ -109,7 +109,7 @@ def main(
         workers=workers, state=state, keep_state=True, progress=progress,
     )  # fmt: skip
     tops = {layer: [found[f"{name}.{layer}"] for name in networks] for layer in layers}
-    preprocessing = getattr(model, "preprocessing", None) or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+    preprocessing = Preprocessing.of(model)
 
     random = torch.Generator().manual_seed(seed)
     drawn = {layer: chosen(layer, tops[layer][-1], maps, choose, random) for layer in layers}

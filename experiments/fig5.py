@@ -94,7 +94,7 @@ def main(
         "distance": distance, "image_size": side, "dataset": type(data).__name__,
     }  # fmt: skip
     with results(out) as folder:
-        preprocessing = getattr(model, "preprocessing", None) or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+        preprocessing = Preprocessing.of(model)
         figure = draw(pictures, names, series, layers, fill, distance, preprocessing)
         figure.savefig(folder / "figure.png", dpi=150)
         figure.savefig(folder / "figure.pdf")

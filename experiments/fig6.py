@@ -173,7 +173,7 @@ def look(model: nn.Module, data: Any, k: int, count: int, seed: int, limit: floa
     beyond the lattice of conv1, the projections may hold as well.
     """
     deconvnet = Deconvnet(model)
-    preprocessing = getattr(model, "preprocessing", None) or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+    preprocessing = Preprocessing.of(model)
     tops = scan(deconvnet.graph, data, LAYERS, k, **scanning)
     first, second = (tops[layer] for layer in LAYERS)
     conv1: Any = model.conv1

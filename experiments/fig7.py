@@ -120,7 +120,7 @@ def main(
         deconvnet.graph, data, [layer], others + 1, batch_size=batch_size, workers=workers,
         state=Path(out) / "scan.partial", progress=progress,
     )  # fmt: skip
-    preprocessing = getattr(model, "preprocessing", None) or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+    preprocessing = Preprocessing.of(model)
     classes = _classes(deconvnet.graph, data, swept[drawn[0]].image_size)
     rows = []
     for index, maps in swept.items():

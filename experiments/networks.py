@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from experiments.models import build
-from experiments.train import MEMORY, fingerprint
+from experiments.train import MEMORY, described
 from zfnet import weights
 from zfnet.data.transforms import Preprocessing
 from zfnet.train import Recipe, in_memory, processes, train
@@ -62,26 +61,23 @@ class Networks:
         A run that was stopped goes on.  InputError where training fails, such as for a loss that is not finite.
         """
         model = build(architecture, preprocessing=self.preprocessing, seed=recipe.seed).to(self.device)
-        digest = fingerprint(model, recipe, self._training, self._validation)
+        about = described(model, recipe, self._training, self._validation)
+        digest = about["fingerprint"]
         folder = self.folder / f"{name}, seed {recipe.seed}, {digest}"
         file = folder / "model.safetensors"
         there = [*self.folder.glob(f"*, {digest}/model.safetensors"), *([self.also] if self.also else [])]
         for known in (path for path in there if path.exists()):
-            about = weights.read_metadata(known)
-            if about.get("fingerprint") == digest:
+            kept = weights.read_metadata(known)
+            if kept.get("fingerprint") == digest:
                 weights.load(model, known)
-                return Trained(model.eval(), about["history"])
+                return Trained(model.eval(), kept["history"])
         if self.progress and processes()[0] == 0:
             print(f"training {name}, seed {recipe.seed}")
         history = train(
             model, self.training, self.validation, recipe, folder=folder, workers=self.workers, progress=self.progress
         )
         if processes()[0] == 0:
-            classes = list(getattr(self._training, "classes", []))
-            weights.save(
-                model, file, architecture=type(model).__name__, name=name, recipe=asdict(recipe), history=history,
-                classes=classes, fingerprint=digest,
-            )  # fmt: skip
+            weights.save(model, file, name=name, history=history, **about)
             (folder / "checkpoint.pt").unlink()
         if processes()[1] > 1:
             dist.barrier()

@@ -83,7 +83,7 @@ def main(
         verb = VERBS.get(operation.lower(), operation)
         if verb != "pass":
             steps.append(Step(name, verb, _maps(sent)))
-    preprocessing = getattr(model, "preprocessing", None) or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+    preprocessing = Preprocessing.of(model)
     box = receptive_field(deconvnet.graph, layer, tuple(image.shape[-2:])).box(row, column)  # type: ignore[arg-type]
     ours = {
         "unit": {"layer": layer, "map": map, "row": row, "column": column, "value": value},

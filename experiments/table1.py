@@ -87,7 +87,7 @@ def main(
     }  # fmt: skip
     with results(out) as folder:
         (folder / "table.md").write_text(text + "\n", encoding="utf-8")
-        preprocessing = getattr(model, "preprocessing", None) or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+        preprocessing = Preprocessing.of(model)
         figure = draw(images[:5], mine[:5], fill, preprocessing, seed)
         figure.savefig(folder / "figure.png", dpi=110)
         figure.savefig(folder / "figure.pdf")

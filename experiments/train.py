@@ -53,12 +53,7 @@ def main(
     checks = validation and in_memory(
         validation, limit=MEMORY, workers=workers, progress=progress, what="validation images"
     )
-    about = {
-        "architecture": type(model).__name__,
-        "fingerprint": fingerprint(model, recipe, training, validation),
-        "recipe": asdict(recipe),
-        "classes": list(getattr(training, "classes", [])),
-    }
+    about = described(model, recipe, training, validation)
     with _tensorboard(out / "tensorboard") as board:
 
         def on_epoch(history: list[dict[str, float]]) -> None:
@@ -97,6 +92,16 @@ def main(
         (out / "checkpoint.pt").unlink(missing_ok=True)
         print(summary(ours, crops, seconds, len(images)))
     return result
+
+
+def described(model: nn.Module, recipe: Recipe, training: Any, validation: Any) -> dict[str, Any]:
+    """What is kept with the weights of a run; `model` has its first ones."""
+    return {
+        "architecture": type(model).__name__,
+        "fingerprint": fingerprint(model, recipe, training, validation),
+        "recipe": asdict(recipe),
+        "classes": list(getattr(training, "classes", [])),
+    }
 
 
 def fingerprint(model: nn.Module, recipe: Recipe, training: Any, validation: Any) -> str:

@@ -8,6 +8,7 @@ Zeiler & Fergus (2014), section 3.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from zfnet.data.batches import Batches
+from zfnet.data.batches import Batch, Batches
 from zfnet.errors import InputError, first_line, unknown
 from zfnet.files import write_atomically
 from zfnet.record import evaluating, like
@@ -100,19 +101,23 @@ class Recipe:
     def rate(self, step: int, steps: int, errors: Sequence[float] = ()) -> float:
         """The learning rate at a step, after epochs with these validation errors."""
         if self.schedule == "plateau":
-            told = ReduceLROnPlateau(
-                torch.optim.SGD([torch.zeros(1)], self.learning_rate), factor=self.factor, patience=self.patience,
-                threshold=1e-3, threshold_mode="abs",
-            )  # fmt: skip
-            for error in errors:
-                told.step(error)
-            return told.optimizer.param_groups[0]["lr"]
+            return _after_plateaus(self.learning_rate, self.factor, self.patience, tuple(errors))
         if self.schedule == "constant":
             return self.learning_rate
         rise = max(1, steps // 10)
         if step < rise:
             return self.learning_rate * (step + 1) / rise
         return self.learning_rate * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
+
+
+@functools.lru_cache(maxsize=1)  # the same for all steps of an epoch
+def _after_plateaus(rate: float, factor: float, patience: int, errors: tuple[float, ...]) -> float:
+    told = ReduceLROnPlateau(
+        torch.optim.SGD([torch.zeros(1)], rate), factor=factor, patience=patience, threshold=1e-3, threshold_mode="abs"
+    )
+    for error in errors:
+        told.step(error)
+    return told.optimizer.param_groups[0]["lr"]
 
 
 def renormalise(model: nn.Module, rms: float = 0.1) -> None:
@@ -127,6 +132,14 @@ def renormalise(model: nn.Module, rms: float = 0.1) -> None:
 # ---- images ----------------------------------------------------------------------------------------------------------
 
 
+def _shown(batches: Batches, what: str, progress: bool, *, leave: bool = True) -> Iterator[Batch]:
+    """The batches, with a progress bar."""
+    with tqdm(total=len(batches.indices), unit=" images", desc=what, disable=not progress, leave=leave) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch.index))
+
+
 def in_memory(
     dataset: Any, *, limit: float = math.inf, workers: int | None = None, progress: bool = True, what: str = "read"
 ) -> Any:
@@ -134,11 +147,9 @@ def in_memory(
     if isinstance(dataset, TensorDataset) or (limit < math.inf and dataset[0][0].nbytes * len(dataset) > limit):
         return dataset
     images, labels, batches = [], [], Batches(dataset, workers=workers)
-    with tqdm(total=len(dataset), unit=" images", desc=what, disable=not progress) as bar:
-        for batch in batches:
-            images.append(batch.images)
-            labels.append(batch.labels)
-            bar.update(len(batch.index))
+    for batch in _shown(batches, what, progress):
+        images.append(batch.images)
+        labels.append(batch.labels)
     if not images:
         raise InputError(f"none of the {len(dataset)} images could be read: {batches.broken[0]}")
     return TensorDataset(torch.cat(images), torch.cat(labels))
@@ -147,10 +158,8 @@ def in_memory(
 def mean_image(dataset: Any, preprocessing: Any, *, workers: int | None = None, progress: bool = True) -> Tensor:
     """The mean (3, S, S) at every pixel of uint8 images (3, S, S), in the network's channels and scale."""
     total, seen = torch.zeros(()), 0
-    with tqdm(total=len(dataset), unit=" images", desc="mean image", disable=not progress) as bar:
-        for _, images, _ in Batches(dataset, workers=workers):
-            total, seen = total + images.sum(0, dtype=torch.float64), seen + len(images)
-            bar.update(len(images))
+    for _, images, _ in _shown(Batches(dataset, workers=workers), "mean image", progress):
+        total, seen = total + images.sum(0, dtype=torch.float64), seen + len(images)
     return (preprocessing.rgb(total / seen) * (preprocessing.scale / 255)).float()
 
 
@@ -175,6 +184,14 @@ def _five(margin: tuple[int, int]) -> Tensor:
     return torch.tensor([[0, 0], [0, right], [down, 0], [down, right], middle])
 
 
+def _bordered(images: Tensor, pixels: int) -> Tensor:
+    """Images (N, 3, H, W) with their border repeated all around; F.pad does not do it to bytes."""
+    for dim in (2, 3) if pixels else ():
+        ends = (images.narrow(dim, end, 1).repeat_interleave(pixels, dim) for end in (0, -1))
+        images = torch.cat([next(ends), images, next(ends)], dim)
+    return images
+
+
 def augment(
     images: Tensor, recipe: Recipe, random: torch.Generator, side: int | None = None, *,
     whole: int | None = None, share: slice = slice(None),
@@ -194,9 +211,7 @@ def augment(
     mirrored = (torch.rand(count, generator=random) < 0.5) & recipe.flip
     if not (any(margin) or shift or recipe.flip):
         return images
-    for dim in (2, 3) if shift else ():  # what leaves the image repeats its border; F.pad does not do it to bytes
-        ends = (images.narrow(dim, end, 1).repeat_interleave(shift, dim) for end in (0, -1))
-        images = torch.cat([next(ends), images, next(ends)], dim)
+    images = _bordered(images, shift)
     # of a share that is short of broken images, the first
     pairs = zip(images, places[share].tolist(), strict=False)
     images = torch.stack([image[:, r : r + rows, c : c + columns] for image, (r, c) in pairs])
@@ -212,8 +227,8 @@ def views(images: Tensor, side: int, crops: int, pad: int = 0) -> list[Tensor]:
     """
     if crops not in (1, 10):
         raise InputError(f"crops is {crops}; give 1, the centre, or 10, with the corners and all mirrored")
-    if pad and crops == 10:
-        images = F.pad(images, [pad] * 4, mode="replicate")
+    if crops == 10:
+        images = _bordered(images, pad)
     places = _five((images.shape[-2] - side, images.shape[-1] - side)).tolist()
     five = [images[..., r : r + side, c : c + side] for r, c in (places if crops == 10 else places[-1:])]
     return five + [x.flip(3) for x in five] if crops == 10 else five
@@ -240,8 +255,7 @@ def _errors(
     with contextlib.ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluating(model))
-        bar = tqdm(total=len(batches.indices), unit=" images", desc="evaluate", disable=not progress, leave=False)
-        for _, images, labels in _with(bar, batches):
+        for _, images, labels in _shown(batches, "evaluate", progress, leave=False):
             mean: Any = 0
             for model in models:
                 for x in views(network_input(model, images), side_of(model, images), crops, pad):
@@ -251,13 +265,6 @@ def _errors(
             wrong += torch.tensor([int((~hit[:, :n].any(1)).sum()) for n in top])
             seen += len(labels)
     return wrong, seen
-
-
-def _with(bar: tqdm, batches: Batches) -> Iterator[Any]:
-    with bar:
-        for batch in batches:
-            yield batch
-            bar.update(len(batch.index))
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------
@@ -404,8 +411,7 @@ class _Run:
         self.model, self.dataset, self.validation, self.recipe = model, dataset, validation, recipe
         self.checkpoint, self.workers, self.progress, self.on_epoch = checkpoint, workers, progress, on_epoch
         self.rank, self.world = processes()
-        self.place = like(model)
-        self.device = torch.device(self.place["device"])
+        self.device = torch.device(like(model)["device"])
         self.dtype = _precision(recipe, self.device)
         self.optimizer = recipe.optimise(model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)

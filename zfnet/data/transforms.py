@@ -193,6 +193,11 @@ class Preprocessing:
             mean = self.mean_image[:, margin:end, margin:end].to(x)
         return mean, std
 
+    @classmethod
+    def of(cls, model: Any) -> "Preprocessing":
+        """That which a network has; for one without, its input is RGB in 0..1."""
+        return getattr(model, "preprocessing", None) or cls(mean=(0, 0, 0), std=(1, 1, 1))
+
     @property
     def settings(self) -> dict[str, Any]:
         """All but the mean image, which is a tensor and travels as one."""
