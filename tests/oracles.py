@@ -27,34 +27,39 @@ RELUS_IN_PLACE = (torch.relu_, Tensor.relu_)
 
 
 class Rectified(torch.autograd.Function):
-    """ReLU, of which the backward pass rectifies the signal and knows nothing of the forward pass."""
+    """ReLU, or ReLU6 with top=6, of which the backward pass rectifies the signal and forgets the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clamp(min=0)
+    def forward(ctx: Any, x: Tensor, top: float | None = None) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0, top)
 
     @staticmethod
-    def backward(ctx: Any, signal: Tensor) -> Tensor:
-        return signal.clamp(min=0)
+    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None]:
+        return signal.clamp(min=0), None
 
 
 class RectifiedInPlace(Rectified):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, top: float | None = None) -> Tensor:
         ctx.mark_dirty(x)
-        return x.clamp_(min=0)
+        return x.clamp_(0, top)
 
 
-class Unrectified(torch.autograd.Function):
+class Unrectified(Rectified):
     """ReLU, of which the backward pass does nothing."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clamp(min=0)
+    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None]:
+        return signal, None
+
+
+class Guided(Rectified):
+    """ReLU, of which the backward pass rectifies the signal and lets it through only where the unit fired."""
 
     @staticmethod
-    def backward(ctx: Any, signal: Tensor) -> Tensor:
-        return signal
+    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None]:
+        return signal.clamp(min=0) * (ctx.saved_tensors[0] > 0), None
 
 
 class NormalisedForward(torch.autograd.Function):
@@ -101,19 +106,23 @@ def deconvnet_by_autograd(
     signal: Tensor | Callable[[Tensor], Tensor],
     *,
     norm: str = "identity",
-    rectify: bool = True,
+    rectify: bool | str = True,
 ) -> Tensor:
     """Autograd through the model, where a ReLU's backward is clamp(signal, 0), and contrast normalisation's nothing.
 
+    rectify: False for a ReLU whose backward does nothing, "guided" for Springenberg's, "gradient" for torch's own.
     signal: in the shape of the layer's output, or a function that makes it from that output.  Overlapping pooling
     windows add, as a gradient does.
     """
     twin = part_of(model, layer)
     stock = nn.LocalResponseNorm  # torch's own, which calls F.local_response_norm
     replace_modules(twin, stock, lambda module: stock(module.size, module.alpha, module.beta, module.k))
-    relu = Rectified if rectify else Unrectified
-    replacements: dict[Callable, Callable] = dict.fromkeys(RELUS, lambda x, inplace=False: relu.apply(x))
-    replacements |= dict.fromkeys(RELUS_IN_PLACE, RectifiedInPlace.apply)
+    replacements: dict[Callable, Callable] = {}
+    if rectify != "gradient":
+        relu = Guided if rectify == "guided" else Rectified if rectify else Unrectified
+        replacements |= dict.fromkeys(RELUS, lambda x, inplace=False: relu.apply(x))
+        replacements |= dict.fromkeys(RELUS_IN_PLACE, RectifiedInPlace.apply)
+        replacements |= dict.fromkeys((F.relu6, F.hardtanh), lambda x, *_, **ends: relu.apply(x, 6.0))
     if norm == "identity":
         replacements[F.local_response_norm] = lambda x, size, alpha=1e-4, beta=0.75, k=1.0: NormalisedForward.apply(
             x, size, alpha, beta, k

@@ -3,6 +3,7 @@
 import copy
 import operator
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -231,6 +232,49 @@ class TestOptions:
         ours = projected(model, images, "inception4a.cat", several, rectify=False)
         assert_close(ours, deconvnet_by_autograd(model, images, "inception4a.cat", several, rectify=False), 1e-10)
 
+    @pytest.mark.parametrize("rectify", ["gradient", "guided"])
+    @pytest.mark.parametrize("name", ["GoogLeNet", "ResNet18"])
+    def test_gradient_and_guided_by_autograd(self, name: str, rectify: str) -> None:
+        model, images = net(name)
+        layer = NETS[name][2][-1]
+        ours = projected(model, images, layer, several, rectify=rectify)
+        assert_close(ours, deconvnet_by_autograd(model, images, layer, several, rectify=rectify), 1e-10)
+        assert not torch.allclose(ours, projected(model, images, layer, several), rtol=0.1)
+
+    @pytest.mark.parametrize("rectify", ["gradient", "guided"])
+    def test_they_agree_with_captum(self, rectify: str) -> None:
+        captum = pytest.importorskip("captum.attr")
+        model, images = tiny()
+        outputs = model(images)
+        target = int(outputs.flatten(1).sum(0).argmax())
+        signal = torch.zeros_like(outputs).flatten(1)
+        signal[:, target] = 1
+        ours = projected(model, images, str(len(model) - 1), lambda _: signal.view_as(outputs), rectify=rectify)
+        whole = nn.Sequential(*model, nn.Flatten())
+        method = captum.Saliency(whole) if rectify == "gradient" else captum.GuidedBackprop(whole)
+        more = {"abs": False} if rectify == "gradient" else {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Captum's hooks
+            theirs = method.attribute(images.clone().requires_grad_(), target, **more)
+        assert_close(ours, theirs.detach(), 1e-10)
+
+    def test_relu6_lets_nothing_through_beyond_its_ends(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 4, 1).double(), nn.ReLU6(inplace=True))
+        images = 8 * torch.randn(2, 3, 5, 5, dtype=torch.float64)
+        ours = projected(model, images, "1", several, rectify="gradient")
+        assert_close(ours, deconvnet_by_autograd(model, images, "1", several, rectify="gradient"), 1e-10)
+        assert not torch.allclose(ours, projected(model, images, "1", several, rectify="none"), rtol=0.1)
+
+    def test_true_and_false_are_the_first_and_the_last(self) -> None:
+        model, images = net("ResNet18")
+        for short, name in ((True, "deconvnet"), (False, "none")):
+            ours = [projected(model, images, "layer2.1.relu_1", several, rectify=r) for r in (short, name)]
+            assert torch.equal(*ours)
+
+    def test_an_unknown_rectifier(self) -> None:
+        with pytest.raises(InputError, match=r"no rectify 'guide'.*guided"):
+            Deconvnet(tiny()[0], rectify="guide")
+
     @pytest.mark.parametrize(("collisions", "sum_of_pixels"), [("add", 6), ("overwrite", 3), ("max", 4)])
     def test_collisions(self, collisions: str, sum_of_pixels: float) -> None:
         """One pixel wins all four windows, which send back 1, 4, -2 and 3."""
@@ -353,6 +397,8 @@ UNARY: dict[str, tuple[Any, Callable[..., Tensor]]] = {
     "nn.MaxPool2d": (nn.MaxPool2d, nn.MaxPool2d(3, 2, 1, ceil_mode=True)),
     "F.max_pool2d": (F.max_pool2d, lambda x: F.max_pool2d(x, 3, stride=2, ceil_mode=True)),
     "nn.ReLU": (nn.ReLU, nn.ReLU(inplace=True)),
+    "nn.ReLU6": (nn.ReLU6, nn.ReLU6(inplace=True)),
+    "F.relu6": (F.relu6, lambda x: F.relu6(x)),
     "F.relu": (F.relu, lambda x: F.relu(x, inplace=True)),
     "torch.relu": (torch.relu, lambda x: torch.relu(x)),
     "Tensor.relu": (Tensor.relu, lambda x: x.relu()),

@@ -30,6 +30,12 @@ from zfnet.record import LEAVES, Graph, Recording, check_images, check_weights, 
 from zfnet.switches import COLLISIONS, unpool
 
 NORMS = ("identity", "gradient")
+RECTIFIERS = {  # what a ReLU lets through on the way down: only signals above 0, only where its input was above 0
+    "deconvnet": (True, False),
+    "gradient": (False, True),
+    "guided": (True, True),
+    "none": (False, False),
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Options:
 
     collisions: str = "add"
     norm: str = "identity"
-    rectify: bool = True
+    rectify: str = "deconvnet"
 
 
 @dataclass(frozen=True)
@@ -135,9 +141,16 @@ def unpool_by_switches(step: Step, signal: Tensor) -> Tensor:
     return unpool(signal, step.switches, step.shapes[0][-2:], step.options.collisions)  # type: ignore[arg-type]
 
 
-@rule(nn.ReLU, F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_, F.relu_)
+@rule(nn.ReLU, F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_, F.relu_, nn.ReLU6, F.relu6,
+      needs=lambda options: RECTIFIERS[options.rectify][1])  # fmt: skip
 def rectify(step: Step, signal: Tensor) -> Tensor:
-    return signal.clamp(min=0) if step.options.rectify else signal
+    positive, masked = RECTIFIERS[step.options.rectify]
+    if positive:
+        signal = signal.clamp(min=0)
+    if masked:
+        (x,) = step.inputs
+        signal = signal * ((x > 0) & (step.call(x) == x))  # ReLU6 lets nothing above 6 through
+    return signal
 
 
 @rule(nn.Conv2d)
@@ -243,16 +256,24 @@ class Deconvnet:
     collisions: what becomes of several values that overlapping pooling windows send to one place: "add" (the transpose
     of pooling), "overwrite" (the last window wins), "max".
     norm: contrast normalisation in reverse: "identity", or its "gradient".
-    rectify: whether ReLUs rectify the signal.
+    rectify: ReLUs in reverse: "deconvnet" rectifies the signal, "gradient" passes it where the unit fired (Simonyan et
+    al., arXiv:1312.6034), "guided" does both (Springenberg et al., arXiv:1412.6806), "none" neither; True is the first,
+    False the last.  In all other steps they agree: for the gradient of a network with contrast normalisation give
+    norm="gradient" too.
     InputError for NaN in the weights, and for a model that cannot be traced.
     """
 
-    def __init__(self, model: nn.Module, *, collisions: str = "add", norm: str = "identity", rectify: bool = True):
-        for kind, choice, choices in (("collision rule", collisions, COLLISIONS), ("norm", norm, NORMS)):
-            if choice not in choices:
-                raise unknown(kind, choice, choices)
+    def __init__(
+        self, model: nn.Module, *, collisions: str = "add", norm: str = "identity", rectify: str | bool = "deconvnet"
+    ):
+        if isinstance(rectify, bool):
+            rectify = "deconvnet" if rectify else "none"
+        choices = {"collision rule": (collisions, COLLISIONS), "norm": (norm, NORMS), "rectify": (rectify, RECTIFIERS)}
+        for kind, (choice, known) in choices.items():
+            if choice not in known:
+                raise unknown(kind, choice, known)
         self.model, self.graph = model, Graph(model)
-        self.options = Options(collisions, norm, bool(rectify))
+        self.options = Options(collisions, norm, rectify)
         check_weights(model)
 
     def _needs(self, node: fx.Node) -> bool:
