@@ -161,7 +161,7 @@ def main(
             sample = Sample.of(
                 deconvnet, data, layer, tops[layer], drawn[layer], draws=draws, seed=seed, progress=progress
             )
-            done[layer] = measured(sample, layers[:n], shares, fill, data, network, preprocessing, seed)
+            done[layer] = measured(sample, layers[:n], shares, fill, data, network, preprocessing)
             write_atomically(states[1], json.dumps({"key": key, "layers": done}).encode())
     done = {layer: done[layer] for layer in layers if layer in done}
     counts = {
@@ -212,8 +212,8 @@ class Sample:
     units: Tensor  # (M, 4), as in `project_units`
     patches: Patches
     inside: Tensor  # (M, S, S) bool: which pixels are in the image
-    random: torch.Generator
     bootstrap: Bootstrap
+    seed: int
     progress: bool
 
     @classmethod
@@ -228,10 +228,13 @@ class Sample:
         units = torch.stack([place, rows, top.row[rows, columns], top.column[rows, columns]], 1)
         patches = deconvnet.project_units(images, layer, units)
         beyond = outside(patches.boxes, images.shape[-2:], patches.crops.shape[-2:])[:, 0]  # type: ignore[arg-type]
-        random = torch.Generator().manual_seed(seed)
-        bootstrap = Bootstrap(rows, place, random, draws)
-        there = items[place].tolist()
-        return cls(deconvnet, layer, images, there, units, patches, ~beyond, random, bootstrap, progress)
+        bootstrap = Bootstrap(rows, place, torch.Generator().manual_seed(seed), draws)
+        return cls(deconvnet, layer, images, items[place].tolist(), units, patches, ~beyond, bootstrap, seed, progress)
+
+    @property
+    def random(self) -> torch.Generator:
+        """The same numbers again and again: so weights that are equal in two pictures are drawn alike in both."""
+        return torch.Generator().manual_seed(self.seed)
 
     @cached_property
     def signals(self) -> dict[str, Tensor]:
@@ -320,7 +323,7 @@ def compared(
     return measures, means, chance
 
 
-def likeness(sample: Sample, below: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
+def likeness(sample: Sample, below: Sequence[str]) -> dict[str, dict[str, Any]]:
     """How like each signal is what it should not be like: by shuffled weights, from the top down to `below` in turn,
     of another map at the same place, of the same map in another image; and the edges of the crop."""
     units, maps = sample.units, sample.units[:, 1].unique()
@@ -331,7 +334,7 @@ def likeness(sample: Sample, below: Sequence[str], seed: int) -> dict[str, dict[
     for name, rules in sample.bar(SIGNALS.items(), "shuffle"):
         pictures = {}
         for end in (*reversed(below), None):
-            twin = shuffled(sample.deconvnet.graph, sample.layer, end, torch.Generator().manual_seed(seed))
+            twin = shuffled(sample.deconvnet.graph, sample.layer, end, sample.random)
             pictures[f"shuffled above {end}" if end else "all shuffled"] = sample.projected(of=twin, **rules).pixels
         pictures["edges of the crop"] = edges
         pictures["another map, same place"] = sample.projected(units=other, **rules).pixels
@@ -368,7 +371,7 @@ def otherwise(sample: Sample, curves: Curves, default: Mapping[str, Tensor]) -> 
 
 def measured(
     sample: Sample, below: Sequence[str], shares: Sequence[float], fill: str, data: Any, judge: nn.Module,
-    preprocessing: Preprocessing, seed: int,
+    preprocessing: Preprocessing,
 ) -> dict[str, Any]:  # fmt: skip
     """All numbers of one layer; an estimate is mean, low, high, and how many values it comes from."""
     curves = Curves(sample, shares, fill)
@@ -385,7 +388,7 @@ def measured(
             }
             for a, b in PAIRS
         },
-        "likeness": likeness(sample, below, seed + 1),
+        "likeness": likeness(sample, below),
         "choices": otherwise(sample, curves, measures["masked crop"]),
     }  # fmt: skip
 
@@ -493,8 +496,8 @@ def tables(layers: Mapping[str, Any]) -> str:
 
 
 def clear(estimate: Sequence[float] | None) -> int:
-    """1 or -1 where an interval lies wholly on one side of 0, else 0."""
-    return 0 if estimate is None else int(estimate[1] > 0) - int(estimate[2] < 0)
+    """1 or -1 where an interval, to three digits, lies wholly on one side of 0, else 0."""
+    return 0 if estimate is None else int(round(estimate[1], 3) > 0) - int(round(estimate[2], 3) < 0)
 
 
 def winner(numbers: Mapping[str, Any], measure: str) -> tuple[str, list[str]]:
@@ -529,7 +532,7 @@ def report(ours: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         if c["dead"]
     ]
     remarks += [
-        f"{layer}: {c['fewer than k']} of the {c['drawn']} maps are above 0 on fewer than {settings['k']} images"
+        f"{layer}: {c['fewer than k']} of the {c['drawn']} maps drawn are above 0 on fewer than {settings['k']} images"
         for layer, c in counts.items()
         if c["fewer than k"]
     ]
@@ -542,10 +545,10 @@ def report(ours: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     chances = [f"{layer} {n['chance']:.2f}" for layer, n in layers.items()]
     lines.append(
         "A crop has no order of its own: its pixels are kept from its centre outwards.  The masked crop keeps them "
-        "where the projection is strongest.  The projection is itself shown to the network, at the contrast of figures, and "
-        "may excite the unit more than the crop does: then more than 1 is left.  Every second picture of a map is known, "
-        f"and the others are to be told apart: by chance {', '.join(chances)}.  The second network is SqueezeNet "
-        f"({settings['judge']})."
+        "where the projection is strongest.  The projection itself is shown to the network at a figure's contrast, "
+        "and may excite the unit more than the crop does: then more than 1 is left.  Every second picture of a map is "
+        f"known, and the others are to be told apart: by chance {', '.join(chances)}.  The second network is "
+        f"SqueezeNet ({settings['judge']})."
     )
     for measure, meaning in MEASURES.items():
         having = {layer: n for layer, n in layers.items() if any(of.get(measure) for of in n["measures"].values())}
