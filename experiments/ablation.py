@@ -31,6 +31,7 @@ from experiments.models import build
 from experiments.panels import DPI, chosen
 from experiments.results import Provenance, results, table, write_result
 from zfnet import Deconvnet, InputError, TopActivations, scan
+from zfnet.data.parts import objects_in
 from zfnet.data.transforms import Preprocessing
 from zfnet.deconvnet import Patches
 from zfnet.errors import unknown
@@ -301,7 +302,7 @@ def compared(
     pairs = dict.fromkeys((picture.content, picture.weight) for picture in PICTURES.values())
     kept = {(c, w): curves(content[c], rank[w], keep=True) for c, w in sample.bar(pairs, "keep")}
     removed = {w: curves(crops, rank[w], keep=False) for w in sample.bar(rank, "remove")}
-    truth = _truth(data, sample.items, sample.patches.boxes.tolist())
+    truth = _truth(data, sample)
     measures: dict[str, dict[str, Tensor]] = {}
     means: dict[str, Any] = {}
     for name, (what, weight, share) in PICTURES.items():
@@ -393,21 +394,27 @@ def measured(
     }  # fmt: skip
 
 
-def _truth(data: Any, items: Sequence[int], boxes: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+def _truth(data: Any, sample: Sample) -> dict[str, Tensor]:
     """Where objects, and their parts, are in receptive fields: (M, S, S), bool; nothing where the data do not know."""
-    if not hasattr(data, "scene"):
-        return {}
-    scenes = {i: data.scene(i) for i in set(items)}
-    planes: dict[str, dict[int, Tensor]] = {"object": {}, "parts": {}}
-    for i, scene in scenes.items():
-        planes["object"][i] = torch.as_tensor(scene.mask)
-        planes["parts"][i] = parts = torch.zeros_like(planes["object"][i])
-        for top, left, bottom, right in scene.parts.values():
-            parts[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = True
-    return {
-        kind: torch.stack([_cut(of[i], box) for i, box in zip(items, boxes, strict=True)])
-        for kind, of in planes.items()
-    }
+    planes = {i: _known(data, i, sample.images.shape[-2:]) for i in set(sample.items)}
+    pairs = list(zip(sample.items, sample.patches.boxes.tolist(), strict=True))
+    return {kind: torch.stack([_cut(planes[i][kind], box) for i, box in pairs]) for kind in planes[sample.items[0]]}
+
+
+def _known(data: Any, item: int, size: Sequence[int]) -> dict[str, Tensor]:
+    """Where the object, and its parts, are in an image: (H, W), bool."""
+    if hasattr(data, "scene"):
+        scene = data.scene(item)
+        return {"object": torch.as_tensor(scene.mask), "parts": _filled(scene.parts.values(), size)}
+    boxes = objects_in(data, item)
+    return {} if boxes is None else {"object": _filled(boxes, size)}
+
+
+def _filled(boxes: Iterable[Sequence[int]], size: Sequence[int]) -> Tensor:
+    plane = torch.zeros(*size, dtype=torch.bool)
+    for top, left, bottom, right in boxes:
+        plane[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = True
+    return plane
 
 
 def _cut(plane: Tensor, box: Sequence[int]) -> Tensor:
@@ -618,7 +625,7 @@ def draw(layers: Mapping[str, Any], shares: Sequence[float], settings: Mapping[s
     there = [m for m in MEASURES if any(of.get(m) for n in layers.values() for of in n["measures"].values())]
     columns = max(len(layers), 4)
     rows = 2 + -(-(len(there) + 2) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.3 * rows + 0.9), facecolor="white", layout="constrained")
+    figure = Figure(figsize=(2.6 * columns, 2.3 * rows + 0.9), facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False)
     for line, (key, title) in zip(axes, (("kept", "kept"), ("removed", "removed from the crop")), strict=False):
         for axis, (layer, numbers) in zip(line, layers.items(), strict=False):
@@ -642,8 +649,9 @@ def draw(layers: Mapping[str, Any], shares: Sequence[float], settings: Mapping[s
         axis.spines[["top", "right"]].set_visible(False)
         if not axis.has_data():
             axis.axis("off")
+    figure.subplots_adjust(0.06, 0.5 / rows / 2.3 + 0.06, 0.98, 1 - 0.3 / rows, wspace=0.28, hspace=0.62)
     handles = [axes[0, 0].plot([], [], label=name, **style)[0] for name, style in STYLES.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=7, frameon=False)
+    figure.legend(handles=handles, loc="lower center", ncols=6, fontsize=7, frameon=False)
     figure.suptitle(
         f"{settings['model']}, {settings['images']:,} images, {settings['maps']} maps a layer; filled with "
         f"{settings['fill']}; bars: 95 % intervals",

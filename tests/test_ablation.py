@@ -5,12 +5,14 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
 from experiments import ablation
 from experiments.overrides import configured
 from zfnet import InputError, scan
+from zfnet.data.photos import Photos
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing
 from zfnet.faithfulness import PICTURES
@@ -34,6 +36,12 @@ def model():
 @pytest.fixture
 def data(model):
     return Scenes("val", 12, size=32, transform=model.preprocessing)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Without the figure, which takes longer than all it shows."""
+    monkeypatch.setattr(ablation, "draw", lambda *_: Figure((1, 1)))
 
 
 def measure(model, data, out, **settings):
@@ -63,6 +71,7 @@ def test_it_writes_what_it_returns_and_says_it_in_words(model, data, tmp_path, c
         assert f"**{measure_}**" in words
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_must_be_so_is_so(model, data, tmp_path):
     layers = measure(model, data, tmp_path)["ours"]["layers"]
     for numbers in layers.values():
@@ -80,6 +89,7 @@ def test_what_must_be_so_is_so(model, data, tmp_path):
     assert "shuffled above relu1" in layers["relu2"]["likeness"]["guided"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_a_crop_shows_of_the_object_is_the_share_of_its_area(model, data, tmp_path):
     found = measure(model, data, tmp_path, layers=["relu2"], maps=1)["ours"]["layers"]["relu2"]
     (m,) = found["maps"]
@@ -97,12 +107,40 @@ def test_what_a_crop_shows_of_the_object_is_the_share_of_its_area(model, data, t
     assert found["measures"]["crop"]["points at object"][3] == len(hits)
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_objects_in_boxes(model, tmp_path):
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "JPEGImages").mkdir()
+    ends = {"xmin": 9, "ymin": 1, "xmax": 24, "ymax": 32}  # columns 8 to 24 of 32
+    box = "".join(f"<{end}>{at}</{end}>" for end, at in ends.items())
+    for n in range(6):
+        Image.fromarray(Scenes("val", 6, size=32).scene(n).image).save(tmp_path / f"JPEGImages/{n}.png")
+        (tmp_path / f"Annotations/{n}.xml").write_text(
+            f"<annotation><object><bndbox>{box}</bndbox></object></annotation>"
+        )
+    model.preprocessing = Preprocessing(size=32, resize=32)
+    photos = Photos(tmp_path, transform=model.preprocessing)
+    found = measure(model, photos, tmp_path / "out", layers=["relu2"], maps=1)["ours"]["layers"]["relu2"]
+    (m,) = found["maps"]
+    top = scan(model, photos, ["relu2"], 4, progress=False)["relu2"]
+    lefts = [4 * column - 4 for column in top.column[m].tolist()]
+    widths = [min(left + 17, 32) - max(left, 0) for left in lefts]
+    shares = [(min(left + 17, 24) - max(left, 8)) / width for left, width in zip(lefts, widths, strict=True)]
+    partly = [share for share in shares if 0 < share < 1]
+    assert found["measures"]["crop"]["energy on object"][0] == pytest.approx(sum(partly) / len(partly))
+    assert "energy on parts" not in found["measures"]["crop"]
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_same_seed_gives_the_same_digits(model, data, tmp_path):
-    runs = [measure(model, data, tmp_path / str(n), seed=seed)["ours"] for n, seed in enumerate((3, 3, 4))]
+    runs = [
+        measure(model, data, tmp_path / str(n), layers=["relu2"], seed=seed)["ours"] for n, seed in enumerate((3, 3, 4))
+    ]
     assert json.dumps(runs[0]) == json.dumps(runs[1])
-    assert [run["layers"]["relu2"]["maps"] for run in runs[1:]] != [runs[0]["layers"]["relu2"]["maps"]] * 2
+    assert runs[2]["layers"]["relu2"]["maps"] != runs[0]["layers"]["relu2"]["maps"]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("fill", ["blur", "noise"])
 def test_other_fills_give_other_numbers(model, data, tmp_path, fill):
     found = [
@@ -112,6 +150,7 @@ def test_other_fills_give_other_numbers(model, data, tmp_path, fill):
     assert abs(one - other) > 1e-3
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_was_stopped_goes_on(model, data, tmp_path, monkeypatch):
     whole = measure(model, data, tmp_path / "whole")["ours"]
     measured, seen = ablation.measured, []
@@ -132,6 +171,7 @@ def test_a_run_that_was_stopped_goes_on(model, data, tmp_path, monkeypatch):
     assert not list((tmp_path / "out").glob("*.partial"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_another_run_does_not_go_on_from_it(model, data, tmp_path):
     (tmp_path / "ablation.partial").write_text('{"key": "another", "layers": {"relu1": {}}}')
     assert measure(model, data, tmp_path)["ours"]["layers"]["relu1"]["units"] == 12
@@ -140,6 +180,7 @@ def test_another_run_does_not_go_on_from_it(model, data, tmp_path):
         assert ablation._kept(tmp_path / "ablation.partial", "key") == {}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_maps_that_do_not_fire_are_counted(model, data, tmp_path):
     model.conv2.bias.data[2:] = -1e3
     model.conv2.weight.data[1], model.conv2.bias.data[1] = 0, -1
@@ -157,6 +198,7 @@ def test_maps_that_do_not_fire_are_counted(model, data, tmp_path):
     assert "relu1: 6 of 6 maps never fire, and are left out; relu2: 7 of 8 maps" in words
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_maps_that_fire_on_few_images_are_counted(model, data, tmp_path):
     values = scan(model, data, ["relu1"], 3, progress=False)["relu1"].value
     model.conv1.bias.data -= (values[:, 1] + values[:, 2]) / 2  # above 0 on two images
@@ -166,6 +208,7 @@ def test_maps_that_fire_on_few_images_are_counted(model, data, tmp_path):
     assert "relu1: 3 of the 3 maps drawn are above 0 on fewer than 4 images" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_of_fewer_than_nine_images_all_are_taken(model, tmp_path):
     few = Scenes("val", 5, size=32, transform=model.preprocessing)
     result = measure(model, few, tmp_path, layers=["relu1"], k=9)
