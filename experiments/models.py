@@ -1,6 +1,6 @@
-"""From `conf/model/*.yaml`, or the name of one of torchvision's classifiers, to a network with weights and preprocessing.
+"""From `conf/model/*.yaml`, or the name of one of torchvision's classifiers, to a network with its preprocessing.
 
-A network's five layers are its own choice of words; `auto` finds them in the traced graph.
+Which of its layers stand for the paper's is said there, or found in the traced graph (`auto`).
 """
 
 from collections.abc import Callable
@@ -32,6 +32,23 @@ def architecture(name: str, **settings: Any) -> Callable[..., nn.Module]:
     return partial(getattr(models, name), **(SETTINGS.get(name, {}) | settings))
 
 
+def settings_of(name: str) -> dict[str, Any]:
+    """What `conf/model` would say of one of torchvision's classifiers."""
+    how = _preprocessing(models.get_model_weights(name).DEFAULT)
+    return {
+        "_target_": "experiments.models.build",
+        "architecture": {
+            "_target_": f"torchvision.models.{name}", "_partial_": True, "num_classes": 1000, **SETTINGS.get(name, {})
+        },
+        "weights": None,
+        "preprocessing": {"_target_": "zfnet.data.transforms.Preprocessing"} | how.settings | {
+            "mean": list(how.mean), "std": list(how.std)
+        },
+        "layers": "auto",
+        "layer7": "auto",
+    }  # fmt: skip
+
+
 def build(
     architecture: Callable[..., nn.Module],
     *,
@@ -46,31 +63,35 @@ def build(
     preprocessing: for random weights and for files that do not say how their photographs were prepared.
     InputError if the weights are not there or are another architecture's.
     """
-    published = _published(architecture, str(weights)) if weights is not None else None
+    found = _published(architecture, str(weights)) if published(weights) else None
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         try:
-            model = architecture(weights=published) if published else architecture()
+            model = architecture(weights=found) if found else architecture()
         except (URLError, OSError) as error:  # its cache cannot be written, or it cannot be reached
             raise InputError(
-                f"cannot download {published} ({first_line(error)}); give a file, model.weights=FILE, or run this once "
+                f"cannot download {found} ({first_line(error)}); give a file, model.weights=FILE, or run this once "
                 "where there is a connection"
             ) from None
         except ValueError as error:
-            raise InputError(f"{published or weights} does not fit: {first_line(error)}") from error
-    if published:
-        preprocessing = _preprocessing(published)
+            raise InputError(f"{found or 'the network'} does not fit: {first_line(error)}") from error
+    if found:
+        preprocessing = _preprocessing(found)
     model.preprocessing = preprocessing or Preprocessing()  # type: ignore[assignment]
-    if weights is not None and not published:
+    if weights is not None and not found:
         files.load(model, weights, otherwise=preprocessing)
     return model.eval()
 
 
+def published(weights: str | Path | None) -> bool:
+    """Whether it is a name that torchvision gives to weights, such as DEFAULT, and no file."""
+    name = str(weights or "")
+    return name.isidentifier() and name == name.upper() and not Path(name).exists()
+
+
 def _published(architecture: Callable, name: str) -> Any:
-    """Torchvision's weights of that name for what `architecture` makes; None if it is the path of a file."""
+    """Torchvision's weights of that name for what `architecture` makes."""
     make = architecture.func if isinstance(architecture, partial) else architecture
-    if Path(name).exists() or not name.isidentifier() or name != name.upper():
-        return None
     if getattr(make, "__name__", "") not in CLASSIFIERS or getattr(models, make.__name__) is not make:
         raise InputError(f"torchvision publishes no weights {name} of {getattr(make, '__name__', make)}; give a file")
     there = models.get_model_weights(make.__name__)

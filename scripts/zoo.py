@@ -45,6 +45,7 @@ class Row(NamedTuple):
     turned: int
     units: int
     fields: int
+    measured: int
     occlusion: float
     seconds: float
 
@@ -105,13 +106,13 @@ def deviations(deconvnet: Deconvnet, images: Tensor, layer: str, units: Tensor) 
     ]
 
 
-def check(model: nn.Module, size: int, supports: int = 4) -> Row:
+def check(model: nn.Module, size: int, supports: int = 2) -> Row:
     """The row of one network in float64, which is left in float32; so many units a layer have their field measured."""
     start = perf_counter()
     images = torch.randn(1, 3, size, size, dtype=torch.float64)
     deconvnet = Deconvnet(model)
     layers, _ = spread(deconvnet.graph, size)
-    projected, exact, single, fields, turned, count = 0.0, 0.0, 0.0, 0, 0, 0
+    projected, exact, single, fields, supported, turned, count = 0.0, 0.0, 0.0, 0, 0, 0, 0
     units = {}
     for layer in layers:
         recording = deconvnet.record(images, [layer])
@@ -124,7 +125,7 @@ def check(model: nn.Module, size: int, supports: int = 4) -> Row:
         field = receptive_field(deconvnet.graph, layer, size)
         for _, _, row, column in units[layer][-supports:].tolist():
             measured = extent(measured_support(model, layer, (size, size), row, column))
-            fields += measured == field.seen(row, column)
+            fields, supported = fields + (measured == field.seen(row, column)), supported + 1
     maps = occlusion_maps(deconvnet.graph, images, size=size // 4, step=size // 5, layer=layers[2])
     plain = occlusion_maps(deconvnet.graph, images, size=size // 4, step=size // 5, layer=layers[2], incremental=False)
     occluded = max(worst(getattr(maps, of), getattr(plain, of)) for of in ("activity", "probability"))
@@ -133,7 +134,7 @@ def check(model: nn.Module, size: int, supports: int = 4) -> Row:
         found = deviations(deconvnet, images.float(), layer, units[layer])
         count, turned = count + len(found), turned + sum(d > 1e-5 for d in found)
         single = max(single, *(d for d in found if d <= 1e-5), 0.0)
-    return Row(projected, single, exact, turned, count, fields, occluded, perf_counter() - start)
+    return Row(projected, single, exact, turned, count, fields, supported, occluded, perf_counter() - start)
 
 
 def main() -> None:
@@ -147,8 +148,9 @@ def main() -> None:
     for name in given.names or ZOO:
         row = check(drawn(name), given.size)
         print(
-            f"| {name} | {row.project:.0e} | {row.project_units:.0e} | {row.in_float64:.0e} | {row.turned} of {row.units}"
-            f" | {row.fields} of {row.units} | {row.occlusion:.0e} | {row.seconds:.0f} |",
+            f"| {name} | {row.project:.0e} | {row.project_units:.0e} | {row.in_float64:.0e} "
+            f"| {row.turned} of {row.units} | {row.fields} of {row.measured} | {row.occlusion:.0e} "
+            f"| {row.seconds:.0f} |",
             flush=True,
         )
     for name in () if given.names else REFUSED:

@@ -4,7 +4,7 @@ import copy
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from torchvision import models
 from torchvision.ops import StochasticDepth, stochastic_depth
 
 from zfnet import Deconvnet, InputError, Patches, Recording, ZFNet, rule
-from zfnet.deconvnet import LEAVES, RULES, WINDOWS
+from zfnet.deconvnet import RULES
 from zfnet.record import piece
 
 
@@ -506,16 +506,6 @@ def model_of(name: str) -> tuple[nn.Module, Tensor, str]:
     model = randomised(Op(copy.deepcopy(OPERATIONS[name][1]), 2 if name in BINARY else 1))
     images = torch.randn(1 if "squeeze" in name else 2, 3, 9, 11, dtype=torch.float64)
     return model, images, Deconvnet(model).graph.layers[-1]
-
-
-@pytest.fixture
-def tables() -> Iterator[None]:
-    """The tables of rules as they were, afterwards."""
-    before = dict(RULES), dict(WINDOWS), set(LEAVES)
-    yield
-    for table, was in zip((RULES, WINDOWS, LEAVES), before, strict=True):
-        table.clear()
-        table.update(was)  # type: ignore[arg-type]
 
 
 class TestRules:

@@ -271,7 +271,7 @@ def geometry(**arguments) -> nn.Module:
         Function(lambda x: F.conv2d(F.pad(x, (1, 0, 2, 1), value=0.5), x.new_ones(4, 4, 2, 2))),
         Function(lambda x: x[:, :, 2:-1, ::2]),
         Function(lambda x: x[..., 1::3, 4:]),
-        Function(lambda x: torch.cat([x.chunk(2, dim=1)[1], torch.chunk(x, 4, 1)[0]], 1)),
+        Function(lambda x: torch.cat([x.chunk(2, dim=1)[1], torch.chunk(x, 2, 1)[0]], 1)),
         Function(lambda x: torch.cat([x.split([1, 3], 1)[1], x[:, :1]], 1)),
         Function(lambda x: x.view(x.size(0), 2, 2, x.size(2), x.size(3)).transpose(1, 2).reshape(x.shape)),
         Function(lambda x: x.view(-1, 2, 2, 11, 14).permute(0, 2, 1, 3, 4).flatten(1, 2)),
