@@ -371,7 +371,8 @@ def test_figures_2_and_7_of_any_classifier_by_its_name(name, run, tmp_path):
 def test_a_network_of_ones_own(run, tmp_path):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self, width=4):\n"
-        "        super().__init__(*[m for n in range(5) for m in (nn.Conv2d(width if n else 3, width, 3), nn.ReLU())])\n"
+        "        super().__init__(*[m for n in range(5)\n"
+        "            for m in (nn.Conv2d(width if n else 3, width, 3), nn.ReLU())])\n"
     )
     words = ["experiment=fig2", "model._target_=mine.Net", "model.architecture.width=6", *SMALL, "k=1"]
     status, lines = run(*words, "grids=[[1,1],[1,1],[1,1],[1,1],[1,1]]")
@@ -398,7 +399,7 @@ def test_a_network_of_ones_own(run, tmp_path):
         (["model=resnet500"], "no model 'resnet500' (did you mean 'resnet50'?)"),
         (
             ["model=vit_b_32"],
-            "VisionTransformer has 0 layers that all of the image comes through, not 5: give model.lay",
+            "VisionTransformer has 0 layers that all of the image comes through, not 5: give mod",
         ),
         (["model=efficientnet_b0", *SMALL], "no deconvnet rule for SiLU at features.6.3.block.1.2; register one with"),
         (["model=resnet18", *SMALL, "layers=[fc]", "grids=[[1,1]]"], "fc"),
