@@ -247,13 +247,17 @@ def _filters(deconvnet: Deconvnet, layer: str, maps: list[int], field: Receptive
     """
     graph: Graph = deconvnet.graph
     node = graph.node(layer)
-    steps = [(graph.module(n), window_of(graph, n)) for n in graph.path([node]) if n.op.startswith("call")]
+    shapes = graph.shapes(field.image_size, node)
+    steps = [
+        (graph.module(n), window_of(graph, n, shapes))
+        for n in graph.path([node])
+        if n in shapes and n.op.startswith("call")
+    ]
     convolutions = [module for module, _ in steps if isinstance(module, nn.Conv2d)]
     others = [window for module, window in steps if not isinstance(module, nn.Conv2d)]
     if len(convolutions) != 1 or convolutions[0].in_channels != 3 or any(w is None or w.span(0) > 1 for w in others):
         return None
-    shape = graph.shapes(field.image_size, node)[node]
-    row, column = shape[2] // 2, shape[3] // 2
+    row, column = shapes[node][2] // 2, shapes[node][3] // 2
     top, left, bottom, right = field.box(row, column)
     if min(top, left) < 0 or bottom > field.image_size[0] or right > field.image_size[1]:
         return None

@@ -1,31 +1,143 @@
-"""From `conf/model/*.yaml` to a network with its weights and its preprocessing."""
+"""From `conf/model/*.yaml`, or the name of one of torchvision's classifiers, to a network with its preprocessing.
+
+Which of its layers stand for the paper's is said there, or found in the traced graph (`auto`).
+"""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
+from urllib.error import URLError
 
 import torch
 from torch import nn
+from torchvision import models
 
 from zfnet import weights as files
 from zfnet.data.transforms import Preprocessing
+from zfnet.errors import InputError, first_line, unknown
+from zfnet.record import Graph
+
+CLASSIFIERS = tuple(models.list_models(module=models))
+SETTINGS: dict[str, dict[str, Any]] = {  # transform_input: as the published weights need
+    "googlenet": {"transform_input": True, "init_weights": True},
+    "inception_v3": {"transform_input": True, "init_weights": True},
+}
+DEPTHS = 5  # the paper's layers 1 to 5
+JOINTS = ("relu", "relu6", "add", "cat")  # operations, in lower case, that end a part of a network
+
+
+def architecture(name: str, **settings: Any) -> Callable[..., nn.Module]:
+    """What makes one of torchvision's classifiers, with random weights unless it is told otherwise."""
+    return partial(getattr(models, name), **(SETTINGS.get(name, {}) | settings))
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """What `conf/model` would say of one of torchvision's classifiers."""
+    how = _preprocessing(models.get_model_weights(name).DEFAULT)
+    return {
+        "_target_": "experiments.models.build",
+        "architecture": {
+            "_target_": f"torchvision.models.{name}", "_partial_": True, "num_classes": 1000, **SETTINGS.get(name, {})
+        },
+        "weights": None,
+        "preprocessing": {"_target_": "zfnet.data.transforms.Preprocessing"} | how.settings | {
+            "mean": list(how.mean), "std": list(how.std)
+        },
+        "layers": "auto",
+        "layer7": "auto",
+    }  # fmt: skip
 
 
 def build(
-    architecture: Callable[[], nn.Module],
+    architecture: Callable[..., nn.Module],
     *,
     weights: str | Path | None = None,
     preprocessing: Preprocessing | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """A network by the function that makes it, with the weights of a file, or random ones by seed.
+    """A network by the function that makes it, with the weights of a file, published ones, or random ones by seed.
 
+    weights: None: random; DEFAULT, or another of torchvision's names for the weights it publishes: downloaded into its
+    cache, with the preprocessing they were trained with; else a file.
     preprocessing: for random weights and for files that do not say how their photographs were prepared.
-    InputError if the file is not there or holds another architecture.
+    InputError if the weights are not there or are another architecture's.
     """
+    found = _published(architecture, str(weights)) if published(weights) else None
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        model = architecture()
+        try:
+            model = architecture(weights=found) if found else architecture()
+        except (URLError, OSError) as error:  # its cache cannot be written, or it cannot be reached
+            raise InputError(
+                f"cannot download {found} ({first_line(error)}); give a file, model.weights=FILE, or run this once "
+                "where there is a connection"
+            ) from None
+        except ValueError as error:
+            raise InputError(f"{found or 'the network'} does not fit: {first_line(error)}") from error
+    if found:
+        preprocessing = _preprocessing(found)
     model.preprocessing = preprocessing or Preprocessing()  # type: ignore[assignment]
-    if weights is not None:
+    if weights is not None and not found:
         files.load(model, weights, otherwise=preprocessing)
     return model.eval()
+
+
+def published(weights: str | Path | None) -> bool:
+    """Whether it is a name that torchvision gives to weights, such as DEFAULT, and no file."""
+    name = str(weights or "")
+    return name.isidentifier() and name == name.upper() and not Path(name).exists()
+
+
+def _published(architecture: Callable, name: str) -> Any:
+    """Torchvision's weights of that name for what `architecture` makes."""
+    make = architecture.func if isinstance(architecture, partial) else architecture
+    if getattr(make, "__name__", "") not in CLASSIFIERS or getattr(models, make.__name__) is not make:
+        raise InputError(f"torchvision publishes no weights {name} of {getattr(make, '__name__', make)}; give a file")
+    there = models.get_model_weights(make.__name__)
+    if name not in there.__members__:
+        raise unknown(f"weights of {make.__name__}", name, there.__members__)
+    return there[name]
+
+
+def _preprocessing(published: Any) -> Preprocessing:
+    """What torchvision says that photographs are to go through for these weights."""
+    how = published.transforms()
+    return Preprocessing(
+        size=how.crop_size[0], resize=how.resize_size[0], interpolation=how.interpolation.value,
+        mean=tuple(how.mean), std=tuple(how.std),
+    )  # fmt: skip
+
+
+def spread(graph: Graph, size: int) -> tuple[list[str], str]:
+    """Five layers that stand for the paper's 1 to 5, and one for its 7, of a network for images of `size` pixels.
+
+    The five are taken from the steps that all of the image has to come through: ReLUs and what joins branches.  They
+    are the last of each size of map; where there are more sizes, evenly spread over these, and where there are fewer,
+    the widest gaps are halved.  Layer 7 is the last before the classifier.
+    """
+    shapes = graph.shapes((size, size), graph.nodes[-1])
+    path = [n for n in graph.path([graph.nodes[-1]]) if n in shapes]
+    last = {n: max((i for i, reader in enumerate(path) if n in reader.all_input_nodes), default=0) for n in path}
+    trunk, open_until, filtered = [], 0, False
+    for place, node in enumerate(path):
+        filtered = filtered or "conv" in graph.operation(node).lower()
+        joins = graph.operation(node).lower() in JOINTS and len(shapes[node]) == 4 and max(shapes[node][2:]) > 1
+        if open_until <= place and joins and filtered:
+            trunk.append(node)
+        open_until = max(open_until, last[node])
+    if len(trunk) < DEPTHS:
+        raise InputError(
+            f"{type(graph.model).__name__} has {len(trunk)} layers that all of the image comes through, not {DEPTHS}: "
+            "give model.layers=[...]; experiment=units lists what there is"
+        )
+    ends = [i for i, n in enumerate(trunk) if i + 1 == len(trunk) or shapes[n][2:] != shapes[trunk[i + 1]][2:]]
+    if len(ends) > DEPTHS:
+        ends = [ends[round(i * (len(ends) - 1) / (DEPTHS - 1))] for i in range(DEPTHS)]
+    while len(ends) < DEPTHS:
+        gaps = [(later - before, before) for before, later in zip([-1, *ends], ends, strict=False)]
+        gap, before = max(gaps)
+        ends = sorted([*ends, before + (gap + 1) // 2])
+    heads = [n for n in path if len(shapes[n]) == 2 and "linear" not in graph.operation(n).lower()]
+    heads = [n for n in heads if "dropout" not in graph.operation(n).lower()]
+    return [graph.names[trunk[i]] for i in ends], graph.names[(heads or path)[-1]]

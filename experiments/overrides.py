@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
@@ -17,15 +18,30 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.models import CLASSIFIERS, settings_of
 from zfnet.errors import InputError, first_line, unknown
 
+for _name in CLASSIFIERS:  # what has no file in conf/model
+    ConfigStore.instance().store(_name, settings_of(_name), "model")
 CONF = Path(__file__).resolve().parent.parent / "conf"
+TARGET = "model.architecture._target_="
 GROUPS = ("experiment", "model", "data", "train")
 GIVEN = ("model", "data", "training", "validation", "networks", "out")  # arguments that run.py makes
 
 
 def names(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    """Those of `conf/`; as models, torchvision's too."""
+    files = {path.stem for path in (CONF / group).glob("*.yaml")}
+    return sorted(files | set(CLASSIFIERS if group == "model" else ()))
+
+
+def own_model(words: Sequence[str]) -> list[str]:
+    """The words with `model._target_=my.module.Net` spelt out: the model `own`, and what makes it."""
+    spelt: list[str] = []
+    for word in words:
+        key, _, target = word.lstrip("+").partition("=")
+        spelt += ["model=own", f"model.architecture._target_={target}"] if key == "model._target_" else [word]
+    return spelt
 
 
 def configured(words: Sequence[str]) -> DictConfig:
@@ -78,8 +94,12 @@ def _choices(override: Override) -> list[str]:
 def _known(node: DictConfig) -> tuple[list[str], bool]:
     """The keys that may be set in a part of the configuration, and whether any other may be."""
     keys, more = [str(key) for key in node if not str(key).startswith("_")], False
-    if "_target_" in node:
-        parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
+    if "_target_" in node and not OmegaConf.is_missing(node, "_target_"):
+        try:
+            parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
+            why = f"{first_line(error)}; give what Python can import from here, my.module.Net"
+            raise InputError(f"cannot use {node['_target_']}: {why}") from None
         more = any(p.kind is p.VAR_KEYWORD for p in parameters)
         keys += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return list(dict.fromkeys(keys)), more
@@ -105,6 +125,7 @@ def check(words: Sequence[str]) -> list[str]:
     overrides = [_parse(word) for word in words]
     chosen = {o.key_or_group: _choices(o) for o in overrides if o.key_or_group in GROUPS and not o.is_delete()}
     groups = [f"{group}={several[0]}" for group, several in chosen.items() if group != "experiment"]
+    groups += [f"++{word.lstrip('+')}" for word in words if word.lstrip("+").startswith(TARGET)]
     config = configured(groups)
     settings: list[str] = []
     for name in chosen.get("experiment", [config.hydra.runtime.choices.experiment]):
@@ -119,7 +140,7 @@ def _checked(word: str, override: Override, config: DictConfig, settings: list[s
     if override.key_or_group in GROUPS or override.is_delete() or root.startswith("hydra"):
         return word
     if root in config and root not in ("experiment", "hydra"):
-        _look_up(config, [root, *path])
+        _look_up(config, [root, *(path if not word.lstrip("+").startswith(TARGET) else path[:-1])])
         return "++" + word.lstrip("+")
     if root == "experiment":
         name, word = path[0], word.partition(".")[2]

@@ -27,12 +27,14 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
+from experiments.models import published, spread
 from experiments.networks import Networks
-from experiments.overrides import CONF, GIVEN, check, configured, single
+from experiments.overrides import CONF, GIVEN, check, configured, own_model, single
 from experiments.results import results
 from zfnet import weights
 from zfnet.data.transforms import Preprocessing, Stored
 from zfnet.errors import InputError, first_line
+from zfnet.record import Graph
 from zfnet.train import processes
 
 PLACED = ("experiment", "model", "data", "++out")  # the folder's name says these
@@ -111,11 +113,25 @@ def dataset(config: DictConfig, transform: Preprocessing | Stored, **more: Any) 
     return made(settings)(transform, **more)
 
 
+def called(config: DictConfig) -> str:
+    """The model's name; of one's own, its class's."""
+    name = config.hydra.runtime.choices.model
+    return str(config.model.architecture._target_).rpartition(".")[2] if name == "own" else name
+
+
+def find_layers(model: DictConfig) -> None:
+    """Put in place of `auto` the layers that stand for the paper's, found in the network."""
+    if "auto" in (model.get("layers"), model.get("layer7")):
+        layers, layer7 = spread(Graph(made(model.architecture)()), model.preprocessing.size)
+        model.layers = layers if model.layers == "auto" else model.layers
+        model.layer7 = layer7 if model.layer7 == "auto" else model.layer7
+
+
 def trained(config: DictConfig, words: Sequence[str]) -> Path:
     """The checkpoint that training leaves; where there is none yet, train."""
     choices = config.hydra.runtime.choices
     data = config.data.get("trained_on") or choices.data
-    path = Path("outputs", "train", f"{choices.model}-{data}", "model.safetensors")
+    path = Path("outputs", "train", f"{called(config)}-{data}", "model.safetensors")
     if not path.exists():
         print(f"{path} is not there yet: training it first", file=sys.stderr)
         kinds = ["++model.architecture", "++model.preprocessing", "++train", "train=", "++device"]
@@ -128,7 +144,7 @@ def trained(config: DictConfig, words: Sequence[str]) -> Path:
 def count_classes(config: DictConfig) -> int | None:
     """How many classes the network's weights say they have, or, for random ones that must be told, the data."""
     told, classes = config.model.architecture.num_classes, None
-    if config.model.weights:
+    if config.model.weights and not published(config.model.weights):
         classes = weights.read_metadata(config.model.weights).get("classes")
     elif told is None:
         classes = dataset(config, made(config.model.preprocessing), split="val").classes
@@ -166,7 +182,7 @@ def given(config: DictConfig, words: Sequence[str], names: Collection[str]) -> d
         found |= {name: dataset(config, stored, split=split) for name, split in TRAINING.items()}
     if "networks" in names:
         choices = config.hydra.runtime.choices
-        name = f"{choices.model}-{choices.data}"
+        name = f"{called(config)}-{choices.data}"
         found["networks"] = Networks(
             Path("outputs", "networks", name), found["training"], found["validation"], how,
             also=Path("outputs", "train", name, "model.safetensors"), device=next(model.parameters()).device,
@@ -187,7 +203,9 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
         if group in needed:
             raise InputError(f"{group}={config.hydra.runtime.choices[group]} needs {key}=...")
     choices = config.hydra.runtime.choices
-    out = Path(config.out or Path("outputs", experiment, f"{choices.model}-{choices.data}"), below)
+    out = Path(config.out or Path("outputs", experiment, f"{called(config)}-{choices.data}"), below)
+    if "model" in needed:
+        find_layers(config.model)
     with open_dict(config):  # the file beside the result says all settings
         for name, p in parameters.items():
             if name not in GIVEN and name not in config.experiment and p.default is not p.empty:
@@ -237,6 +255,8 @@ def command_line() -> None:
     # jobs that a launcher starts elsewhere import this, too
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
     with in_one_line():
+        sys.path.append(os.getcwd())  # where a network of one's own may lie
+        sys.argv[1:] = own_model(sys.argv[1:])
         arguments = get_args_parser().parse_args()
         words = check(arguments.overrides)
         configured([word for word in words if word.startswith("hydra/")] if arguments.multirun else words)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from zfnet.deconvnet import LEAVES, RULES, WINDOWS
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
@@ -39,3 +41,13 @@ def real_data() -> Path:
     if "ZFNET_REAL_DATA" not in os.environ:
         pytest.skip("ZFNET_REAL_DATA names no folder of photographs")
     return Path(os.environ["ZFNET_REAL_DATA"])
+
+
+@pytest.fixture
+def tables() -> Iterator[None]:
+    """The tables of rules as they were, afterwards."""
+    before = dict(RULES), dict(WINDOWS), set(LEAVES)
+    yield
+    for table, was in zip((RULES, WINDOWS, LEAVES), before, strict=True):
+        table.clear()
+        table.update(was)  # type: ignore[arg-type]

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
-from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.feature_extraction import NodePathTracer
 
 RELUS = (F.relu, torch.relu, Tensor.relu)
 RELUS_IN_PLACE = (torch.relu_, Tensor.relu_)
@@ -74,6 +74,17 @@ class NormalisedForward(torch.autograd.Function):
         return signal, None, None, None, None
 
 
+def held_statistics(
+    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Group normalisation, of which the backward pass takes mean and variance for constants."""
+    parts = x.reshape(len(x), num_groups, -1)
+    mean, variance = parts.mean(2, keepdim=True).detach(), parts.var(2, correction=0, keepdim=True).detach()
+    out = ((parts - mean) / (variance + eps).sqrt()).view_as(x)
+    each = (1, -1, *[1] * (x.ndim - 2))
+    return out if weight is None else out * weight.view(each) + bias.view(each)
+
+
 class Replaced(TorchFunctionMode):
     """Calls other functions in place of some, wherever they are called from."""
 
@@ -87,9 +98,19 @@ class Replaced(TorchFunctionMode):
 
 def part_of(model: nn.Module, layer: str) -> nn.Module:
     """A copy of the model up to a layer, in eval mode; it returns {layer: activation}."""
-    leaves = {"leaf_modules": [nn.LocalResponseNorm]}
-    extractor = create_feature_extractor(model, [layer], tracer_kwargs=leaves, suppress_diff_warning=True)
-    return copy.deepcopy(extractor).eval()
+    twin = copy.deepcopy(model).eval()
+    tracer = NodePathTracer(leaf_modules=[nn.LocalResponseNorm])  # no module of torchvision's is one step
+    graph = tracer.trace(twin)
+    # a module of one's own is several steps, of which the last gives its output
+    last = [n for n in graph.nodes if f"{tracer.node_to_qualname.get(n)}.".startswith(f"{layer}.")][-1]
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    output.args = ({layer: last},)
+    for node in reversed(list(graph.nodes)):
+        if node is last:
+            break
+        if node is not output:
+            graph.erase_node(node)
+    return fx.GraphModule(twin, graph)
 
 
 def replace_modules(model: nn.Module, kind: type, make: Callable[[nn.Module], nn.Module]) -> None:
@@ -127,6 +148,7 @@ def deconvnet_by_autograd(
         replacements[F.local_response_norm] = lambda x, size, alpha=1e-4, beta=0.75, k=1.0: NormalisedForward.apply(
             x, size, alpha, beta, k
         )
+        replacements[F.group_norm] = held_statistics
     pixels = images.clone().requires_grad_()
     with Replaced(replacements):
         activation = twin(pixels)[layer]
@@ -231,7 +253,7 @@ def measured_support(model: nn.Module, layer: str, image_size: tuple[int, int], 
         return average(*args, **kwargs)
 
     pixels = torch.ones(1, 3, *image_size, dtype=torch.float64, requires_grad=True)
-    same = dict.fromkeys((*RELUS, *RELUS_IN_PLACE), lambda x, inplace=False: x)
+    same = dict.fromkeys((*RELUS, *RELUS_IN_PLACE, F.relu6, F.hardtanh), lambda x, *_, **__: x)
     with Replaced({F.max_pool2d: max_pool, **same}):
         activation = twin(pixels)[layer]
     if activation.ndim == 4:

@@ -4,7 +4,7 @@ import copy
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from oracles import ZFNetDeconvnet, deconvnet_by_autograd, dense_deconvnet
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.ops import StochasticDepth, stochastic_depth
 
 from zfnet import Deconvnet, InputError, Patches, Recording, ZFNet, rule
-from zfnet.deconvnet import LEAVES, RULES, WINDOWS
+from zfnet.deconvnet import RULES
+from zfnet.record import piece
 
 
 def randomised(model: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -25,6 +27,9 @@ def randomised(model: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Modul
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.3)
             nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+        elif isinstance(module, nn.GroupNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
         elif isinstance(module, nn.Conv2d | nn.Linear):
@@ -220,6 +225,14 @@ class TestOptions:
         assert_close(ours, theirs, 1e-10)
         assert not torch.allclose(ours, projected(model, images, "relu5", several, rectify=rectify), rtol=0.1)
 
+    @pytest.mark.parametrize("norm", ["identity", "gradient"])
+    def test_group_normalisation(self, norm: str) -> None:
+        """Its statistics are held as a batch normalisation's are, or differentiated too."""
+        model = randomised(nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 4, 3)))
+        images = torch.randn(2, 3, 9, 8, dtype=torch.float64)
+        ours = projected(model, images, "3", several, norm=norm)
+        assert_close(ours, deconvnet_by_autograd(model, images, "3", several, norm=norm), 1e-10)
+
     def test_unrectified_is_linear(self) -> None:
         deconvnet = Deconvnet(net("ResNet18")[0], rectify=False)
         recording = deconvnet.record(net("ResNet18")[1], ["layer2.1.relu_1"])
@@ -397,8 +410,12 @@ UNARY: dict[str, tuple[Any, Callable[..., Tensor]]] = {
     "nn.MaxPool2d": (nn.MaxPool2d, nn.MaxPool2d(3, 2, 1, ceil_mode=True)),
     "F.max_pool2d": (F.max_pool2d, lambda x: F.max_pool2d(x, 3, stride=2, ceil_mode=True)),
     "nn.ReLU": (nn.ReLU, nn.ReLU(inplace=True)),
-    "nn.ReLU6": (nn.ReLU6, nn.ReLU6(inplace=True)),
+    "nn.ReLU6": (nn.Hardtanh, nn.ReLU6(inplace=True)),
     "F.relu6": (F.relu6, lambda x: F.relu6(x)),
+    "nn.Hardtanh": (nn.Hardtanh, nn.Hardtanh(0, 6)),
+    "F.hardtanh": (F.hardtanh, lambda x: F.hardtanh(x, 0.0, 6.0)),
+    "nn.AdaptiveMaxPool2d": (nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool2d((4, 3))),
+    "F.adaptive_max_pool2d": (F.adaptive_max_pool2d, lambda x: F.adaptive_max_pool2d(x, 5)),
     "F.relu": (F.relu, lambda x: F.relu(x, inplace=True)),
     "torch.relu": (torch.relu, lambda x: torch.relu(x)),
     "Tensor.relu": (Tensor.relu, lambda x: x.relu()),
@@ -406,22 +423,46 @@ UNARY: dict[str, tuple[Any, Callable[..., Tensor]]] = {
     "Tensor.relu_": (Tensor.relu_, lambda x: x.relu_()),
     "nn.LocalResponseNorm": (nn.LocalResponseNorm, nn.LocalResponseNorm(3)),
     "F.local_response_norm": (F.local_response_norm, lambda x: F.local_response_norm(x, 3)),
+    "nn.GroupNorm": (nn.GroupNorm, nn.GroupNorm(2, 4)),
+    "F.group_norm": (F.group_norm, lambda x: F.group_norm(x, 4)),
 }
 LINEAR: dict[str, tuple[Any, Callable[..., Tensor]]] = {
     "nn.Conv2d": (nn.Conv2d, nn.Conv2d(4, 6, (3, 2), (2, 3), (2, 1), (1, 2), groups=2)),
+    "F.conv2d": (F.conv2d, lambda x: F.conv2d(x, x.new_ones(2, 4, 3, 2), stride=(2, 1), padding=1)),
     "nn.Linear": (nn.Linear, nn.Linear(11, 5)),
+    "F.linear": (F.linear, lambda x: F.linear(x, x.new_ones(3, 11))),
     "nn.Dropout": (nn.Dropout, nn.Dropout()),
+    "nn.Dropout1d": (nn.Dropout1d, nn.Sequential(nn.Flatten(2), nn.Dropout1d())),
+    "nn.AlphaDropout": (nn.AlphaDropout, nn.AlphaDropout()),
+    "stochastic_depth": (stochastic_depth, StochasticDepth(0.5, "row")),
+    "Tensor.clone": (Tensor.clone, lambda x: x.clone()),
     "nn.Dropout2d": (nn.Dropout2d, nn.Dropout2d()),
     "nn.Identity": (nn.Identity, nn.Identity()),
     "F.dropout": (F.dropout, lambda x: F.dropout(x, training=False)),
     "F.dropout2d": (F.dropout2d, lambda x: F.dropout2d(x, training=False)),
     "Tensor.contiguous": (Tensor.contiguous, lambda x: x.contiguous()),
     "nn.BatchNorm2d": (nn.BatchNorm2d, nn.BatchNorm2d(4)),
+    "nn.BatchNorm1d": (nn.BatchNorm1d, nn.Sequential(nn.Flatten(2), nn.BatchNorm1d(4))),
+    "F.batch_norm": (F.batch_norm, lambda x: F.batch_norm(x, x.new_ones(4), 2 * x.new_ones(4))),
     "nn.AvgPool2d": (nn.AvgPool2d, nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False)),
     "F.avg_pool2d": (F.avg_pool2d, lambda x: F.avg_pool2d(x, (3, 2), stride=2)),
     "nn.AdaptiveAvgPool2d": (nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool2d((4, 3))),
     "F.adaptive_avg_pool2d": (F.adaptive_avg_pool2d, lambda x: F.adaptive_avg_pool2d(x, 1)),
     "nn.ZeroPad2d": (nn.ZeroPad2d, nn.ZeroPad2d((1, 2, 0, 3))),
+    "nn.ReflectionPad2d": (nn.ReflectionPad2d, nn.ReflectionPad2d((1, 2, 0, 3))),
+    "nn.ReplicationPad2d": (nn.ReplicationPad2d, nn.ReplicationPad2d((1, 2, 0, 3))),
+    "F.pad": (F.pad, lambda x: F.pad(x, (2, -1, 0, 3))),
+    "nn.Unflatten": (nn.Unflatten, nn.Unflatten(1, (2, 2))),
+    "nn.ChannelShuffle": (nn.ChannelShuffle, nn.ChannelShuffle(2)),
+    "piece": (piece, lambda x: x.chunk(2, dim=1)[1]),
+    "torch.reshape": (torch.reshape, lambda x: torch.reshape(x, (x.shape[0], -1))),
+    "Tensor.unflatten": (Tensor.unflatten, lambda x: x.unflatten(1, (2, 2))),
+    "torch.permute": (torch.permute, lambda x: torch.permute(x, (0, 2, 3, 1))),
+    "Tensor.permute": (Tensor.permute, lambda x: x.permute(0, 3, 1, 2)),
+    "torch.transpose": (torch.transpose, lambda x: torch.transpose(x, 1, 3)),
+    "Tensor.transpose": (Tensor.transpose, lambda x: x.transpose(2, 3)),
+    "Tensor.expand": (Tensor.expand, lambda x: x.expand(x.shape)),
+    "Tensor.repeat": (Tensor.repeat, lambda x: x.repeat(1, 2, 1, 1)),
     "torch.flatten": (torch.flatten, lambda x: torch.flatten(x, 1)),
     "nn.Flatten": (nn.Flatten, nn.Flatten()),
     "Tensor.flatten": (Tensor.flatten, lambda x: x.flatten(2)),
@@ -432,6 +473,11 @@ LINEAR: dict[str, tuple[Any, Callable[..., Tensor]]] = {
     "torch.squeeze": (torch.squeeze, lambda x: torch.squeeze(x)),
     "Tensor.squeeze": (Tensor.squeeze, lambda x: x.squeeze(0)),
     "operator.neg": (operator.neg, lambda x: -x),
+    "torch.neg": (torch.neg, lambda x: torch.neg(x)),
+    "Tensor.neg": (Tensor.neg, lambda x: x.neg()),
+    "torch.div": (torch.div, lambda x: torch.div(x, 3)),
+    "Tensor.div": (Tensor.div, lambda x: x.div(3)),
+    "Tensor.div_": (Tensor.div_, lambda x: x.div_(3)),
     "operator.mul": (operator.mul, lambda x: 0.5 * x),
     "operator.truediv": (operator.truediv, lambda x: x / 3),
     "torch.mul": (torch.mul, lambda x: torch.mul(x, -2.5)),
@@ -447,7 +493,11 @@ BINARY: dict[str, tuple[Any, Callable[..., Tensor]]] = {
     "torch.add": (torch.add, lambda x, y: torch.add(x, y, alpha=2)),
     "Tensor.add": (Tensor.add, lambda x, y: x.add(y)),
     "Tensor.add_": (Tensor.add_, lambda x, y: x.add_(y)),
+    "torch.sub": (torch.sub, lambda x, y: torch.sub(x, y, alpha=2)),
+    "Tensor.sub": (Tensor.sub, lambda x, y: x.sub(y)),
+    "Tensor.sub_": (Tensor.sub_, lambda x, y: x.sub_(y)),
     "torch.cat": (torch.cat, lambda x, y: torch.cat([x, y, x], 1)),
+    "torch.stack": (torch.stack, lambda x, y: torch.stack([x, y], 2)),
 }
 OPERATIONS = UNARY | LINEAR | BINARY
 
@@ -456,16 +506,6 @@ def model_of(name: str) -> tuple[nn.Module, Tensor, str]:
     model = randomised(Op(copy.deepcopy(OPERATIONS[name][1]), 2 if name in BINARY else 1))
     images = torch.randn(1 if "squeeze" in name else 2, 3, 9, 11, dtype=torch.float64)
     return model, images, Deconvnet(model).graph.layers[-1]
-
-
-@pytest.fixture
-def tables() -> Iterator[None]:
-    """The tables of rules as they were, afterwards."""
-    before = dict(RULES), dict(WINDOWS), set(LEAVES)
-    yield
-    for table, was in zip((RULES, WINDOWS, LEAVES), before, strict=True):
-        table.clear()
-        table.update(was)  # type: ignore[arg-type]
 
 
 class TestRules:
@@ -584,6 +624,31 @@ def test_parameters_as_operands(places: tuple[int, ...]) -> None:
     signal = torch.zeros(2, 4, 6, 7, dtype=torch.float64)
     signal[1, 2, 3, 4] = model(images)[1, 2, 3, 4].detach()
     assert_close(whole_canvas(patches, images), projected(model, images, layer, lambda activation: signal)[1:], 1e-10)
+
+
+class Normalised(nn.Module):
+    def __init__(self, *statistics: Tensor | None):
+        super().__init__()
+        self.conv, self.statistics = nn.Conv2d(3, 4, 1), statistics
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(self.conv(x), *self.statistics, training=True)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)), Normalised(None, None)],
+    ids=["module", "function"],
+)
+def test_batch_normalisation_by_the_batch_is_refused(model: nn.Module) -> None:
+    with pytest.raises(InputError, match=r"no deconvnet rule for \w+ at \w+ without running statistics; register one"):
+        projected(model, torch.rand(2, 3, 5, 5), Deconvnet(model).graph.layers[-1], several)
+
+
+def test_a_rectifier_with_another_floor_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Hardtanh())
+    with pytest.raises(InputError, match="no deconvnet rule for Hardtanh at 1 that lets values below 0 through"):
+        projected(model, torch.rand(1, 3, 5, 5), "1", several)
 
 
 class TestRegistering:

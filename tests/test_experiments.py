@@ -9,18 +9,20 @@ import sys
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
 from hydra.utils import get_object, instantiate
 from PIL import Image
 from torch import nn
+from torchvision.models import resnet18
 
 from experiments import fig2, results, steps, stripes, train, units
 from experiments.models import build
 from experiments.networks import Networks
-from experiments.overrides import check, configured, names, single
-from experiments.run import command_line
+from experiments.overrides import CONF, check, configured, names, single
+from experiments.run import command_line, find_layers
 from zfnet import Deconvnet, InputError, ZFNet, scan, weights
 from zfnet.data.photos import BrokenImage
 from zfnet.data.scenes import Scenes
@@ -328,13 +330,103 @@ def test_every_experiment_composes(experiment):
         assert callable(get_object(one["_target_"]))
 
 
-@pytest.mark.parametrize("name", names("model"))
+FILES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "own")
+
+
+@pytest.mark.parametrize("name", [*FILES, "resnet18", "mobilenet_v2"])
 def test_every_model_is_built_and_has_its_layers(name):
     config = configured([f"model={name}"]).model
+    find_layers(config)
     classes = {"num_classes": 5} if config.architecture.get("num_classes", 5) is None else {}
     network = instantiate(config.architecture)(**classes)
     graph = Deconvnet(network.eval()).graph
     assert [graph.node(layer) is not None for layer in (*config.layers, config.layer7)] == [True] * 6
+
+
+def test_torchvisions_classifiers_are_models_with_the_preprocessing_of_their_weights():
+    assert {"resnet152", "vit_b_16", "zfnet", "own"} < set(names("model"))
+    how = configured(["model=inception_v3"]).model
+    assert (how.preprocessing.size, how.preprocessing.resize) == (299, 342) and how.architecture.transform_input
+    assert configured(["model=efficientnet_b0"]).model.preprocessing.interpolation == "bicubic"
+
+
+SMALL = [
+    "model.preprocessing.size=64",
+    "model.preprocessing.resize=72",
+    "data.count={train: 24, val: 5}",
+    "progress=false",
+]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1"])
+def test_figures_2_and_7_of_any_classifier_by_its_name(name, run, tmp_path):
+    status, lines = run("experiment=fig2", f"model={name}", *SMALL, "k=1", "grids=[[1,1],[1,1],[1,1],[1,1],[1,1]]")
+    assert status == 0, lines
+    status, lines = run("experiment=fig7", f"model={name}", *SMALL, "images=1", "measured=0", "step=24", "others=1")
+    assert status == 0, lines
+    for figure in ("fig2", "fig7"):
+        assert (tmp_path / "outputs" / figure / f"{name}-scenes" / "figure.png").exists()
+
+
+def test_a_network_of_ones_own(run, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self, width=4):\n"
+        "        super().__init__(*[m for n in range(5)\n"
+        "            for m in (nn.Conv2d(width if n else 3, width, 3), nn.ReLU())])\n"
+    )
+    words = ["experiment=fig2", "model._target_=mine.Net", "model.architecture.width=6", *SMALL, "k=1"]
+    status, lines = run(*words, "grids=[[1,1],[1,1],[1,1],[1,1],[1,1]]")
+    assert status == 0, lines
+    result = json.loads((tmp_path / "outputs" / "fig2" / "Net-scenes" / "result.json").read_text())
+    assert result["settings"]["layers"] == ["1", "3", "5", "7", "9"]
+    assert len(result["ours"]["layers"]["9"]) == 6
+    for wrong, says in [
+        (["model._target_=mine.Nett"], "cannot use mine.Nett"),
+        (["model._target_=nowhere.Net"], "cannot use nowhere.Net"),
+        (["model._target_=mine.Net", "model.architecture.widht=6"], "(did you mean 'model.architecture.width'?)"),
+        (["model._target_=mine.Net", "model.weights=DEFAULT"], "torchvision publishes no weights DEFAULT of Net"),
+    ]:
+        status, lines = run("experiment=fig2", *wrong)
+        assert status == 2 and len(lines) == 1 and says in lines[0], lines
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["model=resnet18", "model.weights=DEFAULTS"], "no weights of resnet18 'DEFAULTS' (did you mean 'DEFAULT'?)"),
+        (["model=resnet18", "model.weights=DEFAULT"], "cannot download ResNet18_Weights.IMAGENET1K_V1"),
+        (["model=resnet18", "model.weights=nothing.pth"], "nothing.pth"),
+        (["model=resnet500"], "no model 'resnet500' (did you mean 'resnet50'?)"),
+        (
+            ["model=vit_b_32"],
+            "VisionTransformer has 0 layers that all of the image comes through, not 5: give mod",
+        ),
+        (["model=efficientnet_b0", *SMALL], "no deconvnet rule for SiLU at features.6.3.block.1.2; register one with"),
+        (["model=resnet18", *SMALL, "layers=[fc]", "grids=[[1,1]]"], "fc"),
+    ],
+    ids=["name", "offline", "no file", "no such model", "transformer", "no rule", "no maps"],
+)
+def test_what_is_wrong_with_a_model_is_one_line(words, says, run, monkeypatch, tmp_path):
+    def offline(*args, **kwargs):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    status, lines = run("experiment=fig2", "k=1", *words)
+    assert status == 2 and len(lines) == 1 and says in lines[0], lines
+    assert not (tmp_path / "outputs").exists() or "figure.png" not in files(tmp_path / "outputs")
+
+
+def test_published_weights_bring_their_preprocessing(monkeypatch):
+    loaded = {}
+    monkeypatch.setattr(
+        "torch.hub.load_state_dict_from_url", lambda *args, **kwargs: loaded.setdefault("state", network.state_dict())
+    )
+    network = resnet18()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", torch.hub.load_state_dict_from_url)
+    model = build(functools.partial(resnet18, num_classes=1000), weights="DEFAULT")
+    assert torch.equal(model.conv1.weight, network.conv1.weight)
+    assert model.preprocessing == Preprocessing()
 
 
 def test_an_argument_is_found_by_its_name():

@@ -5,12 +5,14 @@ pooling window nearly tie, a difference in the last bit turns a switch: the proj
 So the float32 test runs a network of small integers, whose forward pass is exact in float32 in any order.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import cache
 from itertools import zip_longest
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
@@ -260,6 +262,20 @@ def test_torchvisions_networks(name: str) -> None:
     assert_same(patches, images, units, *from_the_image(deconvnet, images, layer, units), 1e-10)
 
 
+class Function(nn.Module):
+    """A function as a module, which is traced into."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def extra_repr(self) -> str:
+        return inspect.getsource(self.function).strip()[9:-2]
+
+
 def geometry(**arguments) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), arguments["op"], nn.Conv2d(4, 4, 3, 1, 1), nn.ReLU())
 
@@ -282,7 +298,26 @@ def geometry(**arguments) -> nn.Module:
         nn.Conv2d(4, 4, 3, padding=2, padding_mode="reflect"),
         nn.Conv2d(4, 4, 1, 3),
         nn.AdaptiveAvgPool2d((5, 4)),
+        nn.AdaptiveAvgPool2d((11, 7)),
+        nn.AdaptiveMaxPool2d((5, 4)),
         nn.BatchNorm2d(4),
+        nn.GroupNorm(2, 4),
+        nn.ChannelShuffle(2),
+        nn.Conv2d(4, 4, (4, 3), padding="same", dilation=(1, 2)),
+        nn.ReflectionPad2d(2),
+        Function(lambda x: F.pad(x, (1, -1, 0, 2))),
+        Function(lambda x: F.conv2d(F.pad(x, (1, 0, 2, 1), value=0.5), x.new_ones(4, 4, 2, 2))),
+        Function(lambda x: x[:, :, 2:-1, ::2]),
+        Function(lambda x: x[..., 1::3, 4:]),
+        Function(lambda x: torch.cat([x.chunk(2, dim=1)[1], torch.chunk(x, 2, 1)[0]], 1)),
+        Function(lambda x: torch.cat([x.split([1, 3], 1)[1], x[:, :1]], 1)),
+        Function(lambda x: x.view(x.size(0), 2, 2, x.size(2), x.size(3)).transpose(1, 2).reshape(x.shape)),
+        Function(lambda x: x.view(-1, 2, 2, 11, 14).permute(0, 2, 1, 3, 4).flatten(1, 2)),
+        Function(lambda x: torch.stack([x[:, 2], x[:, 0], x[:, 1], x[:, 3]], 1)),
+        Function(lambda x: x.transpose(2, 3)),
+        Function(lambda x: x.permute(0, 1, 3, 2).reshape(x.shape)),
+        Function(lambda x: x + x.mean((2, 3), keepdim=True)),
+        Function(lambda x: x + F.avg_pool2d(x, kernel_size=x.size()[2:])),
     ],
     ids=str,
 )

@@ -1,14 +1,19 @@
+import importlib
 import io
 import os
 import pickle
 import stat
+import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 from torchvision.models import squeezenet1_0
 
@@ -16,6 +21,7 @@ from zfnet.data.batches import Batches
 from zfnet.data.photos import Photos
 from zfnet.data.transforms import Preprocessing
 from zfnet.errors import InputError
+from zfnet.model import ZFNet
 from zfnet.weights import ADAPTERS, load, read_metadata, save
 
 CAFFE = Preprocessing(
@@ -225,7 +231,7 @@ def test_file_missing_or_something_else(tmp_path):
     assert "No such file" in refused(tmp_path / "nothing")
     assert "Is a directory" in refused(tmp_path)
     (tmp_path / "text").write_text("conv1 0.1 0.2")
-    assert "no file of weights; known are safetensors, npz, torch" in refused(tmp_path / "text")
+    assert "no file of weights; known are safetensors, npz, torch, onnx" in refused(tmp_path / "text")
     assert "holds list" in refused(torch_saved(tmp_path, [1, 2]))
     assert "'epoch' is no tensor" in refused(torch_saved(tmp_path, {"epoch": 1, **small().state_dict()}))
 
@@ -372,3 +378,118 @@ def test_squeezenet_recognises_photographs():
         for _, images, labels in Batches(photos):
             right += (model(images).argmax(1) == labels).sum().item()
     assert right / len(photos) >= 0.63
+
+
+# --- published ZFNets
+
+
+def pytorchcv_zfnet(name, maps):
+    """pytorchcv's own network at random weights, biases included, and the one here that its file is for."""
+    theirs = getattr(importlib.import_module("pytorchcv.models.zfnet"), name)(num_classes=10).eval()
+    for parameter in theirs.parameters():
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter, std=0.1)
+    return theirs, ZFNet(10, maps=maps, norm="before pool", contrast=(5, 1e-4, 0.75, 2.0)).eval()
+
+
+@pytest.mark.parametrize(("name", "maps"), [("zfnet", (96, 256, 384, 384, 256)), ("zfnetb", (96, 256, 512, 1024, 512))])
+def test_pytorchcvs_zfnets_compute_the_same_here(tmp_path, name, maps):
+    theirs, ours = pytorchcv_zfnet(name, maps)
+    path = torch_saved(tmp_path, theirs.state_dict())
+    load(ours, path)
+    assert ours.preprocessing == Preprocessing()
+    images = 3 * torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
+    if name == "zfnet":
+        for norm, says in [
+            ("after pool", "norm1 comes before pool1 in the file, and after it in the model"),
+            ("before pool", "norm1.alpha is 0.0001 in the file, 0.0005 in the model"),
+            (None, "2 missing (first norm1)"),
+        ]:
+            assert says in refused(path, ZFNet(10, norm=norm))
+
+
+ZOO = {"maps": (8, 12, 12, 10, 8), "hidden": (16, 12), "conv1": (7, 2, 0), "norm": "before pool"}
+
+
+def zfnet512(path, extra=None, opset=8):
+    """A file of the graph of ONNX Model Zoo's ZFNet-512, names included, with fewer maps."""
+    tensors, nodes, last = {}, [], "gpu_0/data_0"
+
+    def weight(name, *shape):
+        tensors[name] = np.random.default_rng(len(tensors)).normal(0, (2 / np.prod(shape[1:])) ** 0.5, shape)
+        return name
+
+    def step(operation, *weights, **attributes):
+        nonlocal last
+        nodes.append(helper.make_node(operation, [last, *weights], [f"gpu_0/{len(nodes)}"], **attributes))
+        last = nodes[-1].output[0]
+
+    channels = 3
+    for n, maps in enumerate(ZOO["maps"], 1):
+        side, stride, pad = {1: (7, 2, 0), 2: (5, 2, 0)}.get(n, (3, 1, 1))
+        filters = weight(f"gpu_0/conv{n}_w_0", maps, channels, side, side), weight(f"gpu_0/conv{n}_b_0", maps)
+        step("Conv", *filters, kernel_shape=[side] * 2, strides=[stride] * 2, pads=[pad] * 4)
+        step("Relu")
+        if n < 3:
+            step("LRN", size=5, alpha=1e-4, beta=0.75, bias=1.0)
+        if n in (1, 2, 5):
+            step("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, *[1 if n == 5 else 0] * 2])
+        channels = maps
+    tensors["shape"] = np.array([-1, 36 * channels])
+    step("Reshape", "shape")
+    before = 36 * channels
+    for n, width in zip((6, 7, 8), (*ZOO["hidden"], 10), strict=True):
+        step("Gemm", weight(f"gpu_0/fc{n}_w_0", width, before), weight(f"gpu_0/fc{n}_b_0", width), transB=1)
+        if n < 8:
+            step("Relu")
+            step("Dropout")
+        before = width
+    tensors["gpu_0/fc8_w_0"] /= 50  # or one class would have it all
+    step(extra or "Softmax", **({} if extra else {"axis": 1}))
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("gpu_0/data_0", last)]
+    initial = [
+        onnx.numpy_helper.from_array(array if name == "shape" else array.astype(np.float32), name)
+        for name, array in tensors.items()
+    ]
+    graph = helper.make_graph(nodes, "zfnet512", values[:1], values[1:], initial)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]), path)
+    return path
+
+
+def test_zfnet512_computes_what_its_graph_says(tmp_path):
+    path, model = zfnet512(tmp_path / "zfnet512.onnx"), ZFNet(10, contrast=(5, 1e-4, 0.75, 1.0), **ZOO).eval()
+    load(model, path, otherwise=CAFFE)
+    assert model.preprocessing == CAFFE
+    images = 20 * torch.randn(1, 3, 224, 224)
+    (theirs,) = ReferenceEvaluator(str(path)).run(None, {"gpu_0/data_0": images.numpy()})
+    with torch.no_grad():
+        ours = model(images).softmax(1)
+    assert ours.max() < 0.9
+    torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"contrast": (5, 5e-4, 0.75, 1.0)}, "does not fit ZFNet: norm1.alpha is 0.0001 in the file, 0.0005 in the"),
+        ({"contrast": (5, 1e-4, 0.75, 2.0)}, "does not fit ZFNet: norm1.k is 1 in the file, 2.0 in the model"),
+        ({"contrast": (5, 1e-4, 0.75, 1.0), "conv1": (7, 2, 1)}, "conv1.padding is (0, 0) in the file, (1, 1) in the"),
+        ({"norm": "after pool"}, "norm1 comes before pool1 in the file, and after it in the model"),
+        ({"hidden": (12, 12)}, "3 misshapen"),
+    ],
+)
+def test_zfnet512_that_does_not_fit(tmp_path, wrong, says):
+    path = zfnet512(tmp_path / "zfnet512.onnx")
+    assert says in refused(path, ZFNet(10, **(ZOO | wrong)), otherwise=CAFFE)
+
+
+def test_onnx_files_of_other_networks_and_without_onnx(tmp_path, monkeypatch):
+    path = zfnet512(tmp_path / "other.onnx", "Sigmoid")
+    assert "is no ZFNet: it has Sigmoid; of ONNX files only ZFNets are read" in refused(path, otherwise=CAFFE)
+    path.write_bytes(path.read_bytes()[:999])
+    assert "it may be cut short or damaged" in refused(path, otherwise=CAFFE)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    says = "is read by onnx, which is not installed: pip install 'zfnet[onnx]'"
+    assert says in refused(zfnet512(tmp_path / "there.onnx"), otherwise=CAFFE)

@@ -14,6 +14,7 @@ signal at its input (one for each input, if there are several).
         return signal.clamp(min=0)
 """
 
+import math
 import operator
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +24,22 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torchvision.ops import stochastic_depth
 
 from zfnet.errors import InputError, unknown
-from zfnet.receptive_field import POINTWISE, WHOLE, WINDOWS, Pair, Places, Windows, pair, places_of
-from zfnet.record import LEAVES, Graph, Recording, check_images, check_weights, evaluating, record
+from zfnet.receptive_field import POINTWISE, WHOLE, WINDOWS, Pair, Places, Windows, pair, places_of, rearranged
+from zfnet.record import (
+    LEAVES,
+    Graph,
+    Recording,
+    Shapes,
+    check_images,
+    check_weights,
+    convolution_arguments,
+    evaluating,
+    piece,
+    record,
+)
 from zfnet.switches import COLLISIONS, unpool
 
 NORMS = ("identity", "gradient")
@@ -72,13 +85,17 @@ class Step:
 
     @property
     def sources(self) -> list[fx.Node]:
-        """The steps it reads tensors of, each once."""
+        """The steps whose signal it reads, each once."""
         return [s for s in self.node.all_input_nodes if self.graph.names[s] in self.recording.shapes]
 
     @property
     def shapes(self) -> list[torch.Size]:
         """The shape of each input, as the step sees it."""
         return [self.recording.seen[self.node, s] for s in self.sources]
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        """An argument of the step by name, wherever it was given: module attribute, position or keyword."""
+        return self.graph.argument(self.node, name, default, self.recording.values)
 
     @property
     def switches(self) -> Tensor:
@@ -121,7 +138,7 @@ def rule(
     """Register a rule for operations: module types, functions, or methods such as `Tensor.add`.
 
     window: which places of its input one place of the output depends on: POINTWISE (the same), WHOLE (any), or a
-    function of (graph, step) that returns a Window.  needs: whether the rule, under these options, reads
+    function of (graph, step, shapes) that returns a Window.  needs: whether the rule, under these options, reads
     `step.inputs`.
     """
 
@@ -136,14 +153,17 @@ def rule(
     return register
 
 
+@rule(nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d, window=WHOLE)
 @rule(nn.MaxPool2d, F.max_pool2d)
 def unpool_by_switches(step: Step, signal: Tensor) -> Tensor:
     return unpool(signal, step.switches, step.shapes[0][-2:], step.options.collisions)  # type: ignore[arg-type]
 
 
-@rule(nn.ReLU, F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_, F.relu_, nn.ReLU6, F.relu6,
-      needs=lambda options: RECTIFIERS[options.rectify][1])  # fmt: skip
+@rule(nn.ReLU, F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_, F.relu_, F.relu6,
+      nn.Hardtanh, F.hardtanh, needs=lambda options: RECTIFIERS[options.rectify][1])  # fmt: skip
 def rectify(step: Step, signal: Tensor) -> Tensor:
+    if step.argument("min_val", -1.0 if step.graph.operation(step.node) == "hardtanh" else 0.0) != 0:
+        raise step.refuse(" that lets values below 0 through")
     positive, masked = RECTIFIERS[step.options.rectify]
     if positive:
         signal = signal.clamp(min=0)
@@ -153,22 +173,23 @@ def rectify(step: Step, signal: Tensor) -> Tensor:
     return signal
 
 
-@rule(nn.Conv2d)
+@rule(nn.Conv2d, F.conv2d)
 def filter_transposed(step: Step, signal: Tensor) -> Tensor:
-    conv = step.module
-    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        return transpose(step, signal)
-    padding, size = conv.padding if step.padded else (0, 0), step.shapes[0][-2:]
-    if conv.in_channels <= 4 and conv.groups == 1 and conv.dilation == (1, 1) and max(conv.stride) > 1:
-        return _filter_to_pixels(signal, conv.weight, conv.stride, padding, size)
+    given = convolution_arguments(step.graph, step.node, step.recording.values)
+    weight, stride, dilation, groups = (given[n] for n in ("weight", "stride", "dilation", "groups"))
+    if given["padding_mode"] != "zeros" or (step.padded and isinstance(step.argument("padding"), str)):
+        return transpose(step, signal)  # "same" may pad more at the end
+    padding, size = given["padding"] if step.padded else (0, 0), step.shapes[0][-2:]
+    if weight.shape[1] <= 4 and groups == 1 and dilation == (1, 1) and max(stride) > 1:
+        return _filter_to_pixels(signal, weight, stride, padding, size)
     # rows and columns at the end that no window reached come back as zeros
     spare = [
         length - ((n - 1) * s - 2 * p + d * (k - 1) + 1)
         for length, n, s, p, d, k in zip(
-            size, signal.shape[-2:], conv.stride, padding, conv.dilation, conv.kernel_size, strict=True
+            size, signal.shape[-2:], stride, padding, dilation, weight.shape[2:], strict=True
         )
     ]
-    return F.conv_transpose2d(signal, conv.weight, None, conv.stride, padding, spare, conv.groups, conv.dilation)
+    return F.conv_transpose2d(signal, weight, None, stride, padding, spare, groups, dilation)
 
 
 def _filter_to_pixels(
@@ -189,9 +210,9 @@ def _filter_to_pixels(
     return F.pad(pixels, (0, size[1] - pixels.shape[-1], 0, size[0] - pixels.shape[-2]))
 
 
-@rule(nn.Linear, window=WHOLE)
+@rule(nn.Linear, F.linear, window=WHOLE)
 def filter_linear(step: Step, signal: Tensor) -> Tensor:
-    return signal @ step.module.weight
+    return signal @ step.argument("weight")
 
 
 @rule(nn.LocalResponseNorm, F.local_response_norm, needs=lambda options: options.norm == "gradient")
@@ -201,40 +222,59 @@ def contrast_norm(step: Step, signal: Tensor) -> Tensor | Sequence[Tensor]:
     return torch.func.vjp(step.call, *step.inputs)[1](signal)
 
 
-@rule(nn.Dropout, nn.Dropout2d, nn.Identity, F.dropout, F.dropout2d, Tensor.contiguous)
+@rule(nn.GroupNorm, F.group_norm, window=WHOLE, needs=lambda options: True)
+def group_norm(step: Step, signal: Tensor) -> Tensor | Sequence[Tensor]:
+    """By the forward pass's statistics, which norm="gradient" differentiates too."""
+    (x,) = step.inputs
+    if step.options.norm == "gradient":
+        return torch.func.vjp(step.call, x)[1](signal)
+    scale = x.unflatten(1, (step.argument("num_groups"), -1)).flatten(2).var(2, correction=0)
+    scale = (scale + step.argument("eps", 1e-5)).rsqrt().repeat_interleave(x.shape[1] // scale.shape[1], 1)
+    weight = step.argument("weight")
+    scale = scale if weight is None else scale * weight
+    return signal * scale.view(*scale.shape, *[1] * (x.ndim - 2))
+
+
+@rule(
+    nn.BatchNorm1d, nn.BatchNorm2d, F.batch_norm, window=lambda graph, node, shapes: POINTWISE
+)  # of its parameters, too
+def batch_norm(step: Step, signal: Tensor) -> Sequence[Tensor]:
+    if step.argument("running_mean") is None or (step.module is None and step.argument("training")):
+        raise step.refuse(" without running statistics")
+    return transpose(step, signal)
+
+
+@rule(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Identity, F.dropout, F.dropout2d)
+@rule(stochastic_depth, Tensor.contiguous, Tensor.clone)
 def through(step: Step, signal: Tensor) -> Tensor:
     return signal
 
 
-@rule(nn.AvgPool2d, F.avg_pool2d, nn.ZeroPad2d, torch.cat)
-@rule(nn.BatchNorm2d, operator.add, operator.sub, operator.neg, torch.add, Tensor.add, Tensor.add_)
-@rule(nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, torch.flatten, nn.Flatten, Tensor.flatten, window=WHOLE)
-@rule(Tensor.view, Tensor.reshape, Tensor.mean, torch.mean, torch.squeeze, Tensor.squeeze, window=WHOLE)
+MOVES = (  # steps that move elements, and do nothing else
+    operator.getitem, piece, torch.unsqueeze, Tensor.unsqueeze, torch.squeeze, Tensor.squeeze, nn.Flatten,
+    torch.flatten, Tensor.flatten, nn.Unflatten, Tensor.unflatten, Tensor.view, Tensor.reshape, torch.reshape,
+    torch.permute, Tensor.permute, torch.transpose, Tensor.transpose, Tensor.expand, Tensor.repeat, nn.ChannelShuffle,
+)  # fmt: skip
+
+
+@rule(nn.AvgPool2d, F.avg_pool2d, nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, torch.cat, torch.stack)
+@rule(nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, F.pad, Tensor.mean, torch.mean, window=WHOLE)
+@rule(operator.add, operator.sub, operator.neg, torch.add, torch.sub, torch.neg)
+@rule(Tensor.add, Tensor.add_, Tensor.sub, Tensor.sub_, Tensor.neg)
+@rule(*MOVES, window=rearranged)
 def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
     """The transpose of any step that is linear, up to a constant, in its inputs: autograd on that step alone."""
     zeros = [signal.new_zeros(shape) for shape in step.shapes]
     return torch.func.vjp(step.call, *zeros)[1](signal)
 
 
-@rule(operator.mul, operator.truediv, torch.mul, Tensor.mul, Tensor.mul_)
+@rule(operator.mul, operator.truediv, torch.mul, torch.div, Tensor.mul, Tensor.mul_, Tensor.div, Tensor.div_)
 def scale(step: Step, signal: Tensor) -> Sequence[Tensor]:
     """A feature map times a constant; the product of two feature maps is not linear."""
     maps = [a for a in (*step.node.args, *step.node.kwargs.values()) if a in step.sources]  # x * x has two
-    divisor = step.graph.operation(step.node).endswith("truediv") and step.node.args[1] is maps[0]
+    divisor = "div" in step.graph.operation(step.node) and step.node.args[1] is maps[0]
     if len(maps) != 1 or divisor:
         raise step.refuse(" of two feature maps")
-    return transpose(step, signal)
-
-
-def _channels(graph: Graph, node: fx.Node) -> Any:
-    """Picking channels leaves the places alone: `x[:, 0]`, `unsqueeze(x, 1)`."""
-    index = node.args[1]
-    leading = index if isinstance(index, tuple) else (index,)
-    return POINTWISE if len(leading) <= 2 and leading[0] in (slice(None), 1) else WHOLE
-
-
-@rule(operator.getitem, torch.unsqueeze, Tensor.unsqueeze, window=_channels)
-def pick(step: Step, signal: Tensor) -> Sequence[Tensor]:
     return transpose(step, signal)
 
 
@@ -255,22 +295,22 @@ class _Placed:
     """Units (M, 4: image, map, row, column) of one layer, and what they depend on in images of one size."""
 
     graph: Graph
+    node: fx.Node
     units: Tensor
-    shapes: dict[fx.Node, torch.Size]
+    shapes: Shapes
     places: dict[fx.Node, Places] | None  # None: all of the image
     boxes: Tensor  # (M, 4) int64
     size: Pair
 
+    def numbers(self, alone: bool) -> list[int]:
+        """How many numbers each step gives for one unit: in its windows, or for the whole image."""
+        if alone and self.places:
+            return [math.prod((*self.shapes[n][1:-2], *p.size)) for n, p in self.places.items()]
+        return [self.shapes[n].numel() for n in self.graph.path([self.node]) if n in self.shapes]
+
     def batches(self, memory: int, alone: bool) -> Iterator[slice]:
         """As many units at a time as have their largest step in so many numbers: their windows', or whole images'."""
-        if alone and self.places:
-            largest = max(
-                p.size[0] * p.size[1] * (self.shapes[n][1] if len(self.shapes[n]) == 4 else 1)
-                for n, p in self.places.items()
-            )
-        else:
-            largest = max(s.numel() for s in self.shapes.values())
-        count = max(1, memory // largest)
+        count = max(1, memory // max(self.numbers(alone)))
         yield from (slice(first, first + count) for first in range(0, len(self.units), count))
 
     def view(self, some: slice) -> Windows | None:
@@ -346,6 +386,8 @@ class Deconvnet:
             step, row = Step(self.graph, here, recording, self.options), self.graph.lookup(RULES, here)
             if row is None:
                 raise step.refuse()
+            if apart := [s for s in here.all_input_nodes if s in self.graph.carriers and s not in step.sources]:
+                raise Step(self.graph, apart[0], recording, self.options).refuse(", which gives several tensors")
             sent = row.back(step, signals.pop(here))
             sent = (sent,) if isinstance(sent, Tensor) else sent
             for source, part in zip(step.sources, sent, strict=True):
@@ -375,7 +417,7 @@ class Deconvnet:
         here = places[self.graph.inputs[0]] if places else Places((0, 0), (0, 0), size)
         corner = torch.tensor(here.start) + torch.tensor(here.stride) * units[:, 2:]
         return _Placed(
-            self.graph, units, shapes, places, torch.cat([corner, corner + torch.tensor(here.size)], 1), here.size
+            self.graph, node, units, shapes, places, torch.cat([corner, corner + torch.tensor(here.size)], 1), here.size
         )
 
     def project_units(
@@ -390,16 +432,19 @@ class Deconvnet:
         """Project single units, each from its own activation, and crop their receptive fields.
 
         images (N, 3, H, W); units (M, 4) int64: image, map, row, column (row and column 0 in fully connected layers).
-        A unit depends on its receptive field alone, so only that is run forward and back, many units at a time; the
-        result is that of the whole image.  signals (M,): what each starts from instead of its activation.
+        A unit depends on its receptive field alone, so only that is run forward and back, many units at a time, or the
+        whole image where that is less; the result is that of the whole image.
+        signals (M,): what each starts from instead of its activation.
         memory: bytes that the largest step of one batch may take.
         InputError for units that are not there, images that are too small, and NaN.
         """
         images = check_images(self.model, images)
         placed = self._placed(layer, units, len(images), tuple(images.shape[-2:]))  # type: ignore[arg-type]
         units = placed.units
-        # a pooling window beyond the crop sends zero, which adds nothing, but overwrites what another sends
+        # a pooling window beyond the crop sends zero, which adds nothing, but overwrites what another sends;
+        # and the windows of a deep layer may be larger than the image
         alone = placed.places is not None and self.options.collisions == "add"
+        alone = alone and sum(placed.numbers(True)) < sum(placed.numbers(False))
         crops, pixels = (images.new_zeros(len(units), 3, *placed.size) for _ in range(2))
         values = images.new_zeros(len(units))
         with evaluating(self.model):

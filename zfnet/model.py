@@ -39,6 +39,7 @@ VARIANTS = {  # name -> (network, change), in the table's order: each network's 
     for change in changes
 }
 MAPS, HIDDEN = (96, 256, 384, 384, 256), (4096, 4096)
+CONTRAST = (5, 5e-4, 0.75, 2.0)  # size, alpha, beta and k of contrast normalisation: Krizhevsky et al.'s
 
 
 @functools.lru_cache(maxsize=16)
@@ -103,6 +104,7 @@ class ZFNet(nn.Sequential):
     conv1, conv2: (kernel, stride) or (kernel, stride, padding).
     border: the padding of conv1 that rounds its map size up: on "both" sides, or "right and below" as cuda-convnet's.
     norm: "after pool" (this paper), "before pool" (Krizhevsky et al., 2012), or None.
+    contrast: its size, alpha, beta and k, by torch's convention: see ContrastNorm.
     init: "paper", N(0, 0.01^2); "he", by fan-in (He et al., 2015), which short training needs; "quiet", the same but
     for conv1, which begins near zero: what training does not overwrite there speckles projections.  Biases are zero.
     """
@@ -117,6 +119,7 @@ class ZFNet(nn.Sequential):
         conv2: tuple[int, ...] = (5, 2),
         border: str = "both",
         norm: str | None = "after pool",
+        contrast: tuple[int, float, float, float] = CONTRAST,
         dropout: float = 0.5,
         image_size: int = 224,
         init: str = "paper",
@@ -151,7 +154,7 @@ class ZFNet(nn.Sequential):
             if n in (1, 2, 5):
                 tail: list[tuple[str, nn.Module]] = [("pool", SwitchMaxPool2d(3, 2, ceil_mode=True))]
                 if norm and n < 5:
-                    tail.insert(1 if norm == "after pool" else 0, ("norm", ContrastNorm()))
+                    tail.insert(1 if norm == "after pool" else 0, ("norm", ContrastNorm(*contrast)))
                 layers.update((f"{name}{n}", module) for name, module in tail)
                 side = -(-(side - 3) // 2) + 1
             if side < 1:

@@ -21,8 +21,20 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from zfnet.errors import InputError, unknown
-from zfnet.receptive_field import Pair, Window, pair, window_of
-from zfnet.record import SWITCHED, Graph, Whole, check_images, check_weights, evaluating, graph_of, pool_arguments
+from zfnet.receptive_field import Window, window_of
+from zfnet.record import (
+    SWITCHED,
+    Graph,
+    Pair,
+    Shapes,
+    Whole,
+    check_images,
+    check_weights,
+    evaluating,
+    graph_of,
+    pair,
+    pool_arguments,
+)
 
 TILE = 8  # rows and columns of squares whose windows run together, at most: more fall out of the caches
 TILE_COST = 0.33  # of one more row or column of tiles, in rows or columns of squares: what it costs beside its places
@@ -116,8 +128,8 @@ def planned(graph: Graph, path: Sequence[fx.Node], image_size: Pair, size: Pair,
     plan = Plan(squares, {start: squares}, {}, {start: image_size})
     for node in path:
         sources = [s for s in node.all_input_nodes if s in shapes]
-        window = window_of(graph, node) if sources else None
-        if window is None or node not in shapes or any(s not in plan.changes for s in sources):
+        window = window_of(graph, node, shapes) if sources and node in shapes else None
+        if window is None or any(s not in plan.changes for s in sources):
             continue
         extent, ranges = pair(shapes[node][-2:]), []
         for axis in (0, 1):
@@ -367,7 +379,7 @@ class _Sweep:
         if not incremental:
             squares = self.plan.squares
             self.plan = Plan(squares, {self.start: squares}, {}, {self.start: extent})
-        elif late := [n for n in path if n not in self.plan.changes and _moves(graph, n)]:
+        elif late := [n for n in path if n not in self.plan.changes and _moves(graph, n, shapes)]:
             first = next(n for n in path if n not in self.plan.changes and n in shapes)
             warnings.warn(
                 f"occlusion of {type(graph.model).__name__}: {graph.names[first]} ({graph.operation(first)}) is not"
@@ -508,7 +520,7 @@ def _among(kind: str, number: int, count: int, where: str) -> int:
     return number
 
 
-def _is_mean(graph: Graph, node: fx.Node, shapes: dict[fx.Node, torch.Size], inside: Collection[fx.Node]) -> bool:
+def _is_mean(graph: Graph, node: fx.Node, shapes: Shapes, inside: Collection[fx.Node]) -> bool:
     """Whether the step gives the mean of each map that one of `inside` computes: the sum of what changes will do."""
     sources = node.all_input_nodes
     if len(sources) != 1 or sources[0] not in inside or node not in shapes or len(shapes[sources[0]]) != 4:
@@ -521,13 +533,13 @@ def _is_mean(graph: Graph, node: fx.Node, shapes: dict[fx.Node, torch.Size], ins
     return not isinstance(given, int | None) and sorted(d % 4 for d in given) == [2, 3]  # type: ignore
 
 
-def _moves(graph: Graph, node: fx.Node) -> bool:
+def _moves(graph: Graph, node: fx.Node, shapes: Shapes) -> bool:
     """Whether the step is one that slides a window over maps."""
-    window = window_of(graph, node)
+    window = window_of(graph, node, shapes) if node in shapes else None
     return window is not None and window.kernel != (1, 1)
 
 
-def _last_maps(graph: Graph, shapes: dict[fx.Node, torch.Size]) -> str:
+def _last_maps(graph: Graph, shapes: Shapes) -> str:
     """The last ReLU that gives maps of more than one place; where there is none, the last step that does."""
     maps = [n for n in graph.nodes if len(shapes.get(n, ())) == 4 and math.prod(shapes[n][2:]) > 1]
     relus = [n for n in maps if "relu" in graph.operation(n).lower()]

@@ -8,7 +8,6 @@ nothing else.
 """
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,9 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from zfnet.record import SWITCHED, Graph, Whole, graph_of, pool_arguments
-
-Pair = tuple[int, int]
+from zfnet.record import SWITCHED, Graph, Pair, Shapes, Whole, convolution_arguments, graph_of, pair, pool_arguments
 
 
 class Window(NamedTuple):
@@ -56,74 +53,156 @@ POINTWISE = Window()
 WHOLE = None  # an output depends on the whole input, or it is not known on what
 
 
-def pair(value: int | Sequence[int]) -> Pair:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
-
-
-def _convolution(graph: Graph, node: fx.Node) -> Window | None:
-    conv: Any = graph.module(node)
-    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+def _convolution(graph: Graph, node: fx.Node, shapes: Shapes) -> Window | None:
+    given = convolution_arguments(graph, node, shapes.numbers)
+    weight, bias, stride, dilation, groups = (given[n] for n in ("weight", "bias", "stride", "dilation", "groups"))
+    computed = isinstance(graph.argument(node, "weight"), fx.Node)  # anew in every run
+    if given["padding_mode"] != "zeros" or computed:
         return WHOLE
     window = Window(
-        conv.kernel_size, conv.stride, conv.padding, conv.dilation, 0.0,
-        lambda x: F.conv2d(x, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups),
+        pair(weight.shape[2:]), stride, given["padding"], dilation, 0.0,
+        lambda x: F.conv2d(x, weight, bias, stride, 0, dilation, groups),
     )  # fmt: skip
     beyond = window.span(0) - 1, window.span(1) - 1
-    if beyond[0] < conv.stride[0] and beyond[1] < conv.stride[1]:
+    if beyond[0] < stride[0] and beyond[1] < stride[1]:
         return window  # no place is read twice: what a change reaches costs as much by reading
-    return window._replace(
-        spread=lambda x: F.conv2d(x, conv.weight, None, conv.stride, beyond, conv.dilation, conv.groups)
-    )
+    return window._replace(spread=lambda x: F.conv2d(x, weight, None, stride, beyond, dilation, groups))
 
 
-def _max_pool(graph: Graph, node: fx.Node) -> Window:
-    given = pool_arguments(graph, node)
+def _max_pool(graph: Graph, node: fx.Node, shapes: Shapes) -> Window:
+    given = pool_arguments(graph, node, shapes.numbers)
     kernel, stride, padding, dilation = (pair(given[n]) for n in ("kernel_size", "stride", "padding", "dilation"))
     return Window(kernel, stride, padding, dilation, fill=-math.inf)
 
 
-def _average_pool(graph: Graph, node: fx.Node) -> Window | None:
-    given = {name: graph.argument(node, name) for name in ("kernel_size", "stride", "padding", "divisor_override")}
-    kernel, padding = pair(given["kernel_size"]), pair(given["padding"] or 0)
-    stride = pair(given["stride"] or kernel)
-    outside_counts = padding == (0, 0) or graph.argument(node, "count_include_pad", True)
-    if graph.argument(node, "ceil_mode", False) or not outside_counts:
-        return WHOLE  # the divisor changes at the border: it is not the same for all units
-    return Window(
-        kernel, stride, padding, fill=0.0,
-        inside=lambda x: F.avg_pool2d(x, kernel, stride, divisor_override=given["divisor_override"]),
+def _average_pool(graph: Graph, node: fx.Node, shapes: Shapes) -> Window | None:
+    defaults = {
+        "kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False, "count_include_pad": True,
+        "divisor_override": None,
+    }  # fmt: skip
+    given = {name: graph.argument(node, name, default, shapes.numbers) for name, default in defaults.items()}
+    kernel, padding = pair(given["kernel_size"]), pair(given["padding"])
+    stride, divisor = pair(given["stride"] or kernel), given["divisor_override"]
+    window = Window(
+        kernel, stride, padding, inside=lambda x: F.avg_pool2d(x, kernel, stride, divisor_override=divisor)
     )  # fmt: skip
+    (source,) = (s for s in node.all_input_nodes if s in shapes)
+    overhangs = any(
+        window.reads(0, shapes[node][axis], axis)[1] > shapes[source][axis] + padding[axis] for axis in (-2, -1)
+    )
+    if divisor is None and (overhangs or (padding != (0, 0) and not given["count_include_pad"])):
+        return WHOLE  # the divisor changes at the border: it is not the same for all units
+    return window
 
 
-def _zero_pad(graph: Graph, node: fx.Node) -> Window:
-    left, _, top, _ = graph.argument(node, "padding")
-    return Window(padding=(top, left), inside=lambda x: x)
+def _adaptive_average(graph: Graph, node: fx.Node, shapes: Shapes) -> Window | None:
+    """Windows of one size where the maps can be shared evenly; the mean of a whole map is not known to be one."""
+    (source,) = (s for s in node.all_input_nodes if s in shapes)
+    before, after = pair(shapes[source][-2:]), pair(shapes[node][-2:])
+    if after == (1, 1) or any(long % short for long, short in zip(before, after, strict=True)):
+        return WHOLE
+    kernel = before[0] // after[0], before[1] // after[1]
+    return Window(kernel, kernel, inside=lambda x: F.avg_pool2d(x, kernel))
 
 
-def _join(graph: Graph, node: fx.Node) -> Window | None:
+def _constant_pad(graph: Graph, node: fx.Node, shapes: Shapes) -> Window | None:
+    given = graph.argument(node, "padding", None, shapes.numbers)  # of a module
+    given = given or graph.argument(node, "pad", None, shapes.numbers)
+    if graph.argument(node, "mode", "constant") != "constant" or (graph.argument(node, "value", 0.0) or 0.0) != 0.0:
+        return WHOLE
+    left, _, top, _ = (*given, 0, 0)[:4]
+    return Window(padding=(top, left), inside=lambda x: x) if len(given) <= 4 else WHOLE
+
+
+def _join(graph: Graph, node: fx.Node, shapes: Shapes) -> Window | None:
     dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-    return POINTWISE if dim in (1, -3) else WHOLE
+    return POINTWISE if 0 < dim % len(shapes[node]) < len(shapes[node]) - 2 else WHOLE  # type: ignore[operator]
 
 
-# operation -> Window, or what makes one from (graph, step); what is not here is WHOLE.  `deconvnet.rule` adds rows.
-WINDOWS: dict[Any, Window | Callable[[Graph, fx.Node], Window | None] | None] = {
+def rearranged(graph: Graph, node: fx.Node, shapes: Shapes) -> Window | None:
+    """The window of a step that only moves elements (views, slices, permutations), found by moving their numbers.
+
+    Whatever it does to maps, it has one if each place of the output takes all its maps from one place of the input, and
+    these places are evenly spaced.
+    """
+    if node not in shapes.orders:
+        shapes.orders[node] = _order(graph, node, shapes)
+    if shapes.orders[node] is None:
+        return WHOLE
+    (top, left), (down, across), maps, order = shapes.orders[node]
+
+    def inside(x: Tensor) -> Tensor:
+        x = x[..., ::down, ::across]
+        x = x.reshape(len(x), -1, *x.shape[-2:])
+        x = x if order is None else x[:, order.to(x.device)]
+        return x.reshape(len(x), *maps, *x.shape[-2:])
+
+    return Window(stride=(down, across), padding=(-top, -left), inside=inside)
+
+
+def _order(graph: Graph, node: fx.Node, shapes: Shapes) -> tuple[Pair, Pair, tuple[int, ...], Tensor | None] | None:
+    """The first place, the distance between places, the shape of the output's maps, and which maps of the input they
+    are (None: all, in order); None if the output's places are not places of the input."""
+    (source,) = (s for s in node.all_input_nodes if s in shapes)
+    before, after = shapes[source], shapes[node]
+    if min(len(before), len(after)) < 3 or before[0] != after[0]:
+        return None
+
+    def value(other: fx.Node) -> Any:
+        if other is source:
+            return torch.arange(before.numel()).view(before)
+        return graph.given(other) if graph.is_given(other) else shapes.numbers[other]
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), value)  # type: ignore[misc]
+    moved = graph.call(node, args, kwargs)
+    order, place = moved // (before[-2] * before[-1]), moved % (before[-2] * before[-1])
+    distances, spaced = [], True
+    for axis, where in ((-2, place // before[-1]), (-1, place % before[-1])):
+        line = where.movedim(axis, 0).flatten(1)[:, 0]
+        distances.append((int(line[0]), int(line[1] - line[0]) if len(line) > 1 else 1))
+        even = distances[-1][0] + distances[-1][1] * torch.arange(len(line)).view(-1, *[1] * (-1 - axis))
+        spaced = spaced and distances[-1][1] > 0 and torch.equal(where, even.expand_as(where))
+    if not spaced or not torch.equal(order, order[..., :1, :1].expand_as(order)):
+        return None
+    maps = order[0, ..., 0, 0].flatten()
+    (top, down), (left, across) = distances
+    every = torch.equal(maps, torch.arange(before[1:-2].numel()))
+    return (top, left), (down, across), tuple(after[1:-2]), None if every else maps
+
+
+# operation -> Window, or what makes one from (graph, step, shapes); what is not here is WHOLE.  `deconvnet.rule` adds
+# rows.
+WINDOWS: dict[Any, Window | Callable[[Graph, fx.Node, Shapes], Window | None] | None] = {
     nn.Conv2d: _convolution,
+    F.conv2d: _convolution,
     nn.MaxPool2d: _max_pool,
     F.max_pool2d: _max_pool,
     nn.AvgPool2d: _average_pool,
     F.avg_pool2d: _average_pool,
-    nn.ZeroPad2d: _zero_pad,
+    nn.AdaptiveAvgPool2d: _adaptive_average,
+    F.adaptive_avg_pool2d: _adaptive_average,
+    nn.ZeroPad2d: _constant_pad,
+    F.pad: _constant_pad,
     torch.cat: _join,
+    torch.stack: _join,
 }
 
 
-def window_of(graph: Graph, node: fx.Node) -> Window | None:
-    """How one output of this step reads its input; WHOLE where that is not known."""
-    parameters = [operator.attrgetter(str(s.target))(graph.model) for s in node.all_input_nodes if s.op == "get_attr"]
-    if any(max(p.shape[-2:], default=1) > 1 for p in parameters if isinstance(p, Tensor)):
-        return WHOLE  # a map of its own, which differs from place to place
+def window_of(graph: Graph, node: fx.Node, shapes: Shapes) -> Window | None:
+    """How one output of this step reads its input, for images of the size that `shapes` is of; WHOLE if not known."""
     row = graph.lookup(WINDOWS, node)
-    return row(graph, node) if callable(row) else row
+    if callable(row):
+        return row(graph, node, shapes)
+    if any(shapes[s][-2:] != shapes[node][-2:] for s in node.all_input_nodes if s in shapes):
+        return WHOLE  # one place spread over all
+    constants = [
+        graph.given(s) if graph.is_given(s) else shapes.numbers.get(s)
+        for s in node.all_input_nodes
+        if s not in graph.carriers
+    ]
+    if any(max(c.shape[-2:], default=1) > 1 for c in constants if isinstance(c, Tensor)):
+        return WHOLE  # a map of its own, which differs from place to place
+    return row
 
 
 class Places(NamedTuple):
@@ -135,7 +214,7 @@ class Places(NamedTuple):
 
 
 def _follow(
-    graph: Graph, node: fx.Node, unit: Pair, shapes: dict[fx.Node, torch.Size], clip: bool
+    graph: Graph, node: fx.Node, unit: Pair, shapes: Shapes, clip: bool
 ) -> dict[fx.Node, tuple[Pair, Pair]] | None:
     """The part (rows, columns) of each step that one unit of `node` depends on; None if it depends on everything.
 
@@ -146,7 +225,7 @@ def _follow(
         if step not in parts or not step.all_input_nodes:
             continue
         sources = [s for s in step.all_input_nodes if s in shapes]
-        window = window_of(graph, step)
+        window = window_of(graph, step, shapes)
         if window is None:
             return None
         for source in sources:
@@ -201,7 +280,7 @@ def receptive_field(model: nn.Module | Graph, layer: str, image_size: int | Pair
     return ReceptiveField(here.size, here.stride, here.start, size, graph, node)
 
 
-def places_of(graph: Graph, node: fx.Node, shapes: dict[fx.Node, torch.Size]) -> dict[fx.Node, Places] | None:
+def places_of(graph: Graph, node: fx.Node, shapes: Shapes) -> dict[fx.Node, Places] | None:
     """The windows of every step that units of `node` depend on; None if these are not windows."""
     first, second = (_follow(graph, node, (i, i), shapes, clip=False) for i in (0, 1))
     if first is None or second is None or graph.inputs[0] not in first:
@@ -225,14 +304,14 @@ class Windows(Whole):
         self,
         graph: Graph,
         places: dict[fx.Node, Places],
-        shapes: dict[fx.Node, torch.Size],
+        shapes: Shapes,
         rows: Tensor,
         columns: Tensor,
     ):
         super().__init__(graph)
         self.places, self.units = places, (rows.cpu(), columns.cpu())
         self.extent = {step: tuple(shapes[step][-2:]) for step in places}
-        self._window = {step: window_of(graph, step) or POINTWISE for step in places}
+        self._window = {step: window_of(graph, step, shapes) or POINTWISE for step in places}
         self._read = {
             (step, source): (
                 self._offset(step, source, 0),
@@ -294,7 +373,7 @@ class Windows(Whole):
         return value if outside is None else self._fill(value, outside, self._window[node].fill)
 
     def call(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
-        inside = self._window[node].inside
+        inside = self._window.get(node, POINTWISE).inside  # sizes are read, too
         return inside(args[0]) if inside else self.graph.call(node, args, kwargs)
 
     def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
@@ -329,8 +408,13 @@ def units(model: nn.Module | Graph, image_size: int | Pair) -> list[LayerUnits]:
     for node in graph.nodes:
         if node not in shapes or node in graph.inputs:
             continue
-        module, window, rf = graph.module(node), window_of(graph, node), receptive_field(graph, graph.names[node], size)
+        module, window, rf = (
+            graph.module(node),
+            window_of(graph, node, shapes),
+            receptive_field(graph, graph.names[node], size),
+        )
         windowed = window is not None and (window.inside is not None or graph.lookup(SWITCHED, node))
+        windowed = windowed and graph.lookup(WINDOWS, node) is not rearranged
         table.append(
             LayerUnits(
                 graph.names[node],

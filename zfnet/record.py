@@ -3,7 +3,7 @@
 A model is read with `torch.fx` into a `Graph`: a list of steps (modules, functions, methods) under torchvision's
 names, in the order a tensor meets them.  Nothing is hooked or patched: the graph is run by calling each step in turn,
 and whoever runs it says, step by step, what is done.  In-place steps are run so that no value that is still wanted is
-overwritten.
+overwritten.  Steps that give several tensors are read as their pieces, each of which is one step.
 """
 
 import contextlib
@@ -19,7 +19,10 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
 from zfnet.errors import InputError, first_line, unknown
-from zfnet.switches import pool
+from zfnet.switches import adaptive_pool, pool
+
+Pair = tuple[int, int]
+Numbers = Mapping[fx.Node, Any]  # what steps gave that carry no signal
 
 LEAVES: set[type] = set()  # modules outside torch.nn that are one step: those with a rule of their own
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -27,7 +30,18 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 SIGNATURES: dict[Callable, tuple[str, ...]] = {
     F.max_pool2d: ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
     F.avg_pool2d: ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    F.adaptive_max_pool2d: ("input", "output_size", "return_indices"),
+    F.adaptive_avg_pool2d: ("input", "output_size"),
+    F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    F.linear: ("input", "weight", "bias"),
+    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    F.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+    F.hardtanh: ("input", "min_val", "max_val", "inplace"),
+    F.pad: ("input", "pad", "mode", "value"),
 }
+SPLITS = (torch.chunk, Tensor.chunk, torch.split, Tensor.split, torch.unbind, Tensor.unbind, torch.tensor_split)
+# methods that tell of a tensor's shape and type, not of its values
+_SHAPES = ("size", "dim", "numel", "ndimension", "new_zeros", "new_ones", "new_full", "new_tensor")
 
 
 class _Tracer(NodePathTracer):
@@ -50,6 +64,24 @@ def _in_place(module: nn.Module | None, node: fx.Node) -> bool:
     return bool(given.get("inplace", False)) or (name.endswith("_") and not name.endswith("__"))
 
 
+def pair(value: int | Sequence[int]) -> Pair:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
+def piece(x: Tensor, split: Callable, index: int, *args: Any, **kwargs: Any) -> Tensor:
+    """One of the tensors that a step of `SPLITS` gives."""
+    return split(x, *args, **kwargs)[index]
+
+
+class Shapes(dict[fx.Node, torch.Size]):
+    """The output shape of each step that carries a signal, for one image of some size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: dict[fx.Node, Any] = {}  # what the others give: sizes, parameters and what is made of them
+        self.orders: dict[fx.Node, Any] = {}  # see receptive_field.rearranged
+
+
 class Graph:
     """A model as the list of its steps, each under torchvision's graph name (`features.12`, `layer4.1.add`).
 
@@ -69,9 +101,10 @@ class Graph:
             ) from error
         self.names: dict[fx.Node, str] = {}
         self.nodes: list[fx.Node] = []
+        self.carriers: set[fx.Node] = set()  # the steps that depend on what is in the image, not on its size alone
         self._overwrites: set[fx.Node] = set()
         for node in graph.nodes:
-            if node.op == "output":
+            if node.op == "output" or self._taken_apart(node):
                 continue
             self.nodes.append(node)
             self.names[node] = tracer.node_to_qualname.get(node, node.name)
@@ -83,9 +116,25 @@ class Graph:
                         later.replace_input_with(source, node)  # type: ignore[arg-type]
                     seen = seen or later is node
                 self._overwrites.add(node)
+            of_shape = node.op == "call_method" and node.target in _SHAPES
+            of_shape |= node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")  # type: ignore[comparison-overlap, index]
+            if (node.op == "placeholder" and not node.args) or self.carriers.intersection(node.all_input_nodes):
+                self.carriers.update({node} if not of_shape else ())
         self.inputs = [node for node in self.nodes if node.op == "placeholder" and not node.args]
         self._by_name = {name: node for node, name in self.names.items()}
-        self._shapes: dict[tuple[int, int], dict[fx.Node, torch.Size]] = {}
+        self._shapes: dict[tuple[int, int], Shapes] = {}
+
+    def _taken_apart(self, node: fx.Node) -> bool:
+        """Whether the step gives several tensors; then each of its readers is made to compute the piece it reads."""
+        split = getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
+        if not node.op.startswith("call") or split not in SPLITS or not node.args:
+            return False
+        if any(user.target is not operator.getitem or not isinstance(user.args[1], int) for user in node.users):
+            return False
+        for user in list(node.users):
+            user.target, user.kwargs = piece, node.kwargs
+            user.args = (node.args[0], split, user.args[1], *node.args[1:])  # type: ignore[assignment, arg-type]
+        return True
 
     @property
     def layers(self) -> list[str]:
@@ -119,13 +168,25 @@ class Graph:
             return next((table[c] for c in type(module).__mro__ if c in table), None)
         return table.get(getattr(Tensor, node.target, None) if node.op == "call_method" else node.target)  # type: ignore[arg-type]
 
-    def argument(self, node: fx.Node, name: str, default: Any = None) -> Any:
-        """An argument of the step by name, wherever it was given: module attribute, position or keyword."""
+    def argument(self, node: fx.Node, name: str, default: Any = None, numbers: Numbers | None = None) -> Any:
+        """An argument of the step by name, wherever it was given: module attribute, position or keyword.
+
+        numbers: what other steps gave, for arguments that come from them.
+        """
         module = self.module(node)
         if module is not None:
             return getattr(module, name, default)
         given = dict(zip(SIGNATURES.get(node.target, ()), node.args, strict=False)) | dict(node.kwargs)  # type: ignore[arg-type]
-        return given.get(name, default)
+        known = numbers or {}
+        return fx.map_arg(given.get(name, default), lambda n: self.given(n) if self.is_given(n) else known.get(n, n))
+
+    def is_given(self, node: fx.Node) -> bool:
+        """Whether it is a parameter, a buffer or a default argument, which is there before anything runs."""
+        return node.op == "get_attr" or (node.op == "placeholder" and bool(node.args))
+
+    def given(self, node: fx.Node) -> Any:
+        """The parameter, buffer or default argument."""
+        return node.args[0] if node.op == "placeholder" else operator.attrgetter(str(node.target))(self.model)
 
     def path(self, last: Collection[fx.Node]) -> list[fx.Node]:
         """The steps that `last` depend on, and they themselves, in order."""
@@ -157,10 +218,8 @@ class Graph:
         for node in path:
             if node in self.inputs:
                 values[node] = images
-            elif node.op == "placeholder":
-                values[node] = node.args[0]
-            elif node.op == "get_attr":
-                values[node] = operator.attrgetter(str(node.target))(self.model)
+            elif self.is_given(node):
+                values[node] = self.given(node)
             else:
                 if node in self._overwrites and (node.args[0] in keep or left[node.args[0]] > 1):  # type: ignore[arg-type, index]
                     values[node.args[0]], original = values[node.args[0]].clone(), values[node.args[0]]  # type: ignore[index]
@@ -195,15 +254,17 @@ class Graph:
             return getattr(args[0], node.target)(*args[1:], **kwargs)  # type: ignore[arg-type]
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def shapes(self, image_size: tuple[int, int], last: fx.Node) -> dict[fx.Node, torch.Size]:
+    def shapes(self, image_size: tuple[int, int], last: fx.Node) -> Shapes:
         """The output shape of each step up to `last`, for one image of that size."""
-        known = self._shapes.setdefault(image_size, {})
+        known = self._shapes.setdefault(image_size, Shapes())
         if last not in known:
 
             def apply(node: fx.Node, args: tuple, kwargs: dict) -> Any:
                 out = self.call(node, args, kwargs)
-                if isinstance(out, Tensor):
+                if isinstance(out, Tensor) and node in self.carriers:
                     known[node] = out.shape
+                else:
+                    known.numbers[node] = out
                 return out
 
             with evaluating(self.model):
@@ -290,14 +351,36 @@ class Recording:
     values: dict[fx.Node, Any] = field(default_factory=dict)  # what rules need besides: numbers, kept inputs
 
 
-SWITCHED = {nn.MaxPool2d: True, F.max_pool2d: True}
+POOL = {"kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False, "dilation": 1}
+# max pooling -> how it gives (values, switches), and the arguments that this takes
+SWITCHED: dict[Any, tuple[Callable[..., tuple[Tensor, Tensor]], dict[str, Any]]] = {
+    nn.MaxPool2d: (pool, POOL),
+    F.max_pool2d: (pool, POOL),
+    nn.AdaptiveMaxPool2d: (adaptive_pool, {"output_size": None}),
+    F.adaptive_max_pool2d: (adaptive_pool, {"output_size": None}),
+}
 
 
-def pool_arguments(graph: Graph, node: fx.Node) -> dict[str, Any]:
+def pool_arguments(graph: Graph, node: fx.Node, numbers: Numbers | None = None) -> dict[str, Any]:
     """The arguments of a max-pooling step, module or function."""
-    defaults = {"kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False, "dilation": 1}
-    given = {name: graph.argument(node, name, default) for name, default in defaults.items()}
-    return given | {"stride": given["stride"] or given["kernel_size"]}
+    defaults = graph.lookup(SWITCHED, node)[1]
+    given = {name: graph.argument(node, name, default, numbers) for name, default in defaults.items()}
+    return given | ({"stride": given["stride"] or given["kernel_size"]} if "stride" in given else {})
+
+
+def convolution_arguments(graph: Graph, node: fx.Node, numbers: Numbers | None = None) -> dict[str, Any]:
+    """The arguments of a convolution, module or function; padding="same" and "valid" in numbers, of rows and columns.
+
+    "same" pads as much on each side, with one more at the end where that does not come out even.
+    """
+    defaults = {"weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    given = {name: graph.argument(node, name, default, numbers) for name, default in defaults.items()}
+    given |= {name: pair(given[name]) for name in ("stride", "dilation")}
+    given["padding_mode"] = graph.argument(node, "padding_mode", "zeros")
+    if isinstance(given["padding"], str):
+        reach = [d * (k - 1) for d, k in zip(given["dilation"], given["weight"].shape[2:], strict=True)]
+        given["padding"] = [r // 2 if given["padding"] == "same" else 0 for r in reach]
+    return given | {"padding": pair(given["padding"])}
 
 
 def record(
@@ -323,20 +406,22 @@ def record(
 
     def apply(node: fx.Node, args: tuple, kwargs: dict) -> Any:
         name = graph.names[node]
-        if graph.lookup(SWITCHED, node):
+        if switched := graph.lookup(SWITCHED, node):
             border = {} if view.padded else {"padding": 0, "ceil_mode": False}
-            out, recording.switches[name] = pool(args[0], **(pool_arguments(graph, node) | border))
+            out, recording.switches[name] = switched[0](
+                args[0], **(pool_arguments(graph, node, recording.values) | border)
+            )
         else:
             out = view.call(node, args, kwargs)
-        if isinstance(out, Tensor):
+        if isinstance(out, Tensor) and node in graph.carriers:
             recording.shapes[name] = out.shape
         else:
             recording.values[node] = out
         return out
 
     recording.shapes.update((graph.names[node], images.shape) for node in graph.inputs)
-    given = {node for node in graph.nodes if node.op in ("get_attr", "placeholder")}  # parameters, default arguments
-    besides = given | {node for node in graph.nodes if needs(node)}
+    # the image is kept too: it is the caller's, whatever works in place on it
+    besides = {node for node in graph.nodes if node.op in ("get_attr", "placeholder") or needs(node)}
     values = graph.run(images, wanted, apply, wanted | besides, read)
     recording.activations = {
         graph.names[n]: values[n] for n in graph.nodes if n in wanted and isinstance(values[n], Tensor)

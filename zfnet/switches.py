@@ -27,6 +27,11 @@ def pool(
     return F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
 
 
+def adaptive_pool(x: Tensor, output_size: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Max-pool x (N, C, H, W) into values and switches of `output_size`, by windows that share the plane evenly."""
+    return F.adaptive_max_pool2d(x, output_size, return_indices=True)
+
+
 def unpool(values: Tensor, switches: Tensor, size: tuple[int, int], collisions: str = "add") -> Tensor:
     """Put values (N, C, h, w) back at their switches in a zero signal (N, C, *size).
 

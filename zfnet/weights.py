@@ -7,6 +7,7 @@ Weights published under other names are renamed by an adapter: one function in `
 
 import contextlib
 import json
+import math
 import os
 import pickle
 import re
@@ -39,6 +40,7 @@ class Weights:
     preprocessing: Preprocessing | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     paddings: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of modules whose own is not the trained one
+    modules: dict[str, dict[str, Any]] = field(default_factory=dict)  # what the model has to have, in this order
 
 
 # --- files, by their content
@@ -114,10 +116,60 @@ def _read_torch(path: Path) -> Weights:
     return Weights(dict(state))
 
 
+_ZFNET_STEPS = {"Conv": "conv", "Gemm": "fc", "LRN": "norm", "MaxPool": "pool"}
+_SILENT_STEPS = ("Relu", "Reshape", "Flatten", "Dropout", "Softmax")
+
+
+def _is_onnx(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(1) == b"\x08"  # its first field, the version of the format
+
+
+def _read_onnx(path: Path) -> Weights:
+    """A ZFNet's: tensors under the names that `zfnet.ZFNet` has for its layers, and their geometry."""
+    try:
+        import onnx
+    except ImportError:
+        raise InputError(f"{path} is read by onnx, which is not installed: pip install 'zfnet[onnx]'") from None
+    graph = onnx.load(str(path), load_external_data=False).graph
+    there = {entry.name: torch.from_numpy(onnx.numpy_helper.to_array(entry).copy()) for entry in graph.initializer}
+    tensors, modules, last = {}, {}, {"conv": 0, "fc": 5}
+    for node in graph.node:
+        given = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+        if node.op_type in _SILENT_STEPS:
+            continue
+        if node.op_type not in _ZFNET_STEPS:
+            raise InputError(f"{path} is no ZFNet: it has {node.op_type}; of ONNX files only ZFNets are read")
+        kind = _ZFNET_STEPS[node.op_type]
+        if kind in last:
+            last[kind] += 1
+        name = f"{kind}{last.get(kind, last['conv'])}"
+        modules[name] = _geometry(node.op_type, given)
+        for part, entry in zip(("weight", "bias"), node.input[1:], strict=False):
+            tensors[f"{name}.{part}"] = there[entry]
+        if kind == "fc" and not given.get("transB", 0):
+            tensors[f"{name}.weight"] = tensors[f"{name}.weight"].T.contiguous()
+    return Weights(tensors, modules=modules)
+
+
+def _geometry(operation: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What a step of an ONNX graph says, as attributes of the module that does the same."""
+    if operation == "LRN":
+        return {"size": given["size"], "alpha": given["alpha"], "beta": given["beta"], "k": given["bias"]}
+    if operation == "Gemm":
+        return {}
+    top, left, bottom, right = given.get("pads", (0, 0, 0, 0))
+    geometry = {"kernel_size": tuple(given["kernel_shape"]), "stride": tuple(given["strides"])}
+    if operation == "Conv":
+        return geometry | {"padding": (top, left) if (top, left) == (bottom, right) else (top, left, bottom, right)}
+    return geometry | {"padding": (top, left)}  # beyond the end it is ceil mode: the sizes of maps tell
+
+
 FORMATS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Weights]]] = {
     "safetensors": (_is_safetensors, _read_safetensors),
     "npz": (_is_npz, _read_npz),
     "torch": (_is_torch, _read_torch),
+    "onnx": (_is_onnx, _read_onnx),
 }
 
 
@@ -153,9 +205,38 @@ def _from_caffe_squeezenet(tensors: dict[str, Tensor]) -> Weights | None:
     return Weights(renamed, preprocessing, paddings={"classifier.1": (1, 1)})
 
 
+_PYTORCHCV_ZFNET = {f"features.stage{stage}.unit{unit}.conv": f"conv{n}" for n, (stage, unit) in enumerate(
+    [(1, 1), (2, 1), (3, 1), (3, 2), (3, 3)], 1)} | {
+    "output.fc1.fc": "fc6", "output.fc2.fc": "fc7", "output.fc3": "fc8"
+}  # fmt: skip
+
+
+def _from_pytorchcv_zfnet(tensors: dict[str, Tensor]) -> Weights | None:
+    """pytorchcv's `zfnet` and `zfnetb`, for ZFNet with norm="before pool" and torch's own alpha, a fifth of ours."""
+    first = tensors.get("features.stage1.unit1.conv.weight")
+    if first is None or first.shape[2:] != (7, 7) or "output.fc3.weight" not in tensors:
+        return None
+    renamed = {}
+    for name, tensor in tensors.items():
+        layer, _, kind = name.rpartition(".")
+        renamed[f"{_PYTORCHCV_ZFNET[layer]}.{kind}" if layer in _PYTORCHCV_ZFNET else name] = tensor
+    norm: dict[str, Any] = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
+    conv1, conv2 = ({"stride": (2, 2), "padding": (p, p)} for p in (1, 0))
+    modules: dict[str, dict[str, Any]] = {
+        "conv1": conv1,
+        "norm1": norm,
+        "pool1": {},
+        "conv2": conv2,
+        "norm2": norm,
+        "pool2": {},
+    }
+    return Weights(renamed, Preprocessing(), modules=modules)
+
+
 # each takes the tensors of a file and gives Weights, or None if their names are not the ones it knows
 ADAPTERS: dict[str, Callable[[dict[str, Tensor]], Weights | None]] = {
     "SqueezeNet v1.0 (Caffe)": _from_caffe_squeezenet,
+    "ZFNet (pytorchcv)": _from_pytorchcv_zfnet,
 }
 
 
@@ -189,6 +270,26 @@ def _first(names: list[str], what: str) -> list[str]:
     return [f"{len(names)} {what} (first {names[0]})"] if names else []
 
 
+def _other_modules(model: nn.Module, modules: dict[str, dict[str, Any]]) -> list[str]:
+    """Where the model's modules are not those that the weights were trained in, in words."""
+    there = dict(model.named_modules())
+    if missing := [name for name in modules if name not in there]:
+        return _first(missing, "missing")
+    if list(modules) != (order := [name for name in there if name in modules]):
+        places = zip(modules, order, strict=True)
+        theirs, ours = next((theirs, ours) for theirs, ours in places if theirs != ours)
+        return [f"{theirs} comes before {ours} in the file, and after it in the model"]
+    for name, wanted in modules.items():
+        for attribute, value in wanted.items():
+            own: Any = getattr(there[name], attribute)
+            own = (own, own) if isinstance(value, tuple) and isinstance(own, int) else own
+            close = isinstance(value, float) and math.isclose(own, value, rel_tol=1e-6)  # a file's floats are single
+            if own != value and not close:
+                shown = f"{value:.6g}" if isinstance(value, float) else value
+                return [f"{name}.{attribute} is {shown} in the file, {own} in the model"]
+    return []
+
+
 def _check_fit(model: nn.Module, weights: Weights, path: Path) -> None:
     wanted, given = model.state_dict(), weights.tensors
     # older files lack BatchNorm's counters, on which no output depends; torch then leaves the model's
@@ -200,8 +301,9 @@ def _check_fit(model: nn.Module, weights: Weights, path: Path) -> None:
         if name in given and given[name].shape != wanted[name].shape
     ]
     unexpected = unexpected or [f"padding of {n}" for n in weights.paddings if f"{n}.weight" not in wanted]
-    if missing or unexpected or misshapen:
-        problems = _first(missing, "missing") + _first(unexpected, "unexpected") + _first(misshapen, "misshapen")
+    problems = _first(missing, "missing") + _first(unexpected, "unexpected") + _first(misshapen, "misshapen")
+    problems = problems or _other_modules(model, weights.modules)
+    if problems:
         saved = weights.metadata.get("architecture")
         origin = f"; it was saved from {json.dumps(saved)}" if saved else ""
         raise InputError(f"{path} does not fit {type(model).__name__}: {', '.join(problems)}{origin}")
@@ -223,8 +325,8 @@ def load(
     """Fill `model` with the weights of a file and set `model.preprocessing`; return it.
 
     The file is one that `save` wrote, another safetensors file, a state dict of `torch.save` (or a dict with
-    one under "state_dict"), an npz archive, or weights that `ADAPTERS` knows. What `save` wrote and what an
-    adapter knows says how photographs are prepared. For other files give `preprocessing`, `Preprocessing()`
+    one under "state_dict"), an npz archive, a ZFNet's ONNX file, or weights that `ADAPTERS` knows. What `save` wrote
+    and what an adapter knows says how photographs are prepared. For other files give `preprocessing`, `Preprocessing()`
     for torchvision's ImageNet weights: none is assumed, because with a wrong one a network still answers,
     only worse; `otherwise` is taken for a file that says nothing, and gives way to one that does. InputError if
     names, shapes, values or the file are not right; the model is then as it was.

@@ -20,6 +20,7 @@ from zfnet.errors import InputError, unknown
 
 Mode = Literal["shortest", "warp"]
 Channels = Literal["RGB", "BGR"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 _ORIENTATION = 0x0112  # the EXIF tag; its values say how to turn the stored picture upright
 _TURNS = {
@@ -87,12 +88,13 @@ class Preprocessing:
 
     `Preprocessing()` is that of torchvision's ImageNet weights. An image of `size` x `size` already is what
     the network sees, as a rendered scene is: it is only normalised. Every other is resized, then cropped at
-    its centre. Resizing is Pillow's antialiased bilinear, with which the published weights were evaluated.
+    its centre. Resizing is Pillow's, antialiased, with which the published weights were evaluated.
     Bad values: InputError.
     """
 
     size: int = 224  # side of the square the network sees, pixels
     resize: int | None = 256  # pixels; None: no resizing
+    interpolation: Interpolation = "bilinear"  # of resizing
     mode: Mode = "shortest"  # which sides become `resize`: the shortest (keeping proportions), or both
     channels: Channels = "RGB"  # the network's channel order
     scale: float = 1.0  # value of a white pixel before mean and std
@@ -112,6 +114,8 @@ class Preprocessing:
             raise unknown("preprocessing mode", str(self.mode), get_args(Mode))
         if self.channels not in get_args(Channels):
             raise unknown("preprocessing channel order", str(self.channels), get_args(Channels))
+        if self.interpolation not in get_args(Interpolation):
+            raise unknown("preprocessing interpolation", str(self.interpolation), get_args(Interpolation))
         if not _is_number(self.scale, above=0):
             raise InputError(f"preprocessing scale is {self.scale!r}; give a finite number above 0")
         for name, above in (("mean", -math.inf), ("std", 0)):
@@ -135,7 +139,7 @@ class Preprocessing:
 
     def _resize(self, image: Image.Image) -> Image.Image:
         new = self._resized(*image.size)
-        return image if new == image.size else image.resize(new, Image.Resampling.BILINEAR)
+        return image if new == image.size else image.resize(new, Image.Resampling[self.interpolation.upper()])
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         if self.resize is None:
@@ -220,6 +224,7 @@ class Preprocessing:
         for name in given:
             if name not in names:
                 raise unknown("preprocessing setting", name, names)
+        given.setdefault("interpolation", "bilinear")  # what older files mean
         if missing := [name for name in names if name not in given]:
             raise InputError(f"preprocessing lacks {', '.join(missing)}")
         return cls(**given)

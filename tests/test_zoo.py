@@ -1,0 +1,134 @@
+"""Every family of torchvision's ReLU classifiers, small: the walk back, units, fields and occlusion against twins.
+
+`python scripts/zoo.py` does the same at full size for every network.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision import models
+
+from experiments.models import CLASSIFIERS, architecture, spread
+from scripts.zoo import REFUSED, ZOO, check, drawn
+from zfnet import Deconvnet, InputError
+from zfnet.record import Graph
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SMALL = {  # the least of each family, and the side of images for it
+    "vgg11_bn": 48, "squeezenet1_1": 64, "googlenet": 48, "resnet18": 48, "mnasnet0_5": 48, "mobilenet_v2": 48,
+    "shufflenet_v2_x0_5": 48, "regnet_x_400mf": 48,
+}  # fmt: skip
+LARGER = {
+    "alexnet": 96, "vgg11": 48, "squeezenet1_0": 64, "inception_v3": 96, "resnext50_32x4d": 48, "wide_resnet50_2": 40,
+    "densenet121": 48,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGER)])
+def test_one_of_each_family(name: str) -> None:
+    row = check(thin(drawn(name, num_classes=5)), (SMALL | LARGER)[name], supports=1)
+    assert row.project <= 1e-9 and row.in_float64 <= 1e-9 and row.occlusion <= 1e-9
+    assert row.project_units <= 1e-5
+    assert row.fields == 5
+
+
+def thin(model: nn.Module) -> nn.Module:
+    """With few units in fully connected layers, which are most of the weights and nearly nothing to test."""
+    if isinstance(model, models.AlexNet | models.VGG):
+        into = next(m for m in model.classifier if isinstance(m, nn.Linear)).in_features
+        model.classifier = nn.Sequential(nn.Linear(into, 8), nn.ReLU(True), nn.Dropout(), nn.Linear(8, 5)).double()
+    return model.eval()
+
+
+def test_the_zoo_is_all_of_torchvisions_relu_classifiers() -> None:
+    assert set(ZOO) | set(REFUSED) == set(CLASSIFIERS) and len(ZOO) == 43
+    assert {"resnet152", "densenet201", "vgg19_bn", "regnet_x_32gf", "mnasnet1_3"} < set(ZOO)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "layer7"),
+    [
+        ("alexnet", ["features.1", "features.4", "features.7", "features.9", "features.11"], "classifier.5"),
+        ("vgg11", ["features.1", "features.4", "features.9", "features.14", "features.19"], "classifier.4"),
+        (
+            "resnet50",
+            ["relu", "layer1.2.relu_2", "layer2.3.relu_2", "layer3.5.relu_2", "layer4.2.relu_2"],
+            "flatten",
+        ),
+        (
+            "densenet121",
+            ["features.relu0", *(f"features.transition{n}.relu" for n in (1, 2, 3)), "relu"],
+            "flatten",
+        ),
+        ("shufflenet_v2_x0_5", ["conv1.2", "stage2.3.cat", "stage3.3.cat", "stage3.7.cat", "conv5.2"], "mean"),
+    ],
+)
+def test_layers_spread_over_the_depth(name: str, layers: list[str], layer7: str) -> None:
+    found = spread(Graph(architecture(name)()), 224)
+    assert found == (layers, layer7)
+
+
+def test_layers_of_a_network_with_too_few() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+    with pytest.raises(InputError, match=r"Sequential has 1 layers that all of the image comes through, not 5: give m"):
+        spread(Graph(model), 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("efficientnet_b0", "SiLU at features.8.2"),
+        ("convnext_tiny", "LayerNorm2d at classifier.0"),
+        ("regnet_y_400mf", "mul at trunk_output.block4.block4-5.f.se.mul of two feature maps"),
+        ("mobilenet_v3_small", "Hardswish at classifier.1"),
+        ("swin_t", "LayerNorm at norm"),
+        ("vit_b_32", "LayerNorm at encoder.ln"),
+        ("maxvit_t", "Tanh at classifier.4"),
+    ],
+)
+def test_what_has_no_deconvnet_is_refused_by_name(name: str, says: str) -> None:
+    deconvnet = Deconvnet(architecture(name)())
+    layer, side = deconvnet.graph.layers[-1], 224 if name in ("vit_b_32", "maxvit_t") else 64
+    recording = deconvnet.record(torch.randn(1, 3, side, side), [layer])
+    with pytest.raises(InputError, match=f"^no deconvnet rule for {re.escape(says)}; register one with @rule$"):
+        deconvnet.project(recording, layer, torch.ones_like(recording.activations[layer]))
+
+
+def blocks(page: str) -> list[str]:
+    """The Python of a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_the_worked_example_of_a_rule(tables: None) -> None:
+    (example,) = blocks("docs/rules.md")
+    assert len(example.strip().splitlines()) < 10
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 2, 3)).double()
+    images = torch.randn(1, 3, 9, 9, dtype=torch.float64)
+    unit = [[0, 1, 2, 2]]
+    with pytest.raises(InputError, match="no deconvnet rule for SiLU at 1; register one with @rule"):
+        Deconvnet(model).project_units(images, "2", unit)
+    exec(example, {})
+    patch = Deconvnet(model).project_units(images, "2", unit)
+    upper = (patch.values * model[2].weight[1]).clamp(min=0)
+    assert torch.allclose(patch.pixels[0], torch.nn.functional.conv_transpose2d(upper, model[0].weight))
+
+
+@pytest.mark.slow
+def test_the_readmes_ten_lines_run_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = blocks("README.md")
+    assert len(example.strip().splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my" / "photographs").mkdir(parents=True)
+    for n in range(10):
+        noise = torch.randint(256, (260, 300, 3), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(tmp_path / "my" / "photographs" / f"{n}.png")
+    monkeypatch.setattr(models, "resnet50", lambda weights: drawn("resnet50").float())  # random ones: no download
+    found: dict = {}
+    exec(example, found)
+    patches = found["patches"]
+    assert patches.crops.shape == patches.pixels.shape and len(patches.crops) == 27 and patches.pixels.any()
