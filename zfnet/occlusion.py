@@ -6,10 +6,12 @@ as one batch.  A step that mixes all places (flatten, global pooling) is given w
 the windows put in.  Zeiler & Fergus (2014), section 4.2 and Figure 7.
 """
 
+import contextlib
 import itertools
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -200,6 +202,7 @@ class Strip:
         self.plan, self.axis, self.squares = plan, axis, squares
         self.at = {n: c[axis].of(squares).even(plan.extents[n][axis]) for n, c in plan.changes.items()}
         self._looks: dict[tuple[fx.Node | None, fx.Node], Look] = {}
+        self._changed: dict[tuple[fx.Node, fx.Node], tuple[Look, Look]] = {}
 
     def look(self, node: fx.Node | None, source: fx.Node) -> Look:
         """What `node` reads of the windows of its source; None: all places."""
@@ -212,14 +215,14 @@ class Strip:
             self._looks[node, source] = Look.of(wanted, here)
         return self._looks[node, source]
 
-    def reached(self, node: fx.Node, source: fx.Node) -> Look:
-        """What of the window of `node` a change within that of its source reaches."""
-        if (source, node) not in self._looks:
-            window, (low, high) = self.plan.windows[node], self.at[source]
-            shift = window.padding[self.axis] - window.span(self.axis) + 1
-            reached = Ranges(low + shift, high + window.padding[self.axis])
-            self._looks[source, node] = Look.of(self.at[node], reached)
-        return self._looks[source, node]
+    def changed(self, node: fx.Node, source: fx.Node) -> tuple[Look, Look]:
+        """What `node` wants of the change of its source's windows; and, of its own windows, what this reaches."""
+        if (source, node) not in self._changed:
+            window, here = self.plan.windows[node], self.at[source]
+            aligned = Ranges(*window.aligned(*here, self.axis))
+            reached = Ranges(*window.reaches(*aligned, self.axis))
+            self._changed[source, node] = Look.of(aligned, here), Look.of(self.at[node], reached)
+        return self._changed[source, node]
 
     def extent(self, node: fx.Node) -> int:
         return self.plan.extents[node][self.axis]
@@ -256,9 +259,22 @@ class Squares(Whole):
         clean = self.clean[source]
         return clean.index_select(0, index.flatten().to(clean.device)).view(*index.shape, -1).movedim(-1, 1)
 
+    def _sizes(self, looks: Sequence[Look], value: Tensor) -> tuple[int, ...]:
+        """Of a tile that holds what is wanted of a value."""
+        return *self.shape, *(look.places.shape[1] for look in looks), math.prod(value.shape[1:-2])
+
     def _tile(self, value: Tensor) -> Tensor:
         """Windows (M, ..., h, w) as (rows of squares, columns of squares, h, w, C)."""
         return value.reshape(*self.shape, -1, *value.shape[-2:]).movedim(2, -1)
+
+    def _lay(self, looks: Sequence[Look], value: Tensor, out: Tensor, add: bool = False) -> Tensor:
+        """Put what is known of windows (M, C, h, w) where it is wanted in `out` (rows, columns of squares, h, w, C)."""
+        tile = self._tile(value)
+        for some, rows, of_rows in looks[0].runs:
+            for others, columns, of_columns in looks[1].runs:
+                part, known = out[some, others, rows, columns], tile[some, others, of_rows, of_columns]
+                part.add_(known) if add else part.copy_(known)
+        return out
 
     def _look(self, node: fx.Node | None, source: fx.Node, value: Tensor, maps: slice, out: Tensor | None) -> Tensor:
         """What `node` sees of a source: its windows, beside them what the clean image gave, outside the window's fill.
@@ -266,12 +282,10 @@ class Squares(Whole):
         maps: which of the source's maps `value` has.  out: (rows of squares, columns of squares, h, w, C).
         """
         looks = [strip.look(node, source) for strip in self.strips]
-        extent, tile = self.plan.extents[source], self._tile(value)
+        extent = self.plan.extents[source]
         if out is None:
-            out = tile.new_empty(*self.shape, *(look.places.shape[1] for look in looks), tile.shape[-1])
-        for some, rows, of_rows in looks[0].runs:
-            for others, columns, of_columns in looks[1].runs:
-                out[some, others, rows, columns] = tile[some, others, of_rows, of_columns]
+            out = value.new_empty(self._sizes(looks, value))
+        self._lay(looks, value, out)
         missing = ~_grid(torch.logical_and, looks[0].known, looks[1].known)
         if missing.any():
             places = [look.places for look in looks]
@@ -299,7 +313,11 @@ class Squares(Whole):
             return value
         if self.plan.windows[node].spread:
             before = self.before(source)
-            return torch.sub(value, before, out=before)
+            change = torch.sub(value, before, out=before)
+            looks = [strip.changed(node, source)[0] for strip in self.strips]
+            if self._sizes(looks, change) == self._tile(change).shape:
+                return change
+            return self._lay(looks, change, change.new_zeros(self._sizes(looks, change))).flatten(0, 1).movedim(-1, 1)
         if all(torch.equal(strip.look(node, source).places, strip.at[source].places()) for strip in self.strips):
             return value
         return self._look(node, source, value, slice(None), None)
@@ -309,13 +327,10 @@ class Squares(Whole):
             return self.graph.call(node, args, kwargs)
         window = self.plan.windows[node]
         if window.spread:
-            (source,) = node.all_input_nodes
-            more, out = self._tile(window.spread(args[0])), self.before(node)
-            rows, columns = (strip.reached(node, source).runs for strip in self.strips)
-            tile = self._tile(out)
-            for some, here, there in rows:
-                for others, across, over in columns:
-                    tile[some, others, here, across].add_(more[some, others, there, over])
+            source = next(s for s in node.all_input_nodes if s in self.plan.changes)
+            out = self.before(node)
+            looks = [strip.changed(node, source)[1] for strip in self.strips]
+            self._lay(looks, window.spread(args[0]), self._tile(out), add=True)
             return out
         if self._joins(node):
             sources, values = node.args[0], args[0]
@@ -388,8 +403,11 @@ class _Sweep:
         layer = self.graph.module(node)
         return layer.weight.numel() if isinstance(layer, nn.Conv2d) else self.shapes[node][1]
 
-    def batches(self, memory: int) -> Iterator[list[tuple[Strip, Strip]]]:
-        """Tiles (rows and columns) of squares whose windows are of like size, as many as may be put together."""
+    def batches(self, memory: int, threads: int) -> list[list[tuple[Strip, Strip]]]:
+        """Tiles (rows and columns) of squares whose windows are of like size, as many as may be put together.
+
+        The largest come first and there are several for each thread, so that all threads end at about the same time.
+        """
         windows, orders = [], []
         for node, (rows, columns) in self.plan.changes.items():
             largest = int((rows.high - rows.low).max() * (columns.high - columns.low).max())
@@ -404,8 +422,10 @@ class _Sweep:
             parts = _partition(sizes[order] * (work * sizes.double().mean(0)), side)
             orders.append([Strip(self.plan, axis, squares) for squares in order.split(parts)])
         tiles = [(rows, columns) for rows in orders[0] for columns in orders[1]]
-        each = max(1, min(at_once, 4 * TILE**2) // side**2)  # memory must not grow with the places
-        return (tiles[first : first + each] for first in range(0, len(tiles), each))
+        tiles.sort(key=lambda tile: -len(tile[0].squares) * len(tile[1].squares))
+        each = min(at_once, 4 * TILE**2) // side**2  # memory must not grow with the places
+        each = max(1, min(each, len(tiles) // (6 * threads)))
+        return [tiles[first : first + each] for first in range(0, len(tiles), each)]
 
     def windows(self, rows: Strip, columns: Strip, map: int) -> tuple[dict[fx.Node, Tensor], Tensor | None]:
         """Of one tile: whole maps and means that other steps ask for, and the activity (M,) if its layer is in it."""
@@ -429,7 +449,8 @@ class _Sweep:
         def apply(node: fx.Node, args: tuple, kwargs: dict) -> Any:
             if node in self.plan.changes or node in edge:
                 return edge.get(node, skipped)
-            return self.graph.call(node, args, kwargs)
+            layer = self.graph.module(node)
+            return _linear(layer, *args) if isinstance(layer, nn.Linear) else self.graph.call(node, args, kwargs)
 
         return self.graph.run(edge.get(self.start, self.image), [self.last, self.node], apply)
 
@@ -441,19 +462,21 @@ class _Sweep:
         shape = [len(ranges.low) for ranges in self.plan.squares]
         activity, probability = (logits.new_zeros(math.prod(shape)) for _ in range(2))
         label = torch.zeros(math.prod(shape), dtype=torch.int64, device=logits.device)
-        with tqdm(total=len(label), unit=" squares", desc="occlude", disable=not progress) as bar:
-            for tiles in self.batches(memory):
-                parts = [self.windows(rows, columns, map) for rows, columns in tiles]
-                edge = {n: torch.cat([part[n] for part, _ in parts]) for n in self.edge}
-                values = self.rest(edge)
-                where = torch.cat([(r.squares[:, None] * shape[1] + c.squares).flatten() for r, c in tiles])
-                where = where.to(label.device)
-                inside = self.node in self.plan.changes
-                activity[where] = (
-                    torch.cat([a for _, a in parts if a is not None]) if inside else _sums(values[self.node])[:, map]
-                )
-                probability[where] = values[self.last].softmax(1)[:, target]
-                label[where] = values[self.last].argmax(1)
+
+        @torch.no_grad()  # which is each thread's own
+        def answers(tiles: list[tuple[Strip, Strip]]) -> tuple[Tensor, ...]:
+            parts = [self.windows(rows, columns, map) for rows, columns in tiles]
+            values = self.rest({n: torch.cat([part[n] for part, _ in parts]) for n in self.edge})
+            where = torch.cat([(r.squares[:, None] * shape[1] + c.squares).flatten() for r, c in tiles])
+            inside = [a for _, a in parts if a is not None]
+            active = torch.cat(inside) if inside else _sums(values[self.node])[:, map]
+            return where.to(label.device), active, values[self.last].softmax(1)[:, target], values[self.last].argmax(1)
+
+        threads = torch.get_num_threads() if label.device.type == "cpu" else 1
+        bar = tqdm(total=len(label), unit=" squares", desc="occlude", disable=not progress)
+        with bar, _in_threads(threads) as each:
+            for where, *found in each(answers, self.batches(memory, threads)):
+                activity[where], probability[where], label[where] = found
                 bar.update(len(where))
         (top, bottom), (left, right) = self.plan.squares
         edges = [torch.broadcast_tensors(y[:, None], x) for y, x in ((top, left), (bottom, right))]
@@ -462,6 +485,28 @@ class _Sweep:
             activity.view(shape), probability.view(shape), label.view(shape), boxes, clean,
             self.graph.names[self.node], map, target, self.plan.extents[self.start],
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _in_threads(count: int) -> Iterator[Callable[..., Any]]:
+    """A `map` of batches, each by one of torch's threads: sharing every small step, they would wait for each other."""
+    if count == 1:
+        yield map
+        return
+    executor = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield executor.map
+    finally:
+        executor.shutdown(cancel_futures=True)
+        torch.set_num_threads(count)  # part of what the others were told is every thread's
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A fully connected layer, which on many processors oneDNN computes in two thirds of the time of torch's choice."""
+    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if onednn is None or x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.enabled:
+        return layer(x)
+    return onednn(x.contiguous(), layer.weight.contiguous(), layer.bias, "none", [], "")
 
 
 def _sums(maps: Tensor) -> Tensor:
@@ -523,7 +568,7 @@ def occlusion_maps(
     map: None: the one that is strongest without a square.
     target: the class; None: the most probable one without a square.
     incremental: compute only what a square can reach; what cannot be done so runs in plain batches, with a warning.
-    memory: bytes that the largest step of one batch may take.
+    memory: bytes that the largest step of one batch may take; each of torch's threads works on one.
     InputError for a square or step that does not fit, for an unknown layer, map or class, and a model without logits.
     """
     graph = graph_of(model)

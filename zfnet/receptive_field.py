@@ -28,7 +28,7 @@ class Window(NamedTuple):
     dilation: Pair = (1, 1)
     fill: float = 0.0  # what is read outside the input
     inside: Callable[[Tensor], Tensor] | None = None  # the step where the border has been read; None: it has none
-    spread: Callable[[Tensor], Tensor] | None = None  # what a change of the input adds to all outputs that it reaches
+    spread: Callable[[Tensor], Tensor] | None = None  # what an `aligned` change adds to all outputs that it reaches
 
     def span(self, axis: int) -> int:
         return self.dilation[axis] * (self.kernel[axis] - 1) + 1
@@ -42,6 +42,11 @@ class Window(NamedTuple):
         """The range of outputs that inputs low..high-1 reach, the transpose of `reads`."""
         first = low + self.padding[axis] - self.span(axis) + 1
         return -(-first // self.stride[axis]), (high - 1 + self.padding[axis]) // self.stride[axis] + 1
+
+    def aligned(self, low: Any, high: Any, axis: int) -> tuple[Any, Any]:
+        """The range low..high-1, longer by stride - 1 places, so that it begins where some output's reading ends."""
+        early = (low + self.padding[axis] - self.span(axis) + 1) % self.stride[axis]
+        return low - early, high - early + self.stride[axis] - 1
 
 
 POINTWISE = Window()
@@ -58,10 +63,10 @@ def _convolution(graph: Graph, node: fx.Node, shapes: Shapes) -> Window | None:
         pair(weight.shape[2:]), stride, given["padding"], dilation, 0.0,
         lambda x: F.conv2d(x, weight, bias, stride, 0, dilation, groups),
     )  # fmt: skip
-    if window.kernel == (1, 1) or stride != (1, 1):
-        return window
     beyond = window.span(0) - 1, window.span(1) - 1
-    return window._replace(spread=lambda x: F.conv2d(x, weight, None, 1, beyond, dilation, groups))
+    if beyond[0] < stride[0] and beyond[1] < stride[1]:
+        return window  # no place is read twice: what a change reaches costs as much by reading
+    return window._replace(spread=lambda x: F.conv2d(x, weight, None, stride, beyond, dilation, groups))
 
 
 def _max_pool(graph: Graph, node: fx.Node, shapes: Shapes) -> Window:
