@@ -327,7 +327,7 @@ class Squares(Whole):
             return self.graph.call(node, args, kwargs)
         window = self.plan.windows[node]
         if window.spread:
-            (source,) = node.all_input_nodes
+            source = next(s for s in node.all_input_nodes if s in self.plan.changes)
             out = self.before(node)
             looks = [strip.changed(node, source)[1] for strip in self.strips]
             self._lay(looks, window.spread(args[0]), self._tile(out), add=True)
