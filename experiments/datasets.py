@@ -60,6 +60,22 @@ def photos(
     return Photos(home.path / split if split and home else root, labels=labels, transform=transform)
 
 
+def caltech(
+    transform: Transform, /, *, root: str | Path, inside: str, without: str, split: str | None = "val"
+) -> Photos:
+    """Caltech-101 or 256 as torchvision lays them out, or any class folders: all images of all classes but one.
+
+    A split file (split.csv) beside the folders is not read: folds are drawn anew, as in the paper.
+    """
+    root = Path(root).expanduser()
+    places = [root / inside, root / "caltech101" / inside, root / "caltech256" / inside]
+    place = next((p for p in places if p.is_dir()), root)
+    folder = Folder(place)
+    if len(classes := [name for name in folder.folders() if name != without]) < 2:
+        raise InputError(f"{place} has no class folders; set data.root to the folder that holds {inside}")
+    return Photos(place, transform=transform, classes=classes)
+
+
 def tiny_imagenet(transform: Transform, /, *, root: str | Path, split: str = "val") -> Photos:
     """Any train/ and val/ of class folders, in a folder or a zip; also as Tiny ImageNet is handed out."""
     return _class_folders(transform, root, split)
