@@ -65,7 +65,10 @@ def main(
     if folds < 1:
         raise InputError(f"folds is {folds}; give at least 1")
     labels, classes, left_out = checked(data, pretraining, threshold, progress)
-    drawn = [split(labels, per_class, test=test, seed=seed, fold=f, classes=classes) for f in range(folds)]
+    drawn = [
+        split(labels, per_class, test=test, seed=seed, fold=f, classes=classes, parts=getattr(data, "parts", None))
+        for f in range(folds)
+    ]
     rows = features(model, data, layers, cache, limit=limit, batch_size=batch_size, workers=workers, progress=progress)
     accuracy: dict[str, list[float]] = {row: [] for row in PAPER}
     with tqdm(total=folds * len(layers), unit=" folds", desc="classify", disable=not progress) as bar:
@@ -87,7 +90,7 @@ def main(
     )  # fmt: skip
     notes = (
         f"Mean over classes of the accuracy, %, with {per_class} training images of each class; mean ± standard "
-        f"deviation (n - 1) of {folds} folds; up to {test} test images of each class.\n"
+        f"deviation (n - 1) of {folds} folds{', the first of split.csv' if getattr(data, 'parts', None) else ''}; up to {test} test images of each class.\n"
         f"What differs from the paper: {type(model).__name__}; {len(classes)} classes and {len(labels):,} images of "
         f"{type(data).__name__}; maps of more than {limit} features are averaged over areas, of which "
         "the paper says nothing."

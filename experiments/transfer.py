@@ -33,7 +33,7 @@ from zfnet.errors import unknown
 from zfnet.features import features
 from zfnet.record import evaluating
 from zfnet.train import Recipe, in_memory, network_input
-from zfnet.transfer import Split, mean_accuracy, near_duplicates, split, transferred
+from zfnet.transfer import mean_accuracy, near_duplicates, split, transferred
 
 THUMBNAIL = Stored(Preprocessing(size=32, resize=32, mode="warp"))  # of which near duplicates are told
 PUBLISHED: dict[str, dict[str, Any]] = {  # accuracy, %, and its deviation, by training images of each class
@@ -105,7 +105,11 @@ def main(
         raise InputError(f"per_class is {list(per_class)}; give numbers of training images of each class, from 1")
     labels, classes, left_out = checked(data, pretraining, threshold, progress)
     drawn = {
-        n: [split(labels, n, test=test, seed=seed, fold=f, classes=classes) for f in range(folds)] for n in per_class
+        n: [
+            split(labels, n, test=test, seed=seed, fold=f, classes=classes, parts=getattr(data, "parts", None))
+            for f in range(folds)
+        ]
+        for n in per_class
     }
     rows = features(
         model, data, [layer], cache, batch_size=batch_size, workers=workers, progress=progress
@@ -121,11 +125,18 @@ def main(
             accuracy["pretrained"][n] = [percent(right) for right, _ in found]
             chosen[n] = [c for _, c in found]
     if scratch is not None:
-        control = Control(data, labels, scratch, recipe or Recipe(), len(classes), workers, progress)
+        control = Control(data, scratch, recipe or Recipe(), len(classes), workers, progress)
+        marked = np.asarray(labels)
         accuracy["from scratch"] = {
-            n: [percent(control.accuracy(part, seed + fold)) for fold, part in enumerate(parts)]
+            n: [
+                percent(mean_accuracy(
+                    control.probabilities(part.train, marked[part.train], part.test, seed + fold).argmax(1),
+                    marked[part.test],
+                ))
+                for fold, part in enumerate(parts)
+            ]
             for n, parts in drawn.items()
-        }
+        }  # fmt: skip
     published = PUBLISHED[which]
     note = "\n".join(_notes(published, model, layer, data, labels, classes, folds, test, scratch, recipe, left_out))
     text = f"{_table(published['rows'], accuracy)}\n\n{note}"
@@ -159,14 +170,22 @@ def checked(
     labels, classes = list(getattr(data, "labels", [])), list(getattr(data, "classes", []))
     if len(classes) < 2 or min(labels, default=-1) < 0:
         raise InputError("transfer needs images of two classes or more, each labelled: class folders, or labels.csv")
-    left_out: list[str] = []
-    if pretraining is not None:
-        known = Photos(pretraining)
-        images, others = (_bytes(each, THUMBNAIL, progress, "compare").tensors[0] for each in (data, known))
-        for i, j, correlation in near_duplicates(images, others, threshold):
-            labels[i] = -1  # in no fold
-            left_out.append(f"{data.file(i)} is {known.file(j)} ({correlation:.3f})")
-    return labels, classes, left_out
+    left_out = duplicates(data, pretraining, threshold, progress)
+    for i in left_out:
+        labels[i] = -1  # in no fold
+    return labels, classes, [*left_out.values()]
+
+
+def duplicates(data: Any, pretraining: str | None, threshold: float, progress: bool) -> dict[int, str]:
+    """The images of a data set that are near duplicates of photographs in the folder `pretraining`, and of which."""
+    if pretraining is None:
+        return {}
+    known = Photos(pretraining)
+    images, others = (_bytes(each, THUMBNAIL, progress, "compare").tensors[0] for each in (data, known))
+    return {
+        i: f"{data.file(i)} is {known.file(j)} ({correlation:.3f})"
+        for i, j, correlation in near_duplicates(images, others, threshold)
+    }
 
 
 def _bytes(data: Any, how: Stored, progress: bool, what: str, workers: int | None = None) -> TensorDataset:
@@ -182,30 +201,30 @@ class Control:
     """Networks trained from scratch on nothing but a fold's training images."""
 
     def __init__(
-        self, data: Any, labels: Sequence[int], architecture: partial[nn.Module], recipe: Recipe, classes: int,
-        workers: int | None, progress: bool,
+        self, data: Any, architecture: partial[nn.Module], recipe: Recipe, classes: int, workers: int | None,
+        progress: bool,
     ):  # fmt: skip
         self.architecture = partial(architecture, num_classes=classes)
         side = architecture.keywords.get("image_size", 224)
         self.preprocessing = Preprocessing(size=side, resize=round(side * 9 / 8))
         self.recipe, self.workers, self.progress = recipe, workers, progress
         self.images = _bytes(data, Stored(self.preprocessing), progress, "images", workers).tensors[0]
-        self.labels = torch.tensor(labels)
 
-    def accuracy(self, part: Split, seed: int) -> float:
-        """The mean accuracy over classes of the network of that seed, on the fold's test images."""
-        mine = torch.from_numpy(part.train[np.random.default_rng(seed).permutation(len(part.train))])
-        training = TensorDataset(self.images[mine], self.labels[mine])
+    def probabilities(self, train: Any, labels: Any, test: Any, seed: int) -> np.ndarray:
+        """Of each image `test` the probability of each class (m, C), by the network of that seed.
+
+        train, labels: which images it is trained on, in any order, and as what.
+        """
+        order = np.random.default_rng(seed).permutation(len(train))
+        training = TensorDataset(self.images[train[order]], torch.from_numpy(labels[order]))
         networks = Networks(
             Path("outputs", "networks", "scratch"), training, None, self.preprocessing, workers=0,
             progress=self.progress,
         )  # fmt: skip
         model = networks.trained("scratch", self.architecture, replace(self.recipe, seed=seed)).model
-        answers = []
         with evaluating(model):
-            for images in self.images[torch.from_numpy(part.test)].split(128):
-                answers.append(model(network_input(model, images)).argmax(1).cpu())
-        return mean_accuracy(torch.cat(answers), self.labels[torch.from_numpy(part.test)])
+            some = self.images[test].split(128)
+            return torch.cat([model(network_input(model, images)).softmax(1).cpu() for images in some]).numpy()
 
 
 def _table(rows: Mapping[str, Mapping[int, Any]], accuracy: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
@@ -230,7 +249,8 @@ def _notes(
     """What the numbers are, and what differs from the paper."""
     words = [
         f"Mean over classes of the accuracy, %, by training images of each class; mean ± standard deviation (n - 1) of "
-        f"{folds} folds; up to {test} test images of each class.",
+        f"{folds} folds, {'the first of split.csv, the others ' if getattr(data, 'parts', None) else ''}drawn from all "
+        f"images; up to {test} test images of each class.",
         f"Pretrained: {type(model).__name__}, {layer}, a new softmax.  What differs from the paper: network and "
         f"images, {len(classes)} classes and {len(labels):,} images of {type(data).__name__}, there "
         f"{published['title']} with {published['classes']} classes.",

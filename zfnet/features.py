@@ -49,6 +49,7 @@ def features(
     limit: the most numbers of one image; larger maps are averaged over areas of their plane until they fit.
     crops: 1, or 10, whose features are averaged: of images that leave a margin, bytes as `Stored` gives them.
     dtype: "float16" halves the files; what does not fit it is an InputError.
+    folder: or one file of it, which is then read, and must have been made by this very network of these images.
     A run that was stopped goes on; what the folder has is read.  InputError for unknown layers, broken images and NaN.
     """
     graph = graph_of(model)
@@ -62,12 +63,15 @@ def features(
     with evaluating(graph.model):
         sample = _crops(graph.model, dataset[0][0][None], crops)[0]
         shapes = graph.shapes((sample.shape[-2], sample.shape[-1]), graph.nodes[-1])
-    files = {}
+    files, place = {}, Path(folder)
+    named = place.is_file()
     for layer, node in nodes.items():
         if node not in shapes:
             raise InputError(f"{layer} gives no tensor to be features of")
         width = math.prod(_side(tuple(shapes[node][1:]), limit))
-        files[layer] = _File(Path(folder), layer, about, (len(dataset), width), dtype)
+        files[layer] = _File(place.parent if named else place, layer, about, (len(dataset), width), dtype)
+    if named and [place] != [file.path for file in files.values()]:
+        raise InputError(f"{place} holds features of other weights, images or layers; give its folder to make them")
     missing = {layer: file for layer, file in files.items() if not file.whole}
     if missing:
         _compute(graph, dataset, missing, limit, crops, batch_size, workers, progress)

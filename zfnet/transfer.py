@@ -36,11 +36,13 @@ class Split(NamedTuple):
 
 
 def split(
-    labels: Sequence[int], per_class: int, *, test: int = 50, seed: int = 0, fold: int = 0, classes: Sequence[str] = ()
+    labels: Sequence[int], per_class: int, *, test: int = 50, seed: int = 0, fold: int = 0, classes: Sequence[str] = (),
+    parts: Sequence[str | None] | None = None,
 ) -> Split:  # fmt: skip
     """`per_class` training images of each class, drawn by seed and fold, and up to `test` of the others.
 
-    With more training images of a class those of fewer are among them.  InputError where a class has too few.
+    With more training images of a class those of fewer are among them.  parts: which images are "train" and "test" in
+    fold 0; the other folds are drawn from all.  InputError where a class has too few.
     """
     if per_class < 1 or test < 1:
         raise InputError(f"{per_class} training and {test} test images of each class: give at least 1 of each")
@@ -48,14 +50,17 @@ def split(
     marked = np.asarray(labels)
     for label in range(max(len(classes), int(marked.max(initial=-1)) + 1)):
         mine = np.random.default_rng([seed, fold, label]).permutation((marked == label).nonzero()[0])
-        if len(mine) <= per_class:
-            name = f" ({classes[label]!r})" if label < len(classes) else ""
+        pools, name = (mine, mine[per_class:]), f" ({classes[label]!r})" if label < len(classes) else ""
+        if parts is not None and fold == 0:
+            given = np.array([parts[i] for i in mine], dtype=object)
+            pools = mine[given == "train"], mine[given == "test"]
+        if len(pools[0]) < per_class or not len(pools[1]):
             raise InputError(
-                f"class {label}{name} has {len(mine)} images: {per_class} to train on leave none to test on;"
-                " give fewer, or leave the class out"
+                f"class {label}{name} has {len(pools[0])} images to train on, of which {per_class} are asked for and"
+                f" leave {len(pools[1])} to test on; give fewer, or leave the class out"
             )
-        chosen[0].append(mine[:per_class])
-        chosen[1].append(mine[per_class:][-test:])
+        chosen[0].append(pools[0][:per_class])
+        chosen[1].append(pools[1][-test:])
     return Split(*(np.concatenate(part) for part in chosen))
 
 
@@ -152,6 +157,58 @@ def average_precision(scores: ArrayLike, positive: ArrayLike) -> float:
     precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
     best = np.maximum.accumulate(precision[::-1])[::-1]
     return float(best[hits].sum() / hits.sum())
+
+
+def presence_scores(
+    kind: str, c: float, rows: NDArray[np.float64], presence: NDArray[np.int8], others: NDArray[np.float64]
+) -> NDArray[np.float64]:  # fmt: skip
+    """How surely each of `others` (m, r) shows each class (m, C), by a classifier on rows (n, r) that show `presence`.
+
+    kind: "exclusive", the paper's: one softmax over all classes, in which an image that shows several counts as a part
+    of an image for each; "each class": a classifier for every class by itself.  presence: (n, C), 1 there, -1 not there,
+    0 left out.  NaN for a class that no training image shows.
+    """
+    found = np.full((len(others), presence.shape[1]), np.nan)
+    if kind == "exclusive":
+        images, labels = (presence == 1).nonzero()
+        shares = 1 / (presence == 1).sum(1)[images]
+        classifier = LogisticRegression(C=c, max_iter=2000)
+        found[:, np.unique(labels)] = classifier.fit(rows[images], labels, shares).predict_proba(others)
+    elif kind == "each class":
+        for n, marks in enumerate(presence.T):
+            there = marks[told := marks != 0] == 1
+            if there.any() and not there.all():
+                classifier = LogisticRegression(C=c, max_iter=2000).fit(rows[told], there)
+                found[:, n] = classifier.decision_function(others)
+    else:
+        raise unknown("classifier of presence", kind, ("exclusive", "each class"))
+    return found
+
+
+def precisions(scores: NDArray[np.float64], presence: NDArray[np.int8]) -> NDArray[np.float64]:
+    """The average precision (C,) of each class; images whose mark of it is 0 are left out.  NaN without positives."""
+    return np.array([
+        np.nan if np.isnan(s).any() else average_precision(s[marks != 0], marks[marks != 0] == 1)
+        for s, marks in zip(scores.T, presence.T, strict=True)
+    ])  # fmt: skip
+
+
+def transferred_presence(
+    features: NDArray[Any], presence: NDArray[np.int8], part: Split, kind: str, seed: int = 0
+) -> tuple[NDArray[np.float64], float]:
+    """The average precision (C,) of a classifier of `presence_scores` on frozen features (N, D), and its C.
+
+    C is that of `GRID` with the best mean on a fourth of the training images, drawn by seed; then it is fitted to all.
+    """
+    rows, others = turned(features[part.train], features[part.test])
+    marks, order = presence[part.train], np.random.default_rng(seed).permutation(len(part.train))
+    held, rest = np.split(order, [max(1, len(order) // 4)])
+    tried = {}
+    for c in GRID:
+        found = precisions(presence_scores(kind, c, rows[rest], marks[rest], rows[held]), marks[held])
+        tried[c] = np.nanmean(found) if not np.isnan(found).all() else 0.0
+    best = max(tried, key=lambda c: (tried[c], -c))
+    return precisions(presence_scores(kind, best, rows, marks, others), presence[part.test]), best
 
 
 def near_duplicates(images: ArrayLike, others: ArrayLike, threshold: float = 0.95) -> list[tuple[int, int, float]]:
