@@ -90,7 +90,8 @@ def main(
     )  # fmt: skip
     notes = (
         f"Mean over classes of the accuracy, %, with {per_class} training images of each class; mean ± standard "
-        f"deviation (n - 1) of {folds} folds{', the first of split.csv' if getattr(data, 'parts', None) else ''}; up to {test} test images of each class.\n"
+        f"deviation (n - 1) of {folds} folds{', the first of split.csv' if getattr(data, 'parts', None) else ''}; "
+        f"up to {test} test images of each class.\n"
         f"What differs from the paper: {type(model).__name__}; {len(classes)} classes and {len(labels):,} images of "
         f"{type(data).__name__}; maps of more than {limit} features are averaged over areas, of which "
         "the paper says nothing."

@@ -165,8 +165,8 @@ def presence_scores(
     """How surely each of `others` (m, r) shows each class (m, C), by a classifier on rows (n, r) that show `presence`.
 
     kind: "exclusive", the paper's: one softmax over all classes, in which an image that shows several counts as a part
-    of an image for each; "each class": a classifier for every class by itself.  presence: (n, C), 1 there, -1 not there,
-    0 left out.  NaN for a class that no training image shows.
+    of an image for each; "each class": a classifier for every class by itself.  presence: (n, C), 1 there, -1 not
+    there, 0 left out.  NaN for a class that no training image shows.
     """
     found = np.full((len(others), presence.shape[1]), np.nan)
     if kind == "exclusive":
