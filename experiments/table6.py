@@ -61,8 +61,8 @@ def main(
     """Train classifiers of what is in an image; write the table, its picture and result.json.
 
     layer: its features.  folds: how often half of the images are drawn to train on; where the data have lists of their
-    own (`parts`), one fold is theirs.  scratch: the network of the control, trained by `recipe`, with one softmax; None:
-    no control.  pretraining, threshold, cache: as in `experiments.transfer`.
+    own (`parts`), one fold is theirs.  scratch: the network of the control, trained by `recipe`, with one softmax;
+    None: no control.  pretraining, threshold, cache: as in `experiments.transfer`.
     """
     provenance = Provenance(model, seed=seed)
     if folds < 1:
@@ -119,7 +119,7 @@ def parted(
     presence: NDArray[np.int8], parts: Sequence[str] | None, folds: int, seed: int, classes: Sequence[str],
     without: Mapping[int, str] = {},
 ) -> list[Split]:  # fmt: skip
-    """The folds: the data's own, or halves drawn by seed.  InputError for a class that none has to train and test on."""
+    """The data's own fold, or halves drawn by seed.  InputError for a class that none has to train and test on."""
     images = np.array([i for i in range(len(presence)) if i not in without], dtype=np.int64)
     if parts is not None:
         given = np.array([parts[i] for i in images], dtype=object)
@@ -137,7 +137,7 @@ def parted(
 
 
 def by_class(each: Sequence[NDArray[np.float64]], classes: Sequence[str]) -> dict[str, list[float]]:
-    """The average precision of each class, %, in the folds that have it to train and test on; their means over classes."""
+    """Average precisions of each class, %, in the folds that have it to train and test on; means over classes."""
     rows = np.stack(each)
     found = {
         name: [percent(p) for p in column if not np.isnan(p)] for name, column in zip(classes, rows.T, strict=True)
@@ -171,12 +171,12 @@ def _note(
         "Average precision, %: the area under the precision-recall curve, each precision the best at that recall or a "
         "higher one (VOC's rule since 2010); difficult objects left out; "
         + ("trained on VOC's train, tested on its val." if own else
-           f"mean ± standard deviation (n - 1) of {len(drawn)} folds, each half of the images to train on, of the folds "
+           f"mean ± standard deviation (n - 1) of {len(drawn)} folds, half of the images to train on, of the folds "
            "that have the class in both halves."),
         f"Pretrained: {type(model).__name__}, {layer}.  What differs from the paper: network and images, "
         f"{len(presence):,} of {type(data).__name__}, {len(drawn[0].train):,} to train on; there 11,540 of VOC 2012's "
-        "train and val, tested by VOC's server.  In one softmax an image of several classes counts in parts for each, of "
-        "which the paper says nothing.",
+        "train and val, tested by VOC's server.  In one softmax an image of several classes counts in parts for each; "
+        "the paper says nothing of them.",
         "Of the printed means only that of Zeiler & Fergus is the mean of its column.",
     ]  # fmt: skip
     if scratch is not None and recipe is not None:

@@ -1,8 +1,8 @@
 """Rendered pictures of 24 kinds of objects, whose class, mask and parts are known because we drew them.
 
 A scene is a ground, clutter lying on it, one object above or several of different classes, and light. The
-ground, the light and the colours say nothing of the class. The same index and seed give the same picture on every machine, and at every size
-the same scene.
+ground, the light and the colours say nothing of the class. The same index and seed give the same picture on
+every machine, and at every size the same scene.
 """
 
 import math
