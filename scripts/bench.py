@@ -1,10 +1,12 @@
 """Speed as ratios, each measured side by side in one run: medians of alternating repeats.
 
-    python scripts/bench.py [forward scan project occlusion] [--json FILE] [--device cuda] [--repeats N]
+    python scripts/bench.py [forward scan project ablation occlusion] [--json FILE] [--device cuda] [--repeats N]
 
 forward   ZFNet at 224 in eval mode, against the same layers composed from stock torch.nn modules
 scan      scanning relu1..relu5, against the bare forward pass to relu5 over the same tensors
 project   project_units on winning units of layers 1 to 5, against Captum's NeuronDeconvolution on the same units
+ablation  the activations of single units of layers 1 to 5 with half of their receptive fields covered, all at once,
+          against one unit at a time: the whole image up to the layer, and the receptive field alone
 occlusion a square of 50 pixels at the paper's 900 places, against plain batches of the same network at the best batch
           size, and against Captum's Occlusion at its best; beside it the multiply-adds that the windows save, and how
           much of that bound was reached
@@ -31,7 +33,7 @@ from torch.utils.data import TensorDataset
 from torchvision import models
 from tqdm import tqdm
 
-from zfnet import Deconvnet, ZFNet, occlusion_maps, scan
+from zfnet import Deconvnet, TopActivations, ZFNet, occlusion_maps, scan
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing
 from zfnet.occlusion import OcclusionMaps, multiply_adds
@@ -40,7 +42,7 @@ from zfnet.record import Graph
 LAYERS = [f"relu{n}" for n in range(1, 6)]
 TARGETS = {
     "forward": 1.3, "scan": 0.95, "relu1": 100, "relu2": 25, "relu3": 7, "relu4": 4, "relu5": 3, "all five": 8,
-    "ZFNet": 4, "VGG11": 2.5, "SqueezeNet": 2.5, "Captum": 5,
+    "ablation": 5, "ZFNet": 4, "VGG11": 2.5, "SqueezeNet": 2.5, "Captum": 5,
 }  # fmt: skip
 
 
@@ -110,6 +112,13 @@ def bench_scan(model: ZFNet, device: str, repeats: int) -> list[dict]:
     return [row("scan relu1..relu5", spent, count, "bare forward pass to relu5", TARGETS["scan"])]
 
 
+def winners(top: TopActivations, maps: int) -> Tensor:
+    """Units (M, 4), all that a scan found of the first maps that are above 0 on so many images."""
+    alive = (top.value[:, -1] > 0).nonzero().flatten()[:maps]
+    image, row, column = (places[alive] for places in (top.image, top.row, top.column))
+    return torch.stack([image, alive[:, None].expand_as(image), row, column], 2).flatten(0, 1)
+
+
 def bench_project(model: ZFNet, device: str, repeats: int) -> list[dict]:
     images, maps, rows = photographs(8, device), 6, []
     # Captum differentiates the norm: results are compared with that option, times with the paper's
@@ -118,11 +127,7 @@ def bench_project(model: ZFNet, device: str, repeats: int) -> list[dict]:
     tops = scan(model, TensorDataset(images.cpu()), LAYERS, k=6, progress=False)
     total = {"ours": 0.0, "theirs": 0.0}
     for layer in LAYERS:
-        top = tops[layer]
-        alive = (top.value[:, -1] > 0).nonzero().flatten()[:maps].tolist()
-        units = torch.tensor(
-            [(int(top.image[m, j]), m, int(top.row[m, j]), int(top.column[m, j])) for m in alive for j in range(6)]
-        )
+        units = winners(tops[layer], maps)
         neuron = NeuronDeconvolution(plain, plain[list(dict(model.named_children())).index(layer)])
 
         def theirs(neuron: NeuronDeconvolution = neuron, units: Tensor = units) -> list[Tensor]:
@@ -143,6 +148,50 @@ def bench_project(model: ZFNet, device: str, repeats: int) -> list[dict]:
         total = {name: total[name] + spent[name] for name in total}
         rows.append(row(f"project {layer}", spent, len(units), "Captum", TARGETS[layer], deviation=worst))
     rows.append(row("project, all five", total, 180, "Captum", TARGETS["all five"]))
+    return rows
+
+
+def bench_ablation(model: ZFNet, device: str, repeats: int) -> list[dict]:
+    images, rows = photographs(8, device), []
+    deconvnet = Deconvnet(model)
+    tops = scan(model, TensorDataset(images.cpu()), LAYERS, k=6, progress=False)
+    total = dict.fromkeys(("ours", "image", "field"), 0.0)
+    for layer in LAYERS:
+        units = winners(tops[layer], 6)
+        canvases, _, boxes, _ = deconvnet.project_units(images, layer, units)
+        canvases[..., : canvases.shape[-1] // 2] = 0
+        trunk = model[: list(dict(model.named_children())).index(layer) + 1]
+
+        def image(layer: str = layer, units: Tensor = units, canvases: Tensor = canvases, boxes: Tensor = boxes,
+                  trunk: nn.Module = trunk) -> Tensor:  # fmt: skip
+            found = []
+            with torch.inference_mode():
+                for (i, m, r, c), canvas, (top, left, bottom, right) in zip(
+                    units.tolist(), canvases, boxes.tolist(), strict=True
+                ):
+                    covered = images[i : i + 1].clone()
+                    inside = covered[0, :, max(top, 0) : bottom, max(left, 0) : right]
+                    inside[:] = canvas[:, max(-top, 0) :, max(-left, 0) :][:, : inside.shape[1], : inside.shape[2]]
+                    found.append(trunk(covered)[0, m, r, c])
+            return torch.stack(found)
+
+        def field(layer: str = layer, units: Tensor = units, canvases: Tensor = canvases) -> list[Tensor]:
+            pairs = zip(canvases.split(1), units.split(1), strict=True)
+            return [deconvnet.respond(canvas, layer, unit, 224) for canvas, unit in pairs]
+
+        def ours(layer: str = layer, units: Tensor = units, canvases: Tensor = canvases) -> Tensor:
+            return deconvnet.respond(canvases, layer, units, 224)
+
+        worst = float((ours() - image()).abs().max() / image().abs().max())
+        spent = medians(device, max(1, repeats // 2), ours=ours, image=image, field=field)
+        total = {name: total[name] + spent[name] for name in total}
+        each = {"ours": spent["ours"], "theirs": spent["image"]}
+        rows.append(
+            row(f"ablate {layer}", each, len(units), "one image at a time", TARGETS["ablation"], deviation=worst)
+        )
+    for name, against in (("image", "one image at a time"), ("field", "one receptive field at a time")):
+        each = {"ours": total["ours"], "theirs": total[name]}
+        rows.append(row("ablate, all five", each, 180, against, TARGETS["ablation"]))
     return rows
 
 
@@ -216,9 +265,12 @@ def row(name: str, spent: dict[str, float], items: int, against: str, target: fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     benches: dict[str, Callable[[ZFNet, str, int], Iterable[dict]]] = {
-        "forward": bench_forward, "scan": bench_scan, "project": bench_project, "occlusion": bench_occlusion,
+        "forward": bench_forward, "scan": bench_scan, "project": bench_project,
+        "ablation": bench_ablation, "occlusion": bench_occlusion,
     }  # fmt: skip
-    parser.add_argument("what", nargs="*", metavar="forward|scan|project|occlusion", help="all if none is named")
+    parser.add_argument(
+        "what", nargs="*", metavar="forward|scan|project|ablation|occlusion", help="all if none is named"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=5)

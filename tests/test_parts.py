@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zfnet.data.parts import parts_of
+from zfnet.data.parts import objects_in, parts_of
 from zfnet.data.photos import Photos
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing
@@ -104,3 +104,52 @@ def test_the_annotated_dogs(real_data):
     for parts in found.values():
         assert parts["left eye"][1] < parts["right eye"][1]
         assert parts["nose"][0] > min(parts["left eye"][0], parts["right eye"][0])
+
+
+OBJECT = (
+    "<object><name>square</name>"
+    "<bndbox><xmin>61</xmin><ymin>81</ymin><xmax>100</xmax><ymax>120</ymax></bndbox></object>"
+)
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """One photograph, 120 x 200, with a white square from (60, 80) to (100, 120), in VOC's layout."""
+    picture = np.zeros((200, 120, 3), np.uint8)
+    picture[80:120, 60:100] = 255
+    for folder in ("JPEGImages", "Annotations"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(picture).save(tmp_path / "JPEGImages/a.png")
+    (tmp_path / "Annotations/a.xml").write_text(f"<annotation>{OBJECT}</annotation>")
+    return tmp_path
+
+
+@pytest.mark.parametrize("root", ["", "JPEGImages"])
+def test_objects_are_where_voc_says(voc, root):
+    photos = Photos(voc / root, transform=Preprocessing(size=56, resize=60))
+    ((top, left, bottom, right),) = objects_in(photos, 0)
+    white = photos.transform.pixels(photos[0][0])[0] > 0.5
+    assert white[top:bottom, left:right].all() and white.sum() == (bottom - top) * (right - left)
+    assert objects_in(Photos(voc / root), 0) == [(80, 60, 120, 100)]
+
+
+def test_other_data_know_no_objects(photos):
+    assert objects_in(photos, 0) is None and objects_in(Scenes("val", 2, size=48), 0) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "No such file"),
+        ("<annotation>", "no element found|unclosed"),
+        (f"<annotation>{OBJECT.replace('81', 'x')}</annotation>", "'x'"),
+    ],
+)
+def test_annotations_that_cannot_be_read_are_named(voc, text, says):
+    path = voc / "Annotations/a.xml"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=says) as error:
+        objects_in(Photos(voc), 0)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -146,6 +146,44 @@ class TestZFNet:
         patches = deconvnet.project_units(images, layer, units)
         assert_same(patches, images, units, *from_the_image(deconvnet, images, layer, units), 1e-10)
 
+    @pytest.mark.parametrize("layer", ["relu2", "relu5", "relu6"])
+    def test_canvases_in_the_place_of_receptive_fields(self, layer: str) -> None:
+        """Unchanged they give the unit's activation, changed that of the whole image changed there; at borders too."""
+        deconvnet, images = zfnet()
+        shape = deconvnet.record(images[:1], [layer]).activations[layer].shape[2:]
+        places = [(0, 0), (0, shape[1] - 1), (shape[0] - 1, 2), (5, 4)] if shape else [(0, 0)]
+        units = torch.tensor([(n % 2, n + 3, r, c) for n, (r, c) in enumerate(places)], dtype=UNITS)
+        patches = deconvnet.project_units(images, layer, units)
+        torch.testing.assert_close(
+            deconvnet.respond(patches.crops, layer, units, 224), patches.values, rtol=1e-10, atol=0
+        )
+        canvases = patches.crops.flip(2).roll(3, 3)
+        changed = images[units[:, 0]]
+        for image, canvas, (top, left, bottom, right) in zip(changed, canvases, patches.boxes.tolist(), strict=True):
+            inside = image[:, max(top, 0) : bottom, max(left, 0) : right]
+            inside[:] = canvas[:, max(-top, 0) :, max(-left, 0) :][:, : inside.shape[1], : inside.shape[2]]
+        activation = deconvnet.record(changed, [layer]).activations[layer]
+        where = (torch.arange(len(units)), *units[:, 1:].T)[: activation.ndim]
+        found = deconvnet.respond(canvases, layer, units, (224, 224), memory=2**22)
+        torch.testing.assert_close(found, activation[where], rtol=1e-10, atol=1e-12)
+
+    def test_canvases_of_another_size_are_refused(self) -> None:
+        deconvnet, images = zfnet()
+        with pytest.raises(InputError, match=r"1 units of relu2 look at canvases \(1, 3, 27, 27\); got \(1, 3, 9, 9\)"):
+            deconvnet.respond(images[:1, :, :9, :9], "relu2", [[0, 0, 0, 0]], 224)
+        with pytest.raises(InputError, match="no row 26 in relu2: there are 26"):
+            deconvnet.respond(images[:1, :, :27, :27], "relu2", [[0, 0, 26, 0]], 224)
+
+    @pytest.mark.parametrize("collisions", ["add", "overwrite"])
+    def test_a_signal_in_place_of_the_activation(self, collisions: str) -> None:
+        deconvnet, images = Deconvnet(zfnet()[0].model, collisions=collisions), zfnet()[1]
+        units = strongest_maps(deconvnet, images, "relu3", [(0, 0), (6, 6)])
+        one = deconvnet.project_units(images, "relu3", units, signals=torch.tensor([1.0, 3.0]))
+        own = deconvnet.project_units(images, "relu3", units)
+        scale = torch.tensor([1.0, 3.0]) / own.values
+        torch.testing.assert_close(one.pixels, own.pixels * scale[:, None, None, None], rtol=1e-9, atol=1e-12)
+        assert one.values.equal(own.values)
+
     def test_norm_before_pool(self) -> None:
         deconvnet, images = zfnet(norm="before pool")
         units = strongest_maps(deconvnet, images, "relu5", [(0, 0), (0, 12), (12, 5), (6, 6)])

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from zfnet.errors import InputError, unknown
-from zfnet.receptive_field import POINTWISE, WHOLE, WINDOWS, Windows, places_of
+from zfnet.receptive_field import POINTWISE, WHOLE, WINDOWS, Pair, Places, Windows, pair, places_of
 from zfnet.record import LEAVES, Graph, Recording, check_images, check_weights, evaluating, record
 from zfnet.switches import COLLISIONS, unpool
 
@@ -250,6 +250,41 @@ class Patches(NamedTuple):
     values: Tensor  # (M,) the units' activations
 
 
+@dataclass(frozen=True)
+class _Placed:
+    """Units (M, 4: image, map, row, column) of one layer, and what they depend on in images of one size."""
+
+    graph: Graph
+    units: Tensor
+    shapes: dict[fx.Node, torch.Size]
+    places: dict[fx.Node, Places] | None  # None: all of the image
+    boxes: Tensor  # (M, 4) int64
+    size: Pair
+
+    def batches(self, memory: int, alone: bool) -> Iterator[slice]:
+        """As many units at a time as have their largest step in so many numbers: their windows', or whole images'."""
+        if alone and self.places:
+            largest = max(
+                p.size[0] * p.size[1] * (self.shapes[n][1] if len(self.shapes[n]) == 4 else 1)
+                for n, p in self.places.items()
+            )
+        else:
+            largest = max(s.numel() for s in self.shapes.values())
+        count = max(1, memory // largest)
+        yield from (slice(first, first + count) for first in range(0, len(self.units), count))
+
+    def view(self, some: slice) -> Windows | None:
+        _, _, rows, columns = self.units[some].unbind(1)
+        return Windows(self.graph, self.places, self.shapes, rows, columns) if self.places else None
+
+    def where(self, some: slice, activation: Tensor, alone: bool) -> tuple[Tensor, ...]:
+        """The units' places in the activations of their windows, or of whole images."""
+        _, maps, rows, columns = self.units[some].unbind(1)
+        if alone:
+            rows, columns = torch.zeros_like(rows), torch.zeros_like(columns)
+        return (torch.arange(len(maps)), maps, rows, columns)[: activation.ndim]
+
+
 class Deconvnet:
     """The deconvnet paired with a model, which is used in eval mode and left as it was found.
 
@@ -326,62 +361,87 @@ class Deconvnet:
             ((_, _, pixels),) = deque(self._walk(recording, layer, signal), maxlen=1)
         return pixels
 
+    def _placed(self, layer: str, units: Tensor | Sequence[Sequence[int]], images: int, size: Pair) -> _Placed:
+        """Units of a layer, of so many images of that size, with what they depend on."""
+        units = torch.as_tensor(units, dtype=torch.int64).cpu().reshape(-1, 4)
+        node = self.graph.node(layer)
+        shapes = self.graph.shapes(size, node)
+        extents = zip(("image", "map", "row", "column"), (images, *shapes[node][1:], 1, 1), strict=False)
+        for column, (name, extent) in enumerate(extents):
+            bad = units[(units[:, column] < 0) | (units[:, column] >= extent), column]
+            if len(bad):
+                raise InputError(f"no {name} {int(bad[0])} in {layer}: there are {extent}")
+        places = places_of(self.graph, node, shapes)
+        here = places[self.graph.inputs[0]] if places else Places((0, 0), (0, 0), size)
+        corner = torch.tensor(here.start) + torch.tensor(here.stride) * units[:, 2:]
+        return _Placed(
+            self.graph, units, shapes, places, torch.cat([corner, corner + torch.tensor(here.size)], 1), here.size
+        )
+
     def project_units(
-        self, images: Tensor, layer: str, units: Tensor | Sequence[Sequence[int]], *, memory: int = 2**24
+        self,
+        images: Tensor,
+        layer: str,
+        units: Tensor | Sequence[Sequence[int]],
+        *,
+        signals: Tensor | None = None,
+        memory: int = 2**24,
     ) -> Patches:
         """Project single units, each from its own activation, and crop their receptive fields.
 
         images (N, 3, H, W); units (M, 4) int64: image, map, row, column (row and column 0 in fully connected layers).
         A unit depends on its receptive field alone, so only that is run forward and back, many units at a time; the
-        result is that of the whole image.  memory: bytes that the largest step of one batch may take.
+        result is that of the whole image.  signals (M,): what each starts from instead of its activation.
+        memory: bytes that the largest step of one batch may take.
         InputError for units that are not there, images that are too small, and NaN.
         """
-        units = torch.as_tensor(units, dtype=torch.int64).cpu().reshape(-1, 4)
-        graph, node = self.graph, self.graph.node(layer)
         images = check_images(self.model, images)
-        shapes = graph.shapes(tuple(images.shape[-2:]), node)  # type: ignore[arg-type]
-        shape = (*shapes[node][1:], 1, 1)[:3]
-        for column, (name, size) in enumerate(
-            zip(("image", "map", "row", "column"), (len(images), *shape), strict=True)
-        ):
-            bad = units[(units[:, column] < 0) | (units[:, column] >= size), column]
-            if len(bad):
-                raise InputError(f"no {name} {int(bad[0])} in {layer}: there are {size}")
-        places = places_of(graph, node, shapes)
+        placed = self._placed(layer, units, len(images), tuple(images.shape[-2:]))  # type: ignore[arg-type]
+        units = placed.units
         # a pooling window beyond the crop sends zero, which adds nothing, but overwrites what another sends
-        alone = places is not None and self.options.collisions == "add"
-        if places:
-            largest = max(
-                p.size[0] * p.size[1] * (shapes[n][1] if len(shapes[n]) == 4 else 1) for n, p in places.items()
-            )
-            here = places[graph.inputs[0]]
-            start, stride, size = torch.tensor(here.start), torch.tensor(here.stride), torch.tensor(here.size)
-        else:
-            start = stride = torch.tensor((0, 0))
-            size = torch.tensor(images.shape[-2:])
-        if not alone:
-            largest = max(s.numel() for s in shapes.values())
-        corner = start + stride * units[:, 2:]
-        boxes = torch.cat([corner, corner + size], 1)
-        crops, pixels = (images.new_zeros(len(units), 3, *size.tolist()) for _ in range(2))
+        alone = placed.places is not None and self.options.collisions == "add"
+        crops, pixels = (images.new_zeros(len(units), 3, *placed.size) for _ in range(2))
         values = images.new_zeros(len(units))
-        count = max(1, memory // (largest * images.element_size()))
         with evaluating(self.model):
-            for first in range(0, len(units), count):
-                some = slice(first, first + count)
-                image, maps, rows, columns = units[some].unbind(1)
-                view = Windows(graph, places, shapes, rows, columns) if places else None
+            for some in placed.batches(memory // images.element_size(), alone):
+                image, view = units[some, 0], placed.view(some)
                 crops[some] = view.cut(images, image.tolist()) if view else images[image.to(images.device)]
-                if alone:
-                    part, rows, columns = crops[some], torch.zeros_like(rows), torch.zeros_like(columns)
-                else:
-                    part = images[image.to(images.device)]
-                recording = record(graph, part, [layer], self._needs, view if alone else None)
+                part = crops[some] if alone else images[image.to(images.device)]
+                recording = record(self.graph, part, [layer], self._needs, view if alone else None)
                 activation = recording.activations[layer]
-                where = (torch.arange(len(maps)), maps, rows, columns)[: activation.ndim]
+                where = placed.where(some, activation, alone)
                 values[some] = activation[where]
                 signal = torch.zeros_like(activation)
-                signal[where] = values[some]
+                signal[where] = values[some] if signals is None else signals[some].to(activation)
                 projection = self.project(recording, layer, signal)
-                pixels[some] = view.cut(projection, range(len(maps))) if view and not alone else projection
-        return Patches(crops, pixels, boxes.to(images.device), values)
+                pixels[some] = view.cut(projection, range(len(image))) if view and not alone else projection
+        return Patches(crops, pixels, placed.boxes.to(images.device), values)
+
+    def respond(
+        self,
+        canvases: Tensor,
+        layer: str,
+        units: Tensor | Sequence[Sequence[int]],
+        image_size: int | Pair,
+        *,
+        memory: int = 2**24,
+    ) -> Tensor:
+        """The activations (M,) of units whose receptive fields hold canvases (M, 3, S, S), in images of `image_size`.
+
+        units (M, 4) as in `project_units`, of which a canvas may be a crop; from which image they come counts for
+        nothing.  Where a canvas leaves the image the network pads, whatever the canvas holds there.
+        InputError for canvases of another size than the receptive field, units that are not there, and NaN.
+        """
+        canvases = check_images(self.model, canvases)
+        units = torch.as_tensor(units, dtype=torch.int64).reshape(-1, 4) * torch.tensor((0, 1, 1, 1))
+        placed = self._placed(layer, units, 1, pair(image_size))
+        if canvases.shape != (len(placed.units), 3, *placed.size):
+            wanted = f"{len(placed.units)} units of {layer} look at canvases {(len(placed.units), 3, *placed.size)}"
+            raise InputError(f"{wanted}; got {tuple(canvases.shape)}")
+        values = canvases.new_zeros(len(canvases))
+        with evaluating(self.model):
+            for some in placed.batches(memory // canvases.element_size(), True):
+                recording = record(self.graph, canvases[some], [layer], lambda node: False, placed.view(some))
+                activation = recording.activations[layer]
+                values[some] = activation[placed.where(some, activation, placed.places is not None)]
+        return values

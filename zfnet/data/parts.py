@@ -2,7 +2,8 @@
 
 A box is top, left, bottom, right in pixels of the network's image, ends exclusive.  Rendered scenes know theirs; those
 of photographs come from a CSV file with the columns file, part, x, y, side: the centre of a square in pixels of the
-upright photograph, from its top left corner, x to the right and y down.  Left and right are the viewer's.
+upright photograph, from its top left corner, x to the right and y down.  Left and right are the viewer's.  Whole
+objects are where PASCAL VOC's annotations say.
 """
 
 import csv
@@ -11,11 +12,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+from zfnet.data.folders import Folder
 from zfnet.data.photos import Photos
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing
-from zfnet.errors import InputError, unknown
+from zfnet.errors import InputError, first_line, unknown
 
 Box = tuple[int, int, int, int]
 COLUMNS = ("file", "part", "x", "y", "side")
@@ -41,6 +44,29 @@ def parts_of(
         if all(_words(name) in boxes for name in names):
             chosen[item] = {name: _seen(data, item, size, name, boxes[_words(name)]) for name in names}
     return chosen
+
+
+def objects_in(data: Any, item: int) -> list[Box] | None:
+    """The boxes of the objects in an item, which may reach beyond the image; None where the dataset knows none.
+
+    Known are those of photographs in PASCAL VOC's layout: JPEGImages/x.jpg, and Annotations/x.xml beside it, whose
+    pixels count from 1 and ends are inclusive.  InputError if there is no such file, or it cannot be read.
+    """
+    path = data.root / data.file(item) if isinstance(data, Photos) else Path()
+    if path.parent.name != "JPEGImages":
+        return None
+    name, ends = f"{path.stem}.xml", ("ymin", "xmin", "ymax", "xmax")
+    folder = Folder(path.parent.parent / "Annotations")
+    try:
+        boxes = ElementTree.fromstring(folder.read(name)).iterfind("object/bndbox")
+        found = [[float(box.findtext(end) or "") for end in ends] for box in boxes]
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        raise InputError(
+            f"cannot read {folder.path / name}: {getattr(error, 'strerror', None) or first_line(error)}"
+        ) from None
+    width, height = data.image(item).size
+    seen = data.transform.box if isinstance(data.transform, Preprocessing) else lambda box, *_: tuple(map(round, box))
+    return [seen((top - 1, left - 1, bottom, right), width, height) for top, left, bottom, right in found]
 
 
 def _words(name: str) -> frozenset[str]:

@@ -1,0 +1,684 @@
+"""Deconvolution or cropping?  What the paper leaves to the eye in its Figure 2, projections beside crops, in numbers.
+
+The same feature maps and the same strongest activations of each are shown as the crop of the receptive field, as the
+projection, and as the crop masked by the projection's strongest pixels; as gradient and guided back-propagation in
+place of the deconvnet; and as baselines that need no network: a crop shrunk about its centre, masks at the centre and
+at random, an edge detector.  `zfnet.faithfulness` defines what is measured.  A difference counts where its interval,
+by drawing units and images again, leaves out 0.
+
+What to look for: whether the masked crop leaves more of the activation than the shrunk crop and the random mask, layer
+by layer: only then does the projection say where in its receptive field a unit looks.  Whether the projection tells
+units apart better than the crop.  And whether it changes when the weights do: a picture that does not tells of the
+image, not of the network.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from experiments.models import build
+from experiments.panels import DPI, chosen
+from experiments.results import Provenance, results, table, write_result
+from zfnet import Deconvnet, InputError, TopActivations, scan
+from zfnet.data.parts import objects_in
+from zfnet.data.transforms import Preprocessing
+from zfnet.deconvnet import Patches
+from zfnet.errors import unknown
+from zfnet.faithfulness import (
+    FILLS,
+    PICTURES,
+    WEIGHTS,
+    Bootstrap,
+    area,
+    check_shares,
+    cosine,
+    curve,
+    energy_inside,
+    ground,
+    match,
+    points_inside,
+    ranks,
+    shuffled,
+    similarity,
+    strongest,
+)
+from zfnet.files import write_atomically
+from zfnet.record import activations, graph_of
+from zfnet.render import GREY, outside, resized, signed_image
+
+SHARES = (0, 1, 2, 5, 10, 20, 35, 50, 75, 100)  # percent of the pixels
+SIGNALS: dict[str, dict[str, Any]] = {  # of which the others are what they are called with the norm's gradient
+    "projection": {},
+    "gradient": {"rectify": "gradient", "norm": "gradient"},
+    "guided": {"rectify": "guided", "norm": "gradient"},
+}
+CHOICES: dict[str, dict[str, Any]] = {  # of this reproduction, and what else could have been chosen
+    "windows overwrite": {"collisions": "overwrite"},
+    "windows: max": {"collisions": "max"},
+    "norm differentiated": {"norm": "gradient"},
+    "not rectified": {"rectify": "none"},
+    "switches of another image": {},
+    "signal 1": {},  # in place of the activation
+}
+SHOWN = ("crop", "projection", "masked crop")
+BASELINES = ("shrunk crop", "centre", "random", "edges")
+PAIRS = [
+    ("projection", "crop"), ("masked crop", "crop"), ("masked crop", "projection"),
+    *(("masked crop", other) for other in BASELINES[1:]),
+    ("masked crop", "masked by gradient"), ("masked crop", "masked by guided"),
+    ("projection", "gradient"), ("projection", "guided"),
+]  # fmt: skip
+MEASURES = {  # all are larger where a picture is better
+    "sufficiency": "activation left when the strongest pixels are kept",
+    "necessity": "activation lost when they are removed from the crop",
+    "pixels": "units told apart by pixels",
+    "network": "units told apart by a second network",
+    "energy on object": "share of what is shown that is on the object",
+    "points at object": "the strongest pixel is on the object",
+    "energy on parts": "share of what is shown that is on parts of the object",
+    "points at parts": "the strongest pixel is on a part",
+}
+JUDGED = ("features.4.cat", "features.8.cat", "features.12.cat")  # layers of the second network
+THUMBNAIL, JUDGED_SIDE = 16, 64  # pixels, to which pictures are resized to be told apart
+STYLES: dict[str, dict[str, Any]] = {
+    "crop": {"color": "C7", "lw": 2}, "projection": {"color": "C0", "lw": 2}, "masked crop": {"color": "C3", "lw": 2},
+    "gradient": {"color": "C2", "ls": ":"}, "masked by gradient": {"color": "C2"},
+    "guided": {"color": "C1", "ls": ":"}, "masked by guided": {"color": "C1"},
+    "shrunk crop": {"color": "C7", "ls": ":"}, "centre": {"color": "C4"}, "random": {"color": "0.6", "ls": "--"},
+    "edges": {"color": "C5"},
+}  # fmt: skip
+
+
+def main(
+    model: nn.Module,
+    data: Any,
+    out: str | Path,
+    *,
+    layers: Sequence[str] = ("relu1", "relu2", "relu3", "relu4", "relu5"),
+    maps: int = 16,
+    k: int = 9,
+    shares: Sequence[float] = SHARES,
+    fill: str = "grey",
+    judge: str | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+    batch_size: int = 64,
+    workers: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure every picture of `maps` maps of each layer, drawn by seed; return what result.json holds.
+
+    k: of a map's strongest activations; all images, if there are fewer.  shares: percent of the pixels that are kept or
+    removed.  fill: what stands in their place, "grey" (the mean colour), "blur" or "noise".
+    judge: weights of torchvision's SqueezeNet v1.0, the second network by which units are told apart; None: untrained,
+    so that it knows neither these images nor these units.  draws: of the bootstrap.
+    A run that was stopped goes on after the last layer that was done.
+    """
+    provenance = Provenance(model, seed=seed)
+    layers = [layers] if isinstance(layers, str) else list(layers)
+    shares = check_shares(shares)
+    if fill not in FILLS:
+        raise unknown("fill", fill, FILLS)
+    for name, value, least in (("maps", maps, 1), ("k", k, 1), ("draws", draws, 100)):
+        if value < least:
+            raise InputError(f"{name} is {value}; give {least} or more")
+    k = min(k, len(data))
+    network = build(torchvision.models.squeezenet1_0, weights=judge, preprocessing=Preprocessing())
+    network.to(next(model.parameters()).device)
+    deconvnet = Deconvnet(model)
+    for layer in layers:
+        deconvnet.graph.node(layer)
+    states = [Path(out) / name for name in ("scan.partial", "ablation.partial")]
+    tops = scan(
+        deconvnet.graph, data, layers, k, batch_size=batch_size, workers=workers, state=states[0], keep_state=True,
+        progress=progress,
+    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "model": type(model).__name__, "layers": layers, "maps": maps, "k": k, "shares": shares, "fill": fill,
+        "judge": "untrained" if judge is None else Path(judge).name, "draws": draws, "seed": seed,
+        "dataset": type(data).__name__, "images": tops.images,
+    }  # fmt: skip
+    drawn = {layer: chosen(layer, tops[layer], maps, "random", torch.Generator().manual_seed(seed)) for layer in layers}
+    if not any(drawn.values()):
+        states[0].unlink(missing_ok=True)
+        raise InputError(f"no feature map of {', '.join(layers)} is ever above 0 on these {tops.images} images")
+    found = repr((settings, [[column.tolist() for column in tops[layer]] for layer in layers]))
+    key = hashlib.blake2b(found.encode()).hexdigest()
+    done = _kept(states[1], key)
+    preprocessing = Preprocessing.of(model)
+    for n, layer in enumerate(layers):
+        if drawn[layer] and layer not in done:
+            sample = Sample.of(
+                deconvnet, data, layer, tops[layer], drawn[layer], draws=draws, seed=seed, progress=progress
+            )
+            done[layer] = measured(sample, layers[:n], shares, fill, data, network, preprocessing)
+            write_atomically(states[1], json.dumps({"key": key, "layers": done}).encode())
+    done = {layer: done[layer] for layer in layers if layer in done}
+    counts = {
+        layer: {
+            "maps": len(top.value), "dead": int((~(top.value[:, 0] > 0)).sum()), "drawn": len(drawn[layer]),
+            "fewer than k": int(((top.value[drawn[layer]] > 0).sum(1) < k).sum()),
+        }
+        for layer, top in tops.items()
+    }  # fmt: skip
+    ours = {
+        "layers": done, "counts": counts, "classes": _classes(deconvnet, data, seed, draws),
+        "images": tops.images, "broken_images": tops.broken,
+    }  # fmt: skip
+    with results(out) as folder:
+        figure = draw(done, shares, settings)
+        figure.savefig(folder / "figure.png", dpi=DPI)
+        figure.savefig(folder / "figure.pdf")
+        words = tables(done)
+        (folder / "table.md").write_text(words + "\n", encoding="utf-8")
+        (folder / "report.md").write_text(report(ours, settings) + "\n", encoding="utf-8")
+        result = write_result(folder, "ablation", dict.fromkeys(ours), ours, settings, provenance)
+    for state in states:
+        state.unlink(missing_ok=True)
+    print(words)
+    return result
+
+
+def _kept(path: Path, key: str) -> dict[str, Any]:
+    """The layers that were done before this run was stopped; none, if it was another one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return dict(found["layers"]) if found["key"] == key else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+# ---- one layer -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Sample:
+    """The strongest activations of some maps of one layer, M in all, with what is drawn by seed for them."""
+
+    deconvnet: Deconvnet
+    layer: str
+    images: Tensor
+    items: list[int]  # (M,): which image of the data each is of
+    units: Tensor  # (M, 4), as in `project_units`
+    patches: Patches
+    inside: Tensor  # (M, S, S) bool: which pixels are in the image
+    bootstrap: Bootstrap
+    seed: int
+    progress: bool
+
+    @classmethod
+    def of(
+        cls, deconvnet: Deconvnet, data: Any, layer: str, top: TopActivations, maps: Sequence[int], *, draws: int,
+        seed: int, progress: bool,
+    ) -> "Sample":  # fmt: skip
+        where = [(m, n) for m in maps for n in range(top.value.shape[1]) if top.value[m, n] > 0]
+        rows, columns = (torch.tensor(each) for each in zip(*where, strict=True))
+        items, place = top.image[rows, columns].unique(return_inverse=True)
+        images = torch.stack([data[int(i)][0] for i in items])
+        units = torch.stack([place, rows, top.row[rows, columns], top.column[rows, columns]], 1)
+        patches = deconvnet.project_units(images, layer, units)
+        beyond = outside(patches.boxes, images.shape[-2:], patches.crops.shape[-2:])[:, 0]  # type: ignore[arg-type]
+        bootstrap = Bootstrap(rows, place, torch.Generator().manual_seed(seed), draws)
+        return cls(deconvnet, layer, images, items[place].tolist(), units, patches, ~beyond, bootstrap, seed, progress)
+
+    @property
+    def random(self) -> torch.Generator:
+        """The same numbers again and again: so weights that are equal in two pictures are drawn alike in both."""
+        return torch.Generator().manual_seed(self.seed)
+
+    @cached_property
+    def signals(self) -> dict[str, Tensor]:
+        """(M, 3, S, S) by name."""
+        others = {name: self.projected(**rules).pixels for name, rules in SIGNALS.items() if rules}
+        return {"projection": self.patches.pixels} | others
+
+    def projected(self, *, of: nn.Module | None = None, units: Tensor | None = None, **options: Any) -> Patches:
+        """From 1 for every unit: it differs in scale alone, and is not zero where a unit does not fire."""
+        units = self.units if units is None else units
+        deconvnet = Deconvnet(of or self.deconvnet.model, **options)
+        return deconvnet.project_units(self.images, self.layer, units, signals=torch.ones(len(units)))
+
+    def ranks(self, weight: str, signals: Mapping[str, Tensor]) -> Tensor:
+        return ranks(weight, self.patches.crops, signals, self.inside, self.random)
+
+    def bar(self, steps: Iterable[Any], what: str) -> Iterable[Any]:
+        return tqdm(list(steps), desc=f"{self.layer}, {what}", unit=" steps", disable=not self.progress)
+
+    def estimate(self, values: Tensor) -> list[float] | None:
+        found = self.bootstrap(values)
+        return list(found) if found else None
+
+    @cached_property
+    def following(self) -> Tensor:
+        """For each picture the next one of its map, the first for the last; itself where a map has but one."""
+        maps, following = self.units[:, 1], torch.arange(len(self.units))
+        for m in maps.unique():
+            mine = (maps == m).nonzero().flatten()
+            following[mine] = mine.roll(-1)
+        return following
+
+    def of_others(self, values: Tensor) -> Tensor:
+        """Without those that a map's only picture has in comparison with itself."""
+        return torch.where(self.following == torch.arange(len(values)), torch.nan, values.cpu())
+
+
+class Curves:
+    """What is left of a sample's activations, by the content and the ranks of pixels."""
+
+    def __init__(self, sample: Sample, shares: Sequence[float], fill: str):
+        self.sample, self.shares = sample, shares
+        self.ground = ground(sample.patches.crops, sample.inside, fill, sample.random)
+
+    def __call__(self, content: Tensor, rank: Tensor, *, keep: bool) -> Tensor:
+        sample = self.sample
+
+        def respond(canvases: Tensor) -> Tensor:
+            size = sample.images.shape[-2:]
+            return sample.deconvnet.respond(canvases, sample.layer, sample.units, size)  # type: ignore[arg-type]
+
+        values = sample.patches.values
+        found = curve(respond, values, content, self.ground, rank, sample.inside, self.shares, keep=keep)
+        return found.double().cpu()
+
+
+def compared(
+    sample: Sample, curves: Curves, data: Any, judge: nn.Module, preprocessing: Preprocessing
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], float]:
+    """Every measure (M,) of every picture, its mean curves, and by chance how many pictures are told apart."""
+    crops, inside, whose = sample.patches.crops, sample.inside, sample.units[:, 1]
+    rank = {weight: sample.ranks(weight, sample.signals) for weight in (*WEIGHTS, *SIGNALS)}
+    content = {"crop": crops} | {name: _displayed(each, preprocessing) for name, each in sample.signals.items()}
+    pairs = dict.fromkeys((picture.content, picture.weight) for picture in PICTURES.values())
+    kept = {(c, w): curves(content[c], rank[w], keep=True) for c, w in sample.bar(pairs, "keep")}
+    removed = {w: curves(crops, rank[w], keep=False) for w in sample.bar(rank, "remove")}
+    truth = _truth(data, sample)
+    measures: dict[str, dict[str, Tensor]] = {}
+    means: dict[str, Any] = {}
+    for name, (what, weight, share) in PICTURES.items():
+        mask = strongest(rank[weight], inside, share)
+        shown = torch.where(mask[:, None], content[what], 0.0)
+        of = measures[name] = {"sufficiency": area(kept[what, weight], curves.shares)}
+        means[name] = {"kept": kept[what, weight].mean(0).tolist()}
+        if what == "crop":  # what a signal's pixels are worth is asked of the crop
+            of["necessity"] = 1 - area(removed[weight], curves.shares)
+            means[name]["removed"] = removed[weight].mean(0).tolist()
+        of["pixels"], chance = match(resized(shown, (THUMBNAIL, THUMBNAIL)).flatten(1).cpu(), whose)
+        of["network"], _ = match(_judged(judge, preprocessing, shown).cpu(), whose)
+        energy = mask.to(crops) if what == "crop" else shown.square().sum(1)
+        for kind, there in truth.items():
+            there = there.to(inside.device)
+            partly = (there & inside).any(2).any(1) & (inside & ~there).any(2).any(1)  # else no picture can be wrong
+            of[f"energy on {kind}"] = torch.where(partly, energy_inside(energy, there), torch.nan)
+            of[f"points at {kind}"] = torch.where(partly, points_inside(rank[weight], there), torch.nan)
+    return measures, means, chance
+
+
+def likeness(sample: Sample, below: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How like each signal is what it should not be like: by shuffled weights, from the top down to `below` in turn,
+    of another map at the same place, of the same map in another image; and the edges of the crop."""
+    units, maps = sample.units, sample.units[:, 1].unique()
+    other = units.clone()
+    other[:, 1] = maps.roll(1)[torch.searchsorted(maps, units[:, 1].contiguous())]
+    edges = WEIGHTS["edges"](sample.patches.crops, sample.inside, sample.random).sqrt()[:, None]
+    found: dict[str, dict[str, Any]] = {}
+    for name, rules in sample.bar(SIGNALS.items(), "shuffle"):
+        pictures = {}
+        for end in (*reversed(below), None):
+            twin = shuffled(sample.deconvnet.graph, sample.layer, end, sample.random)
+            pictures[f"shuffled above {end}" if end else "all shuffled"] = sample.projected(of=twin, **rules).pixels
+        pictures["edges of the crop"] = edges
+        pictures["another map, same place"] = sample.projected(units=other, **rules).pixels
+        pictures["same map, another image"] = sample.signals[name][sample.following]
+        values = {what: similarity(sample.signals[name], each, sample.inside) for what, each in pictures.items()}
+        values["same map, another image"] = sample.of_others(values["same map, another image"])
+        if len(maps) == 1:
+            del values["another map, same place"]
+        found[name] = {what: sample.estimate(each) for what, each in values.items()}
+    return found
+
+
+def otherwise(sample: Sample, curves: Curves, default: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """What other choices change: the cosine with the projection, and what the masked crop gains on `default`."""
+    found = {}
+    for name, options in sample.bar(CHOICES.items(), "choices"):
+        if name == "switches of another image":  # which are all that a projection knows of its image
+            pixels = sample.signals["projection"][sample.following]
+        else:
+            pixels = sample.projected(**options).pixels
+        order = sample.ranks("other", {"other": pixels})
+        values = {
+            "cosine": cosine(sample.patches.pixels, pixels),
+            "sufficiency": area(curves(sample.patches.crops, order, keep=True), curves.shares) - default["sufficiency"],
+            "necessity": 1
+            - area(curves(sample.patches.crops, order, keep=False), curves.shares)
+            - default["necessity"],
+        }
+        if name == "switches of another image":
+            values = {what: sample.of_others(each) for what, each in values.items()}
+        found[name] = {what: sample.estimate(each) for what, each in values.items()}
+    return found
+
+
+def measured(
+    sample: Sample, below: Sequence[str], shares: Sequence[float], fill: str, data: Any, judge: nn.Module,
+    preprocessing: Preprocessing,
+) -> dict[str, Any]:  # fmt: skip
+    """All numbers of one layer; an estimate is mean, low, high, and how many values it comes from."""
+    curves = Curves(sample, shares, fill)
+    measures, means, chance = compared(sample, curves, data, judge, preprocessing)
+    return {
+        "size": list(sample.inside.shape[1:]), "maps": sample.units[:, 1].unique().tolist(), "units": len(sample.units),
+        "chance": chance, "curves": means,
+        "measures": {name: {m: sample.estimate(v) for m, v in of.items()} for name, of in measures.items()},
+        "differences": {
+            f"{a} - {b}": {
+                m: sample.estimate(measures[a][m] - measures[b][m])
+                for m in MEASURES
+                if m in measures[a] and m in measures[b]
+            }
+            for a, b in PAIRS
+        },
+        "likeness": likeness(sample, below),
+        "choices": otherwise(sample, curves, measures["masked crop"]),
+    }  # fmt: skip
+
+
+def _truth(data: Any, sample: Sample) -> dict[str, Tensor]:
+    """Where objects, and their parts, are in receptive fields: (M, S, S), bool; nothing where the data do not know."""
+    planes = {i: _known(data, i, sample.images.shape[-2:]) for i in set(sample.items)}
+    pairs = list(zip(sample.items, sample.patches.boxes.tolist(), strict=True))
+    return {kind: torch.stack([_cut(planes[i][kind], box) for i, box in pairs]) for kind in planes[sample.items[0]]}
+
+
+def _known(data: Any, item: int, size: Sequence[int]) -> dict[str, Tensor]:
+    """Where the object, and its parts, are in an image: (H, W), bool."""
+    if hasattr(data, "scene"):
+        scene = data.scene(item)
+        return {"object": torch.as_tensor(scene.mask), "parts": _filled(scene.parts.values(), size)}
+    boxes = objects_in(data, item)
+    return {} if boxes is None else {"object": _filled(boxes, size)}
+
+
+def _filled(boxes: Iterable[Sequence[int]], size: Sequence[int]) -> Tensor:
+    plane = torch.zeros(*size, dtype=torch.bool)
+    for top, left, bottom, right in boxes:
+        plane[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = True
+    return plane
+
+
+def _cut(plane: Tensor, box: Sequence[int]) -> Tensor:
+    """What a box (top, left, bottom, right) holds of a plane (H, W), False where it leaves it."""
+    rows, columns = torch.arange(box[0], box[2])[:, None], torch.arange(box[1], box[3])[None]
+    there = (rows >= 0) & (rows < plane.shape[0]) & (columns >= 0) & (columns < plane.shape[1])
+    return plane[rows.clamp(0, plane.shape[0] - 1), columns.clamp(0, plane.shape[1] - 1)] & there
+
+
+def _displayed(signals: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Signals as the network sees the pictures that figures show of them, but that their zero is its mean colour."""
+    picture, grey = signed_image(preprocessing.rgb(signals)), torch.full_like(signals, GREY)
+    return preprocessing.normalise(picture) - preprocessing.normalise(grey)
+
+
+def _judged(judge: nn.Module, preprocessing: Preprocessing, pictures: Tensor) -> Tensor:
+    """What the second network makes of pictures, resized: the mean of each map of three layers, (M, D)."""
+    own: Preprocessing = judge.preprocessing  # type: ignore[assignment]
+    small = resized(pictures, (JUDGED_SIDE, JUDGED_SIDE))
+    found = activations(graph_of(judge), own.normalise(preprocessing.pixels(small)), JUDGED)
+    return torch.cat([found[layer].mean((2, 3)) for layer in JUDGED], 1)
+
+
+def _classes(deconvnet: Deconvnet, data: Any, seed: int, draws: int, count: int = 16) -> dict[str, Any] | None:
+    """How alike the pictures of the likeliest class and of another one are, on the same image; None without classes."""
+    graph, random = deconvnet.graph, torch.Generator().manual_seed(seed)
+    last = graph.names[graph.nodes[-1]]
+    items = torch.randperm(len(data), generator=random)[:count].tolist()
+    images = torch.stack([data[i][0] for i in items])
+    scores = activations(graph, images, [last])[last]
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        return None
+    first = scores.argmax(1).cpu()
+    second = (first + torch.randint(1, scores.shape[1], first.shape, generator=random)) % scores.shape[1]
+    place = torch.arange(len(items))
+    bootstrap, everywhere = Bootstrap(place, place, random, draws), torch.ones(len(items), *images.shape[2:]).bool()
+    found: dict[str, Any] = {}
+    for name, rules in SIGNALS.items():
+        units = (torch.stack([place, of, 0 * place, 0 * place], 1) for of in (first, second))
+        one, other = (
+            Deconvnet(deconvnet.model, **rules).project_units(images, last, each, signals=torch.ones(len(each))).pixels
+            for each in units
+        )
+        estimate = bootstrap(similarity(one, other, everywhere))
+        found[name] = list(estimate) if estimate else None
+    return found
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def _cell(estimate: Sequence[float] | None, sign: str = "") -> str:
+    return "-" if estimate is None else "{:{s}.2f} ({:{s}.2f} to {:{s}.2f})".format(*estimate[:3], s=sign)
+
+
+def tables(layers: Mapping[str, Any]) -> str:
+    """Every number with its interval, as four tables."""
+    there = [m for m in MEASURES if any(of.get(m) for n in layers.values() for of in n["measures"].values())]
+    parts = [
+        "Means over units, with 95 % intervals; larger is better.\n\n"
+        + table(
+            ["layer", "picture", *there],
+            [[layer, p, *(_cell(of.get(m)) for m in there)]
+             for layer, n in layers.items() for p, of in n["measures"].items()],
+        ),
+        "Paired differences: of the same units and images.\n\n"
+        + table(
+            ["layer", "difference", *there],
+            [[layer, p, *(_cell(of.get(m), "+") for m in there)]
+             for layer, n in layers.items() for p, of in n["differences"].items()],
+        ),
+        "The reproduction's own choices: cosine with its projection, and what the masked crop gains by them.\n\n"
+        + table(
+            ["layer", "choice", "cosine", "sufficiency", "necessity"],
+            [[layer, c, _cell(of["cosine"]), _cell(of["sufficiency"], "+"), _cell(of["necessity"], "+")]
+             for layer, n in layers.items() for c, of in n["choices"].items()],
+        ),
+        "How like the picture is another, by the rank correlation of their energies.\n\n"
+        + table(
+            ["layer", "other", *SIGNALS],
+            [[layer, what, *(_cell(n["likeness"][s].get(what)) for s in SIGNALS)]
+             for layer, n in layers.items() for what in n["likeness"]["projection"]],
+        ),
+    ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def clear(estimate: Sequence[float] | None) -> int:
+    """1 or -1 where an interval, to three digits, lies wholly on one side of 0, else 0."""
+    return 0 if estimate is None else int(round(estimate[1], 3) > 0) - int(round(estimate[2], 3) < 0)
+
+
+def winner(numbers: Mapping[str, Any], measure: str) -> tuple[str, list[str]]:
+    """Which of the shown pictures is better than all others that have this measure, or ""; and how they differ."""
+    there = [name for name in SHOWN if numbers["measures"][name].get(measure)]
+    wins, words = dict.fromkeys(there, 0), []
+    for pair in PAIRS[: len(SHOWN)]:
+        found = numbers["differences"]["{} - {}".format(*pair)].get(measure)
+        if found and set(pair) <= set(there):
+            side = clear(found)
+            if side:
+                wins[pair[0 if side > 0 else 1]] += 1
+            words.append("{} minus {} {}".format(*pair, _cell(found, "+")))
+    best = max(wins, key=lambda name: wins[name], default="")
+    return (best if best and wins[best] == len(there) - 1 > 0 else ""), words
+
+
+def report(ours: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """One page, whose sentences are made from the numbers."""
+    layers, counts = ours["layers"], ours["counts"]
+    units = sum(n["units"] for n in layers.values())
+    lines = [
+        "# Deconvolution or cropping?",
+        f"{settings['model']}, {ours['images']:,} images ({settings['dataset']}): the {settings['k']} strongest "
+        f"activations of {sum(c['drawn'] for c in counts.values())} feature maps in {len(layers)} layers, {units} "
+        f"units, drawn by seed {settings['seed']}.  Removed pixels become {settings['fill']}.  Intervals are of 95 %, "
+        f"from {settings['draws']:,} draws of units and images; what is not clear of 0 is not counted as a difference.",
+    ]
+    remarks = [
+        f"{layer}: {c['dead']} of {c['maps']} maps never fire, and are left out"
+        for layer, c in counts.items()
+        if c["dead"]
+    ]
+    remarks += [
+        f"{layer}: {c['fewer than k']} of the {c['drawn']} maps drawn are above 0 on fewer than {settings['k']} images"
+        for layer, c in counts.items()
+        if c["fewer than k"]
+    ]
+    if settings["k"] < 9:
+        remarks.append(f"{settings['k']} images of each map, not the paper's nine")
+    if ours["broken_images"]:
+        remarks.append(f"{len(ours['broken_images'])} images could not be read")
+    lines.append("; ".join(remarks) + "." if remarks else "No map was left out.")
+    lines.append("## Which of crop, projection and masked crop?")
+    chances = [f"{layer} {n['chance']:.2f}" for layer, n in layers.items()]
+    lines.append(
+        "A crop has no order of its own: its pixels are kept from its centre outwards.  The masked crop keeps them "
+        "where the projection is strongest.  The projection itself is shown to the network at a figure's contrast, "
+        "and may excite the unit more than the crop does: then more than 1 is left.  Every second picture of a map is "
+        f"known, and the others are to be told apart: by chance {', '.join(chances)}.  The second network is "
+        f"SqueezeNet ({settings['judge']})."
+    )
+    for measure, meaning in MEASURES.items():
+        having = {layer: n for layer, n in layers.items() if any(of.get(measure) for of in n["measures"].values())}
+        if not having:
+            continue
+        said = []
+        for layer, numbers in having.items():
+            best, words = winner(numbers, measure)
+            said.append(f"- {layer}: {f'the {best} wins' if best else 'no winner'} ({'; '.join(words)})")
+        lines.append(f"**{measure.capitalize()}** ({meaning}).\n\n" + "\n".join(said))
+    lines.append("## Against gradients and baselines")
+    lines += [_versus(layers, measure) for measure in ("sufficiency", "necessity")]
+    lines.append("## Does it only recover the image?")
+    lines += _sanity(layers, ours["classes"])
+    lines.append("## Do this reproduction's choices matter?")
+    lines.append("\n".join(_choice(layers, name) for name in CHOICES))
+    return "\n\n".join(lines)
+
+
+def _effect(signs: Mapping[str, int]) -> str:
+    """In which layers something is clearly better, and worse."""
+    said = []
+    for word, side in (("better", 1), ("worse", -1)):
+        layers = [layer for layer, sign in signs.items() if sign == side]
+        if layers:
+            said.append(f"{word} in {'every layer' if len(layers) == len(signs) else ', '.join(layers)}")
+    return "; ".join(said) or "no difference shown"
+
+
+def _versus(layers: Mapping[str, Any], measure: str) -> str:
+    said = []
+    for one, other in PAIRS[1:2] + PAIRS[len(SHOWN) : -2]:
+        signs = {layer: clear(n["differences"][f"{one} - {other}"].get(measure)) for layer, n in layers.items()}
+        said.append(f"- {'shrunk crop' if other == 'crop' else other}: {_effect(signs)}")
+    return f"By {measure} the crop masked by the projection is, against\n\n" + "\n".join(said)
+
+
+def _sanity(layers: Mapping[str, Any], classes: Mapping[str, Any] | None) -> list[str]:
+    said = []
+    for what in ("all shuffled", "another map, same place", "same map, another image", "edges of the crop"):
+        rows = [f"{layer} {_cell(n['likeness']['projection'].get(what))}" for layer, n in layers.items()]
+        said.append(f"- {what}: {', '.join(rows)}")
+    words = ["How like the projection (rank correlation of energies) is\n\n" + "\n".join(said)]
+    if classes:
+        each = ", ".join(f"{name} {_cell(found)}" for name, found in classes.items())
+        words.append(f"Pictures of the likeliest class and of another one, on the same image: {each}.")
+    return words
+
+
+def _choice(layers: Mapping[str, Any], name: str) -> str:
+    rows = {layer: n["choices"][name] for layer, n in layers.items()}
+    cosines = ", ".join(
+        f"{layer} {of['cosine'][0]:.2f}" if of["cosine"] else f"{layer} -" for layer, of in rows.items()
+    )
+    effects = [
+        f"{measure} {_effect({layer: clear(of[measure]) for layer, of in rows.items()})}"
+        for measure in ("sufficiency", "necessity")
+    ]
+    return f"- {name}: cosine with the projection {cosines}; {', '.join(effects)}"
+
+
+# ---- the figure ------------------------------------------------------------------------------------------------------
+
+
+def draw(layers: Mapping[str, Any], shares: Sequence[float], settings: Mapping[str, Any]) -> Figure:
+    """Rows: activation left when pixels are kept, when they are removed; then each measure by layer, with intervals."""
+    there = [m for m in MEASURES if any(of.get(m) for n in layers.values() for of in n["measures"].values())]
+    columns = max(len(layers), 4)
+    rows = 2 + -(-(len(there) + 2) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.3 * rows + 0.9), facecolor="white")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for line, (key, title) in zip(axes, (("kept", "kept"), ("removed", "removed from the crop")), strict=False):
+        for axis, (layer, numbers) in zip(line, layers.items(), strict=False):
+            _curves(axis, numbers, key, shares)
+            axis.set_title(f"{layer}, {' x '.join(map(str, numbers['size']))} pixels", fontsize=8)
+            axis.set_xlabel(f"strongest pixels {title}, %", fontsize=7)
+        line[0].set_ylabel("activation left", fontsize=7)
+    below = axes[2:].flatten()
+    for axis, measure in zip(below, there, strict=False):
+        rows_of = {name: [n["measures"][name].get(measure) for n in layers.values()] for name in STYLES}
+        _by_layer(axis, list(layers), rows_of, STYLES)
+        axis.set_title(MEASURES[measure], fontsize=7)
+    styles = {s: STYLES[s] for s in SIGNALS}
+    for axis, what in zip(below[len(there) :], ("all shuffled", "another map, same place"), strict=False):
+        _by_layer(
+            axis, list(layers), {s: [n["likeness"][s].get(what) for n in layers.values()] for s in SIGNALS}, styles
+        )
+        axis.set_title(f"likeness of the signal: {what}", fontsize=7)
+    for axis in axes.flatten():
+        axis.tick_params(labelsize=6)
+        axis.spines[["top", "right"]].set_visible(False)
+        if not axis.has_data():
+            axis.axis("off")
+    figure.subplots_adjust(0.06, 0.5 / rows / 2.3 + 0.06, 0.98, 1 - 0.3 / rows, wspace=0.28, hspace=0.62)
+    handles = [axes[0, 0].plot([], [], label=name, **style)[0] for name, style in STYLES.items()]
+    figure.legend(handles=handles, loc="lower center", ncols=6, fontsize=7, frameon=False)
+    figure.suptitle(
+        f"{settings['model']}, {settings['images']:,} images, {settings['maps']} maps a layer; filled with "
+        f"{settings['fill']}; bars: 95 % intervals",
+        fontsize=9,
+    )
+    return figure
+
+
+def _curves(axis: Axes, numbers: Mapping[str, Any], key: str, shares: Sequence[float]) -> None:
+    for name, style in STYLES.items():
+        found = numbers["curves"][name].get(key)
+        if found and name != "shrunk crop":  # the crop's own curve
+            axis.plot(shares, found, **style)
+    axis.axhline(1, color="0.85", lw=0.5, zorder=0)
+
+
+def _by_layer(
+    axis: Axes, layers: Sequence[str], rows: Mapping[str, Sequence[Any]], styles: Mapping[str, dict[str, Any]]
+) -> None:
+    for n, (name, estimates) in enumerate(rows.items()):
+        there = [(i, e) for i, e in enumerate(estimates) if e]
+        if there:
+            x = [i + 0.7 * (n / max(len(rows) - 1, 1) - 0.5) for i, _ in there]
+            mean, low, high = (torch.tensor([e[j] for _, e in there]) for j in range(3))
+            colour = styles[name]["color"]
+            axis.errorbar(
+                x, mean, [(mean - low).clamp(min=0), (high - mean).clamp(min=0)], fmt="o" if name in SHOWN else ".",
+                color=colour, ms=4 if name in SHOWN else 3, lw=1, mfc="white" if styles[name].get("ls") else colour,
+            )  # fmt: skip
+    axis.set_xticks(range(len(layers)), layers, rotation=20)
