@@ -20,6 +20,7 @@ from torchvision.datasets.imagenet import parse_devkit_archive, parse_train_arch
 from torchvision.models import ResNet18_Weights
 
 from zfnet.data.folders import Folder
+from zfnet.data.pascal import Pascal
 from zfnet.data.photos import Photos
 from zfnet.data.scenes import SPLITS, Scenes
 from zfnet.errors import InputError, first_line, unknown
@@ -41,12 +42,15 @@ class Transform(Protocol):
 
 
 def scenes(
-    transform: Transform, /, *, split: str = "val", count: Mapping[str, int], classes: str = "base", seed: int = 0
-) -> Scenes:
+    transform: Transform, /, *, split: str = "val", count: Mapping[str, int], classes: str = "base", objects: int = 1,
+    seed: int = 0,
+) -> Scenes:  # fmt: skip
     """Rendered scenes, at the size that the transform gives."""
     if split not in count:
         raise unknown("split of scenes", str(split), count)
-    return Scenes(split, count[split], size=transform.size, seed=seed, classes=classes, transform=transform)
+    return Scenes(
+        split, count[split], size=transform.size, seed=seed, classes=classes, objects=objects, transform=transform
+    )
 
 
 def photos(
@@ -58,6 +62,38 @@ def photos(
     if split == "train" and not home:
         raise InputError(f"{root} has no folder 'train' of photographs to train on")
     return Photos(home.path / split if split and home else root, labels=labels, transform=transform)
+
+
+def caltech(
+    transform: Transform, /, *, root: str | Path, inside: str, without: str, split: str | None = "val"
+) -> Photos:
+    """Caltech-101 or 256 as torchvision lays them out, or any class folders: all images of all classes but one.
+
+    A split.csv beside the folders (file, split: train or test) fixes the first fold: the data set's `parts`.
+    """
+    root = Path(root).expanduser()
+    places = [root / inside, root / "caltech101" / inside, root / "caltech256" / inside]
+    place = next((p for p in places if p.is_dir()), root)
+    folder = Folder(place)
+    if len(classes := [name for name in folder.folders() if name != without]) < 2:
+        raise InputError(f"{place} has no class folders; set data.root to the folder that holds {inside}")
+    dataset: Any = Photos(place, transform=transform, classes=classes)
+    if "split.csv" in folder:
+        rows = csv.DictReader(io.StringIO(_text(folder, "split.csv"), newline=""))
+        listed = {row.get("file"): row.get("split") for row in rows}
+        dataset.parts = [listed.get(dataset.file(i)) for i in range(len(dataset))]
+        if strange := next((part for part in listed.values() if part not in ("train", "test")), None):
+            raise InputError(f"{place / 'split.csv'} has the split {strange!r}; give train or test")
+        if lost := next((file for file in listed if not file or file not in folder), None):
+            raise InputError(f"{place / 'split.csv'} names {lost}, which is not there")
+    return dataset
+
+
+def voc2012(transform: Transform, /, *, root: str | Path, split: str = "val") -> Pascal:
+    """PASCAL VOC as torchvision's VOCDetection lays it out, or its folders JPEGImages and Annotations alone."""
+    root = Path(root).expanduser()
+    places = [root / "VOCdevkit" / "VOC2012", root / "VOC2012", root]
+    return Pascal(next((p for p in places if (p / "Annotations").is_dir()), root), transform=transform)
 
 
 def tiny_imagenet(transform: Transform, /, *, root: str | Path, split: str = "val") -> Photos:

@@ -49,8 +49,8 @@ class Networks:
         return self._held(self._training, "training images")
 
     @functools.cached_property
-    def validation(self) -> TensorDataset:
-        return self._held(self._validation, "validation images")
+    def validation(self) -> TensorDataset | None:
+        return self._validation and self._held(self._validation, "validation images")
 
     def _held(self, dataset: Any, what: str) -> TensorDataset:
         return in_memory(dataset, limit=MEMORY, workers=self.workers, progress=self.progress, what=what)

@@ -7,6 +7,7 @@
     plain_occlusion         the image with a square at each place, run whole, one after the other
     top_k                   the strongest activations with all of them in memory
     correlations            of all pairs of maps, one pair at a time
+    voc_average_precision   the area under a precision-recall curve, as the devkit of PASCAL VOC adds it up
 
 None of them imports anything of zfnet.
 """
@@ -322,3 +323,14 @@ def correlations(first: Tensor, second: Tensor) -> Tensor:
             if np.ptp(x) > 0 and np.ptp(y) > 0:
                 result[c, d] = float(np.corrcoef(x, y)[0, 1])
     return result
+
+
+def voc_average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """VOCdevkit's VOCap: recall and precision after each image, the envelope made monotone from the right, its area."""
+    order = np.argsort(-scores)
+    hits = np.cumsum(positive[order])
+    recall = [0.0, *(hits / positive.sum()), 1.0]
+    precision = [0.0, *(hits / np.arange(1, len(hits) + 1)), 0.0]
+    for i in range(len(precision) - 2, -1, -1):
+        precision[i] = max(precision[i], precision[i + 1])
+    return sum((recall[i] - recall[i - 1]) * precision[i] for i in range(1, len(recall)) if recall[i] != recall[i - 1])

@@ -30,7 +30,7 @@ from zfnet.data.transforms import Preprocessing, Stored
 from zfnet.train import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {"run", "overrides", "results", "models", "networks", "panels", "datasets", "__init__"}
+MODULES = {"run", "overrides", "results", "models", "networks", "panels", "datasets", "transfer", "__init__"}
 TINY = [
     "model=zfnet_small", "model.weights=null", "model.architecture.maps=[4,4,4,4,4]", "model.architecture.hidden=[8]",
     "data.count={train: 24, val: 12}",

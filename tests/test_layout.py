@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # a module may import those before it; the files of `data` import errors and each other
 ORDER = [
     "errors", "files", "data", "switches", "model", "record", "receptive_field", "deconvnet", "scan", "project",
-    "matching", "occlusion", "invariance", "correspondence", "transfer", "faithfulness", "filters", "train", "weights",
-    "render",
+    "matching", "occlusion", "invariance", "correspondence", "faithfulness", "filters", "train", "features", "transfer",
+    "weights", "render",
 ]  # fmt: skip
 FOR_EXPERIMENTS = {"hydra", "omegaconf", "matplotlib"}
 LIBRARY = sorted((ROOT / "zfnet").rglob("*.py"))

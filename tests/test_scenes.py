@@ -169,3 +169,16 @@ def test_mistakes_are_named():
         render(-1, 16)
     with pytest.raises(InputError, match="count from 0"):
         Scenes(seed=-1)
+
+
+def test_several_objects_are_of_different_classes_and_all_to_be_seen():
+    data = Scenes("val", 24, size=64, classes="held_out", objects=3)
+    for i, marks in enumerate(data.presence):
+        scene = data.scene(i)
+        assert sorted(scene.objects) == (marks == 1).nonzero()[0].tolist()
+        assert scene.label == i % 8 == data.labels[i]
+        assert np.stack(list(scene.objects.values())).sum(0).max() == 1  # masks do not overlap
+        assert min(mask.mean() for mask in scene.objects.values()) > 0.01
+    assert {len(data.scene(i).objects) for i in range(24)} == {1, 2, 3}
+    with pytest.raises(InputError, match="9 objects of different classes; give 1 to 8"):
+        Scenes("val", 1, size=64, classes="held_out", objects=9)

@@ -424,7 +424,7 @@ class _Sweep:
         tiles = [(rows, columns) for rows in orders[0] for columns in orders[1]]
         tiles.sort(key=lambda tile: -len(tile[0].squares) * len(tile[1].squares))
         each = min(at_once, 4 * TILE**2) // side**2  # memory must not grow with the places
-        each = max(1, min(each, len(tiles) // (6 * threads)))
+        each = max(1, min(each, len(tiles) // (3 * threads)))
         return [tiles[first : first + each] for first in range(0, len(tiles), each)]
 
     def windows(self, rows: Strip, columns: Strip, map: int) -> tuple[dict[fx.Node, Tensor], Tensor | None]:

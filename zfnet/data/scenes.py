@@ -1,10 +1,11 @@
 """Rendered pictures of 24 kinds of objects, whose class, mask and parts are known because we drew them.
 
-A scene is a ground, clutter lying on it, one object above, and light. The ground, the light and the colours
-say nothing of the class. The same index and seed give the same picture on every machine, and at every size
-the same scene.
+A scene is a ground, clutter lying on it, one object above or several of different classes, and light. The
+ground, the light and the colours say nothing of the class. The same index and seed give the same picture on
+every machine, and at every size the same scene.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -44,9 +45,10 @@ class Scene(NamedTuple):
     """A picture and the truth about it: part boxes are top, left, bottom, right in pixels, ends exclusive."""
 
     image: Array  # (H, W, 3) uint8, RGB
-    label: int  # index into the classes asked for
-    mask: Array  # (H, W) bool, the object
+    label: int  # index into the classes asked for; of several objects the first one's
+    mask: Array  # (H, W) bool, the object, or what others leave to be seen of the first
     parts: dict[str, tuple[int, int, int, int]]
+    objects: dict[int, Array]  # the mask of each object by its label, in the order in which they were laid
 
 
 # ---- grounds ---------------------------------------------------
@@ -242,21 +244,29 @@ def lay_ground(canvas: Canvas, d: Dice, brightness: float) -> None:
         clutter(Frame(canvas, d, palette, centre, scale, degrees=d(0, 360), stretch=d(0.8, 1.25)))
 
 
-def place(canvas: Canvas, d: Dice, own: Dice, palette: Palette, mirror: bool) -> Frame:
-    """A frame in random pose, most of which lies within the canvas; the object rolls its `own` dice."""
-    scale = d(0.18, 0.4)
+def place(
+    canvas: Canvas, d: Dice, own: Dice, palette: Palette, mirror: bool, others: Sequence[Frame] = ()
+) -> Frame:  # fmt: skip
+    """A frame in random pose, most of which lies within the canvas; the object rolls its `own` dice.
+
+    Beside others it is smaller, and of several places in that which is farthest from them.
+    """
+    scale = d(0.18, 0.26 if others else 0.4)
     free = 0.5 - 0.75 * scale
-    centre = d(-free, free), d(-free, free)
+    centres = [(d(-free, free), d(-free, free)) for _ in range(24 if others else 1)]
+    centre = max(centres, key=lambda c: min((math.dist(c, o.centre) - o.scale for o in others), default=0))
     pose = {"degrees": d(-25, 25), "shear": d(-0.15, 0.15), "stretch": d(0.9, 1.1)}
     return Frame(canvas, own, palette, centre, scale, mirror=mirror, **pose)
 
 
-def expose(canvas: Canvas, frame: Frame, d: Dice, light: tuple[float, float]) -> Array:
-    """The photograph (H, W, 3) uint8: shadow, falling light, vignette, contrast, blur and grain."""
+def expose(canvas: Canvas, frames: Sequence[Frame], d: Dice, light: tuple[float, float]) -> Array:
+    """The photograph (H, W, 3) uint8: shadows, falling light, vignette, contrast, blur and grain."""
     (c, s), reach = light, d(0.02, 0.08)
-    lit = 1 - d(0.35, 0.7) * soft_shadow(canvas, frame, -reach * c, -reach * s)
-    ground = lit[frame.rows, frame.columns]
-    ground += frame.cover * (1 - ground)  # the shadow falls on what lies behind the object
+    dark, lit = d(0.35, 0.7), np.ones((canvas.rows, canvas.columns), dtype=np.float32)
+    for frame in frames:
+        lit *= 1 - dark * soft_shadow(canvas, frame, -reach * c, -reach * s)
+        ground = lit[frame.rows, frame.columns]
+        ground += frame.cover * (1 - ground)  # the shadow falls on what lies behind the object
     x, y = canvas.x, canvas.y[:, None]
     lit *= 1 + d(0, 0.45) * (x * c + y * s)
     lit *= 1.05 - d(0.1, 0.6) * (x * x + y * y)
@@ -279,9 +289,11 @@ def render(
     seed: int = 0,
     classes: Sequence[str] = BASE,
     split: str = "train",
+    objects: int = 1,
 ) -> Scene:
     """Scene number `index` of a split, whose classes take turns; `size` is one number or (rows, columns).
 
+    objects: the most there are in a scene; each is of another class.
     Raises InputError for a size below 16, a negative index or seed, an unknown class or split.
     """
     rows, columns = sides(size)
@@ -291,31 +303,47 @@ def render(
         raise unknown("split", split, SPLITS)
     if not classes:
         raise InputError(f"no classes to draw; there is: {', '.join(CLASSES)}")
-    label = index % len(classes)
-    name = classes[label]
-    if name not in DRAW:
-        raise unknown("class", name, CLASSES)
+    labels = labels_of(index, seed=seed, classes=len(classes), split=split, objects=objects)
+    for label in labels:
+        if classes[label] not in DRAW:
+            raise unknown("class", classes[label], CLASSES)
 
-    d, own = (Dice(seed, SPLITS.index(split), index, k) for k in (0, 1))
+    d, own, others, *more = (Dice(seed, SPLITS.index(split), index, k) for k in (0, 1, 3, *range(4, 3 + len(labels))))
     canvas = Canvas(rows, columns)
     light, relief, gloss = cos_sin(d(200, 340)), d(0.3, 0.6), d.pick((0.0, 0.0, 0.4, 0.8))
     brightness = d(0.3, 0.9)
     lay_ground(canvas, d, brightness)
     canvas.emboss(light, relief, 0.0)
-    palette, mirror = make_palette(d, brightness), d(0, 1) < 0.5 and name not in WRITTEN
-    frame = place(canvas, d, own, palette, mirror)
-    DRAW[name](frame)
-    canvas.emboss(light, relief, gloss)
-    mask = np.zeros((rows, columns), dtype=bool)
-    mask[frame.rows, frame.columns] = frame.cover >= 0.5
-    return Scene(expose(canvas, frame, d, light), label, mask, frame.boxes())
+    frames: list[Frame] = []
+    masks: dict[int, Array] = {}
+    for label, pose, its in zip(labels, (d, *[others] * len(more)), (own, *more), strict=True):
+        name = classes[label]
+        palette, mirror = make_palette(pose, brightness), pose(0, 1) < 0.5 and name not in WRITTEN
+        frames.append(frame := place(canvas, pose, its, palette, mirror, frames))
+        DRAW[name](frame)
+        canvas.emboss(light, relief, gloss)
+        mask = np.zeros((rows, columns), dtype=bool)
+        mask[frame.rows, frame.columns] = frame.cover >= 0.5
+        masks = {before: seen & ~mask for before, seen in masks.items()} | {label: mask}
+    return Scene(expose(canvas, frames, d, light), labels[0], masks[labels[0]], frames[0].boxes(), masks)
+
+
+def labels_of(index: int, *, seed: int, classes: int, split: str, objects: int) -> list[int]:
+    """The classes of a scene's objects, by number, without drawing it."""
+    if not 1 <= objects <= classes:
+        raise InputError(f"{objects} objects of different classes; give 1 to {classes}")
+    d, labels = Dice(seed, SPLITS.index(split), index, 2), [index % classes]
+    for _ in range(d.count(1, objects) - 1):
+        labels.append(d.pick([label for label in range(classes) if label not in labels]))
+    return labels
 
 
 class Scenes(torch.utils.data.Dataset):
     """A dataset of rendered scenes, made when asked for: (image, label) like torchvision's.
 
     `split` is "train" or "val", whose scenes differ; `classes` is "base", "held_out" or "all"; `transform` is
-    given the image as (H, W, 3) uint8, and without one images are (3, H, W) float32 in 0..1.
+    given the image as (H, W, 3) uint8, and without one images are (3, H, W) float32 in 0..1.  `objects` is the most
+    there are in a scene, each of another class.
     Raises InputError for an unknown split or classes, a count below 1, a size below 16, a negative seed.
     """
 
@@ -327,6 +355,7 @@ class Scenes(torch.utils.data.Dataset):
         size: int | tuple[int, int] = 224,
         seed: int = 0,
         classes: str = "base",
+        objects: int = 1,
         transform: Callable[[Array], Any] | None = None,
     ):
         subsets = {"base": BASE, "held_out": HELD_OUT, "all": CLASSES}
@@ -339,7 +368,8 @@ class Scenes(torch.utils.data.Dataset):
         if seed < 0:
             raise InputError(f"seeds count from 0; got {seed}")
         self.split, self.count, self.size, self.seed = split, count, sides(size), seed
-        self.classes, self.transform = subsets[classes], transform
+        self.classes, self.objects, self.transform = subsets[classes], objects, transform
+        self._labels(0)
 
     def __len__(self) -> int:
         return self.count
@@ -355,9 +385,22 @@ class Scenes(torch.utils.data.Dataset):
         """All labels, without drawing anything."""
         return [i % len(self.classes) for i in range(self.count)]
 
+    @property
+    def presence(self) -> Array:
+        """(N, classes) int8, without drawing anything: 1 where an object of the class is in the scene, else -1."""
+        there = np.full((self.count, len(self.classes)), -1, dtype=np.int8)
+        for i in range(self.count):
+            there[i, self._labels(i)] = 1
+        return there
+
+    def _labels(self, i: int) -> list[int]:
+        return labels_of(i, seed=self.seed, classes=len(self.classes), split=self.split, objects=self.objects)
+
     def scene(self, i: int) -> Scene:
         """Scene i with its mask and parts; IndexError beyond the end."""
-        return render(self._index(i), self.size, seed=self.seed, classes=self.classes, split=self.split)
+        return render(
+            self._index(i), self.size, seed=self.seed, classes=self.classes, split=self.split, objects=self.objects
+        )
 
     def file(self, i: int) -> str:
         """A name for scene i: scenes/train/000123."""

@@ -1,0 +1,132 @@
+"""Tables 4 to 7 and Figure 9 from end to end on a tiny network; the paper's numbers as printed."""
+
+import json
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from experiments import fig9, table4, table5, table6, table7
+from experiments.run import run
+from zfnet import InputError, ZFNet
+from zfnet.data.scenes import Scenes
+from zfnet.data.transforms import Preprocessing
+from zfnet.train import Recipe
+
+TABLE6 = """
+92.0 97.3 94.6 96.0 74.2 84.2 82.9 77.1 73.0 80.8 88.2 88.4 77.5 85.3 60.3 85.5 54.3 60.8 60.3 55.8 85.2 89.9 89.0 85.8
+81.9 86.8 84.4 78.6 76.4 89.3 90.7 91.2 65.2 75.4 72.1 65.0 63.2 77.8 86.8 74.4 63.2 77.8 69.0 67.7 68.9 83.0 92.1 87.8
+78.2 87.5 93.4 86.0 81.0 90.1 88.6 85.1 91.6 95.0 96.1 90.9 55.9 57.8 64.3 52.2 69.4 79.2 86.6 83.6 65.4 73.4 62.3 61.1
+86.7 94.5 91.1 91.8 77.4 80.7 79.8 76.1 74.3 82.2 82.8 79.0
+"""
+SCRATCH = {
+    "scratch": partial(ZFNet, maps=(4, 4, 4, 4, 4), hidden=(8,), image_size=64, init="he"),
+    "recipe": Recipe(epochs=1, batch_size=8, shift=2),
+}
+FILES = {"table.md", "figure.png", "figure.pdf", "result.json"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 5, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 16))
+    model.preprocessing = Preprocessing(size=32, resize=36)
+    return model.eval()
+
+
+def held_out(model, objects=1, count=64):
+    return Scenes("val", count, size=32, classes="held_out", objects=objects, transform=model.preprocessing)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_papers_table6_is_printed_whole():
+    printed = [float(number) for number in TABLE6.split()]
+    assert [value for row in table6.PAPER.values() for value in row] == printed
+    own = [row[3] for name, row in table6.PAPER.items() if name != "mean"]
+    assert np.mean(own) == pytest.approx(79.0, abs=0.05)
+
+
+def test_table6_from_end_to_end_and_again_from_its_cache(model, tmp_path):
+    data = held_out(model, objects=3)
+    first = table6.main(model, data, tmp_path / "a", layer="4", folds=2, **SCRATCH, progress=False)
+    assert {file.name for file in (tmp_path / "a").iterdir()} == FILES
+    kept = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert set(kept["paper"]) == set(kept["ours"])
+    for kind in ("exclusive", "each class", "from scratch"):
+        assert list(first["ours"]["precision"][kind]) == [*data.classes, "mean"]
+        assert all(0 < p <= 100 for each in first["ours"]["each"][kind].values() for p in each)
+        classes = [first["ours"]["each"][kind][name] for name in data.classes]
+        assert first["ours"]["each"][kind]["mean"] == pytest.approx(np.mean(classes, 0))
+    times = {file: file.stat().st_mtime_ns for file in tmp_path.glob("outputs/**/*.npy")}
+    again = table6.main(model, data, tmp_path / "b", layer="4", folds=2, **SCRATCH, progress=False)
+    assert again["ours"] == first["ours"]
+    assert times == {file: file.stat().st_mtime_ns for file in tmp_path.glob("outputs/**/*.npy")}
+
+
+def test_folds_of_table6_share_no_image():
+    presence = np.where(np.random.default_rng(0).random((40, 3)) < 0.5, 1, -1).astype(np.int8)
+    for train, test in table6.parted(presence, None, 5, 0, "abc", {3: "a duplicate"}):
+        assert not {*train} & {*test}
+        assert {*train} | {*test} == {*range(40)} - {3}
+    presence[:, 1] = -1
+    presence[5, 1] = 1
+    with pytest.raises(InputError, match=re.escape("'b' is in 1 image(s), in no fold to train and to test on")):
+        table6.parted(presence, None, 5, 0, "abc")
+    parts = ["train"] * 30 + ["test"] * 10
+    presence[35, 1] = 1
+    (only,) = table6.parted(presence, parts, 5, 0, "abc")
+    assert only.train.tolist() == [*range(30)] and only.test.tolist() == [*range(30, 40)]
+
+
+@pytest.mark.parametrize("which", ["table4", "table5", "fig9"])
+def test_tables_4_and_5_and_figure_9_from_end_to_end(model, tmp_path, which):
+    main = {"table4": table4, "table5": table5, "fig9": fig9}[which].main
+    more = {} if which == "fig9" else SCRATCH
+    data = held_out(model)
+    result = main(
+        model, data, tmp_path / "a", which=which, layer="4", per_class=[1, 3], folds=2, **more, progress=False
+    )
+    assert {file.name for file in (tmp_path / "a").iterdir()} == FILES
+    assert set(result["paper"]) == set(result["ours"])
+    assert set(result["ours"]["accuracy"]) == ({"pretrained"} | ({"from scratch"} if more else set()))
+    assert all(len(a) == 2 for rows in result["ours"]["each"].values() for a in rows.values())
+    again = main(model, data, tmp_path / "b", which=which, layer="4", per_class=[1, 3], folds=2, **more, progress=False)
+    assert again["ours"] == result["ours"]
+
+
+def test_table7_from_end_to_end(model, tmp_path):
+    layers = ["0", "1", "2", "3", "3", "4"]
+    result = table7.main(model, held_out(model), tmp_path / "a", layers=layers, per_class=3, folds=2, progress=False)
+    assert {file.name for file in (tmp_path / "a").iterdir()} == FILES
+    assert list(result["ours"]["accuracy"]) == list(table7.PAPER)
+
+
+@pytest.mark.parametrize(
+    ("main", "settings", "message"),
+    [
+        (table4.main, {"per_class": [8]}, "has 8 images to train on, of which 8 are asked for and leave 0 to test on"),
+        (table4.main, {"folds": 0}, "folds is 0"),
+        (table4.main, {"per_class": []}, "per_class is []"),
+        (table4.main, {"which": "table44"}, "no published table 'table44' (did you mean 'table4'?)"),
+        (table6.main, {"folds": 0}, "folds is 0"),
+        (table7.main, {"layers": ["1"]}, "layers are 1; give six"),
+    ],
+)
+def test_mistakes_are_named_and_leave_nothing(model, tmp_path, main, settings, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        main(model, held_out(model), tmp_path / "out", **settings, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("experiment", ["table4", "table6"])
+def test_photographs_need_a_folder(experiment):
+    data = {"table4": "caltech101", "table6": "voc2012"}[experiment]
+    with pytest.raises(InputError, match=re.escape(f"data={data} needs data.root=")):
+        run(experiment, [f"experiment={experiment}", f"data={data}"])
