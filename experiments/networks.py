@@ -49,7 +49,7 @@ class Networks:
         return self._held(self._training, "training images")
 
     @functools.cached_property
-    def validation(self) -> TensorDataset | None:
+    def validation(self) -> Any:  # None where there are none
         return self._validation and self._held(self._validation, "validation images")
 
     def _held(self, dataset: Any, what: str) -> TensorDataset:
