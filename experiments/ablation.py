@@ -292,17 +292,49 @@ class Curves:
         return found.double().cpu()
 
 
-def compared(
-    sample: Sample, curves: Curves, data: Any, judge: nn.Module, preprocessing: Preprocessing
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], float]:
-    """Every measure (M,) of every picture, its mean curves, and by chance how many pictures are told apart."""
-    crops, inside, whose = sample.patches.crops, sample.inside, sample.units[:, 1]
+@dataclass
+class Viewer:
+    """What can be said of a sample's pictures without its network."""
+
+    sample: Sample
+    truth: dict[str, Tensor]  # (M, S, S) bool, by kind
+    judge: nn.Module
+    preprocessing: Preprocessing
+
+    @property
+    def chance(self) -> float:
+        """How many pictures are told apart by it."""
+        whose = self.sample.units[:, 1]
+        return match(torch.zeros(len(whose), 1), whose)[1]
+
+    def displayed(self, signals: Tensor) -> Tensor:
+        """Signals as the network sees the pictures that figures show of them, their zero its mean colour."""
+        picture, grey = signed_image(self.preprocessing.rgb(signals)), torch.full_like(signals, GREY)
+        return self.preprocessing.normalise(picture) - self.preprocessing.normalise(grey)
+
+    def __call__(self, shown: Tensor, energy: Tensor, rank: Tensor) -> dict[str, Tensor]:
+        """Measures (M,) of pictures (M, 3, S, S), how much of each pixel is shown (M, S, S), and ranks."""
+        whose, inside = self.sample.units[:, 1], self.sample.inside
+        of = {
+            "pixels": match(resized(shown, (THUMBNAIL, THUMBNAIL)).flatten(1).cpu(), whose)[0],
+            "network": match(_judged(self.judge, self.preprocessing, shown).cpu(), whose)[0],
+        }
+        for kind, there in self.truth.items():
+            there = there.to(inside.device)
+            partly = (there & inside).any(2).any(1) & (inside & ~there).any(2).any(1)  # else no picture can be wrong
+            of[f"energy on {kind}"] = torch.where(partly, energy_inside(energy, there), torch.nan)
+            of[f"points at {kind}"] = torch.where(partly, points_inside(rank, there), torch.nan)
+        return of
+
+
+def compared(sample: Sample, curves: Curves, viewer: Viewer) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Every measure (M,) of every picture, and its mean curves."""
+    crops, inside = sample.patches.crops, sample.inside
     rank = {weight: sample.ranks(weight, sample.signals) for weight in (*WEIGHTS, *SIGNALS)}
-    content = {"crop": crops} | {name: _displayed(each, preprocessing) for name, each in sample.signals.items()}
+    content = {"crop": crops} | {name: viewer.displayed(each) for name, each in sample.signals.items()}
     pairs = dict.fromkeys((picture.content, picture.weight) for picture in PICTURES.values())
     kept = {(c, w): curves(content[c], rank[w], keep=True) for c, w in sample.bar(pairs, "keep")}
     removed = {w: curves(crops, rank[w], keep=False) for w in sample.bar(rank, "remove")}
-    truth = _truth(data, sample)
     measures: dict[str, dict[str, Tensor]] = {}
     means: dict[str, Any] = {}
     for name, (what, weight, share) in PICTURES.items():
@@ -313,31 +345,26 @@ def compared(
         if what == "crop":  # what a signal's pixels are worth is asked of the crop
             of["necessity"] = 1 - area(removed[weight], curves.shares)
             means[name]["removed"] = removed[weight].mean(0).tolist()
-        of["pixels"], chance = match(resized(shown, (THUMBNAIL, THUMBNAIL)).flatten(1).cpu(), whose)
-        of["network"], _ = match(_judged(judge, preprocessing, shown).cpu(), whose)
         energy = mask.to(crops) if what == "crop" else shown.square().sum(1)
-        for kind, there in truth.items():
-            there = there.to(inside.device)
-            partly = (there & inside).any(2).any(1) & (inside & ~there).any(2).any(1)  # else no picture can be wrong
-            of[f"energy on {kind}"] = torch.where(partly, energy_inside(energy, there), torch.nan)
-            of[f"points at {kind}"] = torch.where(partly, points_inside(rank[weight], there), torch.nan)
-    return measures, means, chance
+        of |= viewer(shown, energy, rank[weight])
+    return measures, means
 
 
 def likeness(sample: Sample, below: Sequence[str]) -> dict[str, dict[str, Any]]:
     """How like each signal is what it should not be like: by shuffled weights, from the top down to `below` in turn,
-    of another map at the same place, of the same map in another image; and the edges of the crop."""
+    of another map at the same place, of the same map in another image; the edges of the crop; and how near the
+    centre is, where many paths from a unit meet in any network of this shape."""
     units, maps = sample.units, sample.units[:, 1].unique()
     other = units.clone()
     other[:, 1] = maps.roll(1)[torch.searchsorted(maps, units[:, 1].contiguous())]
-    edges = WEIGHTS["edges"](sample.patches.crops, sample.inside, sample.random).sqrt()[:, None]
+    edges, near = (WEIGHTS[w](sample.patches.crops, sample.inside, sample.random)[:, None] for w in ("edges", "disc"))
     found: dict[str, dict[str, Any]] = {}
     for name, rules in sample.bar(SIGNALS.items(), "shuffle"):
         pictures = {}
         for end in (*reversed(below), None):
             twin = shuffled(sample.deconvnet.graph, sample.layer, end, sample.random)
             pictures[f"shuffled above {end}" if end else "all shuffled"] = sample.projected(of=twin, **rules).pixels
-        pictures["edges of the crop"] = edges
+        pictures["edges of the crop"], pictures["nearness of the centre"] = edges.sqrt(), (near - near.min()).sqrt()
         pictures["another map, same place"] = sample.projected(units=other, **rules).pixels
         pictures["same map, another image"] = sample.signals[name][sample.following]
         values = {what: similarity(sample.signals[name], each, sample.inside) for what, each in pictures.items()}
@@ -348,8 +375,13 @@ def likeness(sample: Sample, below: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def otherwise(sample: Sample, curves: Curves, default: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """What other choices change: the cosine with the projection, and what the masked crop gains on `default`."""
+def otherwise(
+    sample: Sample, curves: Curves, viewer: Viewer, default: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, dict[str, Any]]:
+    """What other choices change: the cosine with the projection, and what is gained on the measures by `default`.
+
+    Sufficiency and necessity are those of the masked crop, the others those of the projection.
+    """
     found = {}
     for name, options in sample.bar(CHOICES.items(), "choices"):
         if name == "switches of another image":  # which are all that a projection knows of its image
@@ -357,13 +389,14 @@ def otherwise(sample: Sample, curves: Curves, default: Mapping[str, Tensor]) -> 
         else:
             pixels = sample.projected(**options).pixels
         order = sample.ranks("other", {"other": pixels})
+        kept, removed = (area(curves(sample.patches.crops, order, keep=k), curves.shares) for k in (True, False))
+        shown = torch.where(sample.inside[:, None], viewer.displayed(pixels), 0.0)
+        masked, whole = default["masked crop"], default["projection"]
         values = {
             "cosine": cosine(sample.patches.pixels, pixels),
-            "sufficiency": area(curves(sample.patches.crops, order, keep=True), curves.shares) - default["sufficiency"],
-            "necessity": 1
-            - area(curves(sample.patches.crops, order, keep=False), curves.shares)
-            - default["necessity"],
-        }
+            "sufficiency": kept - masked["sufficiency"], "necessity": 1 - removed - masked["necessity"],
+            **{m: v - whole[m] for m, v in viewer(shown, shown.square().sum(1), order).items()},
+        }  # fmt: skip
         if name == "switches of another image":
             values = {what: sample.of_others(each) for what, each in values.items()}
         found[name] = {what: sample.estimate(each) for what, each in values.items()}
@@ -375,11 +408,11 @@ def measured(
     preprocessing: Preprocessing,
 ) -> dict[str, Any]:  # fmt: skip
     """All numbers of one layer; an estimate is mean, low, high, and how many values it comes from."""
-    curves = Curves(sample, shares, fill)
-    measures, means, chance = compared(sample, curves, data, judge, preprocessing)
+    curves, viewer = Curves(sample, shares, fill), Viewer(sample, _truth(data, sample), judge, preprocessing)
+    measures, means = compared(sample, curves, viewer)
     return {
         "size": list(sample.inside.shape[1:]), "maps": sample.units[:, 1].unique().tolist(), "units": len(sample.units),
-        "chance": chance, "curves": means,
+        "chance": viewer.chance, "curves": means,
         "measures": {name: {m: sample.estimate(v) for m, v in of.items()} for name, of in measures.items()},
         "differences": {
             f"{a} - {b}": {
@@ -390,7 +423,7 @@ def measured(
             for a, b in PAIRS
         },
         "likeness": likeness(sample, below),
-        "choices": otherwise(sample, curves, measures["masked crop"]),
+        "choices": otherwise(sample, curves, viewer, measures),
     }  # fmt: skip
 
 
@@ -422,12 +455,6 @@ def _cut(plane: Tensor, box: Sequence[int]) -> Tensor:
     rows, columns = torch.arange(box[0], box[2])[:, None], torch.arange(box[1], box[3])[None]
     there = (rows >= 0) & (rows < plane.shape[0]) & (columns >= 0) & (columns < plane.shape[1])
     return plane[rows.clamp(0, plane.shape[0] - 1), columns.clamp(0, plane.shape[1] - 1)] & there
-
-
-def _displayed(signals: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Signals as the network sees the pictures that figures show of them, but that their zero is its mean colour."""
-    picture, grey = signed_image(preprocessing.rgb(signals)), torch.full_like(signals, GREY)
-    return preprocessing.normalise(picture) - preprocessing.normalise(grey)
 
 
 def _judged(judge: nn.Module, preprocessing: Preprocessing, pictures: Tensor) -> Tensor:
@@ -486,10 +513,11 @@ def tables(layers: Mapping[str, Any]) -> str:
             [[layer, p, *(_cell(of.get(m), "+") for m in there)]
              for layer, n in layers.items() for p, of in n["differences"].items()],
         ),
-        "The reproduction's own choices: cosine with its projection, and what the masked crop gains by them.\n\n"
+        "The reproduction's own choices: cosine with its projection, and what is gained by them, in sufficiency and "
+        "necessity by the masked crop, else by the projection.\n\n"
         + table(
-            ["layer", "choice", "cosine", "sufficiency", "necessity"],
-            [[layer, c, _cell(of["cosine"]), _cell(of["sufficiency"], "+"), _cell(of["necessity"], "+")]
+            ["layer", "choice", "cosine", *there],
+            [[layer, c, _cell(of["cosine"]), *(_cell(of.get(m), "+") for m in there)]
              for layer, n in layers.items() for c, of in n["choices"].items()],
         ),
         "How like the picture is another, by the rank correlation of their energies.\n\n"
@@ -595,7 +623,8 @@ def _versus(layers: Mapping[str, Any], measure: str) -> str:
 
 def _sanity(layers: Mapping[str, Any], classes: Mapping[str, Any] | None) -> list[str]:
     said = []
-    for what in ("all shuffled", "another map, same place", "same map, another image", "edges of the crop"):
+    for what in ("all shuffled", "another map, same place", "same map, another image", "edges of the crop",
+                 "nearness of the centre"):  # fmt: skip
         rows = [f"{layer} {_cell(n['likeness']['projection'].get(what))}" for layer, n in layers.items()]
         said.append(f"- {what}: {', '.join(rows)}")
     words = ["How like the projection (rank correlation of energies) is\n\n" + "\n".join(said)]
@@ -610,11 +639,13 @@ def _choice(layers: Mapping[str, Any], name: str) -> str:
     cosines = ", ".join(
         f"{layer} {of['cosine'][0]:.2f}" if of["cosine"] else f"{layer} -" for layer, of in rows.items()
     )
-    effects = [
-        f"{measure} {_effect({layer: clear(of[measure]) for layer, of in rows.items()})}"
-        for measure in ("sufficiency", "necessity")
-    ]
-    return f"- {name}: cosine with the projection {cosines}; {', '.join(effects)}"
+    signs = {
+        measure: {layer: clear(of.get(measure)) for layer, of in rows.items()}
+        for measure in MEASURES
+        if any(of.get(measure) for of in rows.values())
+    }
+    effects = [f"{measure} {_effect(of)}" for measure, of in signs.items() if any(of.values())]
+    return f"- {name}: cosine with the projection {cosines}; {', '.join(effects) or _effect({})}"
 
 
 # ---- the figure ------------------------------------------------------------------------------------------------------

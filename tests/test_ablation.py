@@ -80,6 +80,7 @@ def test_what_must_be_so_is_so(model, data, tmp_path):
                 assert curves["kept"][-1] == pytest.approx(1) == curves["removed"][0]
                 assert curves["kept"][0] == pytest.approx(curves["removed"][-1])
         assert numbers["choices"]["signal 1"]["cosine"][0] == pytest.approx(1)
+        assert numbers["choices"]["signal 1"]["energy on object"][:3] == pytest.approx([0, 0, 0], abs=1e-5)
         assert numbers["measures"]["crop"]["necessity"] == numbers["measures"]["shrunk crop"]["necessity"]
         for measures in numbers["measures"].values():
             assert all(low <= mean <= high for mean, low, high, _ in (e for e in measures.values() if e))
@@ -87,6 +88,8 @@ def test_what_must_be_so_is_so(model, data, tmp_path):
     assert first["differences"]["projection - guided"]["sufficiency"][:3] == pytest.approx([0, 0, 0], abs=1e-6)
     assert first["likeness"]["projection"]["same map, another image"][0] == pytest.approx(1)
     assert "shuffled above relu1" in layers["relu2"]["likeness"]["guided"]
+    unrectified = layers["relu2"]["choices"]["not rectified"]
+    assert max(abs(x) for x in unrectified["energy on object"][:3]) > 1e-3 and unrectified["cosine"][0] < 0.99
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -27,21 +27,19 @@ from torch import Tensor, fx, nn
 from torchvision.ops import stochastic_depth
 
 from zfnet.errors import InputError, unknown
-from zfnet.receptive_field import POINTWISE, WHOLE, WINDOWS, Places, Windows, places_of, rearranged
+from zfnet.receptive_field import POINTWISE, WHOLE, WINDOWS, Pair, Places, Windows, pair, places_of, rearranged
 from zfnet.record import (
     LEAVES,
     Graph,
-    Pair,
     Recording,
     Shapes,
     check_images,
     check_weights,
     convolution_arguments,
     evaluating,
-    pair,
     piece,
     record,
-)  # fmt: skip
+)
 from zfnet.switches import COLLISIONS, unpool
 
 NORMS = ("identity", "gradient")
@@ -297,26 +295,22 @@ class _Placed:
     """Units (M, 4: image, map, row, column) of one layer, and what they depend on in images of one size."""
 
     graph: Graph
+    node: fx.Node
     units: Tensor
     shapes: Shapes
     places: dict[fx.Node, Places] | None  # None: all of the image
     boxes: Tensor  # (M, 4) int64
     size: Pair
 
-    @property
-    def windowed(self) -> dict[fx.Node, int]:
-        """How many numbers each step gives in the windows of one unit."""
-        return {n: math.prod((*self.shapes[n][1:-2], *p.size)) for n, p in (self.places or {}).items()}
-
-    @property
-    def small(self) -> bool:
-        """Whether the windows of a unit are less than a whole image, which those of a deep layer may not be."""
-        return sum(self.windowed.values()) < sum(self.shapes[n].numel() for n in self.windowed)
+    def numbers(self, alone: bool) -> list[int]:
+        """How many numbers each step gives for one unit: in its windows, or for the whole image."""
+        if alone and self.places:
+            return [math.prod((*self.shapes[n][1:-2], *p.size)) for n, p in self.places.items()]
+        return [self.shapes[n].numel() for n in self.graph.path([self.node]) if n in self.shapes]
 
     def batches(self, memory: int, alone: bool) -> Iterator[slice]:
         """As many units at a time as have their largest step in so many numbers: their windows', or whole images'."""
-        sizes = self.windowed.values() if alone and self.places else (s.numel() for s in self.shapes.values())
-        count = max(1, memory // max(sizes))
+        count = max(1, memory // max(self.numbers(alone)))
         yield from (slice(first, first + count) for first in range(0, len(self.units), count))
 
     def view(self, some: slice) -> Windows | None:
@@ -423,7 +417,7 @@ class Deconvnet:
         here = places[self.graph.inputs[0]] if places else Places((0, 0), (0, 0), size)
         corner = torch.tensor(here.start) + torch.tensor(here.stride) * units[:, 2:]
         return _Placed(
-            self.graph, units, shapes, places, torch.cat([corner, corner + torch.tensor(here.size)], 1), here.size
+            self.graph, node, units, shapes, places, torch.cat([corner, corner + torch.tensor(here.size)], 1), here.size
         )
 
     def project_units(
@@ -439,15 +433,18 @@ class Deconvnet:
 
         images (N, 3, H, W); units (M, 4) int64: image, map, row, column (row and column 0 in fully connected layers).
         A unit depends on its receptive field alone, so only that is run forward and back, many units at a time, or the
-        whole image where that is less; the result is that of the whole image.  signals (M,): what each starts from
-        instead of its activation.  memory: bytes that the largest step of one batch may take.
+        whole image where that is less; the result is that of the whole image.
+        signals (M,): what each starts from instead of its activation.
+        memory: bytes that the largest step of one batch may take.
         InputError for units that are not there, images that are too small, and NaN.
         """
         images = check_images(self.model, images)
         placed = self._placed(layer, units, len(images), tuple(images.shape[-2:]))  # type: ignore[arg-type]
         units = placed.units
-        # a pooling window beyond the crop sends zero, which adds nothing, but overwrites what another sends
-        alone = placed.small and self.options.collisions == "add"
+        # a pooling window beyond the crop sends zero, which adds nothing, but overwrites what another sends;
+        # and the windows of a deep layer may be larger than the image
+        alone = placed.places is not None and self.options.collisions == "add"
+        alone = alone and sum(placed.numbers(True)) < sum(placed.numbers(False))
         crops, pixels = (images.new_zeros(len(units), 3, *placed.size) for _ in range(2))
         values = images.new_zeros(len(units))
         with evaluating(self.model):
