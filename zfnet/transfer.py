@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
+from threadpoolctl import threadpool_limits  # of scikit-learn
 
 from zfnet.errors import InputError, unknown
 
@@ -120,7 +121,8 @@ def fit(kind: str, rows: NDArray[np.float64], labels: NDArray[np.int64], seed: i
 
 
 def _fitted(kind: str, c: float, rows: NDArray[np.float64], labels: NDArray[np.int64]) -> Any:
-    with warnings.catch_warnings():
+    # a second thread waits more than it works on so few rows
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # with next to no regularisation: those are not chosen
         return CLASSIFIERS[kind](c).fit(rows, labels)
 
