@@ -21,9 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.models import CLASSIFIERS, settings_of
 from zfnet.errors import InputError, first_line, unknown
 
-for _name in CLASSIFIERS:  # what has no file in conf/model
-    ConfigStore.instance().store(_name, settings_of(_name), "model")
 CONF = Path(__file__).resolve().parent.parent / "conf"
+for _name in CLASSIFIERS:
+    if not (CONF / "model" / f"{_name}.yaml").exists():
+        ConfigStore.instance().store(_name, settings_of(_name), "model")
 TARGET = "model.architecture._target_="
 GROUPS = ("experiment", "model", "data", "train")
 GIVEN = ("model", "data", "training", "validation", "networks", "out")  # arguments that run.py makes
@@ -127,6 +128,8 @@ def check(words: Sequence[str]) -> list[str]:
     groups = [f"{group}={several[0]}" for group, several in chosen.items() if group != "experiment"]
     groups += [f"++{word.lstrip('+')}" for word in words if word.lstrip("+").startswith(TARGET)]
     config = configured(groups)
+    if config.hydra.runtime.choices.model == "own":
+        _known(config.model.architecture)
     settings: list[str] = []
     for name in chosen.get("experiment", [config.hydra.runtime.choices.experiment]):
         for _, its in single(configured([*groups, f"experiment={name}"]), [f"experiment={name}"]):

@@ -122,7 +122,7 @@ def called(config: DictConfig) -> str:
 def find_layers(model: DictConfig) -> None:
     """Put in place of `auto` the layers that stand for the paper's, found in the network."""
     if "auto" in (model.get("layers"), model.get("layer7")):
-        layers, layer7 = spread(Graph(made(model.architecture)()), model.preprocessing.size)
+        layers, layer7 = spread(Graph(made(model.architecture)()), made(model.preprocessing).size)
         model.layers = layers if model.layers == "auto" else model.layers
         model.layer7 = layer7 if model.layer7 == "auto" else model.layer7
 
@@ -198,14 +198,14 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
     main = get_object(config.experiment._target_)
     parameters = inspect.signature(main).parameters
     needed = {*parameters} | ({"data"} if {"training", "networks"} & {*parameters} else set())
+    if {"model", "networks"} & needed and not OmegaConf.is_missing(config.model.architecture, "_target_"):
+        find_layers(config.model)  # before anything reads them
     for key in sorted(OmegaConf.missing_keys(config)):
         group = key.partition(".")[0]
         if group in needed:
             raise InputError(f"{group}={config.hydra.runtime.choices[group]} needs {key}=...")
     choices = config.hydra.runtime.choices
     out = Path(config.out or Path("outputs", experiment, f"{called(config)}-{choices.data}"), below)
-    if "model" in needed:
-        find_layers(config.model)
     with open_dict(config):  # the file beside the result says all settings
         for name, p in parameters.items():
             if name not in GIVEN and name not in config.experiment and p.default is not p.empty:

@@ -466,7 +466,7 @@ def test_zfnet512_computes_what_its_graph_says(tmp_path):
     (theirs,) = ReferenceEvaluator(str(path)).run(None, {"gpu_0/data_0": images.numpy()})
     with torch.no_grad():
         ours = model(images).softmax(1)
-    assert ours.max() < 0.9
+    assert ours.max() < 0.99
     torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=1e-4, atol=1e-6)
 
 

@@ -45,8 +45,10 @@ def power(signal: Tensor, size: int = SIZE) -> tuple[Tensor, Tensor]:
     if signal.ndim != 4 or not signal.is_floating_point():
         raise InputError(f"a tensor {tuple(signal.shape)} of {signal.dtype} has no spectrum; give float (N, C, H, W)")
     n = max(size, *signal.shape[2:])
-    parts = [torch.fft.fft2(part, s=(n, n)).abs().square().sum(1) for part in signal.split(64)]
-    return torch.cat(parts), torch.fft.fftfreq(n, dtype=signal.dtype, device=signal.device)
+    found = [signal.new_zeros(0, n, n)]
+    if len(signal):  # some FFT libraries refuse to transform nothing
+        found += [torch.fft.fft2(part, s=(n, n)).abs().square().sum(1) for part in signal.split(64)]
+    return torch.cat(found), torch.fft.fftfreq(n, dtype=signal.dtype, device=signal.device)
 
 
 def spectral_energy(signal: Tensor, bands: Sequence[float] = BANDS, size: int = SIZE) -> Tensor:
