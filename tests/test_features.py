@@ -7,11 +7,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from zfnet import InputError
-from zfnet.data.photos import BrokenImage
+from zfnet.data.photos import BrokenImage, Photos
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing, Stored
 from zfnet.features import features as compute
@@ -66,8 +67,16 @@ def other_images(model, data):
     return model, Scenes("val", 10, size=32, seed=1, transform=HOW)
 
 
-@pytest.mark.parametrize("change", [other_weights, other_preprocessing, other_images])
+def an_image_changed(model, data):
+    changed = TensorDataset(images_of(data), torch.arange(10))
+    changed.tensors[0][3, 0, 0, 0] += 1
+    return model, changed
+
+
+@pytest.mark.parametrize("change", [other_weights, other_preprocessing, other_images, an_image_changed])
 def test_features_of_other_weights_preprocessing_or_images_are_not_read(model, data, tmp_path, change):
+    if change is an_image_changed:
+        data = TensorDataset(images_of(data), torch.arange(10))
     compute(model, data, ["4"], tmp_path, progress=False)
     (known,) = tmp_path.iterdir()
     its = change(model, data)
@@ -76,6 +85,15 @@ def test_features_of_other_weights_preprocessing_or_images_are_not_read(model, d
     compute(*its, ["4"], tmp_path, progress=False)
     assert len(list(tmp_path.iterdir())) == 2
     assert compute(model, data, ["4"], known, progress=False)["4"].shape == (10, 5)
+
+
+def test_features_of_a_photograph_that_was_changed_are_not_read(model, tmp_path):
+    for n in range(5):
+        Image.new("RGB", (40, 40), (n, 0, 0)).save(tmp_path / f"{n}.png")
+    before = compute(model, Photos(tmp_path, transform=HOW), ["4"], tmp_path / "kept", progress=False)["4"]
+    Image.new("RGB", (40, 40), (255, 255, 255)).save(tmp_path / "1.png")
+    after = compute(model, Photos(tmp_path, transform=HOW), ["4"], tmp_path / "kept", progress=False)["4"]
+    assert (before != after).any(1).tolist() == [False, True, False, False, False]
 
 
 def test_a_run_that_was_stopped_goes_on(model, data, tmp_path, monkeypatch):

@@ -396,3 +396,11 @@ def test_caltech():
     assert [folders.file(i) for i in range(1200)] == [split.file(i) for i in range(1200)]
     names = [[photos.classes[label] for label in photos.labels] for photos in (folders, split)]
     assert names[0] == names[1]
+
+
+def test_a_stamp_is_another_once_the_file_was_changed(tmp_path):
+    photos(tmp_path, ["a.png", "b.png"])
+    before = [Photos(tmp_path).stamp(n) for n in range(2)]
+    photos(tmp_path, ["b.png"], Image.new("RGB", (4, 3), "blue"))
+    after = [Photos(tmp_path).stamp(n) for n in range(2)]
+    assert before[0] == after[0] and before[1] != after[1] and len({*before}) == 2

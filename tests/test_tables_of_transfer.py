@@ -7,11 +7,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from experiments import fig9, table4, table5, table6, table7
 from experiments.run import run
 from zfnet import InputError, ZFNet
+from zfnet.data.photos import Photos
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing
 from zfnet.train import Recipe
@@ -99,6 +101,24 @@ def test_tables_4_and_5_and_figure_9_from_end_to_end(model, tmp_path, which):
     assert all(len(a) == 2 for rows in result["ours"]["each"].values() for a in rows.values())
     again = main(model, data, tmp_path / "b", which=which, layer="4", per_class=[1, 3], folds=2, **more, progress=False)
     assert again["ours"] == result["ours"]
+
+
+def test_near_duplicates_of_pretraining_images_are_left_out_and_told(model, tmp_path):
+    random = np.random.default_rng(0)
+    for n in range(12):
+        image = random.integers(256, size=(40, 40, 3), dtype=np.uint8)
+        for folder in [f"target/{'ab'[n % 2]}"] + ["known"] * (n == 5):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image // 2 + 20 if folder == "known" else image).save(tmp_path / folder / f"{n}.png")
+    data = Photos(tmp_path / "target", transform=model.preprocessing)
+    arguments = {"layer": "4", "per_class": [4], "folds": 1, "progress": False}
+    result = table4.main(model, data, tmp_path / "a", pretraining=str(tmp_path / "known"), **arguments)
+    (told,) = result["ours"]["left_out"]
+    assert told.startswith("b/5.png is 5.png (0.9") or told.startswith("b/5.png is 5.png (1.0")
+    assert "Left out as near duplicates of pretraining images: 1: b/5.png" in (tmp_path / "a/table.md").read_text()
+    with pytest.raises(InputError, match="class 1 \\('b'\\) has 5 images to train on, of which 5"):
+        arguments["per_class"] = [5]
+        table4.main(model, data, tmp_path / "b", pretraining=str(tmp_path / "known"), **arguments)
 
 
 def test_table7_from_end_to_end(model, tmp_path):

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from zfnet.data.batches import Batches
@@ -144,16 +145,19 @@ def _row(value: Tensor, limit: int | None) -> Tensor:
 
 
 def _digest(model: nn.Module, dataset: Any) -> str:
-    """What tells the features of one network and data set from others'; of the images, all names and three images."""
+    """What tells the features of one network and data set from others'; of images that no file has, three."""
     digest = hashlib.blake2b(repr((repr(model), len(dataset))).encode(), digest_size=8)
     how = Preprocessing.of(model)
     digest.update(how.to_json().encode())
     tensors = [*model.state_dict().values(), *([how.mean_image] if how.mean_image is not None else [])]
-    tensors += [dataset[i][0] for i in sorted({0, len(dataset) // 2, len(dataset) - 1})]
+    if isinstance(dataset, TensorDataset):
+        tensors += dataset.tensors[:1]
+    else:
+        tensors += [dataset[i][0] for i in sorted({0, len(dataset) // 2, len(dataset) - 1})]
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    if hasattr(dataset, "file"):
-        digest.update("\n".join(dataset.file(i) for i in range(len(dataset))).encode())
+    if hasattr(dataset, "stamp"):
+        digest.update("\n".join(dataset.stamp(i) for i in range(len(dataset))).encode())
     return digest.hexdigest()
 
 

@@ -120,11 +120,13 @@ def fit(kind: str, rows: NDArray[np.float64], labels: NDArray[np.int64], seed: i
     return _fitted(kind, best, rows, labels)
 
 
-def _fitted(kind: str, c: float, rows: NDArray[np.float64], labels: NDArray[np.int64]) -> Any:
+def _fitted(
+    kind: str, c: float, rows: NDArray[np.float64], labels: NDArray[Any], shares: NDArray[np.float64] | None = None
+) -> Any:  # fmt: skip
     # a second thread waits more than it works on so few rows
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # with next to no regularisation: those are not chosen
-        return CLASSIFIERS[kind](c).fit(rows, labels)
+        return CLASSIFIERS[kind](c).fit(rows, labels, shares)
 
 
 def mean_accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
@@ -174,14 +176,12 @@ def presence_scores(
     if kind == "exclusive":
         images, labels = (presence == 1).nonzero()
         shares = 1 / (presence == 1).sum(1)[images]
-        classifier = LogisticRegression(C=c, max_iter=2000)
-        found[:, np.unique(labels)] = classifier.fit(rows[images], labels, shares).predict_proba(others)
+        found[:, np.unique(labels)] = _fitted("softmax", c, rows[images], labels, shares).predict_proba(others)
     elif kind == "each class":
         for n, marks in enumerate(presence.T):
             there = marks[told := marks != 0] == 1
             if there.any() and not there.all():
-                classifier = LogisticRegression(C=c, max_iter=2000).fit(rows[told], there)
-                found[:, n] = classifier.decision_function(others)
+                found[:, n] = _fitted("softmax", c, rows[told], there).decision_function(others)
     else:
         raise unknown("classifier of presence", kind, ("exclusive", "each class"))
     return found

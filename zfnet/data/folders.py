@@ -96,6 +96,14 @@ class Folder:
             raise FileNotFoundError(2, "No such file in the zip", file)
         return self._archive.read(self._prefix + file)
 
+    def stamp(self, file: str) -> tuple[int, int]:
+        """What a file has no longer once it was changed: its size, and when it was written or, in a zip, its CRC."""
+        if self._zip is None:
+            about = (self.path / file).stat()
+            return about.st_size, about.st_mtime_ns
+        inside = self._archive.getinfo(self._prefix + file)
+        return inside.file_size, inside.CRC
+
 
 def _below(folder: str, prefix: str) -> Iterator[str]:
     with os.scandir(folder) as entries:

@@ -199,3 +199,7 @@ class Photos(torch.utils.data.Dataset):
     def file(self, index: int) -> str:
         """The path of a photograph from the folder, with forward slashes."""
         return self._files[index]
+
+    def stamp(self, index: int) -> str:
+        """A photograph's path, and what it has no longer once it was changed."""
+        return f"{self._files[index]} {self._folder.stamp(self._files[index])}"
