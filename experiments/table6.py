@@ -195,9 +195,8 @@ def draw(
     """A line for each class: the paper's number and ours."""
     figure = Figure(figsize=(7.5, 1.2 + 0.27 * len(published)), layout="constrained")
     axis = figure.subplots()
-    for y, values in enumerate(published.values()):
-        if values[-1] is not None:
-            axis.plot(values[-1], y, "D", color="0.45", mfc="white", label="" if y else "paper, VOC 2012 test")
+    known = [(values[-1], y) for y, values in enumerate(published.values()) if values[-1] is not None]
+    axis.plot(*zip(*known, strict=True), "D", color="0.45", mfc="white", label="paper, VOC 2012 test")
     for n, (kind, each) in enumerate(precision.items()):
         for y, found in enumerate(each.values()):
             if found:
