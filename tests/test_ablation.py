@@ -11,7 +11,7 @@ from torch import nn
 
 from experiments import ablation
 from experiments.overrides import configured
-from zfnet import InputError, scan
+from zfnet import Deconvnet, InputError, scan
 from zfnet.data.photos import Photos
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing
@@ -289,3 +289,16 @@ def test_an_interval_that_touches_zero_is_no_difference():
 def test_the_configuration_takes_the_networks_layers():
     layers = configured(["experiment=ablation", "model=squeezenet1_0"]).experiment.layers
     assert len(layers) == 5 and layers[4] == "features.12.cat"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_no_canvas_is_run_twice(model, data, tmp_path, monkeypatch):
+    seen, respond = [], Deconvnet.respond
+
+    def noted(self, canvases, layer, units, image_size):
+        seen.append((layer, canvases.numpy().tobytes()))
+        return respond(self, canvases, layer, units, image_size)
+
+    monkeypatch.setattr(Deconvnet, "respond", noted)
+    measure(model, data, tmp_path)
+    assert len(seen) == len(set(seen)) > 20

@@ -396,3 +396,17 @@ class TestBatches:
         there = Deconvnet(model.cuda()).project_units(images.cuda(), "relu5", units.cuda())
         assert torch.equal(here.crops, there.crops.cpu()) and torch.equal(here.boxes, there.boxes.cpu())
         assert (here.pixels - there.pixels.cpu()).abs().max() <= 1e-10 * here.pixels.abs().max()
+
+
+def test_windows_stay_channels_last_where_a_border_is_filled(monkeypatch):
+    formats, convolve, units = set(), F.conv2d, [[0, 0, 0, 0], [0, 0, 6, 6]]
+
+    def noted(x, *args, **kwargs):
+        formats.add(x.stride(1) == 1)
+        return convolve(x, *args, **kwargs)
+
+    deconvnet, image = Deconvnet(ZFNet().eval()), torch.rand(1, 3, 224, 224)
+    crops = deconvnet.project_units(image, "relu4", units).crops
+    monkeypatch.setattr(F, "conv2d", noted)
+    deconvnet.respond(crops, "relu4", units, 224)
+    assert formats == {True}

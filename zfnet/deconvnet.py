@@ -453,8 +453,8 @@ class Deconvnet:
         with evaluating(self.model):
             for some in placed.batches(memory // images.element_size(), alone):
                 image, view = units[some, 0], placed.view(some)
-                crops[some] = view.cut(images, image.tolist()) if view else images[image.to(images.device)]
-                part = crops[some] if alone else images[image.to(images.device)]
+                crop = view.cut(images, image.tolist()) if view else images[image.to(images.device)]
+                crops[some], part = crop, crop if alone else images[image.to(images.device)]
                 recording = record(self.graph, part, [layer], self._needs, view if alone else None)
                 activation = recording.activations[layer]
                 where = placed.where(some, activation, alone)
@@ -489,7 +489,8 @@ class Deconvnet:
         values = canvases.new_zeros(len(canvases))
         with evaluating(self.model):
             for some in placed.batches(memory // canvases.element_size(), True):
-                recording = record(self.graph, canvases[some], [layer], lambda node: False, placed.view(some))
+                some_canvases = canvases[some].contiguous(memory_format=torch.channels_last)
+                recording = record(self.graph, some_canvases, [layer], lambda node: False, placed.view(some))
                 activation = recording.activations[layer]
                 values[some] = activation[placed.where(some, activation, placed.places is not None)]
         return values

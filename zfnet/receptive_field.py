@@ -352,7 +352,9 @@ class Windows(Whole):
         which, mask = outside[0].to(x.device), outside[1].to(x.device)
         if len(which) == len(x):
             return x.masked_fill(mask, value)
-        return x.index_copy(0, which, x[which].masked_fill(mask, value))
+        channels_last = x.ndim == 4 and x.stride(1) == 1  # which a copy of a part of a tensor does not keep by itself
+        out = x.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        return out.index_copy_(0, which, x[which].masked_fill(mask, value))
 
     def cut(self, images: Tensor, image: Sequence[int]) -> Tensor:
         """The receptive fields (M, 3, S, S) of the units, each in its image, zero where they leave it."""
