@@ -80,8 +80,8 @@ PAIRS = [
     ("projection", "gradient"), ("projection", "guided"),
 ]  # fmt: skip
 MEASURES = {  # all are larger where a picture is better
-    "sufficiency": "activation left when the strongest pixels are kept",
-    "necessity": "activation lost when they are removed from the crop",
+    "sufficiency": "activation left with the strongest pixels",
+    "necessity": "activation lost without them",
     "pixels": "units told apart by pixels",
     "network": "units told apart by a second network",
     "energy on object": "share of what is shown that is on the object",
@@ -89,6 +89,9 @@ MEASURES = {  # all are larger where a picture is better
     "energy on parts": "share of what is shown that is on parts of the object",
     "points at parts": "the strongest pixel is on a part",
 }
+OTHERS = (  # pictures that a projection may be like
+    "all shuffled", "another map, same place", "same map, another image", "edges of the crop", "nearness of the centre",
+)  # fmt: skip
 JUDGED = ("features.4.cat", "features.8.cat", "features.12.cat")  # layers of the second network
 THUMBNAIL, JUDGED_SIDE = 16, 64  # pixels, to which pictures are resized to be told apart
 STYLES: dict[str, dict[str, Any]] = {
@@ -539,19 +542,13 @@ def clear(estimate: Sequence[float] | None) -> int:
     return 0 if estimate is None else int(round(estimate[1], 3) > 0) - int(round(estimate[2], 3) < 0)
 
 
-def winner(numbers: Mapping[str, Any], measure: str) -> tuple[str, list[str]]:
-    """Which of the shown pictures is better than all others that have this measure, or ""; and how they differ."""
-    there = [name for name in SHOWN if numbers["measures"][name].get(measure)]
-    wins, words = dict.fromkeys(there, 0), []
+def unbeaten(numbers: Mapping[str, Any], measure: str) -> list[str]:
+    """Those of the shown pictures that none of the others is clearly better than."""
+    beaten = set()
     for pair in PAIRS[: len(SHOWN)]:
-        found = numbers["differences"]["{} - {}".format(*pair)].get(measure)
-        if found and set(pair) <= set(there):
-            side = clear(found)
-            if side:
-                wins[pair[0 if side > 0 else 1]] += 1
-            words.append("{} minus {} {}".format(*pair, _cell(found, "+")))
-    best = max(wins, key=lambda name: wins[name], default="")
-    return (best if best and wins[best] == len(there) - 1 > 0 else ""), words
+        if side := clear(numbers["differences"]["{} - {}".format(*pair)].get(measure)):
+            beaten.add(pair[1 if side > 0 else 0])
+    return [name for name in SHOWN if numbers["measures"][name].get(measure) and name not in beaten]
 
 
 def report(ours: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
@@ -581,23 +578,27 @@ def report(ours: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         remarks.append(f"{len(ours['broken_images'])} images could not be read")
     lines.append("; ".join(remarks) + "." if remarks else "No map was left out.")
     lines.append("## Which of crop, projection and masked crop?")
-    chances = [f"{layer} {n['chance']:.2f}" for layer, n in layers.items()]
+    chances = {layer: f"{n['chance']:.2f}" for layer, n in layers.items()}
+    by_chance = [f"{layer} {chance}" for layer, chance in chances.items()]
+    by_chance = by_chance if len(set(chances.values())) > 1 else list(chances.values())[:1]
     lines.append(
         "A crop has no order of its own: its pixels are kept from its centre outwards.  The masked crop keeps them "
         "where the projection is strongest.  The projection itself is shown to the network at a figure's contrast, "
         "and may excite the unit more than the crop does: then more than 1 is left.  Every second picture of a map is "
-        f"known, and the others are to be told apart: by chance {', '.join(chances)}.  The second network is "
+        f"known, and the others are to be told apart: by chance {', '.join(by_chance)}.  The second network is "
         f"SqueezeNet ({settings['judge']})."
     )
+    lines.append(
+        "Named are those that none of the other two is clearly better than, in bold where there is but one; how much "
+        "they differ is in `table.md`."
+    )
+    rows = []
     for measure, meaning in MEASURES.items():
-        having = {layer: n for layer, n in layers.items() if any(of.get(measure) for of in n["measures"].values())}
-        if not having:
-            continue
-        said = []
-        for layer, numbers in having.items():
-            best, words = winner(numbers, measure)
-            said.append(f"- {layer}: {f'the {best} wins' if best else 'no winner'} ({'; '.join(words)})")
-        lines.append(f"**{measure.capitalize()}** ({meaning}).\n\n" + "\n".join(said))
+        best = [unbeaten(n, measure) for n in layers.values()]
+        if any(best):
+            cells = [f"**{names[0]}**" if len(names) == 1 else ", ".join(names) or "-" for names in best]
+            rows.append([f"{measure}: {meaning}", *cells])
+    lines.append(table(["", *layers], rows))
     lines.append("## Against gradients and baselines")
     lines += [_versus(layers, measure) for measure in ("sufficiency", "necessity")]
     lines.append("## Does it only recover the image?")
@@ -627,8 +628,7 @@ def _versus(layers: Mapping[str, Any], measure: str) -> str:
 
 def _sanity(layers: Mapping[str, Any], classes: Mapping[str, Any] | None) -> list[str]:
     said = []
-    for what in ("all shuffled", "another map, same place", "same map, another image", "edges of the crop",
-                 "nearness of the centre"):  # fmt: skip
+    for what in OTHERS:
         rows = [f"{layer} {_cell(n['likeness']['projection'].get(what))}" for layer, n in layers.items()]
         said.append(f"- {what}: {', '.join(rows)}")
     words = ["How like the projection (rank correlation of energies) is\n\n" + "\n".join(said)]
@@ -673,12 +673,14 @@ def draw(layers: Mapping[str, Any], shares: Sequence[float], settings: Mapping[s
         rows_of = {name: [n["measures"][name].get(measure) for n in layers.values()] for name in STYLES}
         _by_layer(axis, list(layers), rows_of, STYLES)
         axis.set_title(MEASURES[measure], fontsize=7)
+        if measure in ("pixels", "network"):
+            axis.plot([n["chance"] for n in layers.values()], color="0.6", lw=0.7, zorder=0)
     styles = {s: STYLES[s] for s in SIGNALS}
-    for axis, what in zip(below[len(there) :], ("all shuffled", "another map, same place"), strict=False):
+    for axis, what in zip(below[len(there) :], OTHERS, strict=False):
         _by_layer(
             axis, list(layers), {s: [n["likeness"][s].get(what) for n in layers.values()] for s in SIGNALS}, styles
         )
-        axis.set_title(f"likeness of the signal: {what}", fontsize=7)
+        axis.set_title(f"likeness: {what}", fontsize=7)
     for axis in axes.flatten():
         axis.tick_params(labelsize=6)
         axis.spines[["top", "right"]].set_visible(False)
@@ -716,4 +718,4 @@ def _by_layer(
                 x, mean, [(mean - low).clamp(min=0), (high - mean).clamp(min=0)], fmt="o" if name in SHOWN else ".",
                 color=colour, ms=4 if name in SHOWN else 3, lw=1, mfc="white" if styles[name].get("ls") else colour,
             )  # fmt: skip
-    axis.set_xticks(range(len(layers)), layers, rotation=20)
+    axis.set_xticks(range(len(layers)), layers, rotation=25, ha="right", rotation_mode="anchor")

@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import TensorDataset
 from torchvision import models
 
 from experiments.models import CLASSIFIERS, architecture, spread
 from scripts.zoo import REFUSED, ZOO, check, drawn
-from zfnet import Deconvnet, InputError
+from zfnet import Deconvnet, InputError, occlusion_maps, scan
 from zfnet.record import Graph
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,6 +98,33 @@ def test_what_has_no_deconvnet_is_refused_by_name(name: str, says: str) -> None:
     recording = deconvnet.record(torch.randn(1, 3, side, side), [layer])
     with pytest.raises(InputError, match=f"^no deconvnet rule for {re.escape(says)}; register one with @rule$"):
         deconvnet.project(recording, layer, torch.ones_like(recording.activations[layer]))
+
+
+@pytest.mark.parametrize("ask", ["scan", "project_units", "occlusion_maps"])
+def test_a_layer_of_neither_maps_nor_units_is_one_line(ask: str) -> None:
+    model = drawn("shufflenet_v2_x0_5").float()
+    images = torch.randn(1, 3, 64, 64)
+    does = {
+        "scan": lambda layer: scan(model, TensorDataset(images), [layer], 1, progress=False),
+        "project_units": lambda layer: Deconvnet(model).project_units(images, layer, [[0, 0, 0, 0]]),
+        "occlusion_maps": lambda layer: occlusion_maps(model, images, size=32, step=32, layer=layer),
+    }
+    with pytest.raises(InputError) as error:
+        does[ask]("stage2.0.view")
+    assert str(error.value) == (
+        "stage2.0.view (view) gives a tensor of shape (1, 2, 24, 8, 8); choose a layer that gives feature maps "
+        "(images, maps, rows, columns) or fully connected units (images, units)"
+    )
+    does[ask]("fc")  # fully connected units are maps of one place
+
+
+def test_steps_that_know_nothing_of_the_image_are_no_layers() -> None:
+    graph = Graph(drawn("shufflenet_v2_x0_5"))
+    assert {"stage2.0.view", "mean", "fc"} <= set(graph.layers)
+    with pytest.raises(InputError) as error:
+        graph.node("stage2.0.size")
+    assert str(error.value).startswith("no layer of ShuffleNetV2 'stage2.0.size' (did you mean 'stage2.0.view'?)")
+    assert " more ..., " in str(error.value) and len(str(error.value)) < 1000
 
 
 def blocks(page: str) -> list[str]:

@@ -414,6 +414,7 @@ class Deconvnet:
         units = torch.as_tensor(units, dtype=torch.int64).cpu().reshape(-1, 4)
         node = self.graph.node(layer)
         shapes = self.graph.shapes(size, node)
+        self.graph.check_maps(node, shapes.get(node))
         extents = zip(("image", "map", "row", "column"), (images, *shapes[node][1:], 1, 1), strict=False)
         for column, (name, extent) in enumerate(extents):
             bad = units[(units[:, column] < 0) | (units[:, column] >= extent), column]

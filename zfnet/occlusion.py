@@ -374,6 +374,7 @@ class _Sweep:
         shapes = graph.shapes(extent, self.last)
         self.graph, self.image, self.fill = graph, image, fill
         self.node = graph.node(layer or _last_maps(graph, shapes))
+        graph.check_maps(self.node, shapes.get(self.node))
         path = graph.path([self.last, self.node])
         self.plan = planned(graph, path, extent, size, step)
         if not incremental:

@@ -121,7 +121,7 @@ class Graph:
             if (node.op == "placeholder" and not node.args) or self.carriers.intersection(node.all_input_nodes):
                 self.carriers.update({node} if not of_shape else ())
         self.inputs = [node for node in self.nodes if node.op == "placeholder" and not node.args]
-        self._by_name = {name: node for node, name in self.names.items()}
+        self._by_name = {name: node for node, name in self.names.items() if node in self.carriers}
         self._shapes: dict[tuple[int, int], Shapes] = {}
 
     def _taken_apart(self, node: fx.Node) -> bool:
@@ -138,8 +138,8 @@ class Graph:
 
     @property
     def layers(self) -> list[str]:
-        """The names of the steps that compute, in order."""
-        return [self.names[n] for n in self.nodes if n.op.startswith("call")]
+        """The names of the steps that compute something of the image, in order."""
+        return [self.names[n] for n in self.nodes if n.op.startswith("call") and n in self.carriers]
 
     def overwrites(self, node: fx.Node) -> bool:
         """Whether the step works in place, on its first input."""
@@ -150,6 +150,16 @@ class Graph:
         if layer not in self._by_name:
             raise unknown(f"layer of {type(self.model).__name__}", layer, self.layers)
         return self._by_name[layer]
+
+    def check_maps(self, node: fx.Node, output: Any) -> None:
+        """InputError if a step's output, or its shape, is neither feature maps nor fully connected units."""
+        shape = getattr(output, "shape", output)
+        if not isinstance(shape, torch.Size) or len(shape) not in (2, 4):
+            gives = f"a tensor of shape {tuple(shape)}" if isinstance(shape, torch.Size) else "several tensors"
+            raise InputError(
+                f"{self.names[node]} ({self.operation(node)}) gives {gives}; choose a layer that gives feature maps "
+                "(images, maps, rows, columns) or fully connected units (images, units)"
+            )
 
     def module(self, node: fx.Node) -> nn.Module | None:
         return self.model.get_submodule(node.target) if node.op == "call_module" else None  # type: ignore[arg-type]

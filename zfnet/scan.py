@@ -180,7 +180,8 @@ def scan(
     def apply(node: fx.Node, args: tuple, kwargs: dict) -> Any:
         out = graph.call(node, args, kwargs)
         if node in nodes:  # now: the next step may overwrite it
-            maps = out if out.ndim == 4 else out.reshape(*out.shape[:2], -1, 1)
+            graph.check_maps(node, out)
+            maps = out if out.ndim == 4 else out[..., None, None]
             top = tops.get(nodes[node])
             top = TopActivations.none(maps.shape[1], k, maps) if top is None else top
             tops[nodes[node]] = _update(top, maps, index, distinct)
