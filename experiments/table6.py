@@ -21,10 +21,9 @@ from tqdm import tqdm
 
 from experiments.results import Provenance, results, table, write_result
 from experiments.table3 import deviation, percent, shown
-from experiments.transfer import Control, duplicates
+from experiments.transfer import Control, duplicates, frozen
 from zfnet import InputError
 from zfnet.data.pascal import CLASSES
-from zfnet.features import features
 from zfnet.train import Recipe
 from zfnet.transfer import Split, precisions, transferred_presence
 
@@ -48,6 +47,7 @@ def main(
     *,
     layer: str = "relu7",
     folds: int = 5,
+    crops: int = 1,
     scratch: partial[nn.Module] | None = None,
     recipe: Recipe | None = None,
     pretraining: str | None = None,
@@ -62,7 +62,7 @@ def main(
 
     layer: its features.  folds: how often half of the images are drawn to train on; where the data have lists of their
     own (`parts`), one fold is theirs.  scratch: the network of the control, trained by `recipe`, with one softmax;
-    None: no control.  pretraining, threshold, cache: as in `experiments.transfer`.
+    None: no control.  crops, pretraining, threshold, cache: as in `experiments.transfer`.
     """
     provenance = Provenance(model, seed=seed)
     if folds < 1:
@@ -72,7 +72,9 @@ def main(
     presence, classes = data.presence, list(data.classes)
     left_out = duplicates(data, pretraining, threshold, progress)
     drawn = parted(presence, getattr(data, "parts", None), folds, seed, classes, left_out)
-    rows = features(model, data, [layer], cache, batch_size=batch_size, workers=workers, progress=progress)[layer]
+    rows = frozen(
+        model, data, [layer], cache, crops=crops, batch_size=batch_size, workers=workers, progress=progress
+    )[layer]  # fmt: skip
     found: dict[str, list[NDArray[np.float64]]] = {kind: [] for kind in KINDS}
     chosen: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with tqdm(total=len(drawn) * len(KINDS), unit=" folds", desc="classify", disable=not progress) as bar:
@@ -102,8 +104,9 @@ def main(
     paper = {name: dict(zip(COLUMNS, values, strict=True)) for name, values in published.items()}
     settings = {
         "model": type(model).__name__, "layer": layer, "folds": len(drawn), "images": len(presence), "classes": classes,
-        "train": len(drawn[0].train), "test": len(drawn[0].test), "seed": seed, "dataset": type(data).__name__,
-        "scratch": scratch and {str(k): v for k, v in scratch.keywords.items()}, "threshold": threshold, "unit": "%",
+        "crops": crops, "train": len(drawn[0].train), "test": len(drawn[0].test), "seed": seed, "threshold": threshold,
+        "scratch": scratch and {str(k): v for k, v in scratch.keywords.items()}, "dataset": type(data).__name__,
+        "unit": "%",
     }  # fmt: skip
     with results(out) as folder:
         (folder / "table.md").write_text(text + "\n", encoding="utf-8")

@@ -18,9 +18,8 @@ from tqdm import tqdm
 
 from experiments.results import Provenance, results, table, write_result
 from experiments.table3 import deviation, percent, shown
-from experiments.transfer import checked
+from experiments.transfer import checked, frozen
 from zfnet import InputError
-from zfnet.features import features
 from zfnet.transfer import split, transferred
 
 PAPER = {  # accuracy, %: Caltech-101 (30 a class), Caltech-256 (60 a class)
@@ -44,6 +43,7 @@ def main(
     layers: Sequence[str] = ("relu1", "relu2", "relu3", "relu4", "relu5", "relu7"),
     per_class: int = 30,
     folds: int = 5,
+    crops: int = 1,
     test: int = 50,
     limit: int | None = 2**15,
     pretraining: str | None = None,
@@ -69,7 +69,9 @@ def main(
         split(labels, per_class, test=test, seed=seed, fold=f, classes=classes, parts=getattr(data, "parts", None))
         for f in range(folds)
     ]
-    rows = features(model, data, layers, cache, limit=limit, batch_size=batch_size, workers=workers, progress=progress)
+    rows = frozen(
+        model, data, layers, cache, crops=crops, limit=limit, batch_size=batch_size, workers=workers, progress=progress
+    )
     accuracy: dict[str, list[float]] = {row: [] for row in PAPER}
     with tqdm(total=folds * len(layers), unit=" folds", desc="classify", disable=not progress) as bar:
         for number, layer in zip(NUMBERS, layers, strict=True):
@@ -107,7 +109,7 @@ def main(
     }  # fmt: skip
     settings = {
         "model": type(model).__name__, "layers": list(layers), "per_class": per_class, "folds": folds, "test": test,
-        "limit": limit, "seed": seed, "images": len(labels), "classes": list(classes), "unit": "%",
+        "crops": crops, "limit": limit, "seed": seed, "images": len(labels), "classes": list(classes), "unit": "%",
         "dataset": type(data).__name__,
     }  # fmt: skip
     with results(out) as folder:

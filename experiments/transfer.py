@@ -78,6 +78,7 @@ def main(
     per_class: Sequence[int] = (15, 30),
     folds: int = 5,
     test: int = 50,
+    crops: int = 1,
     scratch: partial[nn.Module] | None = None,
     recipe: Recipe | None = None,
     pretraining: str | None = None,
@@ -92,6 +93,7 @@ def main(
 
     which: whose published numbers stand beside ours: table4, table5 or fig9.  layer: its features.  per_class: training
     images of each class.  folds: how often they are drawn.  test: at most so many test images of each class.
+    crops: 1, or 10, whose features are averaged.
     scratch: the network of the control, trained by `recipe`; None: no control.  pretraining: a folder of images that
     the model was trained on, of which near duplicates (normalised correlation above `threshold`) are left out.
     cache: where features are kept.
@@ -111,8 +113,8 @@ def main(
         ]
         for n in per_class
     }
-    rows = features(
-        model, data, [layer], cache, batch_size=batch_size, workers=workers, progress=progress
+    rows = frozen(
+        model, data, [layer], cache, crops=crops, batch_size=batch_size, workers=workers, progress=progress
     )[layer]  # fmt: skip
     accuracy: dict[str, dict[int, list[float]]] = {"pretrained": {}}
     chosen: dict[int, list[float]] = {}
@@ -150,8 +152,8 @@ def main(
     }  # fmt: skip
     settings = {
         "model": type(model).__name__, "layer": layer, "per_class": list(per_class), "folds": folds, "test": test,
-        "seed": seed, "images": len(labels), "classes": list(classes), "dataset": type(data).__name__, "unit": "%",
-        "scratch": scratch and {str(k): v for k, v in scratch.keywords.items()}, "threshold": threshold,
+        "crops": crops, "seed": seed, "images": len(labels), "classes": list(classes), "dataset": type(data).__name__,
+        "scratch": scratch and {str(k): v for k, v in scratch.keywords.items()}, "threshold": threshold, "unit": "%",
     }  # fmt: skip
     with results(out) as folder:
         (folder / "table.md").write_text(text + "\n", encoding="utf-8")
@@ -174,6 +176,16 @@ def checked(
     for i in left_out:
         labels[i] = -1  # in no fold
     return labels, classes, [*left_out.values()]
+
+
+def frozen(
+    model: nn.Module, data: Any, layers: Sequence[str], cache: str | Path, *, crops: int = 1, progress: bool = True,
+    workers: int | None = None, **how: Any,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """`features` of a data set, of its images with their margins where they are of ten crops."""
+    if crops != 1:
+        data = _bytes(data, Stored(Preprocessing.of(model)), progress, "images", workers)
+    return features(model, data, layers, cache, crops=crops, progress=progress, workers=workers, **how)
 
 
 def duplicates(data: Any, pretraining: str | None, threshold: float, progress: bool) -> dict[int, str]:
@@ -229,12 +241,15 @@ class Control:
 
 def _table(rows: Mapping[str, Mapping[int, Any]], accuracy: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
     counts = [*next(iter(accuracy.values()))]
+    names = [*rows, *(row for row in accuracy if row not in rows)]
+    published = {row: [_published(rows.get(row, {}).get(n)) for n in counts] for row in names}
+    ours = {row: [shown(each[n]) for n in counts] for row, each in accuracy.items()}
+    if len(counts) > 4:  # a curve, which reads better downwards
+        columns = {f"paper, {row}": published[row] for row in rows} | {f"ours, {row}": of for row, of in ours.items()}
+        lines = zip(map(str, counts), *columns.values(), strict=True)
+        return table(["images", *columns], [list(line) for line in lines])
     head = ["", *(f"paper, {n}" for n in counts), *(f"ours, {n}" for n in counts)]
-    lines = []
-    for row in [*rows, *(row for row in accuracy if row not in rows)]:
-        published = [_published(rows.get(row, {}).get(n)) for n in counts]
-        lines.append([row, *published, *(shown(accuracy[row][n]) if row in accuracy else "" for n in counts)])
-    return table(head, lines)
+    return table(head, [[row, *published[row], *ours.get(row, [""] * len(counts))] for row in names])
 
 
 def _published(pair: tuple[float, float | None] | None) -> str:

@@ -103,6 +103,30 @@ def test_tables_4_and_5_and_figure_9_from_end_to_end(model, tmp_path, which):
     assert again["ours"] == result["ours"]
 
 
+@pytest.mark.parametrize("main", [table4.main, table6.main, table7.main])
+def test_features_of_ten_crops(model, tmp_path, main):
+    data = held_out(model, objects=3 if main is table6.main else 1)
+    layers = {"layers": ["0", "1", "2", "3", "4", "4"], "per_class": 3} if main is table7.main else {"layer": "3"}
+    layers |= {"per_class": [3]} if main is table4.main else {}
+    one, ten, again = (
+        main(model, data, tmp_path / name, folds=2, crops=crops, **layers, progress=False)
+        for name, crops in (("a", 1), ("b", 10), ("c", 10))
+    )
+    assert ten["settings"]["crops"] == 10 and ten["ours"] == again["ours"]
+    assert ten["ours"]["each"] != one["ours"]["each"]
+
+
+def test_the_table_of_a_curve_reads_downwards(model, tmp_path):
+    counts = [1, 2, 3, 4, 5]
+    fig9.main(model, held_out(model), tmp_path, which="fig9", layer="4", per_class=counts, folds=2, progress=False)
+    head, _, *lines = (tmp_path / "table.md").read_text().split("\n\n")[0].splitlines()
+    assert [cell.strip() for cell in head.split("|")[1:-1]] == [
+        "images", "paper, Bo et al. 2013", "paper, pretrained", "ours, pretrained",
+    ]  # fmt: skip
+    assert [line.split("|")[1].strip() for line in lines] == list(map(str, counts))
+    assert lines[0].split("|")[3].strip() == "27.2 ± 0.9"
+
+
 def test_near_duplicates_of_pretraining_images_are_left_out_and_told(model, tmp_path):
     random = np.random.default_rng(0)
     for n in range(12):

@@ -60,7 +60,7 @@ def features(
         raise InputError(f"limit is {limit}; give at least 1 number an image")
     nodes = {layer: graph.node(layer) for layer in layers}
     check_weights(graph.model)
-    about = f"{_digest(graph.model, dataset)} {limit} {crops} {dtype}"
+    about = f"{_digest(graph.model, dataset)} {crops} {dtype}"
     with evaluating(graph.model):
         sample = _crops(graph.model, dataset[0][0][None], crops)[0]
         shapes = graph.shapes((sample.shape[-2], sample.shape[-1]), graph.nodes[-1])
@@ -165,7 +165,7 @@ class _File:
     """One layer's features: FOLDER/LAYER-DIGEST.npy once it is whole, .part and a note of how far it is before."""
 
     def __init__(self, folder: Path, layer: str, about: str, shape: tuple[int, int], dtype: str):
-        key = hashlib.blake2b(f"{about} {layer}".encode(), digest_size=8).hexdigest()
+        key = hashlib.blake2b(f"{about} {layer} {shape[1]}".encode(), digest_size=8).hexdigest()
         self.path, self.shape, self.dtype = folder / f"{layer}-{key}.npy", shape, np.dtype(dtype)
         self.part, self.state = self.path.with_suffix(".part"), self.path.with_suffix(".json")
 
