@@ -55,6 +55,8 @@ def drawn(name: str, seed: int = 0, **settings: object) -> nn.Module:
     torch.manual_seed(seed)
     model = architecture(name, **settings)()
     for module in model.modules():
+        if isinstance(module, nn.Conv2d):  # some draw so small ones that all places of a map nearly tie
+            nn.init.kaiming_normal_(module.weight)
         if isinstance(module, NORMALISATIONS):
             nn.init.normal_(module.running_mean, std=0.2)
             nn.init.uniform_(module.running_var, 0.5, 2)
