@@ -41,6 +41,18 @@ class Transform(Protocol):
     def __call__(self, image: Any) -> Tensor: ...
 
 
+def class_of(data: Any, label: int, count: int) -> int | None:
+    """Which of a network's `count` classes a data set's label is; None where it has no such class.
+
+    Where the two have not as many classes, ImageNet's are known by their names.
+    """
+    names = [str(name) for name in getattr(data, "classes", ())]
+    if len(names) in (0, count):
+        return label
+    name = names[label] if label < len(names) else ""
+    return IMAGENET.index(name) if count == len(IMAGENET) and name in IMAGENET else None
+
+
 def scenes(
     transform: Transform, /, *, split: str = "val", count: Mapping[str, int], classes: str = "base", objects: int = 1,
     seed: int = 0,

@@ -23,7 +23,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.datasets import IMAGENET
+from experiments.datasets import IMAGENET, class_of
 from experiments.panels import DPI, frame, page, place, text
 from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, OcclusionMaps, occlusion_maps, scan
@@ -70,6 +70,7 @@ class Row:
     maps: OcclusionMaps
     projections: Tensor  # (n, 3, S, S) in 0..1, this image's first
     classes: Sequence[str]
+    known: bool  # whether the class is the image's own
 
 
 def main(
@@ -96,6 +97,7 @@ def main(
     side, 50 of 224.  step: None: what comes nearest to the paper's 30 x 30 places.  fill: of normalised images; 0 is
     the mean, the paper's grey.  others: images beside this one that the map is projected into, its strongest.
     measured: where masks are known, images on which it is counted whether the lowest probability is on the object.
+    Where the network does not know an image's class, its likeliest one stands for it, and nothing is counted.
     """
     provenance = Provenance(model, seed=seed)
     random = torch.Generator().manual_seed(seed)
@@ -105,15 +107,19 @@ def main(
         raise InputError(f"others={others}, measured={measured}, width={width}: give at least 0, 0 and 800")
     deconvnet = Deconvnet(model)
     deconvnet.graph.node(layer)
-    side = min(data[drawn[0]][0].shape[-2:])
+    extent = tuple(data[drawn[0]][0].shape[-2:])
+    side = min(extent)
     size = round(SQUARE / SIDE * side) if size is None else size
     step = max(1, round((side - max(_pair(size))) / (PLACES - 1))) if step is None else step
+
+    classes = _classes(deconvnet.graph, data, extent)
 
     def occluded(index: int) -> OcclusionMaps:
         image, label = data[index]
         if label < 0:
             raise InputError(f"image {index}{_named(data, index)} has no label; give data.labels, or class folders")
-        return occlusion_maps(deconvnet.graph, image, size=size, step=step, fill=fill, layer=layer, target=label)
+        target = class_of(data, label, len(classes))
+        return occlusion_maps(deconvnet.graph, image, size=size, step=step, fill=fill, layer=layer, target=target)
 
     swept = {i: occluded(i) for i in tqdm(drawn, unit=" images", desc="occlude", disable=not progress)}
     tops = scan(
@@ -121,13 +127,15 @@ def main(
         state=Path(out) / "scan.partial", progress=progress,
     )  # fmt: skip
     preprocessing = Preprocessing.of(model)
-    classes = _classes(deconvnet.graph, data, swept[drawn[0]].image_size)
+    known = all(class_of(data, data[i][1], len(classes)) is not None for i in drawn)
     rows = []
     for index, maps in swept.items():
         found = [i for i in tops[layer].image[maps.map].tolist() if i not in (index, -1)][:others]
         signals = torch.cat([_projected(deconvnet, data[i][0], layer, maps.map) for i in (index, *found)])
         picture = preprocessing.pixels(data[index][0]).clamp(0, 1)
-        rows.append(Row(f"image {index}", picture, maps, signed_image(preprocessing.rgb(signals).cpu()), classes))
+        rows.append(
+            Row(f"image {index}", picture, maps, signed_image(preprocessing.rgb(signals).cpu()), classes, known)
+        )
     first = rows[0].maps
     ours = {
         "square": size, "step": step, "places": list(first.label.shape),
@@ -135,7 +143,7 @@ def main(
         "images": [{"image": i, "file": _file(data, i)} | _numbers(maps, classes) for i, maps in swept.items()],
         "on_object": None,
     }  # fmt: skip
-    if hasattr(data, "scene") and measured:
+    if hasattr(data, "scene") and measured and known:
         chosen = tqdm(shuffled[:measured], unit=" images", desc="measure", disable=not progress)
         ours["on_object"] = on_object((swept.get(i) or occluded(i), data.scene(i).mask) for i in chosen)
     settings = {
@@ -144,7 +152,7 @@ def main(
     }  # fmt: skip
     note = (
         f"{type(model).__name__}, {layer}.  Squares of {size} pixels, every {step}: {first.label.numel()} places.  "
-        "In (a) the square is where the true class is least probable."
+        f"In (a) the square is where the {'true' if known else 'likeliest'} class is least probable."
     )
     with results(out) as folder:
         figure = draw(rows, note, width)
@@ -254,7 +262,10 @@ def draw(rows: Sequence[Row], note: str, width: int) -> Figure:
         across.append(across[-1] + tile + extra + gap)
     top, line = round(0.045 * width), tile + round(0.022 * width)
     figure = page(width, top + line * len(rows) + margin)
-    titles = ("(a) image", "(b) activity of the map", "(c) its projections", "(d) p(true class)", "(e) likeliest class")
+    titles = (
+        "(a) image", "(b) activity of the map", "(c) its projections",
+        "(d) p(true class)" if rows[0].known else "(d) p(likeliest)", "(e) likeliest class",
+    )  # fmt: skip
     for x, title in zip(across, titles, strict=True):
         text(figure, x + tile / 2, top / 2, title, size=7.5, ha="center")
     for n, row in enumerate(rows):
@@ -275,7 +286,13 @@ def _image(figure: Figure, row: Row, x: float, y: float, tile: int) -> None:
     upper, left, lower, right = box.tolist()
     axes.add_patch(Rectangle((left - 0.5, upper - 0.5), right - left, lower - upper, color=(0.49,) * 3, lw=0))
     axes.axis("off")
-    text(figure, x, y + tile + 14, f"true: {_short(row.classes[row.maps.target])}", size=6)
+    text(
+        figure,
+        x,
+        y + tile + 14,
+        f"{'true' if row.known else 'likeliest'}: {_short(row.classes[row.maps.target])}",
+        size=6,
+    )
 
 
 def _heat(figure: Figure, values: Tensor, x: float, y: float, tile: int, below: str = "") -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from experiments import fig7
+from experiments.datasets import class_of
 from experiments.overrides import configured
 from zfnet import InputError, OcclusionMaps, occlusion_maps
 from zfnet.data.scenes import Scenes
@@ -153,3 +155,30 @@ def test_of_photographs_with_the_published_squeezenet(real_data):
     assert maps.clean[2] == data[0][1]
     assert maps.probability.min() < 0.5 * maps.clean[1]
     assert (maps.label == data[0][1]).float().mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("classes", "count", "label", "of_network"),
+    [
+        ((), 10, 3, 3),  # numbers are all that is known
+        (("a", "b"), 2, 1, 1),
+        (("a", "tench", "goldfish"), 1000, 1, 0),  # ImageNet's, by name
+        (("a", "tench", "goldfish"), 1000, 0, None),
+        (("tench", "goldfish"), 16, 1, None),
+    ],
+)
+def test_which_class_of_the_network_a_label_is(classes, count, label, of_network):
+    assert class_of(SimpleNamespace(classes=classes), label, count) == of_network
+
+
+def test_where_the_network_knows_no_such_class_its_likeliest_stands_for_it(data, tmp_path):
+    torch.manual_seed(0)
+    other = nn.Sequential(OrderedDict(
+        conv=nn.Conv2d(3, 4, 5, 2), relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(),
+        fc=nn.Linear(4, 5),
+    )).eval()  # fmt: skip
+    other.preprocessing = data.transform
+    result = fig7.main(other, data, tmp_path, layer="relu", images=[3], measured=4, width=900, progress=False)
+    likeliest = int(other(data[3][0][None]).argmax())
+    assert result["ours"]["images"][0]["class"] == f"class {likeliest}"
+    assert result["ours"]["on_object"] is None  # of classes that it was not trained on
