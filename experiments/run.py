@@ -223,7 +223,8 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
         )
         (files / "config.yaml").write_text(text, encoding="utf-8")
     if processes()[0] == 0:
-        print(f"{experiment}: {out}")
+        random = config.model.weights is None and {"model", "data"} <= {*parameters} and "training" not in parameters
+        print(f"{experiment}: {out}" + (", of random weights; model.weights=FILE gives others" if random else ""))
     return result
 
 

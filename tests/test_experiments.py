@@ -67,7 +67,8 @@ def run(tmp_path, monkeypatch, capsys):
             status = 0
         except SystemExit as end:
             status = end.code
-        lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+        run.printed, error = capsys.readouterr()
+        lines = error.replace("\r", "\n").splitlines()
         return status, [line for line in lines if line.strip() and "images/s" not in line]
 
     return run
@@ -364,6 +365,7 @@ def test_figures_2_and_7_of_any_classifier_by_its_name(name, run, tmp_path):
     assert status == 0, lines
     status, lines = run("experiment=fig7", f"model={name}", *SMALL, "images=1", "measured=0", "step=24", "others=1")
     assert status == 0, lines
+    assert run.printed.endswith(f"{name}-scenes, of random weights; model.weights=FILE gives others\n")
     for figure in ("fig2", "fig7"):
         assert (tmp_path / "outputs" / figure / f"{name}-scenes" / "figure.png").exists()
 
