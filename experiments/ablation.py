@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from experiments.models import build
-from experiments.panels import DPI, chosen
+from experiments.panels import DPI, chosen, page, place, text
 from experiments.results import Provenance, results, table, write_result
 from zfnet import Deconvnet, InputError, TopActivations, scan
 from zfnet.data.parts import objects_in
@@ -93,6 +94,7 @@ OTHERS = (  # pictures that a projection may be like
     "all shuffled", "another map, same place", "same map, another image", "edges of the crop", "nearness of the centre",
 )  # fmt: skip
 JUDGED = ("features.4.cat", "features.8.cat", "features.12.cat")  # layers of the second network
+EXAMPLES = 2  # maps of each layer whose pictures are drawn
 THUMBNAIL, JUDGED_SIDE = 16, 64  # pixels, to which pictures are resized to be told apart
 STYLES: dict[str, dict[str, Any]] = {
     "crop": {"color": "C7", "lw": 2}, "projection": {"color": "C0", "lw": 2}, "masked crop": {"color": "C3", "lw": 2},
@@ -179,7 +181,14 @@ def main(
         "layers": done, "counts": counts, "classes": _classes(deconvnet, data, seed, draws),
         "images": tops.images, "broken_images": tops.broken,
     }  # fmt: skip
+    shown = {}
+    for layer in done:
+        strongest_of = TopActivations(*(column[:, :1] for column in tops[layer]))
+        some = drawn[layer][:EXAMPLES]
+        shown[layer] = Sample.of(deconvnet, data, layer, strongest_of, some, draws=1, seed=seed, progress=False)
     with results(out) as folder:
+        examples = draw_pictures(shown, preprocessing)
+        examples.savefig(folder / "pictures.png", dpi=DPI)
         figure = draw(done, shares, settings)
         figure.savefig(folder / "figure.png", dpi=DPI)
         figure.savefig(folder / "figure.pdf")
@@ -694,6 +703,32 @@ def draw(layers: Mapping[str, Any], shares: Sequence[float], settings: Mapping[s
         f"{settings['fill']}; bars: 95 % intervals",
         fontsize=9,
     )
+    return figure
+
+
+def draw_pictures(samples: Mapping[str, Sample], preprocessing: Preprocessing) -> Figure:
+    """Rows: the units of each sample; columns: what is shown of them, the pixels that are not in grey."""
+    tile, gap, top, left = 180, 10, 60, 220
+    rows = sum(len(sample.units) for sample in samples.values())
+    figure = page(left + len(PICTURES) * (tile + gap), top + rows * (tile + gap))
+    for column, name in enumerate(PICTURES):
+        text(figure, left + column * (tile + gap) + tile / 2, top / 2, name, size=6, ha="center")
+    y = top
+    for layer, sample in samples.items():
+        photograph = preprocessing.pixels(sample.patches.crops).clamp(0, 1)
+        tiles = []
+        for picture in PICTURES.values():
+            signal = sample.signals.get(picture.content)
+            whole = photograph if signal is None else signed_image(preprocessing.rgb(signal))
+            kept = strongest(sample.ranks(picture.weight, sample.signals), sample.inside, picture.share)
+            hidden = F.interpolate((~kept)[:, None].to(whole), (tile, tile))  # whole pixels, however large
+            tiles.append(resized(whole, (tile, tile)).clamp(0, 1).where(hidden < 0.5, GREY).cpu())
+        for unit, line in zip(sample.units.tolist(), torch.stack(tiles, 1), strict=True):
+            words = f"{layer}\nmap {unit[1]}\n{' x '.join(map(str, photograph.shape[-2:]))} pixels"
+            text(figure, left - 3 * gap, y + tile / 2, words, size=6, ha="right")
+            for column, picture_of in enumerate(line):
+                place(figure, picture_of, left + column * (tile + gap), y)
+            y += tile + gap
     return figure
 
 

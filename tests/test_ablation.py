@@ -50,7 +50,7 @@ def measure(model, data, out, **settings):
 
 def test_it_writes_what_it_returns_and_says_it_in_words(model, data, tmp_path, capsys):
     result = measure(model, data, tmp_path)
-    names = {"figure.png", "figure.pdf", "result.json", "table.md", "report.md"}
+    names = {"figure.png", "figure.pdf", "pictures.png", "result.json", "table.md", "report.md"}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
     assert set(result["paper"]) == set(result["ours"])
