@@ -29,10 +29,11 @@ from zfnet.errors import unknown
 from zfnet.project import project_top
 from zfnet.receptive_field import ReceptiveField, window_of
 from zfnet.record import Graph
-from zfnet.render import GREY, grid, outside, resized, signed_image
+from zfnet.render import GREY, grid, on_image, outside, resized, signed_image
 
 GRIDS = ((3, 3), (4, 4), (3, 4), (5, 2), (5, 2))  # rows and columns of feature maps, layers 1 to 5
 LAYER_GAP, CAPTION, SIDE_GAP, MAP_GAP, TILE_GAP = 40, 86, 24, 7, 1  # pixels
+MEMORY = 2**26  # pixels of receptive fields at once: those of deep networks are many times the image
 
 
 @dataclass
@@ -224,19 +225,29 @@ def panel_of(
 ) -> Panel:  # fmt: skip
     """Project and render one layer's maps."""
     k = top.value.shape[1]
-    patches = project_top(deconvnet, data, layer, top, maps)
-    beyond = outside(patches.boxes, field.image_size, tuple(patches.crops.shape[-2:]))  # type: ignore[arg-type]
-    crops = preprocessing.pixels(patches.crops).clamp(0, 1).masked_fill(beyond, GREY)
+    seen, size = field.size, field.image_size
+    whole = seen[0] > size[0] or seen[1] > size[1]  # of what is beyond the image there is nothing to show
+    few = max(1, MEMORY // (k * math.prod(seen)))
+    crops, pixels, values = [], [], []
+    for first in range(0, len(maps), few):
+        patches = project_top(deconvnet, data, layer, top, maps[first : first + few])
+        beyond = outside(patches.boxes, size, seen)
+        crop, signal = preprocessing.pixels(patches.crops).clamp(0, 1).masked_fill(beyond, GREY), patches.pixels
+        crops.append(on_image(crop, patches.boxes, size, GREY) if whole else crop)
+        pixels.append(on_image(signal, patches.boxes, size) if whole else signal)
+        values.append(patches.values)
     filters = _filters(deconvnet, layer, maps, field)
     if filters is None:
-        left, signals = "projections", patches.pixels.unflatten(0, (len(maps), k))
+        left, signals = "projections", torch.cat(pixels).unflatten(0, (len(maps), k))
         scaling = {"together": k if scale == "map" else 1, "quantile": quantile}
     else:
         left, signals, scaling = "filters", filters[:, None], {"quantile": 1.0}
+    extent = f"{seen[0]} x {seen[1]} pixels"
     return Panel(
-        title, layer, left, f"image patches, {field.size[0]} x {field.size[1]} pixels",
+        title, layer, left, f"whole images: a unit sees {extent}" if whole else f"image patches, {extent}",
         -(-len(maps) // columns), min(columns, len(maps)), preprocessing.rgb(signals).cpu(),
-        crops.unflatten(0, (len(maps), k)).cpu(), (patches.values <= 0).unflatten(0, (len(maps), k)).cpu(), scaling,
+        torch.cat(crops).unflatten(0, (len(maps), k)).cpu(),
+        (torch.cat(values) <= 0).unflatten(0, (len(maps), k)).cpu(), scaling,
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from torchvision import models
 from experiments.models import architecture, spread
 from tests.oracles import deconvnet_by_autograd, extent, measured_support
 from zfnet import Deconvnet, InputError, occlusion_maps, receptive_field
+from zfnet.render import on_image
 
 FAMILIES = (
     "alexnet", "vgg", "squeezenet", "googlenet", "inception", "resnet", "resnext", "wide_resnet", "densenet", "mnasnet",
@@ -87,25 +88,11 @@ def from_the_image(deconvnet: Deconvnet, images: Tensor, layer: str, units: Tens
     return torch.stack(pixels)
 
 
-def on_canvas(pixels: Tensor, box: list[int], size: tuple[int, int]) -> Tensor:
-    """The part of a canvas (3, S, S) that lies in the image, in its place there: (3, H, W)."""
-    top, left, bottom, right = box
-    whole = pixels.new_zeros(3, *size)
-    part = pixels[:, max(-top, 0) : size[0] - top, max(-left, 0) : size[1] - left]
-    whole[:, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = part
-    return whole
-
-
 def deviations(deconvnet: Deconvnet, images: Tensor, layer: str, units: Tensor) -> list[float]:
     """Of `project_units` from `project`, unit by unit."""
     patches = deconvnet.project_units(images, layer, units)
-    size = (images.shape[2], images.shape[3])
-    return [
-        worst(on_canvas(pixels, box, size), whole)
-        for pixels, box, whole in zip(
-            patches.pixels, patches.boxes.tolist(), from_the_image(deconvnet, images, layer, units), strict=True
-        )
-    ]
+    found = on_image(patches.pixels, patches.boxes, (images.shape[2], images.shape[3]))
+    return [worst(*pair) for pair in zip(found, from_the_image(deconvnet, images, layer, units), strict=True)]
 
 
 def check(model: nn.Module, size: int, supports: int = 2) -> Row:

@@ -23,10 +23,11 @@ from experiments.models import build
 from experiments.networks import Networks
 from experiments.overrides import CONF, check, configured, names, single
 from experiments.run import command_line, find_layers
-from zfnet import Deconvnet, InputError, ZFNet, scan, weights
+from zfnet import Deconvnet, InputError, ZFNet, receptive_field, scan, weights
 from zfnet.data.photos import BrokenImage
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing, Stored
+from zfnet.render import on_image
 from zfnet.train import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,6 +122,28 @@ def test_fig2_boxes_are_the_patches_that_are_projected(figure, model, data):
         assert patch.boxes[0].tolist() == best["box"]
         assert float(patch.values) == pytest.approx(best["value"], rel=1e-5, abs=1e-7)
     assert result["ours"]["patch_sizes"] == [5, 17]
+
+
+@pytest.mark.parametrize("side", [16, 32])
+def test_fig2_in_parts_and_whole_images_where_a_field_is_larger(model, side, monkeypatch):
+    data = Scenes("val", 6, size=side, transform=Preprocessing(size=side, resize=side))
+    deconvnet, top = Deconvnet(model), scan(model, data, ["relu2"], 2, progress=False)["relu2"]
+    field = receptive_field(model, "relu2", side)
+    arguments = (deconvnet, data, "relu2", top, [0, 3, 5], 3, field, Preprocessing(), "patch", 1.0)
+    panel = fig2.panel_of("a", *arguments)
+    seen = min(side, 17)
+    assert panel.patches.shape == panel.signals.shape == (3, 2, 3, seen, seen)
+    assert panel.right == ("whole images: a unit sees 17 x 17 pixels" if side < 17 else "image patches, 17 x 17 pixels")
+    image = data[int(top.image[3, 1])][0][None]
+    whole = deconvnet.project_units(image, "relu2", [[0, 3, int(top.row[3, 1]), int(top.column[3, 1])]])
+    if side < 17:
+        assert torch.allclose(panel.signals[1, 1], on_image(whole.pixels, whole.boxes, (side, side))[0], atol=1e-6)
+    else:
+        assert torch.allclose(panel.signals[1, 1], whole.pixels[0], atol=1e-6)
+    monkeypatch.setattr(fig2, "MEMORY", 1)
+    parts = fig2.panel_of("a", *arguments)
+    assert torch.equal(parts.patches, panel.patches) and torch.equal(parts.empty, panel.empty)
+    assert torch.allclose(parts.signals, panel.signals, atol=1e-6)
 
 
 def test_fig2_maps_by_seed_by_strength_and_by_number(model, data):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zfnet import InputError
-from zfnet.render import GREY, contrast, grid, outside, resized, saturated, signed_image
+from zfnet.render import GREY, contrast, grid, on_image, outside, resized, saturated, signed_image
 
 
 @pytest.fixture
@@ -92,3 +92,16 @@ def test_resizing_keeps_a_plain_image_plain_and_the_same_size_the_same(signals):
 def test_resizing_cancels_fine_grain():
     checks = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2.0 - 1
     assert resized(checks.expand(1, 3, 16, 16), (4, 4)).abs().max() < 0.2
+
+
+def test_canvases_in_their_places():
+    canvases = torch.arange(1.0, 10).view(1, 1, 3, 3).repeat(3, 1, 1, 1)
+    boxes = torch.tensor([[0, 1, 3, 4], [-1, -2, 2, 1], [2, 3, 5, 6]])
+    found = on_image(canvases, boxes, (3, 4), fill=-1.0)[:, 0].int().tolist()
+    assert found == [
+        [[-1, 1, 2, 3], [-1, 4, 5, 6], [-1, 7, 8, 9]],
+        [[6, -1, -1, -1], [9, -1, -1, -1], [-1, -1, -1, -1]],
+        [[-1, -1, -1, -1], [-1, -1, -1, -1], [-1, -1, -1, 1]],
+    ]
+    far = on_image(canvases[:1], torch.tensor([[5, 0, 8, 3]]), (3, 4))
+    assert not far.any()

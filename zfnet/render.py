@@ -55,6 +55,18 @@ def outside(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -
     return (beyond[0][:, :, None] | beyond[1][:, None, :])[:, None]
 
 
+def on_image(canvases: Tensor, boxes: Tensor, image_size: tuple[int, int], fill: float = 0.0) -> Tensor:
+    """Canvases (N, C, S, S) where their boxes (N, 4: top, left, bottom, right) lie in images: (N, C, H, W).
+
+    What lies outside the image is lost; around a canvas is `fill`.
+    """
+    whole = canvases.new_full((*canvases.shape[:2], *image_size), fill)
+    for image, canvas, (top, left, bottom, right) in zip(whole, canvases, boxes.tolist(), strict=True):
+        part = canvas[:, max(-top, 0) : max(image_size[0] - top, 0), max(-left, 0) : max(image_size[1] - left, 0)]
+        image[:, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = part
+    return whole
+
+
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Images or signals (N, C, H, W) at another size, without aliasing; a signal's fine grain cancels out.
 
