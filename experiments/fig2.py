@@ -29,11 +29,10 @@ from zfnet.errors import unknown
 from zfnet.project import project_top
 from zfnet.receptive_field import ReceptiveField, window_of
 from zfnet.record import Graph
-from zfnet.render import GREY, grid, on_image, outside, resized, signed_image
+from zfnet.render import GREY, grid, outside, resized, signed_image
 
 GRIDS = ((3, 3), (4, 4), (3, 4), (5, 2), (5, 2))  # rows and columns of feature maps, layers 1 to 5
 LAYER_GAP, CAPTION, SIDE_GAP, MAP_GAP, TILE_GAP = 40, 86, 24, 7, 1  # pixels
-MEMORY = 2**26  # pixels of receptive fields at once: those of deep networks are many times the image
 
 
 @dataclass
@@ -227,18 +226,17 @@ def panel_of(
     k = top.value.shape[1]
     seen, size = field.size, field.image_size
     whole = seen[0] > size[0] or seen[1] > size[1]  # of what is beyond the image there is nothing to show
-    few = max(1, MEMORY // (k * math.prod(seen)))
-    crops, pixels, values = [], [], []
-    for first in range(0, len(maps), few):
-        patches = project_top(deconvnet, data, layer, top, maps[first : first + few])
+    patches = project_top(deconvnet, data, layer, top, maps, whole=whole)
+    if whole:  # what lies outside a unit's field, as seen from there
+        places = torch.stack([top.row[maps].flatten(), top.column[maps].flatten()], 1)
+        corners = torch.tensor(field.start) + torch.tensor(field.stride) * places
+        beyond = outside(-corners, seen, size)
+    else:
         beyond = outside(patches.boxes, size, seen)
-        crop, signal = preprocessing.pixels(patches.crops).clamp(0, 1).masked_fill(beyond, GREY), patches.pixels
-        crops.append(on_image(crop, patches.boxes, size, GREY) if whole else crop)
-        pixels.append(on_image(signal, patches.boxes, size) if whole else signal)
-        values.append(patches.values)
+    crops = preprocessing.pixels(patches.crops).clamp(0, 1).masked_fill(beyond.to(patches.crops.device), GREY)
     filters = _filters(deconvnet, layer, maps, field)
     if filters is None:
-        left, signals = "projections", torch.cat(pixels).unflatten(0, (len(maps), k))
+        left, signals = "projections", patches.pixels.unflatten(0, (len(maps), k))
         scaling = {"together": k if scale == "map" else 1, "quantile": quantile}
     else:
         left, signals, scaling = "filters", filters[:, None], {"quantile": 1.0}
@@ -246,8 +244,8 @@ def panel_of(
     return Panel(
         title, layer, left, f"whole images: a unit sees {extent}" if whole else f"image patches, {extent}",
         -(-len(maps) // columns), min(columns, len(maps)), preprocessing.rgb(signals).cpu(),
-        torch.cat(crops).unflatten(0, (len(maps), k)).cpu(),
-        (torch.cat(values) <= 0).unflatten(0, (len(maps), k)).cpu(), scaling,
+        crops.unflatten(0, (len(maps), k)).cpu(),
+        (patches.values <= 0).unflatten(0, (len(maps), k)).cpu(), scaling,
     )  # fmt: skip
 
 

@@ -201,6 +201,16 @@ class TestZFNet:
         patches = deconvnet.project_units(images, "relu5", units)
         assert_same(patches, images, units, *from_the_image(deconvnet, images, "relu5", units), 1e-10)
 
+    def test_whole_images_where_they_are_asked_for(self) -> None:
+        deconvnet, images = zfnet()
+        units = strongest_maps(deconvnet, images, "relu3", [(0, 0), (12, 5)])
+        patches = deconvnet.project_units(images, "relu3", units, whole=True)
+        assert patches.boxes.tolist() == [[0, 0, 224, 224]] * len(units)
+        assert torch.equal(patches.crops, images[units[:, 0]])
+        values, pixels = from_the_image(deconvnet, images, "relu3", units)
+        torch.testing.assert_close(patches.values, values, rtol=1e-10, atol=1e-10)
+        assert (patches.pixels - pixels).abs().max() <= 1e-10 * pixels.abs().max()
+
     @pytest.mark.parametrize("layer", ["fc6", "relu7", "fc8"])
     def test_fully_connected_layers_take_the_whole_image(self, layer: str) -> None:
         deconvnet, images = zfnet()

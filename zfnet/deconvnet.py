@@ -409,7 +409,9 @@ class Deconvnet:
             ((_, _, pixels),) = deque(self._walk(recording, layer, signal), maxlen=1)
         return pixels
 
-    def _placed(self, layer: str, units: Tensor | Sequence[Sequence[int]], images: int, size: Pair) -> _Placed:
+    def _placed(
+        self, layer: str, units: Tensor | Sequence[Sequence[int]], images: int, size: Pair, whole: bool = False
+    ) -> _Placed:  # fmt: skip
         """Units of a layer, of so many images of that size, with what they depend on."""
         units = torch.as_tensor(units, dtype=torch.int64).cpu().reshape(-1, 4)
         node = self.graph.node(layer)
@@ -420,7 +422,7 @@ class Deconvnet:
             bad = units[(units[:, column] < 0) | (units[:, column] >= extent), column]
             if len(bad):
                 raise InputError(f"no {name} {int(bad[0])} in {layer}: there are {extent}")
-        places = places_of(self.graph, node, shapes)
+        places = None if whole else places_of(self.graph, node, shapes)
         here = places[self.graph.inputs[0]] if places else Places((0, 0), (0, 0), size)
         corner = torch.tensor(here.start) + torch.tensor(here.stride) * units[:, 2:]
         return _Placed(
@@ -434,6 +436,7 @@ class Deconvnet:
         units: Tensor | Sequence[Sequence[int]],
         *,
         signals: Tensor | None = None,
+        whole: bool = False,
         memory: int = 2**24,
     ) -> Patches:
         """Project single units, each from its own activation, and crop their receptive fields.
@@ -441,11 +444,12 @@ class Deconvnet:
         images (N, 3, H, W); units (M, 4) int64: image, map, row, column (row and column 0 in fully connected layers).
         A unit depends on its receptive field alone, so only that is run forward and back, many units at a time, or the
         whole image where that is less; the result is that of the whole image.  signals (M,): what each starts from
-        instead of its activation.  memory: bytes that the largest step of one batch may take.
+        instead of its activation.  whole: give whole images, not receptive fields, of which those of deep networks may
+        be many times as large.  memory: bytes that the largest step of one batch may take.
         InputError for units that are not there, images that are too small, and NaN.
         """
         images = check_images(self.model, images)
-        placed = self._placed(layer, units, len(images), tuple(images.shape[-2:]))  # type: ignore[arg-type]
+        placed = self._placed(layer, units, len(images), tuple(images.shape[-2:]), whole)  # type: ignore[arg-type]
         units = placed.units
         # a pooling window beyond the crop sends zero, which adds nothing, but overwrites what another sends
         alone = placed.small and self.options.collisions == "add"

@@ -11,11 +11,13 @@ from zfnet.scan import TopActivations
 
 
 def project_top(
-    deconvnet: Deconvnet, dataset: Any, layer: str, top: TopActivations, maps: Sequence[int], at_once: int = 256
-) -> Patches:
+    deconvnet: Deconvnet, dataset: Any, layer: str, top: TopActivations, maps: Sequence[int], *, whole: bool = False,
+    at_once: int = 256,
+) -> Patches:  # fmt: skip
     """Crops and projections (len(maps) * k) of some feature maps' strongest activations, map by map, strongest first.
 
-    dataset: the one that was scanned, read `at_once` images at a time.  Where a map has fewer than k, all is zero.
+    dataset: the one that was scanned, read `at_once` images at a time.  whole: as in `project_units`.  Where a map has
+    fewer than k, all is zero.
     """
     maps = list(maps)
     k = top.value.shape[1]
@@ -32,10 +34,10 @@ def project_top(
         images = torch.stack([item[0] if isinstance(item, tuple | list) else item for item in items])
         local = units[here]
         local[:, 0] = place[inside] - first
-        parts.append((here, deconvnet.project_units(images, layer, local)))
-    sample = parts[0][1] if parts else deconvnet.project_units(dataset[0][0][None], layer, units[:0])
+        parts.append((here, deconvnet.project_units(images, layer, local, whole=whole)))
+    sample = parts[0][1] if parts else deconvnet.project_units(dataset[0][0][None], layer, units[:0], whole=whole)
     every = Patches(*(part.new_zeros(len(units), *part.shape[1:]) for part in sample))
     for here, patches in parts:
-        for whole, part in zip(every, patches, strict=True):
-            whole[here.to(whole.device)] = part
+        for column, part in zip(every, patches, strict=True):
+            column[here.to(column.device)] = part
     return every
