@@ -31,7 +31,7 @@ from tqdm import tqdm
 from experiments.models import build
 from experiments.panels import DPI, chosen, page, place, text
 from experiments.results import Provenance, results, table, write_result
-from zfnet import Deconvnet, InputError, TopActivations, scan
+from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.data.parts import objects_in
 from zfnet.data.transforms import Preprocessing
 from zfnet.deconvnet import Patches
@@ -55,8 +55,10 @@ from zfnet.faithfulness import (
     strongest,
 )
 from zfnet.files import write_atomically
+from zfnet.project import unseen
+from zfnet.receptive_field import ReceptiveField
 from zfnet.record import activations, graph_of
-from zfnet.render import GREY, outside, resized, signed_image
+from zfnet.render import GREY, resized, signed_image
 
 SHARES = (0, 1, 2, 5, 10, 20, 35, 50, 75, 100)  # percent of the pixels
 SIGNALS: dict[str, dict[str, Any]] = {  # of which the others are what they are called with the norm's gradient
@@ -220,11 +222,12 @@ class Sample:
 
     deconvnet: Deconvnet
     layer: str
+    field: ReceptiveField
     images: Tensor
     items: list[int]  # (M,): which image of the data each is of
     units: Tensor  # (M, 4), as in `project_units`
     patches: Patches
-    inside: Tensor  # (M, S, S) bool: which pixels are in the image
+    inside: Tensor  # (M, S, S) bool: which pixels a unit sees
     bootstrap: Bootstrap
     seed: int
     progress: bool
@@ -239,10 +242,12 @@ class Sample:
         items, place = top.image[rows, columns].unique(return_inverse=True)
         images = torch.stack([data[int(i)][0] for i in items])
         units = torch.stack([place, rows, top.row[rows, columns], top.column[rows, columns]], 1)
-        patches = deconvnet.project_units(images, layer, units)
-        beyond = outside(patches.boxes, images.shape[-2:], patches.crops.shape[-2:])[:, 0]  # type: ignore[arg-type]
+        field = receptive_field(deconvnet.graph, layer, tuple(images.shape[-2:]))  # type: ignore[arg-type]
+        patches = deconvnet.project_units(images, layer, units, whole=field.exceeds)
+        beyond = unseen(field, units[:, 2:], field.exceeds)[:, 0].to(patches.crops.device)
         bootstrap = Bootstrap(rows, place, torch.Generator().manual_seed(seed), draws)
-        return cls(deconvnet, layer, images, items[place].tolist(), units, patches, ~beyond, bootstrap, seed, progress)
+        whose = items[place].tolist()
+        return cls(deconvnet, layer, field, images, whose, units, patches, ~beyond, bootstrap, seed, progress)
 
     @property
     def random(self) -> torch.Generator:
@@ -259,7 +264,8 @@ class Sample:
         """From 1 for every unit: it differs in scale alone, and is not zero where a unit does not fire."""
         units = self.units if units is None else units
         deconvnet = Deconvnet(of or self.deconvnet.model, **options)
-        return deconvnet.project_units(self.images, self.layer, units, signals=torch.ones(len(units)))
+        ones = torch.ones(len(units))
+        return deconvnet.project_units(self.images, self.layer, units, signals=ones, whole=self.field.exceeds)
 
     def ranks(self, weight: str, signals: Mapping[str, Tensor]) -> Tensor:
         return ranks(weight, self.patches.crops, signals, self.inside, self.random)
@@ -297,9 +303,10 @@ class Curves:
         """The activations of canvases; of those that were seen before, as curves end alike, without a second run."""
         key = hashlib.blake2b(canvases.cpu().numpy().tobytes()).digest()
         if key not in self.known:
-            sample = self.sample
-            size: tuple[int, int] = tuple(sample.images.shape[-2:])  # type: ignore[assignment]
-            self.known[key] = sample.deconvnet.respond(canvases, sample.layer, sample.units, size)
+            sample, field = self.sample, self.sample.field
+            self.known[key] = sample.deconvnet.respond(
+                canvases, sample.layer, sample.units, field.image_size, whole=field.exceeds
+            )
         return self.known[key]
 
     def __call__(self, content: Tensor, rank: Tensor, *, keep: bool) -> Tensor:
@@ -427,7 +434,7 @@ def measured(
     curves, viewer = Curves(sample, shares, fill), Viewer(sample, _truth(data, sample), judge, preprocessing)
     measures, means = compared(sample, curves, viewer)
     return {
-        "size": list(sample.inside.shape[1:]), "maps": sample.units[:, 1].unique().tolist(), "units": len(sample.units),
+        "size": list(sample.field.size), "maps": sample.units[:, 1].unique().tolist(), "units": len(sample.units),
         "chance": viewer.chance, "curves": means,
         "measures": {name: {m: sample.estimate(v) for m, v in of.items()} for name, of in measures.items()},
         "differences": {
@@ -724,7 +731,7 @@ def draw_pictures(samples: Mapping[str, Sample], preprocessing: Preprocessing) -
             hidden = F.interpolate((~kept)[:, None].to(whole), (tile, tile))  # whole pixels, however large
             tiles.append(resized(whole, (tile, tile)).clamp(0, 1).where(hidden < 0.5, GREY).cpu())
         for unit, line in zip(sample.units.tolist(), torch.stack(tiles, 1), strict=True):
-            words = f"{layer}\nmap {unit[1]}\n{' x '.join(map(str, photograph.shape[-2:]))} pixels"
+            words = f"{layer}\nmap {unit[1]}\n{' x '.join(map(str, sample.field.size))} pixels"
             text(figure, left - 3 * gap, y + tile / 2, words, size=6, ha="right")
             for column, picture_of in enumerate(line):
                 place(figure, picture_of, left + column * (tile + gap), y)

@@ -26,10 +26,10 @@ from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.data.transforms import Preprocessing
 from zfnet.errors import unknown
-from zfnet.project import project_top
+from zfnet.project import project_top, unseen
 from zfnet.receptive_field import ReceptiveField, window_of
 from zfnet.record import Graph
-from zfnet.render import GREY, grid, outside, resized, signed_image
+from zfnet.render import GREY, grid, resized, signed_image
 
 GRIDS = ((3, 3), (4, 4), (3, 4), (5, 2), (5, 2))  # rows and columns of feature maps, layers 1 to 5
 LAYER_GAP, CAPTION, SIDE_GAP, MAP_GAP, TILE_GAP = 40, 86, 24, 7, 1  # pixels
@@ -224,15 +224,8 @@ def panel_of(
 ) -> Panel:  # fmt: skip
     """Project and render one layer's maps."""
     k = top.value.shape[1]
-    seen, size = field.size, field.image_size
-    whole = seen[0] > size[0] or seen[1] > size[1]  # of what is beyond the image there is nothing to show
-    patches = project_top(deconvnet, data, layer, top, maps, whole=whole)
-    if whole:  # what lies outside a unit's field, as seen from there
-        places = torch.stack([top.row[maps].flatten(), top.column[maps].flatten()], 1)
-        corners = torch.tensor(field.start) + torch.tensor(field.stride) * places
-        beyond = outside(-corners, seen, size)
-    else:
-        beyond = outside(patches.boxes, size, seen)
+    patches = project_top(deconvnet, data, layer, top, maps, whole=field.exceeds)
+    beyond = unseen(field, torch.stack([top.row[maps], top.column[maps]], 2).flatten(0, 1), field.exceeds)
     crops = preprocessing.pixels(patches.crops).clamp(0, 1).masked_fill(beyond.to(patches.crops.device), GREY)
     filters = _filters(deconvnet, layer, maps, field)
     if filters is None:
@@ -240,9 +233,9 @@ def panel_of(
         scaling = {"together": k if scale == "map" else 1, "quantile": quantile}
     else:
         left, signals, scaling = "filters", filters[:, None], {"quantile": 1.0}
-    extent = f"{seen[0]} x {seen[1]} pixels"
+    extent = f"{field.size[0]} x {field.size[1]} pixels"
     return Panel(
-        title, layer, left, f"whole images: a unit sees {extent}" if whole else f"image patches, {extent}",
+        title, layer, left, f"whole images: a unit sees {extent}" if field.exceeds else f"image patches, {extent}",
         -(-len(maps) // columns), min(columns, len(maps)), preprocessing.rgb(signals).cpu(),
         crops.unflatten(0, (len(maps), k)).cpu(),
         (patches.values <= 0).unflatten(0, (len(maps), k)).cpu(), scaling,

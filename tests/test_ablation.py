@@ -297,10 +297,19 @@ def test_the_configuration_takes_the_networks_layers():
 def test_no_canvas_is_run_twice(model, data, tmp_path, monkeypatch):
     seen, respond = [], Deconvnet.respond
 
-    def noted(self, canvases, layer, units, image_size):
+    def noted(self, canvases, layer, units, image_size, **options):
         seen.append((layer, canvases.numpy().tobytes()))
-        return respond(self, canvases, layer, units, image_size)
+        return respond(self, canvases, layer, units, image_size, **options)
 
     monkeypatch.setattr(Deconvnet, "respond", noted)
     measure(model, data, tmp_path)
     assert len(seen) == len(set(seen)) > 20
+
+
+def test_of_fields_larger_than_the_image_whole_images_are_compared(model, tmp_path):
+    data = Scenes("val", 8, size=16, transform=Preprocessing(size=16, resize=16))
+    layers = measure(model, data, tmp_path, layers=["relu2"])["ours"]["layers"]
+    assert layers["relu2"]["size"] == [17, 17]
+    for picture in ("crop", "masked crop", "random"):
+        assert layers["relu2"]["curves"][picture]["kept"][-1] == pytest.approx(1, abs=1e-5)
+        assert layers["relu2"]["curves"][picture]["removed"][0] == pytest.approx(1, abs=1e-5)
