@@ -14,6 +14,7 @@ image, not of the network.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,6 +98,7 @@ OTHERS = (  # pictures that a projection may be like
 )  # fmt: skip
 JUDGED = ("features.4.cat", "features.8.cat", "features.12.cat")  # layers of the second network
 EXAMPLES = 2  # maps of each layer whose pictures are drawn
+PIXELS = 2**27  # of all pictures of a layer of one kind: those of very deep networks are many times the image
 THUMBNAIL, JUDGED_SIDE = 16, 64  # pixels, to which pictures are resized to be told apart
 STYLES: dict[str, dict[str, Any]] = {
     "crop": {"color": "C7", "lw": 2}, "projection": {"color": "C0", "lw": 2}, "masked crop": {"color": "C3", "lw": 2},
@@ -243,8 +245,14 @@ class Sample:
         images = torch.stack([data[int(i)][0] for i in items])
         units = torch.stack([place, rows, top.row[rows, columns], top.column[rows, columns]], 1)
         field = receptive_field(deconvnet.graph, layer, tuple(images.shape[-2:]))  # type: ignore[arg-type]
-        patches = deconvnet.project_units(images, layer, units, whole=field.exceeds)
-        beyond = unseen(field, units[:, 2:], field.exceeds)[:, 0].to(patches.crops.device)
+        if len(units) * math.prod(field.size) > PIXELS:
+            seen = f"{field.size[0]} x {field.size[1]} pixels"
+            raise InputError(
+                f"{layer}: {len(units)} pictures of {seen}, which its units see, are too many to hold; give fewer maps, "
+                "or other layers"
+            )
+        patches = deconvnet.project_units(images, layer, units)
+        beyond = unseen(field, units[:, 2:])[:, 0].to(patches.crops.device)
         bootstrap = Bootstrap(rows, place, torch.Generator().manual_seed(seed), draws)
         whose = items[place].tolist()
         return cls(deconvnet, layer, field, images, whose, units, patches, ~beyond, bootstrap, seed, progress)
@@ -264,8 +272,7 @@ class Sample:
         """From 1 for every unit: it differs in scale alone, and is not zero where a unit does not fire."""
         units = self.units if units is None else units
         deconvnet = Deconvnet(of or self.deconvnet.model, **options)
-        ones = torch.ones(len(units))
-        return deconvnet.project_units(self.images, self.layer, units, signals=ones, whole=self.field.exceeds)
+        return deconvnet.project_units(self.images, self.layer, units, signals=torch.ones(len(units)))
 
     def ranks(self, weight: str, signals: Mapping[str, Tensor]) -> Tensor:
         return ranks(weight, self.patches.crops, signals, self.inside, self.random)
@@ -304,9 +311,7 @@ class Curves:
         key = hashlib.blake2b(canvases.cpu().numpy().tobytes()).digest()
         if key not in self.known:
             sample, field = self.sample, self.sample.field
-            self.known[key] = sample.deconvnet.respond(
-                canvases, sample.layer, sample.units, field.image_size, whole=field.exceeds
-            )
+            self.known[key] = sample.deconvnet.respond(canvases, sample.layer, sample.units, field.image_size)
         return self.known[key]
 
     def __call__(self, content: Tensor, rank: Tensor, *, keep: bool) -> Tensor:

@@ -224,8 +224,9 @@ def panel_of(
 ) -> Panel:  # fmt: skip
     """Project and render one layer's maps."""
     k = top.value.shape[1]
-    patches = project_top(deconvnet, data, layer, top, maps, whole=field.exceeds)
-    beyond = unseen(field, torch.stack([top.row[maps], top.column[maps]], 2).flatten(0, 1), field.exceeds)
+    whole = math.prod(field.size) > 2 * math.prod(field.image_size)  # most of a patch would lie beyond the image
+    patches = project_top(deconvnet, data, layer, top, maps, whole=whole)
+    beyond = unseen(field, torch.stack([top.row[maps], top.column[maps]], 2).flatten(0, 1), whole)
     crops = preprocessing.pixels(patches.crops).clamp(0, 1).masked_fill(beyond.to(patches.crops.device), GREY)
     filters = _filters(deconvnet, layer, maps, field)
     if filters is None:
@@ -235,7 +236,7 @@ def panel_of(
         left, signals, scaling = "filters", filters[:, None], {"quantile": 1.0}
     extent = f"{field.size[0]} x {field.size[1]} pixels"
     return Panel(
-        title, layer, left, f"whole images: a unit sees {extent}" if field.exceeds else f"image patches, {extent}",
+        title, layer, left, f"whole images: a unit sees {extent}" if whole else f"image patches, {extent}",
         -(-len(maps) // columns), min(columns, len(maps)), preprocessing.rgb(signals).cpu(),
         crops.unflatten(0, (len(maps), k)).cpu(),
         (patches.values <= 0).unflatten(0, (len(maps), k)).cpu(), scaling,

@@ -306,10 +306,8 @@ def test_no_canvas_is_run_twice(model, data, tmp_path, monkeypatch):
     assert len(seen) == len(set(seen)) > 20
 
 
-def test_of_fields_larger_than_the_image_whole_images_are_compared(model, tmp_path):
-    data = Scenes("val", 8, size=16, transform=Preprocessing(size=16, resize=16))
-    layers = measure(model, data, tmp_path, layers=["relu2"])["ours"]["layers"]
-    assert layers["relu2"]["size"] == [17, 17]
-    for picture in ("crop", "masked crop", "random"):
-        assert layers["relu2"]["curves"][picture]["kept"][-1] == pytest.approx(1, abs=1e-5)
-        assert layers["relu2"]["curves"][picture]["removed"][0] == pytest.approx(1, abs=1e-5)
+@pytest.mark.usefixtures("undrawn")
+def test_fields_too_large_to_hold_are_one_line(model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "PIXELS", 1000)
+    with pytest.raises(InputError, match=r"^relu2: 12 pictures of 17 x 17 pixels, which its units see, are too many"):
+        measure(model, data, tmp_path, layers=["relu2"])

@@ -27,7 +27,7 @@ from zfnet import Deconvnet, InputError, ZFNet, receptive_field, scan, weights
 from zfnet.data.photos import BrokenImage
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing, Stored
-from zfnet.render import GREY, on_image
+from zfnet.render import GREY, on_image, outside
 from zfnet.train import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,24 +124,26 @@ def test_fig2_boxes_are_the_patches_that_are_projected(figure, model, data):
     assert result["ours"]["patch_sizes"] == [5, 17]
 
 
-@pytest.mark.parametrize("side", [16, 32])
-def test_fig2_shows_whole_images_where_a_field_is_larger(model, side):
-    data = Scenes("val", 6, size=side, transform=Preprocessing(size=side, resize=side))
-    deconvnet, top = Deconvnet(model), scan(model, data, ["relu2"], 2, progress=False)["relu2"]
-    field = receptive_field(model, "relu2", side)
-    arguments = (deconvnet, data, "relu2", top, [0, 3, 5], 3, field, Preprocessing(), "patch", 1.0)
-    panel = fig2.panel_of("a", *arguments)
-    seen = min(side, 17)
-    assert panel.patches.shape == panel.signals.shape == (3, 2, 3, seen, seen)
-    assert panel.right == ("whole images: a unit sees 17 x 17 pixels" if side < 17 else "image patches, 17 x 17 pixels")
-    image = data[int(top.image[3, 1])][0][None]
-    whole = deconvnet.project_units(image, "relu2", [[0, 3, int(top.row[3, 1]), int(top.column[3, 1])]])
-    if side < 17:
-        assert torch.allclose(panel.signals[1, 1], on_image(whole.pixels, whole.boxes, (side, side))[0], atol=1e-6)
-        crop = on_image(Preprocessing().pixels(whole.crops), whole.boxes, (side, side), GREY)[0]
-        assert torch.allclose(panel.patches[1, 1], crop.clamp(0, 1), atol=1e-6)
+@pytest.mark.parametrize(("dilation", "seen", "shown"), [(1, 9, 9), (5, 25, 16)])
+def test_fig2_shows_whole_images_where_most_of_a_field_lies_beyond(dilation, seen, shown):
+    torch.manual_seed(0)
+    convs = nn.Conv2d(3, 6, 5, 2), nn.Conv2d(6, 8, 3, padding=dilation, dilation=dilation)
+    model = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU()).eval()
+    data = Scenes("val", 6, size=16, transform=Preprocessing(size=16, resize=16))
+    deconvnet, top = Deconvnet(model), scan(model, data, ["3"], 2, progress=False)["3"]
+    field = receptive_field(model, "3", 16)
+    panel = fig2.panel_of("a", deconvnet, data, "3", top, [0, 3, 5], 3, field, Preprocessing(), "patch", 1.0)
+    assert panel.patches.shape == panel.signals.shape == (3, 2, 3, shown, shown)
+    assert panel.right == f"{'image patches,' if seen == shown else 'whole images: a unit sees'} {seen} x {seen} pixels"
+    unit = [[0, 3, int(top.row[3, 1]), int(top.column[3, 1])]]
+    patch = deconvnet.project_units(data[int(top.image[3, 1])][0][None], "3", unit)
+    crop, signal = Preprocessing().pixels(patch.crops), patch.pixels
+    if shown < seen:
+        crop, signal = on_image(crop, patch.boxes, (16, 16), GREY), on_image(signal, patch.boxes, (16, 16))
     else:
-        assert torch.allclose(panel.signals[1, 1], whole.pixels[0], atol=1e-6)
+        crop = crop.masked_fill(outside(patch.boxes, (16, 16), (9, 9)), GREY)
+    assert torch.allclose(panel.signals[1, 1], signal[0], atol=1e-6)
+    assert torch.allclose(panel.patches[1, 1], crop[0].clamp(0, 1), atol=1e-6)
 
 
 def test_fig2_maps_by_seed_by_strength_and_by_number(model, data):

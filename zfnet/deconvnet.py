@@ -477,19 +477,17 @@ class Deconvnet:
         units: Tensor | Sequence[Sequence[int]],
         image_size: int | Pair,
         *,
-        whole: bool = False,
         memory: int = 2**24,
     ) -> Tensor:
         """The activations (M,) of units whose receptive fields hold canvases (M, 3, S, S), in images of `image_size`.
 
         units (M, 4) as in `project_units`, of which a canvas may be a crop; from which image they come counts for
-        nothing.  Where a canvas leaves the image the network pads, whatever the canvas holds there.  whole: canvases
-        are whole images.
+        nothing.  Where a canvas leaves the image the network pads, whatever the canvas holds there.
         InputError for canvases of another size than the receptive field, units that are not there, and NaN.
         """
         canvases = check_images(self.model, canvases)
         units = torch.as_tensor(units, dtype=torch.int64).reshape(-1, 4) * torch.tensor((0, 1, 1, 1))
-        placed = self._placed(layer, units, 1, pair(image_size), whole)
+        placed = self._placed(layer, units, 1, pair(image_size))
         if canvases.shape != (len(placed.units), 3, *placed.size):
             wanted = f"{len(placed.units)} units of {layer} look at canvases {(len(placed.units), 3, *placed.size)}"
             raise InputError(f"{wanted}; got {tuple(canvases.shape)}")

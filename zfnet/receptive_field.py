@@ -252,11 +252,6 @@ class ReceptiveField:
     _graph: Graph
     _node: fx.Node
 
-    @property
-    def exceeds(self) -> bool:
-        """Whether it is larger than the image."""
-        return self.size[0] > self.image_size[0] or self.size[1] > self.image_size[1]
-
     def box(self, row: int, column: int) -> tuple[int, int, int, int]:
         """Top, left, bottom, right in input pixels, ends exclusive, not clipped to the image."""
         top, left = self.start[0] + self.stride[0] * row, self.start[1] + self.stride[1] * column
