@@ -248,8 +248,8 @@ class Sample:
         if len(units) * math.prod(field.size) > PIXELS:
             seen = f"{field.size[0]} x {field.size[1]} pixels"
             raise InputError(
-                f"{layer}: {len(units)} pictures of {seen}, which its units see, are too many to hold; give fewer maps, "
-                "or other layers"
+                f"{layer}: {len(units)} pictures of {seen}, which its units see, are too many to hold; "
+                "give fewer maps, or other layers"
             )
         patches = deconvnet.project_units(images, layer, units)
         beyond = unseen(field, units[:, 2:])[:, 0].to(patches.crops.device)
