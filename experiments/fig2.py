@@ -26,10 +26,10 @@ from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.data.transforms import Preprocessing
 from zfnet.errors import unknown
-from zfnet.project import project_top, unseen
+from zfnet.project import project_top
 from zfnet.receptive_field import ReceptiveField, window_of
 from zfnet.record import Graph
-from zfnet.render import GREY, grid, resized, signed_image
+from zfnet.render import GREY, grid, resized, signed_image, unseen
 
 GRIDS = ((3, 3), (4, 4), (3, 4), (5, 2), (5, 2))  # rows and columns of feature maps, layers 1 to 5
 LAYER_GAP, CAPTION, SIDE_GAP, MAP_GAP, TILE_GAP = 40, 86, 24, 7, 1  # pixels

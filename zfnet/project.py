@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 
 from zfnet.deconvnet import Deconvnet, Patches
-from zfnet.receptive_field import ReceptiveField
-from zfnet.render import outside
 from zfnet.scan import TopActivations
 
 
@@ -43,12 +41,3 @@ def project_top(
         for column, part in zip(every, patches, strict=True):
             column[here.to(column.device)] = part
     return every
-
-
-def unseen(field: ReceptiveField, places: Tensor, whole: bool = False) -> Tensor:
-    """Which pixels (N, 1, S, S) of units' canvases are beyond the image; of whole images, which are beyond the field.
-
-    places: the units' rows and columns (N, 2).
-    """
-    corners = torch.tensor(field.start) + torch.tensor(field.stride) * places
-    return outside(-corners, field.size, field.image_size) if whole else outside(corners, field.image_size, field.size)
