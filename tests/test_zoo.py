@@ -155,7 +155,8 @@ def test_the_readmes_ten_lines_run_as_they_are_written(tmp_path: Path, monkeypat
     for n in range(10):
         noise = torch.randint(256, (260, 300, 3), dtype=torch.uint8)
         Image.fromarray(noise.numpy()).save(tmp_path / "my" / "photographs" / f"{n}.png")
-    monkeypatch.setattr(models, "resnet50", lambda weights: drawn("resnet50").float())  # random ones: no download
+    model = drawn("resnet50").float()  # random weights: no download
+    monkeypatch.setattr(models, "resnet50", lambda weights: model)
     found: dict = {}
     exec(example, found)
     patches = found["patches"]
