@@ -58,7 +58,7 @@ from zfnet.faithfulness import (
 from zfnet.files import write_atomically
 from zfnet.receptive_field import ReceptiveField
 from zfnet.record import activations, graph_of
-from zfnet.render import GREY, resized, signed_image, unseen
+from zfnet.render import GREY, outside, resized, signed_image
 
 SHARES = (0, 1, 2, 5, 10, 20, 35, 50, 75, 100)  # percent of the pixels
 SIGNALS: dict[str, dict[str, Any]] = {  # of which the others are what they are called with the norm's gradient
@@ -251,7 +251,7 @@ class Sample:
                 "give fewer maps, or other layers"
             )
         patches = deconvnet.project_units(images, layer, units)
-        beyond = unseen(field, units[:, 2:])[:, 0].to(patches.crops.device)
+        beyond = outside(patches.boxes, field.image_size, field.size)[:, 0]
         bootstrap = Bootstrap(rows, place, torch.Generator().manual_seed(seed), draws)
         whose = items[place].tolist()
         return cls(deconvnet, layer, field, images, whose, units, patches, ~beyond, bootstrap, seed, progress)
@@ -598,14 +598,16 @@ def report(ours: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         remarks.append(f"{len(ours['broken_images'])} images could not be read")
     lines.append("; ".join(remarks) + "." if remarks else "No map was left out.")
     lines.append("## Which of crop, projection and masked crop?")
-    chances = {layer: f"{n['chance']:.2f}" for layer, n in layers.items()}
-    by_chance = [f"{layer} {chance}" for layer, chance in chances.items()]
-    by_chance = by_chance if len(set(chances.values())) > 1 else list(chances.values())[:1]
+    chances = [f"{n['chance']:.2f}" for n in layers.values()]
+    if len(set(chances)) == 1:
+        by_chance = chances[0]
+    else:
+        by_chance = ", ".join(f"{layer} {chance}" for layer, chance in zip(layers, chances, strict=True))
     lines.append(
         "A crop has no order of its own: its pixels are kept from its centre outwards.  The masked crop keeps them "
         "where the projection is strongest.  The projection itself is shown to the network at a figure's contrast, "
         "and may excite the unit more than the crop does: then more than 1 is left.  Every second picture of a map is "
-        f"known, and the others are to be told apart: by chance {', '.join(by_chance)}.  The second network is "
+        f"known, and the others are to be told apart: by chance {by_chance}.  The second network is "
         f"SqueezeNet ({settings['judge']})."
     )
     lines.append(

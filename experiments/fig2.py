@@ -29,7 +29,7 @@ from zfnet.errors import unknown
 from zfnet.project import project_top
 from zfnet.receptive_field import ReceptiveField, window_of
 from zfnet.record import Graph
-from zfnet.render import GREY, grid, resized, signed_image, unseen
+from zfnet.render import GREY, grid, outside, resized, signed_image
 
 GRIDS = ((3, 3), (4, 4), (3, 4), (5, 2), (5, 2))  # rows and columns of feature maps, layers 1 to 5
 LAYER_GAP, CAPTION, SIDE_GAP, MAP_GAP, TILE_GAP = 40, 86, 24, 7, 1  # pixels
@@ -226,7 +226,12 @@ def panel_of(
     k = top.value.shape[1]
     whole = math.prod(field.size) > 2 * math.prod(field.image_size)  # most of a patch would lie beyond the image
     patches = project_top(deconvnet, data, layer, top, maps, whole=whole)
-    beyond = unseen(field, torch.stack([top.row[maps], top.column[maps]], 2).flatten(0, 1), whole)
+    if whole:  # what lies outside its field, as seen from there
+        places = torch.stack([top.row[maps], top.column[maps]], 2).flatten(0, 1)
+        corners = torch.tensor(field.start) + torch.tensor(field.stride) * places
+        beyond = outside(-corners, field.size, field.image_size)
+    else:
+        beyond = outside(patches.boxes, field.image_size, field.size)
     crops = preprocessing.pixels(patches.crops).clamp(0, 1).masked_fill(beyond.to(patches.crops.device), GREY)
     filters = _filters(deconvnet, layer, maps, field)
     if filters is None:

@@ -127,15 +127,15 @@ def main(
         state=Path(out) / "scan.partial", progress=progress,
     )  # fmt: skip
     preprocessing = Preprocessing.of(model)
-    known = all(class_of(data, data[i][1], len(classes)) is not None for i in drawn)
+    own = {i: class_of(data, data[i][1], len(classes)) is not None for i in drawn}
+    known = all(own.values())
     rows = []
     for index, maps in swept.items():
         found = [i for i in tops[layer].image[maps.map].tolist() if i not in (index, -1)][:others]
         signals = torch.cat([_projected(deconvnet, data[i][0], layer, maps.map) for i in (index, *found)])
         picture = preprocessing.pixels(data[index][0]).clamp(0, 1)
-        rows.append(
-            Row(f"image {index}", picture, maps, signed_image(preprocessing.rgb(signals).cpu()), classes, known)
-        )
+        projections = signed_image(preprocessing.rgb(signals).cpu())
+        rows.append(Row(f"image {index}", picture, maps, projections, classes, own[index]))
     first = rows[0].maps
     ours = {
         "square": size, "step": step, "places": list(first.label.shape),
@@ -264,7 +264,7 @@ def draw(rows: Sequence[Row], note: str, width: int) -> Figure:
     figure = page(width, top + line * len(rows) + margin)
     titles = (
         "(a) image", "(b) activity of the map", "(c) its projections",
-        "(d) p(true class)" if rows[0].known else "(d) p(likeliest)", "(e) likeliest class",
+        "(d) p(true class)" if all(row.known for row in rows) else "(d) p(likeliest)", "(e) likeliest class",
     )  # fmt: skip
     for x, title in zip(across, titles, strict=True):
         text(figure, x + tile / 2, top / 2, title, size=7.5, ha="center")
@@ -286,13 +286,8 @@ def _image(figure: Figure, row: Row, x: float, y: float, tile: int) -> None:
     upper, left, lower, right = box.tolist()
     axes.add_patch(Rectangle((left - 0.5, upper - 0.5), right - left, lower - upper, color=(0.49,) * 3, lw=0))
     axes.axis("off")
-    text(
-        figure,
-        x,
-        y + tile + 14,
-        f"{'true' if row.known else 'likeliest'}: {_short(row.classes[row.maps.target])}",
-        size=6,
-    )
+    whose = "true" if row.known else "likeliest"
+    text(figure, x, y + tile + 14, f"{whose}: {_short(row.classes[row.maps.target])}", size=6)
 
 
 def _heat(figure: Figure, values: Tensor, x: float, y: float, tile: int, below: str = "") -> None:

@@ -459,7 +459,8 @@ class Deconvnet:
             for some in placed.batches(memory // images.element_size(), alone):
                 image, view = units[some, 0], placed.view(some)
                 crop = view.cut(images, image.tolist()) if view else images[image.to(images.device)]
-                crops[some], part = crop, crop if alone else images[image.to(images.device)]
+                crops[some] = crop
+                part = crop if alone or not view else images[image.to(images.device)]
                 recording = record(self.graph, part, [layer], self._needs, view if alone else None)
                 activation = recording.activations[layer]
                 where = placed.where(some, activation, alone)

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zfnet.errors import InputError
-from zfnet.receptive_field import ReceptiveField
 
 GREY = 0.5
 
@@ -54,15 +53,6 @@ def outside(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -
     columns = boxes[:, 1:2] + torch.arange(size[1], device=boxes.device)
     beyond = [(where < 0) | (where >= extent) for where, extent in zip((rows, columns), image_size, strict=True)]
     return (beyond[0][:, :, None] | beyond[1][:, None, :])[:, None]
-
-
-def unseen(field: ReceptiveField, places: Tensor, whole: bool = False) -> Tensor:
-    """Which pixels (N, 1, S, S) of units' canvases are beyond the image; of whole images, which are beyond the field.
-
-    places: the units' rows and columns (N, 2).
-    """
-    corners = torch.tensor(field.start) + torch.tensor(field.stride) * places
-    return outside(-corners, field.size, field.image_size) if whole else outside(corners, field.image_size, field.size)
 
 
 def on_image(canvases: Tensor, boxes: Tensor, image_size: tuple[int, int], fill: float = 0.0) -> Tensor:
