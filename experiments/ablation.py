@@ -3,7 +3,7 @@
 The same feature maps and the same strongest activations of each are shown as the crop of the receptive field, as the
 projection, and as the crop masked by the projection's strongest pixels; as gradient and guided back-propagation in
 place of the deconvnet; and as baselines that need no network: a crop shrunk about its centre, masks at the centre and
-at random, an edge detector.  `zfnet.faithfulness` defines what is measured.  A difference counts where its interval,
+at random, an edge detector.  `zfnet.analysis.faithfulness` defines what is measured.  A difference counts where its interval,
 by drawing units and images again, leaves out 0.
 
 What to look for: whether the masked crop leaves more of the activation than the shrunk crop and the random mask, layer
@@ -37,7 +37,7 @@ from zfnet.data.parts import objects_in
 from zfnet.data.transforms import Preprocessing
 from zfnet.deconvnet import Patches
 from zfnet.errors import unknown
-from zfnet.faithfulness import (
+from zfnet.analysis.faithfulness import (
     FILLS,
     PICTURES,
     WEIGHTS,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from experiments.results import Provenance, results, write_result
 from zfnet import InputError
 from zfnet.data.transforms import Preprocessing
-from zfnet.invariance import NOTHING, Invariance, invariance, linearity, reach, rise, transformed
+from zfnet.analysis.invariance import NOTHING, Invariance, invariance, linearity, reach, rise, transformed
 from zfnet.record import Graph, activations
 from zfnet.render import grid, resized
 
@@ -58,7 +58,7 @@ def main(
     layers: two, which stand for the paper's 1 and 7.  images: by number; None: `count` by seed, each of another class,
     and if `correct` only such as the network names rightly.  translations: pixels; None: up to 60 of 224, as the
     paper's, or as large a part of smaller images.  scales, rotations (degrees): None: the paper's ranges.  fill,
-    distance: see `zfnet.invariance`.
+    distance: see `zfnet.analysis.invariance`.
     """
     provenance = Provenance(model, seed=seed)
     if len(layers) != 2:

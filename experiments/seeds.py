@@ -26,7 +26,7 @@ from experiments.panels import DPI, frame, page, place, text
 from experiments.results import Provenance, results, table, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.data.transforms import Preprocessing
-from zfnet.matching import correlations, match
+from zfnet.analysis.matching import correlations, match
 from zfnet.record import Graph
 from zfnet.train import Recipe
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from experiments.fig5 import show_tiles
 from experiments.results import Provenance, results, table, write_result
 from zfnet import InputError
-from zfnet.correspondence import Consistency, correspondence, random_boxes
+from zfnet.analysis.correspondence import Consistency, correspondence, random_boxes
 from zfnet.data.parts import Box, parts_of
 from zfnet.data.transforms import Preprocessing
 

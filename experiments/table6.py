@@ -25,7 +25,7 @@ from experiments.transfer import Control, duplicates, frozen
 from zfnet import InputError
 from zfnet.data.pascal import CLASSES
 from zfnet.train import Recipe
-from zfnet.transfer import Split, precisions, transferred_presence
+from zfnet.analysis.transfer import Split, precisions, transferred_presence
 
 COLUMNS = ("Sande et al. 2012", "Yan et al. 2012", "Oquab et al. 2014", "Zeiler & Fergus")
 PRINTED = (

@@ -20,7 +20,7 @@ from experiments.results import Provenance, results, table, write_result
 from experiments.table3 import deviation, percent, shown
 from experiments.transfer import checked, frozen
 from zfnet import InputError
-from zfnet.transfer import split, transferred
+from zfnet.analysis.transfer import split, transferred
 
 PAPER = {  # accuracy, %: Caltech-101 (30 a class), Caltech-256 (60 a class)
     "SVM (1)": ((44.8, 0.7), (24.6, 0.4)),

@@ -30,10 +30,10 @@ from zfnet import InputError
 from zfnet.data.photos import Photos
 from zfnet.data.transforms import Preprocessing, Stored
 from zfnet.errors import unknown
-from zfnet.features import features
+from zfnet.analysis.features import features
 from zfnet.record import evaluating
 from zfnet.train import Recipe, in_memory, network_input
-from zfnet.transfer import mean_accuracy, near_duplicates, split, transferred
+from zfnet.analysis.transfer import mean_accuracy, near_duplicates, split, transferred
 
 THUMBNAIL = Stored(Preprocessing(size=32, resize=32, mode="warp"))  # of which near duplicates are told
 PUBLISHED: dict[str, dict[str, Any]] = {  # accuracy, %, and its deviation, by training images of each class

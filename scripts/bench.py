@@ -37,7 +37,7 @@ from tqdm import tqdm
 from zfnet import Deconvnet, TopActivations, ZFNet, occlusion_maps, scan
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing
-from zfnet.occlusion import OcclusionMaps, multiply_adds
+from zfnet.analysis.occlusion import OcclusionMaps, multiply_adds
 from zfnet.record import Graph
 
 LAYERS = [f"relu{n}" for n in range(1, 6)]

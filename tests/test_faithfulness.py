@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from zfnet import Deconvnet, InputError
-from zfnet.faithfulness import (
+from zfnet.analysis.faithfulness import (
     FILLS,
     PICTURES,
     WEIGHTS,

@@ -15,10 +15,10 @@ from zfnet import InputError
 from zfnet.data.photos import BrokenImage, Photos
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing, Stored
-from zfnet.features import features as compute
+from zfnet.analysis.features import features as compute
 from zfnet.record import Graph, activations
 
-module = sys.modules["zfnet.features"]
+module = sys.modules["zfnet.analysis.features"]
 HOW = Preprocessing(size=32, resize=36)
 
 

@@ -10,7 +10,7 @@ from experiments import fig5
 from zfnet import InputError
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing
-from zfnet.invariance import invariance
+from zfnet.analysis.invariance import invariance
 from zfnet.record import Graph
 
 FEW = {"translations": [-6, 0, 6], "scales": [1, 1.4], "rotations": [0, 90, 180]}

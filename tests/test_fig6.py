@@ -15,7 +15,7 @@ from experiments.run import command_line
 from zfnet import Deconvnet, InputError, ZFNet, receptive_field, scan
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing
-from zfnet.filters import aliased_energy, spectral_energy
+from zfnet.analysis.filters import aliased_energy, spectral_energy
 from zfnet.train import Diverged, Recipe
 
 NAMES = ["fig3 not renormalised", "krizhevsky", "fig3"]

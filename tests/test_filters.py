@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zfnet import InputError
-from zfnet.filters import aliased_energy, dominance, faint, filter_rms, power, spectral_energy
+from zfnet.analysis.filters import aliased_energy, dominance, faint, filter_rms, power, spectral_energy
 
 
 def grating(rows: float, columns: float, size: int = 24, phase: float = 0.3) -> torch.Tensor:

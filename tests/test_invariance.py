@@ -7,7 +7,7 @@ from torch import nn
 
 from zfnet.data.transforms import Preprocessing
 from zfnet.errors import InputError
-from zfnet.invariance import DISTANCES, FILLS, NOTHING, invariance, linearity, reach, rise, transformed
+from zfnet.analysis.invariance import DISTANCES, FILLS, NOTHING, invariance, linearity, reach, rise, transformed
 
 PLAIN = Preprocessing(size=16, resize=None, mean=(0.2, 0.4, 0.6), std=(1, 1, 1))
 

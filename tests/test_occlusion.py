@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from zfnet import InputError, ZFNet, occlusion_maps, receptive_field
-from zfnet.occlusion import TILE, _Sweep, multiply_adds, planned
+from zfnet.analysis.occlusion import TILE, _Sweep, multiply_adds, planned
 from zfnet.receptive_field import Window, pair
 from zfnet.record import Graph, evaluating
 

@@ -10,7 +10,7 @@ from torch import nn
 from experiments import table1
 from experiments.run import command_line
 from zfnet import InputError
-from zfnet.correspondence import correspondence
+from zfnet.analysis.correspondence import correspondence
 from zfnet.data.parts import parts_of
 from zfnet.data.photos import Photos
 from zfnet.data.scenes import Scenes

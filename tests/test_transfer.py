@@ -10,7 +10,7 @@ from sklearn.svm import LinearSVC
 
 from tests import oracles
 from zfnet import InputError
-from zfnet.transfer import (
+from zfnet.analysis.transfer import (
     GRID,
     Split,
     average_precision,

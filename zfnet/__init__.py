@@ -4,7 +4,7 @@
 from zfnet.deconvnet import Deconvnet, Patches, rule
 from zfnet.errors import InputError
 from zfnet.model import ZFNet
-from zfnet.occlusion import OcclusionMaps, occlusion_maps
+from zfnet.analysis.occlusion import OcclusionMaps, occlusion_maps
 from zfnet.receptive_field import ReceptiveField, receptive_field, units
 from zfnet.record import Recording
 from zfnet.scan import TopActivations, scan

@@ -1,0 +1,1 @@
+"""Analyses: one file for each question that is asked of a network."""
