@@ -32,7 +32,7 @@ from zfnet.analysis.filters import BANDS, aliased_energy, dominance, faint, filt
 from zfnet.model import variant
 from zfnet.project import project_top
 from zfnet.render import grid, resized, signed_image
-from zfnet.train import Diverged, Recipe
+from zfnet.training import Diverged, Recipe
 
 LAYERS = ("relu1", "relu2")
 INCHES = 12  # the width of the figure; its height is that of the tiles, and 2 more for words

@@ -14,7 +14,7 @@ from experiments.models import build
 from experiments.train import MEMORY, described
 from zfnet import weights
 from zfnet.data.transforms import Preprocessing
-from zfnet.train import Recipe, in_memory, processes, train
+from zfnet.training import Recipe, in_memory, processes, train
 
 
 class Trained(NamedTuple):

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from zfnet.errors import InputError
-from zfnet.train import processes
+from zfnet.training import processes
 
 COMMAND = shlex.join(sys.argv)  # as it was typed
 ROOT = Path(__file__).resolve().parent.parent

@@ -35,7 +35,7 @@ from zfnet import weights
 from zfnet.data.transforms import Preprocessing, Stored
 from zfnet.errors import InputError, first_line
 from zfnet.record import Graph
-from zfnet.train import processes
+from zfnet.training import processes
 
 PLACED = ("experiment", "model", "data", "++out")  # the folder's name says these
 TRAINING = {"training": "train", "validation": "val"}  # uint8 images of these splits

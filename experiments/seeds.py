@@ -28,7 +28,7 @@ from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.data.transforms import Preprocessing
 from zfnet.analysis.matching import correlations, match
 from zfnet.record import Graph
-from zfnet.train import Recipe
+from zfnet.training import Recipe
 
 SHOWN = {"best": 0.0, "median": 0.5, "worst": 1.0}  # where in a layer's pairs, by falling correlation
 ALIKE = 0.5  # maps of two runs with a correlation above this count as the same

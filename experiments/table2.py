@@ -20,7 +20,7 @@ from experiments.networks import Networks
 from experiments.results import Provenance, results, table, write_result
 from experiments.table3 import departures, deviation, dots, percent, shown, train_each
 from zfnet import InputError
-from zfnet.train import Recipe, error_rates
+from zfnet.training import Recipe, error_rates
 
 COLUMNS = {"validation_top1": "val top-1", "validation_top5": "val top-5"}
 PAPER = {  # errors, %: val top-1, val top-5, test top-5; *: trained on the data of 2011 and 2012

@@ -24,7 +24,7 @@ from experiments.results import Provenance, results, table, write_result
 from zfnet import InputError, ZFNet
 from zfnet.errors import unknown
 from zfnet.model import VARIANTS, variant
-from zfnet.train import Recipe, error_rates
+from zfnet.training import Recipe, error_rates
 
 COLUMNS = {"train_top1": "train top-1", "validation_top1": "val top-1", "validation_top5": "val top-5"}
 PAPER = {  # errors, %, in the order of COLUMNS; 27.4 twice, as printed

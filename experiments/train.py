@@ -21,7 +21,7 @@ from torch import nn
 from experiments.results import Provenance, results, write_result
 from zfnet import weights
 from zfnet.files import write_atomically
-from zfnet.train import Recipe, error_rates, in_memory, processes, train
+from zfnet.training import Recipe, error_rates, in_memory, processes, train
 
 MEMORY = 4 * 2**30  # bytes of images that are read once and kept; larger data sets are read in every epoch
 EPOCHS = (1, 2, 5, 10, 20, 30, 40, 64)  # Figure 4's

@@ -32,7 +32,7 @@ from zfnet.data.transforms import Preprocessing, Stored
 from zfnet.errors import unknown
 from zfnet.analysis.features import features
 from zfnet.record import evaluating
-from zfnet.train import Recipe, in_memory, network_input
+from zfnet.training import Recipe, in_memory, network_input
 from zfnet.analysis.transfer import mean_accuracy, near_duplicates, split, transferred
 
 THUMBNAIL = Stored(Preprocessing(size=32, resize=32, mode="warp"))  # of which near duplicates are told

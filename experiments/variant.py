@@ -12,7 +12,7 @@ from torch import nn
 from experiments.networks import Networks
 from experiments.results import Provenance, results, write_result
 from zfnet.model import variant as variant_of
-from zfnet.train import Recipe
+from zfnet.training import Recipe
 
 
 def main(

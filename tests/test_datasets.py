@@ -25,7 +25,7 @@ from experiments import datasets
 from zfnet.data.batches import Batches
 from zfnet.data.transforms import Preprocessing, Stored
 from zfnet.errors import InputError
-from zfnet.train import in_memory
+from zfnet.training import in_memory
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "data"
 WNIDS = ["n03", "n01", "n02"]

@@ -28,7 +28,7 @@ from zfnet.data.photos import BrokenImage
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing, Stored
 from zfnet.render import GREY, on_image, outside
-from zfnet.train import Recipe
+from zfnet.training import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {"run", "overrides", "results", "models", "networks", "panels", "datasets", "transfer", "__init__"}

@@ -16,7 +16,7 @@ from zfnet import Deconvnet, InputError, ZFNet, receptive_field, scan
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing
 from zfnet.analysis.filters import aliased_energy, spectral_energy
-from zfnet.train import Diverged, Recipe
+from zfnet.training import Diverged, Recipe
 
 NAMES = ["fig3 not renormalised", "krizhevsky", "fig3"]
 ARCHITECTURE = functools.partial(ZFNet, 4, maps=(6, 6, 4, 4, 4), hidden=(8, 8), image_size=67, init="he")

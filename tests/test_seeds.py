@@ -18,7 +18,7 @@ from experiments.run import command_line
 from zfnet import Deconvnet, InputError, TopActivations, scan
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing
-from zfnet.train import Recipe
+from zfnet.training import Recipe
 
 LAYERS = ["relu1", "relu2"]
 PREPROCESSING = Preprocessing(size=32, resize=36)

@@ -18,7 +18,7 @@ from experiments.run import run
 from zfnet import InputError, ZFNet
 from zfnet.data.transforms import Preprocessing
 from zfnet.model import VARIANTS
-from zfnet.train import Recipe, error_rates
+from zfnet.training import Recipe, error_rates
 
 # train top-1, val top-1, val top-5
 TABLE3 = """

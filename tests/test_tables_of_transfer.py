@@ -16,7 +16,7 @@ from zfnet import InputError, ZFNet
 from zfnet.data.photos import Photos
 from zfnet.data.scenes import Scenes
 from zfnet.data.transforms import Preprocessing
-from zfnet.train import Recipe
+from zfnet.training import Recipe
 
 TABLE6 = """
 92.0 97.3 94.6 96.0 74.2 84.2 82.9 77.1 73.0 80.8 88.2 88.4 77.5 85.3 60.3 85.5 54.3 60.8 60.3 55.8 85.2 89.9 89.0 85.8

@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from torchvision.transforms.functional import ten_crop
 
-import zfnet.train
+import zfnet.training
 from zfnet import InputError, ZFNet, weights
 from zfnet.data.transforms import Preprocessing, Stored
-from zfnet.train import Recipe, _ahead, augment, error_rates, in_memory, mean_image, renormalise, train, views
+from zfnet.training import Recipe, _ahead, augment, error_rates, in_memory, mean_image, renormalise, train, views
 
 RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.01, schedule="cosine", shift=2)
 
@@ -97,7 +97,7 @@ class Killed(BaseException):
 def test_killed_run_goes_on_to_the_same_weights(
     halves, optimizer: str, when: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zfnet.train, "SAVE_EVERY", 0.0)  # a checkpoint after every step
+    monkeypatch.setattr(zfnet.training, "SAVE_EVERY", 0.0)  # a checkpoint after every step
     recipe, whole = replace(RECIPE, optimizer=optimizer), network()
     expected = train(whole, halves, halves, recipe, progress=False)
     assert len(halves) / recipe.batch_size * recipe.epochs == 18
@@ -200,7 +200,7 @@ def test_two_processes_of_half_the_batch_are_one(halves, count: int, dtype, clos
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(halves, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zfnet.train, "processes", lambda: (0, 3))
+    monkeypatch.setattr(zfnet.training, "processes", lambda: (0, 3))
     with pytest.raises(InputError, match="batch_size 8 cannot be shared by 3 processes"):
         train(network(), halves, recipe=RECIPE, progress=False)
 

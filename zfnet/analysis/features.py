@@ -26,7 +26,7 @@ from zfnet.data.transforms import Preprocessing
 from zfnet.errors import InputError, unknown
 from zfnet.files import write_atomically
 from zfnet.record import Graph, check_images, check_weights, evaluating, graph_of
-from zfnet.train import network_input, side_of, views
+from zfnet.training import network_input, side_of, views
 
 SAVE_EVERY = 30.0  # seconds between two notes of how far a run has come
 TYPES = ("float16", "float32")
