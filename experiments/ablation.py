@@ -34,7 +34,7 @@ from experiments.panels import DPI, chosen, page, place, text
 from experiments.results import Provenance, results, table, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.data.parts import objects_in
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import Patches
 from zfnet.errors import unknown
 from zfnet.analysis.faithfulness import (

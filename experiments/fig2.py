@@ -24,7 +24,7 @@ from experiments.panels import DPI, check_choice, how_chosen, page, place, text
 from experiments.panels import chosen as _chosen
 from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import unknown
 from zfnet.project import project_top
 from zfnet.receptive_field import ReceptiveField, window_of

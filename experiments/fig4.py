@@ -29,7 +29,7 @@ from experiments.panels import DPI, check_choice, chosen, frame, how_chosen, pag
 from experiments.results import Provenance, results, table, write_result
 from experiments.train import EPOCHS
 from zfnet import Deconvnet, InputError, TopActivations, matching, scan
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.project import project_top
 from zfnet.render import grid, resized, saturated, signed_image
 from zfnet.weights import load

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from experiments.results import Provenance, results, write_result
 from zfnet import InputError
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.analysis.invariance import NOTHING, Invariance, invariance, linearity, reach, rise, transformed
 from zfnet.record import Graph, activations
 from zfnet.render import grid, resized

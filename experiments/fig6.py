@@ -26,7 +26,7 @@ from experiments.fig2 import MAP_GAP, TILE_GAP, _chosen
 from experiments.networks import Networks
 from experiments.results import Provenance, results, table, write_result
 from zfnet import Deconvnet, InputError, ZFNet, scan
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import unknown
 from zfnet.analysis.filters import BANDS, aliased_energy, dominance, faint, filter_rms, spectral_energy
 from zfnet.model import variant

@@ -27,7 +27,7 @@ from experiments.datasets import IMAGENET, class_of
 from experiments.panels import DPI, frame, page, place, text
 from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, OcclusionMaps, occlusion_maps, scan
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.record import Graph, like
 from zfnet.render import resized, signed_image
 

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision import models
 
 from zfnet import weights as files
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, first_line, unknown
 from zfnet.record import Graph
 
@@ -41,7 +41,7 @@ def settings_of(name: str) -> dict[str, Any]:
             "_target_": f"torchvision.models.{name}", "_partial_": True, "num_classes": 1000, **SETTINGS.get(name, {})
         },
         "weights": None,
-        "preprocessing": {"_target_": "zfnet.data.transforms.Preprocessing"} | how.settings | {
+        "preprocessing": {"_target_": "zfnet.data.preprocessing.Preprocessing"} | how.settings | {
             "mean": list(how.mean), "std": list(how.std)
         },
         "layers": "auto",

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from experiments.models import build
 from experiments.train import MEMORY, described
 from zfnet import weights
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.training import Recipe, in_memory, processes, train
 
 

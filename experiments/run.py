@@ -32,7 +32,7 @@ from experiments.networks import Networks
 from experiments.overrides import CONF, GIVEN, check, configured, own_model, single
 from experiments.results import results
 from zfnet import weights
-from zfnet.data.transforms import Preprocessing, Stored
+from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.errors import InputError, first_line
 from zfnet.record import Graph
 from zfnet.training import processes

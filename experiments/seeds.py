@@ -25,7 +25,7 @@ from experiments.networks import Networks
 from experiments.panels import DPI, frame, page, place, text
 from experiments.results import Provenance, results, table, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.analysis.matching import correlations, match
 from zfnet.record import Graph
 from zfnet.training import Recipe

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, receptive_field, scan
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.record import like
 from zfnet.render import contrast, signed_image
 

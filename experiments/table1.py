@@ -22,7 +22,7 @@ from experiments.results import Provenance, results, table, write_result
 from zfnet import InputError
 from zfnet.analysis.correspondence import Consistency, correspondence, random_boxes
 from zfnet.data.parts import Box, parts_of
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 
 PAPER = {  # layers 5 and 7; what is behind the +- is not said
     "right eye": ([0.067, 0.007], [0.069, 0.015]),

@@ -28,7 +28,7 @@ from experiments.results import Provenance, results, table, write_result
 from experiments.table3 import deviation, percent, shown
 from zfnet import InputError
 from zfnet.data.photos import Photos
-from zfnet.data.transforms import Preprocessing, Stored
+from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.errors import unknown
 from zfnet.analysis.features import features
 from zfnet.record import evaluating

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from zfnet import Deconvnet, TopActivations, ZFNet, occlusion_maps, scan
 from zfnet.data.scenes import Scenes
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.analysis.occlusion import OcclusionMaps, multiply_adds
 from zfnet.record import Graph
 

@@ -14,7 +14,7 @@ from experiments.overrides import configured
 from zfnet import Deconvnet, InputError, scan
 from zfnet.data.photos import Photos
 from zfnet.data.scenes import Scenes
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.analysis.faithfulness import PICTURES
 
 FEW = {"layers": ["relu1", "relu2"], "maps": 3, "k": 4, "shares": [0, 10, 40, 100], "draws": 100, "progress": False}

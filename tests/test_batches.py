@@ -13,7 +13,7 @@ from torch.utils.data import ChainDataset, Dataset, Subset, TensorDataset
 
 from zfnet.data.batches import Batches
 from zfnet.data.photos import Photos
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError
 
 ANY_WORKERS = pytest.mark.parametrize("workers", [0, 2])

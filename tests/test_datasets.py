@@ -23,7 +23,7 @@ from PIL import Image
 
 from experiments import datasets
 from zfnet.data.batches import Batches
-from zfnet.data.transforms import Preprocessing, Stored
+from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.errors import InputError
 from zfnet.training import in_memory
 

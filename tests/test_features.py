@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from zfnet import InputError
 from zfnet.data.photos import BrokenImage, Photos
 from zfnet.data.scenes import Scenes
-from zfnet.data.transforms import Preprocessing, Stored
+from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.analysis.features import features as compute
 from zfnet.record import Graph, activations
 

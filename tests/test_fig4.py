@@ -16,7 +16,7 @@ from experiments import fig4
 from experiments.run import command_line
 from zfnet import Deconvnet, InputError, TopActivations, scan, weights
 from zfnet.data.scenes import Scenes
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.record import Graph
 
 LAYERS = ["relu1", "relu2"]

@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 from experiments import fig5
 from zfnet import InputError
 from zfnet.data.scenes import Scenes
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.analysis.invariance import invariance
 from zfnet.record import Graph
 

@@ -14,7 +14,7 @@ from experiments.datasets import class_of
 from experiments.overrides import configured
 from zfnet import InputError, OcclusionMaps, occlusion_maps
 from zfnet.data.scenes import Scenes
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 
 
 @pytest.fixture(scope="module")

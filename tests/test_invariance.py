@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError
 from zfnet.analysis.invariance import DISTANCES, FILLS, NOTHING, invariance, linearity, reach, rise, transformed
 

@@ -9,7 +9,7 @@ from PIL import Image
 from experiments import datasets
 from zfnet import InputError
 from zfnet.data.pascal import CLASSES, Pascal
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 
 HOW = Preprocessing(size=32, resize=36)
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from zfnet.data.photos import BrokenImage, Photos, read_image
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError
 
 # four flat blocks of 16 x 16 pixels: JPEG keeps them, and every turn of them is different

@@ -14,7 +14,7 @@ from zfnet.analysis.correspondence import correspondence
 from zfnet.data.parts import parts_of
 from zfnet.data.photos import Photos
 from zfnet.data.scenes import Scenes
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 
 NAMES = ["right eye", "left eye", "nose"]
 

@@ -16,7 +16,7 @@ from experiments.networks import Trained
 from experiments.overrides import configured
 from experiments.run import run
 from zfnet import InputError, ZFNet
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.model import VARIANTS
 from zfnet.training import Recipe, error_rates
 

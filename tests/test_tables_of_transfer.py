@@ -15,7 +15,7 @@ from experiments.run import run
 from zfnet import InputError, ZFNet
 from zfnet.data.photos import Photos
 from zfnet.data.scenes import Scenes
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.training import Recipe
 
 TABLE6 = """

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import ten_crop
 
 import zfnet.training
 from zfnet import InputError, ZFNet, weights
-from zfnet.data.transforms import Preprocessing, Stored
+from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.training import Recipe, _ahead, augment, error_rates, in_memory, mean_image, renormalise, train, views
 
 RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.01, schedule="cosine", shift=2)

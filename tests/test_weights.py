@@ -19,7 +19,7 @@ from torchvision.models import squeezenet1_0
 
 from zfnet.data.batches import Batches
 from zfnet.data.photos import Photos
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError
 from zfnet.model import ZFNet
 from zfnet.weights import ADAPTERS, load, read_metadata, save

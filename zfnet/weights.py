@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, first_line
 from zfnet.files import write_atomically
 

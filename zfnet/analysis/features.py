@@ -22,7 +22,7 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from zfnet.data.batches import Batches
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, unknown
 from zfnet.files import write_atomically
 from zfnet.record import Graph, check_images, check_weights, evaluating, graph_of

@@ -19,7 +19,7 @@ from scipy.ndimage import affine_transform
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, unknown
 from zfnet.record import Graph, activations, check_images, check_weights, graph_of
 

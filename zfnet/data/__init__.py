@@ -3,6 +3,6 @@
 from zfnet.data.batches import Batch, Batches
 from zfnet.data.photos import BrokenImage, Photos
 from zfnet.data.scenes import Scenes
-from zfnet.data.transforms import Preprocessing
+from zfnet.data.preprocessing import Preprocessing
 
 __all__ = ["Batch", "Batches", "BrokenImage", "Photos", "Preprocessing", "Scenes"]

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from zfnet.data.folders import Folder
-from zfnet.data.transforms import rgb_tensor, upright_rgb
+from zfnet.data.preprocessing import rgb_tensor, upright_rgb
 from zfnet.errors import InputError, unknown
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms as tv
 
-from zfnet.data.transforms import Preprocessing, upright_rgb
+from zfnet.data.preprocessing import Preprocessing, upright_rgb
 from zfnet.errors import InputError
 
 CAFFE = Preprocessing(
