@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from zfnet.data.drawing import (
+from zfnet.data.scenes.drawing import (
     Array,
     Canvas,
     Colour,
@@ -34,7 +34,7 @@ from zfnet.data.drawing import (
     step,
     wave,
 )
-from zfnet.data.objects import DRAW
+from zfnet.data.scenes.objects import DRAW
 from zfnet.errors import InputError, unknown
 
 CLASSES: tuple[str, ...] = tuple(DRAW)

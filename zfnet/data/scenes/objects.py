@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from zfnet.data.drawing import (
+from zfnet.data.scenes.drawing import (
     Array,
     Colour,
     Frame,
