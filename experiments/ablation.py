@@ -56,9 +56,9 @@ from zfnet.analysis.faithfulness import (
     strongest,
 )
 from zfnet.files import write_atomically
-from zfnet.receptive_field import ReceptiveField
+from zfnet.receptive_fields import ReceptiveField
 from zfnet.record import activations, graph_of
-from zfnet.render import GREY, outside, resized, signed_image
+from zfnet.rendering import GREY, outside, resized, signed_image
 
 SHARES = (0, 1, 2, 5, 10, 20, 35, 50, 75, 100)  # percent of the pixels
 SIGNALS: dict[str, dict[str, Any]] = {  # of which the others are what they are called with the norm's gradient

@@ -27,9 +27,9 @@ from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import unknown
 from zfnet.project import project_top
-from zfnet.receptive_field import ReceptiveField, window_of
+from zfnet.receptive_fields import ReceptiveField, window_of
 from zfnet.record import Graph
-from zfnet.render import GREY, grid, outside, resized, signed_image
+from zfnet.rendering import GREY, grid, outside, resized, signed_image
 
 GRIDS = ((3, 3), (4, 4), (3, 4), (5, 2), (5, 2))  # rows and columns of feature maps, layers 1 to 5
 LAYER_GAP, CAPTION, SIDE_GAP, MAP_GAP, TILE_GAP = 40, 86, 24, 7, 1  # pixels
@@ -48,7 +48,7 @@ class Panel:
     signals: Tensor  # (maps, n, 3, S, S): projections, where n is k, or filters, where it is 1
     patches: Tensor  # (maps, k, 3, S, S) in 0..1
     empty: Tensor  # (maps, k): where there is no activation above 0
-    scaling: dict[str, Any]  # of signals: see zfnet.render.contrast
+    scaling: dict[str, Any]  # of signals: see zfnet.rendering.contrast
 
     @property
     def side(self) -> int:

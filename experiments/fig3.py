@@ -23,7 +23,7 @@ from torch import fx, nn
 
 from experiments.results import Provenance, results, write_result
 from zfnet import InputError, ZFNet
-from zfnet.receptive_field import Pair, pair
+from zfnet.receptive_fields import Pair, pair
 from zfnet.record import Graph
 
 PAPER = {  # output: maps, rows, columns

@@ -31,7 +31,7 @@ from experiments.train import EPOCHS
 from zfnet import Deconvnet, InputError, TopActivations, matching, scan
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.project import project_top
-from zfnet.render import grid, resized, saturated, signed_image
+from zfnet.rendering import grid, resized, saturated, signed_image
 from zfnet.weights import load
 
 MARGIN, BLOCK_GAP, LABEL, CAPTION, CURVES, GAP = 24, 44, 46, 92, 400, 2  # pixels

@@ -24,7 +24,7 @@ from zfnet import InputError
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.analysis.invariance import NOTHING, Invariance, invariance, linearity, reach, rise, transformed
 from zfnet.record import Graph, activations
-from zfnet.render import grid, resized
+from zfnet.rendering import grid, resized
 
 PAPER: dict[str, Any] = {  # the axes as the arXiv version prints them
     "translation": {"range": [-60, 60], "distance": [10, 0.8]},

@@ -31,7 +31,7 @@ from zfnet.errors import unknown
 from zfnet.analysis.filters import BANDS, aliased_energy, dominance, faint, filter_rms, spectral_energy
 from zfnet.model import variant
 from zfnet.project import project_top
-from zfnet.render import grid, resized, signed_image
+from zfnet.rendering import grid, resized, signed_image
 from zfnet.training import Diverged, Recipe
 
 LAYERS = ("relu1", "relu2")

@@ -29,7 +29,7 @@ from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, OcclusionMaps, occlusion_maps, scan
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.record import Graph, like
-from zfnet.render import resized, signed_image
+from zfnet.rendering import resized, signed_image
 
 SIDE, SQUARE, PLACES = 224, 50, 30  # measured in the paper's bitmaps: a 50-pixel square, every 6 pixels
 LABELS = 8  # classes that a legend names

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from zfnet.errors import InputError, unknown
-from zfnet.scan import TopActivations
+from zfnet.scanning import TopActivations
 
 DPI = 200
 

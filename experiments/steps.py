@@ -18,7 +18,7 @@ from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, receptive_field, scan
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.record import like
-from zfnet.render import contrast, signed_image
+from zfnet.rendering import contrast, signed_image
 
 VERBS = {
     "relu": "rectify", "relu_": "rectify", "conv2d": "filter", "linear": "filter", "maxpool2d": "unpool",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from experiments.results import Provenance, results, table, write_result
 from zfnet import Deconvnet
-from zfnet.render import signed_image
+from zfnet.rendering import signed_image
 
 NAMES = ("horizontal", "vertical")
 

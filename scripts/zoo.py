@@ -26,7 +26,7 @@ from torchvision import models
 from experiments.models import architecture, spread
 from tests.oracles import deconvnet_by_autograd, extent, measured_support
 from zfnet import Deconvnet, InputError, occlusion_maps, receptive_field
-from zfnet.render import on_image
+from zfnet.rendering import on_image
 
 FAMILIES = (
     "alexnet", "vgg", "squeezenet", "googlenet", "inception", "resnet", "resnext", "wide_resnet", "densenet", "mnasnet",

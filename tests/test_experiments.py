@@ -27,7 +27,7 @@ from zfnet import Deconvnet, InputError, ZFNet, receptive_field, scan, weights
 from zfnet.data.photos import BrokenImage
 from zfnet.data.scenes import Scenes
 from zfnet.data.preprocessing import Preprocessing, Stored
-from zfnet.render import GREY, on_image, outside
+from zfnet.rendering import GREY, on_image, outside
 from zfnet.training import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent

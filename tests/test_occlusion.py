@@ -13,7 +13,7 @@ from torchvision import models
 
 from zfnet import InputError, ZFNet, occlusion_maps, receptive_field
 from zfnet.analysis.occlusion import TILE, _Sweep, multiply_adds, planned
-from zfnet.receptive_field import Window, pair
+from zfnet.receptive_fields import Window, pair
 from zfnet.record import Graph, evaluating
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zfnet import InputError
-from zfnet.render import GREY, contrast, grid, on_image, outside, resized, saturated, signed_image
+from zfnet.rendering import GREY, contrast, grid, on_image, outside, resized, saturated, signed_image
 
 
 @pytest.fixture

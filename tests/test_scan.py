@@ -142,7 +142,7 @@ def test_state_of_another_scan_is_not_used(model, images, tmp_path: Path) -> Non
 
 
 def test_state_is_kept_now_and_then(model, images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["zfnet.scan"], "SAVE_EVERY", 0)  # `zfnet.scan` is the function
+    monkeypatch.setattr(sys.modules["zfnet.scanning"], "SAVE_EVERY", 0)  # `zfnet.scan` is the function
 
     class Killed(Interrupted):
         def __getitem__(self, i: int) -> tuple[Tensor, int]:

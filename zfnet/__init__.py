@@ -5,9 +5,9 @@ from zfnet.deconvnet import Deconvnet, Patches, rule
 from zfnet.errors import InputError
 from zfnet.model import ZFNet
 from zfnet.analysis.occlusion import OcclusionMaps, occlusion_maps
-from zfnet.receptive_field import ReceptiveField, receptive_field, units
+from zfnet.receptive_fields import ReceptiveField, receptive_field, units
 from zfnet.record import Recording
-from zfnet.scan import TopActivations, scan
+from zfnet.scanning import TopActivations, scan
 from zfnet.switches import SwitchMaxPool2d, pool, unpool
 
 __all__ = [

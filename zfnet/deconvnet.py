@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 from torchvision.ops import stochastic_depth
 
 from zfnet.errors import InputError, unknown
-from zfnet.receptive_field import POINTWISE, WHOLE, WINDOWS, Places, Windows, places_of, rearranged
+from zfnet.receptive_fields import POINTWISE, WHOLE, WINDOWS, Places, Windows, places_of, rearranged
 from zfnet.record import (
     LEAVES,
     Graph,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zfnet.deconvnet import Deconvnet, Patches
-from zfnet.scan import TopActivations
+from zfnet.scanning import TopActivations
 
 
 def project_top(

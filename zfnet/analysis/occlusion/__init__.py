@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from zfnet.errors import InputError, unknown
-from zfnet.receptive_field import Window, window_of
+from zfnet.receptive_fields import Window, window_of
 from zfnet.record import (
     SWITCHED,
     Graph,
