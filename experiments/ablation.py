@@ -3,8 +3,8 @@
 The same feature maps and the same strongest activations of each are shown as the crop of the receptive field, as the
 projection, and as the crop masked by the projection's strongest pixels; as gradient and guided back-propagation in
 place of the deconvnet; and as baselines that need no network: a crop shrunk about its centre, masks at the centre and
-at random, an edge detector.  `zfnet.analysis.faithfulness` defines what is measured.  A difference counts where its interval,
-by drawing units and images again, leaves out 0.
+at random, an edge detector.  `zfnet.analysis.faithfulness` defines what is measured.  A difference counts where its
+interval, by drawing units and images again, leaves out 0.
 
 What to look for: whether the masked crop leaves more of the activation than the shrunk crop and the random mask, layer
 by layer: only then does the projection say where in its receptive field a unit looks.  Whether the projection tells
@@ -33,10 +33,6 @@ from experiments.models import build
 from experiments.panels import DPI, chosen, page, place, text
 from experiments.results import Provenance, results, table, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
-from zfnet.data.parts import objects_in
-from zfnet.data.preprocessing import Preprocessing
-from zfnet.deconvnet import Patches
-from zfnet.errors import unknown
 from zfnet.analysis.faithfulness import (
     FILLS,
     PICTURES,
@@ -55,9 +51,14 @@ from zfnet.analysis.faithfulness import (
     similarity,
     strongest,
 )
+from zfnet.data.parts import objects_in
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.deconvnet import Patches
+from zfnet.errors import unknown
 from zfnet.files import write_atomically
+from zfnet.graph import graph_of
 from zfnet.receptive_fields import ReceptiveField
-from zfnet.record import activations, graph_of
+from zfnet.recording import activations
 from zfnet.rendering import GREY, outside, resized, signed_image
 
 SHARES = (0, 1, 2, 5, 10, 20, 35, 50, 75, 100)  # percent of the pixels

@@ -25,11 +25,12 @@ from experiments.panels import chosen as _chosen
 from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.data.preprocessing import Preprocessing
+from zfnet.deconvnet import project_top
 from zfnet.errors import unknown
-from zfnet.project import project_top
-from zfnet.receptive_fields import ReceptiveField, window_of
-from zfnet.record import Graph
+from zfnet.graph import Graph
+from zfnet.receptive_fields import ReceptiveField
 from zfnet.rendering import GREY, grid, outside, resized, signed_image
+from zfnet.windows import window_of
 
 GRIDS = ((3, 3), (4, 4), (3, 4), (5, 2), (5, 2))  # rows and columns of feature maps, layers 1 to 5
 LAYER_GAP, CAPTION, SIDE_GAP, MAP_GAP, TILE_GAP = 40, 86, 24, 7, 1  # pixels

@@ -23,8 +23,8 @@ from torch import fx, nn
 
 from experiments.results import Provenance, results, write_result
 from zfnet import InputError, ZFNet
-from zfnet.receptive_fields import Pair, pair
-from zfnet.record import Graph
+from zfnet.checks import Pair, pair
+from zfnet.graph import Graph
 
 PAPER = {  # output: maps, rows, columns
     "conv1": {"output": [96, 110, 110], "kernel": [7, 7], "stride": [2, 2]},

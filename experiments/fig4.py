@@ -30,7 +30,7 @@ from experiments.results import Provenance, results, table, write_result
 from experiments.train import EPOCHS
 from zfnet import Deconvnet, InputError, TopActivations, matching, scan
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.project import project_top
+from zfnet.deconvnet import project_top
 from zfnet.rendering import grid, resized, saturated, signed_image
 from zfnet.weights import load
 

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from experiments.results import Provenance, results, write_result
 from zfnet import InputError
-from zfnet.data.preprocessing import Preprocessing
 from zfnet.analysis.invariance import NOTHING, Invariance, invariance, linearity, reach, rise, transformed
-from zfnet.record import Graph, activations
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.graph import Graph
+from zfnet.recording import activations
 from zfnet.rendering import grid, resized
 
 PAPER: dict[str, Any] = {  # the axes as the arXiv version prints them

@@ -5,8 +5,8 @@ al.'s network, 11x11 with stride 4; (c) ours, 7x7 with stride 2; (d, e) projecti
 
 What to look for: grey tiles in (a, b, c) are filters that do next to nothing.  The paper sees in (b) very coarse and
 very fine filters with little between, and dead ones, in (c) fewer dead ones and more of the middle; in (d), not in (e),
-the lattice of the large stride.  The numbers below the panels are what the eye is asked for: `zfnet/analysis/filters.py` says
-how each is measured.  A coarser lattice holds less of anything: compare (d) and (e) each with its image patches.
+the lattice of the large stride.  The numbers below the panels are what the eye is asked for:
+`zfnet/analysis/filters.py` says how each is measured.  A coarser lattice holds less of anything: compare (d) and (e) each with its image patches.
 """
 
 import functools
@@ -26,11 +26,11 @@ from experiments.fig2 import MAP_GAP, TILE_GAP, _chosen
 from experiments.networks import Networks
 from experiments.results import Provenance, results, table, write_result
 from zfnet import Deconvnet, InputError, ZFNet, scan
-from zfnet.data.preprocessing import Preprocessing
-from zfnet.errors import unknown
 from zfnet.analysis.filters import BANDS, aliased_energy, dominance, faint, filter_rms, spectral_energy
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.deconvnet import project_top
+from zfnet.errors import unknown
 from zfnet.model import variant
-from zfnet.project import project_top
 from zfnet.rendering import grid, resized, signed_image
 from zfnet.training import Diverged, Recipe
 

@@ -27,8 +27,9 @@ from experiments.datasets import IMAGENET, class_of
 from experiments.panels import DPI, frame, page, place, text
 from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, OcclusionMaps, occlusion_maps, scan
+from zfnet.checks import device_and_dtype
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.record import Graph, like
+from zfnet.graph import Graph
 from zfnet.rendering import resized, signed_image
 
 SIDE, SQUARE, PLACES = 224, 50, 30  # measured in the paper's bitmaps: a 50-pixel square, every 6 pixels
@@ -195,7 +196,7 @@ def _classes(graph: Graph, data: Any, size: tuple[int, int]) -> list[str]:
 
 def _projected(deconvnet: Deconvnet, image: Tensor, layer: str, map: int) -> Tensor:
     """The map's strongest place on an image, projected: (1, 3, S, S)."""
-    image = image[None].to(**like(deconvnet.model))
+    image = image[None].to(**device_and_dtype(deconvnet.model))
     plane = deconvnet.record(image, [layer]).activations[layer][0, map]
     row, column = divmod(int(plane.argmax()), plane.shape[-1]) if plane.ndim == 2 else (0, 0)
     return deconvnet.project_units(image, layer, [[0, map, row, column]]).pixels

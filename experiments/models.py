@@ -16,7 +16,7 @@ from torchvision import models
 from zfnet import weights as files
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, first_line, unknown
-from zfnet.record import Graph
+from zfnet.graph import Graph
 
 CLASSIFIERS = tuple(models.list_models(module=models))
 SETTINGS: dict[str, dict[str, Any]] = {  # transform_input: as the published weights need

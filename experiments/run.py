@@ -34,7 +34,7 @@ from experiments.results import results
 from zfnet import weights
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.errors import InputError, first_line
-from zfnet.record import Graph
+from zfnet.graph import Graph
 from zfnet.training import processes
 
 PLACED = ("experiment", "model", "data", "++out")  # the folder's name says these

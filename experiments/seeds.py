@@ -25,9 +25,9 @@ from experiments.networks import Networks
 from experiments.panels import DPI, frame, page, place, text
 from experiments.results import Provenance, results, table, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
-from zfnet.data.preprocessing import Preprocessing
 from zfnet.analysis.matching import correlations, match
-from zfnet.record import Graph
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.graph import Graph
 from zfnet.training import Recipe
 
 SHOWN = {"best": 0.0, "median": 0.5, "worst": 1.0}  # where in a layer's pairs, by falling correlation

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, receptive_field, scan
+from zfnet.checks import device_and_dtype
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.record import like
 from zfnet.rendering import contrast, signed_image
 
 VERBS = {
@@ -74,7 +74,7 @@ def main(
         raise InputError(f"map {map} of {layer} has no activation above 0 of rank {rank} on these {tops.images} images")
     value = float(top.value[map, rank])
     index, row, column = (int(places[map, rank]) for places in top[1:])
-    image = data[int(index)][0][None].to(**like(model))
+    image = data[int(index)][0][None].to(**device_and_dtype(model))
     recording = deconvnet.record(image, [layer])
     signal = torch.zeros_like(recording.activations[layer])
     signal[(0, map, row, column)[: signal.ndim]] = value  # type: ignore[index]

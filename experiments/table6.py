@@ -23,9 +23,9 @@ from experiments.results import Provenance, results, table, write_result
 from experiments.table3 import deviation, percent, shown
 from experiments.transfer import Control, duplicates, frozen
 from zfnet import InputError
+from zfnet.analysis.transfer import Split, precisions, transferred_presence
 from zfnet.data.pascal import CLASSES
 from zfnet.training import Recipe
-from zfnet.analysis.transfer import Split, precisions, transferred_presence
 
 COLUMNS = ("Sande et al. 2012", "Yan et al. 2012", "Oquab et al. 2014", "Zeiler & Fergus")
 PRINTED = (

@@ -27,13 +27,13 @@ from experiments.networks import Networks
 from experiments.results import Provenance, results, table, write_result
 from experiments.table3 import deviation, percent, shown
 from zfnet import InputError
+from zfnet.analysis.features import features
+from zfnet.analysis.transfer import mean_accuracy, near_duplicates, split, transferred
+from zfnet.checks import evaluating
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.errors import unknown
-from zfnet.analysis.features import features
-from zfnet.record import evaluating
 from zfnet.training import Recipe, in_memory, network_input
-from zfnet.analysis.transfer import mean_accuracy, near_duplicates, split, transferred
 
 THUMBNAIL = Stored(Preprocessing(size=32, resize=32, mode="warp"))  # of which near duplicates are told
 PUBLISHED: dict[str, dict[str, Any]] = {  # accuracy, %, and its deviation, by training images of each class

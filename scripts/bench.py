@@ -35,10 +35,10 @@ from torchvision import models
 from tqdm import tqdm
 
 from zfnet import Deconvnet, TopActivations, ZFNet, occlusion_maps, scan
-from zfnet.data.scenes import Scenes
-from zfnet.data.preprocessing import Preprocessing
 from zfnet.analysis.occlusion import OcclusionMaps, multiply_adds
-from zfnet.record import Graph
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.data.scenes import Scenes
+from zfnet.graph import Graph
 
 LAYERS = [f"relu{n}" for n in range(1, 6)]
 TARGETS = {

@@ -12,10 +12,10 @@ from torch import nn
 from experiments import ablation
 from experiments.overrides import configured
 from zfnet import Deconvnet, InputError, scan
-from zfnet.data.photos import Photos
-from zfnet.data.scenes import Scenes
-from zfnet.data.preprocessing import Preprocessing
 from zfnet.analysis.faithfulness import PICTURES
+from zfnet.data.photos import Photos
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.data.scenes import Scenes
 
 FEW = {"layers": ["relu1", "relu2"], "maps": 3, "k": 4, "shares": [0, 10, 40, 100], "draws": 100, "progress": False}
 

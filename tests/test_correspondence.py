@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from zfnet.analysis.correspondence import bootstrap, correspondence, hamming, permutation_test, random_boxes, sign_changes
+from zfnet.analysis.correspondence import (
+    bootstrap,
+    correspondence,
+    hamming,
+    permutation_test,
+    random_boxes,
+    sign_changes,
+)
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError
 

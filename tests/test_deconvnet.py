@@ -18,7 +18,7 @@ from torchvision.ops import StochasticDepth, stochastic_depth
 
 from zfnet import Deconvnet, InputError, Patches, Recording, ZFNet, rule
 from zfnet.deconvnet import RULES
-from zfnet.record import piece
+from zfnet.graph import piece
 
 
 def randomised(model: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:

@@ -25,8 +25,8 @@ from experiments.overrides import CONF, check, configured, names, single
 from experiments.run import command_line, find_layers
 from zfnet import Deconvnet, InputError, ZFNet, receptive_field, scan, weights
 from zfnet.data.photos import BrokenImage
-from zfnet.data.scenes import Scenes
 from zfnet.data.preprocessing import Preprocessing, Stored
+from zfnet.data.scenes import Scenes
 from zfnet.rendering import GREY, on_image, outside
 from zfnet.training import Recipe
 

@@ -27,7 +27,7 @@ from zfnet.analysis.faithfulness import (
     similarity,
     strongest,
 )
-from zfnet.record import Graph
+from zfnet.graph import Graph
 
 SHARES = [0, 4, 20, 52, 100]
 

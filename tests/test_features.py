@@ -12,11 +12,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from zfnet import InputError
-from zfnet.data.photos import BrokenImage, Photos
-from zfnet.data.scenes import Scenes
-from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.analysis.features import features as compute
-from zfnet.record import Graph, activations
+from zfnet.data.photos import BrokenImage, Photos
+from zfnet.data.preprocessing import Preprocessing, Stored
+from zfnet.data.scenes import Scenes
+from zfnet.graph import Graph
+from zfnet.recording import activations
 
 module = sys.modules["zfnet.analysis.features"]
 HOW = Preprocessing(size=32, resize=36)

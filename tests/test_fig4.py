@@ -15,9 +15,9 @@ from torch import nn
 from experiments import fig4
 from experiments.run import command_line
 from zfnet import Deconvnet, InputError, TopActivations, scan, weights
-from zfnet.data.scenes import Scenes
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.record import Graph
+from zfnet.data.scenes import Scenes
+from zfnet.graph import Graph
 
 LAYERS = ["relu1", "relu2"]
 EPOCHS = [1, 2, 5, 9]  # 5 and 9 are one and the same

@@ -8,10 +8,10 @@ from torch.utils.data import TensorDataset
 
 from experiments import fig5
 from zfnet import InputError
-from zfnet.data.scenes import Scenes
-from zfnet.data.preprocessing import Preprocessing
 from zfnet.analysis.invariance import invariance
-from zfnet.record import Graph
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.data.scenes import Scenes
+from zfnet.graph import Graph
 
 FEW = {"translations": [-6, 0, 6], "scales": [1, 1.4], "rotations": [0, 90, 180]}
 

@@ -13,9 +13,9 @@ from experiments import fig6
 from experiments.networks import Trained
 from experiments.run import command_line
 from zfnet import Deconvnet, InputError, ZFNet, receptive_field, scan
-from zfnet.data.scenes import Scenes
-from zfnet.data.preprocessing import Preprocessing
 from zfnet.analysis.filters import aliased_energy, spectral_energy
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.data.scenes import Scenes
 from zfnet.training import Diverged, Recipe
 
 NAMES = ["fig3 not renormalised", "krizhevsky", "fig3"]

@@ -13,8 +13,8 @@ from experiments import fig7
 from experiments.datasets import class_of
 from experiments.overrides import configured
 from zfnet import InputError, OcclusionMaps, occlusion_maps
-from zfnet.data.scenes import Scenes
 from zfnet.data.preprocessing import Preprocessing
+from zfnet.data.scenes import Scenes
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from zfnet.analysis.invariance import DISTANCES, FILLS, NOTHING, invariance, linearity, reach, rise, transformed
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError
-from zfnet.analysis.invariance import DISTANCES, FILLS, NOTHING, invariance, linearity, reach, rise, transformed
 
 PLAIN = Preprocessing(size=16, resize=None, mean=(0.2, 0.4, 0.6), std=(1, 1, 1))
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from zfnet import Deconvnet, InputError, ZFNet
-from zfnet.data.photos import BrokenImage
 from zfnet.analysis.matching import _pairs, correlations, match
+from zfnet.data.photos import BrokenImage
 
 LAYERS = ["conv1", "relu1", "pool2", "relu5", "fc8"]
 MAPS = (6, 8, 8, 8, 8)

@@ -13,8 +13,9 @@ from torchvision import models
 
 from zfnet import InputError, ZFNet, occlusion_maps, receptive_field
 from zfnet.analysis.occlusion import TILE, _Sweep, multiply_adds, planned
-from zfnet.receptive_fields import Window, pair
-from zfnet.record import Graph, evaluating
+from zfnet.checks import evaluating, pair
+from zfnet.graph import Graph
+from zfnet.windows import Window
 
 
 def zfnet(**more):

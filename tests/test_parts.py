@@ -4,8 +4,8 @@ from PIL import Image
 
 from zfnet.data.parts import objects_in, parts_of
 from zfnet.data.photos import Photos
-from zfnet.data.scenes import Scenes
 from zfnet.data.preprocessing import Preprocessing
+from zfnet.data.scenes import Scenes
 from zfnet.errors import InputError
 
 HEAD = "file,part,x,y,side\n"

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from zfnet import Deconvnet, TopActivations, ZFNet, scan
-from zfnet.project import project_top
+from zfnet.deconvnet import project_top
 
 
 @pytest.fixture(scope="module")

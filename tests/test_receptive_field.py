@@ -9,7 +9,7 @@ from torch import nn
 from torchvision import models
 
 from zfnet import InputError, ZFNet, receptive_field, units
-from zfnet.record import Graph
+from zfnet.graph import Graph
 
 THIN = {"maps": (1, 1, 1, 1, 1), "hidden": (2, 2), "num_classes": 2}  # what a unit sees does not depend on the maps
 NAMES = ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5")

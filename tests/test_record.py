@@ -14,7 +14,7 @@ from torchvision import models
 from torchvision.models.feature_extraction import get_graph_node_names
 
 from zfnet import Deconvnet, InputError, ZFNet
-from zfnet.record import Graph
+from zfnet.graph import Graph
 
 
 def headless(model: nn.Module) -> nn.Module:

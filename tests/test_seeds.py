@@ -16,8 +16,8 @@ from experiments import seeds
 from experiments.models import build
 from experiments.run import command_line
 from zfnet import Deconvnet, InputError, TopActivations, scan
-from zfnet.data.scenes import Scenes
 from zfnet.data.preprocessing import Preprocessing
+from zfnet.data.scenes import Scenes
 from zfnet.training import Recipe
 
 LAYERS = ["relu1", "relu2"]

@@ -13,8 +13,8 @@ from zfnet import InputError
 from zfnet.analysis.correspondence import correspondence
 from zfnet.data.parts import parts_of
 from zfnet.data.photos import Photos
-from zfnet.data.scenes import Scenes
 from zfnet.data.preprocessing import Preprocessing
+from zfnet.data.scenes import Scenes
 
 NAMES = ["right eye", "left eye", "nose"]
 

@@ -14,8 +14,8 @@ from experiments import fig9, table4, table5, table6, table7
 from experiments.run import run
 from zfnet import InputError, ZFNet
 from zfnet.data.photos import Photos
-from zfnet.data.scenes import Scenes
 from zfnet.data.preprocessing import Preprocessing
+from zfnet.data.scenes import Scenes
 from zfnet.training import Recipe
 
 TABLE6 = """

@@ -16,7 +16,7 @@ from torchvision import models
 from experiments.models import CLASSIFIERS, architecture, spread
 from scripts.zoo import REFUSED, ZOO, check, drawn
 from zfnet import Deconvnet, InputError, occlusion_maps, scan
-from zfnet.record import Graph
+from zfnet.graph import Graph
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,17 +1,17 @@
 """What has this convnet learned?  Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks" (ECCV
 2014)."""
 
-from zfnet.deconvnet import Deconvnet, Patches, rule
+from zfnet.analysis.occlusion import OcclusionMaps, occlusion_maps
+from zfnet.deconvnet import Deconvnet, Patches, project_top, rule
 from zfnet.errors import InputError
 from zfnet.model import ZFNet
-from zfnet.analysis.occlusion import OcclusionMaps, occlusion_maps
 from zfnet.receptive_fields import ReceptiveField, receptive_field, units
-from zfnet.record import Recording
+from zfnet.recording import Recording
 from zfnet.scanning import TopActivations, scan
 from zfnet.switches import SwitchMaxPool2d, pool, unpool
 
 __all__ = [
     "Deconvnet", "InputError", "OcclusionMaps", "Patches", "ReceptiveField", "Recording", "SwitchMaxPool2d",
     "TopActivations", "ZFNet",
-    "occlusion_maps", "pool", "receptive_field", "rule", "scan", "units", "unpool",
+    "occlusion_maps", "pool", "project_top", "receptive_field", "rule", "scan", "units", "unpool",
 ]  # fmt: skip

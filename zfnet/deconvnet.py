@@ -26,23 +26,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torchvision.ops import stochastic_depth
 
+from zfnet.checks import Pair, check_images, check_weights, evaluating, pair
 from zfnet.errors import InputError, unknown
-from zfnet.receptive_fields import POINTWISE, WHOLE, WINDOWS, Places, Windows, places_of, rearranged
-from zfnet.record import (
-    LEAVES,
-    Graph,
-    Pair,
-    Recording,
-    Shapes,
-    check_images,
-    check_weights,
-    convolution_arguments,
-    evaluating,
-    pair,
-    piece,
-    record,
-)  # fmt: skip
+from zfnet.graph import LEAVES, Graph, Shapes, convolution_arguments, piece
+from zfnet.recording import Recording, record
+from zfnet.scanning import TopActivations
 from zfnet.switches import COLLISIONS, unpool
+from zfnet.windows import POINTWISE, WHOLE, WINDOWS, Places, Windows, places_of, rearranged
 
 NORMS = ("identity", "gradient")
 RECTIFIERS = {  # what a ReLU lets through on the way down: only signals above 0, only where its input was above 0
@@ -500,3 +490,36 @@ class Deconvnet:
                 activation = recording.activations[layer]
                 values[some] = activation[placed.where(some, activation, placed.places is not None)]
         return values
+
+
+def project_top(
+    deconvnet: Deconvnet, dataset: Any, layer: str, top: TopActivations, maps: Sequence[int], *, whole: bool = False,
+    at_once: int = 256,
+) -> Patches:  # fmt: skip
+    """Crops and projections (len(maps) * k) of some feature maps' strongest activations, map by map, strongest first.
+
+    dataset: the one that was scanned, read `at_once` images at a time.  whole: as in `project_units`.  Where a map has
+    fewer than k, all is zero.
+    """
+    maps = list(maps)
+    k = top.value.shape[1]
+    image, row, column = (places[maps].flatten() for places in (top.image, top.row, top.column))
+    units = torch.stack([image, torch.tensor(maps).repeat_interleave(k), row, column], 1)
+    found = (image >= 0).nonzero().flatten()
+    parts: list[tuple[Tensor, Patches]] = []
+    needed, place = image[found].unique(return_inverse=True)
+    for first in range(0, len(needed), at_once):
+        some = needed[first : first + at_once]
+        inside = (place >= first) & (place < first + at_once)
+        here = found[inside]
+        items = [dataset[int(i)] for i in some]
+        images = torch.stack([item[0] if isinstance(item, tuple | list) else item for item in items])
+        local = units[here]
+        local[:, 0] = place[inside] - first
+        parts.append((here, deconvnet.project_units(images, layer, local, whole=whole)))
+    sample = parts[0][1] if parts else deconvnet.project_units(dataset[0][0][None], layer, units[:0], whole=whole)
+    every = Patches(*(part.new_zeros(len(units), *part.shape[1:]) for part in sample))
+    for here, patches in parts:
+        for column, part in zip(every, patches, strict=True):
+            column[here.to(column.device)] = part
+    return every

@@ -22,10 +22,11 @@ from safetensors.torch import save
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
+from zfnet.checks import check_weights, device_and_dtype, evaluating
 from zfnet.data.batches import Batches
 from zfnet.errors import InputError
 from zfnet.files import write_atomically
-from zfnet.record import Graph, check_weights, evaluating, graph_of, like
+from zfnet.graph import Graph, graph_of
 
 SAVE_EVERY = 30.0  # seconds between two saves of a scan's state
 
@@ -172,7 +173,7 @@ def scan(
         raise InputError(f"the dataset has {len(chosen)} images, fewer than k={k}: take a smaller k, or distinct=False")
     saved = _State.of(state, graph, dataset, chosen, (sorted(layers), k, distinct)) if state else None
     done, tops, broken = saved.read() if saved else (0, {}, [])
-    place = like(graph.model)
+    place = device_and_dtype(graph.model)
     tops = {layer: top.to(place["device"]) for layer, top in tops.items()}
     batches = Batches(dataset, batch_size, indices=chosen[done:], workers=workers)
     index = chosen

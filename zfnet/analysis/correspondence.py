@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from zfnet.checks import check_weights
 from zfnet.errors import InputError, unknown
-from zfnet.record import Graph, activations, check_weights, graph_of
+from zfnet.graph import Graph, graph_of
+from zfnet.recording import activations
 
 ZEROS = ("agree", "drop")
 NO_CHANGE = 1e-5  # of a layer's largest feature: less is float32's rounding, which has a sign too

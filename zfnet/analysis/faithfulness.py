@@ -26,7 +26,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from zfnet.errors import InputError, unknown
-from zfnet.record import Graph
+from zfnet.graph import Graph
 
 FILLS = ("grey", "blur", "noise")
 SHARE = 20.0  # percent of the pixels: what a masked picture shows

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
+from zfnet.checks import check_images, check_weights, evaluating
 from zfnet.data.batches import Batches
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, unknown
 from zfnet.files import write_atomically
-from zfnet.record import Graph, check_images, check_weights, evaluating, graph_of
+from zfnet.graph import Graph, graph_of
 from zfnet.training import network_input, side_of, views
 
 SAVE_EVERY = 30.0  # seconds between two notes of how far a run has come

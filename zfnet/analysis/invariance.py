@@ -19,9 +19,11 @@ from scipy.ndimage import affine_transform
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from zfnet.checks import check_images, check_weights
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, unknown
-from zfnet.record import Graph, activations, check_images, check_weights, graph_of
+from zfnet.graph import Graph, graph_of
+from zfnet.recording import activations
 
 NOTHING = {"translation": 0.0, "scale": 1.0, "rotation": 0.0}  # the amount of each transform that leaves all as it is
 FILLS = ("grey", "black", "edge", "reflect")

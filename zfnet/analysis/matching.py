@@ -18,9 +18,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from zfnet.checks import check_weights, device_and_dtype, evaluating
 from zfnet.data.batches import Batches
 from zfnet.errors import InputError
-from zfnet.record import Graph, check_weights, evaluating, graph_of, like
+from zfnet.graph import Graph, graph_of
 
 
 class _Moments:
@@ -79,7 +80,7 @@ def correlations(
 
     def activations(which: int, images: Tensor) -> dict[str, Tensor]:
         graph, wanted = graphs[which], nodes[which].values()
-        found = graph.run(images.to(**like(graph.model)), wanted, graph.call, keep=wanted)
+        found = graph.run(images.to(**device_and_dtype(graph.model)), wanted, graph.call, keep=wanted)
         return {layer: found[node] for layer, node in nodes[which].items()}
 
     moments: dict[str, _Moments] = {}

@@ -2,7 +2,7 @@
 
 from zfnet.data.batches import Batch, Batches
 from zfnet.data.photos import BrokenImage, Photos
-from zfnet.data.scenes import Scenes
 from zfnet.data.preprocessing import Preprocessing
+from zfnet.data.scenes import Scenes
 
 __all__ = ["Batch", "Batches", "BrokenImage", "Photos", "Preprocessing", "Scenes"]

@@ -16,8 +16,8 @@ from xml.etree import ElementTree
 
 from zfnet.data.folders import Folder
 from zfnet.data.photos import Photos
-from zfnet.data.scenes import Scenes
 from zfnet.data.preprocessing import Preprocessing
+from zfnet.data.scenes import Scenes
 from zfnet.errors import InputError, first_line, unknown
 
 Box = tuple[int, int, int, int]

@@ -28,10 +28,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
+from zfnet.checks import device_and_dtype, evaluating
 from zfnet.data.batches import Batch, Batches
 from zfnet.errors import InputError, first_line, unknown
 from zfnet.files import write_atomically
-from zfnet.record import evaluating, like
 
 SAVE_EVERY = 300.0  # seconds between two checkpoints within an epoch
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -165,7 +165,7 @@ def mean_image(dataset: Any, preprocessing: Any, *, workers: int | None = None, 
 
 def network_input(model: nn.Module, images: Tensor) -> Tensor:
     """Images on the model's device, in the memory format that convolves fastest; uint8 ones normalised."""
-    place = like(model)
+    place = device_and_dtype(model)
     images = images.to(place["device"]).contiguous(memory_format=torch.channels_last)
     return (model.preprocessing.normalise(images) if images.dtype == torch.uint8 else images).to(place["dtype"])  # type: ignore
 
@@ -411,7 +411,7 @@ class _Run:
         self.model, self.dataset, self.validation, self.recipe = model, dataset, validation, recipe
         self.checkpoint, self.workers, self.progress, self.on_epoch = checkpoint, workers, progress, on_epoch
         self.rank, self.world = processes()
-        self.device = torch.device(like(model)["device"])
+        self.device = torch.device(device_and_dtype(model)["device"])
         self.dtype = _precision(recipe, self.device)
         self.optimizer = recipe.optimise(model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)

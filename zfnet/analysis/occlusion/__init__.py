@@ -20,21 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
+from zfnet.checks import Pair, check_images, check_weights, evaluating, pair
 from zfnet.errors import InputError, unknown
-from zfnet.receptive_fields import Window, window_of
-from zfnet.record import (
-    SWITCHED,
-    Graph,
-    Pair,
-    Shapes,
-    Whole,
-    check_images,
-    check_weights,
-    evaluating,
-    graph_of,
-    pair,
-    pool_arguments,
-)
+from zfnet.graph import SWITCHED, Graph, Shapes, graph_of, pool_arguments
+from zfnet.windows import Whole, Window, window_of
 
 TILE = 8  # rows and columns of squares whose windows run together, at most: more fall out of the caches
 TILE_COST = 0.33  # of one more row or column of tiles, in rows or columns of squares: what it costs beside its places

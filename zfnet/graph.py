@@ -6,11 +6,9 @@ and whoever runs it says, step by step, what is done.  In-place steps are run so
 overwritten.  Steps that give several tensors are read as their pieces, each of which is one step.
 """
 
-import contextlib
 import inspect
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -18,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
+from zfnet.checks import device_and_dtype, evaluating, pair
 from zfnet.errors import InputError, first_line, unknown
 from zfnet.switches import adaptive_pool, pool
 
-Pair = tuple[int, int]
 Numbers = Mapping[fx.Node, Any]  # what steps gave that carry no signal
 
 LEAVES: set[type] = set()  # modules outside torch.nn that are one step: those with a rule of their own
@@ -62,10 +60,6 @@ def _in_place(module: nn.Module | None, node: fx.Node) -> bool:
     except (TypeError, ValueError):
         given = dict(node.kwargs)
     return bool(given.get("inplace", False)) or (name.endswith("_") and not name.endswith("__"))
-
-
-def pair(value: int | Sequence[int]) -> Pair:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
 
 def piece(x: Tensor, split: Callable, index: int, *args: Any, **kwargs: Any) -> Tensor:
@@ -278,7 +272,7 @@ class Graph:
                 return out
 
             with evaluating(self.model):
-                image = torch.zeros(1, 3, *image_size, **like(self.model))
+                image = torch.zeros(1, 3, *image_size, **device_and_dtype(self.model))
                 known.update((node, image.shape) for node in self.inputs)
                 self.run(image, [last], apply)
         return known
@@ -287,78 +281,6 @@ class Graph:
 def graph_of(model: "nn.Module | Graph") -> Graph:
     """The graph of a model, traced unless it was."""
     return model if isinstance(model, Graph) else Graph(model)
-
-
-def like(model: nn.Module) -> dict[str, Any]:
-    """The device and floating-point type of a model's first parameter."""
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return {"device": first.device, "dtype": first.dtype}
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; each module's mode is put back at the end, also after an error."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def check_weights(model: nn.Module) -> None:
-    """InputError for NaN or infinity in a parameter or buffer."""
-    for name, weight in model.state_dict().items():
-        if weight.is_floating_point() and not weight.sum().isfinite() and not weight.isfinite().all():
-            raise InputError(f"NaN or infinity in {name} of {type(model).__name__}")
-
-
-def check_images(model: nn.Module, images: Tensor) -> Tensor:
-    """Images (N, 3, H, W) on the model's device and of its type; InputError for any other shape, NaN and infinity."""
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise InputError(
-            f"images must be floats of shape (N, 3, rows, columns); got {images.dtype} {tuple(images.shape)}"
-        )
-    if not images.sum().isfinite() and not images.isfinite().all():
-        bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
-        raise InputError(f"NaN or infinity in {len(bad)} of {len(images)} images, first in image {bad[0]}")
-    return images.to(**like(model))
-
-
-class Whole:
-    """Steps see the whole output of their sources: the ordinary forward pass."""
-
-    padded = True  # steps see no border yet: they pad for themselves
-
-    def __init__(self, graph: Graph):
-        self.graph = graph
-
-    def read(self, node: fx.Node, source: fx.Node, value: Any) -> Any:
-        """What `node` sees of its source's value."""
-        return value
-
-    def call(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
-        """Do the step on what it sees."""
-        return self.graph.call(node, args, kwargs)
-
-    def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
-        """The transpose of `read`: where in its source's output the signal that `node` sends back belongs."""
-        return signal
-
-
-@dataclass
-class Recording:
-    """What a forward pass left behind, by layer name: the activations asked for, and all max-poolings' switches."""
-
-    images: Tensor  # (N, 3, H, W)
-    view: Whole
-    activations: dict[str, Tensor] = field(default_factory=dict)
-    switches: dict[str, Tensor] = field(default_factory=dict)  # (N, C, h, w), int64
-    shapes: dict[str, torch.Size] = field(default_factory=dict)
-    seen: dict[tuple[fx.Node, fx.Node], torch.Size] = field(default_factory=dict)  # (step, source): as it is read
-    values: dict[fx.Node, Any] = field(default_factory=dict)  # what rules need besides: numbers, kept inputs
 
 
 POOL = {"kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False, "dilation": 1}
@@ -391,61 +313,3 @@ def convolution_arguments(graph: Graph, node: fx.Node, numbers: Numbers | None =
         reach = [d * (k - 1) for d, k in zip(given["dilation"], given["weight"].shape[2:], strict=True)]
         given["padding"] = [r // 2 if given["padding"] == "same" else 0 for r in reach]
     return given | {"padding": pair(given["padding"])}
-
-
-def record(
-    graph: Graph,
-    images: Tensor,
-    layers: Collection[str] | None,
-    needs: Callable[[fx.Node], bool],
-    view: Whole | None = None,
-) -> Recording:
-    """Run images (N, 3, H, W) forward up to the deepest of `layers`, or to the end if None.
-
-    Kept are these layers' activations, all switches and shapes, and the values that are needed besides.
-    """
-    wanted = {graph.node(name) for name in (graph.layers if layers is None else layers)}
-    view = view or Whole(graph)
-    recording = Recording(images, view)
-
-    def read(node: fx.Node, source: fx.Node, value: Any) -> Any:
-        value = view.read(node, source, value)
-        if isinstance(value, Tensor):
-            recording.seen[node, source] = value.shape
-        return value
-
-    def apply(node: fx.Node, args: tuple, kwargs: dict) -> Any:
-        name = graph.names[node]
-        if switched := graph.lookup(SWITCHED, node):
-            border = {} if view.padded else {"padding": 0, "ceil_mode": False}
-            out, recording.switches[name] = switched[0](
-                args[0], **(pool_arguments(graph, node, recording.values) | border)
-            )
-        else:
-            out = view.call(node, args, kwargs)
-        if isinstance(out, Tensor) and node in graph.carriers:
-            recording.shapes[name] = out.shape
-        else:
-            recording.values[node] = out
-        return out
-
-    recording.shapes.update((graph.names[node], images.shape) for node in graph.inputs)
-    # the image is kept too: it is the caller's, whatever works in place on it
-    besides = {node for node in graph.nodes if node.op in ("get_attr", "placeholder") or needs(node)}
-    values = graph.run(images, wanted, apply, wanted | besides, read)
-    recording.activations = {
-        graph.names[n]: values[n] for n in graph.nodes if n in wanted and isinstance(values[n], Tensor)
-    }
-    recording.values.update((node, value) for node, value in values.items() if node in besides)
-    return recording
-
-
-def activations(graph: Graph, images: Tensor, layers: Sequence[str], batch_size: int = 64) -> dict[str, Tensor]:
-    """The outputs of the layers, by name, for images (N, 3, H, W); nothing else is kept."""
-    nodes = [graph.node(layer) for layer in layers]
-    parts = []
-    with evaluating(graph.model):
-        for some in check_images(graph.model, images).split(batch_size):
-            values = graph.run(some, nodes, graph.call, nodes)
-            parts.append([values[node] for node in nodes])
-    return {layer: torch.cat(outputs) for layer, outputs in zip(layers, zip(*parts, strict=True), strict=True)}

@@ -1,0 +1,54 @@
+"""What is checked before anything runs, and the state that a model is run in."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zfnet.errors import InputError
+
+Pair = tuple[int, int]  # (rows, columns)
+
+
+def pair(value: int | Sequence[int]) -> Pair:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
+def device_and_dtype(model: nn.Module) -> dict[str, Any]:
+    """The device and floating-point type of a model's first parameter."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return {"device": first.device, "dtype": first.dtype}
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; each module's mode is put back at the end, also after an error."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def check_weights(model: nn.Module) -> None:
+    """InputError for NaN or infinity in a parameter or buffer."""
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and not weight.sum().isfinite() and not weight.isfinite().all():
+            raise InputError(f"NaN or infinity in {name} of {type(model).__name__}")
+
+
+def check_images(model: nn.Module, images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) on the model's device and of its type; InputError for any other shape, NaN and infinity."""
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise InputError(
+            f"images must be floats of shape (N, 3, rows, columns); got {images.dtype} {tuple(images.shape)}"
+        )
+    if not images.sum().isfinite() and not images.isfinite().all():
+        bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
+        raise InputError(f"NaN or infinity in {len(bad)} of {len(images)} images, first in image {bad[0]}")
+    return images.to(**device_and_dtype(model))
