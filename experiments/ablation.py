@@ -54,7 +54,7 @@ from zfnet.analysis.faithfulness import (
 from zfnet.data.parts import objects_in
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import Patches
-from zfnet.errors import unknown
+from zfnet.errors import unknown_name
 from zfnet.files import write_atomically
 from zfnet.graph import graph_of
 from zfnet.receptive_fields import ReceptiveField
@@ -138,7 +138,7 @@ def main(
     layers = [layers] if isinstance(layers, str) else list(layers)
     shares = check_shares(shares)
     if fill not in FILLS:
-        raise unknown("fill", fill, FILLS)
+        raise unknown_name("fill", fill, FILLS)
     for name, value, least in (("maps", maps, 1), ("k", k, 1), ("draws", draws, 100)):
         if value < least:
             raise InputError(f"{name} is {value}; give {least} or more")
@@ -265,8 +265,8 @@ class Sample:
     @cached_property
     def signals(self) -> dict[str, Tensor]:
         """(M, 3, S, S) by name."""
-        others = {name: self.projected(**rules).pixels for name, rules in SIGNALS.items() if rules}
-        return {"projection": self.patches.pixels} | others
+        others = {name: self.projected(**rules).projections for name, rules in SIGNALS.items() if rules}
+        return {"projection": self.patches.projections} | others
 
     def projected(self, *, of: nn.Module | None = None, units: Tensor | None = None, **options: Any) -> Patches:
         """From 1 for every unit: it differs in scale alone, and is not zero where a unit does not fire."""
@@ -306,17 +306,17 @@ class Curves:
         self.ground = ground(sample.patches.crops, sample.inside, fill, sample.random)
         self.known: dict[bytes, Tensor] = {}
 
-    def respond(self, canvases: Tensor) -> Tensor:
+    def activations_of(self, canvases: Tensor) -> Tensor:
         """The activations of canvases; of those that were seen before, as curves end alike, without a second run."""
         key = hashlib.blake2b(canvases.cpu().numpy().tobytes()).digest()
         if key not in self.known:
             sample, field = self.sample, self.sample.field
-            self.known[key] = sample.deconvnet.respond(canvases, sample.layer, sample.units, field.image_size)
+            self.known[key] = sample.deconvnet.activations_of(canvases, sample.layer, sample.units, field.image_size)
         return self.known[key]
 
     def __call__(self, content: Tensor, rank: Tensor, *, keep: bool) -> Tensor:
         values, inside = self.sample.patches.values, self.sample.inside
-        found = curve(self.respond, values, content, self.ground, rank, inside, self.shares, keep=keep)
+        found = curve(self.activations_of, values, content, self.ground, rank, inside, self.shares, keep=keep)
         return found.double().cpu()
 
 
@@ -390,10 +390,13 @@ def likeness(sample: Sample, below: Sequence[str]) -> dict[str, dict[str, Any]]:
     for name, rules in sample.bar(SIGNALS.items(), "shuffle"):
         pictures = {}
         for end in (*reversed(below), None):
-            twin = shuffled(sample.deconvnet.graph, sample.layer, end, sample.random)
-            pictures[f"shuffled above {end}" if end else "all shuffled"] = sample.projected(of=twin, **rules).pixels
+            name, twin = (
+                f"shuffled above {end}" if end else "all shuffled",
+                shuffled(sample.deconvnet.graph, sample.layer, end, sample.random),
+            )
+            pictures[name] = sample.projected(of=twin, **rules).projections
         pictures["edges of the crop"], pictures["nearness of the centre"] = edges.sqrt(), (near - near.min()).sqrt()
-        pictures["another map, same place"] = sample.projected(units=other, **rules).pixels
+        pictures["another map, same place"] = sample.projected(units=other, **rules).projections
         pictures["same map, another image"] = sample.signals[name][sample.following]
         values = {what: similarity(sample.signals[name], each, sample.inside) for what, each in pictures.items()}
         values["same map, another image"] = sample.of_others(values["same map, another image"])
@@ -415,13 +418,13 @@ def otherwise(
         if name == "switches of another image":  # which are all that a projection knows of its image
             pixels = sample.signals["projection"][sample.following]
         else:
-            pixels = sample.projected(**options).pixels
+            pixels = sample.projected(**options).projections
         order = sample.ranks("other", {"other": pixels})
         kept, removed = (area(curves(sample.patches.crops, order, keep=k), curves.shares) for k in (True, False))
         shown = torch.where(sample.inside[:, None], viewer.displayed(pixels), 0.0)
         masked, whole = default["masked crop"], default["projection"]
         values = {
-            "cosine": cosine(sample.patches.pixels, pixels),
+            "cosine": cosine(sample.patches.projections, pixels),
             "sufficiency": kept - masked["sufficiency"], "necessity": 1 - removed - masked["necessity"],
             **{m: v - whole[m] for m, v in viewer(shown, shown.square().sum(1), order).items()},
         }  # fmt: skip
@@ -510,7 +513,9 @@ def _classes(deconvnet: Deconvnet, data: Any, seed: int, draws: int, count: int 
     for name, rules in SIGNALS.items():
         units = (torch.stack([place, of, 0 * place, 0 * place], 1) for of in (first, second))
         one, other = (
-            Deconvnet(deconvnet.model, **rules).project_units(images, last, each, signals=torch.ones(len(each))).pixels
+            Deconvnet(deconvnet.model, **rules)
+            .project_units(images, last, each, signals=torch.ones(len(each)))
+            .projections
             for each in units
         )
         estimate = bootstrap(similarity(one, other, everywhere))

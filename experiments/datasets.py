@@ -23,7 +23,7 @@ from zfnet.data.folders import Folder
 from zfnet.data.pascal import Pascal
 from zfnet.data.photos import Photos
 from zfnet.data.scenes import SPLITS, Scenes
-from zfnet.errors import InputError, first_line, unknown
+from zfnet.errors import InputError, first_line, unknown_name
 
 IMAGENET = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]  # 1000 names, in the order of their folders
 IMAGENETTE = {
@@ -59,7 +59,7 @@ def scenes(
 ) -> Scenes:  # fmt: skip
     """Rendered scenes, at the size that the transform gives."""
     if split not in count:
-        raise unknown("split of scenes", str(split), count)
+        raise unknown_name("split of scenes", str(split), count)
     return Scenes(
         split, count[split], size=transform.size, seed=seed, classes=classes, objects=objects, transform=transform
     )
@@ -173,7 +173,7 @@ def _whole(folder: Path) -> Iterator[Path]:
 
 def _check(split: str) -> None:
     if split not in SPLITS:
-        raise unknown("split", str(split), SPLITS)
+        raise unknown_name("split", str(split), SPLITS)
 
 
 def _home(folder: Folder, split: str) -> Folder | None:

@@ -26,7 +26,7 @@ from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import project_top
-from zfnet.errors import unknown
+from zfnet.errors import unknown_name
 from zfnet.graph import Graph
 from zfnet.receptive_fields import ReceptiveField
 from zfnet.rendering import GREY, grid, outside, resized, signed_image
@@ -212,7 +212,7 @@ def _check(
             raise InputError(f"a grid is [rows, columns] of feature maps; got {list(each)}")
     check_choice(choose, layers)
     if scale not in ("patch", "map"):
-        raise unknown("scale", scale, ("patch", "map"))
+        raise unknown_name("scale", scale, ("patch", "map"))
     if not 0 < quantile <= 1:
         raise InputError(f"quantile is {quantile}; give a number above 0, up to 1")
     if width < 400:
@@ -236,7 +236,7 @@ def panel_of(
     crops = preprocessing.pixels(patches.crops).clamp(0, 1).masked_fill(beyond.to(patches.crops.device), GREY)
     filters = _filters(deconvnet, layer, maps, field)
     if filters is None:
-        left, signals = "projections", patches.pixels.unflatten(0, (len(maps), k))
+        left, signals = "projections", patches.projections.unflatten(0, (len(maps), k))
         scaling = {"together": k if scale == "map" else 1, "quantile": quantile}
     else:
         left, signals, scaling = "filters", filters[:, None], {"quantile": 1.0}

@@ -28,7 +28,8 @@ from tqdm import tqdm
 from experiments.panels import DPI, check_choice, chosen, frame, how_chosen, page, place, text
 from experiments.results import Provenance, results, table, write_result
 from experiments.train import EPOCHS
-from zfnet import Deconvnet, InputError, TopActivations, matching, scan
+from zfnet import Deconvnet, InputError, TopActivations, scan
+from zfnet.analysis import matching
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import project_top
 from zfnet.rendering import grid, resized, saturated, signed_image
@@ -119,7 +120,7 @@ def main(
     for number, layer in enumerate(layers, 1):
         if drawn[layer]:
             signals = [
-                preprocessing.rgb(project_top(deconvnet, data, layer, top, drawn[layer]).pixels).cpu()
+                preprocessing.rgb(project_top(deconvnet, data, layer, top, drawn[layer]).projections).cpu()
                 for deconvnet, top in zip(deconvnets, tops[layer], strict=True)
             ]
             title = f"Layer {number}" if len(layers) == 5 else layer
@@ -261,7 +262,7 @@ def likenesses(
                 items = [data[i] for i in top.image[maps, 0].tolist()]
                 images = torch.stack([item[0] if isinstance(item, tuple | list) else item for item in items])
                 every = [d.project_units(images, layer, units) for d in deconvnets]
-                pixels = torch.stack([p.pixels.flatten(1) for p in every]).double()
+                pixels = torch.stack([p.projections.flatten(1) for p in every]).double()
                 dots, own = (pixels * pixels[-1]).sum(2), pixels.square().sum(2)
                 cosine = dots / (own * own[-1]).sqrt()
                 parts.append(cosine.where(own > 0, 0.0).where(own[-1] > 0, torch.nan).cpu())

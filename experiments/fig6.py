@@ -6,7 +6,8 @@ al.'s network, 11x11 with stride 4; (c) ours, 7x7 with stride 2; (d, e) projecti
 What to look for: grey tiles in (a, b, c) are filters that do next to nothing.  The paper sees in (b) very coarse and
 very fine filters with little between, and dead ones, in (c) fewer dead ones and more of the middle; in (d), not in (e),
 the lattice of the large stride.  The numbers below the panels are what the eye is asked for:
-`zfnet/analysis/filters.py` says how each is measured.  A coarser lattice holds less of anything: compare (d) and (e) each with its image patches.
+`zfnet/analysis/filters.py` says how each is measured.  A coarser lattice holds less of anything: compare (d) and (e)
+each with its image patches.
 """
 
 import functools
@@ -29,7 +30,7 @@ from zfnet import Deconvnet, InputError, ZFNet, scan
 from zfnet.analysis.filters import BANDS, aliased_energy, dominance, faint, filter_rms, spectral_energy
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import project_top
-from zfnet.errors import unknown
+from zfnet.errors import unknown_name
 from zfnet.model import variant
 from zfnet.rendering import grid, resized, signed_image
 from zfnet.training import Diverged, Recipe
@@ -103,7 +104,7 @@ def main(
     provenance = Provenance(seed=seed)
     krizhevsky = functools.partial(ZFNet, **variant("krizhevsky", **architecture.keywords))  # type: ignore[attr-defined]
     asked: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
-        "fig3 not renormalised": (architecture, replace(recipe, rms=None)),
+        "fig3 not renormalised": (architecture, replace(recipe, max_filter_rms=None)),
         "krizhevsky": (krizhevsky, recipe),
         "fig3": (architecture, recipe),
     }
@@ -115,7 +116,7 @@ def main(
             seen[name] = str(error).partition(":")[0]
             continue
         seen[name] = look(
-            model, data, k, maps[0] * maps[1], seed, recipe.rms,  # type: ignore[arg-type]
+            model, data, k, maps[0] * maps[1], seed, recipe.max_filter_rms,  # type: ignore[arg-type]
             batch_size=batch_size, workers=workers, progress=progress,
         )  # fmt: skip
         seen[name].numbers["validation_error"] = history[-1].get("validation_error")  # type: ignore[union-attr]
@@ -154,12 +155,14 @@ def _check(
         raise InputError(
             f"Figure 6 compares forms of ZFNet; {getattr(made, '__name__', made)} is none: take model=zfnet"
         )
-    if recipe.rms is None:
-        raise InputError("Figure 6 needs a recipe that renormalises filters, to train once without it: give train.rms")
+    if recipe.max_filter_rms is None:
+        raise InputError(
+            "Figure 6 trains once without renormalisation; it needs a recipe with it: give train.max_filter_rms"
+        )
     if len(maps) != 2 or not all(type(n) is int and n > 0 for n in maps):
         raise InputError(f"maps is [rows, columns] of feature maps; got {list(maps)}")
     if scale not in ("panel", "filter"):
-        raise unknown("scale", scale, ("panel", "filter"))
+        raise unknown_name("scale", scale, ("panel", "filter"))
     if not 0 < quantile <= 1:
         raise InputError(f"quantile is {quantile}; give a number above 0, up to 1")
     if width < 400:
@@ -182,7 +185,7 @@ def look(model: nn.Module, data: Any, k: int, count: int, seed: int, limit: floa
     energy, aliased = spectral_energy(weight), aliased_energy(weight, stride)
     live = (second.value[:, 0] > 0).nonzero().flatten().tolist()
     patches = project_top(deconvnet, data, LAYERS[1], second, live)
-    projected, there = patches.pixels.float().cpu(), (patches.values > 0).cpu()
+    projected, there = patches.projections.float().cpu(), (patches.values > 0).cpu()
     rms, largest = filter_rms(weight), dominance(weight)
     numbers = {
         "kernel": weight.shape[-1], "stride": stride, "filters": len(weight),

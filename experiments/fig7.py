@@ -199,7 +199,7 @@ def _projected(deconvnet: Deconvnet, image: Tensor, layer: str, map: int) -> Ten
     image = image[None].to(**device_and_dtype(deconvnet.model))
     plane = deconvnet.record(image, [layer]).activations[layer][0, map]
     row, column = divmod(int(plane.argmax()), plane.shape[-1]) if plane.ndim == 2 else (0, 0)
-    return deconvnet.project_units(image, layer, [[0, map, row, column]]).pixels
+    return deconvnet.project_units(image, layer, [[0, map, row, column]]).projections
 
 
 def correlation(a: Tensor, b: Tensor) -> float | None:

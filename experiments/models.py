@@ -15,7 +15,7 @@ from torchvision import models
 
 from zfnet import weights as files
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.errors import InputError, first_line, unknown
+from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.graph import Graph
 
 CLASSIFIERS = tuple(models.list_models(module=models))
@@ -79,7 +79,7 @@ def build(
         preprocessing = _preprocessing(found)
     model.preprocessing = preprocessing or Preprocessing()  # type: ignore[assignment]
     if weights is not None and not found:
-        files.load(model, weights, otherwise=preprocessing)
+        files.load(model, weights, default_preprocessing=preprocessing)
     return model.eval()
 
 
@@ -96,7 +96,7 @@ def _published(architecture: Callable, name: str) -> Any:
         raise InputError(f"torchvision publishes no weights {name} of {getattr(make, '__name__', make)}; give a file")
     there = models.get_model_weights(make.__name__)
     if name not in there.__members__:
-        raise unknown(f"weights of {make.__name__}", name, there.__members__)
+        raise unknown_name(f"weights of {make.__name__}", name, there.__members__)
     return there[name]
 
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.models import CLASSIFIERS, settings_of
-from zfnet.errors import InputError, first_line, unknown
+from zfnet.errors import InputError, first_line, unknown_name
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 for _name in CLASSIFIERS:
@@ -88,7 +88,7 @@ def _choices(override: Override) -> list[str]:
     chosen = [str(v) for v in value.list] if isinstance(value, ChoiceSweep) else [str(value)]
     for name in chosen:
         if name not in there:
-            raise unknown({"data": "data set"}.get(override.key_or_group, override.key_or_group), name, there)
+            raise unknown_name({"data": "data set"}.get(override.key_or_group, override.key_or_group), name, there)
     return chosen
 
 
@@ -113,7 +113,7 @@ def _look_up(node: Any, path: Sequence[str], before: str = "") -> None:
             return
         known, more = _known(node)
         if key not in known and not more:
-            raise unknown("setting", f"{before}{key}", [f"{before}{name}" for name in known])
+            raise unknown_name("setting", f"{before}{key}", [f"{before}{name}" for name in known])
         node = None if key not in node or OmegaConf.is_missing(node, key) else node[key]
         before += f"{key}."
 
@@ -151,5 +151,5 @@ def _checked(word: str, override: Override, config: DictConfig, settings: list[s
         name, word = root, word.lstrip("+")
     if name not in settings:
         top = [str(key) for key in config if key != "hydra"]
-        raise unknown("setting", override.key_or_group, dict.fromkeys([*top, *settings]))
+        raise unknown_name("setting", override.key_or_group, dict.fromkeys([*top, *settings]))
     return f"++experiment.{word}"

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from zfnet.errors import InputError, unknown
+from zfnet.errors import InputError, unknown_name
 from zfnet.scanning import TopActivations
 
 DPI = 200
@@ -16,11 +16,11 @@ DPI = 200
 def check_choice(choose: Any, layers: Sequence[str]) -> None:
     """InputError unless `chosen` knows this way to choose."""
     if isinstance(choose, str) and choose not in ("random", "strongest"):
-        raise unknown("way to choose maps", choose, ("random", "strongest", "[map, ...]"))
+        raise unknown_name("way to choose maps", choose, ("random", "strongest", "[map, ...]"))
     if isinstance(choose, Mapping):
         for layer in choose:
             if layer not in layers:
-                raise unknown("layer in choose", layer, layers)
+                raise unknown_name("layer in choose", layer, layers)
 
 
 def chosen(layer: str, top: TopActivations, count: int, choose: Any, random: torch.Generator) -> list[int]:

@@ -178,7 +178,7 @@ def given(config: DictConfig, words: Sequence[str], names: Collection[str]) -> d
     if "data" in names:
         found["data"] = dataset(config, how)
     if {"training", "networks"} & set(names):
-        stored = Stored(how, config.train.get("stored"))
+        stored = Stored(how, config.train.get("stored_size"))
         found |= {name: dataset(config, stored, split=split) for name, split in TRAINING.items()}
     if "networks" in names:
         choices = config.hydra.runtime.choices

@@ -79,7 +79,7 @@ def main(
     signal = torch.zeros_like(recording.activations[layer])
     signal[(0, map, row, column)[: signal.ndim]] = value  # type: ignore[index]
     steps = [Step(layer, "start", _maps(signal))]
-    for name, operation, sent in deconvnet.descend(recording, layer, signal):
+    for name, operation, sent in deconvnet.steps(recording, layer, signal):
         verb = VERBS.get(operation.lower(), operation)
         if verb != "pass":
             steps.append(Step(name, verb, _maps(sent)))

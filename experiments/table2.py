@@ -59,7 +59,7 @@ def main(
     if nets < 1:
         raise InputError(f"nets is {nets}: how many networks are averaged; give at least 1")
     if pad is None:
-        pad = 0 if recipe.stored else recipe.shift
+        pad = 0 if recipe.stored_size else recipe.max_shift
     wanted = [("krizhevsky", 0), *(("fig3", seed) for seed in range(nets)), ("fig3 512-1024-512", 0)]
     replication, *several, other = train_each(wanted, networks, architecture, recipe, progress)
     groups: dict[str, list[list[nn.Module]]] = {  # whose answers are averaged; of several groups, each is measured

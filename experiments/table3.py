@@ -22,7 +22,7 @@ from torch import nn
 from experiments.networks import Networks
 from experiments.results import Provenance, results, table, write_result
 from zfnet import InputError, ZFNet
-from zfnet.errors import unknown
+from zfnet.errors import unknown_name
 from zfnet.model import VARIANTS, variant
 from zfnet.training import Recipe, error_rates
 
@@ -64,7 +64,7 @@ def main(
         raise InputError(f"seeds is {seeds}: how many networks are trained of each variant; give at least 1")
     for name in variants or ():
         if name not in VARIANTS:
-            raise unknown("variant", name, VARIANTS)
+            raise unknown_name("variant", name, VARIANTS)
     names = [name for name in VARIANTS if name in (variants or VARIANTS)]
     each: dict[str, dict[str, list[float]]] = {name: {column: [] for column in COLUMNS} for name in names}
     parameters: dict[str, int] = {}

@@ -66,7 +66,7 @@ def main(
         raise InputError(f"folds is {folds}; give at least 1")
     labels, classes, left_out = checked(data, pretraining, threshold, progress)
     drawn = [
-        split(labels, per_class, test=test, seed=seed, fold=f, classes=classes, parts=getattr(data, "parts", None))
+        split(labels, per_class, test=test, seed=seed, fold=f, classes=classes, official=getattr(data, "parts", None))
         for f in range(folds)
     ]
     rows = frozen(

@@ -72,9 +72,9 @@ def main(
         )
     ours: dict[str, Any] = {"epochs": len(history), "history": history}
     if checks:
-        margin = recipe.stored or recipe.shift
+        margin = recipe.stored_size or recipe.max_shift
         crops = crops or (10 if margin else 1)
-        pad = 0 if recipe.stored else recipe.shift
+        pad = 0 if recipe.stored_size else recipe.max_shift
         top1, top5 = error_rates(model, checks, crops=crops, pad=pad, workers=workers, progress=progress)
         ours |= {"validation_top1": top1, "validation_top5": top5}
     seconds = sum(entry["seconds"] for entry in history)

@@ -32,7 +32,7 @@ from zfnet.analysis.transfer import mean_accuracy, near_duplicates, split, trans
 from zfnet.checks import evaluating
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing, Stored
-from zfnet.errors import unknown
+from zfnet.errors import unknown_name
 from zfnet.training import Recipe, in_memory, network_input
 
 THUMBNAIL = Stored(Preprocessing(size=32, resize=32, mode="warp"))  # of which near duplicates are told
@@ -100,7 +100,7 @@ def main(
     """
     provenance = Provenance(model, seed=seed)
     if which not in PUBLISHED:
-        raise unknown("published table", which, PUBLISHED)
+        raise unknown_name("published table", which, PUBLISHED)
     if folds < 1:
         raise InputError(f"folds is {folds}; give at least 1")
     if not per_class or any(n < 1 for n in per_class):
@@ -108,7 +108,7 @@ def main(
     labels, classes, left_out = checked(data, pretraining, threshold, progress)
     drawn = {
         n: [
-            split(labels, n, test=test, seed=seed, fold=f, classes=classes, parts=getattr(data, "parts", None))
+            split(labels, n, test=test, seed=seed, fold=f, classes=classes, official=getattr(data, "parts", None))
             for f in range(folds)
         ]
         for n in per_class

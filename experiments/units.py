@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from experiments.results import Provenance, results, table, write_result
-from zfnet import units
+from zfnet import layer_table
 
 PAPER = {  # Figure 3: maps, rows, columns
     "conv1": [96, 110, 110],
@@ -30,7 +30,7 @@ def main(model: nn.Module, out: str | Path, *, image_size: int | None = None) ->
     """Print the table for images of that size, by default the network's own; write table.md and result.json."""
     provenance = Provenance(model)
     size: int = image_size or model.preprocessing.size  # type: ignore[union-attr, assignment]
-    rows = units(model, size)
+    rows = layer_table(model, size)
 
     head = ["layer", "operation", "output", "units", "kernel", "stride", "patch", "patch stride", "parameters"]
     pairs = [[_pair(p) for p in (r.kernel, r.stride, r.receptive_field, r.receptive_stride)] for r in rows]

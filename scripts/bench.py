@@ -190,10 +190,10 @@ def bench_ablation(model: ZFNet, device: str, repeats: int) -> list[dict]:
 
         def field(layer: str = layer, units: Tensor = units, canvases: Tensor = canvases) -> list[Tensor]:
             pairs = zip(canvases.split(1), units.split(1), strict=True)
-            return [deconvnet.respond(canvas, layer, unit, 224) for canvas, unit in pairs]
+            return [deconvnet.activations_of(canvas, layer, unit, 224) for canvas, unit in pairs]
 
         def ours(layer: str = layer, units: Tensor = units, canvases: Tensor = canvases) -> Tensor:
-            return deconvnet.respond(canvases, layer, units, 224)
+            return deconvnet.activations_of(canvases, layer, units, 224)
 
         worst = float((ours() - image()).abs().max() / image().abs().max())
         spent = medians(device, max(1, repeats // 2), ours=ours, image=image, field=field)

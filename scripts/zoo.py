@@ -91,7 +91,7 @@ def from_the_image(deconvnet: Deconvnet, images: Tensor, layer: str, units: Tens
 def deviations(deconvnet: Deconvnet, images: Tensor, layer: str, units: Tensor) -> list[float]:
     """Of `project_units` from `project`, unit by unit."""
     patches = deconvnet.project_units(images, layer, units)
-    found = on_image(patches.pixels, patches.boxes, (images.shape[2], images.shape[3]))
+    found = on_image(patches.projections, patches.boxes, (images.shape[2], images.shape[3]))
     return [worst(*pair) for pair in zip(found, from_the_image(deconvnet, images, layer, units), strict=True)]
 
 

@@ -295,13 +295,13 @@ def test_the_configuration_takes_the_networks_layers():
 
 @pytest.mark.usefixtures("undrawn")
 def test_no_canvas_is_run_twice(model, data, tmp_path, monkeypatch):
-    seen, respond = [], Deconvnet.respond
+    seen, activations_of = [], Deconvnet.activations_of
 
     def noted(self, canvases, layer, units, image_size, **options):
         seen.append((layer, canvases.numpy().tobytes()))
-        return respond(self, canvases, layer, units, image_size, **options)
+        return activations_of(self, canvases, layer, units, image_size, **options)
 
-    monkeypatch.setattr(Deconvnet, "respond", noted)
+    monkeypatch.setattr(Deconvnet, "activations_of", noted)
     measure(model, data, tmp_path)
     assert len(seen) == len(set(seen)) > 20
 

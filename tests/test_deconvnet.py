@@ -353,7 +353,7 @@ class TestLaws:
         deconvnet = Deconvnet(model)
         recording = deconvnet.record(images, ["5"])
         signal = several(recording.activations["5"])
-        steps = list(deconvnet.descend(recording, "5", signal))
+        steps = list(deconvnet.steps(recording, "5", signal))
         assert [(layer, operation) for layer, operation, _ in steps] == [
             ("5", "ReLU"), ("4", "Conv2d"), ("3", "BatchNorm2d"), ("2", "MaxPool2d"), ("1", "ReLU"), ("0", "Conv2d"),
         ]  # fmt: skip
@@ -368,7 +368,7 @@ class TestLaws:
         expected = deconvnet.project(recording, "5", signal)
         model.train()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        assert torch.equal(list(deconvnet.descend(recording, "5", signal))[-1][2], expected)
+        assert torch.equal(list(deconvnet.steps(recording, "5", signal))[-1][2], expected)
         assert all(module.training for module in model.modules())
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -386,7 +386,7 @@ def whole_canvas(patches: Patches, images: Tensor) -> Tensor:
     """The one patch laid into an empty image (1, 3, H, W)."""
     top, left, bottom, right = patches.boxes[0].tolist()
     canvas = torch.zeros_like(images[:1])
-    canvas[0, :, top:bottom, left:right] = patches.pixels[0]
+    canvas[0, :, top:bottom, left:right] = patches.projections[0]
     return canvas
 
 

@@ -286,7 +286,7 @@ def test_a_network_to_compare_is_trained_once_and_its_like_apart(data, tmp_path,
 
     others = [
         networks.trained("small", small, replace(recipe, seed=1)),
-        networks.trained("small", small, replace(recipe, rms=None)),
+        networks.trained("small", small, replace(recipe, max_filter_rms=None)),
         networks.trained("small", functools.partial(small, dropout=0.1), recipe),
         networks.trained("small", functools.partial(small, init="quiet"), recipe),
         Networks(tmp_path, images[1], images[1], how, progress=False).trained("small", small, recipe),

@@ -48,12 +48,12 @@ def unit_of(weight, bias=0.0, side=9, layer="1"):
 
 
 def _respond(deconvnet, layer, units, side, canvases):
-    return deconvnet.respond(canvases, layer, units, side)
+    return deconvnet.activations_of(canvases, layer, units, side)
 
 
 def left(patches, respond, weight, keep, content=None):
     inside = torch.ones_like(patches.crops[:, 0]).bool()
-    signals = {"projection": patches.pixels}
+    signals = {"projection": patches.projections}
     rank = ranks(weight, patches.crops, signals, inside, seeded())
     content = patches.crops if content is None else content
     return curve(
@@ -72,18 +72,18 @@ class TestKnownAnswers:
         assert left(patches, respond, "square", True) == [0, 0, 0, 0, 1]  # it lies at the border
         truth = torch.zeros(1, 5, 5, dtype=torch.bool)
         truth[0, 0, 3] = True
-        assert energy_inside(patches.pixels.square().sum(1), truth) == 1
-        rank = ranks("projection", patches.crops, {"projection": patches.pixels}, torch.ones_like(truth), seeded())
+        assert energy_inside(patches.projections.square().sum(1), truth) == 1
+        rank = ranks("projection", patches.crops, {"projection": patches.projections}, torch.ones_like(truth), seeded())
         assert points_inside(rank, truth) == 1 and points_inside(rank, ~truth) == 0
 
     def test_of_a_linear_unit_the_gradient_is_exact(self):
         weight = torch.randn(3, 5, 5, generator=seeded(3), dtype=torch.float64)
         weight = weight * unit_of(weight, layer="0")[1].values.sign()
         deconvnet, patches, respond = unit_of(weight, layer="0")  # before the ReLU
-        torch.testing.assert_close(patches.pixels[0], patches.values * deconvnet.model[0].weight[0])
+        torch.testing.assert_close(patches.projections[0], patches.values * deconvnet.model[0].weight[0])
         kept, removed = (left(patches, respond, "projection", keep) for keep in (True, False))
         np.testing.assert_allclose(np.add(kept, removed), 1)  # what is kept and what is removed add up
-        signal = patches.pixels[0].square().sum(0).flatten()
+        signal = patches.projections[0].square().sum(0).flatten()
         parts = (patches.crops[0] * deconvnet.model[0].weight[0]).sum(0).flatten()[signal.argsort(descending=True)]
         expected = [float(parts[: round(q / 4)].sum() / parts.sum()) for q in SHARES]
         np.testing.assert_allclose(kept, expected, atol=1e-12)
@@ -105,11 +105,11 @@ class TestKnownAnswers:
         _, patches, respond = unit_of(torch.zeros(3, 5, 5), bias=2.0)
         for weight in ("projection", *WEIGHTS):
             assert left(patches, respond, weight, True) == left(patches, respond, weight, False) == [1] * len(SHARES)
-        assert not patches.pixels.any()
+        assert not patches.projections.any()
         inside = torch.ones(1, 5, 5, dtype=torch.bool)
-        assert cosine(patches.pixels, patches.crops).isnan()
-        assert similarity(patches.pixels, patches.crops, inside).isnan()
-        assert energy_inside(patches.pixels.square().sum(1), inside).isnan()
+        assert cosine(patches.projections, patches.crops).isnan()
+        assert similarity(patches.projections, patches.crops, inside).isnan()
+        assert energy_inside(patches.projections.square().sum(1), inside).isnan()
 
     def test_a_unit_that_does_not_fire_has_no_curve(self):
         _, patches, respond = unit_of(torch.zeros(3, 5, 5), bias=-2.0)
@@ -124,7 +124,7 @@ class TestKnownAnswers:
         units = torch.tensor([[i, m, 2, 3] for i in range(6) for m in range(8)])
 
         def projected(model):
-            return Deconvnet(model).project_units(images, "4", units, signals=torch.ones(len(units))).pixels
+            return Deconvnet(model).project_units(images, "4", units, signals=torch.ones(len(units))).projections
 
         first = network(0)
         other, again = projected(network(1)), projected(shuffled(Graph(first), "4", None, seeded()))

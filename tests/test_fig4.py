@@ -141,7 +141,7 @@ def test_what_is_drawn_is_the_winners_projection(networks, data, trained, tmp_pa
         winner = {name: column[4] for name, column in ours["winners"]["relu2"][n].items()}
         deconvnet, image = Deconvnet(networks[n]), data[winner["image"]][0][None]
         patch = deconvnet.project_units(image, "relu2", [[0, 4, winner["row"], winner["column"]]])
-        expected = Preprocessing(size=32, resize=36).rgb(patch.pixels)[0]
+        expected = Preprocessing(size=32, resize=36).rgb(patch.projections)[0]
         torch.testing.assert_close(seen[0].signals[0, place], expected, rtol=1e-4, atol=1e-6)
 
 

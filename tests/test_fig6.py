@@ -20,7 +20,7 @@ from zfnet.training import Diverged, Recipe
 
 NAMES = ["fig3 not renormalised", "krizhevsky", "fig3"]
 ARCHITECTURE = functools.partial(ZFNet, 4, maps=(6, 6, 4, 4, 4), hidden=(8, 8), image_size=67, init="he")
-RECIPE = Recipe(epochs=3, rms=0.1, seed=5)
+RECIPE = Recipe(epochs=3, max_filter_rms=0.1, seed=5)
 PREPROCESSING = Preprocessing(size=67, resize=70, channels="BGR")
 
 
@@ -77,7 +77,7 @@ def test_it_writes_what_it_returns(drawn):
 def test_three_networks_that_differ_in_one_thing(drawn):
     models, recipes = ({name: pair[n] for name, pair in drawn[2].asked.items()} for n in (0, 1))
     assert list(models) == NAMES
-    assert [recipes[name].rms for name in NAMES] == [None, 0.1, 0.1]
+    assert [recipes[name].max_filter_rms for name in NAMES] == [None, 0.1, 0.1]
     assert {recipe.seed for recipe in recipes.values()} == {5} and {r.epochs for r in recipes.values()} == {3}
     geometry = {name: (m.conv1.kernel_size[0], m.conv1.stride[0]) for name, m in models.items()}
     assert geometry == dict(zip(NAMES, [(7, 2), (11, 4), (7, 2)], strict=True))
@@ -181,7 +181,7 @@ def failing(name, model):
         ({"networks": Networks(diverging)}, "all three trainings diverged: lower the learning rate"),
         ({"networks": Networks(failing)}, "labels 0..9"),
         ({"architecture": functools.partial(torch.nn.Linear, 3)}, "Linear is none: take model=zfnet"),
-        ({"recipe": Recipe(rms=None)}, "give train.rms"),
+        ({"recipe": Recipe(max_filter_rms=None)}, "give train.max_filter_rms"),
         ({"maps": [0, 2]}, "maps is"),
         ({"scale": "map"}, "no scale 'map'"),
         ({"quantile": 2}, "quantile"),

@@ -23,7 +23,7 @@ def test_each_winner_is_projected_from_its_own_image(found, at_once: int) -> Non
     patches = project_top(deconvnet, images, "relu4", top, maps, at_once=at_once)
     units = [(int(top.image[m, j]), m, int(top.row[m, j]), int(top.column[m, j])) for m in maps for j in range(5)]
     alone = [deconvnet.project_units(images[i][0][None], "relu4", [(0, m, r, c)]) for i, m, r, c in units]
-    torch.testing.assert_close(patches.pixels, torch.cat([p.pixels for p in alone]), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(patches.projections, torch.cat([p.projections for p in alone]), rtol=1e-4, atol=1e-6)
     assert torch.equal(patches.crops, torch.cat([p.crops for p in alone]))
     assert torch.equal(patches.boxes, torch.cat([p.boxes for p in alone]))
     torch.testing.assert_close(patches.values, top.value[maps].flatten())
@@ -37,4 +37,4 @@ def test_missing_winners_are_zero(found) -> None:
     assert patches.values[:3].all() and not patches.values[3:].any()
     assert not patches.crops[3:].any() and not patches.boxes[3:].any()
     none = TopActivations(top.value, torch.full_like(top.image, -1), top.row, top.column)
-    assert not project_top(deconvnet, images, "relu4", none, [0, 1]).pixels.any()
+    assert not project_top(deconvnet, images, "relu4", none, [0, 1]).projections.any()

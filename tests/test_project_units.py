@@ -57,7 +57,7 @@ def assert_same(
         assert torch.equal(patches.crops[m], cut(images[unit[0]], box))
         inside = cut(pixels[m], box)
         largest = pixels[m].abs().max()
-        assert (patches.pixels[m] - inside).abs().max() <= precision * largest, unit
+        assert (patches.projections[m] - inside).abs().max() <= precision * largest, unit
         top, left, bottom, right = (max(0, edge) for edge in box)
         outside = pixels[m].clone()
         outside[:, top:bottom, left:right] = 0
@@ -134,7 +134,7 @@ class TestZFNet:
         assert torch.equal(activation.double(), exact.record(images.double(), ["relu5"]).activations["relu5"])
         units = strongest_maps(deconvnet, images, "relu5", border_and_inside(13, 13))
         patches = deconvnet.project_units(images, "relu5", units)
-        assert patches.pixels.dtype == torch.float32
+        assert patches.projections.dtype == torch.float32
         values, pixels = from_the_image(deconvnet, images, "relu5", units)
         assert torch.equal(patches.values, values)
         assert_same(patches, images, units, values, pixels, 1e-5)
@@ -157,7 +157,7 @@ class TestZFNet:
         units = torch.tensor([(n % 2, n + 3, r, c) for n, (r, c) in enumerate(places)], dtype=UNITS)
         patches = deconvnet.project_units(images, layer, units)
         torch.testing.assert_close(
-            deconvnet.respond(patches.crops, layer, units, 224), patches.values, rtol=1e-10, atol=0
+            deconvnet.activations_of(patches.crops, layer, units, 224), patches.values, rtol=1e-10, atol=0
         )
         canvases = patches.crops.flip(2).roll(3, 3)
         changed = images[units[:, 0]]
@@ -166,15 +166,15 @@ class TestZFNet:
             inside[:] = canvas[:, max(-top, 0) :, max(-left, 0) :][:, : inside.shape[1], : inside.shape[2]]
         activation = deconvnet.record(changed, [layer]).activations[layer]
         where = (torch.arange(len(units)), *units[:, 1:].T)[: activation.ndim]
-        found = deconvnet.respond(canvases, layer, units, (224, 224), memory=2**22)
+        found = deconvnet.activations_of(canvases, layer, units, (224, 224), memory=2**22)
         torch.testing.assert_close(found, activation[where], rtol=1e-10, atol=1e-12)
 
     def test_canvases_of_another_size_are_refused(self) -> None:
         deconvnet, images = zfnet()
         with pytest.raises(InputError, match=r"1 units of relu2 look at canvases \(1, 3, 27, 27\); got \(1, 3, 9, 9\)"):
-            deconvnet.respond(images[:1, :, :9, :9], "relu2", [[0, 0, 0, 0]], 224)
+            deconvnet.activations_of(images[:1, :, :9, :9], "relu2", [[0, 0, 0, 0]], 224)
         with pytest.raises(InputError, match="no row 26 in relu2: there are 26"):
-            deconvnet.respond(images[:1, :, :27, :27], "relu2", [[0, 0, 26, 0]], 224)
+            deconvnet.activations_of(images[:1, :, :27, :27], "relu2", [[0, 0, 26, 0]], 224)
 
     @pytest.mark.parametrize("collisions", ["add", "overwrite"])
     def test_a_signal_in_place_of_the_activation(self, collisions: str) -> None:
@@ -183,7 +183,7 @@ class TestZFNet:
         one = deconvnet.project_units(images, "relu3", units, signals=torch.tensor([1.0, 3.0]))
         own = deconvnet.project_units(images, "relu3", units)
         scale = torch.tensor([1.0, 3.0]) / own.values
-        torch.testing.assert_close(one.pixels, own.pixels * scale[:, None, None, None], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(one.projections, own.projections * scale[:, None, None, None], rtol=1e-9, atol=1e-12)
         assert one.values.equal(own.values)
 
     def test_norm_before_pool(self) -> None:
@@ -209,7 +209,7 @@ class TestZFNet:
         assert torch.equal(patches.crops, images[units[:, 0]])
         values, pixels = from_the_image(deconvnet, images, "relu3", units)
         torch.testing.assert_close(patches.values, values, rtol=1e-10, atol=1e-10)
-        assert (patches.pixels - pixels).abs().max() <= 1e-10 * pixels.abs().max()
+        assert (patches.projections - pixels).abs().max() <= 1e-10 * pixels.abs().max()
 
     @pytest.mark.parametrize("layer", ["fc6", "relu7", "fc8"])
     def test_fully_connected_layers_take_the_whole_image(self, layer: str) -> None:
@@ -220,7 +220,7 @@ class TestZFNet:
         assert torch.equal(patches.crops, images[units[:, 0]])
         values, pixels = from_the_image(deconvnet, images, layer, units)
         torch.testing.assert_close(patches.values, values, rtol=1e-10, atol=1e-10)
-        assert (patches.pixels - pixels).abs().max() <= 1e-10 * pixels.abs().max()
+        assert (patches.projections - pixels).abs().max() <= 1e-10 * pixels.abs().max()
 
     def test_boxes_by_hand(self) -> None:
         """Unit i of relu5 sees 139 pixels from 16 i - 49 on."""
@@ -228,7 +228,7 @@ class TestZFNet:
         patches = deconvnet.project_units(images, "relu5", [[0, 0, 0, 12], [1, 2, 6, 5]])
         assert patches.boxes.tolist() == [[-49, 143, 90, 282], [47, 31, 186, 170]]
         assert patches.boxes.dtype == torch.int64
-        assert patches.crops.shape == patches.pixels.shape == (2, 3, 139, 139)
+        assert patches.crops.shape == patches.projections.shape == (2, 3, 139, 139)
         field = receptive_field(deconvnet.model, "relu5", 224)
         assert tuple(patches.boxes[0].tolist()) == field.box(0, 12)
 
@@ -340,7 +340,7 @@ def test_every_unit_behind_any_geometry(op: nn.Module) -> None:
     patches = deconvnet.project_units(images, "4", units)
     values, pixels = from_the_image(deconvnet, images, "4", units)
     live = values > 0
-    assert live.sum() >= len(live) / 4 and not patches.pixels[~live].any()
+    assert live.sum() >= len(live) / 4 and not patches.projections[~live].any()
     some = Patches(*(part[live] for part in patches))
     assert_same(some, images, units[live], values[live], pixels[live], 1e-10)
 
@@ -354,7 +354,7 @@ class TestBatches:
             patches = deconvnet.project_units(images, "relu3", units, memory=memory)
             assert torch.equal(patches.crops, expected.crops) and torch.equal(patches.boxes, expected.boxes)
             torch.testing.assert_close(patches.values, expected.values, rtol=1e-12, atol=0)
-            assert (patches.pixels - expected.pixels).abs().max() <= 1e-12 * expected.pixels.abs().max()
+            assert (patches.projections - expected.projections).abs().max() <= 1e-12 * expected.projections.abs().max()
 
     def test_order_and_repetition(self) -> None:
         deconvnet, images = zfnet()
@@ -367,7 +367,7 @@ class TestBatches:
         deconvnet, images = zfnet()
         for layer, side in (("relu3", 75), ("fc8", 224)):
             patches = deconvnet.project_units(images, layer, torch.empty(0, 4, dtype=torch.int64))
-            assert patches.crops.shape == patches.pixels.shape == (0, 3, side, side)
+            assert patches.crops.shape == patches.projections.shape == (0, 3, side, side)
             assert patches.boxes.shape == (0, 4) and patches.values.shape == (0,)
 
     def test_a_list_will_do(self) -> None:
@@ -405,7 +405,7 @@ class TestBatches:
         here = deconvnet.project_units(images, "relu5", units)
         there = Deconvnet(model.cuda()).project_units(images.cuda(), "relu5", units.cuda())
         assert torch.equal(here.crops, there.crops.cpu()) and torch.equal(here.boxes, there.boxes.cpu())
-        assert (here.pixels - there.pixels.cpu()).abs().max() <= 1e-10 * here.pixels.abs().max()
+        assert (here.projections - there.projections.cpu()).abs().max() <= 1e-10 * here.projections.abs().max()
 
 
 def test_windows_stay_channels_last_where_a_border_is_filled(monkeypatch):
@@ -418,5 +418,5 @@ def test_windows_stay_channels_last_where_a_border_is_filled(monkeypatch):
     deconvnet, image = Deconvnet(ZFNet().eval()), torch.rand(1, 3, 224, 224)
     crops = deconvnet.project_units(image, "relu4", units).crops
     monkeypatch.setattr(F, "conv2d", noted)
-    deconvnet.respond(crops, "relu4", units, 224)
+    deconvnet.activations_of(crops, "relu4", units, 224)
     assert formats == {True}

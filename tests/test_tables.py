@@ -51,7 +51,7 @@ Fig 3, 5 nets (a) | 36.7 | 15.3 | 15.3
 Howard (ECCV only) | - | - | 13.5
 Clarifai (ECCV only) | - | - | 11.7
 """
-RECIPE = Recipe(epochs=1, batch_size=8, shift=4, seed=7)
+RECIPE = Recipe(epochs=1, batch_size=8, max_shift=4, seed=7)
 TINY = {"maps": [4, 6, 6, 6, 6], "hidden": [8, 8], "image_size": 64, "num_classes": 6, "init": "he"}
 
 
@@ -183,11 +183,11 @@ def test_table2_averages_the_networks_it_says(networks, tmp_path):
         "512-1024-512, 1 net (b)": other, "(a) and (b), 6 nets": [*several, other],
     }  # fmt: skip
     for row, models in groups.items():
-        ten = error_rates(models, networks.validation, crops=10, pad=RECIPE.shift)
+        ten = error_rates(models, networks.validation, crops=10, pad=RECIPE.max_shift)
         one = error_rates(models, networks.validation)
         assert list(ours["error"][row].values()) == pytest.approx([100 * rate for rate in ten])
         assert [rates for (rates,) in ours["one_crop"][row].values()] == pytest.approx([100 * rate for rate in one])
-    single = [100 * error_rates(model, networks.validation, crops=10, pad=RECIPE.shift)[0] for model in several]
+    single = [100 * error_rates(model, networks.validation, crops=10, pad=RECIPE.max_shift)[0] for model in several]
     assert ours["each"]["Figure 3, 1 net"]["validation_top1"] == pytest.approx(single)
     assert ours["error"]["Figure 3, 1 net"]["validation_top1"] == pytest.approx(statistics.mean(single))
     assert ours["nets"] == dict(zip(ours["nets"], (1, 1, 3, 1, 4), strict=True))

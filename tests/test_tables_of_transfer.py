@@ -26,7 +26,7 @@ TABLE6 = """
 """
 SCRATCH = {
     "scratch": partial(ZFNet, maps=(4, 4, 4, 4, 4), hidden=(8,), image_size=64, init="he"),
-    "recipe": Recipe(epochs=1, batch_size=8, shift=2),
+    "recipe": Recipe(epochs=1, batch_size=8, max_shift=2),
 }
 FILES = {"table.md", "figure.png", "figure.pdf", "result.json"}
 

@@ -18,7 +18,7 @@ from zfnet import InputError, ZFNet, weights
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.training import Recipe, _ahead, augment, error_rates, in_memory, mean_image, renormalise, train, views
 
-RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.01, schedule="cosine", shift=2)
+RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.01, schedule="cosine", max_shift=2)
 
 
 def network(dropout: float = 0.1, **arguments) -> ZFNet:
@@ -74,7 +74,7 @@ def test_no_filter_exceeds_the_rms_after_any_step(halves, limit, monkeypatch: py
 
     monkeypatch.setattr(torch.optim.SGD, "step", observed)
     model = network()
-    train(model, halves, recipe=replace(RECIPE, rms=limit), progress=False)
+    train(model, halves, recipe=replace(RECIPE, max_filter_rms=limit), progress=False)
     assert (max(seen[1:]) <= 0.1 * (1 + 1e-6)) == (limit is not None)
 
 
@@ -212,7 +212,7 @@ def test_augmented_images_are_shifted_or_mirrored_copies() -> None:
     image = torch.arange(3 * 6 * 5.0).view(1, 3, 6, 5)
     seen = set()
     for seed in range(200):
-        out = augment(image, Recipe(shift=1), torch.Generator().manual_seed(seed))
+        out = augment(image, Recipe(max_shift=1), torch.Generator().manual_seed(seed))
         assert out.shape == image.shape
         centre = out[0, 0, 2:4, 1:4]
         for mirrored in (False, True):
@@ -239,7 +239,7 @@ def test_crops_are_taken_everywhere_or_at_the_places_of_evaluation() -> None:
 @pytest.mark.parametrize("crops", ["random", "ten"])
 def test_an_image_is_augmented_alike_whoever_has_it(crops: str) -> None:
     images = torch.randn(7, 3, 9, 9)
-    recipe = Recipe(shift=2, crops=crops)
+    recipe = Recipe(max_shift=2, crops=crops)
     alone = augment(images, recipe, torch.Generator().manual_seed(1), 6)
     for rank in (0, 1):
         share = slice(rank, None, 2)
@@ -291,7 +291,7 @@ def test_pixel_mean_is_that_of_the_training_images(halves, tmp_path: Path) -> No
     data = TensorDataset(images, torch.arange(10) % 2)
     model = network()
     model.preprocessing = Preprocessing(size=64, resize=72, scale=255, mean=(1, 2, 3), std=(1, 1, 1))
-    train(model, data, recipe=replace(RECIPE, epochs=1, shift=0, stored=72, pixel_mean=True), progress=False)
+    train(model, data, recipe=replace(RECIPE, epochs=1, max_shift=0, stored_size=72, pixel_mean=True), progress=False)
     how = model.preprocessing
     torch.testing.assert_close(how.mean_image, images.double().mean(0).float())
     torch.testing.assert_close(mean_image(data, replace(how, channels="BGR"), progress=False), how.mean_image.flip(0))
@@ -419,7 +419,7 @@ def test_a_loss_that_is_not_finite_stops_it_with_the_last_good_checkpoint(halves
 
 
 def test_a_learning_rate_that_is_too_high_is_found_out(halves, tmp_path: Path) -> None:
-    recipe = replace(RECIPE, learning_rate=1e30, rms=None, schedule="constant")
+    recipe = replace(RECIPE, learning_rate=1e30, max_filter_rms=None, schedule="constant")
     with pytest.raises(InputError, match="lower the learning rate"):
         train(network(), halves, recipe=recipe, folder=tmp_path, progress=False)
 

@@ -20,9 +20,9 @@ from zfnet.analysis.transfer import (
     precisions,
     presence_scores,
     split,
+    standardised,
     transferred,
     transferred_presence,
-    turned,
 )
 
 LABELS = [n % 3 for n in range(60)]
@@ -60,9 +60,9 @@ def test_fewer_training_images_are_among_more():
 
 def test_the_first_fold_is_that_of_a_split_file():
     parts = ["train" if n < 30 else "test" for n in range(60)]
-    train, test = split(LABELS, 10, parts=parts)
+    train, test = split(LABELS, 10, official=parts)
     assert set(train) == set(range(30)) and set(test) == set(range(30, 60))
-    assert set(split(LABELS, 10, fold=1, parts=parts).train) != set(range(30))
+    assert set(split(LABELS, 10, fold=1, official=parts).train) != set(range(30))
 
 
 def test_images_without_a_label_are_in_no_fold():
@@ -95,7 +95,7 @@ def test_turning_keeps_all_inner_products_of_standardised_features():
     random = np.random.default_rng(0)
     train, test = random.normal(3, 2, (12, 50)), random.normal(3, 2, (7, 50))
     train[:, 4] = test[:, 4] = 5.0  # does not vary
-    rows, others = turned(train, test)
+    rows, others = standardised(train, test)
     plain = [
         (np.delete(x, 4, 1) - np.delete(train, 4, 1).mean(0)) / np.delete(train, 4, 1).std(0) for x in (train, test)
     ]
@@ -114,7 +114,7 @@ def test_a_classifier_on_turned_features_is_the_same_classifier(classifier):
     (train, labels), (test, _) = clouds(), clouds(count=300, seed=1)
     wide = np.concatenate([train, np.random.default_rng(2).normal(size=(40, 60))], 1)
     beyond = np.concatenate([test, np.random.default_rng(3).normal(size=(300, 60))], 1)
-    rows, others = turned(wide, beyond)
+    rows, others = standardised(wide, beyond)
     mean, spread = wide.mean(0), wide.std(0)
     plain, its = ((x - mean) / spread / 90**0.5 for x in (wide, beyond))
     classifier.intercept_scaling = 1.0
@@ -143,7 +143,7 @@ def test_mean_accuracy_is_that_of_classes():
 
 def test_features_that_do_not_vary_are_refused():
     with pytest.raises(InputError, match="none of the features varies"):
-        turned(np.ones((4, 3)), np.ones((2, 3)))
+        standardised(np.ones((4, 3)), np.ones((2, 3)))
 
 
 # ---- average precision -----------------------------------------------------------------------------------------------

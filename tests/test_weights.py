@@ -460,7 +460,7 @@ def zfnet512(path, extra=None, opset=8):
 
 def test_zfnet512_computes_what_its_graph_says(tmp_path):
     path, model = zfnet512(tmp_path / "zfnet512.onnx"), ZFNet(10, contrast=(5, 1e-4, 0.75, 1.0), **ZOO).eval()
-    load(model, path, otherwise=CAFFE)
+    load(model, path, default_preprocessing=CAFFE)
     assert model.preprocessing == CAFFE
     images = 20 * torch.randn(4, 3, 224, 224)  # as many as maps: onnx's reference takes one number for the other
     (theirs,) = ReferenceEvaluator(str(path)).run(None, {"gpu_0/data_0": images.numpy()})
@@ -482,14 +482,16 @@ def test_zfnet512_computes_what_its_graph_says(tmp_path):
 )
 def test_zfnet512_that_does_not_fit(tmp_path, wrong, says):
     path = zfnet512(tmp_path / "zfnet512.onnx")
-    assert says in refused(path, ZFNet(10, **(ZOO | wrong)), otherwise=CAFFE)
+    assert says in refused(path, ZFNet(10, **(ZOO | wrong)), default_preprocessing=CAFFE)
 
 
 def test_onnx_files_of_other_networks_and_without_onnx(tmp_path, monkeypatch):
     path = zfnet512(tmp_path / "other.onnx", "Sigmoid")
-    assert "is no ZFNet: it has Sigmoid; of ONNX files only ZFNets are read" in refused(path, otherwise=CAFFE)
+    assert "is no ZFNet: it has Sigmoid; of ONNX files only ZFNets are read" in refused(
+        path, default_preprocessing=CAFFE
+    )
     path.write_bytes(path.read_bytes()[:999])
-    assert "it may be cut short or damaged" in refused(path, otherwise=CAFFE)
+    assert "it may be cut short or damaged" in refused(path, default_preprocessing=CAFFE)
     monkeypatch.setitem(sys.modules, "onnx", None)
     says = "is read by onnx, which is not installed: pip install 'zfnet[onnx]'"
-    assert says in refused(zfnet512(tmp_path / "there.onnx"), otherwise=CAFFE)
+    assert says in refused(zfnet512(tmp_path / "there.onnx"), default_preprocessing=CAFFE)

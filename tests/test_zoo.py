@@ -143,7 +143,7 @@ def test_the_worked_example_of_a_rule(tables: None) -> None:
     exec(example, {})
     patch = Deconvnet(model).project_units(images, "2", unit)
     upper = (patch.values * model[2].weight[1]).clamp(min=0)
-    assert torch.allclose(patch.pixels[0], torch.nn.functional.conv_transpose2d(upper, model[0].weight))
+    assert torch.allclose(patch.projections[0], torch.nn.functional.conv_transpose2d(upper, model[0].weight))
 
 
 @pytest.mark.slow
@@ -160,4 +160,4 @@ def test_the_readmes_ten_lines_run_as_they_are_written(tmp_path: Path, monkeypat
     found: dict = {}
     exec(example, found)
     patches = found["patches"]
-    assert patches.crops.shape == patches.pixels.shape and len(patches.crops) == 27 and patches.pixels.any()
+    assert patches.crops.shape == patches.projections.shape and len(patches.crops) == 27 and patches.projections.any()

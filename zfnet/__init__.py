@@ -5,7 +5,7 @@ from zfnet.analysis.occlusion import OcclusionMaps, occlusion_maps
 from zfnet.deconvnet import Deconvnet, Patches, project_top, rule
 from zfnet.errors import InputError
 from zfnet.model import ZFNet
-from zfnet.receptive_fields import ReceptiveField, receptive_field, units
+from zfnet.receptive_fields import ReceptiveField, layer_table, receptive_field
 from zfnet.recording import Recording
 from zfnet.scanning import TopActivations, scan
 from zfnet.switches import SwitchMaxPool2d, pool, unpool
@@ -13,5 +13,5 @@ from zfnet.switches import SwitchMaxPool2d, pool, unpool
 __all__ = [
     "Deconvnet", "InputError", "OcclusionMaps", "Patches", "ReceptiveField", "Recording", "SwitchMaxPool2d",
     "TopActivations", "ZFNet",
-    "occlusion_maps", "pool", "project_top", "receptive_field", "rule", "scan", "units", "unpool",
+    "layer_table", "occlusion_maps", "pool", "project_top", "receptive_field", "rule", "scan","unpool",
 ]  # fmt: skip

@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 from torchvision.ops import stochastic_depth
 
 from zfnet.checks import Pair, check_images, check_weights, evaluating, pair
-from zfnet.errors import InputError, unknown
+from zfnet.errors import InputError, unknown_name
 from zfnet.graph import LEAVES, Graph, Shapes, convolution_arguments, piece
 from zfnet.recording import Recording, record
 from zfnet.scanning import TopActivations
@@ -277,7 +277,7 @@ class Patches(NamedTuple):
     """
 
     crops: Tensor  # (M, 3, S, S)
-    pixels: Tensor  # (M, 3, S, S)
+    projections: Tensor  # (M, 3, S, S)
     boxes: Tensor  # (M, 4) int64: top, left, bottom, right in input pixels, ends exclusive, unclipped
     values: Tensor  # (M,) the units' activations
 
@@ -342,7 +342,7 @@ class Deconvnet:
         choices = {"collision rule": (collisions, COLLISIONS), "norm": (norm, NORMS), "rectify": (rectify, RECTIFIERS)}
         for kind, (choice, known) in choices.items():
             if choice not in known:
-                raise unknown(kind, choice, known)
+                raise unknown_name(kind, choice, known)
         self.model, self.graph = model, Graph(model)
         self.options = Options(collisions, norm, rectify)
         check_weights(model)
@@ -360,7 +360,7 @@ class Deconvnet:
         with evaluating(self.model):
             return record(self.graph, check_images(self.model, images), layers, self._needs)
 
-    def descend(self, recording: Recording, layer: str, signal: Tensor) -> list[tuple[str, str, Tensor]]:
+    def steps(self, recording: Recording, layer: str, signal: Tensor) -> list[tuple[str, str, Tensor]]:
         """The way down, step by step: (layer, operation, signal) for the signal that has come through each step.
 
         The last one is the projection, in the shape of the images.
@@ -461,7 +461,7 @@ class Deconvnet:
                 pixels[some] = view.cut(projection, range(len(image))) if view and not alone else projection
         return Patches(crops, pixels, placed.boxes.to(images.device), values)
 
-    def respond(
+    def activations_of(
         self,
         canvases: Tensor,
         layer: str,

@@ -10,7 +10,7 @@ class InputError(ValueError):
     """A mistake in what was given: its message is one line that says what, where and what to do."""
 
 
-def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
+def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InputError:
     """The error for a `name` that is not among `choices`: the nearest one, and all others where they fit in a line."""
     names = list(choices)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
 from zfnet.checks import device_and_dtype, evaluating, pair
-from zfnet.errors import InputError, first_line, unknown
+from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.switches import adaptive_pool, pool
 
 Numbers = Mapping[fx.Node, Any]  # what steps gave that carry no signal
@@ -142,7 +142,7 @@ class Graph:
     def node(self, layer: str) -> fx.Node:
         """The step of that name; InputError lists what there is."""
         if layer not in self._by_name:
-            raise unknown(f"layer of {type(self.model).__name__}", layer, self.layers)
+            raise unknown_name(f"layer of {type(self.model).__name__}", layer, self.layers)
         return self._by_name[layer]
 
     def check_maps(self, node: fx.Node, output: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zfnet.errors import InputError, unknown
+from zfnet.errors import InputError, unknown_name
 from zfnet.switches import SwitchMaxPool2d
 
 CHANGES = {  # rows of Table 3: factors of the maps of layers 3, 4, 5 and of the widths of 6, 7; None: layer removed
@@ -134,7 +134,7 @@ class ZFNet(nn.Sequential):
             ("init", init, ("paper", "he", "quiet")),
         ):
             if choice not in choices:
-                raise unknown(name, str(choice), map(str, choices))
+                raise unknown_name(name, str(choice), map(str, choices))
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         before, side = 3, image_size
         excess = conv1[0] % conv1[1]
@@ -198,7 +198,7 @@ def variant(name: str, **architecture: Any) -> dict[str, Any]:
     that has not the layers to change.
     """
     if name not in VARIANTS:
-        raise unknown("variant", name, VARIANTS)
+        raise unknown_name("variant", name, VARIANTS)
     network, change = VARIANTS[name]
     maps, hidden = tuple(architecture.get("maps", MAPS)), tuple(architecture.get("hidden", HIDDEN))
     if change and (None in maps or len(hidden) != 2):

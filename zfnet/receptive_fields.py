@@ -64,7 +64,7 @@ class LayerUnits(NamedTuple):
     parameters: int
 
 
-def units(model: nn.Module | Graph, image_size: int | Pair) -> list[LayerUnits]:
+def layer_table(model: nn.Module | Graph, image_size: int | Pair) -> list[LayerUnits]:
     """The table of layers: a unit is one element of a layer's output; all units of a feature map share one filter."""
     graph, size = graph_of(model), pair(image_size)
     shapes = graph.shapes(size, graph.nodes[-1])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zfnet.errors import unknown
+from zfnet.errors import unknown_name
 
 COLLISIONS = ("add", "overwrite", "max")
 
@@ -39,7 +39,7 @@ def unpool(values: Tensor, switches: Tensor, size: tuple[int, int], collisions: 
     `collisions` adds them ("add"), lets the last window in reading order win ("overwrite"), or the largest ("max").
     """
     if collisions not in COLLISIONS:
-        raise unknown("collision rule", collisions, COLLISIONS)
+        raise unknown_name("collision rule", collisions, COLLISIONS)
     flat, where = values.flatten(2), switches.flatten(2)
     plane = flat.new_zeros(*flat.shape[:2], size[0] * size[1])
     if collisions == "max":

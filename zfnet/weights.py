@@ -320,7 +320,7 @@ def load(
     path: str | os.PathLike[str],
     *,
     preprocessing: Preprocessing | None = None,
-    otherwise: Preprocessing | None = None,
+    default_preprocessing: Preprocessing | None = None,
 ) -> Model:
     """Fill `model` with the weights of a file and set `model.preprocessing`; return it.
 
@@ -328,13 +328,13 @@ def load(
     one under "state_dict"), an npz archive, a ZFNet's ONNX file, or weights that `ADAPTERS` knows. What `save` wrote
     and what an adapter knows says how photographs are prepared. For other files give `preprocessing`, `Preprocessing()`
     for torchvision's ImageNet weights: none is assumed, because with a wrong one a network still answers,
-    only worse; `otherwise` is taken for a file that says nothing, and gives way to one that does. InputError if
+    only worse; `default_preprocessing` is taken for a file that says nothing. InputError if
     names, shapes, values or the file are not right; the model is then as it was.
     """
     path = Path(path)
     weights = _read(path)
     if preprocessing is None:
-        preprocessing = weights.preprocessing or otherwise
+        preprocessing = weights.preprocessing or default_preprocessing
     elif weights.preprocessing not in (None, preprocessing):
         raise InputError(f"{path} has its own preprocessing; leave out preprocessing=, or change it afterwards")
     if preprocessing is None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from zfnet.checks import check_weights
-from zfnet.errors import InputError, unknown
+from zfnet.errors import InputError, unknown_name
 from zfnet.graph import Graph, graph_of
 from zfnet.recording import activations
 
@@ -80,7 +80,7 @@ def hamming(signs: Tensor, *, zeros: str = "agree") -> Tensor:
     zeros: two zeros "agree"; or "drop" the dimensions in which both are zero.
     """
     if zeros not in ZEROS:
-        raise unknown("treatment of zeros", zeros, ZEROS)
+        raise unknown_name("treatment of zeros", zeros, ZEROS)
     product, both = signs.new_zeros(2, len(signs), len(signs), dtype=torch.float64)
     for some in signs.split(2**16, 1):  # whole numbers, exact in float32 up to 2**24
         s = some.float()
@@ -199,7 +199,7 @@ def _check(
     if draws < 1 or permutations < 1:
         raise InputError(f"draws is {draws} and permutations {permutations}; give 1 or more")
     if zeros not in ZEROS:
-        raise unknown("treatment of zeros", zeros, ZEROS)
+        raise unknown_name("treatment of zeros", zeros, ZEROS)
     for number, (image, boxes) in enumerate(zip(images, parts, strict=True)):
         if boxes.keys() != parts[0].keys():
             raise InputError(f"image {number} has {', '.join(boxes) or 'no parts'}, and image 0 {', '.join(parts[0])}")

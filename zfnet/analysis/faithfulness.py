@@ -25,7 +25,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from zfnet.errors import InputError, unknown
+from zfnet.errors import InputError, unknown_name
 from zfnet.graph import Graph
 
 FILLS = ("grey", "blur", "noise")
@@ -101,7 +101,7 @@ def ranks(
     one of the signals (M, 3, S, S): its energy, the sum of squares over colours.
     """
     if weight not in (*WEIGHTS, *signals):
-        raise unknown("weight", weight, (*WEIGHTS, *signals))
+        raise unknown_name("weight", weight, (*WEIGHTS, *signals))
     found = signals[weight].square().sum(1) if weight in signals else WEIGHTS[weight](crops, inside, generator)
     flat = found.masked_fill(~inside, -torch.inf).flatten(1)
     drawn = torch.randperm(flat.shape[1], generator=generator).to(flat.device)
@@ -135,7 +135,7 @@ def ground(crops: Tensor, inside: Tensor, fill: str, generator: torch.Generator)
     The blur is Gaussian, its deviation an eighth of the receptive field; the noise has the crop's mean and deviation.
     """
     if fill not in FILLS:
-        raise unknown("fill", fill, FILLS)
+        raise unknown_name("fill", fill, FILLS)
     if fill == "grey":
         return torch.zeros_like(crops)
     where = inside[:, None].to(crops)
@@ -157,7 +157,7 @@ def curve(
 
     keep: the strongest pixels of the content are kept and all others are those of `ground` (insertion), or else the
     strongest are (deletion): Samek et al. (2017), arXiv:1509.06321; Petsiuk et al. (2018), arXiv:1806.07421.
-    respond: the units' activations (M,) from canvases, as `Deconvnet.respond` gives them; clean (M,): from the crops.
+    respond: the units' activations (M,) from canvases, see `Deconvnet.activations_of`; clean (M,): from the crops.
     May exceed 1; NaN where clean is not above 0.
     """
     left = []

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from zfnet.checks import check_images, check_weights, evaluating
 from zfnet.data.batches import Batches
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.errors import InputError, unknown
+from zfnet.errors import InputError, unknown_name
 from zfnet.files import write_atomically
 from zfnet.graph import Graph, graph_of
 from zfnet.training import network_input, side_of, views
@@ -56,7 +56,7 @@ def features(
     """
     graph = graph_of(model)
     if dtype not in TYPES:
-        raise unknown("type of features", dtype, TYPES)
+        raise unknown_name("type of features", dtype, TYPES)
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; give at least 1 number an image")
     nodes = {layer: graph.node(layer) for layer in layers}

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from zfnet.checks import check_images, check_weights
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.errors import InputError, unknown
+from zfnet.errors import InputError, unknown_name
 from zfnet.graph import Graph, graph_of
 from zfnet.recording import activations
 
@@ -52,9 +52,9 @@ def transformed(
     are not square, unknown names, shifts beyond the image, scales below 0.1.
     """
     if kind not in NOTHING:
-        raise unknown("transform", kind, NOTHING)
+        raise unknown_name("transform", kind, NOTHING)
     if fill not in FILLS:
-        raise unknown("fill", fill, FILLS)
+        raise unknown_name("fill", fill, FILLS)
     if image.ndim != 3 or image.shape[1] != image.shape[2]:
         raise InputError(f"an image of {' x '.join(map(str, image.shape))} cannot be turned: give a square, (3, S, S)")
     preprocessing = preprocessing or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
@@ -112,7 +112,7 @@ def invariance(
     graph = graph_of(model)
     check_weights(graph.model)
     if distance not in DISTANCES:
-        raise unknown("distance", distance, DISTANCES)
+        raise unknown_name("distance", distance, DISTANCES)
     if not len(images) or len(images) != len(labels):
         raise InputError(f"{len(images)} images and {len(labels)} labels; give at least one image, each with its label")
     if not len(amounts):

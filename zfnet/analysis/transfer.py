@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits  # of scikit-learn
 
-from zfnet.errors import InputError, unknown
+from zfnet.errors import InputError, unknown_name
 
 GRID = tuple(10.0**n for n in range(-2, 6))  # scikit-learn's C: rows have a mean square length of 1
 UNCHOSEN = 100.0  # where a class has one training image, of which none can be spared
@@ -39,11 +39,12 @@ class Split(NamedTuple):
 
 def split(
     labels: Sequence[int], per_class: int, *, test: int = 50, seed: int = 0, fold: int = 0, classes: Sequence[str] = (),
-    parts: Sequence[str | None] | None = None,
+    official: Sequence[str | None] | None = None,
 ) -> Split:  # fmt: skip
     """`per_class` training images of each class, drawn by seed and fold, and up to `test` of the others.
 
-    With more training images of a class those of fewer are among them.  parts: which images are "train" and "test" in
+    With more training images of a class those of fewer are among them.
+    official: which images are "train" and "test" in
     fold 0; the other folds are drawn from all.  InputError where a class has too few.
     """
     if per_class < 1 or test < 1:
@@ -53,8 +54,8 @@ def split(
     for label in range(max(len(classes), int(marked.max(initial=-1)) + 1)):
         mine = np.random.default_rng([seed, fold, label]).permutation((marked == label).nonzero()[0])
         pools, name = (mine, mine[per_class:]), f" ({classes[label]!r})" if label < len(classes) else ""
-        if parts is not None and fold == 0:
-            given = np.array([parts[i] for i in mine], dtype=object)
+        if official is not None and fold == 0:
+            given = np.array([official[i] for i in mine], dtype=object)
             pools = mine[given == "train"], mine[given == "test"]
         if len(pools[0]) < per_class or not len(pools[1]):
             raise InputError(
@@ -66,7 +67,7 @@ def split(
     return Split(*(np.concatenate(part) for part in chosen))
 
 
-def turned(train: ArrayLike, test: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def standardised(train: ArrayLike, test: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Features (n, D) and (m, D), standardised by the training images, as (n, r) and (m, r) with r <= min(n, D).
 
     Features that do not vary are left out; rows of `train` have a mean square length of 1.
@@ -105,7 +106,7 @@ def fit(kind: str, rows: NDArray[np.float64], labels: NDArray[np.int64], seed: i
     least), drawn by seed, of those that are equally good the smallest; then it is fitted to all rows.
     """
     if kind not in CLASSIFIERS:
-        raise unknown("classifier", kind, CLASSIFIERS)
+        raise unknown_name("classifier", kind, CLASSIFIERS)
     fewest = np.unique(labels, return_counts=True)[1].min()
     best = UNCHOSEN
     if fewest > 1:
@@ -141,7 +142,7 @@ def transferred(
 ) -> dict[str, tuple[float, float]]:  # fmt: skip
     """Of each kind of classifier on frozen features (N, D): its mean accuracy over classes, and the C chosen for it."""
     marked = np.asarray(labels)
-    rows, others = turned(features[part.train], features[part.test])
+    rows, others = standardised(features[part.train], features[part.test])
     found = {}
     for kind in kinds:
         classifier = fit(kind, rows, marked[part.train], seed)
@@ -184,7 +185,7 @@ def presence_scores(
             if there.any() and not there.all():
                 found[:, n] = _fitted("softmax", c, rows[told], there).decision_function(others)
     else:
-        raise unknown("classifier of presence", kind, ("exclusive", "each class"))
+        raise unknown_name("classifier of presence", kind, ("exclusive", "each class"))
     return found
 
 
@@ -203,7 +204,7 @@ def transferred_presence(
 
     C is that of `GRID` with the best mean on a fourth of the training images, drawn by seed; then it is fitted to all.
     """
-    rows, others = turned(features[part.train], features[part.test])
+    rows, others = standardised(features[part.train], features[part.test])
     marks, order = presence[part.train], np.random.default_rng(seed).permutation(len(part.train))
     held, rest = np.split(order, [max(1, len(order) // 4)])
     tried = {}

@@ -18,7 +18,7 @@ from zfnet.data.folders import Folder
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
-from zfnet.errors import InputError, first_line, unknown
+from zfnet.errors import InputError, first_line, unknown_name
 
 Box = tuple[int, int, int, int]
 COLUMNS = ("file", "part", "x", "y", "side")
@@ -37,7 +37,7 @@ def parts_of(
     there = sorted({part for _, parts in found.values() for part in parts})
     for name in names:
         if _words(name) not in map(_words, there):
-            raise unknown("part", name, [part.replace("_", " ") for part in there])
+            raise unknown_name("part", name, [part.replace("_", " ") for part in there])
     chosen = {}
     for item, (size, parts) in found.items():
         boxes = {_words(part): box for part, box in parts.items()}
@@ -81,7 +81,7 @@ def _of_scenes(data: Any, kind: str | None) -> _Found:
     if not isinstance(data, Scenes):
         raise InputError(f"{type(data).__name__} knows no parts: give a CSV file with the columns {', '.join(COLUMNS)}")
     if kind is not None and kind not in data.classes:
-        raise unknown("class", kind, data.classes)
+        raise unknown_name("class", kind, data.classes)
     chosen = [i for i, label in enumerate(data.labels) if kind is None or data.classes[label] == kind]
     return {i: (data.size[::-1], dict(data.scene(i).parts)) for i in chosen}
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from zfnet.data.folders import Folder
 from zfnet.data.photos import Photos
-from zfnet.errors import InputError, unknown
+from zfnet.errors import InputError, unknown_name
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -74,7 +74,7 @@ def _read(folder: Folder, file: str) -> tuple[str, NDArray[np.int8]]:
     for thing in root.iter("object"):
         name = (thing.findtext("name") or "").strip()
         if name not in CLASSES:
-            raise unknown(f"class of PASCAL VOC, which {path} has,", name, CLASSES)
+            raise unknown_name(f"class of PASCAL VOC, which {path} has,", name, CLASSES)
         place = CLASSES.index(name)
         marks[place] = max(marks[place], int((thing.findtext("difficult") or "0").strip() != "1"))
     return image.strip(), marks

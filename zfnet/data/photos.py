@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from zfnet.data.folders import Folder
 from zfnet.data.preprocessing import rgb_tensor, upright_rgb
-from zfnet.errors import InputError, unknown
+from zfnet.errors import InputError, unknown_name
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 # told by content; without this list Pillow would hand a PostScript file named .jpg to an interpreter
@@ -128,7 +128,7 @@ def _label(source: Path, found: list[_Found], classes: Sequence[str] | None) -> 
     wanted = there if classes is None else list(classes)
     for name in wanted:
         if name not in there:
-            raise unknown(f"class in {source} named", name, there)
+            raise unknown_name(f"class in {source} named", name, there)
         if wanted.count(name) > 1:
             raise InputError(f"classes names {name!r} twice")
     label = {name: index for index, name in enumerate(wanted)}

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from zfnet.errors import InputError, unknown
+from zfnet.errors import InputError, unknown_name
 
 Mode = Literal["shortest", "warp"]
 Channels = Literal["RGB", "BGR"]
@@ -111,11 +111,11 @@ class Preprocessing:
         if min(sides.values()) < self.size:
             raise InputError(f"preprocessing resize {self.resize} is less than size {self.size}")
         if self.mode not in get_args(Mode):
-            raise unknown("preprocessing mode", str(self.mode), get_args(Mode))
+            raise unknown_name("preprocessing mode", str(self.mode), get_args(Mode))
         if self.channels not in get_args(Channels):
-            raise unknown("preprocessing channel order", str(self.channels), get_args(Channels))
+            raise unknown_name("preprocessing channel order", str(self.channels), get_args(Channels))
         if self.interpolation not in get_args(Interpolation):
-            raise unknown("preprocessing interpolation", str(self.interpolation), get_args(Interpolation))
+            raise unknown_name("preprocessing interpolation", str(self.interpolation), get_args(Interpolation))
         if not _is_number(self.scale, above=0):
             raise InputError(f"preprocessing scale is {self.scale!r}; give a finite number above 0")
         for name, above in (("mean", -math.inf), ("std", 0)):
@@ -223,7 +223,7 @@ class Preprocessing:
         names = list(cls().settings)
         for name in given:
             if name not in names:
-                raise unknown("preprocessing setting", name, names)
+                raise unknown_name("preprocessing setting", name, names)
         given.setdefault("interpolation", "bilinear")  # what older files mean
         if missing := [name for name in names if name not in given]:
             raise InputError(f"preprocessing lacks {', '.join(missing)}")

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from zfnet.checks import device_and_dtype, evaluating
 from zfnet.data.batches import Batch, Batches
-from zfnet.errors import InputError, first_line, unknown
+from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.files import write_atomically
 
 SAVE_EVERY = 300.0  # seconds between two checkpoints within an epoch
@@ -60,26 +60,26 @@ class Recipe:
     optimizer: str = "sgd"  # "adam" (AdamW) learns without hand-tuned rates where there are minutes, not days
     momentum: float = 0.9
     weight_decay: float = 0.0
-    rms: float | None = 0.1  # None: filters are not renormalised
+    max_filter_rms: float | None = 0.1  # None: filters are not renormalised
     schedule: str = "constant"  # "cosine": up over the first tenth of the steps, then down to zero
     factor: float = 0.1  # "plateau": by which the rate is multiplied when the validation error has not
     patience: int = 3  # fallen by a thousandth for more than so many epochs
-    stored: int | None = None  # side of the images that crops are taken from; None: what the network sees
+    stored_size: int | None = None  # side of the images that crops are taken from; None: what the network sees
     crops: str = "random"  # where crops are taken: anywhere, or at the "ten" places of evaluation
-    shift: int = 0  # pixels by which crops may leave the image, each way; its border is repeated there
+    max_shift: int = 0  # pixels by which crops may leave the image, each way; its border is repeated there
     flip: bool = True  # half of the images are mirrored
     pixel_mean: bool = False  # subtract the training images' mean at every pixel, not that of the channel
     precision: str = "auto"  # of the products: half on GPUs (the weights stay float32), float32 elsewhere
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 0), ("shift", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 0), ("max_shift", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise InputError(f"{name} is {value!r}; give a whole number from {least}")
         for name, lowest, most in (
             ("learning_rate", 0, math.inf), ("momentum", -1e-9, 1), ("weight_decay", -1e-9, math.inf), ("factor", 0, 1),
-            ("rms", 0, math.inf),
+            ("max_filter_rms", 0, math.inf),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not lowest < value < most:
@@ -87,9 +87,9 @@ class Recipe:
                     f" and below {most}" if most < math.inf else ""))  # fmt: skip
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise unknown(name, str(getattr(self, name)), choices)
+                raise unknown_name(name, str(getattr(self, name)), choices)
 
-    def optimise(self, model: nn.Module) -> torch.optim.Optimizer:
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of the model's parameters."""
         if self.optimizer == "sgd":
             return torch.optim.SGD(
@@ -206,7 +206,7 @@ def augment(
     if recipe.crops == "ten":
         shift, places = 0, _five(margin)[torch.randint(5, (count,), generator=random)]
     else:
-        shift, extent = recipe.shift, torch.tensor([m + 2 * recipe.shift + 1 for m in margin])
+        shift, extent = recipe.max_shift, torch.tensor([m + 2 * recipe.max_shift + 1 for m in margin])
         places = (torch.rand(count, 2, generator=random, dtype=torch.float64) * extent).long()
     mirrored = (torch.rand(count, generator=random) < 0.5) & recipe.flip
     if not (any(margin) or shift or recipe.flip):
@@ -413,7 +413,7 @@ class _Run:
         self.rank, self.world = processes()
         self.device = torch.device(device_and_dtype(model)["device"])
         self.dtype = _precision(recipe, self.device)
-        self.optimizer = recipe.optimise(model)
+        self.optimizer = recipe.make_optimizer(model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.now = _Progress([])
         self.saved_at = monotonic()
@@ -507,8 +507,8 @@ class _Run:
         self.scaler.scale(loss * (self.world / count)).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if recipe.rms is not None:
-            renormalise(self.model, recipe.rms)
+        if recipe.max_filter_rms is not None:
+            renormalise(self.model, recipe.max_filter_rms)
         wrong = (logits.detach().argmax(1) != labels).sum()
         sums = _sum(torch.stack([loss.detach().double(), wrong.double()])).tolist()
         if not math.isfinite(sums[0]):

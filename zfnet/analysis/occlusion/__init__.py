@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from zfnet.checks import Pair, check_images, check_weights, evaluating, pair
-from zfnet.errors import InputError, unknown
+from zfnet.errors import InputError, unknown_name
 from zfnet.graph import SWITCHED, Graph, Shapes, graph_of, pool_arguments
 from zfnet.windows import Whole, Window, window_of
 
@@ -58,7 +58,7 @@ class OcclusionMaps:
         This is the map that Captum's `Occlusion` gives; NaN where no square came.  InputError for another name.
         """
         if of not in MAPS[:2]:
-            raise unknown("heat map of", of, MAPS[:2])
+            raise unknown_name("heat map of", of, MAPS[:2])
         lost = self.clean[MAPS.index(of)] - getattr(self, of)
         covers = []  # which squares' rows cover which rows of pixels, and columns
         for edges, length in zip((self.boxes[:, 0, ::2], self.boxes[0, :, 1::2]), self.image_size, strict=True):

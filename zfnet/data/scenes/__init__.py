@@ -35,7 +35,7 @@ from zfnet.data.scenes.drawing import (
     wave,
 )
 from zfnet.data.scenes.objects import DRAW
-from zfnet.errors import InputError, unknown
+from zfnet.errors import InputError, unknown_name
 
 CLASSES: tuple[str, ...] = tuple(DRAW)
 BASE, HELD_OUT = CLASSES[:16], CLASSES[16:]
@@ -300,13 +300,13 @@ def render(
     if index < 0 or seed < 0:
         raise InputError(f"index and seed count from 0; got index {index}, seed {seed}")
     if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+        raise unknown_name("split", split, SPLITS)
     if not classes:
         raise InputError(f"no classes to draw; there is: {', '.join(CLASSES)}")
     labels = labels_of(index, seed=seed, classes=len(classes), split=split, objects=objects)
     for label in labels:
         if classes[label] not in DRAW:
-            raise unknown("class", classes[label], CLASSES)
+            raise unknown_name("class", classes[label], CLASSES)
 
     d, own, others, *more = (Dice(seed, SPLITS.index(split), index, k) for k in (0, 1, 3, *range(4, 3 + len(labels))))
     canvas = Canvas(rows, columns)
@@ -360,9 +360,9 @@ class Scenes(torch.utils.data.Dataset):
     ):
         subsets = {"base": BASE, "held_out": HELD_OUT, "all": CLASSES}
         if split not in SPLITS:
-            raise unknown("split", split, SPLITS)
+            raise unknown_name("split", split, SPLITS)
         if classes not in subsets:
-            raise unknown("classes", classes, subsets)
+            raise unknown_name("classes", classes, subsets)
         if count < 1:
             raise InputError(f"a dataset of {count} scenes; count is at least 1")
         if seed < 0:

@@ -8,7 +8,7 @@ from oracles import extent, measured_support
 from torch import nn
 from torchvision import models
 
-from zfnet import InputError, ZFNet, receptive_field, units
+from zfnet import InputError, ZFNet, layer_table, receptive_field
 from zfnet.graph import Graph
 
 THIN = {"maps": (1, 1, 1, 1, 1), "hidden": (2, 2), "num_classes": 2}  # what a unit sees does not depend on the maps
@@ -181,7 +181,7 @@ def test_an_unknown_layer() -> None:
 
 def test_the_table_of_layers() -> None:
     model = ZFNet()
-    table = {row.layer: row for row in units(model, 224)}
+    table = {row.layer: row for row in layer_table(model, 224)}
     first = table["conv1"]
     assert (first.output, first.units, first.operation) == ((96, 110, 110), 1_161_600, "Conv2d")
     assert (first.kernel, first.stride, first.receptive_field) == ((7, 7), (2, 2), (7, 7))
@@ -196,7 +196,7 @@ def test_the_table_of_layers() -> None:
 
 
 def test_the_table_follows_the_image() -> None:
-    table = {row.layer: row for row in units(models.resnet18(), (64, 96))}
+    table = {row.layer: row for row in layer_table(models.resnet18(), (64, 96))}
     assert table["layer4.1.add"].output == (512, 2, 3)
     assert table["fc"].receptive_field == (64, 96)
     assert torch.tensor([row.units for row in table.values()]).gt(0).all()

@@ -1,7 +1,6 @@
 """Scans: equal to brute force, whatever the batches, shards and interruptions."""
 
 import copy
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from oracles import top_k
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+import zfnet.scanning
 from zfnet import Deconvnet, InputError, TopActivations, ZFNet, scan
 from zfnet.data.photos import BrokenImage
 
@@ -142,7 +142,7 @@ def test_state_of_another_scan_is_not_used(model, images, tmp_path: Path) -> Non
 
 
 def test_state_is_kept_now_and_then(model, images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["zfnet.scanning"], "SAVE_EVERY", 0)  # `zfnet.scan` is the function
+    monkeypatch.setattr(zfnet.scanning, "SAVE_EVERY", 0)
 
     class Killed(Interrupted):
         def __getitem__(self, i: int) -> tuple[Tensor, int]:
