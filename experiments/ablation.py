@@ -78,11 +78,15 @@ CHOICES: dict[str, dict[str, Any]] = {  # of this reproduction, and what else co
 SHOWN = ("crop", "projection", "masked crop")
 BASELINES = ("shrunk crop", "centre", "random", "edges")
 PAIRS = [
-    ("projection", "crop"), ("masked crop", "crop"), ("masked crop", "projection"),
+    ("projection", "crop"),
+    ("masked crop", "crop"),
+    ("masked crop", "projection"),
     *(("masked crop", other) for other in BASELINES[1:]),
-    ("masked crop", "masked by gradient"), ("masked crop", "masked by guided"),
-    ("projection", "gradient"), ("projection", "guided"),
-]  # fmt: skip
+    ("masked crop", "masked by gradient"),
+    ("masked crop", "masked by guided"),
+    ("projection", "gradient"),
+    ("projection", "guided"),
+]
 MEASURES = {  # all are larger where a picture is better
     "sufficiency": "activation left with the strongest pixels",
     "necessity": "activation lost without them",
@@ -94,19 +98,29 @@ MEASURES = {  # all are larger where a picture is better
     "points at parts": "the strongest pixel is on a part",
 }
 OTHERS = (  # pictures that a projection may be like
-    "all shuffled", "another map, same place", "same map, another image", "edges of the crop", "nearness of the centre",
-)  # fmt: skip
+    "all shuffled",
+    "another map, same place",
+    "same map, another image",
+    "edges of the crop",
+    "nearness of the centre",
+)
 JUDGED = ("features.4.cat", "features.8.cat", "features.12.cat")  # layers of the second network
 EXAMPLES = 2  # maps of each layer whose pictures are drawn
 PIXELS = 2**27  # of all pictures of a layer of one kind: those of very deep networks are many times the image
 THUMBNAIL, JUDGED_SIDE = 16, 64  # pixels, to which pictures are resized to be told apart
 STYLES: dict[str, dict[str, Any]] = {
-    "crop": {"color": "C7", "lw": 2}, "projection": {"color": "C0", "lw": 2}, "masked crop": {"color": "C3", "lw": 2},
-    "gradient": {"color": "C2", "ls": ":"}, "masked by gradient": {"color": "C2"},
-    "guided": {"color": "C1", "ls": ":"}, "masked by guided": {"color": "C1"},
-    "shrunk crop": {"color": "C7", "ls": ":"}, "centre": {"color": "C4"}, "random": {"color": "0.6", "ls": "--"},
+    "crop": {"color": "C7", "lw": 2},
+    "projection": {"color": "C0", "lw": 2},
+    "masked crop": {"color": "C3", "lw": 2},
+    "gradient": {"color": "C2", "ls": ":"},
+    "masked by gradient": {"color": "C2"},
+    "guided": {"color": "C1", "ls": ":"},
+    "masked by guided": {"color": "C1"},
+    "shrunk crop": {"color": "C7", "ls": ":"},
+    "centre": {"color": "C4"},
+    "random": {"color": "0.6", "ls": "--"},
     "edges": {"color": "C5"},
-}  # fmt: skip
+}
 
 
 def main(
@@ -150,14 +164,29 @@ def main(
         deconvnet.graph.node(layer)
     states = [Path(out) / name for name in ("scan.partial", "ablation.partial")]
     tops = scan(
-        deconvnet.graph, data, layers, k, batch_size=batch_size, workers=workers, state=states[0], keep_state=True,
+        deconvnet.graph,
+        data,
+        layers,
+        k,
+        batch_size=batch_size,
+        workers=workers,
+        state=states[0],
+        keep_state=True,
         progress=progress,
-    )  # fmt: skip
+    )
     settings: dict[str, Any] = {
-        "model": type(model).__name__, "layers": layers, "maps": maps, "k": k, "shares": shares, "fill": fill,
-        "judge": "untrained" if judge is None else Path(judge).name, "draws": draws, "seed": seed,
-        "dataset": type(data).__name__, "images": tops.images,
-    }  # fmt: skip
+        "model": type(model).__name__,
+        "layers": layers,
+        "maps": maps,
+        "k": k,
+        "shares": shares,
+        "fill": fill,
+        "judge": "untrained" if judge is None else Path(judge).name,
+        "draws": draws,
+        "seed": seed,
+        "dataset": type(data).__name__,
+        "images": tops.images,
+    }
     drawn = {layer: chosen(layer, tops[layer], maps, "random", torch.Generator().manual_seed(seed)) for layer in layers}
     if not any(drawn.values()):
         states[0].unlink(missing_ok=True)
@@ -176,15 +205,20 @@ def main(
     done = {layer: done[layer] for layer in layers if layer in done}
     counts = {
         layer: {
-            "maps": len(top.value), "dead": int((~(top.value[:, 0] > 0)).sum()), "drawn": len(drawn[layer]),
+            "maps": len(top.value),
+            "dead": int((~(top.value[:, 0] > 0)).sum()),
+            "drawn": len(drawn[layer]),
             "fewer than k": int(((top.value[drawn[layer]] > 0).sum(1) < k).sum()),
         }
         for layer, top in tops.items()
-    }  # fmt: skip
+    }
     ours = {
-        "layers": done, "counts": counts, "classes": _classes(deconvnet, data, seed, draws),
-        "images": tops.images, "broken_images": tops.broken,
-    }  # fmt: skip
+        "layers": done,
+        "counts": counts,
+        "classes": _classes(deconvnet, data, seed, draws),
+        "images": tops.images,
+        "broken_images": tops.broken,
+    }
     shown = {}
     for layer in done:
         strongest_of = TopActivations(*(column[:, :1] for column in tops[layer]))
@@ -236,9 +270,17 @@ class Sample:
 
     @classmethod
     def of(
-        cls, deconvnet: Deconvnet, data: Any, layer: str, top: TopActivations, maps: Sequence[int], *, draws: int,
-        seed: int, progress: bool,
-    ) -> "Sample":  # fmt: skip
+        cls,
+        deconvnet: Deconvnet,
+        data: Any,
+        layer: str,
+        top: TopActivations,
+        maps: Sequence[int],
+        *,
+        draws: int,
+        seed: int,
+        progress: bool,
+    ) -> "Sample":
         where = [(m, n) for m in maps for n in range(top.value.shape[1]) if top.value[m, n] > 0]
         rows, columns = (torch.tensor(each) for each in zip(*where, strict=True))
         items, place = top.image[rows, columns].unique(return_inverse=True)
@@ -425,9 +467,10 @@ def otherwise(
         masked, whole = default["masked crop"], default["projection"]
         values = {
             "cosine": cosine(sample.patches.projections, pixels),
-            "sufficiency": kept - masked["sufficiency"], "necessity": 1 - removed - masked["necessity"],
+            "sufficiency": kept - masked["sufficiency"],
+            "necessity": 1 - removed - masked["necessity"],
             **{m: v - whole[m] for m, v in viewer(shown, shown.square().sum(1), order).items()},
-        }  # fmt: skip
+        }
         if name == "switches of another image":
             values = {what: sample.of_others(each) for what, each in values.items()}
         found[name] = {what: sample.estimate(each) for what, each in values.items()}
@@ -435,15 +478,23 @@ def otherwise(
 
 
 def measured(
-    sample: Sample, below: Sequence[str], shares: Sequence[float], fill: str, data: Any, judge: nn.Module,
+    sample: Sample,
+    below: Sequence[str],
+    shares: Sequence[float],
+    fill: str,
+    data: Any,
+    judge: nn.Module,
     preprocessing: Preprocessing,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """All numbers of one layer; an estimate is mean, low, high, and how many values it comes from."""
     curves, viewer = Curves(sample, shares, fill), Viewer(sample, _truth(data, sample), judge, preprocessing)
     measures, means = compared(sample, curves, viewer)
     return {
-        "size": list(sample.field.size), "maps": sample.units[:, 1].unique().tolist(), "units": len(sample.units),
-        "chance": viewer.chance, "curves": means,
+        "size": list(sample.field.size),
+        "maps": sample.units[:, 1].unique().tolist(),
+        "units": len(sample.units),
+        "chance": viewer.chance,
+        "curves": means,
         "measures": {name: {m: sample.estimate(v) for m, v in of.items()} for name, of in measures.items()},
         "differences": {
             f"{a} - {b}": {
@@ -455,7 +506,7 @@ def measured(
         },
         "likeness": likeness(sample, below),
         "choices": otherwise(sample, curves, viewer, measures),
-    }  # fmt: skip
+    }
 
 
 def _truth(data: Any, sample: Sample) -> dict[str, Tensor]:
@@ -537,29 +588,41 @@ def tables(layers: Mapping[str, Any]) -> str:
         "Means over units, with 95 % intervals; larger is better.\n\n"
         + table(
             ["layer", "picture", *there],
-            [[layer, p, *(_cell(of.get(m)) for m in there)]
-             for layer, n in layers.items() for p, of in n["measures"].items()],
+            [
+                [layer, p, *(_cell(of.get(m)) for m in there)]
+                for layer, n in layers.items()
+                for p, of in n["measures"].items()
+            ],
         ),
         "Paired differences: of the same units and images.\n\n"
         + table(
             ["layer", "difference", *there],
-            [[layer, p, *(_cell(of.get(m), "+") for m in there)]
-             for layer, n in layers.items() for p, of in n["differences"].items()],
+            [
+                [layer, p, *(_cell(of.get(m), "+") for m in there)]
+                for layer, n in layers.items()
+                for p, of in n["differences"].items()
+            ],
         ),
         "The reproduction's own choices: cosine with its projection, and what is gained by them, in sufficiency and "
         "necessity by the masked crop, else by the projection.\n\n"
         + table(
             ["layer", "choice", "cosine", *there],
-            [[layer, c, _cell(of["cosine"]), *(_cell(of.get(m), "+") for m in there)]
-             for layer, n in layers.items() for c, of in n["choices"].items()],
+            [
+                [layer, c, _cell(of["cosine"]), *(_cell(of.get(m), "+") for m in there)]
+                for layer, n in layers.items()
+                for c, of in n["choices"].items()
+            ],
         ),
         "How like the picture is another, by the rank correlation of their energies.\n\n"
         + table(
             ["layer", "other", *SIGNALS],
-            [[layer, what, *(_cell(n["likeness"][s].get(what)) for s in SIGNALS)]
-             for layer, n in layers.items() for what in n["likeness"]["projection"]],
+            [
+                [layer, what, *(_cell(n["likeness"][s].get(what)) for s in SIGNALS)]
+                for layer, n in layers.items()
+                for what in n["likeness"]["projection"]
+            ],
         ),
-    ]  # fmt: skip
+    ]
     return "\n\n".join(parts)
 
 
@@ -769,7 +832,13 @@ def _by_layer(
             mean, low, high = (torch.tensor([e[j] for _, e in there]) for j in range(3))
             colour = styles[name]["color"]
             axis.errorbar(
-                x, mean, [(mean - low).clamp(min=0), (high - mean).clamp(min=0)], fmt="o" if name in SHOWN else ".",
-                color=colour, ms=4 if name in SHOWN else 3, lw=1, mfc="white" if styles[name].get("ls") else colour,
-            )  # fmt: skip
+                x,
+                mean,
+                [(mean - low).clamp(min=0), (high - mean).clamp(min=0)],
+                fmt="o" if name in SHOWN else ".",
+                color=colour,
+                ms=4 if name in SHOWN else 3,
+                lw=1,
+                mfc="white" if styles[name].get("ls") else colour,
+            )
     axis.set_xticks(range(len(layers)), layers, rotation=25, ha="right", rotation_mode="anchor")

@@ -27,10 +27,17 @@ from zfnet.errors import InputError, first_line, unknown_name
 
 IMAGENET = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]  # 1000 names, in the order of their folders
 IMAGENETTE = {
-    "n01440764": "tench", "n02102040": "English springer", "n02979186": "cassette player", "n03000684": "chain saw",
-    "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump",
-    "n03445777": "golf ball", "n03888257": "parachute",
-}  # fmt: skip
+    "n01440764": "tench",
+    "n02102040": "English springer",
+    "n02979186": "cassette player",
+    "n03000684": "chain saw",
+    "n03028079": "church",
+    "n03394916": "French horn",
+    "n03417042": "garbage truck",
+    "n03425413": "gas pump",
+    "n03445777": "golf ball",
+    "n03888257": "parachute",
+}
 
 
 class Transform(Protocol):
@@ -54,9 +61,15 @@ def class_of(data: Any, label: int, count: int) -> int | None:
 
 
 def scenes(
-    transform: Transform, /, *, split: str = "val", count: Mapping[str, int], classes: str = "base", objects: int = 1,
+    transform: Transform,
+    /,
+    *,
+    split: str = "val",
+    count: Mapping[str, int],
+    classes: str = "base",
+    objects: int = 1,
     seed: int = 0,
-) -> Scenes:  # fmt: skip
+) -> Scenes:
     """Rendered scenes, at the size that the transform gives."""
     if split not in count:
         raise unknown_name("split of scenes", str(split), count)

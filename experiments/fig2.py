@@ -128,9 +128,16 @@ def main(
     preprocessing = Preprocessing.of(model)
     deconvnet = Deconvnet(model, collisions=collisions, norm=norm)
     tops = scan(
-        deconvnet.graph, data, layers, k, batch_size=batch_size, distinct=distinct, workers=workers,
-        state=Path(out) / "scan.partial", progress=progress,
-    )  # fmt: skip
+        deconvnet.graph,
+        data,
+        layers,
+        k,
+        batch_size=batch_size,
+        distinct=distinct,
+        workers=workers,
+        state=Path(out) / "scan.partial",
+        progress=progress,
+    )
     images = {i for top in tops.values() for i in top.image.flatten().tolist() if i >= 0}
     size = tuple(data[min(images)][0].shape[-2:])
 
@@ -146,10 +153,9 @@ def main(
         title = f"Layer {number}" if len(layers) == len(GRIDS) else layer
         panels.append(
             panel_of(
-                title, deconvnet, data, layer, top, drawn[layer], columns, fields[layer], preprocessing,
-                scale, quantile,
+                title, deconvnet, data, layer, top, drawn[layer], columns, fields[layer], preprocessing, scale, quantile
             )
-        )  # fmt: skip
+        )
     if not panels:
         raise InputError(f"no feature map of {', '.join(layers)} is ever above 0 on these {tops.images} images")
 
@@ -159,14 +165,18 @@ def main(
         return {
             str(m): [
                 {
-                    "value": value, "image": image, "file": data.file(image) if hasattr(data, "file") else None,
-                    "row": row, "column": column, "box": list(field.box(row, column)),
+                    "value": value,
+                    "image": image,
+                    "file": data.file(image) if hasattr(data, "file") else None,
+                    "row": row,
+                    "column": column,
+                    "box": list(field.box(row, column)),
                 }
                 for value, image, row, column in zip(*entries, strict=True)
                 if image >= 0
             ]
             for m, entries in enumerate(columns)
-        }  # fmt: skip
+        }
 
     count, total = sum(map(len, drawn.values())), sum(len(top.value) for top in tops.values())
     note = (
@@ -175,18 +185,39 @@ def main(
         f"the {k} strongest activations" + (", from different images." if distinct else ".")
     )
     paper = {
-        "layers": None, "k": 9, "grids": [list(g) for g in GRIDS], "patch_sizes": [7, 27, 75, 107, 139], "drawn": None,
-        "dead_maps": None, "images": 50000, "broken_images": None, "dataset": "ImageNet 2012 validation",
-    }  # fmt: skip
+        "layers": None,
+        "k": 9,
+        "grids": [list(g) for g in GRIDS],
+        "patch_sizes": [7, 27, 75, 107, 139],
+        "drawn": None,
+        "dead_maps": None,
+        "images": 50000,
+        "broken_images": None,
+        "dataset": "ImageNet 2012 validation",
+    }
     ours = {
-        "layers": {layer: winners(layer) for layer in layers}, "k": k, "grids": [list(g) for g in grids],
-        "patch_sizes": [s[0] if s[0] == s[1] else list(s) for s in (f.size for f in fields.values())], "drawn": drawn,
-        "dead_maps": dead, "images": tops.images, "broken_images": tops.broken, "dataset": type(data).__name__,
-    }  # fmt: skip
+        "layers": {layer: winners(layer) for layer in layers},
+        "k": k,
+        "grids": [list(g) for g in grids],
+        "patch_sizes": [s[0] if s[0] == s[1] else list(s) for s in (f.size for f in fields.values())],
+        "drawn": drawn,
+        "dead_maps": dead,
+        "images": tops.images,
+        "broken_images": tops.broken,
+        "dataset": type(data).__name__,
+    }
     settings = {
-        "model": type(model).__name__, "layers": layers, "image_size": list(size), "choose": choose, "seed": seed,
-        "distinct": distinct, "scale": scale, "quantile": quantile, "collisions": collisions, "norm": norm,
-    }  # fmt: skip
+        "model": type(model).__name__,
+        "layers": layers,
+        "image_size": list(size),
+        "choose": choose,
+        "seed": seed,
+        "distinct": distinct,
+        "scale": scale,
+        "quantile": quantile,
+        "collisions": collisions,
+        "norm": norm,
+    }
     with results(out) as folder:
         figure = compose(panels, width, note)
         figure.savefig(folder / "figure.png", dpi=DPI)
@@ -202,9 +233,7 @@ def main(
     return result
 
 
-def _check(
-    layers: list[str], grids: list[Sequence[int]], choose: Any, scale: str, quantile: float, width: int
-) -> None:  # fmt: skip
+def _check(layers: list[str], grids: list[Sequence[int]], choose: Any, scale: str, quantile: float, width: int) -> None:
     if len(grids) != len(layers):
         raise InputError(f"{len(layers)} layers and {len(grids)} grids; give one grid, [rows, columns], for each layer")
     for each in grids:
@@ -220,9 +249,18 @@ def _check(
 
 
 def panel_of(
-    title: str, deconvnet: Deconvnet, data: Any, layer: str, top: TopActivations, maps: list[int],
-    columns: int, field: ReceptiveField, preprocessing: Preprocessing, scale: str, quantile: float,
-) -> Panel:  # fmt: skip
+    title: str,
+    deconvnet: Deconvnet,
+    data: Any,
+    layer: str,
+    top: TopActivations,
+    maps: list[int],
+    columns: int,
+    field: ReceptiveField,
+    preprocessing: Preprocessing,
+    scale: str,
+    quantile: float,
+) -> Panel:
     """Project and render one layer's maps."""
     k = top.value.shape[1]
     whole = math.prod(field.size) > 2 * math.prod(field.image_size)  # most of a patch would lie beyond the image
@@ -242,11 +280,17 @@ def panel_of(
         left, signals, scaling = "filters", filters[:, None], {"quantile": 1.0}
     extent = f"{field.size[0]} x {field.size[1]} pixels"
     return Panel(
-        title, layer, left, f"whole images: a unit sees {extent}" if whole else f"image patches, {extent}",
-        -(-len(maps) // columns), min(columns, len(maps)), preprocessing.rgb(signals).cpu(),
+        title,
+        layer,
+        left,
+        f"whole images: a unit sees {extent}" if whole else f"image patches, {extent}",
+        -(-len(maps) // columns),
+        min(columns, len(maps)),
+        preprocessing.rgb(signals).cpu(),
         crops.unflatten(0, (len(maps), k)).cpu(),
-        (patches.values <= 0).unflatten(0, (len(maps), k)).cpu(), scaling,
-    )  # fmt: skip
+        (patches.values <= 0).unflatten(0, (len(maps), k)).cpu(),
+        scaling,
+    )
 
 
 def _filters(deconvnet: Deconvnet, layer: str, maps: list[int], field: ReceptiveField) -> Tensor | None:
@@ -345,8 +389,13 @@ def draw_boxes(
             axis.set_ylim(rows - 0.5, -0.5)
         size = f"{field.size[0]} x {field.size[1]}"
         line[0].text(
-            -0.04, 0.5, f"{layer}\n{size} of\n{rows} x {wide} pixels", transform=line[0].transAxes,
-            ha="right", va="center", fontsize=8,
-        )  # fmt: skip
+            -0.04,
+            0.5,
+            f"{layer}\n{size} of\n{rows} x {wide} pixels",
+            transform=line[0].transAxes,
+            ha="right",
+            va="center",
+            fontsize=8,
+        )
     figure.subplots_adjust(0.11, 0.01, 0.99, 0.97, 0.04, 0.16)
     return figure

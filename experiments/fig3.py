@@ -40,12 +40,25 @@ PAPER = {  # output: maps, rows, columns
     "fc8": {"output": [1000], "kernel": None, "stride": None},
 }
 WORDS = {  # how an operation is called in the figure; others by their own name
-    "Conv2d": "filters", "Linear": "fully connected", "ReLU": "ReLU", "relu": "ReLU", "BatchNorm2d": "batch norm",
-    "ContrastNorm": "contrast norm", "LocalResponseNorm": "contrast norm", "Dropout": "dropout",
-    "SwitchMaxPool2d": "max pool", "MaxPool2d": "max pool", "max_pool2d": "max pool", "AvgPool2d": "average pool",
-    "AdaptiveAvgPool2d": "average pool", "adaptive_avg_pool2d": "average pool", "avg_pool2d": "average pool",
-    "add": "sum of branches", "iadd": "sum of branches", "cat": "branches joined",
-}  # fmt: skip
+    "Conv2d": "filters",
+    "Linear": "fully connected",
+    "ReLU": "ReLU",
+    "relu": "ReLU",
+    "BatchNorm2d": "batch norm",
+    "ContrastNorm": "contrast norm",
+    "LocalResponseNorm": "contrast norm",
+    "Dropout": "dropout",
+    "SwitchMaxPool2d": "max pool",
+    "MaxPool2d": "max pool",
+    "max_pool2d": "max pool",
+    "AvgPool2d": "average pool",
+    "AdaptiveAvgPool2d": "average pool",
+    "adaptive_avg_pool2d": "average pool",
+    "avg_pool2d": "average pool",
+    "add": "sum of branches",
+    "iadd": "sum of branches",
+    "cat": "branches joined",
+}
 COLOURS = {"image": "0.88", "filters": "#a9cbe8", "pooled": "#bfe0b4", "branches": "#cdbbe3", "units": "#f3c78b"}
 RGB = ("#e58b84", "#8fcb8a", "#86aee3")
 INK, PALE = "0.3", "0.5"

@@ -106,9 +106,16 @@ def main(
         deconvnets[-1].graph.node(layer)
     state = Path(out) / "scan.partial"
     found = scan(
-        networks, data, [f"{name}.{layer}" for name in networks for layer in layers], 1, batch_size=batch_size,
-        workers=workers, state=state, keep_state=True, progress=progress,
-    )  # fmt: skip
+        networks,
+        data,
+        [f"{name}.{layer}" for name in networks for layer in layers],
+        1,
+        batch_size=batch_size,
+        workers=workers,
+        state=state,
+        keep_state=True,
+        progress=progress,
+    )
     tops = {layer: [found[f"{name}.{layer}"] for name in networks] for layer in layers}
     preprocessing = Preprocessing.of(model)
 
@@ -157,19 +164,36 @@ def main(
     )
     ends = {layer: settled_epoch(epochs, curve, settled) for layer, curve in measures["activations"].items()}
     ours = {
-        "epochs": epochs, "settled_epoch": ends, **measures, "drawn": drawn, "dead_maps": dead, "images": found.images,
-        "broken_images": found.broken, "dataset": type(data).__name__,
+        "epochs": epochs,
+        "settled_epoch": ends,
+        **measures,
+        "drawn": drawn,
+        "dead_maps": dead,
+        "images": found.images,
+        "broken_images": found.broken,
+        "dataset": type(data).__name__,
         "winners": {layer: {n: winners(t) for n, t in zip(epochs, each, strict=True)} for layer, each in tops.items()},
-    }  # fmt: skip
+    }
     paper = dict.fromkeys(ours) | {
-        "epochs": list(EPOCHS), "settled_epoch": {"lower layers": "a few", "upper layers": [40, 50]},
-        "images": 1_300_000, "dataset": "ImageNet 2012 training",
-    }  # fmt: skip
+        "epochs": list(EPOCHS),
+        "settled_epoch": {"lower layers": "a few", "upper layers": [40, 50]},
+        "images": 1_300_000,
+        "dataset": "ImageNet 2012 training",
+    }
     settings = {
-        "model": type(model).__name__, "weights": str(weights), "layers": layers, "maps": maps, "choose": choose,
-        "seed": seed, "enhance": enhance, "quantile": quantile, "probes": probes, "settled": settled,
-        "collisions": collisions, "norm": norm,
-    }  # fmt: skip
+        "model": type(model).__name__,
+        "weights": str(weights),
+        "layers": layers,
+        "maps": maps,
+        "choose": choose,
+        "seed": seed,
+        "enhance": enhance,
+        "quantile": quantile,
+        "probes": probes,
+        "settled": settled,
+        "collisions": collisions,
+        "norm": norm,
+    }
     lines = [
         [layer, *("" if r is None else f"{r:.2f}" for r in curve), ends[layer] or "the last"]
         for layer, curve in measures["activations"].items()
@@ -192,9 +216,15 @@ def main(
 
 
 def _check(
-    layers: Sequence[str], maps: int, choose: Any, enhance: float, quantile: float, probes: int, settled: float,
+    layers: Sequence[str],
+    maps: int,
+    choose: Any,
+    enhance: float,
+    quantile: float,
+    probes: int,
+    settled: float,
     width: int,
-) -> None:  # fmt: skip
+) -> None:
     check_choice(choose, layers)
     for name, value, least in (
         ("maps", maps, 1),
@@ -224,9 +254,14 @@ def snapshots(weights: str | Path | None, epochs: Sequence[int] | None = None) -
 
 
 def correlations(
-    deconvnets: Sequence[Deconvnet], data: Any, layers: Sequence[str], indices: Tensor, *,
-    workers: int | None = None, progress: bool = True,
-) -> dict[str, Tensor]:  # fmt: skip
+    deconvnets: Sequence[Deconvnet],
+    data: Any,
+    layers: Sequence[str],
+    indices: Tensor,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> dict[str, Tensor]:
     """By layer, how each map's activations at each snapshot correlate with those at the last: (snapshots, maps).
 
     Pearson's, over all places of the images `indices`.  0 where a map does not vary at a snapshot, NaN where it does
@@ -243,9 +278,13 @@ def correlations(
 
 
 def likenesses(
-    deconvnets: Sequence[Deconvnet], data: Any, tops: Mapping[str, TopActivations], *,
-    at_once: int = 32, progress: bool = True,
-) -> dict[str, Tensor]:  # fmt: skip
+    deconvnets: Sequence[Deconvnet],
+    data: Any,
+    tops: Mapping[str, TopActivations],
+    *,
+    at_once: int = 32,
+    progress: bool = True,
+) -> dict[str, Tensor]:
     """By layer, how like the last snapshot's projection of its winner that of each snapshot is: (snapshots, maps).
 
     The cosine between the two, of the same unit on the same image.  0 where that of a snapshot is empty, NaN where that
@@ -298,9 +337,14 @@ def _listed(epochs: Sequence[int]) -> str:
 
 
 def draw(
-    panels: Sequence[Panel], epochs: Sequence[int], measures: Mapping[str, Mapping[str, Sequence[float | None]]],
-    settled: float, width: int, note: str, **contrast: float,
-) -> Figure:  # fmt: skip
+    panels: Sequence[Panel],
+    epochs: Sequence[int],
+    measures: Mapping[str, Mapping[str, Sequence[float | None]]],
+    settled: float,
+    width: int,
+    note: str,
+    **contrast: float,
+) -> Figure:
     """The panels, as many side by side as leave room to see; below them the curves."""
     columns = len(epochs)
 
@@ -341,9 +385,13 @@ def draw(
 
 
 def _curves(
-    figure: Figure, y: int, width: int, epochs: Sequence[int],
-    measures: Mapping[str, Mapping[str, Sequence[float | None]]], settled: float,
-) -> None:  # fmt: skip
+    figure: Figure,
+    y: int,
+    width: int,
+    epochs: Sequence[int],
+    measures: Mapping[str, Mapping[str, Sequence[float | None]]],
+    settled: float,
+) -> None:
     """Three small plots in a line: a curve for each layer."""
     titles = {
         "activations": "activations: correlation with the last snapshot's",

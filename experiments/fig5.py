@@ -75,11 +75,19 @@ def main(
     }
     series = {
         kind: invariance(
-            graph, pictures, labels, layers, kind, given, fill=fill, distance=distance, batch_size=batch_size,
+            graph,
+            pictures,
+            labels,
+            layers,
+            kind,
+            given,
+            fill=fill,
+            distance=distance,
+            batch_size=batch_size,
             progress=progress,
         )
         for kind, given in amounts.items()
-    }  # fmt: skip
+    }
     classes = list(getattr(data, "classes", []))
     names = [str(classes[label]) if classes else str(label) for label in labels]
     about = [
@@ -91,9 +99,14 @@ def main(
     for kind, printed in PAPER.items():
         paper[kind] = dict.fromkeys(ours[kind]) | printed | {"probability": [0, 1]}
     settings = {
-        "model": type(model).__name__, "layers": list(layers), "correct": correct and images is None, "fill": fill,
-        "distance": distance, "image_size": side, "dataset": type(data).__name__,
-    }  # fmt: skip
+        "model": type(model).__name__,
+        "layers": list(layers),
+        "correct": correct and images is None,
+        "fill": fill,
+        "distance": distance,
+        "image_size": side,
+        "dataset": type(data).__name__,
+    }
     with results(out) as folder:
         preprocessing = Preprocessing.of(model)
         figure = draw(pictures, names, series, layers, fill, distance, preprocessing)
@@ -102,9 +115,7 @@ def main(
         return write_result(folder, "fig5", paper, ours, settings, provenance)
 
 
-def _chosen(
-    graph: Graph, data: Any, images: Sequence[int] | None, count: int, correct: bool, seed: int
-) -> list[int]:  # fmt: skip
+def _chosen(graph: Graph, data: Any, images: Sequence[int] | None, count: int, correct: bool, seed: int) -> list[int]:
     """The images' numbers in the dataset."""
     if images is not None:
         for i in images:
@@ -149,10 +160,11 @@ def _numbers(kind: str, found: Invariance) -> dict[str, Any]:
         "probability": [float(found.probability.min()), float(found.probability.max())],
         "probability_kept": _mean(kept.mean(1)),
         "curves": {
-            "amounts": found.amounts.tolist(), "probability": found.probability.tolist(),
+            "amounts": found.amounts.tolist(),
+            "probability": found.probability.tolist(),
             **{layer: d.tolist() for layer, d in found.distance.items()},
         },
-    }  # fmt: skip
+    }
 
 
 def _mean(values: Tensor) -> float | None:
@@ -176,9 +188,14 @@ def show_tiles(axis: Axes, images: Tensor, titles: Sequence[str], frames: Sequen
 
 
 def draw(
-    pictures: Sequence[Tensor], names: Sequence[str], series: dict[str, Invariance], layers: Sequence[str], fill: str,
-    distance: str, preprocessing: Preprocessing,
-) -> Figure:  # fmt: skip
+    pictures: Sequence[Tensor],
+    names: Sequence[str],
+    series: dict[str, Invariance],
+    layers: Sequence[str],
+    fill: str,
+    distance: str,
+    preprocessing: Preprocessing,
+) -> Figure:
     """Three rows of transforms, four columns: the images, two distances, the probability."""
     figure = Figure(figsize=(13, 9.4), facecolor="white")
     outer = figure.add_gridspec(

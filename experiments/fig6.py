@@ -38,8 +38,13 @@ from zfnet.training import Diverged, Recipe
 LAYERS = ("relu1", "relu2")
 INCHES = 12  # the width of the figure; its height is that of the tiles, and 2 more for words
 TITLES = {"fig3 not renormalised": "ours, not renormalised", "krizhevsky": "Krizhevsky et al.", "fig3": "ours"}
-PANELS = (("a", "fig3 not renormalised", 1), ("b", "krizhevsky", 1), ("c", "fig3", 1), ("d", "krizhevsky", 2),
-          ("e", "fig3", 2))  # fmt: skip
+PANELS = (
+    ("a", "fig3 not renormalised", 1),
+    ("b", "krizhevsky", 1),
+    ("c", "fig3", 1),
+    ("d", "krizhevsky", 2),
+    ("e", "fig3", 2),
+)
 BAND_NAMES = ("low", "middle", "high")
 ROWS = {  # of the table: each number's name in result.json
     "conv1: kernel, pixels": "kernel",
@@ -116,9 +121,16 @@ def main(
             seen[name] = str(error).partition(":")[0]
             continue
         seen[name] = look(
-            model, data, k, maps[0] * maps[1], seed, recipe.max_filter_rms,  # type: ignore[arg-type]
-            batch_size=batch_size, workers=workers, progress=progress,
-        )  # fmt: skip
+            model,
+            data,
+            k,
+            maps[0] * maps[1],
+            seed,
+            recipe.max_filter_rms,  # type: ignore[arg-type]
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+        )
         seen[name].numbers["validation_error"] = history[-1].get("validation_error")  # type: ignore[union-attr]
     if all(isinstance(s, str) for s in seen.values()):
         raise InputError(f"all three trainings diverged: lower the learning rate ({recipe.learning_rate})")
@@ -130,10 +142,17 @@ def main(
     text = _table(seen)
     print(text)
     settings = {
-        "recipe": asdict(recipe), "architecture": dict(architecture.keywords), "maps": list(maps), "k": k,  # type: ignore[attr-defined]
-        "seed": seed, "scale": scale, "quantile": quantile, "bands": list(BANDS), "images": len(data),
+        "recipe": asdict(recipe),
+        "architecture": dict(architecture.keywords),
+        "maps": list(maps),
+        "k": k,  # type: ignore[attr-defined]
+        "seed": seed,
+        "scale": scale,
+        "quantile": quantile,
+        "bands": list(BANDS),
+        "images": len(data),
         "dataset": type(data).__name__,
-    }  # fmt: skip
+    }
     with results(out) as folder:
         note = f"{len(data):,} images.  Energy: below 1/6, from 1/6 to 1/3, above 1/3 cycles per pixel.  "
         note += (
@@ -147,9 +166,7 @@ def main(
         return write_result(folder, "fig6", paper, ours, settings, provenance)
 
 
-def _check(
-    architecture: Any, recipe: Recipe, maps: Sequence[int], scale: str, quantile: float, width: int
-) -> None:  # fmt: skip
+def _check(architecture: Any, recipe: Recipe, maps: Sequence[int], scale: str, quantile: float, width: int) -> None:
     made = getattr(architecture, "func", architecture)
     if made is not ZFNet:
         raise InputError(
@@ -188,19 +205,26 @@ def look(model: nn.Module, data: Any, k: int, count: int, seed: int, limit: floa
     projected, there = patches.projections.float().cpu(), (patches.values > 0).cpu()
     rms, largest = filter_rms(weight), dominance(weight)
     numbers = {
-        "kernel": weight.shape[-1], "stride": stride, "filters": len(weight),
-        "dead_filters": float(dead.double().mean()), "faint_filters": float(weak.double().mean()),
+        "kernel": weight.shape[-1],
+        "stride": stride,
+        "filters": len(weight),
+        "dead_filters": float(dead.double().mean()),
+        "faint_filters": float(weak.double().mean()),
         "largest_rms_over_median": largest if math.isfinite(largest) else None,
-        "largest_rms": float(rms.max()), "filters_at_limit": float((rms > limit * (1 - 1e-3)).double().mean()),
+        "largest_rms": float(rms.max()),
+        "filters_at_limit": float((rms > limit * (1 - 1e-3)).double().mean()),
         **_means(~(dead | weak), energy, aliased),
         "layer2_dead_maps": 1 - len(live) / len(second.value),
         **_means(there, spectral_energy(projected), aliased_energy(projected, stride), "layer2_"),
         "layer2_patches_aliased": _mean(aliased_energy(patches.crops.float().cpu(), stride), there),
         "each_filter": {
-            "rms": rms.tolist(), "dead": dead.tolist(), "faint": weak.tolist(),
-            "aliased": aliased.tolist(), **dict(zip(BAND_NAMES, energy.T.tolist(), strict=True)),
+            "rms": rms.tolist(),
+            "dead": dead.tolist(),
+            "faint": weak.tolist(),
+            "aliased": aliased.tolist(),
+            **dict(zip(BAND_NAMES, energy.T.tolist(), strict=True)),
         },
-    }  # fmt: skip
+    }
     drawn = _chosen(LAYERS[1], second, count, "random", torch.Generator().manual_seed(seed))
     places = [live.index(m) for m in drawn]
     numbers["layer2_drawn"] = drawn
@@ -240,9 +264,7 @@ def _remarks(seen: dict[str, Seen | str]) -> list[str]:
     return remarks
 
 
-def compose(
-    seen: dict[str, Seen | str], columns: int, scale: str, quantile: float, width: int, note: str
-) -> Figure:  # fmt: skip
+def compose(seen: dict[str, Seen | str], columns: int, scale: str, quantile: float, width: int, note: str) -> Figure:
     """The five panels in the paper's layout: filters above, projections below, each over its numbers."""
     pictures: dict[str, Tensor] = {}
     for letter, name, layer in PANELS:

@@ -36,30 +36,43 @@ SIDE, SQUARE, PLACES = 224, 50, 30  # measured in the paper's bitmaps: a 50-pixe
 LABELS = 8  # classes that a legend names
 
 PAPER: dict[str, Any] = {
-    "square": SQUARE, "step": 6, "places": [PLACES, PLACES],
+    "square": SQUARE,
+    "step": 6,
+    "places": [PLACES, PLACES],
     "correlation": [0.66, -0.39, -0.19],  # of (b) and (d), by the rank of their colours
     "images": [
         {
-            "class": "Pomeranian", "probability": {"lowest": 0.053, "median": 0.957, "highest": 0.987, "at": [84, 96]},
+            "class": "Pomeranian",
+            "probability": {"lowest": 0.053, "median": 0.957, "highest": 0.987, "at": [84, 96]},
             "activity": {"at": [72, 114]},
             "labels": {"Pomeranian": 879, "tennis ball": 9, "Pekinese": 9, "Keeshond": 3},
         },
         {
-            "class": "car wheel", "probability": {"lowest": 0.006, "median": 0.144, "highest": 0.295, "at": [12, 156]},
-            "activity": {"at": [84, 42]}, "labels": {"cab": 435, "racer": 326, "car wheel": 129, "police van": 10},
+            "class": "car wheel",
+            "probability": {"lowest": 0.006, "median": 0.144, "highest": 0.295, "at": [12, 156]},
+            "activity": {"at": [84, 42]},
+            "labels": {"cab": 435, "racer": 326, "car wheel": 129, "police van": 10},
         },
         {
             "class": "Afghan hound",
             "probability": {"lowest": 0.004, "median": 0.375, "highest": 0.757, "at": [144, 102]},
             "activity": {"at": [78, 156]},
             "labels": {
-                "Afghan hound": 762, "Gordon setter": 48, "mortarboard": 27, "ice lolly": 21, "fur coat": 17,
-                "academic gown": 11, "Irish setter": 6, "Vizsla": 5, "Australian terrier": 2, "neck brace": 1,
+                "Afghan hound": 762,
+                "Gordon setter": 48,
+                "mortarboard": 27,
+                "ice lolly": 21,
+                "fur coat": 17,
+                "academic gown": 11,
+                "Irish setter": 6,
+                "Vizsla": 5,
+                "Australian terrier": 2,
+                "neck brace": 1,
             },
         },
     ],
     "on_object": None,
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -124,9 +137,15 @@ def main(
 
     swept = {i: occluded(i) for i in tqdm(drawn, unit=" images", desc="occlude", disable=not progress)}
     tops = scan(
-        deconvnet.graph, data, [layer], others + 1, batch_size=batch_size, workers=workers,
-        state=Path(out) / "scan.partial", progress=progress,
-    )  # fmt: skip
+        deconvnet.graph,
+        data,
+        [layer],
+        others + 1,
+        batch_size=batch_size,
+        workers=workers,
+        state=Path(out) / "scan.partial",
+        progress=progress,
+    )
     preprocessing = Preprocessing.of(model)
     own = {i: class_of(data, data[i][1], len(classes)) is not None for i in drawn}
     known = all(own.values())
@@ -139,18 +158,27 @@ def main(
         rows.append(Row(f"image {index}", picture, maps, projections, classes, own[index]))
     first = rows[0].maps
     ours = {
-        "square": size, "step": step, "places": list(first.label.shape),
+        "square": size,
+        "step": step,
+        "places": list(first.label.shape),
         "correlation": [correlation(row.maps.activity, row.maps.probability) for row in rows],
         "images": [{"image": i, "file": _file(data, i)} | _numbers(maps, classes) for i, maps in swept.items()],
         "on_object": None,
-    }  # fmt: skip
+    }
     if hasattr(data, "scene") and measured and known:
         chosen = tqdm(shuffled[:measured], unit=" images", desc="measure", disable=not progress)
         ours["on_object"] = on_object((swept.get(i) or occluded(i), data.scene(i).mask) for i in chosen)
     settings = {
-        "model": type(model).__name__, "images": list(swept), "layer": layer, "size": size, "step": step, "fill": fill,
-        "seed": seed, "scanned": tops.images, "measured": measured,
-    }  # fmt: skip
+        "model": type(model).__name__,
+        "images": list(swept),
+        "layer": layer,
+        "size": size,
+        "step": step,
+        "fill": fill,
+        "seed": seed,
+        "scanned": tops.images,
+        "measured": measured,
+    }
     note = (
         f"{type(model).__name__}, {layer}.  Squares of {size} pixels, every {step}: {first.label.numel()} places.  "
         f"In (a) the square is where the {'true' if known else 'likeliest'} class is least probable."
@@ -213,17 +241,23 @@ def _numbers(maps: OcclusionMaps, classes: Sequence[str]) -> dict[str, Any]:
     def spread(of: Tensor, clean: float) -> dict[str, Any]:
         box = maps.boxes.flatten(0, 1)[int(of.argmin())]
         return {
-            "clean": clean, "lowest": float(of.min()), "median": float(of.median()), "highest": float(of.max()),
+            "clean": clean,
+            "lowest": float(of.min()),
+            "median": float(of.median()),
+            "highest": float(of.max()),
             "at": box[:2].tolist(),
-        }  # fmt: skip
+        }
 
     labels, counts = maps.label.unique(return_counts=True)
     order = counts.argsort(descending=True, stable=True)
     return {
-        "class": classes[maps.target], "without_square": classes[maps.clean[2]], "map": maps.map,
-        "probability": spread(maps.probability, maps.clean[1]), "activity": spread(maps.activity, maps.clean[0]),
+        "class": classes[maps.target],
+        "without_square": classes[maps.clean[2]],
+        "map": maps.map,
+        "probability": spread(maps.probability, maps.clean[1]),
+        "activity": spread(maps.activity, maps.clean[0]),
         "labels": {classes[int(labels[i])]: int(counts[i]) for i in order},
-    }  # fmt: skip
+    }
 
 
 def on_object(swept: Iterable[tuple[OcclusionMaps, Any]]) -> dict[str, Any]:
@@ -264,9 +298,12 @@ def draw(rows: Sequence[Row], note: str, width: int) -> Figure:
     top, line = round(0.045 * width), tile + round(0.022 * width)
     figure = page(width, top + line * len(rows) + margin)
     titles = (
-        "(a) image", "(b) activity of the map", "(c) its projections",
-        "(d) p(true class)" if all(row.known for row in rows) else "(d) p(likeliest)", "(e) likeliest class",
-    )  # fmt: skip
+        "(a) image",
+        "(b) activity of the map",
+        "(c) its projections",
+        "(d) p(true class)" if all(row.known for row in rows) else "(d) p(likeliest)",
+        "(e) likeliest class",
+    )
     for x, title in zip(across, titles, strict=True):
         text(figure, x + tile / 2, top / 2, title, size=7.5, ha="center")
     for n, row in enumerate(rows):

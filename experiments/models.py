@@ -38,15 +38,18 @@ def settings_of(name: str) -> dict[str, Any]:
     return {
         "_target_": "experiments.models.build",
         "architecture": {
-            "_target_": f"torchvision.models.{name}", "_partial_": True, "num_classes": 1000, **SETTINGS.get(name, {})
+            "_target_": f"torchvision.models.{name}",
+            "_partial_": True,
+            "num_classes": 1000,
+            **SETTINGS.get(name, {}),
         },
         "weights": None,
-        "preprocessing": {"_target_": "zfnet.data.preprocessing.Preprocessing"} | how.settings | {
-            "mean": list(how.mean), "std": list(how.std)
-        },
+        "preprocessing": {"_target_": "zfnet.data.preprocessing.Preprocessing"}
+        | how.settings
+        | {"mean": list(how.mean), "std": list(how.std)},
         "layers": "auto",
         "layer7": "auto",
-    }  # fmt: skip
+    }
 
 
 def build(
@@ -104,9 +107,12 @@ def _preprocessing(published: Any) -> Preprocessing:
     """What torchvision says that photographs are to go through for these weights."""
     how = published.transforms()
     return Preprocessing(
-        size=how.crop_size[0], resize=how.resize_size[0], interpolation=how.interpolation.value,
-        mean=tuple(how.mean), std=tuple(how.std),
-    )  # fmt: skip
+        size=how.crop_size[0],
+        resize=how.resize_size[0],
+        interpolation=how.interpolation.value,
+        mean=tuple(how.mean),
+        std=tuple(how.std),
+    )
 
 
 def spread(graph: Graph, size: int) -> tuple[list[str], str]:

@@ -184,9 +184,13 @@ def given(config: DictConfig, words: Sequence[str], names: Collection[str]) -> d
         choices = config.hydra.runtime.choices
         name = f"{called(config)}-{choices.data}"
         found["networks"] = Networks(
-            Path("outputs", "networks", name), found["training"], found["validation"], how,
-            also=Path("outputs", "train", name, "model.safetensors"), device=next(model.parameters()).device,
-        )  # fmt: skip
+            Path("outputs", "networks", name),
+            found["training"],
+            found["validation"],
+            how,
+            also=Path("outputs", "train", name, "model.safetensors"),
+            device=next(model.parameters()).device,
+        )
     return {name: what for name, what in found.items() if name in names}
 
 

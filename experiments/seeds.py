@@ -100,14 +100,21 @@ def main(
         )
     count = tops[0].images
     ours = {
-        "layers": compared, "images": count, "shared_by_chance": k * k / count,
+        "layers": compared,
+        "images": count,
+        "shared_by_chance": k * k / count,
         "validation_error": {str(n): run.history[-1].get("validation_error") for n, run in runs.items()},
-    }  # fmt: skip
+    }
     kind = type(control.model).__name__
     about = {
-        "model": kind, "layers": layers, "seeds": list(runs), "k": k, "alike": ALIKE,
-        "recipe": asdict(recipe), "dataset": type(data).__name__,
-    }  # fmt: skip
+        "model": kind,
+        "layers": layers,
+        "seeds": list(runs),
+        "k": k,
+        "alike": ALIKE,
+        "recipe": asdict(recipe),
+        "dataset": type(data).__name__,
+    }
     note = (
         f"{kind}, trained twice (seeds {seed} and {other}), {count:,} images.  Pairs of feature maps, "
         f"matched one to one; shown are maps above 0 on {k} images or more, by their {k} strongest activations: "
@@ -125,9 +132,7 @@ def main(
     return result
 
 
-def compare(
-    found: Mapping[str, Tensor], tops: Sequence[TopActivations]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:  # fmt: skip
+def compare(found: Mapping[str, Tensor], tops: Sequence[TopActivations]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Numbers of one layer, and the correlations of the first network's live maps with their partners, by curve.
 
     found: the correlations (C, C) with each other network.  A pair is [map, map, correlation, images among the
@@ -145,21 +150,34 @@ def compare(
     order = correlation.argsort(descending=True, stable=True)
     columns = [column[order].tolist() for column in (*pairs.T, correlation, shared)]
     numbers = {
-        "maps": len(live[0]), "live": [int(each.sum()) for each in live],
+        "maps": len(live[0]),
+        "live": [int(each.sum()) for each in live],
         **{
             what: {"mean": float(c.mean()), "median": float(c.median()), "alike": float((c > ALIKE).double().mean())}
             for what, c in curves.items()
         },
-        "shared": float(shared.double().mean()), "pairs": [list(row) for row in zip(*columns, strict=True)],
-    }  # fmt: skip
+        "shared": float(shared.double().mean()),
+        "pairs": [list(row) for row in zip(*columns, strict=True)],
+    }
     return numbers, curves
 
 
 def _table(ours: Mapping[str, Any], k: int) -> str:
     head = [
-        "layer", "maps", "live", "matched: mean", "median", f"above {ALIKE}", "best partner: mean", "untrained: mean",
-        "median", f"above {ALIKE}", "shuffled: mean", f"shared of {k} images", "by chance",
-    ]  # fmt: skip
+        "layer",
+        "maps",
+        "live",
+        "matched: mean",
+        "median",
+        f"above {ALIKE}",
+        "best partner: mean",
+        "untrained: mean",
+        "median",
+        f"above {ALIKE}",
+        "shuffled: mean",
+        f"shared of {k} images",
+        "by chance",
+    ]
     rows = []
     for layer, n in ours["layers"].items():
         matched, best, untrained, shuffled = (n[what] for what in ("trained", "best", "untrained", "shuffled"))
@@ -190,9 +208,15 @@ class Line:
 
 
 def _line(
-    layer: str, deconvnets: Sequence[Deconvnet], data: Any, tops: Sequence[TopActivations],
-    pairs: Sequence[Sequence[Any]], seeds: Sequence[int], preprocessing: Preprocessing, quantile: float,
-) -> Line:  # fmt: skip
+    layer: str,
+    deconvnets: Sequence[Deconvnet],
+    data: Any,
+    tops: Sequence[TopActivations],
+    pairs: Sequence[Sequence[Any]],
+    seeds: Sequence[int],
+    preprocessing: Preprocessing,
+    quantile: float,
+) -> Line:
     k = tops[0].value.shape[1]
     field = receptive_field(deconvnets[0].graph, layer, tuple(data[0][0].shape[-2:]))  # type: ignore[arg-type]
     often = [top.value[:, -1] > 0 for top in tops]

@@ -21,10 +21,19 @@ from zfnet.data.preprocessing import Preprocessing
 from zfnet.rendering import contrast, signed_image
 
 VERBS = {
-    "relu": "rectify", "relu_": "rectify", "conv2d": "filter", "linear": "filter", "maxpool2d": "unpool",
-    "switchmaxpool2d": "unpool", "max_pool2d": "unpool", "contrastnorm": "pass", "dropout": "pass", "cat": "split",
-    "add": "branch", "iadd": "branch",
-}  # fmt: skip
+    "relu": "rectify",
+    "relu_": "rectify",
+    "conv2d": "filter",
+    "linear": "filter",
+    "maxpool2d": "unpool",
+    "switchmaxpool2d": "unpool",
+    "max_pool2d": "unpool",
+    "contrastnorm": "pass",
+    "dropout": "pass",
+    "cat": "split",
+    "add": "branch",
+    "iadd": "branch",
+}
 
 
 class Step(NamedTuple):
@@ -62,9 +71,15 @@ def main(
     deconvnet = Deconvnet(model)
     count = len(data) if images is None else min(images, len(data))
     tops = scan(
-        deconvnet.graph, data, [layer], rank + 1, indices=range(count), batch_size=batch_size, workers=workers,
+        deconvnet.graph,
+        data,
+        [layer],
+        rank + 1,
+        indices=range(count),
+        batch_size=batch_size,
+        workers=workers,
         progress=progress,
-    )  # fmt: skip
+    )
     top = tops[layer]
     if map is None:
         map = int(top.value[:, rank].argmax())
@@ -87,11 +102,13 @@ def main(
     box = receptive_field(deconvnet.graph, layer, tuple(image.shape[-2:])).box(row, column)  # type: ignore[arg-type]
     ours = {
         "unit": {"layer": layer, "map": map, "row": row, "column": column, "value": value},
-        "image": index, "file": data.file(index) if hasattr(data, "file") else None, "box": list(box),
+        "image": index,
+        "file": data.file(index) if hasattr(data, "file") else None,
+        "box": list(box),
         "steps": [
             {"layer": s.layer, "operation": s.verb, "shape": list(s.signal.shape), "not_zero": s.alive} for s in steps
         ],
-    }  # fmt: skip
+    }
     settings = {"model": type(model).__name__, "layer": layer, "map": map, "rank": rank, "images": tops.images}
     with results(out) as folder:
         picture = preprocessing.pixels(image[0]).clamp(0, 1).cpu()
@@ -107,9 +124,13 @@ def _maps(signal: Tensor) -> Tensor:
 
 
 def draw(
-    image: Tensor, preprocessing: Preprocessing, steps: list[Step], box: tuple[int, int, int, int],
-    unit: tuple[int, int, int, float], shown: int,
-) -> Figure:  # fmt: skip
+    image: Tensor,
+    preprocessing: Preprocessing,
+    steps: list[Step],
+    box: tuple[int, int, int, int],
+    unit: tuple[int, int, int, float],
+    shown: int,
+) -> Figure:
     """One line for each step: what was done, where the signal is, and its strongest maps."""
     *steps, last = steps
     half = -(-(len(steps) + 2) // 2)

@@ -66,8 +66,13 @@ def main(out: str | Path, *, size: int = 16, kernel: int = 4) -> dict[str, Any]:
 def _draw(filters: Tensor, images: Tensor, activations: Tensor, projections: Tensor) -> Figure:
     figure = Figure(figsize=(8.2, 3.6), layout="constrained")
     axes = figure.subplots(2, 5)
-    columns = ("image", "activations of the\nhorizontal filter", "activations of the\nvertical filter",
-               "filter that fits", "projection of one unit")  # fmt: skip
+    columns = (
+        "image",
+        "activations of the\nhorizontal filter",
+        "activations of the\nvertical filter",
+        "filter that fits",
+        "projection of one unit",
+    )
     top = float(activations.max())
     for title, axis in zip(columns, axes[0], strict=True):
         axis.set_title(title, fontsize=9)

@@ -70,9 +70,18 @@ def main(
     images = [data[i][0] for i in chosen]
     mine = [boxes[i] for i in chosen]
     found = correspondence(
-        model, images, mine, layers, draws=draws, seed=seed, fill=fill, zeros=zeros, permutations=permutations,
-        batch_size=batch_size, progress=progress,
-    )  # fmt: skip
+        model,
+        images,
+        mine,
+        layers,
+        draws=draws,
+        seed=seed,
+        fill=fill,
+        zeros=zeros,
+        permutations=permutations,
+        batch_size=batch_size,
+        progress=progress,
+    )
     text = _table(found, layers) + "\n\n" + _notes(len(images), draws, permutations)
     print(text)
     ours: dict[str, Any] = {part: [_entry(found[layer][part]) for layer in layers] for part in (*names, "random")}
@@ -81,10 +90,18 @@ def main(
     ours["boxes"] = [{part: list(box) for part, box in each.items()} for each in mine]
     paper |= {"images": None, "boxes": None}
     settings = {
-        "model": type(model).__name__, "layers": list(layers), "draws": draws, "seed": seed, "fill": fill,
-        "zeros": zeros, "permutations": permutations, "parts": parts or "scenes", "kind": None if parts else kind,
-        "image_size": images[0].shape[-1], "dataset": type(data).__name__,
-    }  # fmt: skip
+        "model": type(model).__name__,
+        "layers": list(layers),
+        "draws": draws,
+        "seed": seed,
+        "fill": fill,
+        "zeros": zeros,
+        "permutations": permutations,
+        "parts": parts or "scenes",
+        "kind": None if parts else kind,
+        "image_size": images[0].shape[-1],
+        "dataset": type(data).__name__,
+    }
     with results(out) as folder:
         (folder / "table.md").write_text(text + "\n", encoding="utf-8")
         preprocessing = Preprocessing.of(model)
@@ -131,7 +148,7 @@ def _notes(images: int, draws: int, permutations: int) -> str:
 
 def draw(
     images: Sequence[Tensor], parts: Sequence[dict[str, Box]], fill: float, preprocessing: Preprocessing, seed: int
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Each image as it is, with each part masked, and with masks at two random places."""
     random = torch.Generator().manual_seed(seed)
     titles = ["image", *parts[0], "random", "random"]

@@ -80,10 +80,19 @@ def main(
 
     one, ten = measured(), measured(10, pad)
     text = table(
-        ["", "paper val top-1", "val top-5", "test top-5", "our nets", "our val top-1", "val top-5",
-         "one crop: val top-1", "val top-5"],
+        [
+            "",
+            "paper val top-1",
+            "val top-5",
+            "test top-5",
+            "our nets",
+            "our val top-1",
+            "val top-5",
+            "one crop: val top-1",
+            "val top-5",
+        ],
         [_row(label, groups.get(label, []), ten.get(label, {}), one.get(label, {})) for label in PAPER],
-    )  # fmt: skip
+    )
     notes = (
         f"Errors in %.  Ours: over ten crops (corners and centre, and mirrored), and of the centre alone"
         f"{'; one net of Figure 3: mean ± standard deviation (n - 1) of ' + str(nets) if nets > 1 else ''}.\n"
@@ -96,13 +105,21 @@ def main(
     ours = {
         "error": {row: {c: statistics.mean(rates) for c, rates in ten[row].items()} for row in groups},
         "deviation": {row: {c: deviation(rates) for c, rates in ten[row].items()} for row in groups},
-        "each": ten, "one_crop": one, "nets": {row: len(those[0]) for row, those in groups.items()},
-    }  # fmt: skip
+        "each": ten,
+        "one_crop": one,
+        "nets": {row: len(those[0]) for row, those in groups.items()},
+    }
     paper = {**dict.fromkeys(ours), "error": published, "nets": dict(zip(groups, (1, 1, 5, 1, 6), strict=True))}
     settings = {
-        "architecture": architecture.keywords, "recipe": asdict(recipe), "nets": nets, "crops": 10, "pad": pad,
-        "images": len(networks.training), "validation_images": len(networks.validation), "unit": "%",
-    }  # fmt: skip
+        "architecture": architecture.keywords,
+        "recipe": asdict(recipe),
+        "nets": nets,
+        "crops": 10,
+        "pad": pad,
+        "images": len(networks.training),
+        "validation_images": len(networks.validation),
+        "unit": "%",
+    }
     with results(out) as folder:
         (folder / "table.md").write_text(text, encoding="utf-8")
         drawn = [row for row in PAPER if PAPER[row][0] is not None]
@@ -113,7 +130,7 @@ def main(
 
 def _row(
     label: str, groups: Sequence[Sequence[nn.Module]], ten: Mapping[str, list[float]], one: Mapping[str, list[float]]
-) -> list[Any]:  # fmt: skip
+) -> list[Any]:
     paper = ["" if error is None else error for error in PAPER[label]]
     ours = [*map(shown, ten.values()), *map(shown, one.values())] or [""] * 4
     return [label, *paper, len(groups[0]) if groups else "", *ours]

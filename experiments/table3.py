@@ -79,9 +79,10 @@ def main(
     ours: dict[str, Any] = {
         "error": means,
         "deviation": {name: {column: deviation(rates) for column, rates in row.items()} for name, row in each.items()},
-        "each": each, "parameters": parameters,
+        "each": each,
+        "parameters": parameters,
         "rank_correlation": {column: rank_correlation(published, means, column) for column in COLUMNS},
-    }  # fmt: skip
+    }
     labels = [TITLES.get(name) or f"- {VARIANTS[name][1]}" for name in names]
     text = _table(labels, published, each, parameters)
     spread = f"mean ± standard deviation (n - 1) of {seeds} networks" if seeds > 1 else "one network"
@@ -97,9 +98,13 @@ def main(
     text = f"{text}\n\n" + "\n".join(notes) + "\n"
     print(text)
     settings = {
-        "architecture": architecture.keywords, "recipe": asdict(recipe), "seeds": seeds,
-        "images": len(networks.training), "validation_images": len(networks.validation), "unit": "%",
-    }  # fmt: skip
+        "architecture": architecture.keywords,
+        "recipe": asdict(recipe),
+        "seeds": seeds,
+        "images": len(networks.training),
+        "validation_images": len(networks.validation),
+        "unit": "%",
+    }
     paper = {**dict.fromkeys(ours), "error": published}
     with results(out) as folder:
         (folder / "table.md").write_text(text, encoding="utf-8")
@@ -111,9 +116,12 @@ def main(
 
 
 def train_each(
-    wanted: Sequence[tuple[str, int]], networks: Networks, architecture: partial[nn.Module], recipe: Recipe,
+    wanted: Sequence[tuple[str, int]],
+    networks: Networks,
+    architecture: partial[nn.Module],
+    recipe: Recipe,
     progress: bool = True,
-) -> Iterator[nn.Module]:  # fmt: skip
+) -> Iterator[nn.Module]:
     """The networks (variant, seed) in turn, trained or read; seeds count from the recipe's."""
     if getattr(architecture, "func", None) is not ZFNet:
         raise InputError("the tables change ZFNet; give a model that it makes: model=zfnet_mini, zfnet, ...")
@@ -163,9 +171,11 @@ def rank_correlation(
 
 
 def dots(
-    labels: Sequence[str], paper: Sequence[Mapping[str, float | None]], ours: Sequence[Mapping[str, Sequence[float]]],
+    labels: Sequence[str],
+    paper: Sequence[Mapping[str, float | None]],
+    ours: Sequence[Mapping[str, Sequence[float]]],
     columns: Mapping[str, str],
-) -> Figure:  # fmt: skip
+) -> Figure:
     """The table as a picture: a line for each row, a panel for each column, the paper's number and ours."""
     figure = Figure(figsize=(2.6 + 2.6 * len(columns), 1.1 + 0.3 * len(labels)), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
@@ -194,9 +204,11 @@ def dots(
 
 
 def _table(
-    labels: Sequence[str], paper: Mapping[str, Mapping[str, float]], each: Mapping[str, Mapping[str, Sequence[float]]],
+    labels: Sequence[str],
+    paper: Mapping[str, Mapping[str, float]],
+    each: Mapping[str, Mapping[str, Sequence[float]]],
     parameters: Mapping[str, int],
-) -> str:  # fmt: skip
+) -> str:
     head = ["", *(f"paper {c}" for c in COLUMNS.values()), *(f"ours {c}" for c in COLUMNS.values()), "parameters"]
     return table(
         head,

@@ -29,12 +29,27 @@ from zfnet.training import Recipe
 
 COLUMNS = ("Sande et al. 2012", "Yan et al. 2012", "Oquab et al. 2014", "Zeiler & Fergus")
 PRINTED = (
-    (92.0, 97.3, 94.6, 96.0), (74.2, 84.2, 82.9, 77.1), (73.0, 80.8, 88.2, 88.4), (77.5, 85.3, 60.3, 85.5),
-    (54.3, 60.8, 60.3, 55.8), (85.2, 89.9, 89.0, 85.8), (81.9, 86.8, 84.4, 78.6), (76.4, 89.3, 90.7, 91.2),
-    (65.2, 75.4, 72.1, 65.0), (63.2, 77.8, 86.8, 74.4), (63.2, 77.8, 69.0, 67.7), (68.9, 83.0, 92.1, 87.8),
-    (78.2, 87.5, 93.4, 86.0), (81.0, 90.1, 88.6, 85.1), (91.6, 95.0, 96.1, 90.9), (55.9, 57.8, 64.3, 52.2),
-    (69.4, 79.2, 86.6, 83.6), (65.4, 73.4, 62.3, 61.1), (86.7, 94.5, 91.1, 91.8), (77.4, 80.7, 79.8, 76.1),
-)  # fmt: skip
+    (92.0, 97.3, 94.6, 96.0),
+    (74.2, 84.2, 82.9, 77.1),
+    (73.0, 80.8, 88.2, 88.4),
+    (77.5, 85.3, 60.3, 85.5),
+    (54.3, 60.8, 60.3, 55.8),
+    (85.2, 89.9, 89.0, 85.8),
+    (81.9, 86.8, 84.4, 78.6),
+    (76.4, 89.3, 90.7, 91.2),
+    (65.2, 75.4, 72.1, 65.0),
+    (63.2, 77.8, 86.8, 74.4),
+    (63.2, 77.8, 69.0, 67.7),
+    (68.9, 83.0, 92.1, 87.8),
+    (78.2, 87.5, 93.4, 86.0),
+    (81.0, 90.1, 88.6, 85.1),
+    (91.6, 95.0, 96.1, 90.9),
+    (55.9, 57.8, 64.3, 52.2),
+    (69.4, 79.2, 86.6, 83.6),
+    (65.4, 73.4, 62.3, 61.1),
+    (86.7, 94.5, 91.1, 91.8),
+    (77.4, 80.7, 79.8, 76.1),
+)
 PAPER = dict(zip(CLASSES, PRINTED, strict=True)) | {"mean": (74.3, 82.2, 82.8, 79.0)}  # the means as printed
 KINDS = {"exclusive": "one softmax", "each class": "a classifier for each class"}
 SCRATCH = "from scratch"
@@ -72,9 +87,9 @@ def main(
     presence, classes = data.presence, list(data.classes)
     left_out = duplicates(data, pretraining, threshold, progress)
     drawn = parted(presence, getattr(data, "parts", None), folds, seed, classes, left_out)
-    rows = frozen(
-        model, data, [layer], cache, crops=crops, batch_size=batch_size, workers=workers, progress=progress
-    )[layer]  # fmt: skip
+    rows = frozen(model, data, [layer], cache, crops=crops, batch_size=batch_size, workers=workers, progress=progress)[
+        layer
+    ]
     found: dict[str, list[NDArray[np.float64]]] = {kind: [] for kind in KINDS}
     chosen: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with tqdm(total=len(drawn) * len(KINDS), unit=" folds", desc="classify", disable=not progress) as bar:
@@ -99,29 +114,42 @@ def main(
     ours = {
         "precision": {kind: {n: _mean(p) for n, p in each.items()} for kind, each in precision.items()},
         "deviation": {kind: {n: deviation(p) for n, p in each.items()} for kind, each in precision.items()},
-        "each": precision, "C": chosen, "left_out": [*left_out.values()],
-    }  # fmt: skip
+        "each": precision,
+        "C": chosen,
+        "left_out": [*left_out.values()],
+    }
     paper = {name: dict(zip(COLUMNS, values, strict=True)) for name, values in published.items()}
     settings = {
-        "model": type(model).__name__, "layer": layer, "folds": len(drawn), "images": len(presence), "classes": classes,
-        "crops": crops, "train": len(drawn[0].train), "test": len(drawn[0].test), "seed": seed, "threshold": threshold,
-        "scratch": scratch and {str(k): v for k, v in scratch.keywords.items()}, "dataset": type(data).__name__,
+        "model": type(model).__name__,
+        "layer": layer,
+        "folds": len(drawn),
+        "images": len(presence),
+        "classes": classes,
+        "crops": crops,
+        "train": len(drawn[0].train),
+        "test": len(drawn[0].test),
+        "seed": seed,
+        "threshold": threshold,
+        "scratch": scratch and {str(k): v for k, v in scratch.keywords.items()},
+        "dataset": type(data).__name__,
         "unit": "%",
-    }  # fmt: skip
+    }
     with results(out) as folder:
         (folder / "table.md").write_text(text + "\n", encoding="utf-8")
         figure = draw(published, precision, f"{type(model).__name__} {layer}, {len(presence):,} images")
         figure.savefig(folder / "figure.png", dpi=150)
         figure.savefig(folder / "figure.pdf")
-        return write_result(
-            folder, "table6", {**dict.fromkeys(ours), "precision": paper}, ours, settings, provenance
-        )  # fmt: skip
+        return write_result(folder, "table6", {**dict.fromkeys(ours), "precision": paper}, ours, settings, provenance)
 
 
 def parted(
-    presence: NDArray[np.int8], parts: Sequence[str] | None, folds: int, seed: int, classes: Sequence[str],
+    presence: NDArray[np.int8],
+    parts: Sequence[str] | None,
+    folds: int,
+    seed: int,
+    classes: Sequence[str],
     without: Mapping[int, str] = {},
-) -> list[Split]:  # fmt: skip
+) -> list[Split]:
     """The data's own fold, or halves drawn by seed.  InputError for a class that none has to train and test on."""
     images = np.array([i for i in range(len(presence)) if i not in without], dtype=np.int64)
     if parts is not None:
@@ -157,31 +185,43 @@ def _table(published: Mapping[str, Sequence[Any]], precision: Mapping[str, Mappi
     return table(
         head,
         [
-            [name, *("" if value is None else value for value in values),
-             *(shown(each[name]) if each[name] else "" for each in precision.values())]
+            [
+                name,
+                *("" if value is None else value for value in values),
+                *(shown(each[name]) if each[name] else "" for each in precision.values()),
+            ]
             for name, values in published.items()
         ],
-    )  # fmt: skip
+    )
 
 
 def _note(
-    model: nn.Module, layer: str, data: Any, presence: NDArray[np.int8], drawn: Sequence[Split],
-    scratch: partial[nn.Module] | None, recipe: Recipe | None, left_out: Sequence[str],
-) -> str:  # fmt: skip
+    model: nn.Module,
+    layer: str,
+    data: Any,
+    presence: NDArray[np.int8],
+    drawn: Sequence[Split],
+    scratch: partial[nn.Module] | None,
+    recipe: Recipe | None,
+    left_out: Sequence[str],
+) -> str:
     """What the numbers are, and what differs from the paper."""
     own = getattr(data, "parts", None) is not None
     words = [
         "Average precision, %: the area under the precision-recall curve, each precision the best at that recall or a "
         "higher one (VOC's rule since 2010); difficult objects left out; "
-        + ("trained on VOC's train, tested on its val." if own else
-           f"mean ± standard deviation (n - 1) of {len(drawn)} folds, half of the images to train on, of the folds "
-           "that have the class in both halves."),
+        + (
+            "trained on VOC's train, tested on its val."
+            if own
+            else f"mean ± standard deviation (n - 1) of {len(drawn)} folds, half of the images to train on, of the folds "
+            "that have the class in both halves."
+        ),
         f"Pretrained: {type(model).__name__}, {layer}.  What differs from the paper: network and images, "
         f"{len(presence):,} of {type(data).__name__}, {len(drawn[0].train):,} to train on; there 11,540 of VOC 2012's "
         "train and val, tested by VOC's server.  In one softmax an image of several classes counts in parts for each; "
         "the paper says nothing of them.",
         "Of the printed means only that of Zeiler & Fergus is the mean of its column.",
-    ]  # fmt: skip
+    ]
     if scratch is not None and recipe is not None:
         side = scratch.keywords.get("image_size", 224)
         words.append(
@@ -204,9 +244,15 @@ def draw(
         for y, found in enumerate(each.values()):
             if found:
                 axis.errorbar(
-                    statistics.mean(found), y + 0.16 * (n - 1), xerr=deviation(found), fmt="os^"[n], ms=4, lw=0.9,
-                    color=f"C{n}", label="" if y else f"ours: {KINDS.get(kind, kind)}",
-                )  # fmt: skip
+                    statistics.mean(found),
+                    y + 0.16 * (n - 1),
+                    xerr=deviation(found),
+                    fmt="os^"[n],
+                    ms=4,
+                    lw=0.9,
+                    color=f"C{n}",
+                    label="" if y else f"ours: {KINDS.get(kind, kind)}",
+                )
     axis.set_yticks(range(len(published)), published)
     axis.set(xlabel="average precision, %", xlim=(0, 101))
     axis.invert_yaxis()

@@ -85,11 +85,16 @@ def main(
     text = table(
         ["", "paper, Caltech-101", "paper, Caltech-256", "ours", "layer", "features"],
         [
-            [row, *(f"{mean:.1f} ± {spread:.1f}" for mean, spread in PAPER[row]), shown(accuracy[row]),
-             layer := layers[NUMBERS.index(int(row[-2]))], widths[layer]]
+            [
+                row,
+                *(f"{mean:.1f} ± {spread:.1f}" for mean, spread in PAPER[row]),
+                shown(accuracy[row]),
+                layer := layers[NUMBERS.index(int(row[-2]))],
+                widths[layer],
+            ]
             for row in PAPER
         ],
-    )  # fmt: skip
+    )
     notes = (
         f"Mean over classes of the accuracy, %, with {per_class} training images of each class; mean ± standard "
         f"deviation (n - 1) of {folds} folds{', the first of split.csv' if getattr(data, 'parts', None) else ''}; "
@@ -105,21 +110,30 @@ def main(
     ours = {
         "accuracy": {row: statistics.mean(a) for row, a in accuracy.items()},
         "deviation": {row: deviation(a) for row, a in accuracy.items()},
-        "each": accuracy, "features": widths, "left_out": left_out,
-    }  # fmt: skip
+        "each": accuracy,
+        "features": widths,
+        "left_out": left_out,
+    }
     settings = {
-        "model": type(model).__name__, "layers": list(layers), "per_class": per_class, "folds": folds, "test": test,
-        "crops": crops, "limit": limit, "seed": seed, "images": len(labels), "classes": list(classes), "unit": "%",
+        "model": type(model).__name__,
+        "layers": list(layers),
+        "per_class": per_class,
+        "folds": folds,
+        "test": test,
+        "crops": crops,
+        "limit": limit,
+        "seed": seed,
+        "images": len(labels),
+        "classes": list(classes),
+        "unit": "%",
         "dataset": type(data).__name__,
-    }  # fmt: skip
+    }
     with results(out) as folder:
         (folder / "table.md").write_text(text + "\n", encoding="utf-8")
         figure = draw(accuracy, f"{type(model).__name__}, {len(classes)} classes")
         figure.savefig(folder / "figure.png", dpi=150)
         figure.savefig(folder / "figure.pdf")
-        return write_result(
-            folder, "table7", {**dict.fromkeys(ours), "accuracy": PAPER}, ours, settings, provenance
-        )  # fmt: skip
+        return write_result(folder, "table7", {**dict.fromkeys(ours), "accuracy": PAPER}, ours, settings, provenance)
 
 
 def draw(accuracy: dict[str, list[float]], title: str) -> Figure:

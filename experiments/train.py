@@ -81,10 +81,15 @@ def main(
     ours["waiting"] = sum(entry["waiting"] * entry["seconds"] for entry in history) / max(seconds, 1e-9)
     paper = {"epochs": 70, "history": None, "validation_top1": 0.384, "validation_top5": 0.165, "waiting": None}
     settings = {
-        "model": type(model).__name__, "recipe": asdict(recipe), "images": len(images), "crops": crops,
-        "validation_images": len(checks) if checks else 0, "dataset": _name(training), "parameters": _size(model),
+        "model": type(model).__name__,
+        "recipe": asdict(recipe),
+        "images": len(images),
+        "crops": crops,
+        "validation_images": len(checks) if checks else 0,
+        "dataset": _name(training),
+        "parameters": _size(model),
         "processes": processes()[1],
-    }  # fmt: skip
+    }
     with results(out) as folder:
         weights.save(model, folder / "model.safetensors", history=history, **about)
         result = write_result(folder, "train", {key: paper[key] for key in ours}, ours, settings, provenance)

@@ -38,7 +38,9 @@ from zfnet.training import Recipe, in_memory, network_input
 THUMBNAIL = Stored(Preprocessing(size=32, resize=32, mode="warp"))  # of which near duplicates are told
 PUBLISHED: dict[str, dict[str, Any]] = {  # accuracy, %, and its deviation, by training images of each class
     "table4": {
-        "title": "Caltech-101", "classes": 101, "folds": 5,
+        "title": "Caltech-101",
+        "classes": 101,
+        "folds": 5,
         "rows": {
             "Bo et al. 2013": {30: (81.4, 0.33)},
             "Yang et al. 2009": {15: (73.2, None), 30: (84.3, None)},
@@ -47,7 +49,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # accuracy, %, and its deviation, by t
         },
     },
     "table5": {
-        "title": "Caltech-256", "classes": 256, "folds": None,
+        "title": "Caltech-256",
+        "classes": 256,
+        "folds": None,
         "rows": {
             "Sohn et al. 2011": {15: (35.1, None), 30: (42.1, None), 45: (45.7, None), 60: (47.9, None)},
             "Bo et al. 2013": {15: (40.5, 0.4), 30: (48.0, 0.2), 45: (51.9, 0.2), 60: (55.2, 0.3)},
@@ -56,16 +60,28 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # accuracy, %, and its deviation, by t
         },
     },
     "fig9": {
-        "title": "Caltech-256", "classes": 256, "folds": None,
+        "title": "Caltech-256",
+        "classes": 256,
+        "folds": None,
         "rows": {  # the curve as measured in the paper's plot, its error bars' half width
             "Bo et al. 2013": {60: (55.2, 0.3)},
             "pretrained": {
-                1: (27.2, 0.9), 2: (39.2, 2.3), 3: (46.1, 0.8), 4: (51.8, 0.3), 5: (54.9, 0.4), 6: (57.0, 0.6),
-                7: (58.9, 0.6), 10: (62.6, 0.5), 15: (65.7, 0.2), 30: (70.6, 0.2), 45: (72.7, 0.4), 60: (74.2, 0.3),
+                1: (27.2, 0.9),
+                2: (39.2, 2.3),
+                3: (46.1, 0.8),
+                4: (51.8, 0.3),
+                5: (54.9, 0.4),
+                6: (57.0, 0.6),
+                7: (58.9, 0.6),
+                10: (62.6, 0.5),
+                15: (65.7, 0.2),
+                30: (70.6, 0.2),
+                45: (72.7, 0.4),
+                60: (74.2, 0.3),
             },
         },
     },
-}  # fmt: skip
+}
 
 
 def main(
@@ -113,9 +129,9 @@ def main(
         ]
         for n in per_class
     }
-    rows = frozen(
-        model, data, [layer], cache, crops=crops, batch_size=batch_size, workers=workers, progress=progress
-    )[layer]  # fmt: skip
+    rows = frozen(model, data, [layer], cache, crops=crops, batch_size=batch_size, workers=workers, progress=progress)[
+        layer
+    ]
     accuracy: dict[str, dict[int, list[float]]] = {"pretrained": {}}
     chosen: dict[int, list[float]] = {}
     with tqdm(total=folds * len(drawn), unit=" folds", desc="classify", disable=not progress) as bar:
@@ -131,14 +147,16 @@ def main(
         marked = np.asarray(labels)
         accuracy["from scratch"] = {
             n: [
-                percent(mean_accuracy(
-                    control.probabilities(part.train, marked[part.train], part.test, seed + fold).argmax(1),
-                    marked[part.test],
-                ))
+                percent(
+                    mean_accuracy(
+                        control.probabilities(part.train, marked[part.train], part.test, seed + fold).argmax(1),
+                        marked[part.test],
+                    )
+                )
                 for fold, part in enumerate(parts)
             ]
             for n, parts in drawn.items()
-        }  # fmt: skip
+        }
     published = PUBLISHED[which]
     note = "\n".join(_notes(published, model, layer, data, labels, classes, folds, test, scratch, recipe, left_out))
     text = f"{_table(published['rows'], accuracy)}\n\n{note}"
@@ -148,21 +166,30 @@ def main(
         "accuracy": {row: {str(n): statistics.mean(a) for n, a in found.items()} for row, found in accuracy.items()},
         "deviation": {row: {str(n): deviation(a) for n, a in found.items()} for row, found in accuracy.items()},
         "each": {row: {str(n): a for n, a in found.items()} for row, found in accuracy.items()},
-        "C": {str(n): c for n, c in chosen.items()}, "left_out": left_out,
-    }  # fmt: skip
+        "C": {str(n): c for n, c in chosen.items()},
+        "left_out": left_out,
+    }
     settings = {
-        "model": type(model).__name__, "layer": layer, "per_class": list(per_class), "folds": folds, "test": test,
-        "crops": crops, "seed": seed, "images": len(labels), "classes": list(classes), "dataset": type(data).__name__,
-        "scratch": scratch and {str(k): v for k, v in scratch.keywords.items()}, "threshold": threshold, "unit": "%",
-    }  # fmt: skip
+        "model": type(model).__name__,
+        "layer": layer,
+        "per_class": list(per_class),
+        "folds": folds,
+        "test": test,
+        "crops": crops,
+        "seed": seed,
+        "images": len(labels),
+        "classes": list(classes),
+        "dataset": type(data).__name__,
+        "scratch": scratch and {str(k): v for k, v in scratch.keywords.items()},
+        "threshold": threshold,
+        "unit": "%",
+    }
     with results(out) as folder:
         (folder / "table.md").write_text(text + "\n", encoding="utf-8")
         figure = draw(published, accuracy, f"{len(classes)} classes, {type(model).__name__} {layer}")
         figure.savefig(folder / "figure.png", dpi=150)
         figure.savefig(folder / "figure.pdf")
-        return write_result(
-            folder, which, {**dict.fromkeys(ours), "accuracy": paper}, ours, settings, provenance
-        )  # fmt: skip
+        return write_result(folder, which, {**dict.fromkeys(ours), "accuracy": paper}, ours, settings, provenance)
 
 
 def checked(
@@ -179,9 +206,16 @@ def checked(
 
 
 def frozen(
-    model: nn.Module, data: Any, layers: Sequence[str], cache: str | Path, *, crops: int = 1, progress: bool = True,
-    workers: int | None = None, **how: Any,
-) -> dict[str, np.ndarray]:  # fmt: skip
+    model: nn.Module,
+    data: Any,
+    layers: Sequence[str],
+    cache: str | Path,
+    *,
+    crops: int = 1,
+    progress: bool = True,
+    workers: int | None = None,
+    **how: Any,
+) -> dict[str, np.ndarray]:
     """`features` of a data set, of its images with their margins where they are of ten crops."""
     if crops != 1:
         data = _bytes(data, Stored(Preprocessing.of(model)), progress, "images", workers)
@@ -213,9 +247,14 @@ class Control:
     """Networks trained from scratch on nothing but a fold's training images."""
 
     def __init__(
-        self, data: Any, architecture: partial[nn.Module], recipe: Recipe, classes: int, workers: int | None,
+        self,
+        data: Any,
+        architecture: partial[nn.Module],
+        recipe: Recipe,
+        classes: int,
+        workers: int | None,
         progress: bool,
-    ):  # fmt: skip
+    ):
         self.architecture = partial(architecture, num_classes=classes)
         side = architecture.keywords.get("image_size", 224)
         self.preprocessing = Preprocessing(size=side, resize=round(side * 9 / 8))
@@ -230,9 +269,13 @@ class Control:
         order = np.random.default_rng(seed).permutation(len(train))
         training = TensorDataset(self.images[train[order]], torch.from_numpy(labels[order]))
         networks = Networks(
-            Path("outputs", "networks", "scratch"), training, None, self.preprocessing, workers=0,
+            Path("outputs", "networks", "scratch"),
+            training,
+            None,
+            self.preprocessing,
+            workers=0,
             progress=self.progress,
-        )  # fmt: skip
+        )
         model = networks.trained("scratch", self.architecture, replace(self.recipe, seed=seed)).model
         with evaluating(model):
             some = self.images[test].split(128)
@@ -257,10 +300,18 @@ def _published(pair: tuple[float, float | None] | None) -> str:
 
 
 def _notes(
-    published: Mapping[str, Any], model: nn.Module, layer: str, data: Any, labels: Sequence[int],
-    classes: Sequence[str], folds: int, test: int, scratch: partial[nn.Module] | None, recipe: Recipe | None,
+    published: Mapping[str, Any],
+    model: nn.Module,
+    layer: str,
+    data: Any,
+    labels: Sequence[int],
+    classes: Sequence[str],
+    folds: int,
+    test: int,
+    scratch: partial[nn.Module] | None,
+    recipe: Recipe | None,
     left_out: Sequence[str],
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """What the numbers are, and what differs from the paper."""
     words = [
         f"Mean over classes of the accuracy, %, by training images of each class; mean ± standard deviation (n - 1) of "
@@ -281,9 +332,7 @@ def _notes(
     return words
 
 
-def draw(
-    published: Mapping[str, Any], accuracy: Mapping[str, Mapping[int, Sequence[float]]], title: str
-) -> Figure:  # fmt: skip
+def draw(published: Mapping[str, Any], accuracy: Mapping[str, Mapping[int, Sequence[float]]], title: str) -> Figure:
     """Accuracy by training images of each class: the paper's in grey, ours in red."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()

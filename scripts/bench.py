@@ -42,9 +42,21 @@ from zfnet.graph import Graph
 
 LAYERS = [f"relu{n}" for n in range(1, 6)]
 TARGETS = {
-    "forward": 1.3, "record": 1 / 1.2, "scan": 0.95, "relu1": 100, "relu2": 25, "relu3": 7, "relu4": 4, "relu5": 3,
-    "all five": 8, "ablation": 5, "ZFNet": 4, "VGG11": 2.5, "SqueezeNet": 2.5, "Captum": 5,
-}  # fmt: skip
+    "forward": 1.3,
+    "record": 1 / 1.2,
+    "scan": 0.95,
+    "relu1": 100,
+    "relu2": 25,
+    "relu3": 7,
+    "relu4": 4,
+    "relu5": 3,
+    "all five": 8,
+    "ablation": 5,
+    "ZFNet": 4,
+    "VGG11": 2.5,
+    "SqueezeNet": 2.5,
+    "Captum": 5,
+}
 
 
 def medians(device: str, repeats: int, **contenders: Callable[[], object]) -> dict[str, float]:
@@ -175,8 +187,13 @@ def bench_ablation(model: ZFNet, device: str, repeats: int) -> list[dict]:
         canvases[..., : canvases.shape[-1] // 2] = 0
         trunk = model[: list(dict(model.named_children())).index(layer) + 1]
 
-        def image(layer: str = layer, units: Tensor = units, canvases: Tensor = canvases, boxes: Tensor = boxes,
-                  trunk: nn.Module = trunk) -> Tensor:  # fmt: skip
+        def image(
+            layer: str = layer,
+            units: Tensor = units,
+            canvases: Tensor = canvases,
+            boxes: Tensor = boxes,
+            trunk: nn.Module = trunk,
+        ) -> Tensor:
             found = []
             with torch.inference_mode():
                 for (i, m, r, c), canvas, (top, left, bottom, right) in zip(
@@ -278,9 +295,13 @@ def row(name: str, spent: dict[str, float], items: int, against: str, target: fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     benches: dict[str, Callable[[ZFNet, str, int], Iterable[dict]]] = {
-        "forward": bench_forward, "record": bench_record, "scan": bench_scan, "project": bench_project,
-        "ablation": bench_ablation, "occlusion": bench_occlusion,
-    }  # fmt: skip
+        "forward": bench_forward,
+        "record": bench_record,
+        "scan": bench_scan,
+        "project": bench_project,
+        "ablation": bench_ablation,
+        "occlusion": bench_occlusion,
+    }
     parser.add_argument(
         "what", nargs="*", metavar="forward|record|scan|project|ablation|occlusion", help="all if none is named"
     )

@@ -29,9 +29,20 @@ from zfnet import Deconvnet, InputError, occlusion_maps, receptive_field
 from zfnet.rendering import on_image
 
 FAMILIES = (
-    "alexnet", "vgg", "squeezenet", "googlenet", "inception", "resnet", "resnext", "wide_resnet", "densenet", "mnasnet",
-    "mobilenet_v2", "shufflenet", "regnet_x",
-)  # fmt: skip
+    "alexnet",
+    "vgg",
+    "squeezenet",
+    "googlenet",
+    "inception",
+    "resnet",
+    "resnext",
+    "wide_resnet",
+    "densenet",
+    "mnasnet",
+    "mobilenet_v2",
+    "shufflenet",
+    "regnet_x",
+)
 REFUSED = tuple(n for n in models.list_models(module=models) if not n.startswith(FAMILIES))
 ZOO = tuple(n for n in models.list_models(module=models) if n.startswith(FAMILIES))
 NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d)

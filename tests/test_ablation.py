@@ -24,10 +24,15 @@ FEW = {"layers": ["relu1", "relu2"], "maps": 3, "k": 4, "shares": [0, 10, 40, 10
 def model():
     torch.manual_seed(0)
     layers = OrderedDict(
-        conv1=nn.Conv2d(3, 6, 5, 2), relu1=nn.ReLU(inplace=True), pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
-        conv2=nn.Conv2d(6, 8, 3, padding=1), relu2=nn.ReLU(inplace=True), flatten=nn.AdaptiveAvgPool2d(1),
-        flat=nn.Flatten(), fc=nn.Linear(8, 16),
-    )  # fmt: skip
+        conv1=nn.Conv2d(3, 6, 5, 2),
+        relu1=nn.ReLU(inplace=True),
+        pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
+        conv2=nn.Conv2d(6, 8, 3, padding=1),
+        relu2=nn.ReLU(inplace=True),
+        flatten=nn.AdaptiveAvgPool2d(1),
+        flat=nn.Flatten(),
+        fc=nn.Linear(8, 16),
+    )
     model = nn.Sequential(layers).eval()
     model.preprocessing = Preprocessing(size=32, resize=36)
     return model

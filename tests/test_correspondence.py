@@ -60,11 +60,13 @@ def test_random_boxes_are_clear_of_the_parts_and_everywhere_else():
         (top, left, top + 2, left + 3)
         for top, left in itertools.product(range(9), range(7))
         if all(
-            not ({(r, c) for r in range(top, top + 2) for c in range(left, left + 3)}
-                 & {(r, c) for r in range(t, b) for c in range(s, e)})
+            not (
+                {(r, c) for r in range(top, top + 2) for c in range(left, left + 3)}
+                & {(r, c) for r in range(t, b) for c in range(s, e)}
+            )
             for t, s, b, e in avoid.tolist()
         )
-    }  # fmt: skip
+    }
     assert set(map(tuple, boxes.tolist())) == places
     assert torch.equal(boxes, random_boxes(avoid, (2, 3), (10, 9), 4000, generator()))
     assert not torch.equal(boxes, random_boxes(avoid, (2, 3), (10, 9), 4000, generator(1)))

@@ -115,9 +115,18 @@ def recorded(model: nn.Module, images: Tensor, layers: tuple[str, ...]) -> tuple
 def tiny() -> tuple[nn.Sequential, Tensor]:
     torch.manual_seed(3)
     layers = (
-        nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True), nn.BatchNorm2d(4),
-        nn.Conv2d(4, 5, 2), nn.ReLU(), nn.MaxPool2d(2, 1), nn.Flatten(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3),
-    )  # fmt: skip
+        nn.Conv2d(3, 4, 3, 2, 1),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 5, 2),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 1),
+        nn.Flatten(),
+        nn.Linear(5, 6),
+        nn.ReLU(),
+        nn.Linear(6, 3),
+    )
     return randomised(nn.Sequential(*layers)), torch.randn(1, 3, 12, 12, dtype=torch.float64)
 
 
@@ -355,8 +364,13 @@ class TestLaws:
         signal = several(recording.activations["5"])
         steps = list(deconvnet.steps(recording, "5", signal))
         assert [(layer, operation) for layer, operation, _ in steps] == [
-            ("5", "ReLU"), ("4", "Conv2d"), ("3", "BatchNorm2d"), ("2", "MaxPool2d"), ("1", "ReLU"), ("0", "Conv2d"),
-        ]  # fmt: skip
+            ("5", "ReLU"),
+            ("4", "Conv2d"),
+            ("3", "BatchNorm2d"),
+            ("2", "MaxPool2d"),
+            ("1", "ReLU"),
+            ("0", "Conv2d"),
+        ]
         assert torch.equal(steps[0][2], signal.clamp(min=0))
         assert torch.equal(steps[-1][2], deconvnet.project(recording, "5", signal))
 

@@ -33,19 +33,27 @@ from zfnet.training import Recipe
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {"run", "overrides", "results", "models", "networks", "panels", "datasets", "transfer", "__init__"}
 TINY = [
-    "model=zfnet_small", "model.weights=null", "model.architecture.maps=[4,4,4,4,4]", "model.architecture.hidden=[8]",
+    "model=zfnet_small",
+    "model.weights=null",
+    "model.architecture.maps=[4,4,4,4,4]",
+    "model.architecture.hidden=[8]",
     "data.count={train: 24, val: 12}",
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
     layers = OrderedDict(
-        conv1=nn.Conv2d(3, 6, 5, 2), relu1=nn.ReLU(inplace=True), pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
-        conv2=nn.Conv2d(6, 8, 3, padding=1), relu2=nn.ReLU(inplace=True), flatten=nn.AdaptiveAvgPool2d(1),
-        flat=nn.Flatten(), fc=nn.Linear(8, 16),
-    )  # fmt: skip
+        conv1=nn.Conv2d(3, 6, 5, 2),
+        relu1=nn.ReLU(inplace=True),
+        pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
+        conv2=nn.Conv2d(6, 8, 3, padding=1),
+        relu2=nn.ReLU(inplace=True),
+        flatten=nn.AdaptiveAvgPool2d(1),
+        flat=nn.Flatten(),
+        fc=nn.Linear(8, 16),
+    )
     model = nn.Sequential(layers).eval()
     model.preprocessing = Preprocessing(size=32, resize=36)
     return model
@@ -422,10 +430,7 @@ def test_a_network_of_ones_own(run, tmp_path):
         (["model=resnet18", "model.weights=DEFAULT"], "cannot download ResNet18_Weights.IMAGENET1K_V1"),
         (["model=resnet18", "model.weights=nothing.pth"], "nothing.pth"),
         (["model=resnet500"], "no model 'resnet500' (did you mean 'resnet50'?)"),
-        (
-            ["model=vit_b_32"],
-            "VisionTransformer has 0 layers that all of the image comes through, not 5: give mod",
-        ),
+        (["model=vit_b_32"], "VisionTransformer has 0 layers that all of the image comes through, not 5: give mod"),
         (
             ["model=efficientnet_b0", *SMALL],
             "no deconvnet rule for mul at features.2.1.block.2.mul of two feature maps; reg",
@@ -599,10 +604,7 @@ def test_a_network_has_as_many_classes_as_its_data_and_keeps_them(run, tmp_path,
 def test_several_processes_are_for_training(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     status, lines = run("experiment=stripes")
-    assert (status, lines) == (
-        2,
-        ["run.py: torchrun is for experiment=train and variant; run stripes with python"],
-    )
+    assert (status, lines) == (2, ["run.py: torchrun is for experiment=train and variant; run stripes with python"])
 
 
 def test_a_variant_is_trained_where_the_tables_find_it(run, tmp_path):

@@ -56,9 +56,9 @@ def left(patches, respond, weight, keep, content=None):
     signals = {"projection": patches.projections}
     rank = ranks(weight, patches.crops, signals, inside, seeded())
     content = patches.crops if content is None else content
-    return curve(
-        respond, patches.values, content, torch.zeros_like(patches.crops), rank, inside, SHARES, keep=keep
-    )[0].tolist()  # fmt: skip
+    return curve(respond, patches.values, content, torch.zeros_like(patches.crops), rank, inside, SHARES, keep=keep)[
+        0
+    ].tolist()
 
 
 class TestKnownAnswers:

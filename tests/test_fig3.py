@@ -112,9 +112,12 @@ class Branched(nn.Module):
 def test_branches_are_drawn_by_what_comes_out_of_them():
     drawn = fig3.layers(Branched(), 16)
     assert [(layer.kind, layer.output) for layer in drawn] == [
-        ("image", (3, 16, 16)), ("filters", (4, 16, 16)), ("pooled", (4, 8, 8)), ("branches", (4, 8, 8)),
+        ("image", (3, 16, 16)),
+        ("filters", (4, 16, 16)),
+        ("pooled", (4, 8, 8)),
+        ("branches", (4, 8, 8)),
         ("units", (7,)),
-    ]  # fmt: skip
+    ]
     assert drawn[1].words == ["filters 3 × 3", "stride 1", "ReLU"]  # noqa: RUF001
     assert drawn[2].words == ["max pool 2 × 2", "stride 2"]  # noqa: RUF001
     assert drawn[3].words == ["1 convolution", "1 × 3", "sum of branches", "flatten to 256"]  # noqa: RUF001

@@ -30,10 +30,15 @@ def files(folder: Path) -> set[str]:
 def network(seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     layers = OrderedDict(
-        conv1=nn.Conv2d(3, 5, 5, 2), relu1=nn.ReLU(inplace=True), pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
-        conv2=nn.Conv2d(5, 7, 3, padding=1), relu2=nn.ReLU(inplace=True), mean=nn.AdaptiveAvgPool2d(1),
-        flat=nn.Flatten(), fc=nn.Linear(7, 16),
-    )  # fmt: skip
+        conv1=nn.Conv2d(3, 5, 5, 2),
+        relu1=nn.ReLU(inplace=True),
+        pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
+        conv2=nn.Conv2d(5, 7, 3, padding=1),
+        relu2=nn.ReLU(inplace=True),
+        mean=nn.AdaptiveAvgPool2d(1),
+        flat=nn.Flatten(),
+        fc=nn.Linear(7, 16),
+    )
     model = nn.Sequential(layers).eval()
     model.preprocessing = Preprocessing(size=32, resize=36)
     return model

@@ -20,9 +20,13 @@ FEW = {"translations": [-6, 0, 6], "scales": [1, 1.4], "rotations": [0, 90, 180]
 def model():
     torch.manual_seed(0)
     layers = OrderedDict(
-        conv1=nn.Conv2d(3, 6, 5, 2), relu1=nn.ReLU(inplace=True), flatten=nn.Flatten(), fc6=nn.Linear(6 * 196, 12),
-        relu6=nn.ReLU(inplace=True), fc8=nn.Linear(12, 16),
-    )  # fmt: skip
+        conv1=nn.Conv2d(3, 6, 5, 2),
+        relu1=nn.ReLU(inplace=True),
+        flatten=nn.Flatten(),
+        fc6=nn.Linear(6 * 196, 12),
+        relu6=nn.ReLU(inplace=True),
+        fc8=nn.Linear(12, 16),
+    )
     model = nn.Sequential(layers).eval()
     model.preprocessing = Preprocessing(size=32, resize=36)
     return model
@@ -52,12 +56,19 @@ def test_it_writes_what_it_returns(model, data, tmp_path):
 def test_its_curves_are_those_of_the_library(model, data, tmp_path):
     ours = draw(model, data, tmp_path, images=[7, 3], fill="edge")["ours"]
     assert [(image["index"], image["label"], image["file"]) for image in ours["images"]] == [
-        (7, 7, "scenes/val/000007"), (3, 3, "scenes/val/000003")
-    ]  # fmt: skip
+        (7, 7, "scenes/val/000007"),
+        (3, 3, "scenes/val/000003"),
+    ]
     found = invariance(
-        model, [data[7][0], data[3][0]], [7, 3], ["relu1", "relu6"], "rotation", FEW["rotations"], fill="edge",
+        model,
+        [data[7][0], data[3][0]],
+        [7, 3],
+        ["relu1", "relu6"],
+        "rotation",
+        FEW["rotations"],
+        fill="edge",
         progress=False,
-    )  # fmt: skip
+    )
     curves = ours["rotation"]["curves"]
     assert curves["amounts"] == FEW["rotations"]
     assert curves["probability"] == found.probability.tolist()

@@ -21,10 +21,15 @@ from zfnet.data.scenes import Scenes
 def model():
     torch.manual_seed(0)
     layers = OrderedDict(
-        conv1=nn.Conv2d(3, 6, 5, 2), relu1=nn.ReLU(inplace=True), pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
-        conv2=nn.Conv2d(6, 8, 3, padding=1), relu2=nn.ReLU(inplace=True), flatten=nn.AdaptiveAvgPool2d(1),
-        flat=nn.Flatten(), fc=nn.Linear(8, 16),
-    )  # fmt: skip
+        conv1=nn.Conv2d(3, 6, 5, 2),
+        relu1=nn.ReLU(inplace=True),
+        pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
+        conv2=nn.Conv2d(6, 8, 3, padding=1),
+        relu2=nn.ReLU(inplace=True),
+        flatten=nn.AdaptiveAvgPool2d(1),
+        flat=nn.Flatten(),
+        fc=nn.Linear(8, 16),
+    )
     model = nn.Sequential(layers).eval()
     model.preprocessing = Preprocessing(size=32, resize=36)
     return model
@@ -92,10 +97,11 @@ def test_on_the_object_or_beside_it():
 
 def test_images_by_seed_are_as_many_as_asked_for(model, data, tmp_path):
     runs = [
-        fig7.main(model, data, tmp_path, layer="relu2", images=2, step=9, measured=0, seed=seed, width=800,
-                  progress=False)
+        fig7.main(
+            model, data, tmp_path, layer="relu2", images=2, step=9, measured=0, seed=seed, width=800, progress=False
+        )
         for seed in (1, 1, 2)
-    ]  # fmt: skip
+    ]
     images = [run["settings"]["images"] for run in runs]
     assert images[0] == images[1] != images[2]
     assert [len(each) for each in images] == [2, 2, 2]
@@ -173,10 +179,15 @@ def test_which_class_of_the_network_a_label_is(classes, count, label, of_network
 
 def test_where_the_network_knows_no_such_class_its_likeliest_stands_for_it(data, tmp_path):
     torch.manual_seed(0)
-    other = nn.Sequential(OrderedDict(
-        conv=nn.Conv2d(3, 4, 5, 2), relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(),
-        fc=nn.Linear(4, 5),
-    )).eval()  # fmt: skip
+    other = nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(3, 4, 5, 2),
+            relu=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flat=nn.Flatten(),
+            fc=nn.Linear(4, 5),
+        )
+    ).eval()
     other.preprocessing = data.transform
     result = fig7.main(other, data, tmp_path, layer="relu", images=[3], measured=4, width=900, progress=False)
     likeliest = int(other(data[3][0][None]).argmax())

@@ -16,8 +16,17 @@ from zfnet.data.photos import BrokenImage, Photos
 from zfnet.errors import InputError
 
 FILES = [
-    "b.txt", "a/2", "a/10", "a b/x.JPEG", "a.b/deep/er/1.png", "z/1.png", "a/é.png", ".hidden/1", "a/.hidden", "a/B",
-]  # fmt: skip
+    "b.txt",
+    "a/2",
+    "a/10",
+    "a b/x.JPEG",
+    "a.b/deep/er/1.png",
+    "z/1.png",
+    "a/é.png",
+    ".hidden/1",
+    "a/.hidden",
+    "a/B",
+]
 
 
 def zipped(folder: Path, target: Path, prefix: str = "") -> Path:

@@ -26,9 +26,13 @@ def smooth(y, x):
 def network():
     torch.manual_seed(1)
     layers = OrderedDict(
-        conv1=nn.Conv2d(3, 6, 5, 2), relu1=nn.ReLU(inplace=True), flatten=nn.Flatten(), fc6=nn.Linear(216, 10),
-        relu6=nn.ReLU(inplace=True), fc8=nn.Linear(10, 4),
-    )  # fmt: skip
+        conv1=nn.Conv2d(3, 6, 5, 2),
+        relu1=nn.ReLU(inplace=True),
+        flatten=nn.Flatten(),
+        fc6=nn.Linear(216, 10),
+        relu6=nn.ReLU(inplace=True),
+        fc8=nn.Linear(10, 4),
+    )
     model = nn.Sequential(layers)
     model.preprocessing = PLAIN
     return model
@@ -79,9 +83,16 @@ def test_quarter_turns_are_exact_and_anticlockwise(turns):
 
 @pytest.mark.parametrize(
     ("kind", "amount"),
-    [("translation", 2.5), ("translation", -3.3), ("scale", 1.3), ("scale", 1.8), ("scale", 0.7), ("rotation", 30),
-     ("rotation", 200)],
-)  # fmt: skip
+    [
+        ("translation", 2.5),
+        ("translation", -3.3),
+        ("scale", 1.3),
+        ("scale", 1.8),
+        ("scale", 0.7),
+        ("rotation", 30),
+        ("rotation", 200),
+    ],
+)
 def test_between_pixels_it_is_the_same_picture(kind, amount):
     size = 41
     y, x = (np.indices((size, size)) - (size - 1) / 2).astype(float)
@@ -131,9 +142,16 @@ def test_bad_transforms_are_refused(kind, amount, settings, message):
 def test_distances_and_probabilities_are_those_of_single_images():
     model, images, labels, amounts = network(), [noise(16, 1), noise(16, 2)], [3, 0], [-4, 0, 2.5, 4]
     found = invariance(
-        model, images, labels, ["conv1", "relu1", "relu6"], "translation", amounts, distance="euclidean", batch_size=3,
+        model,
+        images,
+        labels,
+        ["conv1", "relu1", "relu6"],
+        "translation",
+        amounts,
+        distance="euclidean",
+        batch_size=3,
         progress=False,
-    )  # fmt: skip
+    )
     assert found.amounts.tolist() == amounts
     model.eval()
     with torch.no_grad():

@@ -10,9 +10,23 @@ import zfnet
 ROOT = Path(__file__).resolve().parent.parent
 # a module may import those before it; the files of `data` import errors and each other
 ORDER = [
-    "errors", "files", "data", "switches", "model", "checks", "graph", "windows", "recording", "receptive_fields",
-    "scanning", "deconvnet", "weights", "rendering", "training", "analysis",
-]  # fmt: skip
+    "errors",
+    "files",
+    "data",
+    "switches",
+    "model",
+    "checks",
+    "graph",
+    "windows",
+    "recording",
+    "receptive_fields",
+    "scanning",
+    "deconvnet",
+    "weights",
+    "rendering",
+    "training",
+    "analysis",
+]
 FOR_EXPERIMENTS = {"hydra", "omegaconf", "matplotlib"}
 LIBRARY = sorted((ROOT / "zfnet").rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
@@ -69,10 +83,24 @@ def test_files_open_with_their_idea(file: Path) -> None:
 
 
 PUBLIC = {
-    "ZFNet", "SwitchMaxPool2d", "pool", "unpool", "Deconvnet", "Patches", "receptive_field", "scan", "TopActivations",
-    "layer_table", "rule", "Recording", "ReceptiveField", "InputError", "OcclusionMaps", "occlusion_maps",
+    "ZFNet",
+    "SwitchMaxPool2d",
+    "pool",
+    "unpool",
+    "Deconvnet",
+    "Patches",
+    "receptive_field",
+    "scan",
+    "TopActivations",
+    "layer_table",
+    "rule",
+    "Recording",
+    "ReceptiveField",
+    "InputError",
+    "OcclusionMaps",
+    "occlusion_maps",
     "project_top",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))

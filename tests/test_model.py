@@ -14,9 +14,30 @@ from zfnet import InputError, ZFNet
 from zfnet.model import CHANGES, VARIANTS, ContrastNorm, variant
 
 LAYERS = [
-    "conv1", "relu1", "pool1", "norm1", "conv2", "relu2", "pool2", "norm2", "conv3", "relu3", "conv4", "relu4",
-    "conv5", "relu5", "pool5", "flatten", "fc6", "relu6", "drop6", "fc7", "relu7", "drop7", "fc8",
-]  # fmt: skip
+    "conv1",
+    "relu1",
+    "pool1",
+    "norm1",
+    "conv2",
+    "relu2",
+    "pool2",
+    "norm2",
+    "conv3",
+    "relu3",
+    "conv4",
+    "relu4",
+    "conv5",
+    "relu5",
+    "pool5",
+    "flatten",
+    "fc6",
+    "relu6",
+    "drop6",
+    "fc7",
+    "relu7",
+    "drop7",
+    "fc8",
+]
 SMALL = {"maps": (4, 6, 8, 8, 6), "hidden": (10, 10), "num_classes": 5}
 BORDERS = ("both", "right and below")
 
@@ -130,13 +151,26 @@ def stock(model: ZFNet, border: str, norm: str) -> nn.Sequential:
     conv1 = nn.Conv2d(3, 96, 7, 2, 1 if border == "both" else 0)
     layers = (
         *(() if border == "both" else (nn.ZeroPad2d((0, 1, 0, 1)),)),
-        conv1, nn.ReLU(), *tails[1],
-        nn.Conv2d(96, 256, 5, 2), nn.ReLU(), *tails[2],
-        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(384, 384, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True),
-        nn.Flatten(), nn.Linear(9216, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10),
-    )  # fmt: skip
+        conv1,
+        nn.ReLU(),
+        *tails[1],
+        nn.Conv2d(96, 256, 5, 2),
+        nn.ReLU(),
+        *tails[2],
+        nn.Conv2d(256, 384, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(384, 384, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.Flatten(),
+        nn.Linear(9216, 64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
     twin = nn.Sequential(*layers).to(model.conv1.weight.dtype)
     twin.load_state_dict(dict(zip(twin.state_dict(), model.state_dict().values(), strict=True)))
     return twin.eval()

@@ -17,8 +17,7 @@ from zfnet.errors import InputError
 
 # four flat blocks of 16 x 16 pixels: JPEG keeps them, and every turn of them is different
 BLOCKS = np.kron(
-    np.uint8([[[250, 20, 20], [20, 240, 30]], [[30, 20, 230], [240, 230, 30]]]),
-    np.ones((16, 16, 1), np.uint8),
+    np.uint8([[[250, 20, 20], [20, 240, 30]], [[30, 20, 230], [240, 230, 30]]]), np.ones((16, 16, 1), np.uint8)
 )
 GREYS = np.kron(np.uint8([[0, 80], [160, 255]]), np.ones((16, 16), np.uint8))
 
@@ -113,9 +112,7 @@ def rgb_with_a_transparent_colour():
 
 
 @pytest.mark.parametrize(
-    "make",
-    [transparent, palette_with_transparent_bytes, rgb_with_a_transparent_colour],
-    ids=lambda make: make.__name__,
+    "make", [transparent, palette_with_transparent_bytes, rgb_with_a_transparent_colour], ids=lambda make: make.__name__
 )
 def test_what_is_transparent_becomes_white(tmp_path, make):
     image = make()
@@ -216,10 +213,7 @@ def bomb():
     [
         (b"", "the file is empty"),
         (b"not an image", "not an image of a known format"),
-        (
-            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
-            "not an image of a known format",
-        ),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image of a known format"),
         (encoded("JPEG")[:2000], "truncated"),
         (encoded("PNG")[:2000], "truncated"),
         (encoded("BMP")[:2000], "truncated"),
@@ -260,10 +254,7 @@ def test_large_photograph_is_no_bomb(tmp_path, monkeypatch):
 
 
 def test_class_folders(tmp_path):
-    photos(
-        tmp_path,
-        ["b/2.png", "b/deep/er/1.png", "a b/1.JPG", "a/10.png", "a/9.png", "a/.hidden.png", ".git/1.png"],
-    )
+    photos(tmp_path, ["b/2.png", "b/deep/er/1.png", "a b/1.JPG", "a/10.png", "a/9.png", "a/.hidden.png", ".git/1.png"])
     (tmp_path / "a/notes.txt").write_text("no photograph")
     (tmp_path / "empty").mkdir()
     dataset = Photos(tmp_path)
@@ -296,12 +287,7 @@ def test_flat_folder(tmp_path):
 
 def test_labels_csv_of_the_folder(tmp_path):
     photos(tmp_path, ["b.png", "a.png", "not_listed.png"])
-    table(
-        tmp_path / "labels.csv",
-        ["file", "class_index", "class_name"],
-        ["b.png", 3, "crane"],
-        ["a.png", 1, "crane"],
-    )
+    table(tmp_path / "labels.csv", ["file", "class_index", "class_name"], ["b.png", 3, "crane"], ["a.png", 1, "crane"])
     dataset = Photos(tmp_path)
     assert [dataset.file(i) for i in range(len(dataset))] == ["a.png", "b.png"]
     assert dataset.labels == [1, 3] and dataset.classes == ["0", "crane", "2", "crane"]

@@ -65,12 +65,7 @@ def test_worked_example():
 def test_default_is_torchvisions(height, width):
     image = Image.fromarray(noise(height, width))
     theirs = tv.Compose(
-        [
-            tv.Resize(256),
-            tv.CenterCrop(224),
-            tv.ToTensor(),
-            tv.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
+        [tv.Resize(256), tv.CenterCrop(224), tv.ToTensor(), tv.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     )
     assert torch.equal(Preprocessing()(image), theirs(image))
 

@@ -192,8 +192,17 @@ class TestZFNet:
         patches = deconvnet.project_units(images, "relu5", units)
         assert_same(patches, images, units, *from_the_image(deconvnet, images, "relu5", units), 1e-10)
 
-    @pytest.mark.parametrize("options", [{"norm": "gradient"}, {"rectify": False}, {"rectify": "guided"},
-                                         {"collisions": "max"}, {"collisions": "overwrite"}], ids=str)  # fmt: skip
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"norm": "gradient"},
+            {"rectify": False},
+            {"rectify": "guided"},
+            {"collisions": "max"},
+            {"collisions": "overwrite"},
+        ],
+        ids=str,
+    )
     def test_every_option(self, options: dict) -> None:
         model, images = zfnet()[0].model, zfnet()[1]
         deconvnet = Deconvnet(model, **options)

@@ -15,11 +15,27 @@ THIN = {"maps": (1, 1, 1, 1, 1), "hidden": (2, 2), "num_classes": 2}  # what a u
 NAMES = ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5")
 SIDES = (110, 55, 26, 13, 13, 13, 13, 6)
 FIELDS = {  # size, stride and start of each of NAMES
-    "both": ((7, 2, -1), (11, 4, -1), (27, 8, -1), (43, 16, -1), (75, 16, -17), (107, 16, -33), (139, 16, -49),
-             (171, 32, -49)),
-    "right and below": ((7, 2, 0), (11, 4, 0), (27, 8, 0), (43, 16, 0), (75, 16, -16), (107, 16, -32), (139, 16, -48),
-                        (171, 32, -48)),
-}  # fmt: skip
+    "both": (
+        (7, 2, -1),
+        (11, 4, -1),
+        (27, 8, -1),
+        (43, 16, -1),
+        (75, 16, -17),
+        (107, 16, -33),
+        (139, 16, -49),
+        (171, 32, -49),
+    ),
+    "right and below": (
+        (7, 2, 0),
+        (11, 4, 0),
+        (27, 8, 0),
+        (43, 16, 0),
+        (75, 16, -16),
+        (107, 16, -32),
+        (139, 16, -48),
+        (171, 32, -48),
+    ),
+}
 SEEN = {  # by the first unit and by the last, along one axis, ends inclusive; border="both"
     "conv1": ((0, 5), (217, 223)),
     "pool1": ((0, 9), (215, 223)),
@@ -31,10 +47,15 @@ SEEN = {  # by the first unit and by the last, along one axis, ends inclusive; b
     "pool5": ((0, 121), (111, 223)),
 }
 ALEXNET = {
-    "features.0": (11, 4, -2), "features.2": (19, 8, -2), "features.3": (51, 8, -18), "features.5": (67, 16, -18),
-    "features.6": (99, 16, -34), "features.8": (131, 16, -50), "features.10": (163, 16, -66),
+    "features.0": (11, 4, -2),
+    "features.2": (19, 8, -2),
+    "features.3": (51, 8, -18),
+    "features.5": (67, 16, -18),
+    "features.6": (99, 16, -34),
+    "features.8": (131, 16, -50),
+    "features.10": (163, 16, -66),
     "features.12": (195, 32, -66),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("border", FIELDS)
@@ -187,8 +208,14 @@ def test_the_table_of_layers() -> None:
     assert (first.kernel, first.stride, first.receptive_field) == ((7, 7), (2, 2), (7, 7))
     assert first.parameters == 7 * 7 * 3 * 96 + 96
     assert [table[name].units for name in ("pool1", "relu2", "relu3", "relu5", "pool5", "fc6", "fc8")] == [
-        290_400, 173_056, 64_896, 43_264, 9_216, 4_096, 1_000,
-    ]  # fmt: skip
+        290_400,
+        173_056,
+        64_896,
+        43_264,
+        9_216,
+        4_096,
+        1_000,
+    ]
     assert (table["pool2"].kernel, table["pool2"].stride, table["pool2"].receptive_stride) == ((3, 3), (2, 2), (16, 16))
     assert (table["relu5"].kernel, table["fc6"].kernel) == (None, None)
     assert table["fc6"].receptive_field == (224, 224)

@@ -26,9 +26,14 @@ PREPROCESSING = Preprocessing(size=32, resize=36)
 
 def architecture() -> nn.Module:
     layers = OrderedDict(
-        conv1=nn.Conv2d(3, 6, 5, 2), relu1=nn.ReLU(inplace=True), pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
-        conv2=nn.Conv2d(6, 8, 3, padding=1), relu2=nn.ReLU(inplace=True), flat=nn.Flatten(), fc=nn.Linear(392, 16),
-    )  # fmt: skip
+        conv1=nn.Conv2d(3, 6, 5, 2),
+        relu1=nn.ReLU(inplace=True),
+        pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
+        conv2=nn.Conv2d(6, 8, 3, padding=1),
+        relu2=nn.ReLU(inplace=True),
+        flat=nn.Flatten(),
+        fc=nn.Linear(392, 16),
+    )
     return nn.Sequential(layers)
 
 

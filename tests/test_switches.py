@@ -77,13 +77,7 @@ def test_the_first_of_equal_values_wins(pooling: tuple[tuple[int, ...], dict[str
 
 
 # 3x3 windows, stride 2: the 9 in the middle lies in all four and wins them, also against the 9 that comes after it
-PLANE = [
-    [1, 2, 3, 0, 7],
-    [4, 0, 5, 6, 0],
-    [0, 8, 9, 1, 2],
-    [3, 4, 0, 0, 1],
-    [9, 1, 2, 5, 0],
-]
+PLANE = [[1, 2, 3, 0, 7], [4, 0, 5, 6, 0], [0, 8, 9, 1, 2], [3, 4, 0, 0, 1], [9, 1, 2, 5, 0]]
 SENT = [[1, 4], [-2, 3]]
 BACK = {
     "add": [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 6, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
@@ -186,5 +180,6 @@ def test_the_same_on_cuda(collisions: str) -> None:
     here, there = pool(x, 3, 2, ceil_mode=True), pool(x.cuda(), 3, 2, ceil_mode=True)
     assert all(torch.equal(a, b.cpu()) for a, b in zip(here, there, strict=True))
     signal = torch.randint_like(here[0], -99, 99)
-    assert torch.equal(unpool(signal, here[1], (55, 55), collisions),
-                       unpool(signal.cuda(), there[1], (55, 55), collisions).cpu())  # fmt: skip
+    assert torch.equal(
+        unpool(signal, here[1], (55, 55), collisions), unpool(signal.cuda(), there[1], (55, 55), collisions).cpu()
+    )

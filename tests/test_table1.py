@@ -23,9 +23,13 @@ NAMES = ["right eye", "left eye", "nose"]
 def model():
     torch.manual_seed(0)
     layers = OrderedDict(
-        conv1=nn.Conv2d(3, 6, 5, 2), relu1=nn.ReLU(inplace=True), flatten=nn.Flatten(), fc6=nn.Linear(6 * 900, 12),
-        relu6=nn.ReLU(inplace=True), fc8=nn.Linear(12, 16),
-    )  # fmt: skip
+        conv1=nn.Conv2d(3, 6, 5, 2),
+        relu1=nn.ReLU(inplace=True),
+        flatten=nn.Flatten(),
+        fc6=nn.Linear(6 * 900, 12),
+        relu6=nn.ReLU(inplace=True),
+        fc8=nn.Linear(12, 16),
+    )
     model = nn.Sequential(layers).eval()
     model.preprocessing = Preprocessing(size=64, resize=72)
     return model
@@ -61,9 +65,15 @@ def test_its_numbers_are_those_of_the_library(model, data, tmp_path):
     assert ours["images"] == [data.file(i) for i in boxes] and len(boxes) > 2
     assert ours["boxes"] == [{part: list(box) for part, box in parts.items()} for parts in boxes.values()]
     found = correspondence(
-        model, [data[i][0] for i in boxes], list(boxes.values()), ["relu1", "relu6"], draws=2, seed=4, permutations=99,
+        model,
+        [data[i][0] for i in boxes],
+        list(boxes.values()),
+        ["relu1", "relu6"],
+        draws=2,
+        seed=4,
+        permutations=99,
         progress=False,
-    )  # fmt: skip
+    )
     for n, layer in enumerate(("relu1", "relu6")):
         for part, row in found[layer].items():
             assert ours[part][n] == {**row._asdict(), "interval": list(row.interval)}
@@ -112,13 +122,28 @@ def test_mistakes_are_refused_in_words_and_leave_nothing(model, data, tmp_path, 
 @pytest.mark.parametrize(
     "words",
     [
-        ["experiment=table1", "model=squeezenet1_0", "model.preprocessing.size=64", "model.preprocessing.resize=64",
-         "draws=1", "permutations=9", "count=2"],
-        ["experiment=fig5", "model=zfnet_small", "model.architecture.maps=[4,4,4,4,4]", "correct=false", "count=1",
-         "scales=[1,1.2]", "rotations=[0,90]", "translations=[0,3]"],
+        [
+            "experiment=table1",
+            "model=squeezenet1_0",
+            "model.preprocessing.size=64",
+            "model.preprocessing.resize=64",
+            "draws=1",
+            "permutations=9",
+            "count=2",
+        ],
+        [
+            "experiment=fig5",
+            "model=zfnet_small",
+            "model.architecture.maps=[4,4,4,4,4]",
+            "correct=false",
+            "count=1",
+            "scales=[1,1.2]",
+            "rotations=[0,90]",
+            "translations=[0,3]",
+        ],
     ],
     ids=["table1", "fig5"],
-)  # fmt: skip
+)
 def test_they_run_from_the_command_line(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     few = ["model.weights=null", "data.count={train: 1, val: 80}", "progress=false", "out=out"]
@@ -131,10 +156,16 @@ def test_they_run_from_the_command_line(words, tmp_path, monkeypatch):
 def test_the_annotated_dogs(real_data, tmp_path, monkeypatch):
     weights = real_data / "squeezenet_v1.0" / "squeezenet_v1.0_dc.npz"
     words = [
-        "experiment=table1", "model=squeezenet1_0", f"model.weights={weights}", "data=photos",
-        f"data.root={real_data / 'imagenet_samples'}", f"parts={real_data / 'dog_parts' / 'parts.csv'}", "draws=2",
-        "progress=false", f"out={tmp_path / 'out'}",
-    ]  # fmt: skip
+        "experiment=table1",
+        "model=squeezenet1_0",
+        f"model.weights={weights}",
+        "data=photos",
+        f"data.root={real_data / 'imagenet_samples'}",
+        f"parts={real_data / 'dog_parts' / 'parts.csv'}",
+        "draws=2",
+        "progress=false",
+        f"out={tmp_path / 'out'}",
+    ]
     monkeypatch.setattr(sys, "argv", ["run.py", *words])
     command_line()
     ours = json.loads((tmp_path / "out" / "result.json").read_text())["ours"]

@@ -179,9 +179,11 @@ def test_table2_averages_the_networks_it_says(networks, tmp_path):
     assert networks.asked == [("krizhevsky", 7), *(("fig3", s) for s in (7, 8, 9)), ("fig3 512-1024-512", 7)]
     replication, *several, other = networks.made.values()
     groups = {
-        "Replication of Krizhevsky et al., 1 net": replication, "Figure 3, 5 nets (a)": several,
-        "512-1024-512, 1 net (b)": other, "(a) and (b), 6 nets": [*several, other],
-    }  # fmt: skip
+        "Replication of Krizhevsky et al., 1 net": replication,
+        "Figure 3, 5 nets (a)": several,
+        "512-1024-512, 1 net (b)": other,
+        "(a) and (b), 6 nets": [*several, other],
+    }
     for row, models in groups.items():
         ten = error_rates(models, networks.validation, crops=10, pad=RECIPE.max_shift)
         one = error_rates(models, networks.validation)

@@ -121,8 +121,11 @@ def test_the_table_of_a_curve_reads_downwards(model, tmp_path):
     fig9.main(model, held_out(model), tmp_path, which="fig9", layer="4", per_class=counts, folds=2, progress=False)
     head, _, *lines = (tmp_path / "table.md").read_text().split("\n\n")[0].splitlines()
     assert [cell.strip() for cell in head.split("|")[1:-1]] == [
-        "images", "paper, Bo et al. 2013", "paper, pretrained", "ours, pretrained",
-    ]  # fmt: skip
+        "images",
+        "paper, Bo et al. 2013",
+        "paper, pretrained",
+        "ours, pretrained",
+    ]
     assert [line.split("|")[1].strip() for line in lines] == list(map(str, counts))
     assert lines[0].split("|")[3].strip() == "27.2 ± 0.9"
 

@@ -78,7 +78,7 @@ def test_images_without_a_label_are_in_no_fold():
             "class 0 ('a') has 20 images to train on, of which 20 are asked for and leave 0 to test on",
         ),
         ({"per_class": 21}, "class 0 ('a') has 20 images to train on, of which 21"),
-        ({"per_class": 5, "parts": ["train"] * 60}, "leave 0 to test on; give fewer, or leave the class out"),
+        ({"per_class": 5, "official": ["train"] * 60}, "leave 0 to test on; give fewer, or leave the class out"),
         ({"per_class": 0}, "0 training and 50 test images"),
         ({"per_class": 1, "classes": "abcd"}, "class 3 ('d') has 0 images"),
     ],

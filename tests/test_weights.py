@@ -267,16 +267,7 @@ def test_whole_model_is_refused_by_its_class(tmp_path):
 
 # --- SqueezeNet from Caffe
 
-FIRES = {
-    2: 16,
-    3: 16,
-    4: 32,
-    5: 32,
-    6: 48,
-    7: 48,
-    8: 64,
-    9: 64,
-}  # maps after squeezing; 4 times as many on each side
+FIRES = {2: 16, 3: 16, 4: 32, 5: 32, 6: 48, 7: 48, 8: 64, 9: 64}  # maps after squeezing; 4 times as many on each side
 REAL = Path(os.environ.get("ZFNET_REAL_DATA", "nowhere"))
 PUBLISHED = REAL / "squeezenet_v1.0" / "squeezenet_v1.0_dc.npz"
 needs_published = pytest.mark.skipif(not PUBLISHED.is_file(), reason="ZFNET_REAL_DATA has no squeezenet_v1.0")

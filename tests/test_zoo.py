@@ -21,13 +21,24 @@ from zfnet.graph import Graph
 ROOT = Path(__file__).resolve().parent.parent
 
 SMALL = {  # the least of each family, and the side of images for it
-    "vgg11_bn": 48, "squeezenet1_1": 64, "googlenet": 48, "resnet18": 48, "mnasnet0_5": 48, "mobilenet_v2": 48,
-    "shufflenet_v2_x0_5": 48, "regnet_x_400mf": 48,
-}  # fmt: skip
+    "vgg11_bn": 48,
+    "squeezenet1_1": 64,
+    "googlenet": 48,
+    "resnet18": 48,
+    "mnasnet0_5": 48,
+    "mobilenet_v2": 48,
+    "shufflenet_v2_x0_5": 48,
+    "regnet_x_400mf": 48,
+}
 LARGER = {
-    "alexnet": 96, "vgg11": 48, "squeezenet1_0": 64, "inception_v3": 96, "resnext50_32x4d": 48, "wide_resnet50_2": 40,
+    "alexnet": 96,
+    "vgg11": 48,
+    "squeezenet1_0": 64,
+    "inception_v3": 96,
+    "resnext50_32x4d": 48,
+    "wide_resnet50_2": 40,
     "densenet121": 48,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGER)])
@@ -56,16 +67,8 @@ def test_the_zoo_is_all_of_torchvisions_relu_classifiers() -> None:
     [
         ("alexnet", ["features.1", "features.4", "features.7", "features.9", "features.11"], "classifier.5"),
         ("vgg11", ["features.1", "features.4", "features.9", "features.14", "features.19"], "classifier.4"),
-        (
-            "resnet50",
-            ["relu", "layer1.2.relu_2", "layer2.3.relu_2", "layer3.5.relu_2", "layer4.2.relu_2"],
-            "flatten",
-        ),
-        (
-            "densenet121",
-            ["features.relu0", *(f"features.transition{n}.relu" for n in (1, 2, 3)), "relu"],
-            "flatten",
-        ),
+        ("resnet50", ["relu", "layer1.2.relu_2", "layer2.3.relu_2", "layer3.5.relu_2", "layer4.2.relu_2"], "flatten"),
+        ("densenet121", ["features.relu0", *(f"features.transition{n}.relu" for n in (1, 2, 3)), "relu"], "flatten"),
         ("shufflenet_v2_x0_5", ["conv1.2", "stage2.3.cat", "stage3.3.cat", "stage3.7.cat", "conv5.2"], "mean"),
     ],
 )

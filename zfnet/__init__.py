@@ -11,7 +11,21 @@ from zfnet.scanning import TopActivations, scan
 from zfnet.switches import SwitchMaxPool2d, pool, unpool
 
 __all__ = [
-    "Deconvnet", "InputError", "OcclusionMaps", "Patches", "ReceptiveField", "Recording", "SwitchMaxPool2d",
-    "TopActivations", "ZFNet",
-    "layer_table", "occlusion_maps", "pool", "project_top", "receptive_field", "rule", "scan","unpool",
-]  # fmt: skip
+    "Deconvnet",
+    "InputError",
+    "OcclusionMaps",
+    "Patches",
+    "ReceptiveField",
+    "Recording",
+    "SwitchMaxPool2d",
+    "TopActivations",
+    "ZFNet",
+    "layer_table",
+    "occlusion_maps",
+    "pool",
+    "project_top",
+    "receptive_field",
+    "rule",
+    "scan",
+    "unpool",
+]

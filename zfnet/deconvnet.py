@@ -151,8 +151,19 @@ def unpool_by_switches(step: Step, signal: Tensor) -> Tensor:
     return unpool(signal, step.switches, step.shapes[0][-2:], step.options.collisions)  # type: ignore[arg-type]
 
 
-@rule(nn.ReLU, F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_, F.relu_, F.relu6,
-      nn.Hardtanh, F.hardtanh, needs=lambda options: RECTIFIERS[options.rectify][1])  # fmt: skip
+@rule(
+    nn.ReLU,
+    F.relu,
+    torch.relu,
+    Tensor.relu,
+    torch.relu_,
+    Tensor.relu_,
+    F.relu_,
+    F.relu6,
+    nn.Hardtanh,
+    F.hardtanh,
+    needs=lambda options: RECTIFIERS[options.rectify][1],
+)
 def rectify(step: Step, signal: Tensor) -> Tensor:
     if step.argument("min_val", -1.0 if step.graph.operation(step.node) == "hardtanh" else 0.0) != 0:
         raise step.refuse(" that lets values below 0 through")
@@ -243,10 +254,28 @@ def through(step: Step, signal: Tensor) -> Tensor:
 
 
 MOVES = (  # steps that move elements, and do nothing else
-    operator.getitem, piece, torch.unsqueeze, Tensor.unsqueeze, torch.squeeze, Tensor.squeeze, nn.Flatten,
-    torch.flatten, Tensor.flatten, nn.Unflatten, Tensor.unflatten, Tensor.view, Tensor.reshape, torch.reshape,
-    torch.permute, Tensor.permute, torch.transpose, Tensor.transpose, Tensor.expand, Tensor.repeat, nn.ChannelShuffle,
-)  # fmt: skip
+    operator.getitem,
+    piece,
+    torch.unsqueeze,
+    Tensor.unsqueeze,
+    torch.squeeze,
+    Tensor.squeeze,
+    nn.Flatten,
+    torch.flatten,
+    Tensor.flatten,
+    nn.Unflatten,
+    Tensor.unflatten,
+    Tensor.view,
+    Tensor.reshape,
+    torch.reshape,
+    torch.permute,
+    Tensor.permute,
+    torch.transpose,
+    Tensor.transpose,
+    Tensor.expand,
+    Tensor.repeat,
+    nn.ChannelShuffle,
+)
 
 
 @rule(nn.AvgPool2d, F.avg_pool2d, nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, torch.cat, torch.stack)
@@ -401,7 +430,7 @@ class Deconvnet:
 
     def _placed(
         self, layer: str, units: Tensor | Sequence[Sequence[int]], images: int, size: Pair, whole: bool = False
-    ) -> _Placed:  # fmt: skip
+    ) -> _Placed:
         """Units of a layer, of so many images of that size, with what they depend on."""
         units = torch.as_tensor(units, dtype=torch.int64).cpu().reshape(-1, 4)
         node = self.graph.node(layer)
@@ -493,9 +522,15 @@ class Deconvnet:
 
 
 def project_top(
-    deconvnet: Deconvnet, dataset: Any, layer: str, top: TopActivations, maps: Sequence[int], *, whole: bool = False,
+    deconvnet: Deconvnet,
+    dataset: Any,
+    layer: str,
+    top: TopActivations,
+    maps: Sequence[int],
+    *,
+    whole: bool = False,
     at_once: int = 256,
-) -> Patches:  # fmt: skip
+) -> Patches:
     """Crops and projections (len(maps) * k) of some feature maps' strongest activations, map by map, strongest first.
 
     dataset: the one that was scanned, read `at_once` images at a time.  whole: as in `project_units`.  Where a map has

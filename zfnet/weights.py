@@ -194,21 +194,15 @@ def _from_caffe_squeezenet(tensors: dict[str, Tensor]) -> Weights | None:
         layer, _, kind = name.rpartition("/")
         renamed[f"{_CAFFE_SQUEEZENET[layer]}.{kind}" if layer in _CAFFE_SQUEEZENET else name] = tensor
     preprocessing = Preprocessing(
-        size=227,
-        resize=256,
-        mode="warp",
-        channels="BGR",
-        scale=255.0,
-        mean=(104.0, 117.0, 123.0),
-        std=(1.0, 1.0, 1.0),
+        size=227, resize=256, mode="warp", channels="BGR", scale=255.0, mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0)
     )
     return Weights(renamed, preprocessing, paddings={"classifier.1": (1, 1)})
 
 
-_PYTORCHCV_ZFNET = {f"features.stage{stage}.unit{unit}.conv": f"conv{n}" for n, (stage, unit) in enumerate(
-    [(1, 1), (2, 1), (3, 1), (3, 2), (3, 3)], 1)} | {
-    "output.fc1.fc": "fc6", "output.fc2.fc": "fc7", "output.fc3": "fc8"
-}  # fmt: skip
+_PYTORCHCV_ZFNET = {
+    f"features.stage{stage}.unit{unit}.conv": f"conv{n}"
+    for n, (stage, unit) in enumerate([(1, 1), (2, 1), (3, 1), (3, 2), (3, 3)], 1)
+} | {"output.fc1.fc": "fc6", "output.fc2.fc": "fc7", "output.fc3": "fc8"}
 
 
 def _from_pytorchcv_zfnet(tensors: dict[str, Tensor]) -> Weights | None:

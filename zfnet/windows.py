@@ -60,9 +60,13 @@ def _convolution(graph: Graph, node: fx.Node, shapes: Shapes) -> Window | None:
     if given["padding_mode"] != "zeros" or computed:
         return WHOLE
     window = Window(
-        pair(weight.shape[2:]), stride, given["padding"], dilation, 0.0,
+        pair(weight.shape[2:]),
+        stride,
+        given["padding"],
+        dilation,
+        0.0,
         lambda x: F.conv2d(x, weight, bias, stride, 0, dilation, groups),
-    )  # fmt: skip
+    )
     beyond = window.span(0) - 1, window.span(1) - 1
     if beyond[0] < stride[0] and beyond[1] < stride[1]:
         return window  # no place is read twice: what a change reaches costs as much by reading
@@ -77,15 +81,17 @@ def _max_pool(graph: Graph, node: fx.Node, shapes: Shapes) -> Window:
 
 def _average_pool(graph: Graph, node: fx.Node, shapes: Shapes) -> Window | None:
     defaults = {
-        "kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False, "count_include_pad": True,
+        "kernel_size": None,
+        "stride": None,
+        "padding": 0,
+        "ceil_mode": False,
+        "count_include_pad": True,
         "divisor_override": None,
-    }  # fmt: skip
+    }
     given = {name: graph.argument(node, name, default, shapes.numbers) for name, default in defaults.items()}
     kernel, padding = pair(given["kernel_size"]), pair(given["padding"])
     stride, divisor = pair(given["stride"] or kernel), given["divisor_override"]
-    window = Window(
-        kernel, stride, padding, inside=lambda x: F.avg_pool2d(x, kernel, stride, divisor_override=divisor)
-    )  # fmt: skip
+    window = Window(kernel, stride, padding, inside=lambda x: F.avg_pool2d(x, kernel, stride, divisor_override=divisor))
     (source,) = (s for s in node.all_input_nodes if s in shapes)
     overhangs = any(
         window.reads(0, shapes[node][axis], axis)[1] > shapes[source][axis] + padding[axis] for axis in (-2, -1)
@@ -282,24 +288,13 @@ class Windows(Whole):
 
     padded = False
 
-    def __init__(
-        self,
-        graph: Graph,
-        places: dict[fx.Node, Places],
-        shapes: Shapes,
-        rows: Tensor,
-        columns: Tensor,
-    ):
+    def __init__(self, graph: Graph, places: dict[fx.Node, Places], shapes: Shapes, rows: Tensor, columns: Tensor):
         super().__init__(graph)
         self.places, self.units = places, (rows.cpu(), columns.cpu())
         self.extent = {step: tuple(shapes[step][-2:]) for step in places}
         self._window = {step: window_of(graph, step, shapes) or POINTWISE for step in places}
         self._read = {
-            (step, source): (
-                self._offset(step, source, 0),
-                self._offset(step, source, 1),
-                self._outside(step, source),
-            )
+            (step, source): (self._offset(step, source, 0), self._offset(step, source, 1), self._outside(step, source))
             for step in places
             for source in step.all_input_nodes
             if source in places

@@ -55,9 +55,14 @@ def random_boxes(
 
 
 def sign_changes(
-    model: nn.Module | Graph, image: Tensor, boxes: Tensor, layers: Sequence[str], *, fill: float = 0.0,
+    model: nn.Module | Graph,
+    image: Tensor,
+    boxes: Tensor,
+    layers: Sequence[str],
+    *,
+    fill: float = 0.0,
     batch_size: int = 64,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """The signs of how each mask changes an image's features: by layer (K, D) int8, of eps = with all - with the mask.
 
     image (3, H, W), masks `boxes` (K, 4) filled with `fill` in the network's input, where 0 is the mean colour.
@@ -187,9 +192,12 @@ def _consistency(distances: Tensor, changed: Tensor, generator: torch.Generator,
 
 
 def _check(
-    images: Tensor | Sequence[Tensor], parts: Sequence[Mapping[str, tuple[int, int, int, int]]], draws: int,
-    permutations: int, zeros: str,
-) -> None:  # fmt: skip
+    images: Tensor | Sequence[Tensor],
+    parts: Sequence[Mapping[str, tuple[int, int, int, int]]],
+    draws: int,
+    permutations: int,
+    zeros: str,
+) -> None:
     if len(images) < 2 or len(images) != len(parts):
         raise InputError(
             f"{len(images)} images and parts of {len(parts)}; give two or more images, each with its parts"

@@ -88,13 +88,16 @@ def _edges(crops: Tensor, inside: Tensor, generator: torch.Generator) -> Tensor:
 
 
 WEIGHTS: dict[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = {
-    "square": _square, "disc": _disc, "random": _random, "edges": _edges,
-}  # fmt: skip
+    "square": _square,
+    "disc": _disc,
+    "random": _random,
+    "edges": _edges,
+}
 
 
 def ranks(
     weight: str, crops: Tensor, signals: Mapping[str, Tensor], inside: Tensor, generator: torch.Generator
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The rank of each pixel by falling weight, 0 first: (M, S, S) int64.  Equals are drawn, outside comes last.
 
     weight: "square" and "disc" (near the centre, by the larger offset or by distance), "random", "edges" (Sobel's), or
@@ -150,9 +153,16 @@ def ground(crops: Tensor, inside: Tensor, fill: str, generator: torch.Generator)
 
 
 def curve(
-    respond: Callable[[Tensor], Tensor], clean: Tensor, content: Tensor, ground: Tensor, rank: Tensor, inside: Tensor,
-    shares: Sequence[float], *, keep: bool,
-) -> Tensor:  # fmt: skip
+    respond: Callable[[Tensor], Tensor],
+    clean: Tensor,
+    content: Tensor,
+    ground: Tensor,
+    rank: Tensor,
+    inside: Tensor,
+    shares: Sequence[float],
+    *,
+    keep: bool,
+) -> Tensor:
     """The share of each unit's activation that is left: (M, Q), for Q shares of pixels in percent.
 
     keep: the strongest pixels of the content are kept and all others are those of `ground` (insertion), or else the

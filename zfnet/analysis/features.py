@@ -81,9 +81,15 @@ def features(
 
 
 def _compute(
-    graph: Graph, dataset: Any, files: dict[str, "_File"], limit: int | None, crops: int, batch_size: int,
-    workers: int | None, progress: bool,
-) -> None:  # fmt: skip
+    graph: Graph,
+    dataset: Any,
+    files: dict[str, "_File"],
+    limit: int | None,
+    crops: int,
+    batch_size: int,
+    workers: int | None,
+    progress: bool,
+) -> None:
     first = min(file.done for file in files.values())
     arrays = {layer: file.write() for layer, file in files.items()}
     nodes = {layer: graph.node(layer) for layer in files}

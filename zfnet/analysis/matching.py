@@ -103,9 +103,7 @@ def correlations(
     return {layer: sums.correlation().cpu() for layer, sums in moments.items()}
 
 
-def _pairs(
-    dataset: Any, shuffled: int | None, batch_size: int, workers: int | None
-) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+def _pairs(dataset: Any, shuffled: int | None, batch_size: int, workers: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     """What the two networks see, batch by batch: the same images, or by a seed no image together with itself."""
     batches = Batches(dataset, batch_size, workers=workers)
     if shuffled is None:

@@ -38,9 +38,15 @@ class Split(NamedTuple):
 
 
 def split(
-    labels: Sequence[int], per_class: int, *, test: int = 50, seed: int = 0, fold: int = 0, classes: Sequence[str] = (),
+    labels: Sequence[int],
+    per_class: int,
+    *,
+    test: int = 50,
+    seed: int = 0,
+    fold: int = 0,
+    classes: Sequence[str] = (),
     official: Sequence[str | None] | None = None,
-) -> Split:  # fmt: skip
+) -> Split:
     """`per_class` training images of each class, drawn by seed and fold, and up to `test` of the others.
 
     With more training images of a class those of fewer are among them.
@@ -124,7 +130,7 @@ def fit(kind: str, rows: NDArray[np.float64], labels: NDArray[np.int64], seed: i
 
 def _fitted(
     kind: str, c: float, rows: NDArray[np.float64], labels: NDArray[Any], shares: NDArray[np.float64] | None = None
-) -> Any:  # fmt: skip
+) -> Any:
     # a second thread waits more than it works on so few rows
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # with next to no regularisation: those are not chosen
@@ -139,7 +145,7 @@ def mean_accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
 
 def transferred(
     features: NDArray[Any], labels: Sequence[int], part: Split, kinds: Sequence[str] = ("softmax",), seed: int = 0
-) -> dict[str, tuple[float, float]]:  # fmt: skip
+) -> dict[str, tuple[float, float]]:
     """Of each kind of classifier on frozen features (N, D): its mean accuracy over classes, and the C chosen for it."""
     marked = np.asarray(labels)
     rows, others = standardised(features[part.train], features[part.test])
@@ -167,7 +173,7 @@ def average_precision(scores: ArrayLike, positive: ArrayLike) -> float:
 
 def presence_scores(
     kind: str, c: float, rows: NDArray[np.float64], presence: NDArray[np.int8], others: NDArray[np.float64]
-) -> NDArray[np.float64]:  # fmt: skip
+) -> NDArray[np.float64]:
     """How surely each of `others` (m, r) shows each class (m, C), by a classifier on rows (n, r) that show `presence`.
 
     kind: "exclusive", the paper's: one softmax over all classes, in which an image that shows several counts as a part
@@ -191,10 +197,12 @@ def presence_scores(
 
 def precisions(scores: NDArray[np.float64], presence: NDArray[np.int8]) -> NDArray[np.float64]:
     """The average precision (C,) of each class; images whose mark of it is 0 are left out.  NaN without positives."""
-    return np.array([
-        np.nan if np.isnan(s).any() else average_precision(s[marks != 0], marks[marks != 0] == 1)
-        for s, marks in zip(scores.T, presence.T, strict=True)
-    ])  # fmt: skip
+    return np.array(
+        [
+            np.nan if np.isnan(s).any() else average_precision(s[marks != 0], marks[marks != 0] == 1)
+            for s, marks in zip(scores.T, presence.T, strict=True)
+        ]
+    )
 
 
 def transferred_presence(

@@ -155,12 +155,7 @@ class Batches:
     broken: list[str]  # one message for each image left out so far by the present or last iteration
 
     def __init__(
-        self,
-        dataset: Any,
-        batch_size: int = 64,
-        *,
-        indices: Iterable[int] | None = None,
-        workers: int | None = None,
+        self, dataset: Any, batch_size: int = 64, *, indices: Iterable[int] | None = None, workers: int | None = None
     ) -> None:
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             raise InputError(f"{type(dataset).__name__} has no items by index; give a map-style dataset")

@@ -78,13 +78,18 @@ class Recipe:
             if type(value) is not int or value < least:
                 raise InputError(f"{name} is {value!r}; give a whole number from {least}")
         for name, lowest, most in (
-            ("learning_rate", 0, math.inf), ("momentum", -1e-9, 1), ("weight_decay", -1e-9, math.inf), ("factor", 0, 1),
+            ("learning_rate", 0, math.inf),
+            ("momentum", -1e-9, 1),
+            ("weight_decay", -1e-9, math.inf),
+            ("factor", 0, 1),
             ("max_filter_rms", 0, math.inf),
-        ):  # fmt: skip
+        ):
             value = getattr(self, name)
             if value is not None and not lowest < value < most:
-                raise InputError(f"{name} is {value}; give a number {'above' if lowest == 0 else 'from'} 0" + (
-                    f" and below {most}" if most < math.inf else ""))  # fmt: skip
+                raise InputError(
+                    f"{name} is {value}; give a number {'above' if lowest == 0 else 'from'} 0"
+                    + (f" and below {most}" if most < math.inf else "")
+                )
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise unknown_name(name, str(getattr(self, name)), choices)
@@ -193,9 +198,14 @@ def _bordered(images: Tensor, pixels: int) -> Tensor:
 
 
 def augment(
-    images: Tensor, recipe: Recipe, random: torch.Generator, side: int | None = None, *,
-    whole: int | None = None, share: slice = slice(None),
-) -> Tensor:  # fmt: skip
+    images: Tensor,
+    recipe: Recipe,
+    random: torch.Generator,
+    side: int | None = None,
+    *,
+    whole: int | None = None,
+    share: slice = slice(None),
+) -> Tensor:
     """Images (N, 3, H, W), of each a random crop (3, side, side), or all of it, mirrored or not.
 
     whole, share: how many images the batch has, and which of them these are; what one gets does not depend on that.
@@ -235,9 +245,16 @@ def views(images: Tensor, side: int, crops: int, pad: int = 0) -> list[Tensor]:
 
 
 def error_rates(
-    models: nn.Module | Sequence[nn.Module], dataset: Any, *, top: Sequence[int] = (1, 5), crops: int = 1, pad: int = 0,
-    batch_size: int = 128, workers: int | None = None, progress: bool = False,
-) -> tuple[float, ...]:  # fmt: skip
+    models: nn.Module | Sequence[nn.Module],
+    dataset: Any,
+    *,
+    top: Sequence[int] = (1, 5),
+    crops: int = 1,
+    pad: int = 0,
+    batch_size: int = 128,
+    workers: int | None = None,
+    progress: bool = False,
+) -> tuple[float, ...]:
     """For each n of `top` the share of images whose label is not among the n most probable classes.
 
     Probabilities are averaged over models and over crops (1, or 10: see `views`); all models see the same images.
@@ -375,10 +392,16 @@ class _Progress:
 
 
 def train(
-    model: nn.Module, dataset: Any, validation: Any = None, recipe: Recipe | None = None, *,
-    folder: str | Path | None = None, workers: int | None = None, progress: bool = True,
+    model: nn.Module,
+    dataset: Any,
+    validation: Any = None,
+    recipe: Recipe | None = None,
+    *,
+    folder: str | Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
     on_epoch: Callable[[list[dict[str, float]]], None] | None = None,
-) -> list[dict[str, float]]:  # fmt: skip
+) -> list[dict[str, float]]:
     """Train a model, in place, on a dataset of (image, label); returns loss and error rates of each epoch.
 
     Images are float (3, H, W), or uint8, which `model.preprocessing` crops and normalises.  Where `torch.distributed`
@@ -405,9 +428,16 @@ class _Run:
     """One training run."""
 
     def __init__(
-        self, model: nn.Module, dataset: Any, validation: Any, recipe: Recipe, checkpoint: _Checkpoint | None,
-        workers: int | None, progress: bool, on_epoch: Callable[[list[dict[str, float]]], None] | None,
-    ):  # fmt: skip
+        self,
+        model: nn.Module,
+        dataset: Any,
+        validation: Any,
+        recipe: Recipe,
+        checkpoint: _Checkpoint | None,
+        workers: int | None,
+        progress: bool,
+        on_epoch: Callable[[list[dict[str, float]]], None] | None,
+    ):
         self.model, self.dataset, self.validation, self.recipe = model, dataset, validation, recipe
         self.checkpoint, self.workers, self.progress, self.on_epoch = checkpoint, workers, progress, on_epoch
         self.rank, self.world = processes()
@@ -467,9 +497,12 @@ class _Run:
         recipe, now = self.recipe, self.now
         errors = [entry["validation_error"] for entry in now.history if "validation_error" in entry]
         bar = tqdm(
-            total=len(self.dataset), initial=int(now.seen), unit=" images", desc=f"epoch {epoch}/{recipe.epochs}",
+            total=len(self.dataset),
+            initial=int(now.seen),
+            unit=" images",
+            desc=f"epoch {epoch}/{recipe.epochs}",
             disable=not self.progress,
-        )  # fmt: skip
+        )
         self.model.train()
         batches = self._batches(epoch)
         if self.device.type != "cpu":  # where the network leaves the processor free
@@ -535,9 +568,11 @@ class _Run:
             totals = _sum(torch.cat([wrong, torch.tensor([count])]).to(self.device)).tolist()
             entry |= {"validation_error": totals[0] / totals[2], "validation_top5": totals[1] / totals[2]}
         entry |= {
-            "learning_rate": self.optimizer.param_groups[0]["lr"], "seconds": now.seconds,
-            "images_per_second": now.seen / max(now.seconds, 1e-9), "waiting": now.waited / max(now.seconds, 1e-9),
-        }  # fmt: skip
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "seconds": now.seconds,
+            "images_per_second": now.seen / max(now.seconds, 1e-9),
+            "waiting": now.waited / max(now.seconds, 1e-9),
+        }
         self._check_weights(epoch)
         now.history.append(entry)
         self.now = _Progress(now.history)
@@ -561,9 +596,13 @@ class _Run:
         if not self.checkpoint:
             return
         how = getattr(self.model, "preprocessing", None)
-        self.checkpoint.write({
-            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(), "progress": asdict(self.now),
-            "mean_image": how.mean_image if self.recipe.pixel_mean and how else None,
-        })  # fmt: skip
+        self.checkpoint.write(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "progress": asdict(self.now),
+                "mean_image": how.mean_image if self.recipe.pixel_mean and how else None,
+            }
+        )
         self.saved_at = monotonic()

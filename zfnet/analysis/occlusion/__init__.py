@@ -28,12 +28,7 @@ from zfnet.windows import Whole, Window, window_of
 TILE = 8  # rows and columns of squares whose windows run together, at most: more fall out of the caches
 TILE_COST = 0.33  # of one more row or column of tiles, in rows or columns of squares: what it costs beside its places
 # steps that may give each map's mean, and whether over "all" places (of a map of one place) or the "given" dimensions
-MEANS = {
-    nn.AdaptiveAvgPool2d: "all",
-    F.adaptive_avg_pool2d: "all",
-    torch.mean: "given",
-    Tensor.mean: "given",
-}
+MEANS = {nn.AdaptiveAvgPool2d: "all", F.adaptive_avg_pool2d: "all", torch.mean: "given", Tensor.mean: "given"}
 OUTSIDE = (0.0, -math.inf)  # what steps may read outside of maps
 MAPS = ("activity", "probability", "label")
 
@@ -472,9 +467,16 @@ class _Sweep:
         edges = [torch.broadcast_tensors(y[:, None], x) for y, x in ((top, left), (bottom, right))]
         boxes = torch.stack([edge for both in edges for edge in both], 2).to(label.device)
         return OcclusionMaps(
-            activity.view(shape), probability.view(shape), label.view(shape), boxes, clean,
-            self.graph.names[self.node], map, target, self.plan.extents[self.start],
-        )  # fmt: skip
+            activity.view(shape),
+            probability.view(shape),
+            label.view(shape),
+            boxes,
+            clean,
+            self.graph.names[self.node],
+            map,
+            target,
+            self.plan.extents[self.start],
+        )
 
 
 @contextlib.contextmanager

@@ -244,9 +244,7 @@ def lay_ground(canvas: Canvas, d: Dice, brightness: float) -> None:
         clutter(Frame(canvas, d, palette, centre, scale, degrees=d(0, 360), stretch=d(0.8, 1.25)))
 
 
-def place(
-    canvas: Canvas, d: Dice, own: Dice, palette: Palette, mirror: bool, others: Sequence[Frame] = ()
-) -> Frame:  # fmt: skip
+def place(canvas: Canvas, d: Dice, own: Dice, palette: Palette, mirror: bool, others: Sequence[Frame] = ()) -> Frame:
     """A frame in random pose, most of which lies within the canvas; the object rolls its `own` dice.
 
     Beside others it is smaller, and of several places in that which is farthest from them.
