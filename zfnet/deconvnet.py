@@ -223,8 +223,11 @@ class Deconvnet:
         def call(*inputs: Tensor) -> Any:
             copies = [x.clone() for x in inputs] if graph.overwrites(node) else inputs
             values = dict(zip(sources, copies, strict=True))
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n] if n in values else known(n))
-            return view.call(node, args, kwargs)
+
+            def value(source: fx.Node) -> Any:
+                return values[source] if source in values else view.read(node, source, recording.values.get(source))
+
+            return view.call(node, *fx.map_arg((node.args, node.kwargs), value))
 
         def inputs() -> list[Tensor]:
             return [view.read(node, source, recording.values[source]) for source in sources]
@@ -311,7 +314,9 @@ class Deconvnet:
         else:
             offset = torch.tensor(fields.stride) * units[:, 2:]
             boxes = torch.cat([fields.low[units[:, 1]] + offset, fields.high[units[:, 1]] + offset], 1)
-        largest = (boxes[:, 2:] - boxes[:, :2]).amax(0).tolist() if len(units) else [0, 0]
+        if not len(units):
+            return _Located(self.graph, node, shapes, units, boxes, receptive_field(self.graph, layer, size).size)
+        largest = (boxes[:, 2:] - boxes[:, :2]).amax(0).tolist()
         return _Located(self.graph, node, shapes, units, boxes, (largest[0], largest[1]))
 
     def _strategies(self, located: _Located, whole: bool) -> Iterator[_Strategy]:

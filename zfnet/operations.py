@@ -399,7 +399,8 @@ def unshuffled_window(step: Step) -> Window | None:
 def einsum_window(step: Step) -> Window | None:
     """Of an einsum that only permutes; one that adds up has none."""
     before, _, after = str(step.argument("equation")).replace(" ", "").partition("->")
-    return moved_window(step) if sorted(before) == sorted(after) else None
+    window = moved_window(step) if sorted(before) == sorted(after) else None
+    return window and window._replace(inside=None)
 
 
 def reduced_window(step: Step) -> Window | None:
@@ -734,7 +735,11 @@ DIFFERENTIATED_NORMS: dict[Any, Operation] = {
     **_rows(CONTRAST_NORMS, gradient, normed_window, reads_input=True),
     **_rows(GROUP_NORMS, gradient, WHOLE, reads_input=True),
 }
-GRADIENT = DECONVNET | DIFFERENTIATED_NORMS | _rows(RECTIFIERS, pass_where_fired, reads_input=True)
+GRADIENT = (
+    {key: row if row.back else Operation(gradient, row.window, reads_input=True) for key, row in DECONVNET.items()}
+    | DIFFERENTIATED_NORMS
+    | _rows(RECTIFIERS, pass_where_fired, reads_input=True)
+)
 GUIDED = GRADIENT | _rows(RECTIFIERS, rectify_where_fired, reads_input=True)
 RULE_SETS = {"deconvnet": DECONVNET, "gradient": GRADIENT, "guided": GUIDED}
 
