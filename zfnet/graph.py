@@ -78,6 +78,10 @@ def _tracer(operations: Rules, inputs: Mapping[str, Any], example: Callable[[], 
     class Proxy(fx.Proxy):
         """`x += y` changes x, which other names may stand for; by itself fx reads it as `x = x + y`."""
 
+        def __len__(self) -> int:
+            tracer: Any = self.tracer
+            return len(tracer.value_of_shape(self)) if _of_shapes_alone(self.node) else super().__len__()
+
     def in_place(name: str) -> Callable[[Any, Any], Any]:
         def apply(self: Any, other: Any) -> Any:
             result = getattr(operator, name)(self, other)
@@ -122,13 +126,16 @@ def _tracer(operations: Rules, inputs: Mapping[str, Any], example: Callable[[], 
         def to_bool(self, obj: fx.Proxy) -> bool:
             if not _of_shapes_alone(obj.node):
                 return bool(super().to_bool(obj))  # raises fx's own error
-            self.guards.append((obj.node, bool(self.value_at(obj.node, example()))))
+            self.guards.append((obj.node, bool(self.value_of_shape(obj))))
             return self.guards[-1][1]
 
         def iter(self, obj: fx.Proxy) -> Any:
             if not _of_shapes_alone(obj.node):
                 return super().iter(obj)
-            return iter([operator.getitem(obj, n) for n in range(len(self.value_at(obj.node, example())))])
+            return iter([operator.getitem(obj, n) for n in range(len(obj))])
+
+        def value_of_shape(self, proxy: fx.Proxy) -> Any:
+            return self.value_at(proxy.node, example())
 
         def value_at(self, node: fx.Node, image: Tensor) -> Any:
             """The value of a node of the unfinished graph for an image."""
@@ -233,7 +240,7 @@ class Graph:
             raise InputError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
         self.model = unwrapped(model)
         self.operations = dict(operations)
-        tracer = _tracer(self.operations, inputs, lambda: torch.zeros(1, _first_channels(self.model), 224, 224))
+        tracer = _tracer(self.operations, inputs, self._example)
         try:
             with evaluating(self.model):
                 graph = tracer.trace(self.model)
@@ -254,6 +261,10 @@ class Graph:
         self._by_name = {self.names[n]: n for n in self.nodes if n.op.startswith("call") and n in self.carriers}
         self._shapes: dict[Pair, Shapes] = {}
         self._channels: int | None = None
+
+    def _example(self) -> Tensor:
+        """An image of a usual size, at which conditions on sizes are looked up; `shapes` checks them for others."""
+        return torch.zeros(1, _first_channels(self.model), 224, 224, **device_and_dtype(self.model))
 
     # -- reading the traced graph
 
