@@ -391,6 +391,32 @@ def test_imagenette_is_fetched_once(tmp_path, monkeypatch):
     assert [path.name for path in root.iterdir()] == ["imagenette2-320"]
 
 
+# ---- images that are all measured on ---------------------------------------------------------------------------------
+
+
+def test_caltech_has_all_images_and_its_own_split(tmp_path):
+    home = put(tmp_path / "101_ObjectCategories", *(f"{wnid}/{i}.JPEG" for wnid in WNIDS for i in range(2)))
+    put(home, "BACKGROUND_Google/n01/1.JPEG")
+    dataset = configured("caltech101", root=str(tmp_path))
+    check(dataset, 6, sorted(WNIDS))
+    assert dataset.official_split is None
+    (home / "split.csv").write_text("file,split\nn01/0.JPEG,train\nn02/1.JPEG,test\n")
+    dataset = configured("caltech101", root=str(tmp_path))
+    assert dataset.official_split == ["train", None, None, "test", None, None]
+    (home / "split.csv").write_text("file,split\nn01/0.JPEG,tain\n")
+    assert "split.csv has the split 'tain'; give train or test" in refused("caltech101", root=str(tmp_path))
+    (home / "split.csv").write_text("file,split\nn01/9.JPEG,train\n")
+    assert "split.csv names n01/9.JPEG, which is not there" in refused("caltech101", root=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["caltech101", "caltech256", "voc2012"])
+def test_images_that_are_measured_on_are_not_trained_on(tmp_path, name):
+    put(tmp_path, *(f"{wnid}/1.JPEG" for wnid in WNIDS))
+    message = refused(name, root=str(tmp_path), split="train")
+    assert "has no images to train on apart from those to measure on; sort images into train/ and val/" in message
+    assert "no split 'test'" in refused(name, root=str(tmp_path), split="test")
+
+
 # ---- the rest --------------------------------------------------------------------------------------------------------
 
 
