@@ -108,8 +108,8 @@ def caltech(transform: Transform, /, *, root: str | Path, inside: str, without: 
         rows = csv.DictReader(io.StringIO(_text(folder, "split.csv"), newline=""))
         listed = {row.get("file") or "": row.get("split") for row in rows}
         dataset.official_split = [listed.get(dataset.file(i)) for i in range(len(dataset))]
-        if strange := next((part for part in listed.values() if part not in ("train", "test")), None):
-            raise InputError(f"{home / 'split.csv'} has the split {strange!r}; give train or test")
+        if unknown := next((part for part in listed.values() if part not in ("train", "test")), None):
+            raise InputError(f"{home / 'split.csv'} has the split {unknown!r}; give train or test")
         if absent := next((file for file in listed if not file or file not in folder), None):
             raise InputError(f"{home / 'split.csv'} names {absent}, which is not there")
     return dataset
@@ -228,9 +228,9 @@ def _class_folders(
     classes = _classes(home, dataset, photos)
     order = {name: label for label, name in enumerate(classes)}
     wnids = _class_of_each(dataset, photos)
-    if strange := next((name for name in wnids if name not in order), None):
+    if unknown := next((name for name in wnids if name not in order), None):
         raise InputError(
-            f"{photos.path} has the class {strange!r}, which {home.path / 'train'} has not; remove or add it"
+            f"{photos.path} has the class {unknown!r}, which {home.path / 'train'} has not; remove or add it"
         )
     dataset.labels = [order[name] for name in wnids]
     readable = {**_names(home), **(names or {})}
