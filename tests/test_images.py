@@ -319,6 +319,17 @@ def test_the_same_dataset_has_the_same_identity(folder, name):
         assert pickle.loads(pickle.dumps(data)).identity() == identity
 
 
+def test_only_the_items_of_a_subset_are_read():
+    class Odd(Items):
+        def identity(self):
+            return "odd"
+
+    whole = Items(PIXELS[0], "no image")
+    assert as_images(Subset(whole, [0])).identity() == as_images(Subset(whole, [0])).identity()
+    assert "item 1" in refusal(as_images(whole).identity)
+    assert as_images(Odd("no image")).identity() != as_images(Odd("no image", classes=["ant"])).identity()
+
+
 @pytest.mark.parametrize("make", [Photos, image_folder, lambda root: Subset(Photos(root), [1])])
 @pytest.mark.parametrize("what", ["content", "time", "gone"])
 def test_a_changed_file_changes_the_identity(folder, make, what):

@@ -73,12 +73,17 @@ class Images(Dataset[tuple[Tensor, int]]):
         return f"item {index}" if file is None else f"item {index} ({file})"
 
     def identity(self) -> str:
-        """A digest of all that the items depend on: if it is the same, so are they.
-
-        By default every item is read for it. Override it where less is enough, such as constructor arguments.
-        """
+        """A digest of all that the items depend on: if it is the same, so are they."""
+        basis = self.basis()
         about = type(self).__qualname__, list(self.classes), self.official_split and list(self.official_split)
-        return digest(about, list(self._item_digests()))
+        return digest(about, list(self._item_digests()) if basis is None else basis)
+
+    def basis(self) -> Any:
+        """All that the items depend on, such as constructor arguments, in terms that JSON can write.
+
+        None, the default, if that is not known: then every item is read to tell whether it is the same.
+        """
+        return None
 
     def _item_digests(self) -> Iterator[str]:
         for i in range(len(self)):
@@ -132,8 +137,8 @@ class TensorImages(Images):
         assert self.labels is not None
         return self.images[index], self.labels[index]
 
-    def identity(self) -> str:
-        return digest("tensors", self.images, self.labels)
+    def basis(self) -> Any:
+        return [digest(self.images), self.labels]
 
 
 def _are_labels(tensor: Tensor) -> bool:
@@ -163,17 +168,15 @@ class SubsetImages(Images):
     def truth(self, index: int) -> Truth | None:
         return self.whole.truth(self.indices[index])
 
-    def identity(self) -> str:
-        if type(self.whole).identity is Images.identity:  # which would read items that are not in the subset
-            return super().identity()
-        return digest("subset", self.whole.identity(), self.indices)
+    def basis(self) -> Any:
+        return None if self.whole.basis() is None else [self.whole.identity(), self.indices]
 
 
 class ForeignImages(Images):
     """A map-style dataset that does not know the protocol; torchvision's and Hugging Face's keep classes and files.
 
-    The identity of torchvision's datasets that are in memory or list their files is that of their settings, data and
-    files; of all others every item is read.
+    The basis of torchvision's datasets that are in memory or list their files is their settings, data and files; that
+    of a dataset with a method `identity` is what this returns. Of all others every item is read.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -200,11 +203,12 @@ class ForeignImages(Images):
     def file(self, index: int) -> str | None:
         return str(self.samples[index][0]) if self.samples else None
 
-    def identity(self) -> str:
-        known = self.samples is not None or hasattr(self.dataset, "data") or type(self.dataset).__name__ == "FakeData"
-        if known and (settings := settings_of(self.dataset)) is not None:
-            return digest(settings, [file_stamp(path) for path, _ in self.samples or ()])
-        return super().identity()
+    def basis(self) -> Any:
+        in_memory = hasattr(self.dataset, "data") or type(self.dataset).__name__ == "FakeData"
+        if not (in_memory or self.samples is not None or hasattr(self.dataset, "identity")):
+            return None
+        settings = settings_of(self.dataset)
+        return None if settings is None else [settings, [file_stamp(path) for path, _ in self.samples or ()]]
 
 
 def read_item(images: Images, index: int) -> tuple[Tensor, int]:

@@ -23,7 +23,6 @@ from zfnet.data.folders import Folder
 from zfnet.data.images import BrokenImage, Images, Truth, box_after, transform_identity, transformed
 from zfnet.data.preprocessing import rgb_tensor, upright_rgb
 from zfnet.errors import InputError, unknown_name
-from zfnet.identity import digest
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".webp", ".tif", ".tiff", ".gif"),
@@ -135,12 +134,9 @@ class ImageFiles(Images):
         except OSError:
             return f"{self._files[index]} is missing"
 
-    def identity(self) -> str:
+    def basis(self) -> Any:
         transform = transform_identity(self.transform)
-        if transform is None:
-            return super().identity()
-        stamps = [self.stamp(i) for i in range(len(self))]
-        return digest("files", stamps, self.labels, self.classes, self.official_split, transform)
+        return None if transform is None else [[self.stamp(i) for i in range(len(self))], self.labels, transform]
 
     def truth(self, index: int) -> Truth | None:
         """The boxes of the objects, for photographs in PASCAL VOC's layout: JPEGImages/x.jpg and Annotations/x.xml.

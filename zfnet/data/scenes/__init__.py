@@ -16,7 +16,6 @@ from zfnet.data.preprocessing import Preprocessing, rgb_tensor
 from zfnet.data.scenes.drawing import Array
 from zfnet.data.scenes.rendering import BASE, CLASSES, HELD_OUT, SPLITS, VERSION, Scene, labels_of, render, sides
 from zfnet.errors import InputError, unknown_name
-from zfnet.identity import digest
 
 __all__ = ["BASE", "CLASSES", "HELD_OUT", "SPLITS", "Scene", "Scenes", "render"]
 
@@ -92,12 +91,10 @@ class Scenes(Images):
         """A name for scene i: scenes/train/000123."""
         return f"scenes/{self.split}/{self._index(i):06d}"
 
-    def identity(self) -> str:
+    def basis(self) -> Any:
         transform = transform_identity(self.transform)
-        if transform is None:
-            return super().identity()
-        settings = self.split, self.count, self.size, self.seed, self.classes, self.objects
-        return digest("scenes", VERSION, settings, transform)
+        settings = VERSION, self.split, self.count, self.size, self.seed, self.objects
+        return None if transform is None else [settings, transform]
 
     def truth(self, i: int) -> Truth | None:
         """The first object's mask and parts, and the boxes of what can be seen of all; None where the transform does
