@@ -42,7 +42,7 @@ def activations(model: ZFNet, images: Tensor) -> dict[str, Tensor]:
 
 
 def equal(a: TopActivations, b: tuple[Tensor, ...]) -> bool:
-    return all(torch.equal(x.to(y.dtype), y) for x, y in zip(a, b, strict=True))
+    return all(torch.equal(x.to(y.dtype), y) for x, y in zip(a[:4], b[:4], strict=True))
 
 
 @pytest.mark.parametrize("distinct", [True, False], ids=["distinct", "any place"])
