@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from zfnet.data.photos import BrokenImage
+from zfnet.data.images import BrokenImage
 from zfnet.errors import InputError
 
 _FEW = 256  # below this, workers that must import torch first (spawned, not forked) do not pay

@@ -17,16 +17,13 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from zfnet.data.folders import Folder
+from zfnet.data.images import BrokenImage
 from zfnet.data.preprocessing import rgb_tensor, upright_rgb
 from zfnet.errors import InputError, unknown_name
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 # told by content; without this list Pillow would hand a PostScript file named .jpg to an interpreter
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
-
-
-class BrokenImage(InputError):
-    """A file that cannot be loaded as an image; says which and why."""
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
