@@ -219,12 +219,12 @@ def _image_and_label(item: Any, name: str) -> tuple[Tensor, int]:
         image = rgb_tensor(upright_rgb(image))[: 1 if grey else 3]
     if not isinstance(image, Tensor) or image.ndim != 3:
         kind = f"a tensor {tuple(image.shape)}" if isinstance(image, Tensor) else f"of type {type(image).__name__}"
-        raise InputError(f"{name} has an image {kind}; give a tensor (C, H, W) or an image of Pillow's")
+        raise InputError(f"the image of {name} is {kind}; give a tensor (C, H, W) or an image of Pillow's")
     try:
         return image, operator.index(label)
     except TypeError:
         shown = " ".join(repr(label).split())[:60]
-        raise InputError(f"{name} has the label {shown}; give a whole number, or -1 for none") from None
+        raise InputError(f"the label of {name} is {shown}; give a whole number, or -1 for none") from None
 
 
 def transformed(transform: Callable[[Any], Any], image: Any, name: str) -> Any:
