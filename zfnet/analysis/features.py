@@ -27,7 +27,7 @@ from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, unknown_name
 from zfnet.files import write_atomically
 from zfnet.graph import Graph, graph_of
-from zfnet.training import network_input, side_of, views
+from zfnet.training import crop_side, network_input, views
 
 SAVE_EVERY = 30.0  # seconds between two notes of how far a run has come
 TYPES = ("float16", "float32")
@@ -134,7 +134,7 @@ def _note(files: dict[str, "_File"], arrays: dict[str, np.memmap], done: int) ->
 
 def _crops(model: nn.Module, images: Tensor, crops: int) -> list[Tensor]:
     images_ = network_input(model, images)
-    return views(images_, side_of(model, images), crops) if images.dtype == torch.uint8 or crops != 1 else [images_]
+    return views(images_, crop_side(model, images), crops) if images.dtype == torch.uint8 or crops != 1 else [images_]
 
 
 def _side(shape: tuple[int, ...], limit: int | None) -> tuple[int, ...]:
