@@ -51,7 +51,7 @@ from zfnet.analysis.faithfulness import (
     similarity,
     strongest,
 )
-from zfnet.data.parts import objects_in
+from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import Patches
 from zfnet.errors import unknown_name
@@ -518,11 +518,11 @@ def _truth(data: Any, sample: Sample) -> dict[str, Tensor]:
 
 def _known(data: Any, item: int, size: Sequence[int]) -> dict[str, Tensor]:
     """Where the object, and its parts, are in an image: (H, W), bool."""
-    if hasattr(data, "scene"):
-        scene = data.scene(item)
-        return {"object": torch.as_tensor(scene.mask), "parts": _filled(scene.parts.values(), size)}
-    boxes = objects_in(data, item)
-    return {} if boxes is None else {"object": _filled(boxes, size)}
+    truth = as_images(data).truth(item)
+    if truth is None:
+        return {}
+    planes = {"object": _filled(truth.objects, size) if truth.mask is None else truth.mask}
+    return planes if truth.parts is None else planes | {"parts": _filled(truth.parts.values(), size)}
 
 
 def _filled(boxes: Iterable[Sequence[int]], size: Sequence[int]) -> Tensor:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zfnet.data.parts import objects_in, parts_of
+from zfnet.data.parts import parts_of
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
@@ -127,14 +127,15 @@ def voc(tmp_path):
 @pytest.mark.parametrize("root", ["", "JPEGImages"])
 def test_objects_are_where_voc_says(voc, root):
     photos = Photos(voc / root, transform=Preprocessing(size=56, resize=60))
-    ((top, left, bottom, right),) = objects_in(photos, 0)
+    ((top, left, bottom, right),) = photos.truth(0).objects
     white = photos.transform.pixels(photos[0][0])[0] > 0.5
     assert white[top:bottom, left:right].all() and white.sum() == (bottom - top) * (right - left)
-    assert objects_in(Photos(voc / root), 0) == [(80, 60, 120, 100)]
+    assert Photos(voc / root).truth(0) == (None, [(80, 60, 120, 100)], None)
+    assert Photos(voc / root, transform=lambda image: image.resize((9, 9))).truth(0) is None  # who knows where it is
 
 
-def test_other_data_know_no_objects(photos):
-    assert objects_in(photos, 0) is None and objects_in(Scenes("val", 2, size=48), 0) is None
+def test_other_photographs_know_nothing(photos):
+    assert photos.truth(0) is None
 
 
 @pytest.mark.parametrize(
@@ -151,5 +152,5 @@ def test_annotations_that_cannot_be_read_are_named(voc, text, says):
     if text is not None:
         path.write_text(text)
     with pytest.raises(InputError, match=says) as error:
-        objects_in(Photos(voc), 0)
+        Photos(voc).truth(0)
     assert str(path) in str(error.value) and "\n" not in str(error.value)

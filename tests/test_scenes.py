@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from zfnet.data import scenes
-from zfnet.data.scenes import BASE, CLASSES, HELD_OUT, Scenes, render
+from zfnet.data.scenes import BASE, CLASSES, HELD_OUT, Scenes, render, rendering
 from zfnet.errors import InputError
 
 GREEN = [
@@ -119,7 +118,7 @@ def test_left_is_left_in_the_picture_also_when_mirrored(name):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_only_the_object_and_its_shadow_change_the_ground(name, monkeypatch):
-    monkeypatch.setitem(scenes.DRAW, "nothing", lambda frame: None)
+    monkeypatch.setitem(rendering.DRAW, "nothing", lambda frame: None)
     with_it, without = (render(7, 96, classes=(kind,)) for kind in (name, "nothing"))
     assert not without.mask.any() and without.parts == {}
     change = with_it.image.astype(int) - without.image

@@ -6,7 +6,7 @@ anything else with `__len__` and `__getitem__`. Everything behind it sees the pr
 
 import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from zfnet.data.preprocessing import rgb_tensor, upright_rgb
-from zfnet.errors import InputError
+from zfnet.data.preprocessing import Preprocessing, rgb_tensor, upright_rgb
+from zfnet.errors import InputError, first_line
 from zfnet.identity import digest
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels; ends exclusive
@@ -34,7 +34,7 @@ class Truth(NamedTuple):
 
     mask: Tensor | None = None  # (H, W), bool: the labelled object
     objects: Sequence[Box] = ()
-    parts: Mapping[str, Box] = {}  # of the labelled object
+    parts: Mapping[str, Box] | None = None  # those of the labelled object that can be seen; None: they are not known
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -219,12 +219,30 @@ def _image_and_label(item: Any, name: str) -> tuple[Tensor, int]:
         image = rgb_tensor(upright_rgb(image))[: 1 if grey else 3]
     if not isinstance(image, Tensor) or image.ndim != 3:
         kind = f"a tensor {tuple(image.shape)}" if isinstance(image, Tensor) else f"of type {type(image).__name__}"
-        raise InputError(f"{name} has an image {kind}; give a tensor (C, H, W) or an image of Pillow's")
+        raise InputError(f"the image of {name} is {kind}; give a tensor (C, H, W) or an image of Pillow's")
     try:
         return image, operator.index(label)
     except TypeError:
         shown = " ".join(repr(label).split())[:60]
-        raise InputError(f"{name} has the label {shown}; give a whole number, or -1 for none") from None
+        raise InputError(f"the label of {name} is {shown}; give a whole number, or -1 for none") from None
+
+
+def transformed(transform: Callable[[Any], Any], image: Any, name: str) -> Any:
+    """What a transform makes of an image; InputError, naming the image, for whatever the transform raises."""
+    try:
+        return transform(image)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    except Exception as error:
+        kind = type(transform).__name__
+        raise InputError(f"{name}: the transform {kind} raised {type(error).__name__}: {first_line(error)}") from error
+
+
+def box_after(transform: Any) -> Callable[[Sequence[float], int, int], Box] | None:
+    """What tells where a transform puts a box of an image of that width and height; None where it does not say."""
+    if transform is None:
+        return lambda box, width, height: (round(box[0]), round(box[1]), round(box[2]), round(box[3]))
+    return transform.box if isinstance(transform, Preprocessing) else None
 
 
 # ---- what an identity is made of ------------------------------------------------------------------------------------
