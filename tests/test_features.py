@@ -80,7 +80,7 @@ def an_image_changed(model, data):
 
 CHANGES = {
     other_weights: "weights",
-    other_preprocessing: "architecture, preprocessing",
+    other_preprocessing: "preprocessing",
     other_images: "images",
     an_image_changed: "images",
 }

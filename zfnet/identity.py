@@ -22,7 +22,8 @@ from zfnet.errors import InputError
 Identity = Mapping[str, str]  # a digest, or a short plain value, of each thing that a result depends on
 
 _FORMAT = 2  # of files with an identity; those of format 1 had a single key
-_MODULE = set(vars(nn.Module()))  # what torch keeps on every module: hooks, and what is visited by itself
+# what torch keeps on every module (hooks, and what is visited by itself), and what is no part of the computation
+_MODULE = {*vars(nn.Module()), "preprocessing"}
 
 
 def digest(*parts: Any) -> str:

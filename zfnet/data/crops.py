@@ -42,10 +42,12 @@ def in_memory(
     Raises:
         InputError: if none of the images can be read.
     """
-    if isinstance(dataset, TensorDataset) or (limit < math.inf and dataset[0][0].nbytes * len(dataset) > limit):
+    if isinstance(dataset, TensorDataset):
         return dataset
     images, labels, batches = [], [], Batches(dataset, workers=workers)
     for batch in with_progress(batches, description, progress):
+        if batch.images[0].nbytes * len(dataset) > limit:
+            return dataset
         images.append(batch.images)
         labels.append(batch.labels)
     if not images:
@@ -74,7 +76,9 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
     """The preprocessing that a model was given; InputError without one."""
     preprocessing = getattr(model, "preprocessing", None)
     if not isinstance(preprocessing, Preprocessing):
-        raise InputError(f"{type(model).__name__} has no preprocessing, which uint8 images need: set model.preprocessing")
+        raise InputError(
+            f"{type(model).__name__} has no preprocessing, which uint8 images need: set model.preprocessing"
+        )
     return preprocessing
 
 
@@ -133,7 +137,7 @@ def augment(
     return images
 
 
-def views(images: Tensor, side: int, crops: int, pad: int = 0) -> tuple[Tensor, ...]:
+def views(images: Tensor, side: int, crops: int, pad: int = 0) -> list[Tensor]:
     """The crops of images that a network's answers are averaged over.
 
     Args:
@@ -148,8 +152,8 @@ def views(images: Tensor, side: int, crops: int, pad: int = 0) -> tuple[Tensor, 
     if crops not in (1, 10):
         raise InputError(f"crops is {crops}; give 1, the centre, or 10, with the corners and all mirrored")
     if crops == 1:
-        return (TF.center_crop(images, [side, side]),)
-    return tuple(TF.ten_crop(_bordered(images, pad), [side, side]))
+        return [TF.center_crop(images, [side, side])]
+    return list(TF.ten_crop(_bordered(images, pad), [side, side]))
 
 
 def _five_corners(margin: tuple[int, int]) -> Tensor:

@@ -24,8 +24,9 @@ from zfnet.identity import digest
 from zfnet.training.processes import processes
 from zfnet.training.recipe import Recipe
 
-# what torch.load raises for a file that is cut short or has wrong bytes
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError)
+ANEW = "start anew with fresh=True or in another folder"
+# what a file that is cut short or has wrong bytes makes torch.load and digest raise
+UNREADABLE = (AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
 
 
 def run_identity(model: nn.Module, dataset: Any, validation: Any, recipe: Recipe) -> dict[str, Any]:
@@ -107,15 +108,12 @@ class Checkpoint:
                 damage = damage or error
                 continue
             if words := difference(state["identity"], self.identity):
-                raise InputError(
-                    f"{path} is of another run ({words}): resume that one, or start anew with fresh=True or in another "
-                    "folder"
-                )
+                raise InputError(f"{path} is of another run ({words}): resume that one, or {ANEW}")
             if path == self.previous and processes()[0] == 0:
                 print(f"{damage or f'{self.path} is missing'}; resuming from {path}", file=sys.stderr)
             return state
         if damage:
-            raise InputError(f"{damage}; put back a copy of it, or start anew with fresh=True or in another folder")
+            raise InputError(f"{damage}; put back a copy of it, or {ANEW}")
         return None
 
     def write(self, state: Mapping[str, Any]) -> None:
@@ -140,16 +138,15 @@ def _load(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, checked against its digest."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        known = content.pop("digest", None)
+        intact = known == digest(*_leaves(content))
     except UNREADABLE as error:
-        raise Damaged(f"cannot read {path}, it is cut short or damaged ({first_line(error)})") from None
-    if not isinstance(content, dict) or "digest" not in content:
-        raise InputError(
-            f"{path} was written by an older version, which did not record its images: start anew with fresh=True or in "
-            "another folder"
-        )
-    if content.pop("digest") != digest(*_leaves(content)):
+        raise Damaged(f"cannot read {path}, it is no whole checkpoint ({first_line(error)})") from None
+    if known is None and "images" in content:
+        raise InputError(f"{path} is of an older version, which did not record its images: {ANEW}")
+    if not intact:
         raise Damaged(f"cannot read {path}, it is damaged (its content has another digest)")
-    return content
+    return dict(content)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
