@@ -16,12 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from experiments import ablation
-from experiments.train import described
-from zfnet import InputError, ZFNet, scan
+from experiments.networks import Networks
+from zfnet import InputError, scan
 from zfnet.analysis.features import features
-from zfnet.data.images import as_images
 from zfnet.data.photos import Photos
-from zfnet.data.preprocessing import Preprocessing, Stored
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
 from zfnet.graph import Graph
 from zfnet.identity import check_seal, digest, seal
@@ -48,7 +47,18 @@ def test_every_bit_counts(dtype: torch.dtype) -> None:
 def test_type_shape_and_kind_count_and_memory_does_not() -> None:
     numbers = torch.arange(6.0).reshape(1, 1, 2, 3)
     others = [numbers.flatten(), numbers.double(), numbers.int(), numbers.numpy(), numbers.tolist(), numbers.bool()]
-    scalars = [torch.tensor(1.0), torch.tensor([1.0]), torch.tensor(True), torch.tensor(1), 1, 1.0, True, "1", b"1", None]
+    scalars = [
+        torch.tensor(1.0),
+        torch.tensor([1.0]),
+        torch.tensor(True),
+        torch.tensor(1),
+        1,
+        1.0,
+        True,
+        "1",
+        b"1",
+        None,
+    ]
     empty = [torch.zeros(0), torch.zeros(0, 3), torch.zeros(0, dtype=torch.bfloat16), [], {}, "", b""]
     values = [numbers, *others, *scalars, *empty, 0.0, -0.0, float("nan"), np.float32([1]), np.array("a")]
     assert len({digest(value) for value in values}) == len(values)
@@ -115,7 +125,12 @@ def test_a_seal_names_what_differs() -> None:
     for sealed, identity, content, message in (
         (kept, {"weights": "2", "k": "8"}, ["content"], "file was made with different weights, k; delete it"),
         (kept, {"weights": "1", "k": "9", "dtype": "a"}, ["content"], "file was made with different dtype; delete it"),
-        (kept, {"weights": "1", "k": "9"}, ["other"], "file is damaged: its content does not match its checksum; delete"),
+        (
+            kept,
+            {"weights": "1", "k": "9"},
+            ["other"],
+            "file is damaged: its content does not match its checksum; delete",
+        ),
         (kept.replace('"k": "9"', '"k": "8"'), {"weights": "1", "k": "8"}, ["content"], "file is damaged"),
         (kept.replace('"format": 2', '"format": 3'), {}, [], "file is of format 3, but this version reads format 2"),
         (None, {}, [], "file is damaged, or of an older format that is no longer read"),
@@ -133,8 +148,8 @@ HOW = Preprocessing(size=32, resize=36)
 
 def network(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
-    layers = (nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 24))
-    model = nn.Sequential(*layers).eval()
+    below = nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU()
+    model = nn.Sequential(*below, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 24)).eval()
     model.preprocessing = HOW
     return model
 
@@ -200,7 +215,7 @@ DATA = {
     "classes": with_data(classes="held_out"),
     "objects": with_data(objects=2),
     "size": with_data(size=(32, 40)),
-    "transform": with_data(transform=Preprocessing(size=32, resize=40)),
+    "transform": with_data(transform=Preprocessing(size=32, resize=36, mean=(0, 0, 0))),
 }
 
 
@@ -251,10 +266,9 @@ def base(data: str) -> Run:
     return Run(network(), (torch.randn(6, 3, 32, 32), torch.arange(6)), {})
 
 
-CHANGES = (
-    [("scenes", name, change) for name, change in {**MODEL, **DATA}.items()]
-    + [("tensors", name, change) for name, change in {**MODEL, **TENSORS}.items()]
-)
+CHANGES = [("scenes", name, change) for name, change in {**MODEL, **DATA}.items()] + [
+    ("tensors", name, change) for name, change in {**MODEL, **TENSORS}.items()
+]
 OF_SCANS = {
     "k": with_settings(k=3),
     "distinct": with_settings(distinct=False),
@@ -277,7 +291,8 @@ NAMES = {  # what the error calls it, where it is not the change's own name
 @pytest.mark.parametrize("data", ["scenes", "tensors"])
 def test_what_is_unchanged_is_read(user, data, tmp_path) -> None:
     assert read_again(user, base(data), base(data), tmp_path) is True
-    assert read_again(lambda run, folder: user(run, folder / "x"), base(data), replace(base(data), settings={"batch_size": 2}), tmp_path) is True
+    other_batches = replace(base(data), settings={"batch_size": 2, "workers": 0})
+    assert read_again(user, base(data), other_batches, tmp_path / "batches") is True
 
 
 @pytest.mark.parametrize("user", [scanned, computed])
@@ -302,7 +317,8 @@ def test_features_with_other_settings_are_not_read(name, tmp_path) -> None:
 def test_a_fresh_scan_overwrites_the_state_of_another(tmp_path) -> None:
     assert not scanned(base("tensors"), tmp_path)
     other = replace(base("tensors"), model=network(1))
-    assert "weights" in read_again(lambda run, folder: run is other and scanned(run, folder), base("tensors"), other, tmp_path)
+    with pytest.raises(InputError, match="different weights; delete it, or pass fresh=True, to start anew"):
+        scanned(other, tmp_path)
     assert not scanned(replace(other, settings={"fresh": True}), tmp_path)
     assert scanned(other, tmp_path)
 
@@ -318,10 +334,86 @@ def test_a_changed_photograph_is_read_again(user, tmp_path) -> None:
         user(replace(run, data=Photos(tmp_path, transform=HOW)), tmp_path / "out")
 
 
-# ---- training and the experiments --------------------------------------------------------------------------------------
+# ---- training and the experiments ------------------------------------------------------------------------------------
 
-RECIPE = Recipe(epochs=1, batch_size=4, optimizer="sgd", rate=0.01)
+RECIPE = {"epochs": 2, "batch_size": 3, "learning_rate": 0.01, "max_filter_rms": None}
 OF_TRAINING = {
-    "weight": changed_weight, "buffer": changed_buffer, "pixel": changed_pixel, "label": changed_label,
-    "recipe": with_settings(rate=0.02), "seed": with_settings(seed=3), "epochs": with_settings(epochs=2),
-}  # fmt: skip
+    "weight": ("initial weights", changed_weight),
+    "buffer": ("initial weights", changed_buffer),
+    "pixel": ("training images", changed_pixel),
+    "label": ("training labels", changed_label),
+    "rate": ("learning_rate", with_settings(learning_rate=0.02)),
+    "seed": ("seed", with_settings(seed=3)),
+    "validation": ("validation", with_settings(validation=True)),
+}
+
+
+def resumed(run: Run, folder: Path) -> bool:
+    """Whether training resumes from the checkpoint of the run before; it is interrupted in its second epoch."""
+    settings = RECIPE | run.settings
+    data = as_tensors(run.data)
+    validation = data if settings.pop("validation", False) else None
+    epochs: list[int] = []
+
+    def interrupt(history: list[Any]) -> None:
+        epochs.append(len(history))
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run.model, data, validation, Recipe(**settings), folder=folder, progress=False, on_epoch=interrupt)
+    return epochs == [2]
+
+
+def trained(run: Run, folder: Path) -> bool:
+    """Whether the experiments find the network that the run before has trained."""
+    settings = RECIPE | run.settings
+    data = as_tensors(run.data)
+    validation = data if settings.pop("validation", False) else None
+    networks = Networks(folder, data, validation, HOW, progress=False)
+    before = set(folder.rglob("model.safetensors"))
+    networks.trained("network", lambda: copy.deepcopy(run.model), Recipe(**settings))
+    return set(folder.rglob("model.safetensors")) == before
+
+
+@pytest.mark.parametrize("user", [resumed, trained])
+def test_an_unchanged_training_run_is_read(user, tmp_path) -> None:
+    assert read_again(user, base("tensors"), base("tensors"), tmp_path) is True
+
+
+@pytest.mark.parametrize("name", OF_TRAINING)
+def test_a_checkpoint_of_another_run_is_not_read(name, tmp_path) -> None:
+    named, change = OF_TRAINING[name]
+    said = read_again(resumed, base("tensors"), change(base("tensors")), tmp_path)
+    assert "is of another run" in said and named in said
+
+
+@pytest.mark.parametrize("name", OF_TRAINING)
+def test_a_network_that_was_trained_otherwise_is_not_read(name, tmp_path) -> None:
+    assert read_again(trained, base("tensors"), OF_TRAINING[name][1](base("tensors")), tmp_path) is False
+
+
+def test_measurements_of_another_run_are_not_read(tmp_path) -> None:
+    def measured(run: Run, folder: Path) -> bool:
+        settings = {"layers": ["2"], "maps": 2, "k": 2, "shares": (0, 100), "draws": 100, "progress": False}
+        done: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ablation, "measured", lambda sample, *rest: done.append(sample.layer) or {"units": 2})
+            patch.setattr(ablation, "_classes", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                ablation.main(run.model, as_tensors(run.data), folder, **settings | run.settings)
+        return not done
+
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    assert read_again(measured, base("scenes"), base("scenes"), tmp_path / "same") is True
+    for name, change in (("seed", with_settings(seed=1)), ("fill", with_settings(fill="blur"))):
+        said = read_again(measured, base("scenes"), change(base("scenes")), tmp_path / name)
+        assert "ablation.partial was made with different settings; delete it to measure anew" in said
+    assert "scan.partial was made with different weights" in read_again(
+        measured, base("scenes"), changed_weight(base("scenes")), tmp_path / "weight"
+    )
+    (tmp_path / "same" / "ablation.partial").write_text('{"key": "old", "layers": {"2": {}}}')
+    with pytest.raises(InputError, match=r"ablation\.partial is damaged, or of an older format that is no longer read"):
+        measured(base("scenes"), tmp_path / "same")
