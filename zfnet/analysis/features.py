@@ -178,7 +178,7 @@ def _bytes(rows: np.ndarray) -> memoryview:
     return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
 
 
-def _views(model: nn.Module, images: Tensor, crops: int) -> tuple[Tensor, ...]:
+def _views(model: nn.Module, images: Tensor, crops: int) -> Sequence[Tensor]:
     prepared = network_input(model, images)
     if images.dtype != torch.uint8 and crops == 1:
         return (prepared,)
