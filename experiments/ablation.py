@@ -12,7 +12,6 @@ units apart better than the crop.  And whether it changes when the weights do: a
 image, not of the network.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,9 +53,10 @@ from zfnet.analysis.faithfulness import (
 from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import Patches
-from zfnet.errors import unknown_name
+from zfnet.errors import first_line, unknown_name
 from zfnet.files import write_atomically
 from zfnet.graph import graph_of
+from zfnet.identity import Identity, check_seal, digest, network_identity, seal
 from zfnet.operations import DECONVNET, DIFFERENTIATED_NORMS, GRADIENT, GUIDED, UNRECTIFIED
 from zfnet.receptive_fields import ReceptiveField
 from zfnet.recording import activations
@@ -192,9 +192,13 @@ def main(
     if not any(drawn.values()):
         states[0].unlink(missing_ok=True)
         raise InputError(f"no feature map of {', '.join(layers)} is ever above 0 on these {tops.images} images")
-    found = repr((settings, [[column.tolist() for column in tops[layer]] for layer in layers]))
-    key = hashlib.blake2b(found.encode()).hexdigest()
-    done = _kept(states[1], key)
+    identity = network_identity(model) | {
+        "images": as_images(data).identity(),
+        "settings": digest(settings),
+        "judge": digest(network),
+        "winners": digest({layer: list(top) for layer, top in tops.items()}),
+    }
+    done = _kept(states[1], identity)
     preprocessing = Preprocessing.of(model)
     for n, layer in enumerate(layers):
         if drawn[layer] and layer not in done:
@@ -202,7 +206,8 @@ def main(
                 deconvnet, data, layer, tops[layer], drawn[layer], draws=draws, seed=seed, progress=progress
             )
             done[layer] = measured(sample, layers[:n], shares, fill, data, network, preprocessing)
-            write_atomically(states[1], json.dumps({"key": key, "layers": done}).encode())
+            kept = {"seal": seal(identity, done), "layers": done}
+            write_atomically(states[1], json.dumps(kept).encode())
     done = {layer: done[layer] for layer in layers if layer in done}
     counts = {
         layer: {
@@ -241,13 +246,18 @@ def main(
     return result
 
 
-def _kept(path: Path, key: str) -> dict[str, Any]:
-    """The layers that were done before this run was stopped; none, if it was another one."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return dict(found["layers"]) if found["key"] == key else {}
-    except (OSError, ValueError, KeyError, TypeError):
+def _kept(path: Path, identity: Identity) -> dict[str, Any]:
+    """The layers that were done before this run was interrupted; InputError if they are damaged or of another run."""
+    if not path.exists():
         return {}
+    remedy = "delete it to measure anew"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        layers, sealed = dict(kept["layers"]), kept.get("seal")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({first_line(error)}); {remedy}") from None
+    check_seal(path, sealed, identity, layers, remedy)
+    return layers
 
 
 # ---- one layer -------------------------------------------------------------------------------------------------------
@@ -282,11 +292,9 @@ class Sample:
         seed: int,
         progress: bool,
     ) -> "Sample":
-        where = [(m, n) for m in maps for n in range(top.value.shape[1]) if top.value[m, n] > 0]
-        rows, columns = (torch.tensor(each) for each in zip(*where, strict=True))
-        items, place = top.image[rows, columns].unique(return_inverse=True)
+        units = top.units(maps)[top.value[list(maps)].flatten() > 0]
+        items, units[:, 0] = units[:, 0].unique(return_inverse=True)
         images = torch.stack([data[int(i)][0] for i in items])
-        units = torch.stack([place, rows, top.row[rows, columns], top.column[rows, columns]], 1)
         field = receptive_field(deconvnet.graph, layer, tuple(images.shape[-2:]))  # type: ignore[arg-type]
         if len(units) * math.prod(field.size) > PIXELS:
             seen = f"{field.size[0]} x {field.size[1]} pixels"
@@ -296,8 +304,8 @@ class Sample:
             )
         patches = deconvnet.project_units(images, layer, units)
         beyond = outside(patches.boxes, field.image_size, field.size)[:, 0]
-        bootstrap = Bootstrap(rows, place, torch.Generator().manual_seed(seed), draws)
-        whose = items[place].tolist()
+        bootstrap = Bootstrap(units[:, 1], units[:, 0], torch.Generator().manual_seed(seed), draws)
+        whose = items[units[:, 0]].tolist()
         return cls(deconvnet, layer, field, images, whose, units, patches, ~beyond, bootstrap, seed, progress)
 
     @property
@@ -347,11 +355,11 @@ class Curves:
     def __init__(self, sample: Sample, shares: Sequence[float], fill: str):
         self.sample, self.shares = sample, shares
         self.ground = ground(sample.patches.crops, sample.inside, fill, sample.random)
-        self.known: dict[bytes, Tensor] = {}
+        self.known: dict[str, Tensor] = {}
 
     def activations_of(self, canvases: Tensor) -> Tensor:
         """The activations of canvases; of those that were seen before, as curves end alike, without a second run."""
-        key = hashlib.blake2b(canvases.cpu().numpy().tobytes()).digest()
+        key = digest(canvases)
         if key not in self.known:
             sample, field = self.sample, self.sample.field
             self.known[key] = sample.deconvnet.activations_of(canvases, sample.layer, sample.units, field.image_size)

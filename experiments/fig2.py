@@ -265,8 +265,7 @@ def panel_of(
     whole = math.prod(field.size) > 2 * math.prod(field.image_size)  # most of a patch would lie beyond the image
     patches = project_top(deconvnet, data, layer, top, maps, whole=whole)
     if whole:  # what lies outside its field, as seen from there
-        places = torch.stack([top.row[maps], top.column[maps]], 2).flatten(0, 1)
-        corners = torch.tensor(field.start) + torch.tensor(field.stride) * places
+        corners = torch.tensor(field.start) + torch.tensor(field.stride) * top.units(maps)[:, 2:]
         beyond = outside(-corners, field.size, field.image_size)
     else:
         beyond = outside(patches.boxes, field.image_size, field.size)

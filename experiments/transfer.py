@@ -234,13 +234,13 @@ def duplicates(data: Any, pretraining: str | None, threshold: float, progress: b
     }
 
 
-def _bytes(data: Any, how: Stored, progress: bool, what: str, workers: int | None = None) -> TensorDataset:
+def _bytes(data: Any, how: Stored, progress: bool, description: str, workers: int | None = None) -> TensorDataset:
     """The images of a data set as bytes, and their labels, in memory."""
     other = copy.copy(data)
     other.transform = how
     if hasattr(other, "size"):  # what is rendered, at that size
         other.size = (how.size, how.size)
-    return in_memory(other, workers=workers, progress=progress, what=what)
+    return in_memory(other, workers=workers, progress=progress, description=description)
 
 
 class Control:

@@ -141,8 +141,7 @@ def bench_scan(model: ZFNet, device: str, repeats: int) -> list[dict]:
 def winners(top: TopActivations, maps: int) -> Tensor:
     """Units (M, 4), all that a scan found of the first maps that are above 0 on so many images."""
     alive = (top.value[:, -1] > 0).nonzero().flatten()[:maps]
-    image, row, column = (places[alive] for places in (top.image, top.row, top.column))
-    return torch.stack([image, alive[:, None].expand_as(image), row, column], 2).flatten(0, 1)
+    return top.units(alive.tolist())
 
 
 def bench_project(model: ZFNet, device: str, repeats: int) -> list[dict]:

@@ -182,15 +182,6 @@ def test_a_run_that_was_stopped_goes_on(model, data, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_another_run_does_not_go_on_from_it(model, data, tmp_path):
-    (tmp_path / "ablation.partial").write_text('{"key": "another", "layers": {"relu1": {}}}')
-    assert measure(model, data, tmp_path)["ours"]["layers"]["relu1"]["units"] == 12
-    for broken in ("", "[]", "{"):
-        (tmp_path / "ablation.partial").write_text(broken)
-        assert ablation._kept(tmp_path / "ablation.partial", "key") == {}
-
-
-@pytest.mark.usefixtures("undrawn")
 def test_maps_that_do_not_fire_are_counted(model, data, tmp_path):
     model.conv2.bias.data[2:] = -1e3
     model.conv2.weight.data[1], model.conv2.bias.data[1] = 0, -1
