@@ -147,33 +147,45 @@ def test_killed_run_goes_on_to_the_same_weights(
 
 
 def share(rank: int, world: int, folder: str, images: torch.Tensor, labels: torch.Tensor, recipe: Recipe) -> None:
-    """One process of several: trains, and leaves its weights and history."""
+    """One process of several: trains, resuming what one process began, and leaves its weights and history."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     model, data = network(dropout=0.0).to(images.dtype), TensorDataset(images, labels)
-    history = train(model, data, data, recipe, progress=False)
+    if rank:
+        nn.init.zeros_(model.conv1.weight)  # only the first one's initial weights count
+    history = train(model, data, data, recipe, folder=folder, progress=False)
     torch.save((model.state_dict(), without_times(history)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
-    ("count", "dtype", "close"),
-    [(48, torch.float32, 1e-6), (45, torch.float64, 1e-13)],
-    ids=["whole batches", "a smaller last batch, in float64"],
+    ("count", "dtype", "close", "begun"),
+    [(48, torch.float32, 1e-6, False), (45, torch.float64, 1e-13, True)],
+    ids=["whole batches", "a smaller last batch, in float64, resumed"],
 )
-def test_two_processes_of_half_the_batch_are_one(halves, count: int, dtype, close: float, tmp_path: Path) -> None:
+def test_two_processes_of_half_the_batch_are_one(
+    halves, count: int, dtype: torch.dtype, close: float, begun: bool, tmp_path: Path
+) -> None:
     images, labels = halves.tensors[0][:count].to(dtype), halves.tensors[1][:count]
-    recipe = replace(RECIPE, epochs=2)
-    alone = network(dropout=0.0).to(dtype)
-    data = TensorDataset(images, labels)
+    recipe, data = replace(RECIPE, epochs=2), TensorDataset(images, labels)
+    alone, stopped = network(dropout=0.0).to(dtype), network(dropout=0.0).to(dtype)
     expected = without_times(train(alone, data, data, recipe, progress=False))
+
+    def stop(history) -> None:
+        if len(history) == 2:
+            raise Killed
+
+    if begun:
+        with pytest.raises(Killed):
+            train(stopped, data, data, recipe, folder=tmp_path, progress=False, on_epoch=stop)
+        assert (tmp_path / "checkpoint.pt").exists()
     torch.multiprocessing.spawn(share, (2, str(tmp_path), images, labels, recipe), nprocs=2)
     for rank in (0, 1):
         weights, history = torch.load(tmp_path / f"{rank}.pt")
         for name, weight in alone.state_dict().items():
             torch.testing.assert_close(weights[name], weight, rtol=0, atol=close)
-        for mine, theirs in zip(history, expected, strict=True):
-            assert mine == pytest.approx(theirs, rel=1e-4)
+        for ours, theirs in zip(history, expected, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(halves, monkeypatch: pytest.MonkeyPatch) -> None:

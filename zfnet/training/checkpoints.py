@@ -26,7 +26,16 @@ from zfnet.training.recipe import Recipe
 
 ANEW = "start anew with fresh=True or in another folder"
 # what a file that is cut short or has wrong bytes makes torch.load and digest raise
-UNREADABLE = (AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
+UNREADABLE = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 
 
 def run_identity(model: nn.Module, dataset: Any, validation: Any, recipe: Recipe) -> dict[str, Any]:
