@@ -14,8 +14,9 @@ from torchvision.transforms.functional import ten_crop
 
 import zfnet.training.loop
 from zfnet import InputError, ZFNet, weights
+from zfnet.data.crops import mean_image
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.training import Recipe, error_rates, in_memory, mean_image, renormalise, train
+from zfnet.training import Recipe, error_rates, renormalise, train
 from zfnet.training.loop import _ahead
 
 RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.01, schedule="cosine", max_shift=2)
@@ -209,8 +210,8 @@ def test_error_rates_average_probabilities_over_models_and_crops() -> None:
         parts = ten_crop(x, 8) if crops == 10 else [x[..., 2:10, 2:10]]
         mean = sum(model(part).softmax(1) for model in models for part in parts)
         ranks = (mean > mean.gather(1, labels[:, None])).sum(1)
-        wanted = tuple(float((ranks >= n).double().mean()) for n in (1, 5))
-        assert error_rates(models, data, crops=crops, batch_size=7) == pytest.approx(wanted)
+        expected = tuple(float((ranks >= n).double().mean()) for n in (1, 5))
+        assert error_rates(models, data, crops=crops, batch_size=7) == pytest.approx(expected)
 
 
 def test_uint8_images_are_cropped_and_normalised_by_the_models_preprocessing(halves) -> None:
@@ -220,8 +221,8 @@ def test_uint8_images_are_cropped_and_normalised_by_the_models_preprocessing(hal
     raw.preprocessing = how
     train(raw, TensorDataset(images, halves.tensors[1]), recipe=RECIPE, progress=False)
     train(ready, TensorDataset(how.normalise(images / 255), halves.tensors[1]), recipe=RECIPE, progress=False)
-    for mine, theirs in zip(raw.parameters(), ready.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+    for ours, theirs in zip(raw.parameters(), ready.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_pixel_mean_is_that_of_the_training_images(halves, tmp_path: Path) -> None:
@@ -285,18 +286,6 @@ def test_half_precision_leaves_the_weights_float32(halves) -> None:
     assert not same_weights(exact, model)
 
 
-def test_in_memory_is_the_dataset(halves) -> None:
-    class Slow(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return 48
-
-        def __getitem__(self, i: int):
-            return halves[i]
-
-    copy = in_memory(Slow(), progress=False)
-    assert all(torch.equal(a, b) for a, b in zip(copy.tensors, halves.tensors, strict=True))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -343,8 +332,8 @@ def test_a_loss_that_is_not_finite_stops_it_with_the_last_good_checkpoint(halves
     assert str(caught.value) == (
         f"the loss is nan in epoch 2, step 3: lower the learning rate (0.01); the last good state is in {file}"
     )
-    kept = torch.load(file)
-    assert len(kept["position"]["history"]) == 1 and all(w.isfinite().all() for w in kept["model"].values())
+    state = torch.load(file)
+    assert len(state["position"]["history"]) == 1 and all(w.isfinite().all() for w in state["model"].values())
 
 
 def test_a_learning_rate_that_is_too_high_is_found_out(halves, tmp_path: Path) -> None:
