@@ -210,7 +210,7 @@ def _file(data: Any, index: int) -> str | None:
 
 
 def _named(data: Any, index: int) -> str:
-    return f" ({_file(data, index)})" if hasattr(data, "file") else ""
+    return f" ({_file(data, index)})" if _file(data, index) else ""
 
 
 def _classes(graph: Graph, data: Any, size: tuple[int, int]) -> list[str]:

@@ -66,15 +66,7 @@ def main(
         raise InputError(f"folds is {folds}; give at least 1")
     labels, classes, left_out = checked(data, pretraining, threshold, progress)
     drawn = [
-        split(
-            labels,
-            per_class,
-            test=test,
-            seed=seed,
-            fold=f,
-            classes=classes,
-            official=getattr(data, "official_split", None),
-        )
+        split(labels, per_class, test=test, seed=seed, fold=f, classes=classes, official=data.official_split)
         for f in range(folds)
     ]
     rows = frozen(
@@ -105,7 +97,7 @@ def main(
     )
     notes = (
         f"Mean over classes of the accuracy, %, with {per_class} training images of each class; mean ± standard "
-        f"deviation (n - 1) of {folds} folds{', the first of split.csv' if getattr(data, 'official_split', None) else ''}; "
+        f"deviation (n - 1) of {folds} folds{', the first of split.csv' if data.official_split else ''}; "
         f"up to {test} test images of each class.\n"
         f"What differs from the paper: {type(model).__name__}; {len(classes)} classes and {len(labels):,} images of "
         f"{type(data).__name__}; maps of more than {limit} features are averaged over areas, of which "

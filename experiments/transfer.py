@@ -124,9 +124,7 @@ def main(
     labels, classes, left_out = checked(data, pretraining, threshold, progress)
     drawn = {
         n: [
-            split(
-                labels, n, test=test, seed=seed, fold=f, classes=classes, official=getattr(data, "official_split", None)
-            )
+            split(labels, n, test=test, seed=seed, fold=f, classes=classes, official=data.official_split)
             for f in range(folds)
         ]
         for n in per_class
@@ -317,7 +315,7 @@ def _notes(
     """What the numbers are, and what differs from the paper."""
     words = [
         f"Mean over classes of the accuracy, %, by training images of each class; mean ± standard deviation (n - 1) of "
-        f"{folds} folds, {'the first of split.csv, the others ' if getattr(data, 'official_split', None) else ''}drawn from all "
+        f"{folds} folds, {'the first of split.csv, the others ' if data.official_split else ''}drawn from all "
         f"images; up to {test} test images of each class.",
         f"Pretrained: {type(model).__name__}, {layer}, a new softmax.  What differs from the paper: network and "
         f"images, {len(classes)} classes and {len(labels):,} images of {type(data).__name__}, there "

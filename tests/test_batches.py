@@ -38,12 +38,12 @@ class Counting(Dataset):
 class With(Counting, Images):
     """Counting, but the image of one item is something else."""
 
-    def __init__(self, place, value):
+    def __init__(self, position, value):
         super().__init__()
-        self.place, self.value = place, value
+        self.position, self.value = position, value
 
     def __getitem__(self, i):
-        return (self.value, 0) if i == self.place else super().__getitem__(i)
+        return (self.value, 0) if i == self.position else super().__getitem__(i)
 
     def file(self, i):
         return f"photo{i}.png"
@@ -290,8 +290,8 @@ for batch in Batches(Slow(1000), 1, workers=2):
 
 @pytest.mark.skipif(os.name == "nt", reason="sends a signal to a process group")
 def test_ctrl_c_ends_cleanly():
-    here = os.path.dirname(__file__)
-    paths = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")])
+    tests = os.path.dirname(__file__)
+    paths = os.pathsep.join([tests, os.path.dirname(tests), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [sys.executable, "-c", CTRL_C],
         env={**os.environ, "PYTHONPATH": paths},

@@ -47,6 +47,11 @@ class Images(Dataset[tuple[Tensor, int]]):
     labels: list[int] | None = None  # every item's label; None: only the items know
     official_split: Sequence[str | None] | None = None  # "train" or "test" for every item, where the dataset fixes it
 
+    @property
+    def title(self) -> str:
+        """What results call the dataset."""
+        return type(self).__name__
+
     def __len__(self) -> int:
         raise NotImplementedError
 
@@ -181,6 +186,10 @@ class ForeignImages(Images):
             targets = torch.as_tensor(dataset.targets)
             self.labels = targets.tolist() if _are_labels(targets) else None
         self.samples = dataset.samples if _is_torchvisions(dataset) and hasattr(dataset, "samples") else None
+
+    @property
+    def title(self) -> str:
+        return type(self.dataset).__name__
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -35,7 +35,7 @@ def parts_of(
             box that is not wholly in the image.
     """
     images = as_images(data)
-    boxes = _known(images, type(data).__name__, kind) if table is None else _listed(images, data, Path(table))
+    boxes = _known(images, kind) if table is None else _listed(images, Path(table))
     known = sorted({part for parts in boxes.values() for part in parts})
     for name in names:
         if _words(name) not in map(_words, known):
@@ -53,7 +53,7 @@ def _words(name: str) -> frozenset[str]:
     return frozenset(name.lower().replace("_", " ").split())
 
 
-def _known(images: Images, called: str, kind: str | None) -> dict[int, Mapping[str, Box]]:
+def _known(images: Images, kind: str | None) -> dict[int, Mapping[str, Box]]:
     """The boxes of parts that the dataset knows."""
     if kind is not None and kind not in images.classes:
         raise unknown_name("class", kind, images.classes)
@@ -63,15 +63,17 @@ def _known(images: Images, called: str, kind: str | None) -> dict[int, Mapping[s
         if kind is None or images.classes[label] == kind:
             truth = images.truth(item)
             if truth is None or truth.parts is None:
-                raise InputError(f"{called} knows no parts: give a CSV file with the columns {', '.join(COLUMNS)}")
+                raise InputError(
+                    f"{images.title} knows no parts: give a CSV file with the columns {', '.join(COLUMNS)}"
+                )
             boxes[item] = truth.parts
     return boxes
 
 
-def _listed(images: Images, data: Any, table: Path) -> dict[int, Mapping[str, Box]]:
+def _listed(images: Images, table: Path) -> dict[int, Mapping[str, Box]]:
     """The boxes of parts that a table lists."""
     if not isinstance(images, ImageFiles):
-        raise InputError(f"{table} lists parts of photographs, and {type(data).__name__} has no files")
+        raise InputError(f"{table} lists parts of photographs, and {images.title} has no files")
     seen = box_after(images.transform)
     if seen is None:
         raise InputError(f"{type(images.transform).__name__} does not say where it puts a box; use a Preprocessing")

@@ -56,32 +56,31 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 
 def _read_image(path: Path, read: Callable[[], bytes]) -> Image.Image:
     content = None
-    try:
-        content = read()
-        image = _decoded(content)
-    except _DAMAGED as error:
-        reason = "the file is empty (zero bytes)" if content == b"" else _reason(error)
-        raise BrokenImage(f"cannot load {path}: {reason}") from None
-    try:
-        return upright_rgb(image)
-    except (OSError, ValueError) as error:
-        raise BrokenImage(f"cannot load {path}: {_reason(error)}") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which pixels do not depend on
+        try:
+            content = read()
+            image = _decoded(content)
+        except _DAMAGED as error:
+            reason = "the file is empty (zero bytes)" if content == b"" else _reason(error)
+            raise BrokenImage(f"cannot load {path}: {reason}") from None
+        try:
+            return upright_rgb(image)
+        except (OSError, ValueError) as error:
+            raise BrokenImage(f"cannot load {path}: {_reason(error)}") from None
 
 
 def _decoded(content: bytes) -> Image.Image:
     """The image as Pillow decodes it, unless that would take too much memory."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which pixels do not depend on
-        image = Image.open(io.BytesIO(content), formats=_FORMATS)
-        width, height = image.size
-        if max(width, height) > _MOST_ASPECT * min(width, height):
-            raise InputError(f"{width} x {height} pixels: one side is more than {_MOST_ASPECT:,} times the other")
-        plain = image.mode in _PLAIN_MODES and "transparency" not in image.info
-        if (most := _MOST_BYTES // (_BYTES if plain else _MORE_BYTES)) < width * height:
-            raise InputError(
-                f"{width} x {height} pixels; at most {most:,} of mode {image.mode} are read: make it smaller"
-            )
-        image.load()
+    image = Image.open(io.BytesIO(content), formats=_FORMATS)
+    width, height = image.size
+    if max(width, height) > _MOST_ASPECT * min(width, height):
+        raise InputError(f"{width} x {height} pixels: one side is more than {_MOST_ASPECT:,} times the other")
+    plain = image.mode in _PLAIN_MODES and "transparency" not in image.info
+    most = _MOST_BYTES // (_BYTES if plain else _MORE_BYTES)
+    if width * height > most:
+        raise InputError(f"{width} x {height} pixels, more than the {most:,} that are read of mode {image.mode}")
+    image.load()
     return image
 
 
@@ -286,7 +285,7 @@ class Photos(ImageFiles):
             photos = _from_folders(folder, listed)
             self.skipped = [file for file in listed if file.lower().endswith(_OTHERS)]
         if self.skipped:
-            message = f"{source}: {len(self.skipped)} image files are not read, first {self.skipped[0]}"
+            message = f"{source}: {len(self.skipped)} image file(s) are not read, first {self.skipped[0]}"
             warnings.warn(f"{message}; convert them to JPEG or PNG", stacklevel=2)
         if not photos:
             raise InputError(f"no photographs in {source}; known are {', '.join(EXTENSIONS)}")

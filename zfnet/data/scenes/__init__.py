@@ -107,12 +107,13 @@ class Scenes(Images):
         if seen is None:
             return None
         rows, columns = self.size
-        mask = Image.fromarray(scene.mask)
+        mask = torch.from_numpy(scene.mask)
         if isinstance(self.transform, Preprocessing):
-            mask = self.transform.square(mask.convert("L")).point(lambda grey: 255 * (grey >= 128))
+            drawn = np.repeat(255 * scene.mask[..., None].astype(np.uint8), 3, axis=2)
+            mask = self.transform.pixels(self.transform(drawn))[0] > 0.5
         objects = [_bounds(shape) for shape in scene.objects.values() if shape.any()]
         return Truth(
-            torch.from_numpy(np.array(mask) > 0),
+            mask,
             [seen(box, columns, rows) for box in objects],
             {part: seen(box, columns, rows) for part, box in scene.parts.items()},
         )
