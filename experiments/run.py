@@ -157,7 +157,10 @@ def trained(config: DictConfig, words: Sequence[str]) -> Path:
         before = weights.read_metadata(path).get("identity")
         changes = difference(before, identity) if before else "an older version did not record how"
         path = path.parent.with_name(f"{path.parent.name}-{digest(identity)[:8]}") / path.name
-        reason = f"{files[0]} was trained otherwise ({changes}): training {path} first; model.weights=FILE avoids it"
+        reason = (
+            f"{files[0]} was trained otherwise ({changes}): training {path} first; "
+            f"model.weights={files[0]} takes the former"
+        )
     print(reason, file=sys.stderr)
     run("train", [*words, f"++out={path.parent}"])
     return path

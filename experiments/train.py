@@ -24,6 +24,7 @@ from zfnet.files import write_atomically
 from zfnet.training import Checkpoint, Recipe, error_rates, in_memory, processes, run_identity, train
 
 MEMORY = 4 * 2**30  # bytes of images that are read once and kept; larger data sets are read in every epoch
+PAPER = {"epochs": 70, "history": None, "validation_top1": 0.384, "validation_top5": 0.165, "waiting": None}
 EPOCHS = (1, 2, 5, 10, 20, 30, 40, 64)  # Figure 4's
 
 
@@ -59,38 +60,29 @@ def main(
         progress: show progress bars.
     """
     recipe = recipe or Recipe()
-    provenance = Provenance(model, seed=recipe.seed)
-    out = Path(out)
-    images = in_memory(training, limit=MEMORY, workers=workers, progress=progress, description="training images")
-    checks = validation and in_memory(
-        validation, limit=MEMORY, workers=workers, progress=progress, description="validation images"
-    )
+    provenance, out = Provenance(model, seed=recipe.seed), Path(out)
+    reading: dict[str, Any] = {"workers": workers, "progress": progress}
+    images = in_memory(training, limit=MEMORY, description="training images", **reading)
+    checks = validation and in_memory(validation, limit=MEMORY, description="validation images", **reading)
     metadata = described(model, recipe, training, validation)
     with _tensorboard(out / "tensorboard") as board:
 
         def on_epoch(history: list[dict[str, float]]) -> None:
+            _show(history, out, board)
             epoch = len(history)
-            if epoch == 1:  # those of an earlier run
-                shutil.rmtree(out / "epochs", ignore_errors=True)
-            write_atomically(out / "metrics.csv", _csv(history))
-            write_atomically(out / "figure.png", _picture(history))
-            for name, value in history[-1].items():
-                board.add_scalar(name, value, epoch)
             if epoch in snapshots or epoch == recipe.epochs:
                 weights.save(model, out / "epochs" / f"epoch-{epoch:04d}.safetensors", epoch=epoch, **metadata)
 
-        settings: dict[str, Any] = {"fresh": fresh, "workers": workers, "progress": progress}
-        history = train(model, images, checks, recipe, folder=out, on_epoch=on_epoch, **settings)
+        history = train(model, images, checks, recipe, folder=out, fresh=fresh, on_epoch=on_epoch, **reading)
     ours: dict[str, Any] = {"epochs": len(history), "history": history}
     if checks:
         margin = recipe.stored_size or recipe.max_shift
         crops = crops or (10 if margin else 1)
         pad = 0 if recipe.stored_size else recipe.max_shift
-        top1, top5 = error_rates(model, checks, crops=crops, pad=pad, workers=workers, progress=progress)
+        top1, top5 = error_rates(model, checks, crops=crops, pad=pad, **reading)
         ours |= {"validation_top1": top1, "validation_top5": top5}
     seconds = sum(entry["seconds"] for entry in history)
     ours["waiting"] = sum(entry["waiting"] * entry["seconds"] for entry in history) / max(seconds, 1e-9)
-    paper = {"epochs": 70, "history": None, "validation_top1": 0.384, "validation_top5": 0.165, "waiting": None}
     settings = {
         "model": type(model).__name__,
         "recipe": asdict(recipe),
@@ -98,12 +90,12 @@ def main(
         "crops": crops,
         "validation_images": len(checks) if checks else 0,
         "dataset": _name(training),
-        "parameters": _size(model),
+        "parameters": sum(p.numel() for p in model.parameters()),
         "processes": processes()[1],
     }
     with results(out) as folder:
         weights.save(model, folder / "model.safetensors", history=history, **metadata)
-        result = write_result(folder, "train", {key: paper[key] for key in ours}, ours, settings, provenance)
+        result = write_result(folder, "train", {key: PAPER[key] for key in ours}, ours, settings, provenance)
     if processes()[0] == 0:
         Checkpoint(out).remove()
         print(summary(ours, crops, seconds, len(images)))
@@ -157,8 +149,14 @@ def _name(data: Any) -> str | None:
     return None if file is None else file.rpartition("/")[0]
 
 
-def _size(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+def _show(history: list[dict[str, float]], out: Path, board: Any) -> None:
+    """Write the curves after an epoch; after the first, remove the snapshots of an earlier run."""
+    if len(history) == 1:
+        shutil.rmtree(out / "epochs", ignore_errors=True)
+    write_atomically(out / "metrics.csv", _csv(history))
+    write_atomically(out / "figure.png", _picture(history))
+    for name, value in history[-1].items():
+        board.add_scalar(name, value, len(history))
 
 
 def _csv(history: list[dict[str, float]]) -> bytes:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from zfnet import InputError
@@ -232,31 +231,3 @@ def test_an_error_of_the_run_is_not_said_to_be_the_folders(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write to .*file/out"):
         run(tmp_path / "file" / "out")
-
-
-def share(rank: int, folder: str, data: Tensor, labels: Tensor) -> None:
-    """One process of two, whose initial weights are those of the first only."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    model = network(0.0, seed=rank).double()
-    train(model, TensorDataset(data, labels), None, RECIPE, folder=folder, progress=False)
-    torch.save(model.state_dict(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_processes_resume_what_one_began(tmp_path: Path) -> None:
-    data, labels = images(48).tensors
-    dataset = TensorDataset(data.double(), labels)
-
-    def on_epoch(history) -> None:
-        if len(history) == 3:
-            raise Stopped
-
-    alone = network(0.0).double()
-    train(alone, dataset, None, RECIPE, progress=False)
-    with pytest.raises(Stopped):
-        train(network(0.0).double(), dataset, None, RECIPE, folder=tmp_path, progress=False, on_epoch=on_epoch)
-    torch.multiprocessing.spawn(share, (str(tmp_path), *dataset.tensors), nprocs=2)
-    for rank in (0, 1):
-        for name, weight in torch.load(tmp_path / f"{rank}.pt").items():
-            torch.testing.assert_close(weight, alone.state_dict()[name], rtol=0, atol=1e-12)

@@ -56,7 +56,7 @@ def test_ten_views_are_corners_centre_and_their_mirror_images() -> None:
     expected = ten_crop(images, 6)
     assert len(ten) == len(expected) == 10
     for view in expected:
-        assert sum(torch.equal(view, mine) for mine in ten) == 1
+        assert sum(torch.equal(view, ours) for ours in ten) == 1
     assert torch.equal(views(images, 6, 1)[0], images[..., 2:8, 2:8])
     padded = views(images, 10, 10, pad=2)
     assert torch.equal(padded[4], images) and torch.equal(padded[0][..., 2:, 2:], images[..., :8, :8])

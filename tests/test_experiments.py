@@ -143,7 +143,7 @@ def test_fig2_shows_whole_images_where_most_of_a_field_lies_beyond(dilation, see
     assert panel.right == f"{'image patches,' if seen == shown else 'whole images: a unit sees'} {seen} x {seen} pixels"
     unit = [[0, 3, int(top.row[3, 1]), int(top.column[3, 1])]]
     patch = deconvnet.project_units(data[int(top.image[3, 1])][0][None], "3", unit)
-    crop, signal = Preprocessing().pixels(patch.crops), patch.pixels
+    crop, signal = Preprocessing().pixels(patch.crops), patch.projections
     if shown < seen:
         crop, signal = on_image(crop, patch.boxes, (16, 16), GREY), on_image(signal, patch.boxes, (16, 16))
     else:

@@ -149,7 +149,7 @@ def test_weights_of_another_training_are_not_taken(asked, word: str, difference:
     assert f"++out={path.parent}" in asked[0] and USUAL.read_bytes() == before
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{USUAL} was trained otherwise (") and difference in line
-    assert line.endswith(f": training {path} first; model.weights=FILE avoids it")
+    assert line.endswith(f": training {path} first; model.weights={USUAL} takes the former")
 
 
 def test_both_trainings_are_kept_and_found(home, monkeypatch, capsys) -> None:

@@ -14,8 +14,9 @@ from torchvision.transforms.functional import ten_crop
 
 import zfnet.training.loop
 from zfnet import InputError, ZFNet, weights
+from zfnet.data.crops import mean_image
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.training import Recipe, error_rates, in_memory, mean_image, renormalise, train
+from zfnet.training import Recipe, error_rates, renormalise, train
 from zfnet.training.loop import _ahead
 
 RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.01, schedule="cosine", max_shift=2)
@@ -147,33 +148,45 @@ def test_killed_run_goes_on_to_the_same_weights(
 
 
 def share(rank: int, world: int, folder: str, images: torch.Tensor, labels: torch.Tensor, recipe: Recipe) -> None:
-    """One process of several: trains, and leaves its weights and history."""
+    """One process of several: trains, resuming what one process began, and leaves its weights and history."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     model, data = network(dropout=0.0).to(images.dtype), TensorDataset(images, labels)
-    history = train(model, data, data, recipe, progress=False)
+    if rank:
+        nn.init.zeros_(model.conv1.weight)  # only the first one's initial weights count
+    history = train(model, data, data, recipe, folder=folder, progress=False)
     torch.save((model.state_dict(), without_times(history)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
-    ("count", "dtype", "close"),
-    [(48, torch.float32, 1e-6), (45, torch.float64, 1e-13)],
-    ids=["whole batches", "a smaller last batch, in float64"],
+    ("count", "dtype", "close", "begun"),
+    [(48, torch.float32, 1e-6, False), (45, torch.float64, 1e-13, True)],
+    ids=["whole batches", "a smaller last batch, in float64, resumed"],
 )
-def test_two_processes_of_half_the_batch_are_one(halves, count: int, dtype, close: float, tmp_path: Path) -> None:
+def test_two_processes_of_half_the_batch_are_one(
+    halves, count: int, dtype: torch.dtype, close: float, begun: bool, tmp_path: Path
+) -> None:
     images, labels = halves.tensors[0][:count].to(dtype), halves.tensors[1][:count]
-    recipe = replace(RECIPE, epochs=2)
-    alone = network(dropout=0.0).to(dtype)
-    data = TensorDataset(images, labels)
+    recipe, data = replace(RECIPE, epochs=2), TensorDataset(images, labels)
+    alone, stopped = network(dropout=0.0).to(dtype), network(dropout=0.0).to(dtype)
     expected = without_times(train(alone, data, data, recipe, progress=False))
+
+    def stop(history) -> None:
+        if len(history) == 2:
+            raise Killed
+
+    if begun:
+        with pytest.raises(Killed):
+            train(stopped, data, data, recipe, folder=tmp_path, progress=False, on_epoch=stop)
+        assert (tmp_path / "checkpoint.pt").exists()
     torch.multiprocessing.spawn(share, (2, str(tmp_path), images, labels, recipe), nprocs=2)
     for rank in (0, 1):
         weights, history = torch.load(tmp_path / f"{rank}.pt")
         for name, weight in alone.state_dict().items():
             torch.testing.assert_close(weights[name], weight, rtol=0, atol=close)
-        for mine, theirs in zip(history, expected, strict=True):
-            assert mine == pytest.approx(theirs, rel=1e-4)
+        for ours, theirs in zip(history, expected, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(halves, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,8 +210,8 @@ def test_error_rates_average_probabilities_over_models_and_crops() -> None:
         parts = ten_crop(x, 8) if crops == 10 else [x[..., 2:10, 2:10]]
         mean = sum(model(part).softmax(1) for model in models for part in parts)
         ranks = (mean > mean.gather(1, labels[:, None])).sum(1)
-        wanted = tuple(float((ranks >= n).double().mean()) for n in (1, 5))
-        assert error_rates(models, data, crops=crops, batch_size=7) == pytest.approx(wanted)
+        expected = tuple(float((ranks >= n).double().mean()) for n in (1, 5))
+        assert error_rates(models, data, crops=crops, batch_size=7) == pytest.approx(expected)
 
 
 def test_uint8_images_are_cropped_and_normalised_by_the_models_preprocessing(halves) -> None:
@@ -208,8 +221,8 @@ def test_uint8_images_are_cropped_and_normalised_by_the_models_preprocessing(hal
     raw.preprocessing = how
     train(raw, TensorDataset(images, halves.tensors[1]), recipe=RECIPE, progress=False)
     train(ready, TensorDataset(how.normalise(images / 255), halves.tensors[1]), recipe=RECIPE, progress=False)
-    for mine, theirs in zip(raw.parameters(), ready.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+    for ours, theirs in zip(raw.parameters(), ready.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_pixel_mean_is_that_of_the_training_images(halves, tmp_path: Path) -> None:
@@ -273,18 +286,6 @@ def test_half_precision_leaves_the_weights_float32(halves) -> None:
     assert not same_weights(exact, model)
 
 
-def test_in_memory_is_the_dataset(halves) -> None:
-    class Slow(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return 48
-
-        def __getitem__(self, i: int):
-            return halves[i]
-
-    copy = in_memory(Slow(), progress=False)
-    assert all(torch.equal(a, b) for a, b in zip(copy.tensors, halves.tensors, strict=True))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -331,8 +332,8 @@ def test_a_loss_that_is_not_finite_stops_it_with_the_last_good_checkpoint(halves
     assert str(caught.value) == (
         f"the loss is nan in epoch 2, step 3: lower the learning rate (0.01); the last good state is in {file}"
     )
-    kept = torch.load(file)
-    assert len(kept["position"]["history"]) == 1 and all(w.isfinite().all() for w in kept["model"].values())
+    state = torch.load(file)
+    assert len(state["position"]["history"]) == 1 and all(w.isfinite().all() for w in state["model"].values())
 
 
 def test_a_learning_rate_that_is_too_high_is_found_out(halves, tmp_path: Path) -> None:

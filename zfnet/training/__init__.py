@@ -3,7 +3,7 @@
 recipe -> loop -> checkpoints, evaluation. Zeiler & Fergus (2014), section 3.
 """
 
-from zfnet.data.crops import augment, crop_side, in_memory, mean_image, views
+from zfnet.data.crops import crop_side, in_memory, views
 from zfnet.training.checkpoints import Checkpoint, difference, run_identity
 from zfnet.training.evaluation import error_rates, network_input
 from zfnet.training.loop import Diverged, renormalise, train
@@ -14,12 +14,10 @@ __all__ = [
     "Checkpoint",
     "Diverged",
     "Recipe",
-    "augment",
     "crop_side",
     "difference",
     "error_rates",
     "in_memory",
-    "mean_image",
     "network_input",
     "processes",
     "renormalise",

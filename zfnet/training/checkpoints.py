@@ -26,7 +26,16 @@ from zfnet.training.recipe import Recipe
 
 ANEW = "start anew with fresh=True or in another folder"
 # what a file that is cut short or has wrong bytes makes torch.load and digest raise
-UNREADABLE = (AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
+UNREADABLE = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 
 
 def run_identity(model: nn.Module, dataset: Any, validation: Any, recipe: Recipe) -> dict[str, Any]:
@@ -39,13 +48,12 @@ def run_identity(model: nn.Module, dataset: Any, validation: Any, recipe: Recipe
         recipe: how it is trained.
     """
     preprocessing = Preprocessing.of(model)
-    mean = preprocessing.mean_image
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     identity = {
         "recipe": asdict(recipe),
         "architecture": digest(repr(model), frozen),
         "initial weights": digest(*(part for pair in model.state_dict().items() for part in pair)),
-        "preprocessing": digest(preprocessing.settings, *([] if mean is None else [mean])),
+        "preprocessing": digest(preprocessing.settings, preprocessing.mean_image),
     }
     for role, data in (("training", dataset), ("validation", validation)):
         if data is not None:

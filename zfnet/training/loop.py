@@ -110,21 +110,20 @@ class _Position:
     waited: float = 0.0  # for images
 
 
+@dataclass
 class _Run:
-    """One training run."""
+    """One training run; see `train`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        dataset: Any,
-        validation: Any,
-        recipe: Recipe,
-        workers: int | None,
-        progress: bool,
-        on_epoch: Callable[[History], None] | None,
-    ):
-        self.model, self.dataset, self.validation, self.recipe = model, dataset, validation, recipe
-        self.workers, self.progress, self.on_epoch = workers, progress, on_epoch
+    model: nn.Module
+    dataset: Any
+    validation: Any
+    recipe: Recipe
+    workers: int | None
+    progress: bool
+    on_epoch: Callable[[History], None] | None
+
+    def __post_init__(self) -> None:
+        model, recipe = self.model, self.recipe
         self.rank, self.world = processes()
         self.device = torch.device(device_and_dtype(model)["device"])
         self.dtype = recipe.dtype(self.device)
@@ -133,7 +132,7 @@ class _Run:
         self.position = _Position([])
         self.checkpoint: Checkpoint | None = None
         self.saved_at = monotonic()
-        self.steps, rest = divmod(len(dataset), recipe.batch_size)  # of an epoch
+        self.steps, rest = divmod(len(self.dataset), recipe.batch_size)  # of an epoch
         if rest >= 2 * self.world or not self.steps:  # a single image is no batch, unless there is no other
             self.steps += 1
 
