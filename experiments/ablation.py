@@ -44,12 +44,12 @@ from zfnet.analysis.faithfulness import (
     curve,
     energy_inside,
     ground,
-    match,
     points_inside,
     ranks,
-    shuffled,
+    recognised,
     similarity,
     strongest,
+    with_shuffled_weights,
 )
 from zfnet.data.parts import objects_in
 from zfnet.data.preprocessing import Preprocessing
@@ -375,7 +375,7 @@ class Viewer:
     def chance(self) -> float:
         """How many pictures are told apart by it."""
         whose = self.sample.units[:, 1]
-        return match(torch.zeros(len(whose), 1), whose)[1]
+        return recognised(torch.zeros(len(whose), 1), whose)[1]
 
     def displayed(self, signals: Tensor) -> Tensor:
         """Signals as the network sees the pictures that figures show of them, their zero its mean colour."""
@@ -386,8 +386,8 @@ class Viewer:
         """Measures (M,) of pictures (M, 3, S, S), how much of each pixel is shown (M, S, S), and ranks."""
         whose, inside = self.sample.units[:, 1], self.sample.inside
         of = {
-            "pixels": match(resized(shown, (THUMBNAIL, THUMBNAIL)).flatten(1).cpu(), whose)[0],
-            "network": match(_judged(self.judge, self.preprocessing, shown).cpu(), whose)[0],
+            "pixels": recognised(resized(shown, (THUMBNAIL, THUMBNAIL)).flatten(1).cpu(), whose)[0],
+            "network": recognised(_judged(self.judge, self.preprocessing, shown).cpu(), whose)[0],
         }
         for kind, there in self.truth.items():
             there = there.to(inside.device)
@@ -434,7 +434,7 @@ def likeness(sample: Sample, below: Sequence[str]) -> dict[str, dict[str, Any]]:
         for end in (*reversed(below), None):
             name, twin = (
                 f"shuffled above {end}" if end else "all shuffled",
-                shuffled(sample.deconvnet.graph, sample.layer, end, sample.random),
+                with_shuffled_weights(sample.deconvnet.graph, sample.layer, end, sample.random),
             )
             pictures[name] = sample.projected(of=twin, **rules).projections
         pictures["edges of the crop"], pictures["nearness of the centre"] = edges.sqrt(), (near - near.min()).sqrt()

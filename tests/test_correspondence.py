@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from zfnet.analysis.correspondence import (
-    bootstrap,
+    bootstrap_pairs,
     correspondence,
     hamming,
     permutation_test,
@@ -74,7 +74,7 @@ def test_random_boxes_are_clear_of_the_parts_and_everywhere_else():
 
 @pytest.mark.parametrize("size", [(6, 6), (11, 2)])
 def test_a_mask_without_a_place_is_refused(size):
-    with pytest.raises(InputError, match="no place beside the parts"):
+    with pytest.raises(InputError, match="pixels does not fit beside the parts"):
         random_boxes(torch.tensor([[4, 4, 6, 6]]), size, (10, 10), 1, generator())
 
 
@@ -147,13 +147,13 @@ def test_bootstrap_holds_the_mean_and_narrows_with_images():
         some[: images // 2, :30] = 1
         distances = hamming(some)
         i, j = torch.triu_indices(images, images, 1)
-        low, high = bootstrap(distances, generator())
+        low, high = bootstrap_pairs(distances, generator())
         assert low < distances[i, j].mean() < high
         return high - low
 
     assert interval(40) < 0.7 * interval(8)
-    assert bootstrap(torch.full((5, 5), 0.25), generator()) == (0.25, 0.25)
-    assert bootstrap(torch.tensor([[0.0, 0.5], [0.5, 0.0]]), generator()) == (0.5, 0.5)
+    assert bootstrap_pairs(torch.full((5, 5), 0.25), generator()) == (0.25, 0.25)
+    assert bootstrap_pairs(torch.tensor([[0.0, 0.5], [0.5, 0.0]]), generator()) == (0.5, 0.5)
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -220,7 +220,10 @@ def test_the_seed_decides(planted):
             {"parts": [{"eye": (0, 0, 3, 3)}, {"eye": (20, 0, 25, 3)}]},
             "eye of image 1 .rows 20 to 25, .* is not in its",
         ),
-        ({"images": [torch.zeros(3, 24, 24), torch.zeros(3, 24, 20)]}, "image 1 is 3 x 24 x 20; give squares"),
+        (
+            {"images": [torch.zeros(3, 24, 24), torch.zeros(3, 24, 20)]},
+            "image 1 is 3 x 24 x 20 and image 0 3 x 24 x 24; give one",
+        ),
         ({"layers": ["7"]}, "no layer of Sequential '7'"),
         ({"draws": 0}, "draws is 0"),
         ({"zeros": "keep"}, "no treatment of zeros 'keep'"),

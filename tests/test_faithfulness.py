@@ -20,12 +20,12 @@ from zfnet.analysis.faithfulness import (
     curve,
     energy_inside,
     ground,
-    match,
     points_inside,
     ranks,
-    shuffled,
+    recognised,
     similarity,
     strongest,
+    with_shuffled_weights,
 )
 from zfnet.graph import Graph
 
@@ -127,7 +127,7 @@ class TestKnownAnswers:
             return Deconvnet(model).project_units(images, "4", units, signals=torch.ones(len(units))).projections
 
         first = network(0)
-        other, again = projected(network(1)), projected(shuffled(Graph(first), "4", None, seeded()))
+        other, again = projected(network(1)), projected(with_shuffled_weights(Graph(first), "4", None, seeded()))
         inside = torch.ones(len(units), *other.shape[2:], dtype=torch.bool)
         near = [float(similarity(projected(first), pixels, inside).mean()) for pixels in (other, again)]
         assert abs(near[0] - near[1]) < 0.1 and max(near) < 0.9
@@ -135,7 +135,7 @@ class TestKnownAnswers:
 
     def test_noise_is_told_apart_by_chance(self):
         maps = torch.arange(60).repeat_interleave(9)
-        hits, chance = match(torch.randn(len(maps), 40, generator=seeded()), maps)
+        hits, chance = recognised(torch.randn(len(maps), 40, generator=seeded()), maps)
         found = hits[~hits.isnan()]
         assert len(found) == 60 * 4 and chance == pytest.approx(1 / 60)
         assert abs(float(found.mean()) - chance) < 4 * (chance / len(found)) ** 0.5
@@ -184,8 +184,8 @@ def test_a_share_is_of_the_pixels_inside(percent, count):
 @pytest.mark.parametrize(
     ("shares", "says"),
     [
-        ([0, 120], "a share of 120 % of the pixels is none; give percentages from 0 to 100"),
-        ([-5, 100], "a share of -5 % of the pixels is none"),
+        ([0, 120], "shares must lie between 0 and 100 percent; got 120"),
+        ([-5, 100], "between 0 and 100 percent; got -5"),
         ([50], "give two or more percentages, rising"),
         ([0, 50, 20], "give two or more percentages, rising"),
     ],
@@ -219,11 +219,11 @@ def test_what_stands_where_pixels_are_removed():
 def test_pictures_that_are_alike_are_told_apart():
     maps = torch.tensor([4, 4, 7, 7, 7, 9])
     features = torch.tensor([[1.0, 0, 0], [0.9, 0, 0.1], [0, 1, 0], [0, 0.9, 0], [0, 1, 0.1], [0, 0, 1]])
-    hits, chance = match(features, maps)
+    hits, chance = recognised(features, maps)
     assert hits.isnan().tolist() == [True, False, True, False, True, True]  # the second of each is asked for
     assert hits[[1, 3]].tolist() == [1, 1]
     assert chance == pytest.approx((1 / 4 + 2 / 4) / 2)
-    swapped, _ = match(features[[0, 3, 2, 1, 4, 5]], maps)
+    swapped, _ = recognised(features[[0, 3, 2, 1, 4, 5]], maps)
     assert swapped[[1, 3]].tolist() == [0, 0]
 
 
@@ -239,7 +239,7 @@ def test_shuffled_weights_keep_their_values_and_spare_what_is_below():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Conv2d(5, 6, 3)).eval()
     before = copy.deepcopy(model.state_dict())
     graph = Graph(model)
-    whole, above = (shuffled(graph, "3", below, seeded()).state_dict() for below in (None, "1"))
+    whole, above = (with_shuffled_weights(graph, "3", below, seeded()).state_dict() for below in (None, "1"))
     for name, weight in before.items():
         assert weight.equal(model.state_dict()[name])  # the model itself is left alone
         assert whole[name].flatten().sort().values.equal(weight.flatten().sort().values)

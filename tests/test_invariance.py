@@ -206,7 +206,7 @@ def test_the_network_is_left_as_it_was():
         ({"labels": [0, 1]}, "1 images and 2 labels"),
         ({"labels": [-1]}, "image 0 has no label"),
         ({"labels": [4]}, "image 0 has label 4, of a network with 4 classes"),
-        ({"images": [torch.zeros(3, 16, 20)]}, "3 x 16 x 20 cannot be turned: give a square"),
+        ({"images": [torch.zeros(16, 16)]}, "an image of shape .16, 16. cannot be transformed; give .channels"),
         ({"layers": ["relu7"]}, "no layer of Sequential 'relu7'"),
         ({"kind": "shift"}, "no transform 'shift'"),
         ({"amounts": []}, "no amounts of scale"),

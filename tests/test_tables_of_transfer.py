@@ -158,7 +158,7 @@ def test_table7_from_end_to_end(model, tmp_path):
 @pytest.mark.parametrize(
     ("main", "settings", "message"),
     [
-        (table4.main, {"per_class": [8]}, "has 8 images to train on, of which 8 are asked for and leave 0 to test on"),
+        (table4.main, {"per_class": [8]}, "has 8 images: too few for 8 to train and 1 to test on"),
         (table4.main, {"folds": 0}, "folds is 0"),
         (table4.main, {"per_class": []}, "per_class is []"),
         (table4.main, {"which": "table44"}, "no published table 'table44' (did you mean 'table4'?)"),

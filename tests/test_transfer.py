@@ -12,13 +12,12 @@ from tests import oracles
 from zfnet import InputError
 from zfnet.analysis.transfer import (
     GRID,
+    PRESENCE,
     Split,
     average_precision,
     fit,
-    mean_accuracy,
     near_duplicates,
     precisions,
-    presence_scores,
     split,
     standardised,
     transferred,
@@ -75,10 +74,13 @@ def test_images_without_a_label_are_in_no_fold():
     [
         (
             {"per_class": 20},
-            "class 0 ('a') has 20 images to train on, of which 20 are asked for and leave 0 to test on",
+            "class 0 ('a') has 20 images: too few for 20 to train and 1 to test on; lower per_class or drop the class",
         ),
-        ({"per_class": 21}, "class 0 ('a') has 20 images to train on, of which 21"),
-        ({"per_class": 5, "official": ["train"] * 60}, "leave 0 to test on; give fewer, or leave the class out"),
+        ({"per_class": 21}, "class 0 ('a') has 20 images: too few for 21 to train"),
+        (
+            {"per_class": 5, "official": ["train"] * 60},
+            "class 0 ('a') has 20 + 0 images: too few for 5 to train and 1 to test on",
+        ),
         ({"per_class": 0}, "0 training and 50 test images"),
         ({"per_class": 1, "classes": "abcd"}, "class 3 ('d') has 0 images"),
     ],
@@ -136,11 +138,6 @@ def test_both_classifiers_learn_and_choose_c_from_the_training_images_alone(kind
         fit("forest", rows, labels)
 
 
-def test_mean_accuracy_is_that_of_classes():
-    assert mean_accuracy([0, 0, 0, 1], [0, 0, 0, 0]) == 0.75
-    assert mean_accuracy([0, 0, 0, 0], [0, 0, 0, 1]) == 0.5
-
-
 def test_features_that_do_not_vary_are_refused():
     with pytest.raises(InputError, match="none of the features varies"):
         standardised(np.ones((4, 3)), np.ones((2, 3)))
@@ -178,7 +175,7 @@ def test_what_is_difficult_counts_neither_way():
     assert precisions(scores, np.where(marks == 0, -1, marks).astype(np.int8)) == pytest.approx([(1 + 2 / 3) / 2])
 
 
-@pytest.mark.parametrize("kind", ["exclusive", "each class"])
+@pytest.mark.parametrize("kind", PRESENCE)
 def test_presence_is_learned(kind):
     random = np.random.default_rng(0)
     presence = np.where(random.random((160, 3)) < 0.4, 1, -1).astype(np.int8)
@@ -198,17 +195,17 @@ def test_an_image_of_two_classes_counts_as_half_of_one_for_each():
     twice = LogisticRegression(C=1.0, max_iter=2000).fit(
         np.concatenate([rows, rows[1:], rows[:1]]), [*(np.arange(8) % 3), *(np.arange(1, 8) % 3), 1]
     )  # all images twice, the first once as each
-    halved = presence_scores("exclusive", 2.0, rows, presence, rows)
+    halved = PRESENCE["exclusive"](2.0, rows, presence, rows)
     np.testing.assert_allclose(halved, twice.predict_proba(rows), atol=1e-3)
 
 
 def test_a_class_that_no_training_image_shows_has_no_score():
     presence = np.array([[1, -1, -1], [-1, 1, -1], [1, 1, -1], [-1, 1, 0]], dtype=np.int8)
     rows = np.random.default_rng(0).normal(size=(4, 2))
-    for kind in ("exclusive", "each class"):
-        assert np.isnan(presence_scores(kind, 1.0, rows, presence, rows)).all(0).tolist()[2]
+    for scores in PRESENCE.values():
+        assert np.isnan(scores(1.0, rows, presence, rows)).all(0).tolist()[2]
     with pytest.raises(InputError, match="no classifier of presence 'both'"):
-        presence_scores("both", 1.0, rows, presence, rows)
+        transferred_presence(rows, presence, Split(np.arange(3), np.arange(3, 4)), "both")
 
 
 # ---- near duplicates -------------------------------------------------------------------------------------------------
