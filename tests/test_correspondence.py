@@ -156,6 +156,15 @@ def test_bootstrap_holds_the_mean_and_narrows_with_images():
     assert bootstrap_pairs(torch.tensor([[0.0, 0.5], [0.5, 0.0]]), generator()) == (0.5, 0.5)
 
 
+def test_intervals_of_95_percent_hold_the_truth_in_95_of_100_experiments():
+    """Each image has an effect of its own on all its distances, as an image whose part is hard to mask has."""
+    effects = torch.rand(200, 40, generator=generator(1), dtype=torch.float64)
+    distances = (effects[:, :, None] + effects[:, None, :]) / 2  # in the mean 0.5
+    random = generator(2)
+    intervals = [bootstrap_pairs(experiment, random, draws=300) for experiment in distances]
+    assert 0.92 <= sum(low < 0.5 < high for low, high in intervals) / 200 <= 0.98
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 

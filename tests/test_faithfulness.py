@@ -18,6 +18,7 @@ from zfnet.analysis.faithfulness import (
     check_shares,
     cosine,
     curve,
+    energy,
     energy_inside,
     ground,
     points_inside,
@@ -248,6 +249,45 @@ def test_shuffled_weights_keep_their_values_and_spare_what_is_below():
     assert above["4.weight"].equal(before["4.weight"])  # the unit does not depend on it
 
 
+def test_weights_of_functional_layers_are_shuffled_too():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.arange(108.0).reshape(4, 3, 3, 3))
+
+        def forward(self, x):
+            return nn.functional.relu(nn.functional.conv2d(x, self.weight))
+
+    model = Functional().eval()
+    mixed = with_shuffled_weights(Graph(model), "relu", None, seeded()).weight
+    assert not mixed.equal(model.weight) and mixed.flatten().sort().values.equal(model.weight.flatten())
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_any_number_of_channels(channels):
+    generator = seeded(3)
+    crops, signal = torch.rand(2, 2, channels, 6, 6, generator=generator)
+    inside = torch.ones(2, 6, 6, dtype=torch.bool)
+    for weight in (*WEIGHTS, "signal"):
+        assert ranks(weight, crops, {"signal": signal}, inside, generator).shape == (2, 6, 6)
+    assert all(ground(crops, inside, fill, generator).shape == crops.shape for fill in FILLS)
+    assert similarity(signal, signal, inside).tolist() == pytest.approx([1, 1])
+    torch.testing.assert_close(energy(signal), (signal**2).sum(1))
+
+
+def test_half_precision_does_not_overflow():
+    crops = (300 + 20 * torch.randn(2, 3, 20, 20, generator=seeded())).half()  # their squares are too large
+    inside = torch.ones(2, 20, 20, dtype=torch.bool)
+    assert ranks("crop", crops, {"crop": crops}, inside, seeded()).equal(
+        ranks("crop", crops, {"crop": crops.float()}, inside, seeded())
+    )
+    for fill in FILLS:
+        filled = ground(crops, inside, fill, seeded())
+        assert filled.dtype == torch.float16
+        torch.testing.assert_close(filled, ground(crops.float(), inside, fill, seeded()).half())
+    assert similarity(crops, crops, inside).tolist() == pytest.approx([1, 1])
+
+
 def test_similarity_forgets_signs_and_pixels_outside():
     a = torch.randn(1, 3, 5, 5, generator=seeded())
     inside = torch.ones(1, 5, 5, dtype=torch.bool)
@@ -279,6 +319,18 @@ class TestBootstrap:
         effect = torch.randn(9, generator=seeded(), dtype=torch.float64)
         found = Bootstrap(maps, images, seeded())(effect[images])
         assert found.high - found.low == pytest.approx(3.92 * float(effect.std()) / 9**0.5, rel=0.25)
+
+    @pytest.mark.parametrize("effects", ["units", "images"])
+    def test_intervals_of_95_percent_hold_the_truth_in_95_of_100_experiments(self, effects):
+        """Values vary with one side of a crossed design alone: there the pigeonhole bootstrap is not conservative."""
+        maps, images = torch.arange(100).repeat_interleave(2), torch.arange(2).repeat(100)
+        if effects == "images":
+            maps, images = images, maps
+        varying = maps if effects == "units" else images
+        estimate = Bootstrap(maps, images, seeded(1), draws=1000)
+        experiments = 5 + torch.randn(400, 100, generator=seeded(2), dtype=torch.float64)
+        estimates = [estimate(values[varying]) for values in experiments]
+        assert 0.92 <= np.mean([e.low < 5 < e.high for e in estimates]) <= 0.98
 
     def test_the_same_seed_gives_the_same_digits(self):
         maps, images, values = torch.arange(20) % 4, torch.arange(20) % 7, torch.rand(20, generator=seeded())

@@ -111,6 +111,23 @@ def test_what_is_finer_than_a_pixel_becomes_its_mean():
     assert (small - 0.5).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("kind", NOTHING)
+@pytest.mark.parametrize("channels", [1, 5])
+def test_any_number_of_channels_each_by_itself(kind, channels):
+    image = torch.randint(256, (channels, 12, 12)) / 255
+    amount = {"translation": 2.5, "scale": 0.6, "rotation": 25}[kind]
+    together = transformed(image, kind, amount, fill="edge")
+    for channel, plane in enumerate(image):
+        assert torch.equal(together[channel], transformed(plane.expand(3, -1, -1), kind, amount, fill="edge")[0])
+
+
+def test_an_image_need_not_be_square():
+    image = torch.randint(256, (1, 9, 13)) / 255
+    assert torch.equal(transformed(image, "rotation", 180), image.flip(1, 2))
+    middle = slice(2, 11)  # a quarter turn of the square in the middle
+    assert torch.equal(transformed(image, "rotation", 90)[..., middle], image[..., middle].rot90(1, (1, 2)))
+
+
 def test_channels_are_the_networks():
     caffe = Preprocessing(size=8, resize=None, channels="BGR", scale=255, mean=(104, 117, 123), std=(1, 1, 1))
     red = torch.zeros(3, 8, 8)

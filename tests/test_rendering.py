@@ -66,6 +66,12 @@ def test_grid_puts_tiles_in_reading_order(count, columns, gap):
     assert (whole == -1).sum() == whole.numel() - tiles.numel()
 
 
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (3, 2)])
+def test_grey_tiles_become_rgb(count, columns):
+    tiles = torch.rand(count, 1, 4, 5)
+    assert torch.equal(grid(tiles, columns, 1), grid(tiles.expand(-1, 3, -1, -1), columns, 1))
+
+
 def test_grid_refuses_no_columns():
     with pytest.raises(InputError, match="columns"):
         grid(torch.zeros(1, 3, 2, 2), 0)

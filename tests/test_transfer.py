@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import sklearn
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.svm import LinearSVC
@@ -11,6 +12,7 @@ from sklearn.svm import LinearSVC
 from tests import oracles
 from zfnet import InputError
 from zfnet.analysis.transfer import (
+    CLASSIFIERS,
     GRID,
     PRESENCE,
     Split,
@@ -138,6 +140,33 @@ def test_both_classifiers_learn_and_choose_c_from_the_training_images_alone(kind
         fit("forest", rows, labels)
 
 
+def memorised(count=48, copies=1):
+    """Rows of two classes that a strict classifier learns by heart: each has a feature of its own, which is no use
+    for others; what all share is right, but for four rows, which can only be learnt by turning it round."""
+    labels = np.arange(count) % 2
+    shared, own = 0.1 * (2 * labels - 1.0), np.eye(count)
+    shared[:4] *= -4
+    own[:4] = 0
+    return np.concatenate([np.repeat(shared[:, None], copies, 1), own], 1), labels
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_c_is_chosen_by_rows_that_were_not_fitted(kind, seed):
+    rows, labels = memorised()
+    fitted = [CLASSIFIERS[kind](c).fit(rows, labels).score(rows, labels) for c in (GRID[0], GRID[-1])]
+    assert fitted[0] < fitted[1] == 1
+    assert GRID[0] == fit(kind, rows, labels, seed).C
+
+
+@pytest.mark.parametrize("kind", PRESENCE)
+def test_c_of_presence_is_chosen_by_rows_that_were_not_fitted(kind):
+    rows, labels = memorised(copies=10)
+    presence = np.where(labels[:, None] == [0, 1], 1, -1).astype(np.int8)
+    everything = Split(np.arange(48), np.arange(48))
+    assert transferred_presence(rows, presence, everything, kind)[1] == GRID[0]
+
+
 def test_features_that_do_not_vary_are_refused():
     with pytest.raises(InputError, match="none of the features varies"):
         standardised(np.ones((4, 3)), np.ones((2, 3)))
@@ -219,3 +248,13 @@ def test_near_duplicates_are_found_whatever_their_contrast():
     assert (i, j) == (2, 7) and 0.99 < correlation <= 1
     assert correlation == pytest.approx(np.corrcoef(images[2].ravel(), others[7].ravel())[0, 1])
     assert near_duplicates(np.zeros((1, 4)), others.reshape(9, -1)[:, :4]) == []
+
+
+def test_near_duplicates_are_those_of_all_correlations_whatever_fits_into_memory():
+    random = np.random.default_rng(0)
+    images, others = random.normal(size=(300, 5)), random.normal(size=(500, 5))
+    expected = np.corrcoef(images, others)[:300, 300:]
+    with sklearn.config_context(working_memory=0.05):  # MiB: 13 rows at a time
+        pairs = near_duplicates(images, others, 0.9)
+    assert [pair[:2] for pair in pairs] == [tuple(pair) for pair in np.argwhere(expected > 0.9).tolist()]
+    np.testing.assert_allclose([r for _, _, r in pairs], expected[expected > 0.9], rtol=1e-12)
