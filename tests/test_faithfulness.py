@@ -137,9 +137,9 @@ class TestKnownAnswers:
     def test_noise_is_told_apart_by_chance(self):
         maps = torch.arange(60).repeat_interleave(9)
         hits, chance = recognised(torch.randn(len(maps), 40, generator=seeded()), maps)
-        found = hits[~hits.isnan()]
-        assert len(found) == 60 * 4 and chance == pytest.approx(1 / 60)
-        assert abs(float(found.mean()) - chance) < 4 * (chance / len(found)) ** 0.5
+        result = hits[~hits.isnan()]
+        assert len(result) == 60 * 4 and chance == pytest.approx(1 / 60)
+        assert abs(float(result.mean()) - chance) < 4 * (chance / len(result)) ** 0.5
 
 
 def test_ranks_are_an_order_that_begins_inside():
@@ -301,24 +301,24 @@ def test_similarity_forgets_signs_and_pixels_outside():
 class TestBootstrap:
     def test_units_count_alike(self):
         maps, images = torch.tensor([0, 0, 0, 1]), torch.arange(4)
-        found = Bootstrap(maps, images, seeded())(torch.tensor([1.0, 2.0, 3.0, 10.0]))
-        assert found.mean == pytest.approx(6) and found.values == 4
-        found = Bootstrap(maps, images, seeded())(torch.tensor([1.0, torch.nan, 3.0, 10.0]))
-        assert found.mean == pytest.approx(6) and found.values == 3
+        result = Bootstrap(maps, images, seeded())(torch.tensor([1.0, 2.0, 3.0, 10.0]))
+        assert result.mean == pytest.approx(6) and result.values == 4
+        result = Bootstrap(maps, images, seeded())(torch.tensor([1.0, torch.nan, 3.0, 10.0]))
+        assert result.mean == pytest.approx(6) and result.values == 3
         assert Bootstrap(maps, images, seeded())(torch.full((4,), torch.nan)) is None
 
     def test_units_are_what_is_drawn(self):
         maps = torch.arange(50).repeat_interleave(9)
         effect = torch.randn(50, generator=seeded(), dtype=torch.float64)
-        found = Bootstrap(maps, torch.arange(450), seeded())(effect[maps])
+        result = Bootstrap(maps, torch.arange(450), seeded())(effect[maps])
         expected = 3.92 * float(effect.std()) / 50**0.5  # and not of 450 values
-        assert found.high - found.low == pytest.approx(expected, rel=0.2)
+        assert result.high - result.low == pytest.approx(expected, rel=0.2)
 
     def test_images_are_drawn_too(self):
         maps, images = torch.arange(50).repeat_interleave(9), torch.arange(9).repeat(50)
         effect = torch.randn(9, generator=seeded(), dtype=torch.float64)
-        found = Bootstrap(maps, images, seeded())(effect[images])
-        assert found.high - found.low == pytest.approx(3.92 * float(effect.std()) / 9**0.5, rel=0.25)
+        result = Bootstrap(maps, images, seeded())(effect[images])
+        assert result.high - result.low == pytest.approx(3.92 * float(effect.std()) / 9**0.5, rel=0.25)
 
     @pytest.mark.parametrize("effects", ["units", "images"])
     def test_intervals_of_95_percent_hold_the_truth_in_95_of_100_experiments(self, effects):
@@ -339,8 +339,8 @@ class TestBootstrap:
 
     def test_no_difference_is_none(self):
         values = torch.rand(20, generator=seeded())
-        found = Bootstrap(torch.arange(20) % 4, torch.arange(20), seeded())(values - values)
-        assert (found.mean, found.low, found.high) == (0, 0, 0)
+        result = Bootstrap(torch.arange(20) % 4, torch.arange(20), seeded())(values - values)
+        assert (result.mean, result.low, result.high) == (0, 0, 0)
 
 
 def test_every_picture_has_a_weight():

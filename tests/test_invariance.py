@@ -97,12 +97,12 @@ def test_between_pixels_it_is_the_same_picture(kind, amount):
     size = 41
     y, x = (np.indices((size, size)) - (size - 1) / 2).astype(float)
     image = torch.from_numpy(smooth(y, x)).float()
-    found = transformed(image, kind, amount).numpy()
+    result = transformed(image, kind, amount).numpy()
     down, scale, degrees = (amount if kind == name else none for name, none in NOTHING.items())
     z = ((x + 1j * y) / scale) * np.exp(1j * np.radians(degrees)) - 1j * down  # where each pixel comes from
     known = (np.abs(z.real) < size / 2 - 2) & (np.abs(z.imag) < size / 2 - 2)
     assert known.mean() > 0.35
-    assert np.abs(found - smooth(z.imag, z.real))[:, known].max() < 2 / 255
+    assert np.abs(result - smooth(z.imag, z.real))[:, known].max() < 2 / 255
 
 
 def test_what_is_finer_than_a_pixel_becomes_its_mean():
@@ -158,7 +158,7 @@ def test_bad_transforms_are_refused(kind, amount, settings, message):
 
 def test_distances_and_probabilities_are_those_of_single_images():
     model, images, labels, amounts = network(), [noise(16, 1), noise(16, 2)], [3, 0], [-4, 0, 2.5, 4]
-    found = invariance(
+    result = invariance(
         model,
         images,
         labels,
@@ -169,7 +169,7 @@ def test_distances_and_probabilities_are_those_of_single_images():
         batch_size=3,
         progress=False,
     )
-    assert found.amounts.tolist() == amounts
+    assert result.amounts.tolist() == amounts
     model.eval()
     with torch.no_grad():
         for n, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -178,9 +178,9 @@ def test_distances_and_probabilities_are_those_of_single_images():
                 for layer, stop in (("conv1", 1), ("relu1", 2), ("relu6", 5)):
                     clean, other = (model[:stop](x[None].clone()).flatten() for x in (image, moved))
                     expected = (other - clean).double().norm()
-                    torch.testing.assert_close(found.distance[layer][n, a], expected, rtol=1e-4, atol=1e-6)
+                    torch.testing.assert_close(result.distance[layer][n, a], expected, rtol=1e-4, atol=1e-6)
                 p = model(moved[None]).softmax(1)[0, label]
-                torch.testing.assert_close(found.probability[n, a].float(), p, rtol=1e-4, atol=1e-6)
+                torch.testing.assert_close(result.probability[n, a].float(), p, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", NOTHING)
@@ -193,9 +193,9 @@ def test_nothing_is_at_distance_0_wherever_in_a_batch(kind):
             return x.flatten(1)[:, :5] + 1e-6 * drift
 
     amounts = [NOTHING[kind]] * 3
-    found = invariance(Drifting(), [noise()], [0], ["add"], kind, amounts, progress=False)
-    assert found.distance["add"].tolist() == [[0, 0, 0]]
-    assert found.probability.unique().numel() == 1
+    result = invariance(Drifting(), [noise()], [0], ["add"], kind, amounts, progress=False)
+    assert result.distance["add"].tolist() == [[0, 0, 0]]
+    assert result.probability.unique().numel() == 1
 
 
 def test_normalised_distances_are_the_euclidean_one_divided():

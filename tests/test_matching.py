@@ -39,7 +39,7 @@ def images() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def found(first, second, images) -> dict[str, Tensor]:
+def matrices(first, second, images) -> dict[str, Tensor]:
     return correlations(first, second, images, LAYERS, batch_size=4, progress=False)
 
 
@@ -47,24 +47,24 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_equal_to_numpy_of_all_activations_at_once(found, first, second, images) -> None:
+def test_equal_to_numpy_of_all_activations_at_once(matrices, first, second, images) -> None:
     a, b = (Deconvnet(model).record(images, LAYERS).activations for model in (first, second))
     for layer in LAYERS:
-        close(found[layer], by_numpy(a[layer], b[layer]))
-    assert found["relu5"].shape == (8, 5)
+        close(matrices[layer], by_numpy(a[layer], b[layer]))
+    assert matrices["relu5"].shape == (8, 5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 11])
-def test_batches_do_not_matter(found, first, second, images, batch_size: int) -> None:
+def test_batches_do_not_matter(matrices, first, second, images, batch_size: int) -> None:
     again = correlations(first, second, images, LAYERS, batch_size=batch_size, progress=False)
     for layer in LAYERS:
-        close(again[layer], found[layer])
+        close(again[layer], matrices[layer])
 
 
-def test_exchanged_networks_transpose(found, first, second, images) -> None:
+def test_exchanged_networks_transpose(matrices, first, second, images) -> None:
     swapped = correlations(second, first, images, LAYERS, batch_size=4, progress=False)
     for layer in LAYERS:
-        close(swapped[layer], found[layer].T)
+        close(swapped[layer], matrices[layer].T)
 
 
 def test_far_from_zero_nothing_is_lost() -> None:

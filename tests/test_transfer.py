@@ -81,7 +81,7 @@ def test_images_without_a_label_are_in_no_fold():
         ({"per_class": 21}, "class 0 ('a') has 20 images: too few for 21 to train"),
         (
             {"per_class": 5, "official": ["train"] * 60},
-            "class 0 ('a') has 20 + 0 images: too few for 5 to train and 1 to test on",
+            "class 0 ('a') has 20 training and 0 test images: too few for 5 to train",
         ),
         ({"per_class": 0}, "0 training and 50 test images"),
         ({"per_class": 1, "classes": "abcd"}, "class 3 ('d') has 0 images"),
@@ -122,9 +122,9 @@ def test_a_classifier_on_turned_features_is_the_same_classifier(classifier):
     mean, spread = wide.mean(0), wide.std(0)
     plain, its = ((x - mean) / spread / 90**0.5 for x in (wide, beyond))
     classifier.intercept_scaling = 1.0
-    mine = classifier.fit(rows, labels).decision_function(others)
-    theirs = classifier.fit(plain, labels).decision_function(its)
-    np.testing.assert_allclose(mine, theirs, atol=5e-3)
+    rotated = classifier.fit(rows, labels).decision_function(others)
+    direct = classifier.fit(plain, labels).decision_function(its)
+    np.testing.assert_allclose(rotated, direct, atol=5e-3)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "SVM"])
@@ -210,8 +210,8 @@ def test_presence_is_learned(kind):
     presence = np.where(random.random((160, 3)) < 0.4, 1, -1).astype(np.int8)
     features = presence + random.normal(0, 0.3, (160, 3))
     part = Split(np.arange(100), np.arange(100, 160))
-    found, c = transferred_presence(features.astype(np.float32), presence, part, kind)
-    assert found.min() > (0.95 if kind == "each class" else 0.7) and c in GRID
+    values, c = transferred_presence(features.astype(np.float32), presence, part, kind)
+    assert values.min() > (0.95 if kind == "each class" else 0.7) and c in GRID
     shuffled, _ = transferred_presence(features[random.permutation(160)].astype(np.float32), presence, part, kind)
     assert shuffled.mean() < 0.7
 

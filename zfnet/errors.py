@@ -11,13 +11,7 @@ class InputError(ValueError):
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InputError:
-    """The error for a name that does not exist: it suggests the nearest one and lists the others.
-
-    Args:
-        kind: what the name is of, such as "layer".
-        name: the unknown name.
-        choices: the known names; the middle of a long list is left out.
-    """
+    """The error for a `kind` of thing ("layer") without such a name: the nearest of the choices, and all of them."""
     names = list(choices)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     guess = f" (did you mean {near[0]!r}?)" if near else ""

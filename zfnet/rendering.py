@@ -92,9 +92,7 @@ def grid(tiles: Tensor, columns: int, gap: int = 0, fill: float = 1.0) -> Tensor
 
     Args:
         tiles: (N, 3, H, W), or (N, 1, H, W), which becomes RGB.
-        columns: tiles in a row.
-        gap: pixels between tiles.
-        fill: the value of the gaps and of the empty places in the last row.
+        columns: tiles in a row, `gap` pixels of the value `fill` between them.
     """
     from torchvision.utils import make_grid  # a second of import time that the library does without
 

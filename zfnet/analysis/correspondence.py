@@ -209,9 +209,7 @@ def _check(
     zeros: str,
 ) -> None:
     if len(images) < 2 or len(images) != len(parts):
-        raise InputError(
-            f"{len(images)} images and parts of {len(parts)}; give two or more images, each with its parts"
-        )
+        raise InputError(f"{len(images)} images and parts of {len(parts)}; give two or more images, each with parts")
     if not parts[0]:
         raise InputError("no parts to mask: give at least one for each image")
     if draws < 1 or permutations < 1:
@@ -226,7 +224,5 @@ def _check(
             raise InputError(f"image {number} is {sizes[number]} and image 0 {sizes[0]}; give one (C, H, W) for all")
         for part, (top, left, bottom, right) in boxes.items():
             if not (0 <= top < bottom <= image.shape[1] and 0 <= left < right <= image.shape[2]):
-                raise InputError(
-                    f"{part} of image {number} (rows {top} to {bottom}, columns {left} to {right}) is not in its"
-                    f" {image.shape[1]} x {image.shape[2]} pixels"
-                )
+                box = f"rows {top} to {bottom}, columns {left} to {right}"
+                raise InputError(f"{part} of image {number} ({box}) is not in its image, {sizes[number]}")

@@ -1,7 +1,7 @@
 """Does a picture show what a unit responds to? Measures by what a network makes of the picture; none asks a person.
 
-A picture of a unit is a content (the crop of its receptive field, or a signal projected into it) and a weight for each
-pixel. Pixels are kept or removed by their weight, strongest first.
+A picture is a content (the crop of a unit's receptive field, or a signal projected into it) and a weight by which each
+pixel is kept or removed, strongest first.
 
     sufficiency    keep a share q of the pixels, fill the rest: how much of the unit's activation is left?
     necessity      remove these pixels of the crop instead: how much of it is lost?

@@ -53,15 +53,12 @@ def power(signal: Tensor, size: int = SIZE) -> tuple[Tensor, Tensor]:
 
 
 def spectral_energy(signal: Tensor, bands: Sequence[float] = BANDS, size: int = SIZE) -> Tensor:
-    """The shares of the power of signals in bands of frequencies, coarse to fine: (N, bands + 1).
-
-    They sum to 1; those of a signal that is zero are zero.
+    """The shares (N, bands + 1) of the power in bands of frequencies, coarse to fine; they sum to 1, or are all zero.
 
     Args:
-        signal: (N, C, H, W).
-        bands: increasing radial cut-offs in cycles per pixel, each part of the band below it. The finest frequency is
+        signal, size: see `power`.
+        bands: increasing radial cut-offs in cycles per pixel, each part of the band below it; the finest frequency is
             1/2 along a row, and 0.71 along a diagonal.
-        size: see `power`.
     """
     edges = [-1.0, *bands, 1.0]
     if any(low >= high for low, high in pairwise(edges)) or (bands and bands[0] <= 0):
@@ -79,9 +76,8 @@ def aliased_energy(signal: Tensor, stride: int, size: int = SIZE) -> Tensor:
     its maps can distinguish. For white noise it is 1 - 1 / stride^2.
 
     Args:
-        signal: (N, C, H, W).
+        signal, size: see `power`.
         stride: pixels.
-        size: see `power`.
     """
     if stride < 1:
         raise InputError(f"stride is {stride}; give a positive number of pixels")

@@ -18,10 +18,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from zfnet.checks import check_weights, device_and_dtype, evaluating
+from zfnet.checks import check_weights
 from zfnet.data.batches import Batches
 from zfnet.errors import InputError
 from zfnet.graph import Graph, graph_of
+from zfnet.recording import activations
 
 
 class _Moments:
@@ -64,36 +65,24 @@ def correlations(
 ) -> dict[str, Tensor]:
     """Correlate each map of one network with each map of another: (C, D), float64, by the first network's layer.
 
-    One pass over the dataset. Maps that are constant have correlation 0.
+    One pass over the dataset. Constant maps correlate by 0. Raises: InputError for layers whose maps differ in size.
 
     Args:
         dataset: of images, or of (image, label).
         layers: names, or a mapping from the first network's names to the second's.
         shuffle_seed: shows the second network other images than the first; the correlations are then due to chance.
-
-    Raises: InputError for unknown layers, and for layers whose maps differ in size.
     """
     graphs = graph_of(first), graph_of(second)
     names = dict(layers) if isinstance(layers, Mapping) else {layer: layer for layer in layers}
-    nodes = [
-        {layer: graph.node(layer) for layer in selection}
-        for graph, selection in zip(graphs, (list(names), list(names.values())), strict=True)
-    ]
     for graph in graphs:
         check_weights(graph.model)
-
-    def activations(which: int, images: Tensor) -> dict[str, Tensor]:
-        graph, keep = graphs[which], nodes[which].values()
-        values = graph.run(images.to(**device_and_dtype(graph.model)), keep, graph.call, keep=keep)
-        return {layer: values[node] for layer, node in nodes[which].items()}
-
     moments: dict[str, _Moments] = {}
-    bar = tqdm(total=len(dataset), unit=" images", desc="correlations", disable=not progress)
-    with evaluating(graphs[0].model), evaluating(graphs[1].model), bar:
+    with tqdm(total=len(dataset), unit=" images", desc="correlations", disable=not progress) as bar:
         for images, others in _pairs(dataset, shuffle_seed, batch_size, workers):
-            outputs = activations(0, images), activations(1, others)
+            first_maps = activations(graphs[0], images, list(names), batch_size)
+            second_maps = activations(graphs[1], others, list(names.values()), batch_size)
             for layer, other in names.items():
-                maps = outputs[0][layer], outputs[1][other]
+                maps = first_maps[layer], second_maps[other]
                 if maps[0].shape[2:] != maps[1].shape[2:]:
                     sizes = (" x ".join(map(str, m.shape[2:])) or "one position" for m in maps)
                     raise InputError(
@@ -113,19 +102,15 @@ def _pairs(dataset: Any, seed: int | None, batch_size: int, workers: int | None)
         yield from ((batch.images, batch.images) for batch in Batches(dataset, batch_size, workers=workers))
         return
     cycle = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    first = previous = None
-    count = 0
+    ends: list[Tensor] = []  # the first image of all, and the last one so far
     for images in (batch.images for batch in Batches(dataset, batch_size, indices=cycle, workers=workers)):
-        if previous is None:
-            first = images[:1]
-        else:
-            yield images[:1], previous
+        if ends:
+            yield images[:1], ends[1]
         if len(images) > 1:
             yield images[1:], images[:-1]
-        previous = images[-1:]
-        count += len(images)
-    if count > 1 and first is not None and previous is not None:  # close the cycle
-        yield first, previous
+        ends = [ends[0] if ends else images[:1], images[-1:]]
+    if ends and len(dataset) > 1:
+        yield ends[0], ends[1]
 
 
 def bipartite_matching(correlation: Tensor) -> Tensor:

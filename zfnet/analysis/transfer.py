@@ -71,7 +71,7 @@ def split(
             pools = members[sides == "train"], members[sides == "test"]
         if len(pools[0]) < per_class or not len(pools[1]):
             name = f" ({classes[label]!r})" if label < len(classes) else ""
-            size = len(members) if pools[0] is members else f"{len(pools[0])} + {len(pools[1])}"
+            size = len(members) if pools[0] is members else f"{len(pools[0])} training and {len(pools[1])} test"
             raise InputError(
                 f"class {label}{name} has {size} images: too few for {per_class} to train and 1 to test on; "
                 "lower per_class or drop the class"
@@ -235,7 +235,7 @@ def near_duplicates(images: ArrayLike, others: ArrayLike, threshold: float = 0.9
 
     The paper removed such images from the sets that it transfers to (section 5.2), and gives no threshold.
     """
-    rows = [np.asarray(x, dtype=np.float64).reshape(len(np.asarray(x)), -1) for x in (images, others)]
+    rows = [x.reshape(len(x), -1) for x in (np.asarray(images, np.float64), np.asarray(others, np.float64))]
     pairs = []
     first = 0
     # the cosine of centred rows is their correlation; a gigabyte of pairs at a time
