@@ -222,6 +222,7 @@ def energy_inside(shown: Tensor, truth: Tensor) -> Tensor:
 
     The energy-based pointing game of Wang et al. (2020), arXiv:1910.01279.
     """
+    shown = shown.to(torch.promote_types(shown.dtype, torch.float32))
     return (shown * truth).sum((1, 2)) / shown.sum((1, 2))
 
 
