@@ -43,12 +43,12 @@ from zfnet.analysis.faithfulness import (
     curve,
     energy_inside,
     ground,
-    match,
     points_inside,
     ranks,
-    shuffled,
+    recognised,
     similarity,
     strongest,
+    with_shuffled_weights,
 )
 from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
@@ -384,7 +384,7 @@ class Viewer:
     def chance(self) -> float:
         """How many pictures are told apart by it."""
         whose = self.sample.units[:, 1]
-        return match(torch.zeros(len(whose), 1), whose)[1]
+        return recognised(torch.zeros(len(whose), 1), whose)[1]
 
     def displayed(self, signals: Tensor) -> Tensor:
         """Signals as the network sees the pictures that figures show of them, their zero its mean colour."""
@@ -395,8 +395,8 @@ class Viewer:
         """Measures (M,) of pictures (M, 3, S, S), how much of each pixel is shown (M, S, S), and ranks."""
         whose, inside = self.sample.units[:, 1], self.sample.inside
         of = {
-            "pixels": match(resized(shown, (THUMBNAIL, THUMBNAIL)).flatten(1).cpu(), whose)[0],
-            "network": match(_judged(self.judge, self.preprocessing, shown).cpu(), whose)[0],
+            "pixels": recognised(resized(shown, (THUMBNAIL, THUMBNAIL)).flatten(1).cpu(), whose)[0],
+            "network": recognised(_judged(self.judge, self.preprocessing, shown).cpu(), whose)[0],
         }
         for kind, there in self.truth.items():
             there = there.to(inside.device)
@@ -442,7 +442,7 @@ def likeness(sample: Sample, below: Sequence[str]) -> dict[str, dict[str, Any]]:
         pictures = {}
         for end in (*reversed(below), None):
             title = f"shuffled above {end}" if end else "all shuffled"
-            twin = shuffled(sample.deconvnet.graph, sample.layer, end, sample.random)
+            twin = with_shuffled_weights(sample.deconvnet.graph, sample.layer, end, sample.random)
             pictures[title] = sample.projected(of=twin, **rules).projections
         pictures["edges of the crop"], pictures["nearness of the centre"] = edges.sqrt(), (near - near.min()).sqrt()
         pictures["another map, same place"] = sample.projected(units=other, **rules).projections

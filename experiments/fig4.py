@@ -135,7 +135,7 @@ def main(
             panels.append(Panel(title, layer, drawn[layer], torch.stack(signals, 1), empty))
 
     probed = torch.randperm(len(data), generator=random)[:probes]
-    activations = correlations(deconvnets, data, layers, probed, workers=workers, progress=progress)
+    activations = correlations_with_last(deconvnets, data, layers, probed, workers=workers, progress=progress)
     projections = likenesses(deconvnets, data, {layer: tops[layer][-1] for layer in layers}, progress=progress)
     measures = {
         "activations": {layer: _means(each) for layer, each in activations.items()},
@@ -253,7 +253,7 @@ def snapshots(weights: str | Path | None, epochs: Sequence[int] | None = None) -
     return {n: found[n] for n in sorted(set(epochs or found))}
 
 
-def correlations(
+def correlations_with_last(
     deconvnets: Sequence[Deconvnet],
     data: Any,
     layers: Sequence[str],

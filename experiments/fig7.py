@@ -20,6 +20,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from scipy.stats import binomtest
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -231,10 +232,9 @@ def _projected(deconvnet: Deconvnet, image: Tensor, layer: str, map: int) -> Ten
 
 
 def correlation(a: Tensor, b: Tensor) -> float | None:
-    """Pearson's r over all places; None where one map is constant."""
-    a, b = (x.double().flatten() - x.double().mean() for x in (a, b))
-    length = float(a.norm() * b.norm())
-    return float(a @ b) / length if length else None
+    """Pearson's r over all positions; None where one map is constant."""
+    r = float(torch.corrcoef(torch.stack([a.double().flatten(), b.double().flatten()]))[0, 1])
+    return None if math.isnan(r) else r
 
 
 def _numbers(maps: OcclusionMaps, classes: Sequence[str]) -> dict[str, Any]:
@@ -280,12 +280,9 @@ def _centres(edges: Tensor) -> Tensor:
     return (edges.sum(-1) // 2).cpu()
 
 
-def wilson(hits: int, count: int, z: float = 1.96) -> list[float]:
+def wilson(hits: int, count: int) -> list[float]:
     """The 95 % interval of a share (Wilson, 1927)."""
-    share, slack = hits / count, z * z / count
-    middle = (share + slack / 2) / (1 + slack)
-    half = z * math.sqrt(share * (1 - share) / count + slack / (4 * count)) / (1 + slack)
-    return [middle - half, middle + half]
+    return list(binomtest(hits, count).proportion_ci(method="wilson"))
 
 
 def draw(rows: Sequence[Row], note: str, width: int) -> Figure:

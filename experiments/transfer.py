@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
@@ -28,7 +29,7 @@ from experiments.results import Provenance, results, table, write_result
 from experiments.table3 import deviation, percent, shown
 from zfnet import InputError
 from zfnet.analysis.features import features
-from zfnet.analysis.transfer import mean_accuracy, near_duplicates, split, transferred
+from zfnet.analysis.transfer import near_duplicates, split, transferred
 from zfnet.checks import evaluating
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing, Stored
@@ -148,9 +149,9 @@ def main(
         accuracy["from scratch"] = {
             n: [
                 percent(
-                    mean_accuracy(
-                        control.probabilities(part.train, marked[part.train], part.test, seed + fold).argmax(1),
+                    balanced_accuracy_score(
                         marked[part.test],
+                        control.probabilities(part.train, marked[part.train], part.test, seed + fold).argmax(1),
                     )
                 )
                 for fold, part in enumerate(parts)

@@ -220,7 +220,7 @@ def test_of_fewer_than_nine_images_all_are_taken(model, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"shares": [0, 101]}, "^a share of 101 % of the pixels is none; give percentages from 0 to 100$"),
+        ({"shares": [0, 101]}, "^shares must lie between 0 and 100 percent; got 101$"),
         ({"shares": [-1, 50]}, "^a share of -1 % of the pixels is none"),
         ({"fill": "gray"}, "^no fill 'gray'"),
         ({"maps": 0}, "^maps is 0; give 1 or more$"),

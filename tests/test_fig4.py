@@ -153,7 +153,7 @@ def test_what_is_drawn_is_the_winners_projection(networks, data, trained, tmp_pa
 def test_correlations_are_those_of_all_activations(networks, data):
     images = torch.stack([data[i][0] for i in (0, 3, 4, 7)])
     deconvnets = [Deconvnet(networks[n]) for n in (1, 2, 9)]
-    found = fig4.correlations(deconvnets, data, LAYERS, torch.tensor([7, 0, 3, 4]), progress=False)
+    found = fig4.correlations_with_last(deconvnets, data, LAYERS, torch.tensor([7, 0, 3, 4]), progress=False)
     for layer in LAYERS:
         depth = [name for name, _ in networks[9].named_children()].index(layer) + 1
         with torch.no_grad():
