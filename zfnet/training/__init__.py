@@ -165,7 +165,7 @@ def mean_image(dataset: Any, preprocessing: Any, *, workers: int | None = None, 
     total, seen = torch.zeros(()), 0
     for _, images, _ in _shown(Batches(dataset, workers=workers), "mean image", progress):
         total, seen = total + images.sum(0, dtype=torch.float64), seen + len(images)
-    return (preprocessing.rgb(total / seen) * (preprocessing.scale / 255)).float()
+    return (preprocessing.arranged(total / seen) * (preprocessing.scale / 255)).float()
 
 
 def network_input(model: nn.Module, images: Tensor) -> Tensor:
