@@ -341,7 +341,7 @@ def test_a_turn_whose_exif_cannot_be_written_back(mode):
     image = Image.fromarray(np.array(image).astype(np.uint16) * 257) if mode == "I;16" else image
     exif = Image.Exif()
     exif[0x0112], exif[0x011A] = 6, 72.0
-    damaged = exif.tobytes().replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x03")  # 72 dots per inch as whole numbers
+    damaged = exif.tobytes().replace(b"\x01\x1a\x00\x05", b"\x01\x00\x00\x05")  # a fraction as the width
     with pytest.raises(struct.error):
         turned = Image.new("RGB", (3, 2))
         turned.info["exif"] = damaged
