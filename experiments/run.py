@@ -191,7 +191,8 @@ def network(config: DictConfig, words: Sequence[str]) -> nn.Module:
         config.model.weights = str(trained(config, words))
     if "num_classes" in config.model.architecture:
         config.model.architecture.num_classes = count_classes(config)
-    settings = OmegaConf.masked_copy(config.model, ["_target_", "architecture", "weights", "preprocessing", "seed"])
+    keys = ["_target_", "architecture", "weights", "preprocessing", "entry", "sha256", "seed"]
+    settings = OmegaConf.masked_copy(config.model, keys)
     return made(settings, seed=config.seed).to(device(config.device))
 
 
