@@ -333,12 +333,15 @@ def average(
 def averaging() -> dict[Callable, Callable]:
     """Every kind of max pooling by the mean of the same windows, unpooling by its transpose, saturation by nothing."""
 
-    def pooled(func: Callable, by_default: bool) -> Callable:
-        def replacement(x: Tensor, *args: Any, return_indices: bool = by_default, **kwargs: Any) -> Any:
-            out = func(x, *args, **kwargs)
-            return (out, torch.zeros_like(out, dtype=torch.int64)) if return_indices else out
+    def with_indices(func: Callable) -> Callable:
+        def replacement(x: Tensor, *args: Any, return_indices: bool = True, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            means = func(x, *args, **kwargs)
+            return means, torch.zeros_like(means, dtype=torch.int64)
 
         return replacement
+
+    def alone(func: Callable) -> Callable:
+        return lambda x, *args, return_indices=False, **kwargs: func(x, *args, **kwargs)
 
     def unpooled(x: Tensor, indices: Tensor, kernel_size: Any, stride: Any, padding: Any, output_size: Any) -> Tensor:
         ones = x.new_ones(x.shape[1], 1, *kernel_size)
@@ -346,11 +349,11 @@ def averaging() -> dict[Callable, Callable]:
 
     same = (*RELUS, *RELUS_IN_PLACE, F.relu6, F.hardtanh)
     return dict.fromkeys(same, lambda x, *_, **__: x) | {
-        F.max_pool2d: pooled(average, False),
-        torch.max_pool2d: pooled(average, False),
-        F.max_pool2d_with_indices: pooled(average, True),
-        F.adaptive_max_pool2d: pooled(F.adaptive_avg_pool2d, False),
-        F.adaptive_max_pool2d_with_indices: pooled(F.adaptive_avg_pool2d, True),
+        F.max_pool2d: alone(average),
+        torch.max_pool2d: alone(average),
+        F.max_pool2d_with_indices: with_indices(average),
+        F.adaptive_max_pool2d: alone(F.adaptive_avg_pool2d),
+        F.adaptive_max_pool2d_with_indices: with_indices(F.adaptive_avg_pool2d),
         F.max_unpool2d: unpooled,
     }
 
