@@ -4,6 +4,7 @@
     ZFNetDeconvnet          the paper's network and its deconvnet written out layer by layer
     dense_deconvnet         one dense Jacobian per layer, transposed
     measured_support        a receptive field as the pixels that the gradient of a unit of one map reaches
+    check_units             that single units are projected as the whole image is, and canvases hold nothing else
     plain_occlusion         the image with a square at each position, run whole, one after the other
     top_k                   the strongest activations with all of them in memory
     correlations            of all pairs of maps, one pair at a time
@@ -14,7 +15,7 @@ None of them imports anything of zfnet.
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -201,6 +202,15 @@ def rectifying(relu: type[Rectified]) -> dict[Callable, Callable]:
     return replacements | thresholds
 
 
+def by_torchs_own_norm(model: nn.Module) -> nn.Module:
+    """The model with all contrast normalisation by F.local_response_norm, which the legacy module does not call, and
+    of which the legacy module's backward pass leaves rounding errors in maps that it does not read."""
+    stock = nn.LocalResponseNorm
+    for kind in (nn.LocalResponseNorm, nn.CrossMapLRN2d):
+        replace_modules(model, kind, lambda module: stock(module.size, module.alpha, module.beta, module.k))
+    return model
+
+
 def deconvnet_by_autograd(
     model: nn.Module,
     images: Tensor,
@@ -221,10 +231,7 @@ def deconvnet_by_autograd(
         norm: "identity", also with the statistics of group and instance normalisation held; or "gradient".
         rectify: False for a ReLU whose backward does nothing, "guided" for Springenberg's, "gradient" for torch's own.
     """
-    twin = copy.deepcopy(model).eval()
-    stock = nn.LocalResponseNorm  # torch's own, which calls F.local_response_norm, as its legacy twin does not
-    for kind in (nn.LocalResponseNorm, nn.CrossMapLRN2d):
-        replace_modules(twin, kind, lambda module: stock(module.size, module.alpha, module.beta, module.k))
+    twin = by_torchs_own_norm(copy.deepcopy(model).eval())
     replacements: dict[Callable, Callable] = {}
     if rectify != "gradient":
         replacements |= rectifying(Guided if rectify == "guided" else Rectified if rectify else Unrectified)
@@ -360,7 +367,7 @@ def averaging() -> dict[Callable, Callable]:
 
 def structural(model: nn.Module) -> nn.Module:
     """A copy of the model in float64 with random positive weights and no biases: nothing cancels, nothing is dead."""
-    twin = copy.deepcopy(model).double().eval()
+    twin = by_torchs_own_norm(copy.deepcopy(model).double().eval())
     generator = torch.Generator().manual_seed(0)
     for name, parameter in twin.named_parameters():
         if parameter.ndim > 1:
@@ -374,6 +381,38 @@ def structural(model: nn.Module) -> nn.Module:
     return twin
 
 
+def measured_supports(
+    model: nn.Module,
+    layer: str,
+    image_size: tuple[int, int],
+    row: int,
+    column: int,
+    maps: Sequence[int],
+    *,
+    channels: int = 3,
+    batch: int = 32,
+) -> Tensor:
+    """Which pixels (maps, H, W), bool, the units of some feature maps at one position see: those that a gradient
+    reaches if all weights are positive and max poolings average.
+
+    Args:
+        batch: the number of maps at a time, each of which takes an image of its own.
+    """
+    twin = structural(model)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, channels, *image_size, generator=generator, dtype=torch.float64) + 0.5
+    forward, supports = activation_of(twin, layer), []
+    for first in range(0, len(maps), batch):
+        chosen = maps[first : first + batch]
+        pixels = image.repeat(len(chosen), 1, 1, 1).requires_grad_()
+        with Replaced(averaging()):
+            activation = forward(pixels)
+        units = activation[range(len(chosen)), chosen]
+        (gradient,) = torch.autograd.grad(units[:, row, column].sum() if units.ndim == 3 else units.sum(), pixels)
+        supports.append(gradient.abs().sum(1) > 0)
+    return torch.cat(supports)
+
+
 def measured_support(
     model: nn.Module,
     layer: str,
@@ -384,22 +423,15 @@ def measured_support(
     *,
     channels: int = 3,
 ) -> Tensor:
-    """Which pixels (H, W), bool, a unit sees: those that a gradient reaches if all weights are positive and max
-    poolings average.
-
-    map: of which feature map the unit is; None for what the units of all maps see together.
-    """
-    twin = structural(model)
+    """Which pixels (H, W), bool, a unit of one feature map sees, or the units of all maps together (None)."""
+    if map is not None:
+        return measured_supports(model, layer, image_size, row, column, [map], channels=channels)[0]
     pixels = torch.rand(1, channels, *image_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
-    pixels.requires_grad_()
-    forward = activation_of(twin, layer)
+    forward = activation_of(structural(model), layer)
     with Replaced(averaging()):
-        activation = forward(pixels)
-    if activation.ndim == 4:
-        activation = activation[:, :, row, column]
-    chosen = activation.sum() if map is None else activation[0, map]
-    (gradient,) = torch.autograd.grad(chosen, pixels)
-    return gradient[0].abs().sum(0) > 0
+        activation = forward(pixels.requires_grad_())
+    units = activation[:, :, row, column] if activation.ndim == 4 else activation
+    return torch.autograd.grad(units.sum(), pixels)[0][0].abs().sum(0) > 0
 
 
 def plain_occlusion(
@@ -427,6 +459,47 @@ def extent(support: Tensor) -> tuple[int, int, int, int]:
     """Top, left, bottom, right of what is true in (H, W), ends exclusive."""
     rows, columns = support.any(1).nonzero().flatten(), support.any(0).nonzero().flatten()
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+def positions(rows: int, columns: int) -> list[tuple[int, int]]:
+    """The four corners, two edges and the middle, each once."""
+    bottom, right = rows - 1, columns - 1
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+    return list(dict.fromkeys([*corners, (0, columns // 2), (rows // 2, 0), (rows // 2, columns // 2)]))
+
+
+def on_the_image(canvas: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
+    """A canvas (C, S, S) at its box (4,) in an image (C, H, W) of zeros; it has to be zero beyond both."""
+    top, left, bottom, right = box.tolist()
+    low, high = (max(top, 0), max(left, 0)), (min(bottom, size[0]), min(right, size[1]))
+    inside = slice(low[0] - top, high[0] - top), slice(low[1] - left, high[1] - left)
+    image, beyond = canvas.new_zeros(canvas.shape[0], *size), canvas.clone()
+    image[:, low[0] : high[0], low[1] : high[1]] = canvas[:, inside[0], inside[1]]
+    beyond[:, inside[0], inside[1]] = 0
+    assert not beyond.any(), "a canvas holds something beyond its box or the image"
+    return image
+
+
+def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-10) -> None:
+    assert theirs.any(), "nothing is compared"
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
+def check_units(deconvnet: Any, images: Tensor, layer: str, tolerance: float = 1e-10) -> None:
+    """That `project_units` is `project`, of units in corners, at edges and in the middle, of up to eight maps."""
+    recording = deconvnet.record(images, [layer])
+    activation = recording.activations[layer]
+    maps, rows, columns = activation.shape[1:]
+    some = sorted({m * (maps - 1) // 7 for m in range(8)})
+    units = [[len(images) - 1, m, *position] for position in positions(rows, columns) for m in some]
+    patches = deconvnet.project_units(images, layer, units, signals=torch.ones(len(units)))
+    assert_close(patches.values, torch.stack([activation[tuple(unit)] for unit in units]), tolerance)
+    for unit, canvas, box in zip(units, patches.projections, patches.boxes, strict=True):
+        signal = torch.zeros_like(activation)
+        signal[tuple(unit)] = 1
+        whole = deconvnet.project(recording, layer, signal)
+        assert_close(on_the_image(canvas, box, tuple(images.shape[2:])), whole[-1], tolerance)
 
 
 def top_k(activations: Tensor, k: int, distinct: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import deconvnet_by_autograd, extent, measured_support
+from oracles import assert_close, check_units, deconvnet_by_autograd, extent, measured_support, positions
 from torch import Tensor, nn
 from torchvision.ops import Permute, StochasticDepth
 
@@ -275,46 +275,6 @@ def drawn(step: nn.Module) -> nn.Sequential:
         if tensor.is_floating_point():
             nn.init.uniform_(tensor, 0.5, 2) if "var" in name else nn.init.normal_(tensor)
     return model.double().eval()
-
-
-def positions(rows: int, columns: int) -> list[tuple[int, int]]:
-    """The four corners, two edges and the middle, each once."""
-    bottom, right = rows - 1, columns - 1
-    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-    return list(dict.fromkeys([*corners, (0, columns // 2), (rows // 2, 0), (rows // 2, columns // 2)]))
-
-
-def on_the_image(canvas: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
-    """A canvas (C, S, S) at its box (4,) in an image (C, H, W) of zeros; it has to be zero beyond both."""
-    top, left, bottom, right = box.tolist()
-    low, high = (max(top, 0), max(left, 0)), (min(bottom, size[0]), min(right, size[1]))
-    inside = slice(low[0] - top, high[0] - top), slice(low[1] - left, high[1] - left)
-    image, beyond = canvas.new_zeros(canvas.shape[0], *size), canvas.clone()
-    image[:, low[0] : high[0], low[1] : high[1]] = canvas[:, inside[0], inside[1]]
-    beyond[:, inside[0], inside[1]] = 0
-    assert not beyond.any(), "a canvas holds something beyond its box or the image"
-    return image
-
-
-def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-10) -> None:
-    assert theirs.any(), "nothing is compared"
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
-
-
-def check_units(deconvnet: Deconvnet, images: Tensor, layer: str, tolerance: float = 1e-10) -> None:
-    """That `project_units` is `project`, for every map of units in corners, at edges and in the middle."""
-    recording = deconvnet.record(images, [layer])
-    activation = recording.activations[layer]
-    maps, rows, columns = activation.shape[1:]
-    units = [[len(images) - 1, m, *position] for position in positions(rows, columns) for m in range(min(maps, 4))]
-    patches = deconvnet.project_units(images, layer, units, signals=torch.ones(len(units)))
-    assert_close(patches.values, torch.stack([activation[tuple(unit)] for unit in units]), tolerance)
-    for unit, canvas, box in zip(units, patches.projections, patches.boxes, strict=True):
-        signal = torch.zeros_like(activation)
-        signal[tuple(unit)] = 1
-        whole = deconvnet.project(recording, layer, signal)
-        assert_close(on_the_image(canvas, box, tuple(images.shape[2:])), whole[-1], tolerance)
 
 
 def check_fields(model: nn.Sequential, tell: bool) -> None:
