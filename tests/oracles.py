@@ -490,14 +490,15 @@ def check_units(deconvnet: Any, images: Tensor, layer: str, tolerance: float = 1
     """That `project_units` is `project`, of units in corners, at edges and in the middle, of up to eight maps."""
     recording = deconvnet.record(images, [layer])
     activation = recording.activations[layer]
-    maps, rows, columns = activation.shape[1:]
+    maps, rows, columns = (*activation.shape[1:], 1, 1)[:3]
     some = sorted({m * (maps - 1) // 7 for m in range(8)})
     units = [[len(images) - 1, m, *position] for position in positions(rows, columns) for m in some]
     patches = deconvnet.project_units(images, layer, units, signals=torch.ones(len(units)))
-    assert_close(patches.values, torch.stack([activation[tuple(unit)] for unit in units]), tolerance)
-    for unit, canvas, box in zip(units, patches.projections, patches.boxes, strict=True):
+    elements = [tuple(unit[: activation.ndim]) for unit in units]
+    assert_close(patches.values, torch.stack([activation[element] for element in elements]), tolerance)
+    for element, canvas, box in zip(elements, patches.projections, patches.boxes, strict=True):
         signal = torch.zeros_like(activation)
-        signal[tuple(unit)] = 1
+        signal[element] = 1
         whole = deconvnet.project(recording, layer, signal)
         assert_close(on_the_image(canvas, box, tuple(images.shape[2:])), whole[-1], tolerance)
 
