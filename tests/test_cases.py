@@ -395,6 +395,13 @@ class TestOptionalArguments:
         upper = F.conv_transpose2d(mask.expand(-1, 8, -1, -1), model.f[2].weight).clamp(min=0)
         assert_close(ours, F.conv_transpose2d(upper, model.f[0].weight).detach())
 
+    def test_shapes_that_are_unpacked(self) -> None:
+        model = InTheMiddle(lambda self, y: y.view(y.shape[0], 2, 2, *y.shape[2:]).sum(1).repeat(1, 2, 1, 1))
+        try:
+            check_projections(model, "last", torch.randn(1, 3, 12, 12))
+        except InputError as error:
+            assert re.fullmatch(r"InTheMiddle cannot be traced[^\n]*", str(error))
+
 
 class TestWrappers:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()

@@ -56,7 +56,7 @@ class Shuffled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         passing, changed = x.chunk(2, 1)
         x = torch.cat([passing, self.conv(changed)], 1)
-        return x.view(-1, 2, 3, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+        return x.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)
 
 
 class Case(NamedTuple):
@@ -94,7 +94,7 @@ CASES = {
     # maps 0..3 (3, 3, 5, 5) and 3 x 3 of groups 0..2 (5) and 3..5 (7)
     "residual": Case(Residual, [7, 7, 9, 9]),
     "add of other maps": Case(lambda: lambda x: x + x.flip(1), [7, 7, 5, 5, 7, 7]),
-    "sum of chunks": Case(lambda: lambda x: x.view(-1, 2, 3, *x.shape[2:]).sum(1), [5, 7, 7]),
+    "sum of chunks": Case(lambda: lambda x: x.unflatten(1, (2, 3)).sum(1), [5, 7, 7]),
     "mean of maps": Case(lambda: lambda x: x.mean(1, keepdim=True), [7]),
     "stacked and unstacked": Case(
         lambda: lambda x: torch.stack([x, x.flip(1)], 2).flatten(1, 2), [3, 7] * 2 + [5] * 4 + [7, 3] * 2

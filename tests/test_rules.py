@@ -44,7 +44,7 @@ class Rectifier(nn.ReLU):
 
 
 def chunks(x: Tensor) -> Tensor:
-    return x.view(x.shape[0], 2, 4, *x.shape[2:])
+    return x.unflatten(1, (2, 4))
 
 
 Steps = dict[str, Callable[[], nn.Module]]
@@ -85,10 +85,10 @@ RESAMPLED: Steps = {
     ),
 }
 PADDED: Steps = {
-    "ZeroPad2d": lambda: nn.ZeroPad2d((1, 2, 0, 3)),
+    "ZeroPad2d": lambda: nn.ZeroPad2d((1, 0, 0, 1)),
     "ConstantPad2d": lambda: nn.ConstantPad2d(1, 0.0),
     "ConstantPad2d of another value": lambda: nn.ConstantPad2d((1, 0, 1, 1), 0.7),
-    "ConstantPad2d, cropping": lambda: nn.ConstantPad2d((-1, 2, 1, -2), 0.0),
+    "ConstantPad2d, cropping": lambda: nn.ConstantPad2d((-1, 1, 1, -2), 0.0),
     "CircularPad2d": lambda: nn.CircularPad2d(1),
     "ReflectionPad2d": lambda: nn.ReflectionPad2d((1, 2, 1, 0)),
     "ReplicationPad2d": lambda: nn.ReplicationPad2d(2),
