@@ -486,21 +486,21 @@ def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-10) -> None
     assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
 
-def check_units(deconvnet: Any, images: Tensor, layer: str, tolerance: float = 1e-10) -> None:
+def check_units(deconvnet: Any, images: Tensor, layer: str, tolerance: float = 1e-10, whole: bool = False) -> None:
     """That `project_units` is `project`, of units in corners, at edges and in the middle, of up to eight maps."""
     recording = deconvnet.record(images, [layer])
     activation = recording.activations[layer]
     maps, rows, columns = (*activation.shape[1:], 1, 1)[:3]
     some = sorted({m * (maps - 1) // 7 for m in range(8)})
     units = [[len(images) - 1, m, *position] for position in positions(rows, columns) for m in some]
-    patches = deconvnet.project_units(images, layer, units, signals=torch.ones(len(units)))
+    patches = deconvnet.project_units(images, layer, units, signals=torch.ones(len(units)), whole=whole)
     elements = [tuple(unit[: activation.ndim]) for unit in units]
     assert_close(patches.values, torch.stack([activation[element] for element in elements]), tolerance)
     for element, canvas, box in zip(elements, patches.projections, patches.boxes, strict=True):
         signal = torch.zeros_like(activation)
         signal[element] = 1
-        whole = deconvnet.project(recording, layer, signal)
-        assert_close(on_the_image(canvas, box, tuple(images.shape[2:])), whole[-1], tolerance)
+        pixels = deconvnet.project(recording, layer, signal)[-1]
+        assert_close(on_the_image(canvas, box, tuple(images.shape[2:])), pixels, tolerance)
 
 
 def top_k(activations: Tensor, k: int, distinct: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
