@@ -1,15 +1,23 @@
-"""One seed and two threads for every test; `--slow` and a CUDA device decide what is left out.
+"""Options, seeds, and the small networks and images that the tests of experiments share.
 
-On a machine that is busy with other work, `--threads 1` is several times faster: small operations wait for each other.
+`--slow` and a CUDA device decide what is left out.  On a machine that is busy with other work, `--threads 1` is several
+times faster: small operations wait for each other.
+
+Every test starts from torch's seed 0, whatever ran before it.  Fixtures of a wider scope than one test run before that:
+they seed for themselves, so that the same network is made whichever test asks first.
 """
 
 import os
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.data.scenes import Scenes
 from zfnet.operations import DECONVNET
 
 
@@ -33,6 +41,55 @@ def seeded(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+def sequential(preprocessing: Preprocessing, **layers: nn.Module) -> nn.Sequential:
+    """Layers under their names, in eval mode, with how their images are prepared."""
+    model = nn.Sequential(OrderedDict(layers)).eval()
+    model.preprocessing = preprocessing
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Sequential:
+    """A convolutional network for 16 classes, on images of 32 x 32; a test that changes it takes a copy."""
+    torch.manual_seed(0)
+    return sequential(
+        Preprocessing(size=32, resize=36),
+        conv1=nn.Conv2d(3, 6, 5, 2),
+        relu1=nn.ReLU(inplace=True),
+        pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
+        conv2=nn.Conv2d(6, 8, 3, padding=1),
+        relu2=nn.ReLU(inplace=True),
+        flatten=nn.AdaptiveAvgPool2d(1),
+        flat=nn.Flatten(),
+        fc=nn.Linear(8, 16),
+    )
+
+
+@pytest.fixture(scope="module")
+def data() -> Scenes:
+    """Twelve scenes for `model`."""
+    return Scenes("val", 12, size=32, transform=Preprocessing(size=32, resize=36))
+
+
+@pytest.fixture(scope="session")
+def with_hidden_layer() -> Callable[[int], nn.Sequential]:
+    """Makes a network for 16 classes with one convolution and a hidden layer, on images of so many pixels a side."""
+
+    def make(side: int) -> nn.Sequential:
+        torch.manual_seed(0)
+        return sequential(
+            Preprocessing(size=side, resize=side * 9 // 8),
+            conv1=nn.Conv2d(3, 6, 5, 2),
+            relu1=nn.ReLU(inplace=True),
+            flatten=nn.Flatten(),
+            fc6=nn.Linear(6 * ((side - 3) // 2) ** 2, 12),
+            relu6=nn.ReLU(inplace=True),
+            fc8=nn.Linear(12, 16),
+        )
+
+    return make
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
     deconvnet_by_autograd   the backward pass of the model with two derivatives replaced
     ZFNetDeconvnet          the paper's network and its deconvnet written out layer by layer
     dense_deconvnet         one dense Jacobian per layer, transposed
-    measured_support        a receptive field as the pixels that a gradient reaches
-    plain_occlusion         the image with a square at each place, run whole, one after the other
+    measured_support        a receptive field as the pixels that the gradient of a unit of one map reaches
+    check_units             that single units are projected as the whole image is, and canvases hold nothing else
+    plain_occlusion         the image with a square at each position, run whole, one after the other
     top_k                   the strongest activations with all of them in memory
     correlations            of all pairs of maps, one pair at a time
     voc_average_precision   the area under a precision-recall curve, as the devkit of PASCAL VOC adds it up
@@ -13,7 +14,9 @@ None of them imports anything of zfnet.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,8 @@ from torchvision.models.feature_extraction import NodePathTracer
 
 RELUS = (F.relu, torch.relu, Tensor.relu)
 RELUS_IN_PLACE = (torch.relu_, Tensor.relu_)
+CLAMPS = (torch.clamp, Tensor.clamp, torch.clamp_min, Tensor.clamp_min, torch.clip, Tensor.clip)
+THRESHOLDS = (F.threshold, torch.threshold)  # F.threshold is `_threshold` of its module
 
 
 class Rectified(torch.autograd.Function):
@@ -79,11 +84,27 @@ def held_statistics(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     """Group normalisation, of which the backward pass takes mean and variance for constants."""
-    parts = x.reshape(len(x), num_groups, -1)
-    mean, variance = parts.mean(2, keepdim=True).detach(), parts.var(2, correction=0, keepdim=True).detach()
-    out = ((parts - mean) / (variance + eps).sqrt()).view_as(x)
-    each = (1, -1, *[1] * (x.ndim - 2))
-    return out if weight is None else out * weight.view(each) + bias.view(each)
+    groups = x.reshape(len(x), num_groups, -1)
+    mean, variance = groups.mean(2, keepdim=True).detach(), groups.var(2, correction=0, keepdim=True).detach()
+    out = ((groups - mean) / (variance + eps).sqrt()).view_as(x)
+    by_map = (1, -1, *[1] * (x.ndim - 2))
+    return out if weight is None else out * weight.view(by_map) + bias.view(by_map)
+
+
+def held_instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Instance normalisation: each map is a group, or batch normalisation by the running statistics."""
+    if not use_input_stats:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+    return held_statistics(x, x.shape[1], weight, bias, eps)
 
 
 class Replaced(TorchFunctionMode):
@@ -114,11 +135,80 @@ def part_of(model: nn.Module, layer: str) -> nn.Module:
     return fx.GraphModule(twin, graph)
 
 
+class Reached(Exception):
+    """The forward pass has come to the layer; the only argument is its activation."""
+
+
+def activation_of(model: nn.Module, layer: str) -> Callable[[Tensor], Tensor]:
+    """The model up to a layer, as a function of images, where the layer is a module (`relu_1`: the second call of
+    `relu`) or, for models that `torch.fx` can trace, one of torchvision's graph names."""
+    modules = dict(model.named_modules())
+    name, _, call = (layer, "", "0") if layer in modules else layer.rpartition("_")
+    if name not in modules or not call.isdigit():
+        part = part_of(model, layer)
+        return lambda images: part(images)[layer]
+
+    def run(images: Tensor) -> Tensor:
+        calls = []
+
+        def stop(module: nn.Module, inputs: Any, output: Any) -> None:
+            calls.append(output)
+            if len(calls) > int(call):
+                raise Reached(output)
+
+        handle = modules[name].register_forward_hook(stop)
+        try:
+            model(images)
+        except Reached as reached:
+            return reached.args[0]
+        finally:
+            handle.remove()
+        raise ValueError(f"{name} is called {len(calls)} times")
+
+    return run
+
+
 def replace_modules(model: nn.Module, kind: type, make: Callable[[nn.Module], nn.Module]) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, kind):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, make(module))
+
+
+def rectifying(relu: type[Rectified]) -> dict[Callable, Callable]:
+    """What every way of writing a ReLU is replaced by; a clamp or threshold of another kind stays as it is."""
+
+    def bounded(func: Callable, lowest: Callable[[inspect.BoundArguments], Any], *names: str) -> Callable:
+        signature = inspect.Signature([inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names])
+
+        @wraps(func)
+        def replacement(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            bound = signature.bind_partial(*args, **kwargs)
+            return relu.apply(x) if lowest(bound) else func(x, *args, **kwargs)
+
+        return replacement
+
+    def at_zero(bound: inspect.BoundArguments) -> bool:
+        return bound.arguments.get("min") == 0 and bound.arguments.get("max") is None
+
+    def zero_for_less(bound: inspect.BoundArguments) -> bool:
+        return bound.arguments["threshold"] == bound.arguments["value"] == 0
+
+    replacements: dict[Callable, Callable] = dict.fromkeys(RELUS, lambda x, inplace=False: relu.apply(x))
+    replacements |= dict.fromkeys(RELUS_IN_PLACE, RectifiedInPlace.apply)
+    replacements |= dict.fromkeys((F.relu6, F.hardtanh), lambda x, *_, **ends: relu.apply(x, 6.0))
+    replacements |= {func: bounded(func, at_zero, "min", "max") for func in CLAMPS}
+    thresholds = {func: bounded(func, zero_for_less, "threshold", "value", "inplace") for func in THRESHOLDS}
+    return replacements | thresholds
+
+
+def by_torchs_own_norm(model: nn.Module) -> nn.Module:
+    """The model with all contrast normalisation by F.local_response_norm, which the legacy module does not call, and
+    of which the legacy module's backward pass leaves rounding errors in maps that it does not read."""
+    stock = nn.LocalResponseNorm
+    for kind in (nn.LocalResponseNorm, nn.CrossMapLRN2d):
+        replace_modules(model, kind, lambda module: stock(module.size, module.alpha, module.beta, module.k))
+    return model
 
 
 def deconvnet_by_autograd(
@@ -132,27 +222,28 @@ def deconvnet_by_autograd(
 ) -> Tensor:
     """Autograd through the model, where a ReLU's backward is clamp(signal, 0), and contrast normalisation's nothing.
 
-    rectify: False for a ReLU whose backward does nothing, "guided" for Springenberg's, "gradient" for torch's own.
-    signal: in the shape of the layer's output, or a function that makes it from that output.  Overlapping pooling
-    windows add, as a gradient does.
+    A ReLU is what computes one, whatever module it is called from.  Overlapping pooling windows add, as a gradient
+    does.
+
+    Args:
+        layer: a module's name, or a graph name of torchvision's.
+        signal: in the shape of the layer's output, or a function that makes it from that output.
+        norm: "identity", also with the statistics of group and instance normalisation held; or "gradient".
+        rectify: False for a ReLU whose backward does nothing, "guided" for Springenberg's, "gradient" for torch's own.
     """
-    twin = part_of(model, layer)
-    stock = nn.LocalResponseNorm  # torch's own, which calls F.local_response_norm
-    replace_modules(twin, stock, lambda module: stock(module.size, module.alpha, module.beta, module.k))
+    twin = by_torchs_own_norm(copy.deepcopy(model).eval())
     replacements: dict[Callable, Callable] = {}
     if rectify != "gradient":
-        relu = Guided if rectify == "guided" else Rectified if rectify else Unrectified
-        replacements |= dict.fromkeys(RELUS, lambda x, inplace=False: relu.apply(x))
-        replacements |= dict.fromkeys(RELUS_IN_PLACE, RectifiedInPlace.apply)
-        replacements |= dict.fromkeys((F.relu6, F.hardtanh), lambda x, *_, **ends: relu.apply(x, 6.0))
+        replacements |= rectifying(Guided if rectify == "guided" else Rectified if rectify else Unrectified)
     if norm == "identity":
         replacements[F.local_response_norm] = lambda x, size, alpha=1e-4, beta=0.75, k=1.0: NormalisedForward.apply(
             x, size, alpha, beta, k
         )
-        replacements[F.group_norm] = held_statistics
+        replacements |= {F.group_norm: held_statistics, F.instance_norm: held_instance_norm}
     pixels = images.clone().requires_grad_()
+    forward = activation_of(twin, layer)
     with Replaced(replacements):
-        activation = twin(pixels)[layer]
+        activation = forward(pixels)
     if callable(signal):
         signal = signal(activation.detach())
     return torch.autograd.grad(activation, pixels, signal)[0]
@@ -235,38 +326,118 @@ def dense_deconvnet(layers: Iterable[nn.Module], image: Tensor, signal: Tensor, 
     return signal
 
 
-def measured_support(model: nn.Module, layer: str, image_size: tuple[int, int], row: int, column: int) -> Tensor:
-    """Which pixels (H, W), bool, a unit sees: where a gradient arrives when all filters are ones and all pools average.
+def average(
+    x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Tensor:
+    """The mean of what a max pooling takes the maximum of."""
+    if dilation in (1, (1, 1)):
+        return F.avg_pool2d(x, kernel_size, stride or kernel_size, padding, ceil_mode)
+    assert not ceil_mode, "the mean of dilated windows that stand over the border is not in torch"
+    kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    return F.conv2d(x, x.new_ones(x.shape[1], 1, *kernel), None, stride or kernel, padding, dilation, x.shape[1])
 
-    Within a map, and for every map alike: normalisation across maps is left out, and batch normalisation scales by one.
+
+def averaging() -> dict[Callable, Callable]:
+    """Every kind of max pooling by the mean of the same windows, unpooling by its transpose, saturation by nothing."""
+
+    def with_indices(func: Callable) -> Callable:
+        def replacement(x: Tensor, *args: Any, return_indices: bool = True, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            means = func(x, *args, **kwargs)
+            return means, torch.zeros_like(means, dtype=torch.int64)
+
+        return replacement
+
+    def alone(func: Callable) -> Callable:
+        return lambda x, *args, return_indices=False, **kwargs: func(x, *args, **kwargs)
+
+    def unpooled(x: Tensor, indices: Tensor, kernel_size: Any, stride: Any, padding: Any, output_size: Any) -> Tensor:
+        ones = x.new_ones(x.shape[1], 1, *kernel_size)
+        return F.conv_transpose2d(x, ones, None, stride, padding, groups=x.shape[1])
+
+    same = (*RELUS, *RELUS_IN_PLACE, F.relu6, F.hardtanh)
+    return dict.fromkeys(same, lambda x, *_, **__: x) | {
+        F.max_pool2d: alone(average),
+        torch.max_pool2d: alone(average),
+        F.max_pool2d_with_indices: with_indices(average),
+        F.adaptive_max_pool2d: alone(F.adaptive_avg_pool2d),
+        F.adaptive_max_pool2d_with_indices: with_indices(F.adaptive_avg_pool2d),
+        F.max_unpool2d: unpooled,
+    }
+
+
+def structural(model: nn.Module) -> nn.Module:
+    """A copy of the model in float64 with random positive weights and no biases: nothing cancels, nothing is dead."""
+    twin = by_torchs_own_norm(copy.deepcopy(model).double().eval())
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in twin.named_parameters():
+        if parameter.ndim > 1:
+            draw = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) + 0.5
+            parameter.data = (draw / parameter[0].numel()).to(parameter.device)
+        else:
+            nn.init.constant_(parameter, 0 if name.endswith("bias") else 1)
+    for module in twin.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+            module.reset_running_stats()
+    return twin
+
+
+def measured_supports(
+    model: nn.Module,
+    layer: str,
+    image_size: tuple[int, int],
+    row: int,
+    column: int,
+    maps: Sequence[int],
+    *,
+    channels: int = 3,
+    batch: int = 32,
+) -> Tensor:
+    """Which pixels (maps, H, W), bool, the units of some feature maps at one position see: those that a gradient
+    reaches if all weights are positive and max poolings average.
+
+    Args:
+        batch: the number of maps at a time, each of which takes an image of its own.
     """
-    twin = part_of(model, layer).double()
-    replace_modules(twin, nn.LocalResponseNorm, lambda module: nn.Identity())
-    replace_modules(twin, nn.BatchNorm2d, lambda module: nn.Identity())
-    for parameter in twin.parameters():
-        nn.init.constant_(parameter, 1 / parameter[0].numel() if parameter.ndim > 1 else 0)
+    twin = structural(model)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, channels, *image_size, generator=generator, dtype=torch.float64) + 0.5
+    forward, supports = activation_of(twin, layer), []
+    for first in range(0, len(maps), batch):
+        chosen = maps[first : first + batch]
+        pixels = image.repeat(len(chosen), 1, 1, 1).requires_grad_()
+        with Replaced(averaging()):
+            activation = forward(pixels)
+        units = activation[range(len(chosen)), chosen]
+        (gradient,) = torch.autograd.grad(units[:, row, column].sum() if units.ndim == 3 else units.sum(), pixels)
+        supports.append(gradient.abs().sum(1) > 0)
+    return torch.cat(supports)
 
-    def average(x: Tensor, kernel_size: Any, stride: Any, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False):
-        assert dilation == 1, "the average of a dilated window is not in torch"
-        return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode)
 
-    def max_pool(*args: Any, return_indices: bool = False, **kwargs: Any) -> Tensor:
-        return average(*args, **kwargs)
-
-    pixels = torch.ones(1, 3, *image_size, dtype=torch.float64, requires_grad=True)
-    same = dict.fromkeys((*RELUS, *RELUS_IN_PLACE, F.relu6, F.hardtanh), lambda x, *_, **__: x)
-    with Replaced({F.max_pool2d: max_pool, **same}):
-        activation = twin(pixels)[layer]
-    if activation.ndim == 4:
-        activation = activation[:, :, row, column]
-    (gradient,) = torch.autograd.grad(activation.sum(), pixels)
-    return gradient[0].abs().sum(0) > 0
+def measured_support(
+    model: nn.Module,
+    layer: str,
+    image_size: tuple[int, int],
+    row: int,
+    column: int,
+    map: int | None = None,
+    *,
+    channels: int = 3,
+) -> Tensor:
+    """Which pixels (H, W), bool, a unit of one feature map sees, or the units of all maps together (None)."""
+    if map is not None:
+        return measured_supports(model, layer, image_size, row, column, [map], channels=channels)[0]
+    pixels = torch.rand(1, channels, *image_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
+    forward = activation_of(structural(model), layer)
+    with Replaced(averaging()):
+        activation = forward(pixels.requires_grad_())
+    units = activation[:, :, row, column] if activation.ndim == 4 else activation
+    return torch.autograd.grad(units.sum(), pixels)[0][0].abs().sum(0) > 0
 
 
 def plain_occlusion(
     model: nn.Module, image: Tensor, size: tuple[int, int], step: tuple[int, int], fill: Tensor, layer: str
 ) -> tuple[Tensor, Tensor]:
-    """Logits (rows, columns, classes) and each map's sum (rows, columns, maps) with a square at every place.
+    """Logits (rows, columns, classes) and each map's sum (rows, columns, maps) with a square at every position.
 
     Squares start at every `step` until the image (3, H, W) is covered; the last ones are cut off by its border.
     """
@@ -290,23 +461,65 @@ def extent(support: Tensor) -> tuple[int, int, int, int]:
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
+def positions(rows: int, columns: int) -> list[tuple[int, int]]:
+    """The four corners, two edges and the middle, each once."""
+    bottom, right = rows - 1, columns - 1
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+    return list(dict.fromkeys([*corners, (0, columns // 2), (rows // 2, 0), (rows // 2, columns // 2)]))
+
+
+def on_the_image(canvas: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
+    """A canvas (C, S, S) at its box (4,) in an image (C, H, W) of zeros; it has to be zero beyond both."""
+    top, left, bottom, right = box.tolist()
+    low, high = (max(top, 0), max(left, 0)), (min(bottom, size[0]), min(right, size[1]))
+    inside = slice(low[0] - top, high[0] - top), slice(low[1] - left, high[1] - left)
+    image, beyond = canvas.new_zeros(canvas.shape[0], *size), canvas.clone()
+    image[:, low[0] : high[0], low[1] : high[1]] = canvas[:, inside[0], inside[1]]
+    beyond[:, inside[0], inside[1]] = 0
+    assert not beyond.any(), "a canvas holds something beyond its box or the image"
+    return image
+
+
+def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-10) -> None:
+    assert theirs.any(), "nothing is compared"
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
+def check_units(deconvnet: Any, images: Tensor, layer: str, tolerance: float = 1e-10, whole: bool = False) -> None:
+    """That `project_units` is `project`, of units in corners, at edges and in the middle, of up to eight maps."""
+    recording = deconvnet.record(images, [layer])
+    activation = recording.activations[layer]
+    maps, rows, columns = (*activation.shape[1:], 1, 1)[:3]
+    some = sorted({m * (maps - 1) // 7 for m in range(8)})
+    units = [[len(images) - 1, m, *position] for position in positions(rows, columns) for m in some]
+    patches = deconvnet.project_units(images, layer, units, signals=torch.ones(len(units)), whole=whole)
+    elements = [tuple(unit[: activation.ndim]) for unit in units]
+    assert_close(patches.values, torch.stack([activation[element] for element in elements]), tolerance)
+    for element, canvas, box in zip(elements, patches.projections, patches.boxes, strict=True):
+        signal = torch.zeros_like(activation)
+        signal[element] = 1
+        pixels = deconvnet.project(recording, layer, signal)[-1]
+        assert_close(on_the_image(canvas, box, tuple(images.shape[2:])), pixels, tolerance)
+
+
 def top_k(activations: Tensor, k: int, distinct: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The k strongest places of each map of activations (N, C, H, W): value, image, row, column, each (C, k).
+    """The k strongest units of each map of activations (N, C, H, W): value, image, row, column, each (C, k).
 
     From k different images if `distinct`.  Ties go to the lower image, then row, then column.  Where there are fewer
-    than k, the rest has the value -inf and the places -1.
+    than k, the rest has the value -inf and the positions -1.
     """
     images, maps, rows, columns = activations.shape
     value = torch.full((maps, k), -torch.inf, dtype=activations.dtype)
     image, row, column = (torch.full((maps, k), -1, dtype=torch.int64) for _ in range(3))
     for m in range(maps):
         plane = activations[:, m].tolist()
-        places = [(i, r, c) for i in range(images) for r in range(rows) for c in range(columns)]
-        places.sort(key=lambda p: (-plane[p[0]][p[1]][p[2]], p))
+        units = [(i, r, c) for i in range(images) for r in range(rows) for c in range(columns)]
+        units.sort(key=lambda p: (-plane[p[0]][p[1]][p[2]], p))
         chosen: list[tuple[int, int, int]] = []
-        for place in places:
-            if not (distinct and any(place[0] == other[0] for other in chosen)):
-                chosen.append(place)
+        for unit in units:
+            if not (distinct and any(unit[0] == other[0] for other in chosen)):
+                chosen.append(unit)
             if len(chosen) == k:
                 break
         for j, (i, r, c) in enumerate(chosen):

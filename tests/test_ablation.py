@@ -1,13 +1,12 @@
 """The ablation end to end on a tiny network, its counts, its words, and what becomes of a run that was stopped."""
 
+import copy
 import json
-from collections import OrderedDict
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import nn
 
 from experiments import ablation
 from experiments.overrides import configured
@@ -21,26 +20,8 @@ FEW = {"layers": ["relu1", "relu2"], "maps": 3, "k": 4, "shares": [0, 10, 40, 10
 
 
 @pytest.fixture
-def model():
-    torch.manual_seed(0)
-    layers = OrderedDict(
-        conv1=nn.Conv2d(3, 6, 5, 2),
-        relu1=nn.ReLU(inplace=True),
-        pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
-        conv2=nn.Conv2d(6, 8, 3, padding=1),
-        relu2=nn.ReLU(inplace=True),
-        flatten=nn.AdaptiveAvgPool2d(1),
-        flat=nn.Flatten(),
-        fc=nn.Linear(8, 16),
-    )
-    model = nn.Sequential(layers).eval()
-    model.preprocessing = Preprocessing(size=32, resize=36)
-    return model
-
-
-@pytest.fixture
-def data(model):
-    return Scenes("val", 12, size=32, transform=model.preprocessing)
+def model(model):
+    return copy.deepcopy(model)
 
 
 @pytest.fixture

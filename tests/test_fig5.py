@@ -1,5 +1,4 @@
 import json
-from collections import OrderedDict
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from torch.utils.data import TensorDataset
 from experiments import fig5
 from zfnet import InputError
 from zfnet.analysis.invariance import invariance
-from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
 from zfnet.graph import Graph
 
@@ -17,19 +15,8 @@ FEW = {"translations": [-6, 0, 6], "scales": [1, 1.4], "rotations": [0, 90, 180]
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    layers = OrderedDict(
-        conv1=nn.Conv2d(3, 6, 5, 2),
-        relu1=nn.ReLU(inplace=True),
-        flatten=nn.Flatten(),
-        fc6=nn.Linear(6 * 196, 12),
-        relu6=nn.ReLU(inplace=True),
-        fc8=nn.Linear(12, 16),
-    )
-    model = nn.Sequential(layers).eval()
-    model.preprocessing = Preprocessing(size=32, resize=36)
-    return model
+def model(with_hidden_layer):
+    return with_hidden_layer(32)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,8 @@
 import json
 import sys
-from collections import OrderedDict
 
 import pytest
-import torch
 from PIL import Image
-from torch import nn
 
 from experiments import table1
 from experiments.run import command_line
@@ -13,26 +10,14 @@ from zfnet import InputError
 from zfnet.analysis.correspondence import correspondence
 from zfnet.data.parts import parts_of
 from zfnet.data.photos import Photos
-from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
 
 NAMES = ["right eye", "left eye", "nose"]
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    layers = OrderedDict(
-        conv1=nn.Conv2d(3, 6, 5, 2),
-        relu1=nn.ReLU(inplace=True),
-        flatten=nn.Flatten(),
-        fc6=nn.Linear(6 * 900, 12),
-        relu6=nn.ReLU(inplace=True),
-        fc8=nn.Linear(12, 16),
-    )
-    model = nn.Sequential(layers).eval()
-    model.preprocessing = Preprocessing(size=64, resize=72)
-    return model
+def model(with_hidden_layer):
+    return with_hidden_layer(64)
 
 
 @pytest.fixture(scope="module")
