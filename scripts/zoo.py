@@ -128,7 +128,7 @@ def check(model: nn.Module, size: int, supports: int = 2) -> Row:
             fields, supported = fields + (measured == field.seen(row, column)), supported + 1
     maps = occlusion_maps(deconvnet.graph, images, size=size // 4, step=size // 5, layer=layers[2])
     plain = occlusion_maps(deconvnet.graph, images, size=size // 4, step=size // 5, layer=layers[2], incremental=False)
-    occluded = max(worst(getattr(maps, of), getattr(plain, of)) for of in ("activity", "probability"))
+    occluded = max(worst(getattr(maps, of), getattr(plain, of)) for of in ("activity", "score"))
     deconvnet = Deconvnet(model.float())
     for layer in layers:
         found = deviations(deconvnet, images.float(), layer, units[layer])
