@@ -69,7 +69,7 @@ def mean_image(
     total, count = torch.zeros(()), 0
     for _, images, _ in with_progress(Batches(dataset, workers=workers), "mean image", progress):
         total, count = total + images.sum(0, dtype=torch.float64), count + len(images)
-    return (preprocessing.rgb(total / count) * (preprocessing.scale / 255)).float()
+    return (preprocessing.arranged(total / count) * (preprocessing.scale / 255)).float()
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
