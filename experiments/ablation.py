@@ -57,21 +57,22 @@ from zfnet.errors import first_line, unknown_name
 from zfnet.files import write_atomically
 from zfnet.graph import graph_of
 from zfnet.identity import Identity, check_seal, digest, network_identity, seal
+from zfnet.operations import DECONVNET, DIFFERENTIATED_NORMS, GRADIENT, GUIDED, UNRECTIFIED
 from zfnet.receptive_fields import ReceptiveField
 from zfnet.recording import activations
 from zfnet.rendering import GREY, outside, resized, signed_image
 
 SHARES = (0, 1, 2, 5, 10, 20, 35, 50, 75, 100)  # percent of the pixels
-SIGNALS: dict[str, dict[str, Any]] = {  # of which the others are what they are called with the norm's gradient
+SIGNALS: dict[str, dict[str, Any]] = {  # "gradient" and "guided" also differentiate the normalisation
     "projection": {},
-    "gradient": {"rectify": "gradient", "norm": "gradient"},
-    "guided": {"rectify": "guided", "norm": "gradient"},
+    "gradient": {"rules": GRADIENT},
+    "guided": {"rules": GUIDED},
 }
 CHOICES: dict[str, dict[str, Any]] = {  # of this reproduction, and what else could have been chosen
     "windows overwrite": {"collisions": "overwrite"},
     "windows: max": {"collisions": "max"},
-    "norm differentiated": {"norm": "gradient"},
-    "not rectified": {"rectify": "none"},
+    "norm differentiated": {"rules": DECONVNET | DIFFERENTIATED_NORMS},
+    "not rectified": {"rules": DECONVNET | UNRECTIFIED},
     "switches of another image": {},
     "signal 1": {},  # in place of the activation
 }
@@ -440,10 +441,9 @@ def likeness(sample: Sample, below: Sequence[str]) -> dict[str, dict[str, Any]]:
     for name, rules in sample.bar(SIGNALS.items(), "shuffle"):
         pictures = {}
         for end in (*reversed(below), None):
+            title = f"shuffled above {end}" if end else "all shuffled"
             twin = shuffled(sample.deconvnet.graph, sample.layer, end, sample.random)
-            pictures[f"shuffled above {end}" if end else "all shuffled"] = sample.projected(
-                of=twin, **rules
-            ).projections
+            pictures[title] = sample.projected(of=twin, **rules).projections
         pictures["edges of the crop"], pictures["nearness of the centre"] = edges.sqrt(), (near - near.min()).sqrt()
         pictures["another map, same place"] = sample.projected(units=other, **rules).projections
         pictures["same map, another image"] = sample.signals[name][sample.following]

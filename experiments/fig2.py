@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from experiments.panels import DPI, check_choice, how_chosen, page, place, text
+from experiments.panels import DPI, check_choice, how_chosen, norm_rules, page, place, text
 from experiments.panels import chosen as _chosen
 from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
@@ -30,7 +30,6 @@ from zfnet.errors import unknown_name
 from zfnet.graph import Graph
 from zfnet.receptive_fields import ReceptiveField
 from zfnet.rendering import GREY, grid, outside, resized, signed_image
-from zfnet.windows import window_of
 
 GRIDS = ((3, 3), (4, 4), (3, 4), (5, 2), (5, 2))  # rows and columns of feature maps, layers 1 to 5
 LAYER_GAP, CAPTION, SIDE_GAP, MAP_GAP, TILE_GAP = 40, 86, 24, 7, 1  # pixels
@@ -126,7 +125,7 @@ def main(
     grids = list(grids or (GRIDS if len(layers) == len(GRIDS) else [(4, 4)] * len(layers)))
     _check(layers, grids, choose, scale, quantile, width)
     preprocessing = Preprocessing.of(model)
-    deconvnet = Deconvnet(model, collisions=collisions, norm=norm)
+    deconvnet = Deconvnet(model, collisions=collisions, rules=norm_rules(norm))
     tops = scan(
         deconvnet.graph,
         data,
@@ -301,7 +300,7 @@ def _filters(deconvnet: Deconvnet, layer: str, maps: list[int], field: Receptive
     node = graph.node(layer)
     shapes = graph.shapes(field.image_size, node)
     steps = [
-        (graph.module(n), window_of(graph, n, shapes))
+        (graph.module(n), graph.window(n, shapes))
         for n in graph.path([node])
         if n in shapes and n.op.startswith("call")
     ]

@@ -14,7 +14,6 @@ from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -24,7 +23,7 @@ from torch import fx, nn
 from experiments.results import Provenance, results, write_result
 from zfnet import InputError, ZFNet
 from zfnet.checks import Pair, pair
-from zfnet.graph import Graph
+from zfnet.graph import Graph, Shapes
 
 PAPER = {  # output: maps, rows, columns
     "conv1": {"output": [96, 110, 110], "kernel": [7, 7], "stride": [2, 2]},
@@ -148,7 +147,7 @@ def layers(model: nn.Module, image_size: int) -> list[Layer]:
     return drawn
 
 
-def _stretches(graph: Graph, shapes: dict[fx.Node, torch.Size]) -> Iterator[list[fx.Node]]:
+def _stretches(graph: Graph, shapes: Shapes) -> Iterator[list[fx.Node]]:
     """The steps in order, parted behind each that all paths from the image to the output lead through."""
     path = [step for step in graph.path([graph.nodes[-1]]) if step in shapes]
     order = {step: n for n, step in enumerate(path)}

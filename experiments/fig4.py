@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from experiments.panels import DPI, check_choice, chosen, frame, how_chosen, page, place, text
+from experiments.panels import DPI, check_choice, chosen, frame, how_chosen, norm_rules, page, place, text
 from experiments.results import Provenance, results, table, write_result
 from experiments.train import EPOCHS
 from zfnet import Deconvnet, InputError, TopActivations, scan
@@ -101,7 +101,7 @@ def main(
     files = snapshots(weights, epochs)
     epochs = list(files)
     networks = Snapshots({f"epoch{n}": load(copy.deepcopy(model), file) for n, file in files.items()}).eval()
-    deconvnets = [Deconvnet(network, collisions=collisions, norm=norm) for network in networks.values()]
+    deconvnets = [Deconvnet(network, collisions=collisions, rules=norm_rules(norm)) for network in networks.values()]
     for layer in layers:
         deconvnets[-1].graph.node(layer)
     state = Path(out) / "scan.partial"

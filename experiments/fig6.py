@@ -143,9 +143,9 @@ def main(
     print(text)
     settings = {
         "recipe": asdict(recipe),
-        "architecture": dict(architecture.keywords),
+        "architecture": dict(architecture.keywords),  # type: ignore[attr-defined]
         "maps": list(maps),
-        "k": k,  # type: ignore[attr-defined]
+        "k": k,
         "seed": seed,
         "scale": scale,
         "quantile": quantile,

@@ -8,9 +8,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from zfnet.errors import InputError, unknown_name
+from zfnet.operations import DECONVNET, DIFFERENTIATED_NORMS, Rules
 from zfnet.scanning import TopActivations
 
 DPI = 200
+NORMS = {"identity": DECONVNET, "gradient": DECONVNET | DIFFERENTIATED_NORMS}  # contrast normalisation in reverse
+
+
+def norm_rules(norm: str) -> Rules:
+    """The rule set in which contrast normalisation is passed through ("identity"), or differentiated ("gradient")."""
+    if norm not in NORMS:
+        raise unknown_name("norm", norm, NORMS)
+    return NORMS[norm]
 
 
 def check_choice(choose: Any, layers: Sequence[str]) -> None:

@@ -213,8 +213,8 @@ def _note(
         + (
             "trained on VOC's train, tested on its val."
             if own
-            else f"mean ± standard deviation (n - 1) of {len(drawn)} folds, half of the images to train on, of the folds "
-            "that have the class in both halves."
+            else f"mean ± standard deviation (n - 1) of {len(drawn)} folds, half of the images to train on, of the "
+            "folds that have the class in both halves."
         ),
         f"Pretrained: {type(model).__name__}, {layer}.  What differs from the paper: network and images, "
         f"{len(presence):,} of {type(data).__name__}, {len(drawn[0].train):,} to train on; there 11,540 of VOC 2012's "

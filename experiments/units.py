@@ -33,7 +33,10 @@ def main(model: nn.Module, out: str | Path, *, image_size: int | None = None) ->
     rows = layer_table(model, size)
 
     head = ["layer", "operation", "output", "units", "kernel", "stride", "patch", "patch stride", "parameters"]
-    pairs = [[_pair(p) for p in (r.kernel, r.stride, r.receptive_field, r.receptive_stride)] for r in rows]
+    pairs = [
+        [_pair(r.kernel), _pair(r.stride), _range(r.smallest_field, r.receptive_field), _pair(r.receptive_stride)]
+        for r in rows
+    ]
     text = table(
         head,
         [
@@ -59,6 +62,13 @@ def main(model: nn.Module, out: str | Path, *, image_size: int | None = None) ->
         settings = {"image_size": size, "model": type(model).__name__}
         paper = {"output": {name: PAPER.get(name) for name in ours}, **dict.fromkeys(extra)}
         return write_result(folder, "units", paper, {"output": ours, **extra}, settings, provenance)
+
+
+def _range(smallest: tuple[int, int] | None, largest: tuple[int, int] | None) -> str | int:
+    """The fields of a layer's maps, which behind joined branches differ."""
+    if largest is None:
+        return "not known"
+    return _pair(largest) if smallest == largest else f"{_pair(smallest)} to {_pair(largest)}"
 
 
 def _pair(sizes: tuple[int, int] | None) -> str | int:

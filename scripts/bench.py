@@ -34,11 +34,12 @@ from torch.utils.data import TensorDataset
 from torchvision import models
 from tqdm import tqdm
 
-from zfnet import Deconvnet, TopActivations, ZFNet, occlusion_maps, scan
+from zfnet import DECONVNET, Deconvnet, TopActivations, ZFNet, occlusion_maps, scan
 from zfnet.analysis.occlusion import OcclusionMaps, multiply_adds
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
 from zfnet.graph import Graph
+from zfnet.operations import DIFFERENTIATED_NORMS
 
 LAYERS = [f"relu{n}" for n in range(1, 6)]
 TARGETS = {
@@ -146,7 +147,7 @@ def winners(top: TopActivations, maps: int) -> Tensor:
 def bench_project(model: ZFNet, device: str, repeats: int) -> list[dict]:
     images, maps, rows = photographs(8, device), 6, []
     # Captum differentiates the norm: results are compared with that option, times with the paper's
-    paper, deconvnet = Deconvnet(model), Deconvnet(model, norm="gradient")
+    paper, deconvnet = Deconvnet(model), Deconvnet(model, rules=DECONVNET | DIFFERENTIATED_NORMS)
     plain = stock(model)
     tops = scan(model, TensorDataset(images.cpu()), LAYERS, k=6, progress=False)
     total = {"ours": 0.0, "theirs": 0.0}

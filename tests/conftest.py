@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zfnet.deconvnet import LEAVES, RULES, WINDOWS
+from zfnet.operations import DECONVNET
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,9 +45,8 @@ def real_data() -> Path:
 
 @pytest.fixture
 def tables() -> Iterator[None]:
-    """The tables of rules as they were, afterwards."""
-    before = dict(RULES), dict(WINDOWS), set(LEAVES)
+    """The table of operations as it was, afterwards."""
+    before = dict(DECONVNET)
     yield
-    for table, was in zip((RULES, WINDOWS, LEAVES), before, strict=True):
-        table.clear()
-        table.update(was)  # type: ignore[arg-type]
+    DECONVNET.clear()
+    DECONVNET.update(before)

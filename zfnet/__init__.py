@@ -2,18 +2,25 @@
 2014)."""
 
 from zfnet.analysis.occlusion import OcclusionMaps, occlusion_maps
-from zfnet.deconvnet import Deconvnet, Patches, project_top, rule
+from zfnet.deconvnet import Deconvnet, Patches, project_top
 from zfnet.errors import InputError
+from zfnet.graph import Graph
 from zfnet.model import ZFNet
+from zfnet.operations import DECONVNET, GRADIENT, GUIDED, Operation, rule
 from zfnet.receptive_fields import ReceptiveField, layer_table, receptive_field
 from zfnet.recording import Recording
 from zfnet.scanning import TopActivations, scan
 from zfnet.switches import SwitchMaxPool2d, pool, unpool
 
 __all__ = [
+    "DECONVNET",
+    "GRADIENT",
+    "GUIDED",
     "Deconvnet",
+    "Graph",
     "InputError",
     "OcclusionMaps",
+    "Operation",
     "Patches",
     "ReceptiveField",
     "Recording",

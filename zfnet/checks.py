@@ -24,11 +24,11 @@ def device_and_dtype(model: nn.Module) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; each module's mode is put back at the end, also after an error."""
+    """Eval mode without gradients or autocast; each module's mode is restored at the end, also after an error."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device_and_dtype(model)["device"].type, enabled=False):
             yield
     finally:
         for module in training:
@@ -43,10 +43,12 @@ def check_weights(model: nn.Module) -> None:
 
 
 def check_images(model: nn.Module, images: Tensor) -> Tensor:
-    """Images (N, 3, H, W) on the model's device and of its type; InputError for any other shape, NaN and infinity."""
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+    """Images (N, C, H, W) on the model's device and of its type; InputError for any other shape, NaN and infinity."""
+    if not isinstance(images, Tensor):
+        raise InputError(f"images are a {type(images).__name__}; give a float tensor (N, channels, rows, columns)")
+    if images.ndim != 4 or not images.is_floating_point():
         raise InputError(
-            f"images must be floats of shape (N, 3, rows, columns); got {images.dtype} {tuple(images.shape)}"
+            f"images must be floats of shape (N, channels, rows, columns); got {images.dtype} {tuple(images.shape)}"
         )
     if not images.sum().isfinite() and not images.isfinite().all():
         bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()

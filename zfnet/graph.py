@@ -1,149 +1,360 @@
-"""Trace a model once, run it forward step by step, and keep what was asked for.
+"""A traced model: the list of its steps (modules, functions, methods), in the order in which a tensor meets them.
 
-A model is read with `torch.fx` into a `Graph`: a list of steps (modules, functions, methods) under torchvision's
-names, in the order a tensor meets them.  Nothing is hooked or patched: the graph is run by calling each step in turn,
-and whoever runs it says, step by step, what is done.  In-place steps are run so that no value that is still wanted is
-overwritten.  Steps that give several tensors are read as their pieces, each of which is one step.
+A model is traced once with `torch.fx`, under torchvision's names for its steps (`features.12`, `layer4.1.add`). It is
+never
+modified: nothing is hooked or replaced. The graph is executed step by step through a callback. In-place operations work
+    on a copy if their input is needed later, and an operation with several outputs is split into one step for each
+    output.
 """
 
 import inspect
 import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torchvision.models.feature_extraction import NodePathTracer
 
-from zfnet.checks import device_and_dtype, evaluating, pair
+from zfnet.checks import Pair, device_and_dtype, evaluating
 from zfnet.errors import InputError, first_line, unknown_name
-from zfnet.switches import adaptive_pool, pool
+from zfnet.operations import (
+    DECONVNET,
+    MOVES,
+    SIGNATURES,
+    SPLITS,
+    SWITCHED,
+    Rules,
+    Step,
+    named,
+    piece,
+    pool_arguments,
+    switches_of,
+)
+from zfnet.windows import WHOLE, Window
 
-Numbers = Mapping[fx.Node, Any]  # what steps gave that carry no signal
-
-LEAVES: set[type] = set()  # modules outside torch.nn that are one step: those with a rule of their own
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-# positional arguments of functions that hide their signature behind a dispatcher
-SIGNATURES: dict[Callable, tuple[str, ...]] = {
-    F.max_pool2d: ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
-    F.avg_pool2d: ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-    F.adaptive_max_pool2d: ("input", "output_size", "return_indices"),
-    F.adaptive_avg_pool2d: ("input", "output_size"),
-    F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-    F.linear: ("input", "weight", "bias"),
-    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
-    F.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
-    F.hardtanh: ("input", "min_val", "max_val", "inplace"),
-    F.pad: ("input", "pad", "mode", "value"),
+# methods of torch's layers that a subclass may replace without changing what the layer computes
+_SETTINGS = {"__init__", "__repr__", "__setstate__", "extra_repr", "reset_parameters", "train", "record"}
+# methods and attributes that tell of a tensor's shape and type, not of its values
+_SHAPE_METHODS = (
+    "size",
+    "dim",
+    "numel",
+    "ndimension",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_tensor",
+    "is_floating_point",
+)
+_SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
+# operations whose output may share the memory of their input
+_VIEWS = {
+    *SPLITS,
+    *MOVES,
+    *named(
+        "Tensor.detach Tensor.contiguous Tensor.to Tensor.float Tensor.view_as Tensor.t Tensor.diagonal Tensor.unfold "
+        "Tensor.select torch.select nn.Identity nn.Dropout nn.Dropout2d F.dropout F.dropout2d"
+    ),
 }
-SPLITS = (torch.chunk, Tensor.chunk, torch.split, Tensor.split, torch.unbind, Tensor.unbind, torch.tensor_split)
-# methods that tell of a tensor's shape and type, not of its values
-_SHAPES = ("size", "dim", "numel", "ndimension", "new_zeros", "new_ones", "new_full", "new_tensor")
 
 
-class _Tracer(NodePathTracer):
-    def is_leaf_module(self, m: nn.Module, qualname: str) -> bool:
-        of_torch = any(c.__module__.startswith("torch.nn.modules") and c is not nn.Module for c in type(m).__mro__)
-        return type(m) in LEAVES or (of_torch and not isinstance(m, _CONTAINERS))
+def _definer(kind: type[Any], layer: str = "torch.nn.modules") -> type[Any] | None:
+    """The class of torch's whose `forward` a module type runs; None if it has replaced it, or a method that it
+    calls."""
+    for ancestor in kind.__mro__:
+        if "forward" in vars(ancestor):
+            return ancestor if ancestor.__module__.startswith(layer) else None
+        own = {name for name, value in vars(ancestor).items() if inspect.isfunction(value)} - _SETTINGS
+        if not ancestor.__module__.startswith(layer) and any(hasattr(b, n) for b in ancestor.__mro__[1:] for n in own):
+            return None
+    return None
 
 
-def _in_place(module: nn.Module | None, node: fx.Node) -> bool:
-    """Whether the step overwrites its first input."""
-    if module is not None:
-        return getattr(module, "inplace", False) is True
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+def _tracer(operations: Rules, inputs: Mapping[str, Any], example: Callable[[], Tensor]) -> Any:
+    """torchvision's tracer, which names steps; torchvision takes a second to import, so this is done when needed."""
+    from torchvision.models.feature_extraction import NodePathTracer
+
+    class Proxy(fx.Proxy):
+        """`x += y` changes x, which other names may stand for; by itself fx reads it as `x = x + y`."""
+
+    def in_place(name: str) -> Callable[[Any, Any], Any]:
+        def apply(self: Any, other: Any) -> Any:
+            result = getattr(operator, name)(self, other)
+            result.node.meta["in_place"] = True
+            return result
+
+        return apply
+
+    for name in ("add", "sub", "mul", "truediv"):
+        setattr(Proxy, f"__i{name}__", in_place(name))
+
+    class Tracer(NodePathTracer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.constants: dict[str, Tensor] = {}
+            self.guards: list[tuple[fx.Node, bool]] = []
+
+        def is_leaf_module(self, m: nn.Module, qualname: str) -> bool:
+            if type(m) in operations:
+                return True
+            return _definer(type(m)) is not None and "forward" not in vars(m) and not isinstance(m, _CONTAINERS)
+
+        def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+            return root_fn, [self.root, *_arguments(self, root_fn, inputs)]
+
+        def create_arg(self, a: Any) -> Any:
+            if (
+                isinstance(a, Tensor)
+                and not isinstance(a, nn.Parameter)
+                and all(a is not b for b in self.root.buffers())
+            ):
+                name = next(
+                    (n for n, tensor in self.constants.items() if tensor is a), f"constant{len(self.constants)}"
+                )
+                self.constants[name] = a
+                return self.create_node("get_attr", name, (), {})
+            return super().create_arg(a)
+
+        def proxy(self, node: fx.Node) -> fx.Proxy:
+            return Proxy(node, self)
+
+        def to_bool(self, obj: fx.Proxy) -> bool:
+            if not _of_shapes_alone(obj.node):
+                return bool(super().to_bool(obj))  # raises fx's own error
+            self.guards.append((obj.node, bool(self.value_at(obj.node, example()))))
+            return self.guards[-1][1]
+
+        def iter(self, obj: fx.Proxy) -> Any:
+            if not _of_shapes_alone(obj.node):
+                return super().iter(obj)
+            return iter([operator.getitem(obj, n) for n in range(len(self.value_at(obj.node, example())))])
+
+        def value_at(self, node: fx.Node, image: Tensor) -> Any:
+            """The value of a node of the unfinished graph for an image."""
+            if node.op == "placeholder":
+                return image
+            if node.op == "get_attr":
+                state = self.constants | dict(self.root.named_parameters()) | dict(self.root.named_buffers())
+                return state[str(node.target)]
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self.value_at(source, image))
+            if node.op == "call_module":  # to call it would trace it
+                return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
+            return _call(self.root, node, args, kwargs)
+
+    return Tracer()
+
+
+def _arguments(tracer: fx.Tracer, forward: Callable[..., Any], inputs: Mapping[str, Any]) -> list[Any]:
+    """What `forward` is traced with: the image, the inputs that are given, and the others' defaults."""
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [p for p in list(inspect.signature(forward).parameters.values())[1:] if p.kind in by_position]
+    if unknown := [name for name in inputs if name not in [p.name for p in parameters[1:]]]:
+        raise unknown_name("input", unknown[0], [p.name for p in parameters[1:]])
+    image = parameters[0].name if parameters else "x"
+    values: list[Any] = [tracer.create_proxy("placeholder", image, (), {})]
+    for p in parameters[1:]:
+        if p.name not in inputs and p.default is p.empty:
+            raise InputError(f"the model needs {p.name} besides an image: give it as Graph(model, {p.name}=...)")
+        values.append(inputs.get(p.name, p.default))
+    return values
+
+
+def _of_shapes_alone(node: fx.Node) -> bool:
+    """Whether a value depends on the sizes and types of tensors, not on what they hold."""
+    if _tells_shape(node) or node.op == "get_attr":
+        return True
+    return bool(node.all_input_nodes) and all(_of_shapes_alone(source) for source in node.all_input_nodes)
+
+
+def _tells_shape(node: fx.Node) -> bool:
     if node.op == "call_method":
-        return name.endswith("_") and not name.endswith("__")
-    try:
-        given = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        given = dict(node.kwargs)
-    return bool(given.get("inplace", False)) or (name.endswith("_") and not name.endswith("__"))
+        return node.target in _SHAPE_METHODS
+    return node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
 
 
-def piece(x: Tensor, split: Callable, index: int, *args: Any, **kwargs: Any) -> Tensor:
-    """One of the tensors that a step of `SPLITS` gives."""
-    return split(x, *args, **kwargs)[index]
+def _call(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    if node.op == "call_module":
+        return model.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "get_attr":
+        return operator.attrgetter(str(node.target))(model)
+    if node.op == "call_method":
+        x = args[0].contiguous() if node.target == "view" else args[0]  # a view needs its elements in order
+        return getattr(x, str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-class Shapes(dict[fx.Node, torch.Size]):
-    """The output shape of each step that carries a signal, for one image of some size."""
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model within DataParallel, DistributedDataParallel or `torch.compile`; InputError for scripted and exported
+    ones."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return unwrapped(model.module)
+    if "_orig_mod" in model._modules:
+        return unwrapped(model.get_submodule("_orig_mod"))
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(f"{type(model).__name__} was compiled by torch.jit: give the model that it was made from")
+    if (isinstance(model, fx.GraphModule) and "_guards_fn" in model._modules) or hasattr(model, "graph_signature"):
+        raise InputError("the model was made by torch.export: give the model that was exported")
+    return model
+
+
+class Shapes(Mapping[fx.Node, torch.Size]):
+    """The output shape of each step that carries a signal, for one image of some size, and the window that it reads
+    by."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self.outputs: dict[fx.Node, torch.Size] = {}
         self.numbers: dict[fx.Node, Any] = {}  # what the others give: sizes, parameters and what is made of them
-        self.orders: dict[fx.Node, Any] = {}  # see receptive_field.rearranged
+        self.windows: dict[fx.Node, Window | None] = {}
+        self.fields: dict[fx.Node, Any] = {}  # of the maps of each step: see receptive_fields.map_fields
+
+    def __getitem__(self, node: fx.Node) -> torch.Size:
+        return self.outputs[node]
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        return iter(self.outputs)
+
+    def __len__(self) -> int:
+        return len(self.outputs)
 
 
 class Graph:
     """A model as the list of its steps, each under torchvision's graph name (`features.12`, `layer4.1.add`).
 
-    Raises InputError for a model whose control flow depends on the data, or that writes into slices of its tensors.
+    Args:
+        model: wrappers (DataParallel, `torch.compile`) are looked into.
+        operations: what is known of operations; a module type that is in it is one step.
+        inputs: values for further arguments of `forward`, by name; without them the defaults are taken.
+    Raises InputError for a model whose control flow depends on the data, or that writes into parts of its tensors.
     """
 
-    def __init__(self, model: nn.Module):
-        self.model = model
-        tracer = _Tracer()
+    def __init__(self, model: nn.Module, operations: Rules = DECONVNET, **inputs: Any):
+        if not isinstance(model, nn.Module):
+            raise InputError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
+        self.model = unwrapped(model)
+        self.operations = dict(operations)
+        tracer = _tracer(self.operations, inputs, lambda: torch.zeros(1, _first_channels(self.model), 224, 224))
         try:
-            with evaluating(model):
-                graph = tracer.trace(model)
-        except Exception as error:
+            with evaluating(self.model):
+                graph = tracer.trace(self.model)
+        except InputError:
+            raise
+        except Exception as error:  # the model's own code runs here, and may raise anything
             raise InputError(
-                f"{type(model).__name__} cannot be traced ({first_line(error)}); a deconvnet needs a model "
+                f"{type(self.model).__name__} cannot be traced ({first_line(error)}); a deconvnet needs a model "
                 "without control flow that depends on the data: hide that part in a module and register it with @rule"
             ) from error
+        self._constants, self._guards = tracer.constants, tracer.guards
         self.names: dict[fx.Node, str] = {}
         self.nodes: list[fx.Node] = []
         self.carriers: set[fx.Node] = set()  # the steps that depend on what is in the image, not on its size alone
         self._overwrites: set[fx.Node] = set()
+        self._read(graph, tracer.node_to_qualname)
+        self.inputs = [node for node in self.nodes if node.op == "placeholder"]
+        self._by_name = {self.names[n]: n for n in self.nodes if n.op.startswith("call") and n in self.carriers}
+        self._shapes: dict[Pair, Shapes] = {}
+        self._channels: int | None = None
+
+    # -- reading the traced graph
+
+    def _read(self, graph: fx.Graph, names: Mapping[fx.Node, str]) -> None:
+        memory: dict[fx.Node, fx.Node] = {}  # the first of the steps whose outputs share memory
         for node in graph.nodes:
-            if node.op == "output" or self._taken_apart(node):
+            if node.op == "output" or self._taken_apart(node, names):
                 continue
             self.nodes.append(node)
-            self.names[node] = tracer.node_to_qualname.get(node, node.name)
-            if _in_place(self.module(node), node):
+            self.names[node] = self.names.get(node) or names.get(node, node.name)
+            source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+            viewed = self._key(node) in _VIEWS or (node.target is getattr and node.args[1] == "data")
+            memory[node] = memory.get(source, node) if viewed and source is not None else node
+            if self._changes_in_place(node) and source in self.carriers:
+                assert source is not None
+                memory[node] = memory[source]
+                self._check_memory(node, source, memory)
                 # whoever reads the overwritten value later reads the result: say so in the graph
-                source, seen = node.args[0], False
-                for later in graph.nodes:
-                    if seen:
-                        later.replace_input_with(source, node)  # type: ignore[arg-type]
-                    seen = seen or later is node
-                self._overwrites.add(node)
-            of_shape = node.op == "call_method" and node.target in _SHAPES
-            of_shape |= node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")  # type: ignore[comparison-overlap, index]
-            if (node.op == "placeholder" and not node.args) or self.carriers.intersection(node.all_input_nodes):
-                self.carriers.update({node} if not of_shape else ())
-        self.inputs = [node for node in self.nodes if node.op == "placeholder" and not node.args]
-        self._by_name = {name: node for node, name in self.names.items() if node in self.carriers}
-        self._shapes: dict[tuple[int, int], Shapes] = {}
+                for user in [user for user in source.users if user > node]:
+                    user.replace_input_with(source, node)
+                if not node.meta.get("in_place"):
+                    self._overwrites.add(node)
+            if node.op == "placeholder" or self.carriers.intersection(node.all_input_nodes):
+                decided = _tells_shape(node) or node.target is switches_of
+                self.carriers.update(() if decided else (node,))
 
-    def _taken_apart(self, node: fx.Node) -> bool:
+    def _taken_apart(self, node: fx.Node, names: Mapping[fx.Node, str]) -> bool:
         """Whether the step gives several tensors; then each of its readers is made to compute the piece it reads."""
-        split = getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
-        if not node.op.startswith("call") or split not in SPLITS or not node.args:
+        split = self._key(node)
+        if node.op == "placeholder" or not node.args or not node.users:
             return False
         if any(user.target is not operator.getitem or not isinstance(user.args[1], int) for user in node.users):
             return False
+        if split in SPLITS:
+            for user in list(node.users):
+                user.target, user.kwargs = piece, node.kwargs
+                user.args = (node.args[0], split, user.args[1], *node.args[1:])  # type: ignore[assignment]
+            return True
+        argument = self.arguments(node, node.args, node.kwargs)
+        if (row := self.lookup(SWITCHED, node)) is None or not argument("return_indices", False):
+            return False
         for user in list(node.users):
-            user.target, user.kwargs = piece, node.kwargs
-            user.args = (node.args[0], split, user.args[1], *node.args[1:])  # type: ignore[assignment, arg-type]
+            arguments = pool_arguments(argument, row[1])
+            if user.args[1] == 0:
+                user.target, user.args, user.kwargs = torch.nn.functional.max_pool2d, (node.args[0],), arguments
+                self.names[user] = names.get(node, node.name)
+            else:
+                user.target, user.args = switches_of, (node.args[0], row[0], arguments)
         return True
+
+    def _changes_in_place(self, node: fx.Node) -> bool:
+        """Whether the step overwrites its first input."""
+        if node.meta.get("in_place"):
+            return True
+        module = self.module(node)
+        if module is not None:
+            return getattr(module, "inplace", False) is True
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if name.endswith("_") and not name.endswith("__"):
+            return True
+        return node.op == "call_function" and bool(self.arguments(node, node.args, node.kwargs)("inplace", False))
+
+    def _check_memory(self, node: fx.Node, source: fx.Node, memory: Mapping[fx.Node, fx.Node]) -> None:
+        """InputError if a step overwrites memory that a later step reads under another name."""
+        for other in memory:
+            if other in (source, node) or memory[other] is not memory[source] or _apart(other, source):
+                continue
+            if reader := next((user.name for user in other.users if user > node), None):
+                raise InputError(
+                    f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} works in place on "
+                    f"memory that {reader} reads later as {self.names[other]}: write it without the in-place operation"
+                )
+
+    # -- steps by name
 
     @property
     def layers(self) -> list[str]:
         """The names of the steps that compute something of the image, in order."""
-        return [self.names[n] for n in self.nodes if n.op.startswith("call") and n in self.carriers]
+        return list(self._by_name)
 
-    def overwrites(self, node: fx.Node) -> bool:
-        """Whether the step works in place, on its first input."""
-        return node in self._overwrites
+    def name(self, layer: str | nn.Module) -> str:
+        """What a layer is called: a name is one already, a module has the name that its model gives it."""
+        if isinstance(layer, str):
+            return layer
+        name = next((name for name, module in self.model.named_modules() if module is layer), None)
+        if name is None:
+            raise InputError(f"the layer {type(layer).__name__} is no module of this {type(self.model).__name__}")
+        return name
 
-    def node(self, layer: str) -> fx.Node:
-        """The step of that name; InputError lists what there is."""
-        if layer not in self._by_name:
-            raise unknown_name(f"layer of {type(self.model).__name__}", layer, self.layers)
-        return self._by_name[layer]
+    def node(self, layer: str | nn.Module) -> fx.Node:
+        """The step of a layer: a graph name, the module itself, or a module's name, which stands for its last step."""
+        name = self.name(layer)
+        if name in self._by_name:
+            if not isinstance(layer, str) and any(f"{name}_{n}" in self._by_name for n in range(1, 3)):
+                raise InputError(f"the module {name} is used more than once: name its step, {name}, {name}_1, ...")
+            return self._by_name[name]
+        names = self.layers
+        within = [n for n, other in enumerate(names) if other.startswith(f"{name}.")]
+        if name and within and within[-1] - within[0] + 1 == len(within):
+            return self._by_name[names[within[-1]]]
+        raise unknown_name(f"layer of {type(self.model).__name__}", name, names)
 
     def check_maps(self, node: fx.Node, output: Any) -> None:
         """InputError if a step's output, or its shape, is neither feature maps nor fully connected units."""
@@ -155,69 +366,98 @@ class Graph:
                 "(images, maps, rows, columns) or fully connected units (images, units)"
             )
 
+    # -- what a step is
+
+    def overwrites(self, node: fx.Node) -> bool:
+        """Whether the step works in place, on its first input."""
+        return node in self._overwrites
+
     def module(self, node: fx.Node) -> nn.Module | None:
-        return self.model.get_submodule(node.target) if node.op == "call_module" else None  # type: ignore[arg-type]
+        return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def operation(self, node: fx.Node) -> str:
         """What the step is called: `Conv2d`, `relu`, `add`."""
         module = self.module(node)
         if module is not None:
             return type(module).__name__
-        return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+        target = node.args[1] if node.target is piece else node.target
+        return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+    def _key(self, node: fx.Node) -> Any:
+        if node.op == "call_module":
+            return type(self.model.get_submodule(str(node.target)))
+        return getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
 
     def lookup(self, table: Mapping[Any, Any], node: fx.Node) -> Any:
-        """The row of a table of operations (module types, functions, tensor methods) for this step, or None."""
+        """The row of a table of operations for this step, or None: of a module, that of the class whose `forward` it
+        runs."""
+        key = self._key(node)
+        if node.op != "call_module":
+            return table.get(key) or table.get(f"{getattr(key, '__module__', '')}.{getattr(key, '__name__', '')}")
+        for ancestor in key.__mro__:
+            if ancestor in table:
+                return table[ancestor]
+            if "forward" in vars(ancestor):
+                return None
+        return None
+
+    def arguments(self, node: fx.Node, args: Any, kwargs: Any) -> Callable[..., Any]:
+        """A function of a name and a default: the step's argument, wherever it was given, in `args` and `kwargs`."""
         module = self.module(node)
         if module is not None:
-            return next((table[c] for c in type(module).__mro__ if c in table), None)
-        return table.get(getattr(Tensor, node.target, None) if node.op == "call_method" else node.target)  # type: ignore[arg-type]
+            return lambda name, default=None: getattr(module, name, default)
+        bound = dict(zip(_signature(self._key(node)), args, strict=False)) | dict(kwargs)
+        return lambda name, default=None: bound.get(name, default)
 
-    def argument(self, node: fx.Node, name: str, default: Any = None, numbers: Numbers | None = None) -> Any:
-        """An argument of the step by name, wherever it was given: module attribute, position or keyword.
-
-        numbers: what other steps gave, for arguments that come from them.
-        """
-        module = self.module(node)
-        if module is not None:
-            return getattr(module, name, default)
-        given = dict(zip(SIGNATURES.get(node.target, ()), node.args, strict=False)) | dict(node.kwargs)  # type: ignore[arg-type]
-        known = numbers or {}
-        return fx.map_arg(given.get(name, default), lambda n: self.given(n) if self.is_given(n) else known.get(n, n))
+    def argument(self, node: fx.Node, name: str, default: Any = None) -> Any:
+        """An argument of a step by name, as the graph has it."""
+        return self.arguments(node, node.args, node.kwargs)(name, default)
 
     def is_given(self, node: fx.Node) -> bool:
-        """Whether it is a parameter, a buffer or a default argument, which is there before anything runs."""
-        return node.op == "get_attr" or (node.op == "placeholder" and bool(node.args))
+        """Whether it is a parameter, a buffer or a constant, which is there before anything runs."""
+        return node.op == "get_attr"
 
     def given(self, node: fx.Node) -> Any:
-        """The parameter, buffer or default argument."""
-        return node.args[0] if node.op == "placeholder" else operator.attrgetter(str(node.target))(self.model)
+        """The parameter, buffer or constant."""
+        if node.target in self._constants:
+            return self._constants[str(node.target)].to(device_and_dtype(self.model)["device"])
+        return operator.attrgetter(str(node.target))(self.model)
 
     def path(self, last: Collection[fx.Node]) -> list[fx.Node]:
         """The steps that `last` depend on, and they themselves, in order."""
-        wanted = set(last)
+        needed = set(last)
         for node in reversed(self.nodes):
-            if node in wanted:
-                wanted.update(node.all_input_nodes)
-        return [node for node in self.nodes if node in wanted]
+            if node in needed:
+                needed.update(node.all_input_nodes)
+        return [node for node in self.nodes if node in needed]
+
+    # -- running
 
     def run(
         self,
         images: Tensor,
         last: Collection[fx.Node],
-        apply: Callable[[fx.Node, tuple, dict], Any],
+        apply: Callable[[fx.Node, Any, Any], Any],
         keep: Collection[fx.Node] = (),
         read: Callable[[fx.Node, fx.Node, Any], Any] = lambda node, source, value: value,
+        steps: Collection[fx.Node] | None = None,
     ) -> dict[fx.Node, Any]:
         """Run the steps up to `last` on images and return their values and those to `keep`.
 
-        `apply` computes a step from its arguments; `read` says what a step sees of a source's value.  A value is let go
-        after its last reader.  An InputError names the step that failed.
+        Args:
+            images: (N, C, H, W).
+            apply: computes a step from its arguments.
+            read: what a step sees of a source's value.
+            steps: of those that carry a signal, run these alone; the value of another is None.
+        A value is freed after its last reader. An InputError names the step that failed.
         """
         path = self.path(last)
+        if steps is not None:
+            path = [node for node in path if node in steps or node not in self.carriers]
         left = dict.fromkeys(path, 0)
         for node in path:
             for source in node.all_input_nodes:
-                left[source] += 1
+                left[source] = left.get(source, 0) + 1
         values: dict[fx.Node, Any] = {}
         for node in path:
             if node in self.inputs:
@@ -225,91 +465,167 @@ class Graph:
             elif self.is_given(node):
                 values[node] = self.given(node)
             else:
-                if node in self._overwrites and (node.args[0] in keep or left[node.args[0]] > 1):  # type: ignore[arg-type, index]
-                    values[node.args[0]], original = values[node.args[0]].clone(), values[node.args[0]]  # type: ignore[index]
-                else:
-                    original = None
-                seen = {source: read(node, source, values[source]) for source in node.all_input_nodes}
-                args, kwargs = fx.map_arg((node.args, node.kwargs), seen.__getitem__)  # type: ignore[misc]
-                try:
-                    values[node] = apply(node, args, kwargs)
-                except (RuntimeError, ValueError, IndexError) as error:
-                    if isinstance(error, InputError | torch.OutOfMemoryError):
-                        raise
-                    raise InputError(
-                        f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} fails on images "
-                        f"of shape {tuple(images.shape)}: too small, or of another size than the network's? "
-                        f"{first_line(error)}"
-                    ) from error
-                if original is not None:
-                    values[node.args[0]] = original  # type: ignore[index]
+                self._run_step(node, values, left, keep, apply, read, images.shape)
             for source in node.all_input_nodes:
                 left[source] -= 1
                 if not left[source] and source not in keep and source not in last:
-                    del values[source]
+                    values.pop(source, None)
         return values
 
-    def call(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
+    def _run_step(
+        self,
+        node: fx.Node,
+        values: dict[fx.Node, Any],
+        left: Mapping[fx.Node, int],
+        keep: Collection[fx.Node],
+        apply: Callable[[fx.Node, Any, Any], Any],
+        read: Callable[[fx.Node, fx.Node, Any], Any],
+        shape: torch.Size,
+    ) -> None:
+        overwritten, original = node.args[0] if node in self._overwrites else None, None
+        if isinstance(overwritten, fx.Node) and (overwritten in keep or left[overwritten] > 1):
+            original = values[overwritten]
+            values[overwritten] = original.clone()
+        seen = {source: read(node, source, values.get(source)) for source in node.all_input_nodes}
+        args, kwargs = fx.map_arg((node.args, node.kwargs), seen.__getitem__)
+        try:
+            values[node] = apply(node, args, kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, IndexError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} fails on images of shape "
+                f"{tuple(shape)}: {first_line(error)}"
+            ) from error
+        if original is not None:
+            values[overwritten] = original  # type: ignore[index]
+
+    def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Do what the step does in the model."""
-        module = self.module(node)
-        if module is not None:
-            return module(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], node.target)(*args[1:], **kwargs)  # type: ignore[arg-type]
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return _call(self.model, node, args, kwargs)
 
-    def shapes(self, image_size: tuple[int, int], last: fx.Node) -> Shapes:
+    # -- shapes and windows
+
+    @property
+    def channels(self) -> int:
+        """How many channels the images have that the model reads, found by trying its first convolution."""
+        if self._channels is None:
+            first = next((n for n in self.nodes if n in self.carriers and self._key(n) in _CONVOLUTIONS), None)
+            guess = _first_channels(self.model)
+            self._channels = next((c for c in (guess, 3, 1, *range(2, 65)) if first and self._runs(first, c)), guess)
+        return self._channels
+
+    def _runs(self, node: fx.Node, channels: int) -> bool:
+        try:
+            with evaluating(self.model):
+                self.run(torch.zeros(1, channels, 64, 64, **device_and_dtype(self.model)), [node], self.call)
+        except InputError:
+            return False
+        return True
+
+    def shapes(self, image_size: Pair, last: fx.Node) -> Shapes:
         """The output shape of each step up to `last`, for one image of that size."""
+        image_size = (image_size[0], image_size[1])
         known = self._shapes.setdefault(image_size, Shapes())
-        if last not in known:
+        if last not in known.outputs and last not in known.numbers:
+            guards = [node for node, _ in self._guards]
 
-            def apply(node: fx.Node, args: tuple, kwargs: dict) -> Any:
+            def apply(node: fx.Node, args: Any, kwargs: Any) -> Any:
                 out = self.call(node, args, kwargs)
                 if isinstance(out, Tensor) and node in self.carriers:
-                    known[node] = out.shape
+                    known.outputs[node] = out.shape
                 else:
                     known.numbers[node] = out
                 return out
 
             with evaluating(self.model):
-                image = torch.zeros(1, 3, *image_size, **device_and_dtype(self.model))
-                known.update((node, image.shape) for node in self.inputs)
-                self.run(image, [last], apply)
+                image = torch.zeros(1, self.channels, *image_size, **device_and_dtype(self.model))
+                known.outputs.update((node, image.shape) for node in self.inputs)
+                self.run(image, [last, *guards], apply)
+            for node, assumed in self._guards:
+                if bool(known.numbers[node]) != assumed:
+                    raise InputError(
+                        f"{type(self.model).__name__} takes another path for images of {image_size[0]} x "
+                        f"{image_size[1]} pixels: its control flow depends on their size"
+                    )
         return known
+
+    def _sources(self, node: fx.Node, shapes: Shapes) -> list[fx.Node]:
+        return [source for source in node.all_input_nodes if source in shapes]
+
+    def step(self, node: fx.Node, shapes: Shapes) -> Step:
+        """A step as its window sees it, for images of the size that `shapes` is of."""
+
+        def known(source: fx.Node) -> Any:
+            return self.given(source) if self.is_given(source) else shapes.numbers.get(source, source)
+
+        sources = self._sources(node, shapes)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), known)
+
+        def call(*inputs: Tensor) -> Any:
+            values = dict(zip(sources, inputs, strict=True))
+            filled = fx.map_arg((node.args, node.kwargs), lambda n: values[n] if n in values else known(n))
+            return self.call(node, *filled)
+
+        return Step(
+            self.names[node],
+            self.operation(node),
+            self.module(node),
+            node,
+            sources,
+            [shapes[source] for source in sources],
+            shapes[node],
+            self.arguments(node, args, kwargs),
+            call,
+            [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)],
+        )
+
+    def window(self, node: fx.Node, shapes: Shapes) -> Window | None:
+        """How one output of this step reads its input, for images of the size that `shapes` is of; None if it is not
+        known."""
+        if node not in shapes.windows:
+            rows = (self.lookup(table, node) for table in (self.operations, DECONVNET))
+            window = next((row.window for row in rows if row is not None and row.window is not None), None)
+            if len(shapes[node]) < 3:
+                window = WHOLE  # units without a place
+            elif window is not None and not isinstance(window, Window):
+                with torch.no_grad():
+                    window = window(self.step(node, shapes))
+            elif window is not WHOLE and any(
+                shapes[s][-2:] != shapes[node][-2:] for s in node.all_input_nodes if s in shapes
+            ):
+                window = None
+            shapes.windows[node] = window
+        return shapes.windows[node]
+
+
+_CONVOLUTIONS = named("nn.Conv2d F.conv2d torch.conv2d")
+
+
+def _first_channels(model: nn.Module) -> int:
+    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return convolution.in_channels if convolution else 3
+
+
+def _signature(function: Any) -> tuple[str, ...]:
+    if function in SIGNATURES:
+        return SIGNATURES[function]
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of a function that is not written in Python
+        return ()
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+
+def _apart(one: fx.Node, other: fx.Node) -> bool:
+    """Whether two steps are different pieces of one split, which share no memory."""
+    if one.target is not piece or other.target is not piece:
+        return False
+    return bool(one.args[:2] == other.args[:2] and one.args[2] != other.args[2])
 
 
 def graph_of(model: "nn.Module | Graph") -> Graph:
     """The graph of a model, traced unless it was."""
     return model if isinstance(model, Graph) else Graph(model)
-
-
-POOL = {"kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False, "dilation": 1}
-# max pooling -> how it gives (values, switches), and the arguments that this takes
-SWITCHED: dict[Any, tuple[Callable[..., tuple[Tensor, Tensor]], dict[str, Any]]] = {
-    nn.MaxPool2d: (pool, POOL),
-    F.max_pool2d: (pool, POOL),
-    nn.AdaptiveMaxPool2d: (adaptive_pool, {"output_size": None}),
-    F.adaptive_max_pool2d: (adaptive_pool, {"output_size": None}),
-}
-
-
-def pool_arguments(graph: Graph, node: fx.Node, numbers: Numbers | None = None) -> dict[str, Any]:
-    """The arguments of a max-pooling step, module or function."""
-    defaults = graph.lookup(SWITCHED, node)[1]
-    given = {name: graph.argument(node, name, default, numbers) for name, default in defaults.items()}
-    return given | ({"stride": given["stride"] or given["kernel_size"]} if "stride" in given else {})
-
-
-def convolution_arguments(graph: Graph, node: fx.Node, numbers: Numbers | None = None) -> dict[str, Any]:
-    """The arguments of a convolution, module or function; padding="same" and "valid" in numbers, of rows and columns.
-
-    "same" pads as much on each side, with one more at the end where that does not come out even.
-    """
-    defaults = {"weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    given = {name: graph.argument(node, name, default, numbers) for name, default in defaults.items()}
-    given |= {name: pair(given[name]) for name in ("stride", "dilation")}
-    given["padding_mode"] = graph.argument(node, "padding_mode", "zeros")
-    if isinstance(given["padding"], str):
-        reach = [d * (k - 1) for d, k in zip(given["dilation"], given["weight"].shape[2:], strict=True)]
-        given["padding"] = [r // 2 if given["padding"] == "same" else 0 for r in reach]
-    return given | {"padding": pair(given["padding"])}

@@ -22,8 +22,10 @@ from tqdm import tqdm
 
 from zfnet.checks import Pair, check_images, check_weights, evaluating, pair
 from zfnet.errors import InputError, unknown_name
-from zfnet.graph import SWITCHED, Graph, Shapes, graph_of, pool_arguments
-from zfnet.windows import Whole, Window, window_of
+from zfnet.graph import Graph, Shapes, graph_of
+from zfnet.operations import SWITCHED, pool_arguments
+from zfnet.views import WholeMaps as Whole
+from zfnet.windows import WHOLE, Window
 
 TILE = 8  # rows and columns of squares whose windows run together, at most: more fall out of the caches
 TILE_COST = 0.33  # of one more row or column of tiles, in rows or columns of squares: what it costs beside its places
@@ -31,6 +33,11 @@ TILE_COST = 0.33  # of one more row or column of tiles, in rows or columns of sq
 MEANS = {nn.AdaptiveAvgPool2d: "all", F.adaptive_avg_pool2d: "all", torch.mean: "given", Tensor.mean: "given"}
 OUTSIDE = (0.0, -math.inf)  # what steps may read outside of maps
 MAPS = ("activity", "probability", "label")
+
+
+def _window(graph, node, shapes):
+    window = graph.window(node, shapes)
+    return window if window is not None and window.slides and window.fill in OUTSIDE else None
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ def planned(graph: Graph, path: Sequence[fx.Node], image_size: Pair, size: Pair,
     plan = Plan(squares, {start: squares}, {}, {start: image_size})
     for node in path:
         sources = [s for s in node.all_input_nodes if s in shapes]
-        window = window_of(graph, node, shapes) if sources and node in shapes else None
+        window = _window(graph, node, shapes) if sources and node in shapes else None
         if window is None or any(s not in plan.changes for s in sources):
             continue
         extent, ranges = pair(shapes[node][-2:]), []
@@ -314,7 +321,9 @@ class Squares(Whole):
             source = next(s for s in node.all_input_nodes if s in self.plan.changes)
             out = self.before(node)
             looks = [strip.changed(node, source)[1] for strip in self.strips]
-            self._lay(looks, window.spread(args[0]), self._tile(out), add=True)
+            self._lay(
+                looks, window.spread(args[0], self.graph.arguments(node, args, kwargs)), self._tile(out), add=True
+            )
             return out
         if self._joins(node):
             sources, values = node.args[0], args[0]
@@ -325,9 +334,13 @@ class Squares(Whole):
                 self._look(source=source, node=node, value=value, maps=slice(None), out=part)
             return out.flatten(0, 1).movedim(-1, 1)
         if self.graph.lookup(SWITCHED, node):
-            given = pool_arguments(self.graph, node)
+            given = pool_arguments(self.graph.arguments(node, args, kwargs))
             return F.max_pool2d(args[0], given["kernel_size"], given["stride"], dilation=given["dilation"])
-        return window.inside(args[0]) if window.inside else self.graph.call(node, args, kwargs)
+        return (
+            window.inside(args[0], self.graph.arguments(node, args, kwargs))
+            if window.inside
+            else self.graph.call(node, args, kwargs)
+        )
 
     def _joins(self, node: fx.Node) -> bool:
         """Whether the step lays maps side by side: each source is written once, where it belongs."""
@@ -527,7 +540,7 @@ def _is_mean(graph: Graph, node: fx.Node, shapes: Shapes, inside: Collection[fx.
 
 def _moves(graph: Graph, node: fx.Node, shapes: Shapes) -> bool:
     """Whether the step is one that slides a window over maps."""
-    window = window_of(graph, node, shapes) if node in shapes else None
+    window = _window(graph, node, shapes) if node in shapes else None
     return window is not None and window.kernel != (1, 1)
 
 

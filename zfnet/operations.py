@@ -1,0 +1,764 @@
+"""What is known of each operation: ONE table.
+
+An `Operation` says how a signal goes back through it, which window of its input an output depends on, and whether the
+way back needs the forward input. A *rule set* is a mapping from operations (module types, functions, methods of Tensor)
+to these:
+
+    DECONVNET   max pooling -> unpool by switches, ReLU -> rectify the signal, convolution -> filter with transposed
+    weights GRADIENT    ReLU -> pass the signal where the unit fired: Simonyan et al. (2013), arXiv:1312.6034 GUIDED
+    both: Springenberg et al. (2014), arXiv:1412.6806
+
+Biases add nothing on the way down, and contrast normalisation is passed through: Zeiler & Fergus (2014), section 2.1.
+Every other linear operation is transposed. An operation without a rule is refused by name. To add one, write a function
+of the step and the signal at its output that returns the signal at its input (one for each input, if there are
+several):
+
+    @rule(nn.SiLU)
+    def rectify_silu(step, signal):
+        return signal.clamp(min=0)
+"""
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from zfnet.checks import Pair, pair
+from zfnet.errors import InputError
+from zfnet.model import ContrastNorm
+from zfnet.switches import adaptive_pool, pool, unpool
+from zfnet.windows import ALL, POINTWISE, WHOLE, Window
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a traced model, as a rule or a window sees it.
+
+    `inputs` are the forward pass's, for operations that declare `reads_input`; `call` does the step on other inputs.
+    """
+
+    name: str  # layer4.1.relu
+    operation: str  # ReLU
+    module: Any  # None for a function or method
+    node: fx.Node
+    sources: Sequence[fx.Node]  # the steps whose signal it reads, each once
+    shapes: Sequence[torch.Size]  # of each of them, as the step sees it
+    output: torch.Size
+    argument: Callable[..., Any]  # (name, default=None): a module attribute, or an argument by position or keyword
+    call: Callable[..., Any]
+    constants: Sequence[Tensor] = ()  # other tensors among its arguments: parameters, and what is made of them
+    read_inputs: Callable[[], list[Tensor]] = list
+    switches: Tensor | None = None  # (N, C, h, w) int64, of max pooling
+    padded: bool = True  # False: what the step sees holds its border already
+    collisions: str = "add"
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return self.read_inputs()
+
+    def refuse(self, why: str = "") -> InputError:
+        """The error for a step that has no rule."""
+        return InputError(f"no deconvnet rule for {self.operation} at {self.name}{why}; register one with @rule")
+
+
+Back = Callable[[Step, Tensor], Tensor | Sequence[Tensor]]
+
+
+class Operation(NamedTuple):
+    """How a signal goes back through an operation, and on what an output of it depends.
+
+    Args:
+        back: (step, signal at the output) -> signal at the input, or one for each input; None: refused by name.
+        window: a Window, or a function of the step that returns one; None: that of DECONVNET, if it has one.
+        reads_input: whether `back` reads `step.inputs`.
+    """
+
+    back: Back | None
+    window: Window | Callable[[Step], Window | None] | None = None
+    reads_input: bool = False
+
+
+Rules = Mapping[Any, Operation]
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+# arguments by position, of functions without a signature that Python can read
+SIGNATURES: dict[Any, tuple[str, ...]] = {
+    F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    F.conv_transpose2d: ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    F.linear: ("input", "weight", "bias"),
+    F.max_pool2d: ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    torch.max_pool2d: ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    F.avg_pool2d: ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    F.adaptive_max_pool2d: ("input", "output_size", "return_indices"),
+    F.adaptive_avg_pool2d: ("input", "output_size"),
+    F.hardtanh_: ("input", "min_val", "max_val"),
+    torch.threshold_: ("input", "threshold", "value"),
+    torch.threshold: ("input", "threshold", "value"),
+    **dict.fromkeys((torch.clamp, Tensor.clamp, Tensor.clamp_, torch.clip, Tensor.clip), ("input", "min", "max")),
+    **dict.fromkeys((torch.clamp_min, Tensor.clamp_min, Tensor.clamp_min_), ("input", "min")),
+    **dict.fromkeys((torch.mean, Tensor.mean, torch.sum, Tensor.sum), ("input", "dim", "keepdim")),
+    **dict.fromkeys((torch.cat, torch.stack), ("tensors", "dim")),
+    **dict.fromkeys((torch.softmax, Tensor.softmax, torch.log_softmax, Tensor.log_softmax), ("input", "dim")),
+    torch.roll: ("input", "shifts", "dims"),
+    Tensor.roll: ("input", "shifts", "dims"),
+    torch.einsum: ("equation", "operand"),
+}
+POOL = {"kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False, "dilation": 1}
+# max pooling -> how it gives (values, switches), and the arguments that this takes
+SWITCHED: dict[Any, tuple[Callable[..., tuple[Tensor, Tensor]], dict[str, Any]]] = {
+    nn.MaxPool2d: (pool, POOL),
+    F.max_pool2d: (pool, POOL),
+    torch.max_pool2d: (pool, POOL),
+    F.max_pool2d_with_indices: (pool, POOL),
+    nn.AdaptiveMaxPool2d: (adaptive_pool, {"output_size": None}),
+    F.adaptive_max_pool2d: (adaptive_pool, {"output_size": None}),
+    F.adaptive_max_pool2d_with_indices: (adaptive_pool, {"output_size": None}),
+}
+
+
+def pool_arguments(argument: Callable[..., Any], defaults: Mapping[str, Any] = POOL) -> dict[str, Any]:
+    """The arguments of a pooling step, module or function."""
+    values = {name: argument(name, default) for name, default in defaults.items()}
+    return values | ({"stride": values["stride"] or values["kernel_size"]} if "stride" in values else {})
+
+
+class Convolution(NamedTuple):
+    """The arguments of a convolution, in rows and columns; "same" pads one more at the end where it comes out
+    uneven."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+    @classmethod
+    def of(cls, argument: Callable[..., Any]) -> "Convolution":
+        weight, padding, dilation = argument("weight"), argument("padding", 0), pair(argument("dilation", 1))
+        if isinstance(padding, str):
+            reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+            padding = [r // 2 if padding == "same" else 0 for r in reach]
+        stride, groups = pair(argument("stride", 1)), argument("groups", 1)
+        return cls(weight, argument("bias"), stride, pair(padding), dilation, groups)
+
+
+# ---- windows ---------------------------------------------------------------------------------------------------------
+
+
+def _grouped(groups: int, inputs: int, outputs: int) -> str | tuple[Tensor, ...]:
+    """The maps that each output map of a grouped convolution reads: those of its group."""
+    if groups == 1:
+        return ALL
+    group, size = torch.arange(outputs) // (outputs // groups), inputs // groups
+    return (group[:, None] * size + torch.arange(size),)
+
+
+def convolution_window(step: Step) -> Window | None:
+    if len(step.sources) != 1:
+        return None  # its weights depend on the image
+    made = Convolution.of(step.argument)
+    kernel = pair(made.weight.shape[2:])
+    maps = _grouped(made.groups, step.shapes[0][1], step.output[1])
+
+    def inside(x: Tensor, argument: Callable[..., Any]) -> Tensor:
+        weight, bias, stride, _, dilation, groups = Convolution.of(argument)
+        return F.conv2d(x, weight, bias, stride, 0, dilation, groups)
+
+    window = Window(kernel, made.stride, made.padding, made.dilation, 0.0, inside, maps=maps)
+    if (mode := step.argument("padding_mode", "zeros")) != "zeros":
+        before = made.padding
+        after = (
+            [window.span(axis) - 1 - before[axis] for axis in (0, 1)] if step.argument("padding") == "same" else before
+        )
+
+        def padded(x: Tensor) -> Tensor:
+            return F.pad(x, (before[1], after[1], before[0], after[0]), mode=mode)
+
+        return _unevenly(window._replace(padding=(0, 0)), step, _supports(padded, step.shapes[0]))
+    beyond = window.span(0) - 1, window.span(1) - 1
+    if beyond[0] < made.stride[0] and beyond[1] < made.stride[1]:
+        return window  # no place is read twice: what a change reaches costs as much by reading
+
+    def spread(x: Tensor, argument: Callable[..., Any]) -> Tensor:
+        weight, _, stride, _, dilation, groups = Convolution.of(argument)
+        return F.conv2d(x, weight, None, stride, beyond, dilation, groups)
+
+    return window._replace(spread=spread)
+
+
+def _unevenly(window: Window, step: Step, before: tuple[Tensor, Tensor] | None = None) -> Window:
+    """A sliding window as a table, for a step that cannot be computed in windows; `before` is read through first."""
+    axes = []
+    for axis in (0, 1):
+        rows = torch.arange(step.output[axis - 2])
+        low, high = window.reads(rows, rows + 1, axis)
+        extent = len(before[axis]) if before else step.shapes[0][axis - 2]
+        low, high = low.clamp(min=0), high.clamp(max=extent)
+        if before:
+            parts = [before[axis][int(a) : int(b)] for a, b in zip(low, high, strict=True)]
+            low, high = (torch.stack([part[:, n].aminmax()[n] for part in parts]) for n in (0, 1))
+        axes.append(torch.stack([low, high], 1))
+    return Window(maps=window.maps, table=(axes[0], axes[1]))
+
+
+def _supports(call: Callable[[Tensor], Tensor], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Which rows and which columns the outputs of a linear, separable step read, found by sending each one through
+    it."""
+    axes = []
+    for axis in (-2, -1):
+        length, breadth = shape[axis], min(shape[-3 - axis], 64)
+        reached = []
+        for basis in torch.eye(length, dtype=torch.float64).split(64):
+            lines = basis[:, None, :, None].expand(-1, 1, -1, breadth)
+            out = call(lines if axis == -2 else lines.mT.contiguous())
+            reached.append((out != 0).any(1).any(-3 - axis))
+        reads = torch.cat(reached).int()  # (inputs, outputs)
+        low = torch.where(reads.any(0), reads.argmax(0), length)
+        axes.append(torch.stack([low, torch.where(reads.any(0), length - reads.flip(0).argmax(0), 0)], 1))
+    return axes[0], axes[1]
+
+
+def measured_window(step: Step) -> Window | None:
+    """The window of a linear step that treats rows, columns and maps alike: resampling, padding, flips and shifts."""
+    before, after = step.shapes[0], step.output
+    if len(step.sources) != 1 or len(before) != 4 or len(after) != 4 or before[1] != after[1]:
+        return None
+    return Window(table=_supports(step.call, before))
+
+
+def transposed_window(step: Step) -> Window | None:
+    """Output i of a transposed convolution, or an unpooling, reads the inputs whose windows reach it."""
+    if step.argument("weight") is None:  # unpooling
+        kernel, dilation, maps = pair(step.argument("kernel_size")), (1, 1), POINTWISE.maps
+        stride = pair(step.argument("stride") or kernel)
+    else:
+        kernel, dilation = pair(step.argument("weight").shape[2:]), pair(step.argument("dilation", 1))
+        stride, (inputs, outputs) = pair(step.argument("stride", 1)), _maps(step)
+        maps = _grouped(step.argument("groups", 1), inputs, outputs)
+    padding, axes = pair(step.argument("padding", 0)), []
+    for axis in (0, 1):
+        length = step.shapes[0][axis - 2]
+        taps = (
+            torch.arange(step.output[axis - 2])[:, None] + padding[axis] - dilation[axis] * torch.arange(kernel[axis])
+        )
+        source = taps.div(stride[axis], rounding_mode="floor")
+        real = (taps % stride[axis] == 0) & (source >= 0) & (source < length)
+        low = torch.where(real, source, length).amin(1)
+        axes.append(torch.stack([low, torch.where(real, source + 1, 0).amax(1)], 1))
+    return Window(maps=maps, table=(axes[0], axes[1]))
+
+
+def _maps(step: Step) -> tuple[int, int]:
+    """How many maps a step reads and gives."""
+    return step.shapes[0][1], step.output[1]
+
+
+def max_pool_window(step: Step) -> Window:
+    made = pool_arguments(step.argument)
+    kernel, stride, padding, dilation = (pair(made[n]) for n in ("kernel_size", "stride", "padding", "dilation"))
+    return Window(kernel, stride, padding, dilation, fill=-math.inf)
+
+
+def average_pool_window(step: Step) -> Window:
+    made = pool_arguments(step.argument, POOL | {"count_include_pad": True, "divisor_override": None})
+    kernel, stride, padding = (pair(made[name]) for name in ("kernel_size", "stride", "padding"))
+
+    def inside(x: Tensor, argument: Callable[..., Any]) -> Tensor:
+        return F.avg_pool2d(x, kernel, stride, divisor_override=argument("divisor_override"))
+
+    window = Window(kernel, stride, padding, inside=inside)
+    ends = (window.reads(0, step.output[axis - 2], axis)[1] - padding[axis] for axis in (0, 1))
+    overhangs = any(end > length for end, length in zip(ends, step.shapes[0][-2:], strict=True))
+    if made["divisor_override"] is None and (overhangs or (any(padding) and not made["count_include_pad"])):
+        return _unevenly(window, step)  # the divisor changes at the border: it is not the same for all units
+    return window
+
+
+def adaptive_pool_window(step: Step) -> Window:
+    """Windows that share the maps: of one size where they can be shared evenly."""
+    before, after = pair(step.shapes[0][-2:]), pair(step.output[-2:])
+    if after == (1, 1):
+        return WHOLE
+    averages = "avg" in step.operation.lower()
+    if averages and not any(long % short for long, short in zip(before, after, strict=True)):
+        kernel = before[0] // after[0], before[1] // after[1]
+        return Window(kernel, kernel, inside=lambda x, argument: F.avg_pool2d(x, kernel))
+    axes = []
+    for long, short in zip(before, after, strict=True):
+        index = torch.arange(short)
+        axes.append(torch.stack([index * long // short, -(-(index + 1) * long // short)], 1))
+    return Window(table=(axes[0], axes[1]))
+
+
+def pad_window(step: Step) -> Window | None:
+    if step.argument("mode", "constant") != "constant":
+        return measured_window(step)
+    pads, value = step.argument("padding") or step.argument("pad"), float(step.argument("value") or 0)
+    padding = [int(p) for p in pads] + [0] * max(0, 4 - len(pads))
+    left, _, top, _, *around = padding
+    if not around:
+        return Window(padding=(top, left), fill=value, inside=lambda x, argument: x)
+    maps = F.pad(torch.arange(step.shapes[0][1]), tuple(around[:2]), value=-1)[
+        :, None
+    ]  # maps of zeros, in front and behind
+    return Window(
+        padding=(top, left),
+        fill=value,
+        inside=lambda x, argument: F.pad(x, (0, 0, 0, 0, *around), value=value),
+        maps=(maps,),
+    )
+
+
+def joined_window(step: Step) -> Window | None:
+    """Concatenation of maps: each map of the output reads its own branch alone."""
+    dim = step.argument("dim", 0) % len(step.output)
+    if not 0 < dim < len(step.output) - 2:
+        return None
+    join, sizes = (
+        torch.cat if step.operation != "stack" else torch.stack,
+        dict(zip(step.sources, step.shapes, strict=True)),
+    )
+    branches: Any = (*step.node.args, *step.node.kwargs.values())[0]
+    number = {source: n for n, source in enumerate(step.sources)}
+    owner = join([torch.full(sizes[b][1:-2], number[b]) for b in branches], dim - 1).flatten()[:, None]
+    index = join([torch.arange(_count(sizes[b])).view(sizes[b][1:-2]) for b in branches], dim - 1).flatten()[:, None]
+    return Window(maps=tuple(index.where(owner == n, -1) for n in range(len(step.sources))))
+
+
+def _count(shape: Sequence[int]) -> int:
+    """How many maps there are in a shape (N, ..., rows, columns)."""
+    return math.prod(shape[1:-2])
+
+
+def moved_window(step: Step) -> Window | None:
+    """The window of a step that only moves elements (views, slices, permutations), found by moving their numbers.
+
+    It has one if each place of the output takes all its maps from one place of the input, and these places are evenly
+    spaced.
+    """
+    before, after = step.shapes[0], step.output
+    if len(step.sources) != 1 or min(len(before), len(after)) < 3 or before[0] != after[0]:
+        return None
+    numbers = step.call(torch.arange(before.numel()).view(before))
+    order, position = numbers // (before[-2] * before[-1]), numbers % (before[-2] * before[-1])
+    starts, distances = [], []
+    for axis, index in ((-2, position // before[-1]), (-1, position % before[-1])):
+        line = index.movedim(axis, 0).flatten(1)[:, 0]
+        distance = int(line[1] - line[0]) if len(line) > 1 else 1
+        even = line[0] + distance * torch.arange(len(line)).view(-1, *[1] * (-1 - axis))
+        if distance < 1 or not torch.equal(index, even.expand_as(index)):
+            return None
+        starts.append(int(line[0]))
+        distances.append(distance)
+    if not torch.equal(order, order[..., :1, :1].expand_as(order)):
+        return None
+    maps, shape = order[0, ..., 0, 0].flatten(), tuple(after[1:-2])
+    every = torch.equal(maps, torch.arange(_count(before)))
+    (top, left), (down, across) = starts, distances
+
+    def inside(x: Tensor, argument: Callable[..., Any]) -> Tensor:
+        x = x[..., ::down, ::across]
+        x = x.reshape(len(x), -1, *x.shape[-2:])
+        x = x if every else x[:, maps.to(x.device)]
+        return x.reshape(len(x), *shape, *x.shape[-2:])
+
+    return Window(stride=(down, across), padding=(-top, -left), inside=inside, maps=(maps[:, None],))
+
+
+def flipped_window(step: Step) -> Window | None:
+    """Of flips and rolls: where they move maps, as other moves; where they move places, measured."""
+    dims = step.argument("dims", ())
+    moves_maps = any(d % 4 < 2 for d in ((dims,) if isinstance(dims, int) else dims))
+    return moved_window(step) if moves_maps or len(step.output) != 4 else measured_window(step)
+
+
+def shuffled_window(step: Step) -> Window | None:
+    """Pixel shuffle: a place reads one place of the input, and one of its maps, which of them depends on the place."""
+    factor, (inputs, outputs) = step.argument("upscale_factor"), _maps(step)
+    table = [torch.arange(length)[:, None] // factor + torch.arange(2) for length in step.output[-2:]]
+    return Window(maps=_grouped(outputs, inputs, outputs), table=(table[0], table[1]))
+
+
+def unshuffled_window(step: Step) -> Window | None:
+    factor, (inputs, outputs) = pair(step.argument("downscale_factor")), _maps(step)
+    return Window(
+        factor,
+        factor,
+        inside=lambda x, argument: F.pixel_unshuffle(x, factor[0]),
+        maps=_grouped(inputs, inputs, outputs),
+    )
+
+
+def einsum_window(step: Step) -> Window | None:
+    """Of an einsum that only permutes; one that adds up has none."""
+    before, _, after = str(step.argument("equation")).replace(" ", "").partition("->")
+    window = moved_window(step) if sorted(before) == sorted(after) else None
+    return window and window._replace(inside=None)
+
+
+def reduced_window(step: Step) -> Window | None:
+    """Sums and means: over all places, or over maps of one place."""
+    before, dims = step.shapes[0], step.argument("dim")
+    dims = range(len(before)) if dims is None else (dims,) if isinstance(dims, int) else dims
+    over = {d % len(before) for d in dims}
+    if {len(before) - 2, len(before) - 1} <= over:
+        return WHOLE
+    if not over or max(over) >= len(before) - 2 or 0 in over:
+        return None
+    numbers = torch.arange(_count(before)).view(before[1:-2])
+    left = [d for d in range(numbers.ndim) if d + 1 not in over]
+    order = numbers.permute(*left, *(d - 1 for d in sorted(over)))
+    return Window(maps=(order.reshape(math.prod(before[d + 1] for d in left), -1),))
+
+
+def normed_window(step: Step) -> Window:
+    """Local response normalisation: a map reads its neighbours, `size` of them."""
+    size, maps = step.argument("size"), _maps(step)[0]
+    near = torch.arange(maps)[:, None] + torch.arange(-(size // 2), (size - 1) // 2 + 1)
+    return Window(maps=(near.where((near >= 0) & (near < maps), -1),))
+
+
+def softmax_window(step: Step) -> Window | None:
+    dim = step.argument("dim", 1)
+    return Window(maps=ALL) if dim is not None and 0 < dim % len(step.output) < len(step.output) - 2 else None
+
+
+def layer_norm_window(step: Step) -> Window | None:
+    return WHOLE if len(step.argument("normalized_shape")) > 1 else None
+
+
+def linear_window(step: Step) -> Window | None:
+    return WHOLE if len(step.output) < 3 else None
+
+
+def arithmetic_window(step: Step) -> Window | None:
+    """Of sums and products: the same place of each input; a constant that differs from place to place does not
+    slide."""
+    if any(shape[-2:] != step.output[-2:] or len(shape) != len(step.output) for shape in step.shapes):
+        return WHOLE if all(shape[-2:] in ((1, 1), step.output[-2:]) for shape in step.shapes) else None
+    if any(max(constant.shape[-2:], default=1) > 1 for constant in step.constants):
+        return _unevenly(POINTWISE, step)
+    return POINTWISE
+
+
+# ---- rules -----------------------------------------------------------------------------------------------------------
+
+
+def vector_jacobian(call: Callable[..., Tensor], inputs: Sequence[Tensor], signal: Tensor) -> Sequence[Tensor]:
+    """The gradient of a step on its own: autograd, at these inputs."""
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        return torch.autograd.grad(call(*leaves), leaves, signal, allow_unused=True, materialize_grads=True)
+
+
+def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
+    """The transpose of any step that is linear, up to a constant, in its inputs."""
+    return vector_jacobian(step.call, [signal.new_zeros(shape) for shape in step.shapes], signal)
+
+
+def gradient(step: Step, signal: Tensor) -> Sequence[Tensor]:
+    """The gradient of any step at the forward pass's inputs."""
+    return vector_jacobian(step.call, step.inputs, signal)
+
+
+def through(step: Step, signal: Tensor) -> Tensor:
+    return signal
+
+
+def through_dropout(step: Step, signal: Tensor) -> Tensor:
+    if step.module is None and step.argument("training", True) and step.argument("p", 0.5) > 0:
+        raise step.refuse(", which drops at random in evaluation too")
+    return signal
+
+
+def unpool_by_switches(step: Step, signal: Tensor) -> Tensor:
+    assert step.switches is not None
+    return unpool(signal, step.switches, pair(step.shapes[0][-2:]), step.collisions)
+
+
+def _check_floor(step: Step) -> None:
+    """Refuse a clamp or threshold that is no rectifier."""
+    name = step.operation.lower()
+    floor: Any = 0
+    if "hardtanh" in name:
+        floor = step.argument("min_val", -1.0)
+    elif "clamp" in name or "clip" in name:
+        floor = step.argument("min")
+    elif "threshold" in name and (step.argument("threshold"), step.argument("value")) != (0, 0):
+        floor = None
+    if floor is None or floor != 0:
+        raise step.refuse(" that lets values below 0 through")
+
+
+def rectify(step: Step, signal: Tensor) -> Tensor:
+    _check_floor(step)
+    return signal.clamp(min=0)
+
+
+def pass_where_fired(step: Step, signal: Tensor) -> Tensor:
+    _check_floor(step)
+    (x,) = step.inputs
+    return signal * ((x > 0) & (step.call(x) == x))  # ReLU6 lets nothing above 6 through
+
+
+def rectify_where_fired(step: Step, signal: Tensor) -> Tensor:
+    return pass_where_fired(step, signal.clamp(min=0))
+
+
+def filter_transposed(step: Step, signal: Tensor) -> Tensor | Sequence[Tensor]:
+    if len(step.sources) != 1:
+        raise step.refuse(" whose weights depend on the image")
+    weight, _, stride, padding, dilation, groups = Convolution.of(step.argument)
+    if step.argument("padding_mode", "zeros") != "zeros" or (step.padded and isinstance(step.argument("padding"), str)):
+        return transpose(step, signal)  # "same" may pad more at the end
+    padding, size = padding if step.padded else (0, 0), pair(step.shapes[0][-2:])
+    if weight.shape[1] <= 4 and groups == 1 and dilation == (1, 1) and max(stride) > 1:
+        return _filter_to_pixels(signal, weight, stride, padding, size)
+    # rows and columns at the end that no window reached come back as zeros
+    spare = [
+        length - ((n - 1) * s - 2 * p + d * (k - 1) + 1)
+        for length, n, s, p, d, k in zip(
+            size, signal.shape[-2:], stride, padding, dilation, weight.shape[2:], strict=True
+        )
+    ]
+    return F.conv_transpose2d(signal, weight, None, stride, padding, spare, groups, dilation)
+
+
+def _filter_to_pixels(signal: Tensor, weight: Tensor, stride: Pair, padding: Pair, size: Pair) -> Tensor:
+    """A transposed convolution into few channels, as an ordinary one that makes stride x stride pixels at every place.
+
+    torch's own runs into three channels at a fraction of the speed.
+    """
+    maps, channels, *kernel = weight.shape
+    taps = [-(-k // s) for k, s in zip(kernel, stride, strict=True)]  # places that reach one pixel
+    short = [t * s - k for t, s, k in zip(taps, stride, kernel, strict=True)]
+    filters = F.pad(weight, (0, short[1], 0, short[0])).view(maps, channels, taps[0], stride[0], taps[1], stride[1])
+    filters = filters.permute(1, 3, 5, 0, 2, 4).flatten(0, 2).flip(2, 3).contiguous(memory_format=torch.channels_last)
+    pixels = F.conv2d(signal, filters, padding=(taps[0] - 1, taps[1] - 1))
+    pixels = pixels.unflatten(1, (channels, *stride)).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+    pixels = pixels[..., padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+    return F.pad(pixels, (0, size[1] - pixels.shape[-1], 0, size[0] - pixels.shape[-2]))
+
+
+def filter_linear(step: Step, signal: Tensor) -> Tensor:
+    weight: Tensor = step.argument("weight")
+    return signal @ weight
+
+
+def batch_norm(step: Step, signal: Tensor) -> Sequence[Tensor]:
+    if step.argument("running_mean") is None or (step.module is None and step.argument("training", False)):
+        raise step.refuse(" without running statistics")
+    return transpose(step, signal)
+
+
+def group_norm(step: Step, signal: Tensor) -> Tensor | Sequence[Tensor]:
+    """By the forward pass's statistics, held fixed; of instance normalisation too, whose groups are single maps."""
+    if step.argument("running_mean") is not None and not step.argument("use_input_stats", False):
+        return transpose(step, signal)
+    (x,) = step.inputs
+    groups = step.argument("num_groups", x.shape[1])
+    scale = x.unflatten(1, (groups, -1)).flatten(2).var(2, correction=0)
+    scale = (scale + step.argument("eps", 1e-5)).rsqrt().repeat_interleave(x.shape[1] // groups, 1)
+    weight = step.argument("weight")
+    scale = scale if weight is None else scale * weight
+    return signal * scale.view(*scale.shape, *[1] * (x.ndim - 2))
+
+
+def scale(step: Step, signal: Tensor) -> Sequence[Tensor]:
+    """A feature map times a constant; the product of two feature maps is not linear."""
+    factors = [a for a in (*step.node.args, *step.node.kwargs.values()) if a in step.sources]  # x * x has two
+    divides = "div" in step.operation and step.node.args[1] is factors[0]
+    if len(factors) != 1 or divides:
+        raise step.refuse(" of two feature maps")
+    return transpose(step, signal)
+
+
+def contract(step: Step, signal: Tensor) -> Sequence[Tensor]:
+    if len(step.sources) != 1 or len(step.node.args) != 2:
+        raise step.refuse(" of several tensors")
+    return transpose(step, signal)
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+_NAMESPACES = {"nn": nn, "F": F, "torch": torch, "Tensor": Tensor, "operator": operator}
+
+
+def named(names: str) -> list[Any]:
+    """The operations of these names, such as `nn.ReLU F.relu`."""
+    return [getattr(_NAMESPACES[space], name) for space, name in (entry.split(".") for entry in names.split())]
+
+
+def piece(x: Tensor, split: Callable[..., Any], index: int, *args: Any, **kwargs: Any) -> Tensor:
+    """One of the tensors that an operation of `SPLITS` gives."""
+    part: Tensor = split(x, *args, **kwargs)[index]
+    return part
+
+
+def switches_of(x: Tensor, pooling: Callable[..., Any], arguments: Mapping[str, Any]) -> Tensor:
+    """The switches of a max pooling that was asked to return its indices."""
+    indices: Tensor = pooling(x, **arguments)[1]
+    return indices
+
+
+SPLITS = named("torch.chunk Tensor.chunk torch.split Tensor.split torch.unbind Tensor.unbind torch.tensor_split")
+MOVES = [  # operations that move elements, and do nothing else
+    piece,
+    *named(
+        "operator.getitem torch.unsqueeze Tensor.unsqueeze torch.squeeze Tensor.squeeze nn.Flatten torch.flatten "
+        "Tensor.flatten nn.Unflatten torch.unflatten Tensor.unflatten Tensor.view Tensor.reshape torch.reshape "
+        "torch.permute Tensor.permute torch.transpose Tensor.transpose torch.movedim Tensor.movedim Tensor.expand "
+        "Tensor.repeat Tensor.narrow torch.narrow nn.ChannelShuffle F.channel_shuffle torch.channel_shuffle"
+    ),
+]
+RECTIFIERS = named(
+    "nn.ReLU F.relu F.relu_ F.relu6 torch.relu torch.relu_ Tensor.relu Tensor.relu_ nn.Hardtanh F.hardtanh "
+    "F.hardtanh_ nn.Threshold F.threshold torch.threshold torch.threshold_ torch.clamp Tensor.clamp Tensor.clamp_ "
+    "torch.clip Tensor.clip torch.clamp_min Tensor.clamp_min Tensor.clamp_min_"
+)
+CONTRAST_NORMS = [ContrastNorm, *named("nn.LocalResponseNorm F.local_response_norm nn.CrossMapLRN2d")]
+GROUP_NORMS = named("nn.GroupNorm F.group_norm torch.group_norm nn.InstanceNorm2d F.instance_norm")
+_ELEMENTWISE = (
+    "abs acos asin atan celu cos elu erf exp expm1 gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log log10 "
+    "log1p log2 logsigmoid mish neg prelu reciprocal relu round rrelu rsqrt selu sigmoid sign silu "
+    "sin sinh softplus softshrink softsign sqrt square tan tanh tanhshrink threshold floor ceil sgn logit "
+    "clamp clamp_max clip nan_to_num positive"
+)
+_ELEMENTWISE_MODULES = (
+    "nn.CELU nn.ELU nn.GELU nn.Hardshrink nn.Hardsigmoid nn.Hardswish nn.LeakyReLU nn.LogSigmoid nn.Mish nn.PReLU "
+    "nn.RReLU nn.SELU nn.SiLU nn.Sigmoid nn.Softplus nn.Softshrink nn.Softsign nn.Tanh nn.Tanhshrink"
+)
+
+
+def _rows(
+    operations: Sequence[Any], back: Back | None, window: Any = POINTWISE, reads_input: bool = False
+) -> dict[Any, Operation]:
+    return dict.fromkeys(operations, Operation(back, window, reads_input))
+
+
+DECONVNET: dict[Any, Operation] = {
+    # elementwise: their windows are known, whether or not they have a rule
+    **_rows(named(_ELEMENTWISE_MODULES), None),
+    **{
+        getattr(space, spelling): Operation(None, POINTWISE)
+        for name in _ELEMENTWISE.split()
+        for spelling in (name, f"{name}_")
+        for space in (torch, F, Tensor)
+        if callable(getattr(space, spelling, None))
+    },
+    **_rows(
+        named("torch.maximum torch.minimum torch.where torch.lerp torch.pow Tensor.pow operator.pow"),
+        None,
+        arithmetic_window,
+    ),
+    **_rows(
+        named("nn.Softmax nn.LogSoftmax F.softmax F.log_softmax torch.softmax Tensor.softmax"), None, softmax_window
+    ),
+    **_rows(named("nn.LayerNorm F.layer_norm"), None, layer_norm_window),
+    # the paper's three
+    **_rows(
+        named("nn.MaxPool2d F.max_pool2d torch.max_pool2d F.max_pool2d_with_indices"),
+        unpool_by_switches,
+        max_pool_window,
+    ),
+    **_rows(RECTIFIERS, rectify),
+    **_rows(named("nn.Conv2d F.conv2d torch.conv2d"), filter_transposed, convolution_window),
+    **_rows(CONTRAST_NORMS, through, normed_window),
+    # linear, or held fixed
+    **_rows(
+        named("nn.AdaptiveMaxPool2d F.adaptive_max_pool2d F.adaptive_max_pool2d_with_indices"),
+        unpool_by_switches,
+        adaptive_pool_window,
+    ),
+    **_rows(named("nn.Linear F.linear"), filter_linear, linear_window),
+    **_rows(named("nn.BatchNorm1d nn.BatchNorm2d nn.SyncBatchNorm F.batch_norm torch.batch_norm"), batch_norm),
+    **_rows(GROUP_NORMS, group_norm, WHOLE, reads_input=True),
+    **_rows(named("nn.AvgPool2d F.avg_pool2d"), transpose, average_pool_window),
+    **_rows(named("nn.AdaptiveAvgPool2d F.adaptive_avg_pool2d"), transpose, adaptive_pool_window),
+    **_rows(named("nn.ConvTranspose2d F.conv_transpose2d nn.MaxUnpool2d F.max_unpool2d"), transpose, transposed_window),
+    **_rows(
+        named("nn.Upsample nn.UpsamplingNearest2d nn.UpsamplingBilinear2d F.interpolate F.upsample"),
+        transpose,
+        measured_window,
+    ),
+    **_rows(named("nn.ReflectionPad2d nn.ReplicationPad2d nn.CircularPad2d"), transpose, measured_window),
+    **_rows(named("nn.ConstantPad2d F.pad"), transpose, pad_window),
+    **_rows(named("nn.PixelShuffle F.pixel_shuffle"), transpose, shuffled_window),
+    **_rows(named("nn.PixelUnshuffle F.pixel_unshuffle"), transpose, unshuffled_window),
+    **_rows(named("torch.flip Tensor.flip torch.roll Tensor.roll"), transpose, flipped_window),
+    **_rows(named("torch.cat torch.concat torch.stack"), transpose, joined_window),
+    **_rows(named("torch.mean Tensor.mean torch.sum Tensor.sum"), transpose, reduced_window),
+    **_rows(named("torch.einsum"), contract, einsum_window),
+    **_rows(MOVES, transpose, moved_window),
+    **_rows(
+        named(
+            "operator.add operator.sub torch.add torch.sub Tensor.add Tensor.add_ Tensor.sub Tensor.sub_ operator.neg "
+            "torch.neg Tensor.neg"
+        ),
+        transpose,
+        arithmetic_window,
+    ),
+    **_rows(
+        named("operator.mul operator.truediv torch.mul torch.div Tensor.mul Tensor.mul_ Tensor.div Tensor.div_"),
+        scale,
+        arithmetic_window,
+    ),
+    # nothing, in evaluation
+    **_rows(
+        named(
+            "nn.Dropout nn.Dropout1d nn.Dropout2d nn.Dropout3d nn.AlphaDropout nn.FeatureAlphaDropout F.dropout "
+            "F.dropout1d F.dropout2d F.dropout3d F.alpha_dropout F.feature_alpha_dropout"
+        ),
+        through_dropout,
+    ),
+    **_rows(
+        named(
+            "nn.Identity Tensor.contiguous Tensor.clone torch.clone Tensor.detach Tensor.to Tensor.float Tensor.double "
+            "Tensor.half Tensor.bfloat16 Tensor.type Tensor.type_as"
+        ),
+        through,
+    ),
+    "torchvision.ops.stochastic_depth.stochastic_depth": Operation(
+        through_dropout, POINTWISE
+    ),  # imported with its models
+}
+# alternatives to the paper's choices, to be added to a rule set
+UNRECTIFIED: dict[Any, Operation] = _rows(RECTIFIERS, through)
+DIFFERENTIATED_NORMS: dict[Any, Operation] = {
+    **_rows(CONTRAST_NORMS, gradient, normed_window, reads_input=True),
+    **_rows(GROUP_NORMS, gradient, WHOLE, reads_input=True),
+}
+GRADIENT = (
+    {key: row if row.back else Operation(gradient, row.window, reads_input=True) for key, row in DECONVNET.items()}
+    | DIFFERENTIATED_NORMS
+    | _rows(RECTIFIERS, pass_where_fired, reads_input=True)
+)
+GUIDED = GRADIENT | _rows(RECTIFIERS, rectify_where_fired, reads_input=True)
+RULE_SETS = {"deconvnet": DECONVNET, "gradient": GRADIENT, "guided": GUIDED}
+
+
+def rule(
+    *operations: Any, window: Window | Callable[[Step], Window | None] | None = None, reads_input: bool = False
+) -> Callable[[Back], Back]:
+    """Add a rule for operations to DECONVNET; a Deconvnet that exists already keeps its own.
+
+    Args:
+        operations: module types, functions, or methods such as `Tensor.add`.
+        window: see `Operation`; None leaves the window as it is.
+        reads_input: whether the rule reads `step.inputs`.
+    """
+
+    def register(back: Back) -> Back:
+        for operation in operations:
+            before = DECONVNET.get(operation)
+            DECONVNET[operation] = Operation(back, window or (before and before.window), reads_input)
+        return back
+
+    return register

@@ -1,0 +1,250 @@
+"""How a step of a graph sees its sources: whole maps, or only the windows that single units depend on.
+
+Every step's window has one size for all units of a map and moves with them, so that the windows of many units run,
+forward and back, as one batch: exactly what the units depend on, and nothing else.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from zfnet.checks import Pair, device_and_dtype
+from zfnet.errors import InputError
+from zfnet.graph import Graph, Shapes
+from zfnet.windows import WHOLE
+
+
+class View(Protocol):
+    """How the steps of a graph see their sources.
+
+    Two laws hold for every view: `place` is the transpose of `read`, <read(x), y> = <x, place(y)>; and where `padded`
+    is False, `call` finds the border already read.
+    """
+
+    padded: bool  # whether steps pad their input themselves
+
+    @property
+    def steps(self) -> Collection[fx.Node] | None:
+        """The steps that carry a signal and are run; None: all."""
+
+    def read(self, node: fx.Node, source: fx.Node, value: Any) -> Any:
+        """What `node` sees of its source's value."""
+
+    def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Do the step on what it sees."""
+
+    def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
+        """Where in its source's output the signal that `node` sends back belongs."""
+
+
+class WholeMaps:
+    """Steps see the whole output of their sources: the ordinary forward pass."""
+
+    padded = True
+    steps: Collection[fx.Node] | None = None
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+
+    def read(self, node: fx.Node, source: fx.Node, value: Any) -> Any:
+        return value
+
+    def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        return self.graph.call(node, args, kwargs)
+
+    def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
+        return signal
+
+
+class Part(NamedTuple):
+    """What a unit depends on of one step's output: the ranges of rows and columns, ends exclusive, and which maps."""
+
+    rows: Pair
+    columns: Pair
+    maps: Tensor  # (C,) bool
+
+    def union(self, other: "Part") -> "Part":
+        rows, columns = ((min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(self[:2], other[:2], strict=True))
+        return Part(rows, columns, self.maps | other.maps)
+
+
+def count_maps(shape: Sequence[int]) -> int:
+    """How many maps an output (N, ..., rows, columns) has."""
+    return torch.Size(shape[1:-2]).numel()
+
+
+def follow(
+    graph: Graph, node: fx.Node, unit: Pair, maps: Tensor, shapes: Shapes, *, clip: bool
+) -> dict[fx.Node, Part] | None:
+    """The part of each step that a unit of a layer depends on; None if it depends on everything.
+
+    Args:
+        unit: its row and column.
+        maps: (C,) bool: the maps that it may be of.
+        clip: leave out what lies beyond the steps' own borders.
+    Raises InputError for a step whose window is not known.
+    """
+    parts = {node: Part((unit[0], unit[0] + 1), (unit[1], unit[1] + 1), maps)}
+    for step in reversed(graph.path([node])):
+        sources = [source for source in step.all_input_nodes if source in shapes]
+        if step not in parts or not sources:
+            continue
+        window = graph.window(step, shapes)
+        if window is WHOLE:
+            return None
+        if window is None:
+            raise no_window(graph, step)
+        for number, source in enumerate(sources):
+            behind = window.maps_behind(number, parts[step].maps, count_maps(shapes[source]))
+            if not behind.any():
+                continue
+            ranges = [
+                window.reads(low, high, axis)
+                for axis, (low, high) in enumerate((parts[step].rows, parts[step].columns))
+            ]
+            if clip:
+                ranges = [(max(a, 0), min(b, shapes[source][axis - 2])) for axis, (a, b) in enumerate(ranges)]
+            part = Part(ranges[0], ranges[1], behind)
+            parts[source] = part.union(parts[source]) if source in parts else part
+    return parts
+
+
+def no_window(graph: Graph, step: fx.Node) -> InputError:
+    """The error for a step of which it is not known what its outputs depend on."""
+    return InputError(
+        f"no window for {graph.operation(step)} at {graph.names[step]}, so receptive fields behind it are not known; "
+        "register one with @rule(..., window=...), or project whole images with whole=True"
+    )
+
+
+class Places(NamedTuple):
+    """Windows of one step: that of unit (row, column) begins at start + stride * (row, column)."""
+
+    start: Pair
+    stride: Pair
+    size: Pair
+
+
+def places_of(graph: Graph, node: fx.Node, maps: Tensor, shapes: Shapes) -> dict[fx.Node, Places] | None:
+    """The windows of every step that units of these maps (C,) bool depend on; None if these do not slide."""
+    path = [step for step in graph.path([node]) if step in shapes and step not in graph.inputs]
+    if any(window is not None and window.table is not None for window in (graph.window(s, shapes) for s in path)):
+        return None
+    first, second = (follow(graph, node, (i, i), maps, shapes, clip=False) for i in (0, 1))
+    if first is None or second is None or graph.inputs[0] not in first:
+        return None
+    return {
+        step: Places(
+            (rows[0], columns[0]),
+            (second[step].rows[0] - rows[0], second[step].columns[0] - columns[0]),
+            (rows[1] - rows[0], columns[1] - columns[0]),
+        )
+        for step, (rows, columns, _) in first.items()
+    }
+
+
+class UnitWindows:
+    """Steps see the windows that a batch of units (rows (M,), columns (M,)) of one layer depends on, and no more."""
+
+    padded = False
+
+    def __init__(self, graph: Graph, places: dict[fx.Node, Places], shapes: Shapes, rows: Tensor, columns: Tensor):
+        self.graph, self.places, self.shapes = graph, places, shapes
+        self.units = (rows.cpu(), columns.cpu())
+        self.steps: Collection[fx.Node] | None = places.keys()
+        self._window = {step: graph.window(step, shapes) for step in places if step not in graph.inputs}
+        self._read = {
+            (step, source): (self._offset(step, source, 0), self._offset(step, source, 1), self._outside(step, source))
+            for step in self._window
+            for source in step.all_input_nodes
+            if source in places
+        }
+
+    def _reads(self, step: fx.Node, axis: int) -> Pair:
+        """The range of its sources that the window of unit 0 of a step reads along one axis."""
+        window, place = self._window[step], self.places[step]
+        assert window is not None
+        low, high = window.reads(place.start[axis], place.start[axis] + place.size[axis], axis)
+        return low, high
+
+    def _offset(self, step: fx.Node, source: fx.Node, axis: int) -> slice:
+        """The part of the source's window, along one axis, that `step` reads."""
+        (low, high), start = self._reads(step, axis), self.places[source].start[axis]
+        return slice(low - start, high - start)
+
+    def _outside(self, step: fx.Node, source: fx.Node) -> tuple[Tensor, Tensor] | None:
+        """Which units (m,) have an output within the maps of `step` that reads beyond the source's border, and where
+        (m, 1, h, w). None where there is no such unit."""
+        window, masks, touched = self._window[step], [], torch.zeros(len(self.units[0]), dtype=torch.bool)
+        assert window is not None
+        for axis, unit in enumerate(self.units):
+            place, extents = self.places[step], (self.shapes[step][axis - 2], self.shapes[source][axis - 2])
+            low = place.start[axis] + place.stride[axis] * unit
+            high = low + place.size[axis]
+            begin, _ = window.reads(0, 1, axis)
+            size = (place.size[axis] - 1) * window.stride[axis] + window.span(axis)
+            positions = (low * window.stride[axis] + begin)[:, None] + torch.arange(size)
+            masks.append((positions < 0) | (positions >= extents[1]))
+            low, high = low.clamp(min=0), high.clamp(max=extents[0])
+            last = (high - 1) * window.stride[axis] + begin + window.span(axis)
+            touched |= (low * window.stride[axis] + begin < 0) | (last > extents[1])
+        if not touched.any():
+            return None
+        return touched.nonzero().flatten(), (masks[0][touched][:, :, None] | masks[1][touched][:, None, :])[:, None]
+
+    def _fill(self, x: Tensor, outside: tuple[Tensor, Tensor], value: float) -> Tensor:
+        units, mask = outside[0].to(x.device), outside[1].to(x.device)
+        mask = mask.view(len(mask), *[1] * (x.ndim - 3), *mask.shape[-2:])
+        if len(units) == len(x):
+            return x.masked_fill(mask, value)
+        channels_last = x.ndim == 4 and x.stride(1) == 1  # which a copy of a part of a tensor does not keep by itself
+        out = x.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        return out.index_copy_(0, units, x[units].masked_fill(mask, value))
+
+    def cut(self, images: Tensor, image: Sequence[int]) -> Tensor:
+        """The windows (M, C, h, w) of the image that the units depend on, each in its image, zero where they leave
+        it."""
+        start, stride, size = self.places[self.graph.inputs[0]]
+        corners = torch.stack([s + d * unit for s, d, unit in zip(start, stride, self.units, strict=True)], 1)
+        return cut(images, image, torch.cat([corners, corners + torch.tensor(size)], 1), size)
+
+    def read(self, node: fx.Node, source: fx.Node, value: Any) -> Any:
+        if (node, source) in self._read:
+            rows, columns, outside = self._read[node, source]
+            window = self._window[node]
+            assert window is not None
+            value = value[..., rows, columns]
+            return value if outside is None else self._fill(value, outside, window.fill)
+        if value is None and source in self.shapes:  # a branch that these units do not see
+            size = [high - low for low, high in (self._reads(node, axis) for axis in (0, 1))]
+            zero = torch.zeros(1, **device_and_dtype(self.graph.model))
+            return zero.expand(len(self.units[0]), *self.shapes[source][1:-2], *size)
+        return value
+
+    def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        window = self._window.get(node)  # of sizes, which are read too, there is none
+        if window is None or window.inside is None:
+            return self.graph.call(node, args, kwargs)
+        return window.inside(args[0], self.graph.arguments(node, args, kwargs))
+
+    def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
+        rows, columns, outside = self._read[node, source]
+        if outside is not None:
+            signal = self._fill(signal, outside, 0.0)
+        size = self.places[source].size
+        if tuple(signal.shape[-2:]) == size:
+            return signal
+        return F.pad(signal, (columns.start, size[1] - columns.stop, rows.start, size[0] - rows.stop))
+
+
+def cut(images: Tensor, image: Sequence[int], boxes: Tensor, size: Pair) -> Tensor:
+    """Canvases (M, C, *size) with what boxes (M, 4) hold of images (N, C, H, W), at their top left; zero elsewhere."""
+    crops = torch.zeros(len(image), images.shape[1], *size, dtype=images.dtype, device=images.device)
+    crops = crops.contiguous(memory_format=torch.channels_last)
+    for crop, index, (top, left, bottom, right) in zip(crops, image, boxes.tolist(), strict=True):
+        part = images[index, :, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+        crop[:, max(-top, 0) :, max(-left, 0) :][:, : part.shape[1], : part.shape[2]] = part
+    return crops
