@@ -194,12 +194,7 @@ def _nodes(graph: Graph, layers: Sequence[str | nn.Module]) -> dict[str, fx.Node
     """The steps to scan, by the names that the result will have for them."""
     if isinstance(layers, str | nn.Module):
         raise InputError("layers must be a list, also for one layer, as in layers=['relu1']")
-    nodes = {}
-    for layer in layers:
-        node = graph.node(layer)  # type: ignore[arg-type]
-        nodes[layer if isinstance(layer, str) else graph.names[node]] = node
-        if node.op == "placeholder":
-            raise InputError(f"{layer} is the input of the network, not a layer; its first layer is {graph.layers[0]}")
+    nodes = {graph.name(layer): graph.node(layer) for layer in layers}
     if not nodes:
         raise InputError("a scan needs at least one layer; layers is empty")
     return nodes
