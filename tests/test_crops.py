@@ -7,7 +7,7 @@ from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms.functional import ten_crop
 
 from zfnet import InputError
-from zfnet.data.crops import augment, crop_side, in_memory, mean_image, views
+from zfnet.data.crops import augment, crop_size, in_memory, mean_image, views
 from zfnet.data.images import BrokenImage
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.training import network_input
@@ -33,51 +33,51 @@ def test_crops_are_taken_everywhere_or_at_the_places_of_evaluation() -> None:
     image = torch.arange(6 * 6.0).view(1, 1, 6, 6).expand(1, 3, 6, 6)
     for crops, places in (("random", 9), ("ten", 5)):
         generators = [torch.Generator().manual_seed(seed) for seed in range(200)]
-        corners = {int(augment(image, random, 4, crops=crops, flip=False)[0, 0, 0, 0]) for random in generators}
+        corners = {int(augment(image, random, (4, 4), crops=crops, flip=False)[0, 0, 0, 0]) for random in generators}
         assert len(corners) == places
         assert corners <= {6 * r + c for r in range(3) for c in range(3)}
-    assert {int(x[0, 0, 0, 0]) for x in views(image, 4, 10)[:5]} == {0, 2, 12, 14, 7}
+    assert {int(x[0, 0, 0, 0]) for x in views(image, (4, 4), 10)[:5]} == {0, 2, 12, 14, 7}
 
 
 @pytest.mark.parametrize("crops", ["random", "ten"])
 def test_an_image_is_augmented_alike_whoever_has_it(crops: str) -> None:
     images = torch.randn(7, 3, 9, 9)
     settings = {"max_shift": 2, "crops": crops}
-    alone = augment(images, torch.Generator().manual_seed(1), 6, **settings)
+    alone = augment(images, torch.Generator().manual_seed(1), (6, 6), **settings)
     for rank in (0, 1):
         share = slice(rank, None, 2)
-        part = augment(images[share], torch.Generator().manual_seed(1), 6, **settings, batch_size=7, share=share)
+        part = augment(images[share], torch.Generator().manual_seed(1), (6, 6), **settings, batch_size=7, share=share)
         assert torch.equal(part, alone[share])
 
 
 def test_ten_views_are_corners_centre_and_their_mirror_images() -> None:
     images = torch.randn(2, 3, 10, 10)
-    ten = views(images, 6, 10)
+    ten = views(images, (6, 6), 10)
     expected = ten_crop(images, 6)
     assert len(ten) == len(expected) == 10
     for view in expected:
         assert sum(torch.equal(view, ours) for ours in ten) == 1
-    assert torch.equal(views(images, 6, 1)[0], images[..., 2:8, 2:8])
-    padded = views(images, 10, 10, pad=2)
+    assert torch.equal(views(images, (6, 6), 1)[0], images[..., 2:8, 2:8])
+    padded = views(images, (10, 10), 10, pad=2)
     assert torch.equal(padded[4], images) and torch.equal(padded[0][..., 2:, 2:], images[..., :8, :8])
 
 
 def test_crops_are_of_the_size_that_the_network_sees() -> None:
     model = nn.Conv2d(3, 4, 3)
     bytes_ = torch.zeros(1, 3, 64, 72, dtype=torch.uint8)
-    assert crop_side(model, torch.zeros(1, 3, 64, 64)) == 64
-    for function in (crop_side, network_input):
+    assert crop_size(model, torch.zeros(1, 3, 64, 64)) == (64, 64)
+    for function in (crop_size, network_input):
         with pytest.raises(InputError, match=r"Conv2d has no preprocessing, which uint8 images need: set model\."):
             function(model, bytes_)
     model.preprocessing = Preprocessing(size=48, resize=48)
-    assert crop_side(model, bytes_) == 48
+    assert crop_size(model, bytes_) == (48, 48)
     model.preprocessing = Preprocessing(size=80, resize=80)
-    with pytest.raises(InputError, match="cannot take 80-pixel crops from 64 x 72 images"):
-        crop_side(model, bytes_)
+    with pytest.raises(InputError, match="cannot take 80 x 80 crops from 64 x 72 images"):
+        crop_size(model, bytes_)
     with pytest.raises(InputError, match="images stored with 64 pixels have no crops of 80"):
         Stored(model.preprocessing, 64)
     with pytest.raises(InputError, match="crops is 5; give 1, the centre, or 10"):
-        views(bytes_, 48, 5)
+        views(bytes_, (48, 48), 5)
 
 
 class Photographs(Dataset):

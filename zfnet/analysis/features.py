@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from zfnet.checks import check_images, check_weights, evaluating
 from zfnet.data.batches import Batches
-from zfnet.data.crops import crop_side, views
+from zfnet.data.crops import crop_size, views
 from zfnet.data.images import Images, as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, first_line, unknown_name
@@ -182,7 +182,7 @@ def _views(model: nn.Module, images: Tensor, crops: int) -> Sequence[Tensor]:
     prepared = network_input(model, images)
     if images.dtype != torch.uint8 and crops == 1:
         return (prepared,)
-    return views(prepared, crop_side(model, images), crops)
+    return views(prepared, crop_size(model, images), crops)
 
 
 def _kept_shape(shape: tuple[int, ...], max_features: int | None) -> tuple[int, ...]:

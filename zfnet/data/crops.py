@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from zfnet.data.batches import Batch, Batches
-from zfnet.data.preprocessing import Preprocessing
+from zfnet.data.preprocessing import Preprocessing, Size
 from zfnet.errors import InputError
 
 
@@ -82,18 +82,19 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
     return preprocessing
 
 
-def crop_side(model: nn.Module, images: Tensor) -> int:
-    """The side in pixels of what a network sees of images (N, 3, H, W); InputError if they are smaller."""
-    side = preprocessing_of(model).size if images.dtype == torch.uint8 else images.shape[-1]
-    if min(images.shape[-2:]) < side:
-        raise InputError(f"cannot take {side}-pixel crops from {images.shape[-2]} x {images.shape[-1]} images")
-    return side
+def crop_size(model: nn.Module, images: Tensor) -> Size:
+    """The rows and columns of what a network sees of images (N, C, H, W); InputError if they are smaller."""
+    extent = images.shape[-2], images.shape[-1]
+    size = preprocessing_of(model).image_size if images.dtype == torch.uint8 else extent
+    if extent[0] < size[0] or extent[1] < size[1]:
+        raise InputError(f"cannot take {size[0]} x {size[1]} crops from {extent[0]} x {extent[1]} images")
+    return size
 
 
 def augment(
     images: Tensor,
     random: torch.Generator,
-    side: int | None = None,
+    size: Size | None = None,
     *,
     crops: str = "random",
     max_shift: int = 0,
@@ -106,9 +107,9 @@ def augment(
     What an image gets depends on its position in the whole batch, not on how processes share the batch.
 
     Args:
-        images: (N, 3, H, W): all of a batch, or one process' share of it.
+        images: (N, C, H, W): all of a batch, or one process' share of it.
         random: draws for the whole batch, whatever the share.
-        side: of the crops, in pixels; None: that of the images.
+        size: rows and columns of the crops; None: those of the images.
         crops: "random": anywhere; "ten": at the five places of `views`.
         max_shift: pixels by which random crops may leave the image on each side; its border is repeated there.
         flip: mirror half of the images.
@@ -116,10 +117,10 @@ def augment(
         share: which images of the batch these are.
 
     Returns:
-        (N, 3, side, side).
+        (N, C, *size).
     """
     count = batch_size or len(images)
-    rows, columns = (side, side) if side else images.shape[-2:]
+    rows, columns = size or images.shape[-2:]
     margin = (images.shape[-2] - rows, images.shape[-1] - columns)
     if crops == "ten":
         max_shift, corners = 0, _five_corners(margin)[torch.randint(5, (count,), generator=random)]
@@ -137,23 +138,23 @@ def augment(
     return images
 
 
-def views(images: Tensor, side: int, crops: int, pad: int = 0) -> list[Tensor]:
+def views(images: Tensor, size: Size, crops: int, pad: int = 0) -> list[Tensor]:
     """The crops of images that a network's answers are averaged over.
 
     Args:
-        images: (N, 3, H, W).
-        side: of the crops, in pixels.
+        images: (N, C, H, W).
+        size: rows and columns of the crops.
         crops: 1, the centre; or 10, the four corners and the centre, and the same of the mirrored images.
         pad: pixels by which the border is repeated before ten crops are taken, of images that leave no margin.
 
     Returns:
-        1 or 10 tensors (N, 3, side, side).
+        1 or 10 tensors (N, C, *size).
     """
     if crops not in (1, 10):
         raise InputError(f"crops is {crops}; give 1, the centre, or 10, with the corners and all mirrored")
     if crops == 1:
-        return [TF.center_crop(images, [side, side])]
-    return list(TF.ten_crop(_bordered(images, pad), [side, side]))
+        return [TF.center_crop(images, list(size))]
+    return list(TF.ten_crop(_bordered(images, pad), list(size)))
 
 
 def _five_corners(margin: tuple[int, int]) -> Tensor:

@@ -3,7 +3,7 @@
 recipe -> loop -> checkpoints, evaluation. Zeiler & Fergus (2014), section 3.
 """
 
-from zfnet.data.crops import crop_side, in_memory, views
+from zfnet.data.crops import crop_size, in_memory, views
 from zfnet.training.checkpoints import Checkpoint, difference, run_identity
 from zfnet.training.evaluation import error_rates, network_input
 from zfnet.training.loop import Diverged, renormalise, train
@@ -14,7 +14,7 @@ __all__ = [
     "Checkpoint",
     "Diverged",
     "Recipe",
-    "crop_side",
+    "crop_size",
     "difference",
     "error_rates",
     "in_memory",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zfnet.checks import device_and_dtype, evaluating
 from zfnet.data.batches import Batches
-from zfnet.data.crops import crop_side, preprocessing_of, views, with_progress
+from zfnet.data.crops import crop_size, preprocessing_of, views, with_progress
 
 
 def network_input(model: nn.Module, images: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def count_errors(
         for _, images, labels in with_progress(batches, "evaluate", progress, leave=False):
             mean: Any = 0
             for model in models:
-                for view in views(network_input(model, images), crop_side(model, images), crops, pad):
+                for view in views(network_input(model, images), crop_size(model, images), crops, pad):
                     mean = mean + model(view).softmax(1)
             best = mean.topk(min(max(top), mean.shape[1])).indices.cpu()
             hit = best == labels[:, None]

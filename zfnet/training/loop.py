@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from zfnet.checks import device_and_dtype
 from zfnet.data.batches import Batches
-from zfnet.data.crops import augment, crop_side, mean_image, preprocessing_of
+from zfnet.data.crops import augment, crop_size, mean_image, preprocessing_of
 from zfnet.errors import InputError
 from zfnet.training.checkpoints import Checkpoint, locked, run_identity
 from zfnet.training.evaluation import count_errors, network_input
@@ -181,13 +181,13 @@ class _Run:
             workers=self.workers,
         )
         for step, (_, images, labels) in enumerate(batches, start):
-            side, random = crop_side(self.model, images), _generator(recipe.seed, epoch, step)
+            size, random = crop_size(self.model, images), _generator(recipe.seed, epoch, step)
             if recipe.pixel_mean:  # the mean at each pixel of the whole image: subtracted before it is cropped
                 images = network_input(self.model, images)
             images = augment(
                 images,
                 random,
-                side,
+                size,
                 crops=recipe.crops,
                 max_shift=recipe.max_shift,
                 flip=recipe.flip,
