@@ -303,7 +303,7 @@ class Sample:
                 "give fewer maps, or other layers"
             )
         patches = deconvnet.project_units(images, layer, units)
-        beyond = outside(patches.boxes, field.image_size, field.size)[:, 0]
+        beyond = outside(patches.boxes, field.image_size, (patches.crops.shape[2], patches.crops.shape[3]))[:, 0]
         bootstrap = Bootstrap(units[:, 1], units[:, 0], torch.Generator().manual_seed(seed), draws)
         whose = items[units[:, 0]].tolist()
         return cls(deconvnet, layer, field, images, whose, units, patches, ~beyond, bootstrap, seed, progress)

@@ -51,15 +51,16 @@ def saturated(images: Tensor, factor: float) -> Tensor:
 
 
 def outside(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Which pixels of canvases lie outside the image: (N, 1, *size), bool.
+    """Which pixels of canvases lie outside the image, or beyond their box: (N, 1, *size), bool.
 
     Args:
         boxes: (N, 4: top, left, bottom, right), where the canvases lie, in image pixels.
         image_size, size: rows and columns of the image and of a canvas.
     """
-    rows = boxes[:, :1] + torch.arange(size[0], device=boxes.device)
-    columns = boxes[:, 1:2] + torch.arange(size[1], device=boxes.device)
-    beyond = [(index < 0) | (index >= extent) for index, extent in zip((rows, columns), image_size, strict=True)]
+    beyond = []
+    for axis, extent in enumerate(image_size):
+        index = boxes[:, axis : axis + 1] + torch.arange(size[axis], device=boxes.device)
+        beyond.append((index < 0) | (index >= boxes[:, axis + 2 : axis + 3].clamp(max=extent)))
     return (beyond[0][:, :, None] | beyond[1][:, None, :])[:, None]
 
 
