@@ -275,7 +275,7 @@ def test_images_of_many_channels():
     "channels, image, says",
     [
         (4, Image.new("RGB", (30, 30)), "photographs have no 4 channels; give arrays (H, W, 4)"),
-        (4, noise(30, 30), "an array (30, 30, 3) of uint8 is no image; give uint8 (H, W, 4), or a tensor (4, H, W)"),
+        (4, noise(30, 30), "an array (30, 30, 3) of uint8 is no image of 4 channels; give uint8 (H, W, 4), or a"),
         ("grey", torch.zeros(2, 30, 30), "give uint8 (H, W, 1), or a tensor (1, H, W)"),
         ("RGB", torch.zeros(3, 30, 30, dtype=torch.int32), "of torch.int32 is no image"),
     ],

@@ -131,7 +131,7 @@ def _seen(data: Any, item: int, size: tuple[int, int], name: str, box: Sequence[
     width, height = size
     if isinstance(data.transform, Preprocessing):
         box = data.transform.box(box, width, height)
-        width = height = data.transform.size
+        height, width = data.transform.image_size
     top, left, bottom, right = map(round, box)
     if top < 0 or left < 0 or bottom > height or right > width or top >= bottom or left >= right:
         raise InputError(

@@ -200,9 +200,10 @@ class Preprocessing:
             or len(planes) not in self._countable
             or not (planes.dtype == torch.uint8 or (planes.is_floating_point() and not array))
         ):
+            count = self.channel_count
             raise InputError(
-                f"an array {tuple(image.shape)} of {image.dtype} is no image; give uint8 (H, W, {self.channel_count}),"
-                f" or a tensor ({self.channel_count}, H, W)"
+                f"an array {tuple(image.shape)} of {image.dtype} is no image of {count} channels; "
+                f"give uint8 (H, W, {count}), or a tensor ({count}, H, W)"
             )
         images = [Image.fromarray(plane.numpy()) for plane in self._mixed(planes.cpu())]
         return torch.stack([torch.from_numpy(np.array(self._crop(self._resize(plane)))) for plane in images])
