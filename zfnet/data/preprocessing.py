@@ -249,8 +249,8 @@ class Preprocessing:
         rows, columns = self.image_size
         if height < rows or width < columns:
             seen = str(rows) if rows == columns else f"{columns} x {rows}"
-            wanted = "set resize" if self.resize is None else "raise resize"
-            raise InputError(f"an image of {width} x {height} pixels is smaller than {seen}; {wanted}")
+            advice = "set resize" if self.resize is None else "raise resize"
+            raise InputError(f"an image of {width} x {height} pixels is smaller than {seen}; {advice}")
         return round((width - columns) / 2), round((height - rows) / 2)
 
     def box(self, box: Sequence[float], width: int, height: int) -> tuple[int, int, int, int]:
@@ -300,8 +300,8 @@ class Preprocessing:
         return signal if shown == (0, 1, 2) and last == 2 else signal[..., list(shown), :, :]
 
     def _no_image(self, x: Tensor) -> InputError:
-        wanted = f"float (..., {self.channel_count}, H, W)"
-        return InputError(f"a tensor {tuple(x.shape)} of {x.dtype} is no image; give {wanted}")
+        shape = f"float (..., {self.channel_count}, H, W)"
+        return InputError(f"a tensor {tuple(x.shape)} of {x.dtype} is no image; give {shape}")
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != self.channel_count:
