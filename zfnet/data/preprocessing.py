@@ -33,6 +33,10 @@ MOST_PIXELS = 2**26  # of an enlarged image: a strip of 1 x 100,000 pixels would
 _BAD_EXIF = (SyntaxError, struct.error, AttributeError, TypeError, ValueError, KeyError, IndexError, OSError)
 
 
+class TooLong(InputError):
+    """An image so long and narrow that it would fill the memory once it is enlarged; a fault of the file."""
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Any image as 8-bit RGB, turned as its EXIF orientation says.
 
@@ -234,7 +238,7 @@ class Preprocessing:
         short_width, short_height = (width, height) if self.mode == "warp" else (min(width, height),) * 2
         new_width, new_height = self.resize * width // short_width, self.resize * height // short_height
         if new_width * new_height > max(MOST_PIXELS, width * height):
-            raise InputError(
+            raise TooLong(
                 f"an image of {width} x {height} pixels is too long: with its shortest side at {self.resize} it would"
                 f" have {new_width} x {new_height}"
             )
