@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import nn
 from torchvision import transforms as tv
 
-from zfnet.data.preprocessing import MOST_PIXELS, Preprocessing, Stored, upright_rgb
+from zfnet.data.preprocessing import MOST_PIXELS, Preprocessing, Stored, TooLong, upright_rgb
 from zfnet.errors import InputError
 
 CAFFE = Preprocessing(
@@ -275,7 +275,7 @@ def test_images_of_many_channels():
     "channels, image, says",
     [
         (4, Image.new("RGB", (30, 30)), "photographs have no 4 channels; give arrays (H, W, 4)"),
-        (4, noise(30, 30), "an array (30, 30, 3) of uint8 is no image; give uint8 (H, W, 4), or a tensor (4, H, W)"),
+        (4, noise(30, 30), "an array (30, 30, 3) of uint8 is no image of 4 channels; give uint8 (H, W, 4), or a"),
         ("grey", torch.zeros(2, 30, 30), "give uint8 (H, W, 1), or a tensor (1, H, W)"),
         ("RGB", torch.zeros(3, 30, 30, dtype=torch.int32), "of torch.int32 is no image"),
     ],
@@ -321,7 +321,7 @@ def test_mean_images_that_are_not_square():
 
 def test_a_strip_is_refused_before_it_fills_the_memory():
     assert Preprocessing()(Image.new("RGB", (1, MOST_PIXELS // 256**2))).shape == (3, 224, 224)
-    with pytest.raises(InputError, match=r"1 x 100000 pixels is too long: .* 256 it would have 256 x 25600000"):
+    with pytest.raises(TooLong, match=r"1 x 100000 pixels is too long: .* 256 it would have 256 x 25600000"):
         Preprocessing()(Image.new("L", (1, 100_000)))
 
 

@@ -242,8 +242,8 @@ FORMATS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], dict[str, Weig
 # --- weights published under other names
 
 _CAFFE_SQUEEZENET = {"conv1": "features.0", "conv_final": "classifier.1"} | {
-    f"fire{fire}/{theirs}": f"features.{place}.{ours}"
-    for fire, place in {2: 3, 3: 4, 4: 5, 5: 7, 6: 8, 7: 9, 8: 10, 9: 12}.items()
+    f"fire{fire}/{theirs}": f"features.{index}.{ours}"
+    for fire, index in {2: 3, 3: 4, 4: 5, 5: 7, 6: 8, 7: 9, 8: 10, 9: 12}.items()
     for theirs, ours in {"conv1x1_1": "squeeze", "conv1x1_2": "expand1x1", "conv3x3_2": "expand3x3"}.items()
 }
 

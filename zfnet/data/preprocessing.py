@@ -33,6 +33,10 @@ MOST_PIXELS = 2**26  # of an enlarged image: a strip of 1 x 100,000 pixels would
 _BAD_EXIF = (SyntaxError, struct.error, AttributeError, TypeError, ValueError, KeyError, IndexError, OSError)
 
 
+class TooLong(InputError):
+    """An image so long and narrow that it would fill the memory once it is enlarged; a fault of the file."""
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Any image as 8-bit RGB, turned as its EXIF orientation says.
 
@@ -200,9 +204,10 @@ class Preprocessing:
             or len(planes) not in self._countable
             or not (planes.dtype == torch.uint8 or (planes.is_floating_point() and not array))
         ):
+            count = self.channel_count
             raise InputError(
-                f"an array {tuple(image.shape)} of {image.dtype} is no image; give uint8 (H, W, {self.channel_count}),"
-                f" or a tensor ({self.channel_count}, H, W)"
+                f"an array {tuple(image.shape)} of {image.dtype} is no image of {count} channels; "
+                f"give uint8 (H, W, {count}), or a tensor ({count}, H, W)"
             )
         images = [Image.fromarray(plane.numpy()) for plane in self._mixed(planes.cpu())]
         return torch.stack([torch.from_numpy(np.array(self._crop(self._resize(plane)))) for plane in images])
@@ -233,7 +238,7 @@ class Preprocessing:
         short_width, short_height = (width, height) if self.mode == "warp" else (min(width, height),) * 2
         new_width, new_height = self.resize * width // short_width, self.resize * height // short_height
         if new_width * new_height > max(MOST_PIXELS, width * height):
-            raise InputError(
+            raise TooLong(
                 f"an image of {width} x {height} pixels is too long: with its shortest side at {self.resize} it would"
                 f" have {new_width} x {new_height}"
             )
@@ -248,8 +253,8 @@ class Preprocessing:
         rows, columns = self.image_size
         if height < rows or width < columns:
             seen = str(rows) if rows == columns else f"{columns} x {rows}"
-            wanted = "set resize" if self.resize is None else "raise resize"
-            raise InputError(f"an image of {width} x {height} pixels is smaller than {seen}; {wanted}")
+            advice = "set resize" if self.resize is None else "raise resize"
+            raise InputError(f"an image of {width} x {height} pixels is smaller than {seen}; {advice}")
         return round((width - columns) / 2), round((height - rows) / 2)
 
     def box(self, box: Sequence[float], width: int, height: int) -> tuple[int, int, int, int]:
@@ -299,8 +304,8 @@ class Preprocessing:
         return signal if shown == (0, 1, 2) and last == 2 else signal[..., list(shown), :, :]
 
     def _no_image(self, x: Tensor) -> InputError:
-        wanted = f"float (..., {self.channel_count}, H, W)"
-        return InputError(f"a tensor {tuple(x.shape)} of {x.dtype} is no image; give {wanted}")
+        shape = f"float (..., {self.channel_count}, H, W)"
+        return InputError(f"a tensor {tuple(x.shape)} of {x.dtype} is no image; give {shape}")
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != self.channel_count:
