@@ -432,11 +432,10 @@ def likeness(sample: Sample, below: Sequence[str]) -> dict[str, dict[str, Any]]:
     for name, rules in sample.bar(SIGNALS.items(), "shuffle"):
         pictures = {}
         for end in (*reversed(below), None):
-            name, twin = (
-                f"shuffled above {end}" if end else "all shuffled",
-                with_shuffled_weights(sample.deconvnet.graph, sample.layer, end, sample.random),
-            )
-            pictures[name] = sample.projected(of=twin, **rules).projections
+            twin = with_shuffled_weights(sample.deconvnet.graph, sample.layer, end, sample.random)
+            pictures[f"shuffled above {end}" if end else "all shuffled"] = sample.projected(
+                of=twin, **rules
+            ).projections
         pictures["edges of the crop"], pictures["nearness of the centre"] = edges.sqrt(), (near - near.min()).sqrt()
         pictures["another map, same place"] = sample.projected(units=other, **rules).projections
         pictures["same map, another image"] = sample.signals[name][sample.following]
