@@ -202,7 +202,7 @@ def test_of_fewer_than_nine_images_all_are_taken(model, tmp_path):
     ("wrong", "says"),
     [
         ({"shares": [0, 101]}, "^shares must lie between 0 and 100 percent; got 101$"),
-        ({"shares": [-1, 50]}, "^a share of -1 % of the pixels is none"),
+        ({"shares": [-1, 50]}, "^shares must lie between 0 and 100 percent; got -1"),
         ({"fill": "gray"}, "^no fill 'gray'"),
         ({"maps": 0}, "^maps is 0; give 1 or more$"),
         ({"k": 0}, "^k is 0; give 1 or more$"),
