@@ -641,6 +641,16 @@ def test_images_of_any_number_of_channels(channels):
         occlusion_maps(model, image, size=8, fill=(0.0,) * (channels + 1))
 
 
+def test_a_fully_connected_layer_with_a_forward_of_its_own_keeps_it():
+    class Normed(nn.Linear):
+        def forward(self, x):
+            return F.linear(x, F.normalize(self.weight), self.bias)
+
+    body = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten()
+    model = nn.Sequential(*body, Normed(8 * 18 * 18, 6)).eval()
+    assert_equal_to_plain(model, torch.randn(3, 20, 20), "1", 6, 7)
+
+
 def test_onednns_fully_connected_layer_is_torchs():
     layer, x = nn.Linear(300, 70), torch.randn(33, 300)
     with torch.no_grad():

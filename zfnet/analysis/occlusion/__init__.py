@@ -8,6 +8,7 @@ square changes.  Zeiler & Fergus (2014), section 4.2 and Figure 7.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,11 +86,7 @@ def plain_sweep(
 
     Yields the numbers (M,) of a batch's squares, row by row of `boxes` (rows, columns, 4), and what is read for them.
     """
-
-    def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return call_on_whole_maps(graph, node, args, kwargs)
-
-    corners = boxes.flatten(0, 1)
+    call, corners = partial(call_on_whole_maps, graph), boxes.flatten(0, 1)
     for squares in torch.arange(len(corners)).split(batch_size):
         images = image.repeat(len(squares), 1, 1, 1)
         for picture, (top, left, bottom, right) in zip(images, corners[squares].tolist(), strict=True):
@@ -127,8 +124,8 @@ def occlusion_maps(
         target: the class; None: the most probable one without a square. A network with one output, a logit or a
             probability, has the classes 0 and 1, and None is 1.
         score: what the outputs say of a class. "auto": its probability, by the network's last step (`readout.ending`).
-            "softmax", "sigmoid" (one logit, or several labels), "exp" (logarithms) and "identity" (probabilities,
-            regression) name it; outputs (N, classes, H, W), as of a segmentation, are then summed over space.
+            "softmax", "sigmoid" (one logit, or several labels), "exp" (logarithms) or "identity" (probabilities,
+            regression) names it; outputs (N, classes, H, W), as of a segmentation, are then summed over space.
             A function takes the network's outputs and gives one number for each image: (N,).
         incremental: recompute only what a square can reach; steps where that is not possible are recomputed in full.
         memory: bytes that the largest step of one batch may take; each of torch's threads works on a batch.
@@ -146,10 +143,9 @@ def occlusion_maps(
         if incremental:
             batches = Sweep(graph, image, boxes, grey, reader, clean).run(memory)
         else:
-            largest = max(value.nbytes for value in clean.values() if isinstance(value, Tensor))
-            batches = plain_sweep(graph, image, boxes, grey, reader, max(1, memory // largest))
+            batches = plain_sweep(graph, image, boxes, grey, reader, max(1, memory // _largest(graph, clean)))
         maps = _collected(batches, boxes, progress)
-    unoccluded = reader.read(clean[reader.output], summed(clean[node])[:, reader.map])
+        unoccluded = reader.read(clean[reader.output], summed(clean[node])[:, reader.map])
     return OcclusionMaps.of(graph, reader, boxes.to(image.device), maps, unoccluded)
 
 
@@ -187,11 +183,13 @@ def _clean(graph: Graph, image: Tensor, layer: str | nn.Module | None) -> tuple[
     shapes = graph.shapes(pair(image.shape[-2:]), output)
     node = graph.node(_last_maps(graph, shapes) if layer is None else layer)  # type: ignore[arg-type]
     graph.check_maps(node, shapes.get(node))
+    path = graph.path([output, node])
+    return graph.run(image, [output, node], partial(call_on_whole_maps, graph), keep=set(path)), node
 
-    def call(step: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return call_on_whole_maps(graph, step, args, kwargs)
 
-    return graph.run(image, [output, node], call, keep=set(graph.path([output, node]))), node
+def _largest(graph: Graph, values: dict[fx.Node, Any]) -> int:
+    """Bytes of the largest value that depends on the image."""
+    return max(x.nbytes for node, x in values.items() if node in graph.carriers and isinstance(x, Tensor))
 
 
 def _last_maps(graph: Graph, shapes: Shapes) -> str:

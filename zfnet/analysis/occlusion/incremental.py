@@ -35,8 +35,8 @@ from zfnet.operations import SWITCHED, pool_arguments
 from zfnet.windows import WHOLE, Window
 
 TILE = 8  # rows and columns of squares in a tile, at most: the windows of more fall out of the processor's caches
-# What one more run of rows (or columns) costs, in mean rows of squares: every step starts once more for every tile.
-# Measured: from 0.2 to 0.5 the time of ZFNet's sweep hardly changes, at 0 and 1 it is longer.
+# Every tile starts every step once more, whatever its size. So one more run of rows (or columns) of squares costs more
+# than its windows: this many times a row's mean. It was chosen by timing ZFNet; it decides no digit.
 TILE_COST = 0.33
 # steps that may give each map's mean: over "all" places (of an output of one place), or over the dimensions "given"
 MEANS = {nn.AdaptiveAvgPool2d: "all", F.adaptive_avg_pool2d: "all", torch.mean: "given", Tensor.mean: "given"}
@@ -226,7 +226,7 @@ class SquareWindows:
         if self.plan.windows[node].spread:
             clean = self.clean_windows(source)
             change = torch.sub(value, clean, out=clean)
-            overlaps = self._spreading(node, source)
+            overlaps = self._overlaps(node, source)
             if self._tile_shape(overlaps, change) == self._as_tile(change).shape:
                 return change
             tile = change.new_zeros(self._tile_shape(overlaps, change))
@@ -252,16 +252,13 @@ class SquareWindows:
         return window.inside(args[0], argument) if window.inside else self.graph.call(node, args, kwargs)
 
     def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
-        """The transpose of `read`, less what `read` adds of the clean image: the signal (M, ..., h, w) at the source's
-        windows."""
+        """The transpose of what `read` does to windows, less the clean values: the signal in the source's windows."""
         if self._reads_as_it_is(node, source):
             return signal
-        spreads = self.plan.windows[node].spread
-        overlaps = self._spreading(node, source) if spreads else self._reading(node, source)
         sizes = (strip.windows[source].size for strip in self.strips)
         tile = signal.new_zeros(*self.shape, *sizes, math.prod(signal.shape[1:-2]))
         signals = self._as_tile(signal)
-        for in_asked, in_known in self._known_parts(overlaps):
+        for in_asked, in_known in self._known_parts(self._overlaps(node, source)):
             tile[in_known] = signals[in_asked]
         return self._as_windows(tile, signal)
 
@@ -275,11 +272,11 @@ class SquareWindows:
             torch.equal(strip.reading(node, source).places, strip.windows[source].places()) for strip in self.strips
         )
 
-    def _reading(self, node: fx.Node | None, source: fx.Node) -> list[Overlap]:
+    def _overlaps(self, node: fx.Node | None, source: fx.Node) -> list[Overlap]:
+        """What a step (None: one that reads all places) asks of its source's windows, by rows and by columns."""
+        if node is not None and self.plan.windows[node].spread:
+            return [strip.spreading(node, source)[0] for strip in self.strips]
         return [strip.reading(node, source) for strip in self.strips]
-
-    def _spreading(self, node: fx.Node, source: fx.Node) -> list[Overlap]:
-        return [strip.spreading(node, source)[0] for strip in self.strips]
 
     def _tile_shape(self, overlaps: Sequence[Overlap], value: Tensor) -> tuple[int, ...]:
         """The shape of a tile that holds what is asked for of a value (M, ..., h, w)."""
@@ -317,7 +314,7 @@ class SquareWindows:
 
         node: None for all places.  maps: which of the source's maps `value` has.  tile: where to write it.
         """
-        overlaps, extent = self._reading(node, source), self.plan.extents[source]
+        overlaps, extent = self._overlaps(node, source), self.plan.extents[source]
         if tile is None:
             tile = value.new_empty(self._tile_shape(overlaps, value))
         self._put_known(overlaps, value, tile)
@@ -371,13 +368,8 @@ Tile = tuple[Strip, Strip]
 class Sweep:
     """One image's sweep: windows tile by tile, then the steps that read whole maps, for many tiles at once.
 
-    Args:
-        graph: of the network.
-        image: (1, C, H, W).
-        boxes: the grid of squares (rows, columns, 4): top, left, bottom, right in input pixels.
-        fill: what the squares hold, (1 or C, 1, 1).
-        readout: what is read for each square.
-        clean: what every step gives for the image without a square.
+    image: (1, C, H, W).  boxes: the grid of squares (rows, columns, 4).  fill: what they hold (1 or C, 1, 1).
+    clean: what every step gives for the image without a square.
     """
 
     def __init__(
@@ -473,8 +465,8 @@ class Sweep:
             if node in self.plan.changes or node in edge:
                 return edge.get(node, skipped)
             layer = self.graph.module(node)
-            if isinstance(layer, nn.Linear):
-                return fully_connected(layer, *args)
+            if isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward:
+                return fully_connected(layer, args[0])
             return call_on_whole_maps(self.graph, node, args, kwargs)
 
         return self.graph.run(edge.get(self.start, self.image), self.last, apply)
@@ -513,11 +505,16 @@ def call_on_whole_maps(graph: Graph, node: fx.Node, args: tuple[Any, ...], kwarg
 
 
 def fully_connected(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A fully connected layer, which on many processors oneDNN computes in two thirds of the time of torch's choice."""
+    """A fully connected layer, for many squares at once.
+
+    oneDNN takes two thirds of the time of the library that torch chooses on AMD's processors, a tenth of ZFNet's sweep.
+    Its operator is private: without it torch's choice does.
+    """
     onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if onednn is None or x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.enabled:
-        return layer(x)
-    return onednn(x.contiguous(), layer.weight.contiguous(), layer.bias, "none", [], "")
+        return F.linear(x, layer.weight, layer.bias)
+    output: Tensor = onednn(x.contiguous(), layer.weight.contiguous(), layer.bias, "none", [], "")
+    return output
 
 
 def _is_mean(graph: Graph, node: fx.Node, shapes: Shapes, inside: Collection[fx.Node]) -> bool:

@@ -56,7 +56,8 @@ def ending(graph: Graph, output: fx.Node) -> str | None:
     """The score that the last steps of the network ask for; None if these give logits."""
     while graph.lookup(KEEPING, output):
         output = next(source for source in output.all_input_nodes if source in graph.carriers)
-    return graph.lookup(ENDINGS, output)
+    score: str | None = graph.lookup(ENDINGS, output)
+    return score
 
 
 def number_below(count: int, kind: str, number: int, owner: str) -> int:
@@ -124,7 +125,7 @@ def readout(
     single = outputs.numel() == 1
     binary = single and score != "identity"
     if score == "auto":
-        score = _found_out(graph, output, outputs, flat)
+        score = _automatic(graph, output, outputs, flat)
     elif score == "softmax" and single:
         raise InputError(f"{name} has one output, whose softmax is always 1; give score='sigmoid' or 'identity'")
     scores = summed(SCORES[score](columns(outputs, 1)))[0]
@@ -134,7 +135,7 @@ def readout(
     return Readout(layer, map, output, SCORES[score], target, binary, labelled)
 
 
-def _found_out(graph: Graph, output: fx.Node, outputs: Tensor, flat: bool) -> str:
+def _automatic(graph: Graph, output: fx.Node, outputs: Tensor, flat: bool) -> str:
     """The score for score="auto"; InputError where the network's end does not say which."""
     name = type(graph.model).__name__
     if not flat:
