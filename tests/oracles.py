@@ -14,9 +14,7 @@ None of them imports anything of zfnet.
 """
 
 import copy
-import inspect
 from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from torchvision.models.feature_extraction import NodePathTracer
 RELUS = (F.relu, torch.relu, Tensor.relu)
 RELUS_IN_PLACE = (torch.relu_, Tensor.relu_)
 CLAMPS = (torch.clamp, Tensor.clamp, torch.clamp_min, Tensor.clamp_min, torch.clip, Tensor.clip)
+CLAMPS_IN_PLACE = (torch.clamp_, Tensor.clamp_, torch.clamp_min_, Tensor.clamp_min_, Tensor.clip_)
 THRESHOLDS = (F.threshold, torch.threshold)  # F.threshold is `_threshold` of its module
 
 
@@ -43,13 +42,6 @@ class Rectified(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None]:
         return signal.clamp(min=0), None
-
-
-class RectifiedInPlace(Rectified):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, top: float | None = None) -> Tensor:
-        ctx.mark_dirty(x)
-        return x.clamp_(0, top)
 
 
 class Unrectified(Rectified):
@@ -178,28 +170,30 @@ def replace_modules(model: nn.Module, kind: type, make: Callable[[nn.Module], nn
 def rectifying(relu: type[Rectified]) -> dict[Callable, Callable]:
     """What every way of writing a ReLU is replaced by; a clamp or threshold of another kind stays as it is."""
 
-    def bounded(func: Callable, lowest: Callable[[inspect.BoundArguments], Any], *names: str) -> Callable:
-        signature = inspect.Signature([inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names])
+    def rectify(x: Tensor, top: float | None = None, inplace: bool = False) -> Tensor:
+        return x.copy_(relu.apply(x.clone(), top)) if inplace else relu.apply(x, top)
 
-        @wraps(func)
-        def replacement(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            bound = signature.bind_partial(*args, **kwargs)
-            return relu.apply(x) if lowest(bound) else func(x, *args, **kwargs)
+    def clamped(func: Callable, inplace: bool) -> Callable:
+        def replacement(x: Tensor, min: Any = None, max: Any = None) -> Tensor:
+            ends = {name: end for name, end in (("min", min), ("max", max)) if end is not None}
+            return rectify(x, inplace=inplace) if ends == {"min": 0} else func(x, **ends)
 
         return replacement
 
-    def at_zero(bound: inspect.BoundArguments) -> bool:
-        return bound.arguments.get("min") == 0 and bound.arguments.get("max") is None
+    def thresholded(func: Callable) -> Callable:
+        def replacement(x: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
+            return rectify(x, inplace=inplace) if threshold == value == 0 else func(x, threshold, value)
 
-    def zero_for_less(bound: inspect.BoundArguments) -> bool:
-        return bound.arguments["threshold"] == bound.arguments["value"] == 0
+        return replacement
 
-    replacements: dict[Callable, Callable] = dict.fromkeys(RELUS, lambda x, inplace=False: relu.apply(x))
-    replacements |= dict.fromkeys(RELUS_IN_PLACE, RectifiedInPlace.apply)
-    replacements |= dict.fromkeys((F.relu6, F.hardtanh), lambda x, *_, **ends: relu.apply(x, 6.0))
-    replacements |= {func: bounded(func, at_zero, "min", "max") for func in CLAMPS}
-    thresholds = {func: bounded(func, zero_for_less, "threshold", "value", "inplace") for func in THRESHOLDS}
-    return replacements | thresholds
+    return {
+        **dict.fromkeys(RELUS, lambda x, inplace=False: rectify(x, inplace=inplace)),
+        **dict.fromkeys(RELUS_IN_PLACE, lambda x: rectify(x, inplace=True)),
+        **dict.fromkeys((F.relu6, F.hardtanh), lambda x, *_, inplace=False, **ends: rectify(x, 6.0, inplace)),
+        **{func: clamped(func, False) for func in CLAMPS},
+        **{func: clamped(func, True) for func in CLAMPS_IN_PLACE},
+        **{func: thresholded(func) for func in THRESHOLDS},
+    }
 
 
 def by_torchs_own_norm(model: nn.Module) -> nn.Module:
@@ -243,7 +237,7 @@ def deconvnet_by_autograd(
     pixels = images.clone().requires_grad_()
     forward = activation_of(twin, layer)
     with Replaced(replacements):
-        activation = forward(pixels)
+        activation = forward(pixels * 1)  # which may be overwritten
     if callable(signal):
         signal = signal(activation.detach())
     return torch.autograd.grad(activation, pixels, signal)[0]

