@@ -8,8 +8,8 @@ from torchvision.transforms.functional import ten_crop
 
 from zfnet import InputError
 from zfnet.data.crops import augment, crop_size, in_memory, mean_image, views
-from zfnet.data.images import BrokenImage
 from zfnet.data.preprocessing import Preprocessing, Stored
+from zfnet.errors import BrokenImage
 from zfnet.training import network_input
 
 

@@ -22,9 +22,9 @@ from experiments.models import build
 from experiments.overrides import CONF, check, configured, names, single
 from experiments.run import command_line, find_layers
 from zfnet import Deconvnet, InputError, receptive_field, scan, weights
-from zfnet.data.photos import BrokenImage
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
+from zfnet.errors import BrokenImage
 from zfnet.rendering import GREY, on_image, outside
 from zfnet.training import Recipe
 

@@ -15,10 +15,11 @@ from torch.utils.data import TensorDataset
 
 from zfnet import InputError
 from zfnet.analysis.features import features as compute
-from zfnet.data.images import BrokenImage, Images
+from zfnet.data.images import Images
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.data.scenes import Scenes
+from zfnet.errors import BrokenImage
 from zfnet.graph import Graph
 from zfnet.identity import digest
 from zfnet.recording import activations

@@ -12,8 +12,8 @@ from PIL import Image
 
 from zfnet.data.batches import Batches
 from zfnet.data.folders import Folder
-from zfnet.data.photos import BrokenImage, Photos
-from zfnet.errors import InputError
+from zfnet.data.photos import Photos
+from zfnet.errors import BrokenImage, InputError
 
 FILES = [
     "b.txt",

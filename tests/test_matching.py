@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from zfnet import Deconvnet, InputError, ZFNet
 from zfnet.analysis.matching import bipartite_matching, correlations, semi_matching
-from zfnet.data.photos import BrokenImage
+from zfnet.errors import BrokenImage
 
 LAYERS = ["conv1", "relu1", "pool2", "relu5", "fc8"]
 MAPS = (6, 8, 8, 8, 8)

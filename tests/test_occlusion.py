@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from zfnet import InputError, ZFNet, occlusion_maps, receptive_field, windows
+from zfnet import InputError, ZFNet, occlusion_maps, receptive_field
 from zfnet.analysis.occlusion import multiply_adds, square_boxes
 from zfnet.analysis.occlusion.incremental import (
     TILE,
@@ -27,9 +27,8 @@ from zfnet.analysis.occlusion.incremental import (
 from zfnet.analysis.occlusion.readout import readout
 from zfnet.checks import evaluating, pair
 from zfnet.graph import Graph
+from zfnet.views import UnitWindows, WholeMaps, places_of
 from zfnet.windows import Window
-
-UNIT_WINDOWS = windows.UnitWindows if hasattr(windows, "UnitWindows") else windows.Windows
 
 
 def zfnet(**more):
@@ -399,13 +398,12 @@ def test_the_windows_of_squares_keep_the_laws(seed):
 def test_whole_maps_keep_the_laws(seed):
     graph, images, last = random_graph(seed)
     with evaluating(graph.model):
-        view = windows.Whole(graph)
+        view = WholeMaps(graph)
         values = graph.run(images, [last], view.call, set(graph.nodes), view.read)
         assert_place_is_the_transpose_of_read(view, graph, values)
         torch.testing.assert_close(values[last], graph.model(images), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.xfail(not hasattr(windows, "UnitWindows"), reason="a max pooling pads the border that was read")
 @pytest.mark.parametrize("seed", range(12))
 def test_the_windows_of_units_keep_the_laws(seed):
     graph, images, last = random_graph(seed)
@@ -413,7 +411,9 @@ def test_the_windows_of_units_keep_the_laws(seed):
         plain = graph.model(images)
         image, row, column = torch.cartesian_prod(torch.arange(2), *map(torch.arange, plain.shape[2:])).unbind(1)
         shapes = graph.shapes((31, 27), last)
-        view = UNIT_WINDOWS(graph, windows.places_of(graph, last, shapes), shapes, row, column)
+        view = UnitWindows(
+            graph, places_of(graph, last, torch.ones(shapes[last][1], dtype=torch.bool), shapes), shapes, row, column
+        )
         values = graph.run(view.cut(images, image.tolist()), [last], view.call, set(graph.nodes), view.read)
         assert_place_is_the_transpose_of_read(view, graph, values)
         torch.testing.assert_close(values[last][:, :, 0, 0], plain[image, :, row, column], rtol=1e-10, atol=1e-10)

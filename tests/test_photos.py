@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from zfnet.data.photos import BrokenImage, Photos, read_image
+from zfnet.data.photos import Photos, read_image
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.errors import InputError
+from zfnet.errors import BrokenImage, InputError
 
 # four flat blocks of 16 x 16 pixels: JPEG keeps them, and every turn of them is different
 BLOCKS = np.kron(

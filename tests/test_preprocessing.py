@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 from torch import nn
 from torchvision import transforms as tv
 
-from zfnet.data.preprocessing import MOST_PIXELS, Preprocessing, Stored, TooLong, upright_rgb
-from zfnet.errors import InputError
+from zfnet.data.preprocessing import MOST_PIXELS, Preprocessing, Stored, upright_rgb
+from zfnet.errors import BrokenImage, InputError
 
 CAFFE = Preprocessing(
     size=227, mode="warp", channels="BGR", scale=255.0, mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0)
@@ -321,7 +321,7 @@ def test_mean_images_that_are_not_square():
 
 def test_a_strip_is_refused_before_it_fills_the_memory():
     assert Preprocessing()(Image.new("RGB", (1, MOST_PIXELS // 256**2))).shape == (3, 224, 224)
-    with pytest.raises(TooLong, match=r"1 x 100000 pixels is too long: .* 256 it would have 256 x 25600000"):
+    with pytest.raises(BrokenImage, match=r"1 x 100000 pixels is too long: .* 256 it would have 256 x 25600000"):
         Preprocessing()(Image.new("L", (1, 100_000)))
 
 

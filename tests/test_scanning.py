@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import zfnet.scanning
 from zfnet import Deconvnet, InputError, TopActivations, ZFNet, scan
-from zfnet.data.images import BrokenImage, Images
+from zfnet.data.images import Images
+from zfnet.errors import BrokenImage
 from zfnet.graph import Graph
 from zfnet.identity import digest
 

@@ -10,6 +10,10 @@ class InputError(ValueError):
     """A mistake in the input: its message is one line that says what is wrong, where, and what to do."""
 
 
+class BrokenImage(InputError):
+    """A file that cannot be loaded as an image, or made into what a network sees; a scan leaves it out and names it."""
+
+
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InputError:
     """The error for a `kind` of thing ("layer") without such a name: the nearest of the choices, and all of them."""
     names = list(choices)

@@ -263,7 +263,11 @@ def _maps(step: Step) -> tuple[int, int]:
 def max_pool_window(step: Step) -> Window:
     made = pool_arguments(step.argument)
     kernel, stride, padding, dilation = (pair(made[n]) for n in ("kernel_size", "stride", "padding", "dilation"))
-    return Window(kernel, stride, padding, dilation, fill=-math.inf)
+
+    def inside(x: Tensor, argument: Callable[..., Any]) -> Tensor:
+        return F.max_pool2d(x, kernel, stride, 0, dilation)
+
+    return Window(kernel, stride, padding, dilation, -math.inf, inside)
 
 
 def average_pool_window(step: Step) -> Window:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from zfnet.data.images import BrokenImage, Images, TensorImages, as_images, read_item
-from zfnet.errors import InputError
+from zfnet.data.images import Images, TensorImages, as_images, read_item
+from zfnet.errors import BrokenImage, InputError
 
 _FEW = 256  # below this, starting workers takes longer than reading
 

@@ -18,15 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from zfnet.data.preprocessing import Preprocessing, rgb_tensor, upright_rgb
-from zfnet.errors import InputError, first_line
+from zfnet.errors import BrokenImage, InputError, first_line
 from zfnet.identity import digest
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels; ends exclusive
 IMAGE_KEYS, LABEL_KEYS = ("image", "img"), ("label", "labels")  # of items that are mappings
-
-
-class BrokenImage(InputError):
-    """A file that cannot be loaded as an image; says which and why."""
 
 
 class Truth(NamedTuple):
@@ -245,7 +241,7 @@ def transformed(transform: Callable[[Any], Any], image: Any, name: str) -> Any:
     try:
         return transform(image)
     except InputError as error:
-        raise InputError(f"{name}: {error}") from None
+        raise type(error)(f"{name}: {error}") from None
     except Exception as error:
         kind = type(transform).__name__
         raise InputError(f"{name}: the transform {kind} raised {type(error).__name__}: {first_line(error)}") from error

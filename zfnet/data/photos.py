@@ -20,9 +20,9 @@ from PIL import Image, UnidentifiedImageError
 
 from zfnet.data.annotations import read_annotation
 from zfnet.data.folders import Folder
-from zfnet.data.images import BrokenImage, Images, Truth, box_after, transform_identity, transformed
+from zfnet.data.images import Images, Truth, box_after, transform_identity, transformed
 from zfnet.data.preprocessing import rgb_tensor, upright_rgb
-from zfnet.errors import InputError, unknown_name
+from zfnet.errors import BrokenImage, InputError, unknown_name
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".webp", ".tif", ".tiff", ".gif"),

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from zfnet.errors import InputError, unknown_name
+from zfnet.errors import BrokenImage, InputError, unknown_name
 from zfnet.identity import digest
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -31,10 +31,6 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R 601, as in Pillow'
 MOST_PIXELS = 2**26  # of an enlarged image: a strip of 1 x 100,000 pixels would take gigabytes
 # what Pillow raises for damaged EXIF, when it reads it and when it writes it back
 _BAD_EXIF = (SyntaxError, struct.error, AttributeError, TypeError, ValueError, KeyError, IndexError, OSError)
-
-
-class TooLong(InputError):
-    """An image so long and narrow that it would fill the memory once it is enlarged; a fault of the file."""
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -238,7 +234,7 @@ class Preprocessing:
         short_width, short_height = (width, height) if self.mode == "warp" else (min(width, height),) * 2
         new_width, new_height = self.resize * width // short_width, self.resize * height // short_height
         if new_width * new_height > max(MOST_PIXELS, width * height):
-            raise TooLong(
+            raise BrokenImage(
                 f"an image of {width} x {height} pixels is too long: with its shortest side at {self.resize} it would"
                 f" have {new_width} x {new_height}"
             )

@@ -31,7 +31,6 @@ from torch import Tensor, fx, nn
 from zfnet.analysis.occlusion.readout import Reading, Readout, summed, wide
 from zfnet.checks import Pair, pair
 from zfnet.graph import Graph, Shapes
-from zfnet.operations import SWITCHED, pool_arguments
 from zfnet.windows import WHOLE, Window
 
 TILE = 8  # rows and columns of squares in a tile, at most: the windows of more fall out of the processor's caches
@@ -246,9 +245,6 @@ class SquareWindows:
             return output
         if self._joins(node):
             return self._join(node, args[0])
-        if self.graph.lookup(SWITCHED, node):
-            pooling = pool_arguments(argument)
-            return F.max_pool2d(args[0], pooling["kernel_size"], pooling["stride"], dilation=pooling["dilation"])
         return window.inside(args[0], argument) if window.inside else self.graph.call(node, args, kwargs)
 
     def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
