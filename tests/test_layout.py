@@ -19,6 +19,7 @@ ORDER = [
     "checks",
     "windows",
     "operations",
+    "tracing",
     "graph",
     "views",
     "recording",

@@ -13,7 +13,11 @@ Pair = tuple[int, int]  # (rows, columns)
 
 
 def pair(value: int | Sequence[int]) -> Pair:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+    """Rows and columns, from one number for both or from two; InputError for anything else."""
+    sizes = (value, value) if isinstance(value, int) else tuple(value)
+    if len(sizes) != 2 or not all(isinstance(size, int) for size in sizes):
+        raise InputError(f"a size is {value!r}; give one whole number, or (rows, columns)")
+    return sizes[0], sizes[1]
 
 
 def device_and_dtype(model: nn.Module) -> dict[str, Any]:

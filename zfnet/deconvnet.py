@@ -102,7 +102,7 @@ class _ByImage:
 
     def crop(self, batch: Tensor, pixels: Tensor) -> Tensor:
         located = self.located
-        if located.size == tuple(pixels.shape[-2:]):
+        if torch.equal(located.boxes[batch], torch.tensor((0, 0, *pixels.shape[-2:])).expand(len(batch), 4)):
             return pixels
         return cut(pixels, range(len(batch)), located.boxes[batch], located.size)
 
@@ -295,9 +295,11 @@ class Deconvnet:
         whole: bool = False,
     ) -> _Located:
         """Units of a layer, of so many images of that size, with their receptive fields."""
-        units = torch.as_tensor(units, dtype=torch.int64).cpu()
-        if units.numel() and (units.ndim != 2 or units.shape[1] != 4):
-            raise InputError(f"units have the shape {tuple(units.shape)}; give (M, 4): image, map, row, column")
+        units = torch.as_tensor(units).cpu()
+        if units.numel() and (units.ndim != 2 or units.shape[1] != 4 or units.is_floating_point()):
+            kind = f"{units.dtype} of shape {tuple(units.shape)}"
+            raise InputError(f"units are {kind}; give whole numbers (M, 4): image, map, row, column")
+        units = units.long()
         units, node = units.reshape(-1, 4), self.graph.node(layer)
         shapes = self.graph.shapes(size, node)
         self.graph.check_maps(node, shapes.get(node))
@@ -359,6 +361,8 @@ class Deconvnet:
         images = check_images(self.model, images)
         located = self._located(layer, units, len(images), pair(images.shape[-2:]), whole)
         count, name = len(located.units), self.graph.name(layer)
+        if signals is not None and signals.shape != (count,):
+            raise InputError(f"signals have the shape {tuple(signals.shape)}; give one for each of {count} units")
         crops, projections = (images.new_zeros(count, images.shape[1], *located.size) for _ in range(2))
         values = images.new_zeros(count)
         with evaluating(self.model):
@@ -396,7 +400,7 @@ class Deconvnet:
         Raises InputError for canvases of another size, units that do not exist, and NaN.
         """
         canvases = check_images(self.model, canvases)
-        units = torch.as_tensor(units, dtype=torch.int64).reshape(-1, 4) * torch.tensor((0, 1, 1, 1))
+        units = torch.as_tensor(units).reshape(-1, 4) * torch.tensor((0, 1, 1, 1))
         located = self._located(layer, units, 1, pair(image_size))
         if canvases.shape != (len(units), canvases.shape[1], *located.size):
             expected = (len(units), canvases.shape[1], *located.size)

@@ -1,10 +1,8 @@
 """A traced model: the list of its steps (modules, functions, methods), in the order in which a tensor meets them.
 
-A model is traced once with `torch.fx`, under torchvision's names for its steps (`features.12`, `layer4.1.add`). It is
-never
-modified: nothing is hooked or replaced. The graph is executed step by step through a callback. In-place operations work
-    on a copy if their input is needed later, and an operation with several outputs is split into one step for each
-    output.
+A model is traced once and never modified: nothing is hooked or replaced. The graph is executed step by step through a
+callback. In-place operations work on a copy if their input is needed later, and an operation with several outputs is
+split into one step for each output.
 """
 
 import inspect
@@ -13,9 +11,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from zfnet.checks import Pair, device_and_dtype, evaluating
+from zfnet.checks import Pair, device_and_dtype, evaluating, pair
 from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.operations import (
     DECONVNET,
@@ -30,24 +29,10 @@ from zfnet.operations import (
     pool_arguments,
     switches_of,
 )
+from zfnet.switches import pool
+from zfnet.tracing import call, first_channels, make_tracer, runs_torchs_forward, tells_shape, unwrapped
 from zfnet.windows import WHOLE, Window
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-# methods of torch's layers that a subclass may replace without changing what the layer computes
-_SETTINGS = {"__init__", "__repr__", "__setstate__", "extra_repr", "reset_parameters", "train", "record"}
-# methods and attributes that tell of a tensor's shape and type, not of its values
-_SHAPE_METHODS = (
-    "size",
-    "dim",
-    "numel",
-    "ndimension",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_tensor",
-    "is_floating_point",
-)
-_SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
 # operations whose output may share the memory of their input
 _VIEWS = {
     *SPLITS,
@@ -57,152 +42,6 @@ _VIEWS = {
         "Tensor.select torch.select nn.Identity nn.Dropout nn.Dropout2d F.dropout F.dropout2d"
     ),
 }
-
-
-def _definer(kind: type[Any], layer: str = "torch.nn.modules") -> type[Any] | None:
-    """The class of torch's whose `forward` a module type runs; None if it has replaced it, or a method that it
-    calls."""
-    for ancestor in kind.__mro__:
-        if "forward" in vars(ancestor):
-            return ancestor if ancestor.__module__.startswith(layer) else None
-        own = {name for name, value in vars(ancestor).items() if inspect.isfunction(value)} - _SETTINGS
-        if not ancestor.__module__.startswith(layer) and any(hasattr(b, n) for b in ancestor.__mro__[1:] for n in own):
-            return None
-    return None
-
-
-def _tracer(operations: Rules, inputs: Mapping[str, Any], example: Callable[[], Tensor]) -> Any:
-    """torchvision's tracer, which names steps; torchvision takes a second to import, so this is done when needed."""
-    from torchvision.models.feature_extraction import NodePathTracer
-
-    class Proxy(fx.Proxy):
-        """`x += y` changes x, which other names may stand for; by itself fx reads it as `x = x + y`."""
-
-        def __len__(self) -> int:
-            tracer: Any = self.tracer
-            return len(tracer.value_of_shape(self)) if _of_shapes_alone(self.node) else super().__len__()
-
-    def in_place(name: str) -> Callable[[Any, Any], Any]:
-        def apply(self: Any, other: Any) -> Any:
-            result = getattr(operator, name)(self, other)
-            result.node.meta["in_place"] = True
-            return result
-
-        return apply
-
-    for name in ("add", "sub", "mul", "truediv"):
-        setattr(Proxy, f"__i{name}__", in_place(name))
-
-    class Tracer(NodePathTracer):
-        def __init__(self) -> None:
-            super().__init__()
-            self.constants: dict[str, Tensor] = {}
-            self.guards: list[tuple[fx.Node, bool]] = []
-
-        def is_leaf_module(self, m: nn.Module, qualname: str) -> bool:
-            if type(m) in operations:
-                return True
-            return _definer(type(m)) is not None and "forward" not in vars(m) and not isinstance(m, _CONTAINERS)
-
-        def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-            return root_fn, [self.root, *_arguments(self, root_fn, inputs)]
-
-        def create_arg(self, a: Any) -> Any:
-            if (
-                isinstance(a, Tensor)
-                and not isinstance(a, nn.Parameter)
-                and all(a is not b for b in self.root.buffers())
-            ):
-                name = next(
-                    (n for n, tensor in self.constants.items() if tensor is a), f"constant{len(self.constants)}"
-                )
-                self.constants[name] = a
-                return self.create_node("get_attr", name, (), {})
-            return super().create_arg(a)
-
-        def proxy(self, node: fx.Node) -> fx.Proxy:
-            return Proxy(node, self)
-
-        def to_bool(self, obj: fx.Proxy) -> bool:
-            if not _of_shapes_alone(obj.node):
-                return bool(super().to_bool(obj))  # raises fx's own error
-            self.guards.append((obj.node, bool(self.value_of_shape(obj))))
-            return self.guards[-1][1]
-
-        def iter(self, obj: fx.Proxy) -> Any:
-            if not _of_shapes_alone(obj.node):
-                return super().iter(obj)
-            return iter([operator.getitem(obj, n) for n in range(len(obj))])
-
-        def value_of_shape(self, proxy: fx.Proxy) -> Any:
-            return self.value_at(proxy.node, example())
-
-        def value_at(self, node: fx.Node, image: Tensor) -> Any:
-            """The value of a node of the unfinished graph for an image."""
-            if node.op == "placeholder":
-                return image
-            if node.op == "get_attr":
-                state = self.constants | dict(self.root.named_parameters()) | dict(self.root.named_buffers())
-                return state[str(node.target)]
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self.value_at(source, image))
-            if node.op == "call_module":  # to call it would trace it
-                return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
-            return _call(self.root, node, args, kwargs)
-
-    return Tracer()
-
-
-def _arguments(tracer: fx.Tracer, forward: Callable[..., Any], inputs: Mapping[str, Any]) -> list[Any]:
-    """What `forward` is traced with: the image, the inputs that are given, and the others' defaults."""
-    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [p for p in list(inspect.signature(forward).parameters.values())[1:] if p.kind in by_position]
-    if unknown := [name for name in inputs if name not in [p.name for p in parameters[1:]]]:
-        raise unknown_name("input", unknown[0], [p.name for p in parameters[1:]])
-    image = parameters[0].name if parameters else "x"
-    values: list[Any] = [tracer.create_proxy("placeholder", image, (), {})]
-    for p in parameters[1:]:
-        if p.name not in inputs and p.default is p.empty:
-            raise InputError(f"the model needs {p.name} besides an image: give it as Graph(model, {p.name}=...)")
-        values.append(inputs.get(p.name, p.default))
-    return values
-
-
-def _of_shapes_alone(node: fx.Node) -> bool:
-    """Whether a value depends on the sizes and types of tensors, not on what they hold."""
-    if _tells_shape(node) or node.op == "get_attr":
-        return True
-    return bool(node.all_input_nodes) and all(_of_shapes_alone(source) for source in node.all_input_nodes)
-
-
-def _tells_shape(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target in _SHAPE_METHODS
-    return node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
-
-
-def _call(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    if node.op == "call_module":
-        return model.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "get_attr":
-        return operator.attrgetter(str(node.target))(model)
-    if node.op == "call_method":
-        x = args[0].contiguous() if node.target == "view" else args[0]  # a view needs its elements in order
-        return getattr(x, str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model within DataParallel, DistributedDataParallel or `torch.compile`; InputError for scripted and exported
-    ones."""
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return unwrapped(model.module)
-    if "_orig_mod" in model._modules:
-        return unwrapped(model.get_submodule("_orig_mod"))
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(f"{type(model).__name__} was compiled by torch.jit: give the model that it was made from")
-    if (isinstance(model, fx.GraphModule) and "_guards_fn" in model._modules) or hasattr(model, "graph_signature"):
-        raise InputError("the model was made by torch.export: give the model that was exported")
-    return model
 
 
 class Shapes(Mapping[fx.Node, torch.Size]):
@@ -240,7 +79,7 @@ class Graph:
             raise InputError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
         self.model = unwrapped(model)
         self.operations = dict(operations)
-        tracer = _tracer(self.operations, inputs, self._example)
+        tracer = make_tracer(self._is_leaf, inputs, self._example)
         try:
             with evaluating(self.model):
                 graph = tracer.trace(self.model)
@@ -248,7 +87,7 @@ class Graph:
             raise
         except Exception as error:  # the model's own code runs here, and may raise anything
             raise InputError(
-                f"{type(self.model).__name__} cannot be traced ({first_line(error)}); a deconvnet needs a model "
+                f"{type(self.model).__name__} cannot be traced{tracer.failed} ({first_line(error)}); a deconvnet needs a model "
                 "without control flow that depends on the data: hide that part in a module and register it with @rule"
             ) from error
         self._constants, self._guards = tracer.constants, tracer.guards
@@ -263,9 +102,12 @@ class Graph:
         self._shapes: dict[Pair, Shapes] = {}
         self._channels: int | None = None
 
+    def _is_leaf(self, module: nn.Module) -> bool:
+        return type(module) in self.operations or runs_torchs_forward(module)
+
     def _example(self) -> Tensor:
         """An image of a usual size, at which conditions on sizes are looked up; `shapes` checks them for others."""
-        return torch.zeros(1, _first_channels(self.model), 224, 224, **device_and_dtype(self.model))
+        return torch.zeros(1, first_channels(self.model), 224, 224, **device_and_dtype(self.model))
 
     # -- reading the traced graph
 
@@ -294,7 +136,7 @@ class Graph:
                 if not node.meta.get("in_place"):
                     self._overwrites.add(node)
             if node.op == "placeholder" or self.carriers.intersection(node.all_input_nodes):
-                decided = _tells_shape(node) or node.target is switches_of
+                decided = tells_shape(node) or node.target is switches_of
                 self.carriers.update(() if decided else (node,))
 
     def _taken_apart(self, node: fx.Node, names: Mapping[fx.Node, str]) -> bool:
@@ -309,16 +151,18 @@ class Graph:
                 user.target, user.kwargs = piece, node.kwargs
                 user.args = (node.args[0], split, user.args[1], *node.args[1:])
             return True
-        argument = self.arguments(node, node.args, node.kwargs)
-        if (row := self.lookup(SWITCHED, node)) is None or not argument("return_indices", False):
+        argument, row = self.arguments(node, node.args, node.kwargs), self.lookup(SWITCHED, node)
+        if row is None or not (argument("return_indices", False) or self.operation(node).endswith("with_indices")):
             return False
+        pooling, defaults = row
+        arguments = pool_arguments(argument, defaults)
         for user in list(node.users):
-            arguments = pool_arguments(argument, row[1])
             if user.args[1] == 0:
-                user.target, user.args, user.kwargs = torch.nn.functional.max_pool2d, (node.args[0],), arguments
+                values = F.max_pool2d if pooling is pool else F.adaptive_max_pool2d
+                user.target, user.args, user.kwargs = values, (node.args[0],), arguments
                 self.names[user] = names.get(node, node.name)
             else:
-                user.target, user.args = switches_of, (node.args[0], row[0], arguments)
+                user.target, user.args = switches_of, (node.args[0], pooling, arguments)
         return True
 
     def _changes_in_place(self, node: fx.Node) -> bool:
@@ -521,7 +365,7 @@ class Graph:
 
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Do what the step does in the model."""
-        return _call(self.model, node, args, kwargs)
+        return call(self.model, node, args, kwargs)
 
     # -- shapes and windows
 
@@ -530,7 +374,7 @@ class Graph:
         """How many channels the images have that the model reads, found by trying its first convolution."""
         if self._channels is None:
             first = next((n for n in self.nodes if n in self.carriers and self._key(n) in _CONVOLUTIONS), None)
-            guess = _first_channels(self.model)
+            guess = first_channels(self.model)
             self._channels = next((c for c in (guess, 3, 1, *range(2, 65)) if first and self._runs(first, c)), guess)
         return self._channels
 
@@ -544,7 +388,7 @@ class Graph:
 
     def shapes(self, image_size: Pair, last: fx.Node) -> Shapes:
         """The output shape of each step up to `last`, for one image of that size."""
-        image_size = (image_size[0], image_size[1])
+        image_size = pair(image_size)
         known = self._shapes.setdefault(image_size, Shapes())
         if last not in known.outputs and last not in known.numbers:
             guards = [node for node, _ in self._guards]
@@ -568,6 +412,11 @@ class Graph:
                         f"{image_size[1]} pixels: its control flow depends on their size"
                     )
         return known
+
+    def check_size(self, images: Tensor) -> None:
+        """InputError for images whose size makes the model take another path than the one that was traced."""
+        if self._guards:
+            self.shapes(pair(images.shape[-2:]), self.output)
 
     def _sources(self, node: fx.Node, shapes: Shapes) -> list[fx.Node]:
         return [source for source in node.all_input_nodes if source in shapes]
@@ -607,6 +456,8 @@ class Graph:
             window = next((row.window for row in rows if row is not None and row.window is not None), None)
             if len(shapes[node]) < 3:
                 window = WHOLE  # units without a place
+            elif not all(source in shapes for source in node.all_input_nodes if source in self.carriers):
+                window = None  # it reads several tensors at once
             elif window is not None and not isinstance(window, Window):
                 with torch.no_grad():
                     window = window(self.step(node, shapes))
@@ -619,11 +470,6 @@ class Graph:
 
 
 _CONVOLUTIONS = named("nn.Conv2d F.conv2d torch.conv2d")
-
-
-def _first_channels(model: nn.Module) -> int:
-    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    return convolution.in_channels if convolution else 3
 
 
 def _signature(function: Any) -> tuple[str, ...]:

@@ -105,8 +105,8 @@ SIGNATURES: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys((torch.mean, Tensor.mean, torch.sum, Tensor.sum), ("input", "dim", "keepdim")),
     **dict.fromkeys((torch.cat, torch.stack), ("tensors", "dim")),
     **dict.fromkeys((torch.softmax, Tensor.softmax, torch.log_softmax, Tensor.log_softmax), ("input", "dim")),
-    torch.roll: ("input", "shifts", "dims"),
-    Tensor.roll: ("input", "shifts", "dims"),
+    F.pixel_shuffle: ("input", "upscale_factor"),
+    F.pixel_unshuffle: ("input", "downscale_factor"),
     torch.einsum: ("equation", "operand"),
 }
 POOL = {"kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False, "dilation": 1}
@@ -226,11 +226,16 @@ def _supports(call: Callable[[Tensor], Tensor], shape: Sequence[int]) -> tuple[T
 
 
 def measured_window(step: Step) -> Window | None:
-    """The window of a linear step that treats rows, columns and maps alike: resampling, padding, flips and shifts."""
+    """The window of a linear step that treats rows, columns and maps apart: resampling, padding, flips and rolls."""
     before, after = step.shapes[0], step.output
-    if len(step.sources) != 1 or len(before) != 4 or len(after) != 4 or before[1] != after[1]:
+    if len(step.sources) != 1 or len(before) != 4 or len(after) != 4:
         return None
-    return Window(table=_supports(step.call, before))
+    numbers = torch.arange(1.0, before[1] + 1, dtype=torch.float64).view(1, -1, 1, 1).expand(1, *before[1:])
+    moved = step.call(numbers)  # maps of one number each stay so, and tell which map they were
+    maps = moved[0].amax((1, 2)).round().long()[:, None] - 1
+    if not torch.allclose(moved, (maps + 1).double()[None, :, :, None].expand_as(moved)):
+        return None
+    return Window(maps=(maps,), table=_supports(step.call, before))
 
 
 def transposed_window(step: Step) -> Window | None:
@@ -322,14 +327,14 @@ def pad_window(step: Step) -> Window | None:
 
 def joined_window(step: Step) -> Window | None:
     """Concatenation of maps: each map of the output reads its own branch alone."""
+    branches: Any = (*step.node.args, *step.node.kwargs.values())[0]
     dim = step.argument("dim", 0) % len(step.output)
-    if not 0 < dim < len(step.output) - 2:
+    if not isinstance(branches, Sequence) or not 0 < dim < len(step.output) - 2:
         return None
     join, sizes = (
         torch.cat if step.operation != "stack" else torch.stack,
         dict(zip(step.sources, step.shapes, strict=True)),
     )
-    branches: Any = (*step.node.args, *step.node.kwargs.values())[0]
     number = {source: n for n, source in enumerate(step.sources)}
     owner = join([torch.full(sizes[b][1:-2], number[b]) for b in branches], dim - 1).flatten()[:, None]
     index = join([torch.arange(_count(sizes[b])).view(sizes[b][1:-2]) for b in branches], dim - 1).flatten()[:, None]
@@ -377,10 +382,8 @@ def moved_window(step: Step) -> Window | None:
 
 
 def flipped_window(step: Step) -> Window | None:
-    """Of flips and rolls: where they move maps, as other moves; where they move places, measured."""
-    dims = step.argument("dims", ())
-    moves_maps = any(d % 4 < 2 for d in ((dims,) if isinstance(dims, int) else dims))
-    return moved_window(step) if moves_maps or len(step.output) != 4 else measured_window(step)
+    """Of flips and rolls, which move maps or places."""
+    return moved_window(step) or measured_window(step)
 
 
 def shuffled_window(step: Step) -> Window | None:
@@ -425,8 +428,14 @@ def reduced_window(step: Step) -> Window | None:
 def normed_window(step: Step) -> Window:
     """Local response normalisation: a map reads its neighbours, `size` of them."""
     size, maps = step.argument("size"), _maps(step)[0]
-    near = torch.arange(maps)[:, None] + torch.arange(-(size // 2), (size - 1) // 2 + 1)
-    return Window(maps=(near.where((near >= 0) & (near < maps), -1),))
+    before, behind = size // 2, (size - 1) // 2
+    if step.operation == "CrossMapLRN2d":  # torch's: as many on each side, and its sum never lets go of map 0
+        before = behind
+    near = torch.arange(maps)[:, None] + torch.arange(-before, behind + 1)
+    near = near.where((near >= 0) & (near < maps), -1)
+    if step.operation == "CrossMapLRN2d":
+        near = torch.cat([torch.zeros(maps, 1, dtype=torch.int64), near], 1)
+    return Window(maps=(near,))
 
 
 def softmax_window(step: Step) -> Window | None:
@@ -472,8 +481,8 @@ def gradient(step: Step, signal: Tensor) -> Sequence[Tensor]:
     return vector_jacobian(step.call, step.inputs, signal)
 
 
-def through(step: Step, signal: Tensor) -> Tensor:
-    return signal
+def through(step: Step, signal: Tensor) -> Sequence[Tensor]:
+    return [signal, *(signal.new_zeros(shape) for shape in step.shapes[1:])]  # of `x.type_as(y)` y gets none
 
 
 def through_dropout(step: Step, signal: Tensor) -> Tensor:
@@ -565,7 +574,7 @@ def batch_norm(step: Step, signal: Tensor) -> Sequence[Tensor]:
 
 def group_norm(step: Step, signal: Tensor) -> Tensor | Sequence[Tensor]:
     """By the forward pass's statistics, held fixed; of instance normalisation too, whose groups are single maps."""
-    if step.argument("running_mean") is not None and not step.argument("use_input_stats", False):
+    if not _reads_statistics(step):
         return transpose(step, signal)
     (x,) = step.inputs
     groups = step.argument("num_groups", x.shape[1])
@@ -574,6 +583,17 @@ def group_norm(step: Step, signal: Tensor) -> Tensor | Sequence[Tensor]:
     weight = step.argument("weight")
     scale = scale if weight is None else scale * weight
     return signal * scale.view(*scale.shape, *[1] * (x.ndim - 2))
+
+
+def _reads_statistics(step: Step) -> bool:
+    """Whether a normalisation takes the statistics of its input, not those of the training images."""
+    if step.argument("running_mean") is None:
+        return True
+    return step.module is None and bool(step.argument("use_input_stats", True))
+
+
+def group_norm_window(step: Step) -> Window:
+    return WHOLE if _reads_statistics(step) else POINTWISE
 
 
 def scale(step: Step, signal: Tensor) -> Sequence[Tensor]:
@@ -684,7 +704,7 @@ DECONVNET: dict[Any, Operation] = {
     ),
     **_rows(named("nn.Linear F.linear"), filter_linear, linear_window),
     **_rows(named("nn.BatchNorm1d nn.BatchNorm2d nn.SyncBatchNorm F.batch_norm torch.batch_norm"), batch_norm),
-    **_rows(GROUP_NORMS, group_norm, WHOLE, reads_input=True),
+    **_rows(GROUP_NORMS, group_norm, group_norm_window, reads_input=True),
     **_rows(named("nn.AvgPool2d F.avg_pool2d"), transpose, average_pool_window),
     **_rows(named("nn.AdaptiveAvgPool2d F.adaptive_avg_pool2d"), transpose, adaptive_pool_window),
     **_rows(named("nn.ConvTranspose2d F.conv_transpose2d nn.MaxUnpool2d F.max_unpool2d"), transpose, transposed_window),
@@ -738,7 +758,7 @@ DECONVNET: dict[Any, Operation] = {
 UNRECTIFIED: dict[Any, Operation] = _rows(RECTIFIERS, through)
 DIFFERENTIATED_NORMS: dict[Any, Operation] = {
     **_rows(CONTRAST_NORMS, gradient, normed_window, reads_input=True),
-    **_rows(GROUP_NORMS, gradient, WHOLE, reads_input=True),
+    **_rows(GROUP_NORMS, gradient, group_norm_window, reads_input=True),
 }
 GRADIENT = (
     {key: row if row.back else Operation(gradient, row.window, reads_input=True) for key, row in DECONVNET.items()}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from zfnet.checks import check_images, evaluating
+from zfnet.errors import InputError
 from zfnet.graph import Graph
 from zfnet.operations import SWITCHED, pool_arguments
 from zfnet.views import View, WholeMaps
@@ -42,8 +43,12 @@ def record(
         reads_input: whether a rule reads the value of this step.
         view: how steps see their sources; None: whole maps.
     """
+    if isinstance(layers, str):
+        raise InputError(f"layers is {layers!r}; give a list of layers, [{layers!r}]")
     nodes = {graph.name(layer): graph.node(layer) for layer in (graph.layers if layers is None else layers)}
-    view = view or WholeMaps(graph)
+    if view is None:
+        view = WholeMaps(graph)
+        graph.check_size(images)
     recording = Recording(images, view)
 
     def read(node: fx.Node, source: fx.Node, value: Any) -> Any:
@@ -83,6 +88,7 @@ def activations(
     """The outputs of the layers, by name, for images (N, C, H, W); nothing else is kept."""
     nodes = {graph.name(layer): graph.node(layer) for layer in layers}
     parts = []
+    graph.check_size(images)
     with evaluating(graph.model):
         for some in check_images(graph.model, images).split(batch_size):
             values = graph.run(some, nodes.values(), graph.call, nodes.values())

@@ -89,9 +89,9 @@ def follow(
     """
     parts = {node: Part((unit[0], unit[0] + 1), (unit[1], unit[1] + 1), maps)}
     for step in reversed(graph.path([node])):
-        sources = [source for source in step.all_input_nodes if source in shapes]
-        if step not in parts or not sources:
+        if step not in parts or step in graph.inputs:
             continue
+        sources = [source for source in step.all_input_nodes if source in shapes]
         window = graph.window(step, shapes)
         if window is WHOLE:
             return None
@@ -219,7 +219,9 @@ class UnitWindows:
             value = value[..., rows, columns]
             return value if outside is None else self._fill(value, outside, window.fill)
         if value is None and source in self.shapes:  # a branch that these units do not see
-            size = [high - low for low, high in (self._reads(node, axis) for axis in (0, 1))]
+            size = self.shapes[source][-2:]
+            if node in self._window:
+                size = torch.Size(high - low for low, high in (self._reads(node, axis) for axis in (0, 1)))
             zero = torch.zeros(1, **device_and_dtype(self.graph.model))
             return zero.expand(len(self.units[0]), *self.shapes[source][1:-2], *size)
         return value

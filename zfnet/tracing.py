@@ -1,0 +1,192 @@
+"""Read a model with `torch.fx`, under torchvision's names for its steps.
+
+fx calls `forward` with proxies that write down what is done with them. Here it also learns what it does not see by
+itself: which modules run torch's own `forward`, that `x += y` changes x, and conditions on the sizes of tensors, which
+are looked up for an example image and noted as guards.
+"""
+
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from zfnet.errors import InputError, unknown_name
+
+_TORCH = "torch.nn.modules"
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+# methods of torch's layers that a subclass may replace without changing what the layer computes
+_SETTINGS = {"__init__", "__repr__", "__setstate__", "extra_repr", "reset_parameters", "train", "record"}
+# methods and attributes that tell of a tensor's shape and type, not of its values
+_SHAPE_METHODS = {"size", "dim", "numel", "ndimension", "new_zeros", "new_ones", "new_full", "new_tensor"}
+_SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
+
+
+def runs_torchs_forward(module: nn.Module) -> bool:
+    """Whether a module runs the `forward` of a layer of torch's, and the methods that this calls."""
+    if "forward" in vars(module) or isinstance(module, _CONTAINERS):
+        return False
+    ancestors = type(module).__mro__
+    for n, ancestor in enumerate(ancestors):
+        of_torch = ancestor.__module__.startswith(_TORCH)
+        if "forward" in vars(ancestor):
+            return of_torch
+        methods = {name for name, value in vars(ancestor).items() if inspect.isfunction(value)} - _SETTINGS
+        if not of_torch and any(hasattr(base, name) for base in ancestors[n + 1 :] for name in methods):
+            return False
+    return False
+
+
+def tells_shape(node: fx.Node) -> bool:
+    """Whether a step gives the shape or type of a tensor, or something made of these alone."""
+    if node.op == "call_method":
+        return node.target in _SHAPE_METHODS
+    return node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
+
+
+def _of_shapes_alone(node: fx.Node) -> bool:
+    if tells_shape(node) or node.op == "get_attr":
+        return True
+    return bool(node.all_input_nodes) and all(_of_shapes_alone(source) for source in node.all_input_nodes)
+
+
+def call(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """Do what a step does in the model."""
+    if node.op == "call_module":
+        return model.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        x = args[0].contiguous() if node.target == "view" else args[0]  # a view needs its elements in order
+        return getattr(x, str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+class _Proxy(fx.Proxy):
+    """`x += y` changes x, which other names may stand for; by itself fx reads it as `x = x + y`."""
+
+    def __len__(self) -> int:
+        tracer: Any = self.tracer
+        return len(tracer.value_of_shape(self)) if _of_shapes_alone(self.node) else super().__len__()
+
+
+def _in_place(name: str) -> Callable[[Any, Any], Any]:
+    def apply(self: Any, other: Any) -> Any:
+        result = getattr(operator, name)(self, other)
+        result.node.meta["in_place"] = True
+        return result
+
+    return apply
+
+
+for _name in ("add", "sub", "mul", "truediv"):
+    setattr(_Proxy, f"__i{_name}__", _in_place(_name))
+
+
+def make_tracer(is_leaf: Callable[[nn.Module], bool], inputs: Mapping[str, Any], image: Callable[[], Tensor]) -> Any:
+    """A tracer: `trace(model)` gives an fx.Graph, and the tracer then holds names, constants and guards.
+
+    Args:
+        is_leaf: whether a module is one step.
+        inputs: values for arguments of `forward` besides the image.
+        image: makes the example for which conditions on sizes are looked up.
+    """
+    # torchvision takes a second to import, which only those who trace a model should wait for
+    from torchvision.models.feature_extraction import NodePathTracer
+
+    class Tracer(NodePathTracer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.constants: dict[str, Tensor] = {}
+            self.guards: list[tuple[fx.Node, bool]] = []
+            self.failed = ""  # the innermost module that could not be traced
+
+        def is_leaf_module(self, m: nn.Module, qualname: str) -> bool:
+            return is_leaf(m)
+
+        def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            try:
+                return super().call_module(m, forward, args, kwargs)
+            except Exception:
+                self.failed = self.failed or f" at {self.path_of_module(m)} ({type(m).__name__})"
+                raise
+
+        def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+            name, by_position, by_name = _arguments(root_fn, inputs)
+            proxy = self.create_proxy("placeholder", name, (), {})
+            return functools.partial(root_fn, **by_name), [self.root, proxy, *by_position]
+
+        def create_arg(self, a: Any) -> Any:
+            known = (*self.root.parameters(), *self.root.buffers()) if isinstance(a, Tensor) else ()
+            if not isinstance(a, Tensor) or any(a is tensor for tensor in known):
+                return super().create_arg(a)
+            names = (name for name, tensor in self.constants.items() if tensor is a)
+            name = next(names, f"constant{len(self.constants)}")
+            self.constants[name] = a
+            return self.create_node("get_attr", name, (), {})
+
+        def proxy(self, node: fx.Node) -> fx.Proxy:
+            return _Proxy(node, self)
+
+        def to_bool(self, obj: fx.Proxy) -> bool:
+            if not _of_shapes_alone(obj.node):
+                return bool(super().to_bool(obj))  # raises fx's own error
+            self.guards.append((obj.node, bool(self.value_of_shape(obj))))
+            return self.guards[-1][1]
+
+        def iter(self, obj: fx.Proxy) -> Any:
+            if not _of_shapes_alone(obj.node):
+                return super().iter(obj)
+            return iter([operator.getitem(obj, n) for n in range(len(obj))])
+
+        def value_of_shape(self, proxy: fx.Proxy) -> Any:
+            return self._value(proxy.node, image())
+
+        def _value(self, node: fx.Node, image: Tensor) -> Any:
+            if node.op == "placeholder":
+                return image
+            if node.op == "get_attr":
+                state = self.constants | dict(self.root.named_parameters()) | dict(self.root.named_buffers())
+                return state[str(node.target)]
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self._value(source, image))
+            if node.op == "call_module":  # to call it would trace it
+                return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
+            return call(self.root, node, args, kwargs)
+
+    return Tracer()
+
+
+def _arguments(forward: Callable[..., Any], inputs: Mapping[str, Any]) -> tuple[str, list[Any], dict[str, Any]]:
+    """What `forward` is traced with: the image's name, and the other arguments, given or default, by position and
+    name."""
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    image = named[0].name if named else "x"
+    if unknown := [name for name in inputs if name not in [p.name for p in named[1:]]]:
+        raise unknown_name("input", unknown[0], [p.name for p in named[1:]])
+    if missing := [p.name for p in named[1:] if p.default is p.empty and p.name not in inputs]:
+        raise InputError(f"the model needs {missing[0]} besides an image: give it as Graph(model, {missing[0]}=...)")
+    values = {p: inputs.get(p.name, p.default) for p in named[1:]}
+    by_name = {p.name: value for p, value in values.items() if p.kind is p.KEYWORD_ONLY}
+    return image, [value for p, value in values.items() if p.name not in by_name], by_name
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model in DataParallel, DistributedDataParallel or `torch.compile`; InputError for scripted and exported
+    ones."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return unwrapped(model.module)
+    if "_orig_mod" in model._modules:
+        return unwrapped(model.get_submodule("_orig_mod"))
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(f"{type(model).__name__} was compiled by torch.jit: give the model that it was made from")
+    if isinstance(model, fx.GraphModule) and "_guards_fn" in model._modules:
+        raise InputError("the model was made by torch.export: give the model that was exported")
+    return model
+
+
+def first_channels(model: nn.Module) -> int:
+    """The input channels of a model's first convolution; without one, 3."""
+    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return convolution.in_channels if convolution else 3
