@@ -309,15 +309,22 @@ def _weights_for(model: nn.Module, path: Path, entry: str | None) -> Weights:
         raise unknown_name(f"entry of {path}", entry, entries)
     plain = [name for name in entries if name.split(".")[-1] not in AVERAGED]
     names = [entry] if entry is not None else plain or list(entries)
-    nearest = {name: min(_versions(entries[name]), key=lambda w: sum(map(len, _misfits(model, w)))) for name in names}
-    fitting = [name for name, weights in nearest.items() if not any(_misfits(model, weights))]
+    nearest = {
+        name: min(_versions(entries[name]), key=lambda w: sum(map(len, _misfits(model, w).values()))) for name in names
+    }
+    fitting = [name for name, weights in nearest.items() if not _misfits(model, weights)]
     if len(fitting) > 1:
         raise InputError(f"{path} holds {len(fitting)} sets of weights that fit: give entry={' or '.join(fitting)}")
     name = (fitting or names)[0]
-    _check_fit(model, nearest[name], path)
+    weights = nearest[name]
+    problems = [f"{len(misfits)} {kind} (first {misfits[0]})" for kind, misfits in _misfits(model, weights).items()]
+    if problems := problems or _other_modules(model, weights.modules):
+        saved = weights.metadata.get("architecture")
+        origin = f"; it was saved from {json.dumps(saved)}" if saved else ""
+        raise InputError(f"{path} does not fit {type(model).__name__}: {', '.join(problems)}{origin}")
     if name not in plain:
         warnings.warn(f"the EMA weights of {path} are used ({name})", stacklevel=3)
-    return nearest[name]
+    return weights
 
 
 def _other_modules(model: nn.Module, expected: dict[str, dict[str, Any]]) -> list[str]:
@@ -339,28 +346,20 @@ def _other_modules(model: nn.Module, expected: dict[str, dict[str, Any]]) -> lis
     return []
 
 
-def _misfits(model: nn.Module, weights: Weights) -> tuple[list[str], list[str], list[str]]:
-    """The names of tensors that are missing, unexpected, and misshapen."""
+def _misfits(model: nn.Module, weights: Weights) -> dict[str, list[str]]:
+    """The names of tensors that are missing, unexpected, and misshapen; no entry for what none is."""
     own, tensors = model.state_dict(), weights.tensors
     # older files lack BatchNorm's counters, on which no output depends; torch then leaves the model's
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in tensors if name not in own]
+    unexpected = unexpected or [f"padding of {n}" for n in weights.paddings if f"{n}.weight" not in own]
     misshapen = [
         f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(own[name].shape)} in the model"
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
     ]
-    unexpected = unexpected or [f"padding of {n}" for n in weights.paddings if f"{n}.weight" not in own]
-    return missing, unexpected, misshapen
-
-
-def _check_fit(model: nn.Module, weights: Weights, path: Path) -> None:
-    kinds = zip(_misfits(model, weights), ("missing", "unexpected", "misshapen"), strict=True)
-    problems = [f"{len(names)} {kind} (first {names[0]})" for names, kind in kinds if names]
-    if problems := problems or _other_modules(model, weights.modules):
-        saved = weights.metadata.get("architecture")
-        origin = f"; it was saved from {json.dumps(saved)}" if saved else ""
-        raise InputError(f"{path} does not fit {type(model).__name__}: {', '.join(problems)}{origin}")
+    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    return {kind: names for kind, names in kinds.items() if names}
 
 
 def _check_finite(tensors: dict[str, Tensor], where: str) -> None:
@@ -402,8 +401,7 @@ def load(
     own = weights.preprocessing
     if preprocessing is not None and own is not None and own.identity() != preprocessing.identity():
         raise InputError(f"{path} has its own preprocessing; leave out preprocessing=, or change it afterwards")
-    preprocessing = preprocessing or own or default_preprocessing
-    if preprocessing is None:
+    if (preprocessing := preprocessing or own or default_preprocessing) is None:
         raise InputError(
             f"{path} does not say how its photographs were prepared; give preprocessing="
             " (Preprocessing() for torchvision's ImageNet weights)"

@@ -25,14 +25,13 @@ def parts_of(
 ) -> dict[int, dict[str, Box]]:
     """The boxes of the named parts, by item of the dataset; items that lack one are left out.
 
+    InputError for a bad table, a part that nothing has, or a box that is not wholly in the image.
+
     Args:
         data: a dataset that knows the parts of its items, or photographs.
         names: parts, each with its words in any order: "left eye" is left_eye and eye_left.
         table: the CSV file; None: the dataset's own boxes.
         kind: only items of this class, where the dataset has its own boxes.
-
-    Raises:
-        InputError: a bad table, a part that nothing has, or a box that is not wholly in the image.
     """
     images = as_images(data)
     boxes = _known(images, kind) if table is None else _listed(images, Path(table))
@@ -63,9 +62,8 @@ def _known(images: Images, kind: str | None) -> dict[int, Mapping[str, Box]]:
         if kind is None or images.classes[label] == kind:
             truth = images.truth(item)
             if truth is None or truth.parts is None:
-                raise InputError(
-                    f"{images.title} knows no parts: give a CSV file with the columns {', '.join(COLUMNS)}"
-                )
+                columns = ", ".join(COLUMNS)
+                raise InputError(f"{images.title} knows no parts: give a CSV file with the columns {columns}")
             boxes[item] = truth.parts
     return boxes
 

@@ -47,23 +47,6 @@ _DAMAGED = (
 )
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """The photograph in a file (an animation's first frame) as upright 8-bit RGB, or BrokenImage."""
-    return _read_image(Folder(Path(path).parent), Path(path).name)
-
-
-def _read_image(folder: Folder, file: str) -> Image.Image:
-    content = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which pixels do not depend on
-        try:
-            content = folder.read(file)
-            return upright_rgb(_decoded(content))
-        except _DAMAGED as error:
-            reason = "the file is empty (zero bytes)" if content == b"" else _reason(error)
-            raise BrokenImage(f"cannot load {folder.path / file}: {reason}") from None
-
-
 def _decoded(content: bytes) -> Image.Image:
     """The image as Pillow decodes it, unless that would take too much memory."""
     image = Image.open(io.BytesIO(content), formats=_FORMATS)
@@ -109,8 +92,16 @@ class ImageFiles(Images):
         return transformed(self.transform, image, str(self.root / self._files[index])), self.labels[index]
 
     def image(self, index: int) -> Image.Image:
-        """The photograph as upright RGB, before any transform; BrokenImage if it cannot be loaded."""
-        return _read_image(self._folder, self._files[index])
+        """The photograph (an animation's first frame) as upright RGB, before any transform, or BrokenImage."""
+        content = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which pixels do not depend on
+            try:
+                content = self._folder.read(self._files[index])
+                return upright_rgb(_decoded(content))
+            except _DAMAGED as error:
+                reason = "the file is empty (zero bytes)" if content == b"" else _reason(error)
+                raise BrokenImage(f"cannot load {self.root / self._files[index]}: {reason}") from None
 
     def file(self, index: int) -> str:
         """The path of a photograph from the folder, with forward slashes."""
@@ -132,8 +123,7 @@ class ImageFiles(Images):
 
         None for others, and where the transform does not say where it puts a pixel.
         """
-        path = self.root / self._files[index]
-        seen = box_after(self.transform)
+        path, seen = self.root / self._files[index], box_after(self.transform)
         if path.parent.name != "JPEGImages" or seen is None:
             return None
         annotation = read_annotation(Folder(path.parent.parent / "Annotations"), f"{path.stem}.xml")
@@ -151,9 +141,8 @@ def _from_folders(folder: Folder, listed: list[str]) -> list[_Photo]:
     files = [file for file in listed if file.lower().endswith(EXTENSIONS)]
     flat = [file for file in files if "/" not in file]
     if flat and len(flat) < len(files):
-        raise InputError(
-            f"{folder.path} holds class folders and, beside them, {flat[0]}; move it, or list all in labels.csv"
-        )
+        advice = "move it, or list all in labels.csv"
+        raise InputError(f"{folder.path} holds class folders and, beside them, {flat[0]}; {advice}")
     return [_Photo(file, None, None if flat else file.partition("/")[0]) for file in files]
 
 
@@ -161,10 +150,8 @@ def _from_table(folder: Folder, table: Path) -> list[_Photo]:
     columns, rows = read_table(Folder(table.parent), table.name)
     name_column = next((column for column in ("class_name", "class") if column in columns), None)
     if "file" not in columns or (name_column is None and "class_index" not in columns):
-        raise InputError(
-            f"{table} has the columns {', '.join(columns) or 'none'};"
-            " it needs file, and class_index, class_name or class"
-        )
+        needs = "it needs file, and class_index, class_name or class"
+        raise InputError(f"{table} has the columns {', '.join(columns) or 'none'}; {needs}")
     photos = [_from_row(f"{table} line {line}", row, name_column) for line, row in rows]
     photos.sort(key=lambda photo: PurePosixPath(photo.file).parts)
     for photo, following in itertools.pairwise(photos):
