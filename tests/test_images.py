@@ -276,7 +276,6 @@ DATASETS = {
     "resized more": lambda root: image_folder(root, v2.Resize(10), *V2),
     "scaled": lambda root: image_folder(root, V2[0], v2.ToDtype(torch.float32, scale=True)),
     "normalised": lambda root: image_folder(root, *V2, v2.Normalize([0, 0, 0], [1, 1, 2])),
-    "first version": image_folder,
     "target transform": lambda root: image_folder(root, *V2, target_transform=lambda label: label + 1),
     "lambda": lambda root: image_folder(root, *V2, v2.Lambda(lambda image: image + 1)),
     "another lambda": lambda root: image_folder(root, *V2, v2.Lambda(lambda image: image + 2)),
@@ -330,7 +329,7 @@ def test_only_the_items_of_a_subset_are_read():
     assert as_images(Odd("no image")).identity() != as_images(Odd("no image", classes=["ant"])).identity()
 
 
-@pytest.mark.parametrize("make", [Photos, image_folder, lambda root: Subset(Photos(root), [1])])
+@pytest.mark.parametrize("make", [Photos, lambda root: Subset(Photos(root), [1])])
 @pytest.mark.parametrize("what", ["content", "time", "gone"])
 def test_a_changed_file_changes_the_identity(folder, make, what):
     data, file = as_images(make(folder)), folder / "bee" / "1.png"
@@ -343,6 +342,34 @@ def test_a_changed_file_changes_the_identity(folder, make, what):
     else:
         file.unlink()
     assert data.identity() != before
+
+
+class InMemory(torchvision.datasets.CIFAR10):
+    """CIFAR-10 without its files."""
+
+    def __init__(self, value=0, label=0, transform=None):
+        self.data, self.targets, self.target_transform = np.full((2, 4, 4, 3), value, np.uint8), [label, 1], None
+        self.transform, self.classes = transform, ["ant", "bee"]
+
+
+InMemory.__module__ = "torchvision.datasets.cifar"
+
+
+def test_the_identity_of_a_dataset_in_memory_is_that_of_its_content_and_its_transform():
+    variants = [{}, {"value": 1}, {"label": 1}, *({"transform": Stated(factor)} for factor in (1, 2))]
+    assert len({as_images(InMemory(**settings)).identity() for settings in variants}) == len(variants)
+    assert as_images(InMemory(transform=Stated(1))).identity() == as_images(InMemory(transform=Stated(1))).identity()
+
+
+@pytest.mark.parametrize("kind, arguments", [(Photos, ()), (Scenes, ("val", 2))])
+def test_a_subclass_with_items_of_its_own_has_an_identity_of_its_own(folder, kind, arguments):
+    class Darker(kind):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image / 2, label
+
+    arguments = arguments or (folder,)
+    assert Darker(*arguments).identity() != kind(*arguments).identity()
 
 
 def test_labels_and_the_split_are_part_of_a_photograph_s_identity(folder):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zfnet.data.photos import Photos, read_image
+from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import BrokenImage, InputError
 
@@ -34,6 +34,13 @@ def photos(root, files, image=None):
 def table(path, header, *rows):
     with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
+
+
+def read_image(path):
+    """The only photograph of a folder."""
+    data = Photos(path.parent)
+    assert [data.file(i) for i in range(len(data))] == [path.name]
+    return data.image(0)
 
 
 def loaded(path):

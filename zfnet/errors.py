@@ -25,5 +25,6 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InputError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its type if the message is empty."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an error's message, without an errno; the name of its type if the message is empty."""
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)

@@ -54,34 +54,30 @@ class Weights:
 
 
 @contextlib.contextmanager
-def _parsing(path: Path, *errors: type[Exception]) -> Iterator[None]:
-    """One line for the errors that a library raises for damaged files."""
+def _reading(path: Path, *damaged: type[Exception]) -> Iterator[None]:
+    """One line that names the file for all that can be wrong with it; `damaged` is what a library raises then."""
     try:
         yield
-    except InputError:
-        raise
-    except errors as error:
+    except InputError as error:
+        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    except damaged as error:
         reason = first_line(error)
         raise InputError(f"cannot read weights from {path}, it may be cut short or damaged: {reason}") from None
-
-
-def _is_safetensors(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(9)[8:] == b"{"
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {first_line(error)}") from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Weights]:
-    with _parsing(path, safetensors.SafetensorError), safetensors.safe_open(path, "pt") as file:
+    with _reading(path, safetensors.SafetensorError), safetensors.safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         stored = file.metadata() or {}
-    text, metadata = stored.get("preprocessing"), _decoded(stored)
-    if not text:
+    metadata = _decoded(stored)
+    if not stored.get("preprocessing"):
         return {"": Weights(tensors, None, metadata)}
-    with _parsing(path, AttributeError, TypeError, ValueError):
+    with _reading(path, AttributeError, TypeError, ValueError):
         paddings = {name: tuple(map(int, padding)) for name, padding in metadata.pop("paddings", {}).items()}
-    preprocessing = Preprocessing.from_json(text)
-    if (mean := tensors.pop(MEAN_IMAGE, None)) is not None:
-        preprocessing = replace(preprocessing, mean_image=mean)
+    mean = tensors.pop(MEAN_IMAGE, None)
+    preprocessing = replace(Preprocessing.from_json(stored["preprocessing"]), mean_image=mean)
     return {"": Weights(tensors, preprocessing, metadata, paddings)}
 
 
@@ -94,7 +90,7 @@ def _decoded(stored: dict[str, str]) -> dict[str, Any]:
 
 
 def _archive(path: Path) -> list[str]:
-    """The names in a zip archive; none of what is no archive, or a damaged one."""
+    """The names in a zip archive; none where it is damaged or something else."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.namelist()
@@ -102,15 +98,10 @@ def _archive(path: Path) -> list[str]:
         return []
 
 
-def _is_npz(path: Path) -> bool:
-    names = _archive(path)
-    return bool(names) and all(name.endswith(".npy") for name in names)
-
-
 def _read_npz(path: Path) -> dict[str, Weights]:
     damaged = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, SyntaxError, ValueError)
     tensors = {}
-    with _parsing(path, *damaged), np.load(path, allow_pickle=False) as arrays:
+    with _reading(path, *damaged), np.load(path, allow_pickle=False) as arrays:
         for name in arrays.files:
             try:
                 tensors[name] = torch.from_numpy(arrays[name])
@@ -119,11 +110,6 @@ def _read_npz(path: Path) -> dict[str, Weights]:
                     raise
                 raise InputError(f"{path} is refused: {name} holds Python objects, which could run code") from None
     return {"": Weights(tensors)}
-
-
-def _is_torch(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2).startswith((b"PK", b"\x80"))  # a zip archive or, before torch 1.6, a pickle
 
 
 class _Beside:
@@ -142,7 +128,7 @@ def _read_torch(path: Path) -> dict[str, Weights]:
     beside = torch.serialization.safe_globals([(_Beside, name) for name in BESIDE])
     damaged = (RuntimeError, AssertionError, AttributeError, EOFError, LookupError, TypeError, ValueError, struct.error)
     try:
-        with warnings.catch_warnings(), beside, _parsing(path, *damaged):
+        with warnings.catch_warnings(), beside, _reading(path, *damaged):
             warnings.simplefilter("ignore")  # of pickles it then refuses
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its own message says how to load the file all the same
@@ -183,11 +169,6 @@ _ZFNET_STEPS = {"Conv": "conv", "Gemm": "fc", "LRN": "norm", "MaxPool": "pool"}
 _SILENT_STEPS = ("Relu", "Reshape", "Flatten", "Dropout", "Softmax")
 
 
-def _is_onnx(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(1) == b"\x08"  # its first field, the version of the format
-
-
 def _read_onnx(path: Path) -> dict[str, Weights]:
     """A ZFNet's: tensors under the names that `zfnet.ZFNet` has for its layers, and their geometry."""
     try:
@@ -195,21 +176,21 @@ def _read_onnx(path: Path) -> dict[str, Weights]:
         from google.protobuf.message import DecodeError
     except ImportError:
         raise InputError(f"{path} is read by onnx, which is not installed: pip install 'zfnet[onnx]'") from None
-    with _parsing(path, DecodeError, ValueError, TypeError):
+    with _reading(path, DecodeError, ValueError, TypeError):
         graph = onnx.load(str(path), load_external_data=False).graph
         values = {entry.name: torch.from_numpy(onnx.numpy_helper.to_array(entry).copy()) for entry in graph.initializer}
     tensors, modules, last = {}, {}, {"conv": 0, "fc": 5}
     for node in graph.node:
-        attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
         if node.op_type in _SILENT_STEPS:
             continue
         if node.op_type not in _ZFNET_STEPS:
             raise InputError(f"{path} is no ZFNet: it has {node.op_type}; of ONNX files only ZFNets are read")
+        attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
         kind = _ZFNET_STEPS[node.op_type]
         if kind in last:
             last[kind] += 1
         name = f"{kind}{last.get(kind, last['conv'])}"
-        with _parsing(path, KeyError, ValueError):
+        with _reading(path, KeyError, ValueError):
             modules[name] = _geometry(node.op_type, attributes)
             for part, entry in zip(("weight", "bias"), node.input[1:], strict=False):
                 tensors[f"{name}.{part}"] = values[entry]
@@ -225,21 +206,39 @@ def _geometry(operation: str, attributes: dict[str, Any]) -> dict[str, Any]:
     if operation == "Gemm":
         return {}
     top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
-    geometry = {"kernel_size": tuple(attributes["kernel_shape"]), "stride": tuple(attributes["strides"])}
-    if operation == "Conv":
-        return geometry | {"padding": (top, left) if (top, left) == (bottom, right) else (top, left, bottom, right)}
-    return geometry | {"padding": (top, left)}  # beyond the end it is ceil mode: the sizes of maps tell
+    # pooling beyond the end is ceil mode: the sizes of maps tell
+    padding = (top, left) if operation == "MaxPool" or (top, left) == (bottom, right) else (top, left, bottom, right)
+    return {
+        "kernel_size": tuple(attributes["kernel_shape"]),
+        "stride": tuple(attributes["strides"]),
+        "padding": padding,
+    }
 
 
-FORMATS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], dict[str, Weights]]]] = {
-    "safetensors": (_is_safetensors, _read_safetensors),
-    "npz": (_is_npz, _read_npz),
-    "torch": (_is_torch, _read_torch),
-    "onnx": (_is_onnx, _read_onnx),
-}
+def _read(path: Path) -> dict[str, Weights]:
+    """The weights in a file, by the entry of a checkpoint; "" in files that hold nothing else."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start[8:] == b"{":
+        return _read_safetensors(path)
+    if start.startswith((b"PK", b"\x80")):  # a zip archive or, before torch 1.6, a pickle
+        names = _archive(path)
+        return _read_npz(path) if names and all(name.endswith(".npy") for name in names) else _read_torch(path)
+    if start.startswith(b"\x08"):  # the first field of ONNX, the version of the format
+        return _read_onnx(path)
+    raise InputError(f"{path} is no file of weights; known are safetensors, npz, torch, onnx")
 
 
 # --- weights published under other names
+
+
+def _renamed(tensors: dict[str, Tensor], layers: dict[str, str], separator: str) -> dict[str, Tensor]:
+    renamed = {}
+    for name, tensor in tensors.items():
+        layer, _, kind = name.rpartition(separator)
+        renamed[f"{layers[layer]}.{kind}" if layer in layers else name] = tensor
+    return renamed
+
 
 _CAFFE_SQUEEZENET = {"conv1": "features.0", "conv_final": "classifier.1"} | {
     f"fire{fire}/{theirs}": f"features.{index}.{ours}"
@@ -255,14 +254,10 @@ def _from_caffe_squeezenet(tensors: dict[str, Tensor]) -> Weights | None:
     """
     if "conv_final/weight" not in tensors and "fire2/conv1x1_1/weight" not in tensors:
         return None
-    renamed = {}
-    for name, tensor in tensors.items():
-        layer, _, kind = name.rpartition("/")
-        renamed[f"{_CAFFE_SQUEEZENET[layer]}.{kind}" if layer in _CAFFE_SQUEEZENET else name] = tensor
     preprocessing = Preprocessing(
-        size=227, resize=256, mode="warp", channels="BGR", scale=255.0, mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0)
+        size=227, resize=256, mode="warp", channels="BGR", scale=255.0, mean=(104.0, 117.0, 123.0), std=1.0
     )
-    return Weights(renamed, preprocessing, paddings={"classifier.1": (1, 1)})
+    return Weights(_renamed(tensors, _CAFFE_SQUEEZENET, "/"), preprocessing, paddings={"classifier.1": (1, 1)})
 
 
 _PYTORCHCV_ZFNET = {
@@ -276,21 +271,12 @@ def _from_pytorchcv_zfnet(tensors: dict[str, Tensor]) -> Weights | None:
     first = tensors.get("features.stage1.unit1.conv.weight")
     if first is None or first.shape[2:] != (7, 7) or "output.fc3.weight" not in tensors:
         return None
-    renamed = {}
-    for name, tensor in tensors.items():
-        layer, _, kind = name.rpartition(".")
-        renamed[f"{_PYTORCHCV_ZFNET[layer]}.{kind}" if layer in _PYTORCHCV_ZFNET else name] = tensor
-    norm: dict[str, Any] = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
-    conv1, conv2 = ({"stride": (2, 2), "padding": (p, p)} for p in (1, 0))
-    modules: dict[str, dict[str, Any]] = {
-        "conv1": conv1,
-        "norm1": norm,
-        "pool1": {},
-        "conv2": conv2,
-        "norm2": norm,
-        "pool2": {},
-    }
-    return Weights(renamed, Preprocessing(), modules=modules)
+    modules: dict[str, dict[str, Any]] = {}
+    for n, padding in ((1, (1, 1)), (2, (0, 0))):
+        modules[f"conv{n}"] = {"stride": (2, 2), "padding": padding}
+        modules[f"norm{n}"] = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
+        modules[f"pool{n}"] = {}
+    return Weights(_renamed(tensors, _PYTORCHCV_ZFNET, "."), Preprocessing(), modules=modules)
 
 
 # each takes the tensors of a file and gives Weights, or None if their names are not the ones it knows
@@ -303,42 +289,17 @@ ADAPTERS: dict[str, Callable[[dict[str, Tensor]], Weights | None]] = {
 # --- load and save
 
 
-@contextlib.contextmanager
-def _in_one_line(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except InputError as error:
-        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-
-
-def _check_sha256(path: Path, expected: str) -> None:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    if digest.hexdigest() != expected.lower():
-        raise InputError(f"{path} has SHA-256 {digest.hexdigest()}, not {expected}: another file, or a damaged one")
-
-
-def _read(path: Path) -> dict[str, Weights]:
-    """The weights in a file, by the entry of a checkpoint; "" in files that hold nothing else."""
-    for recognises, read in FORMATS.values():
-        if recognises(path):
-            return read(path)
-    raise InputError(f"{path} is no file of weights; known are {', '.join(FORMATS)}")
-
-
 def _versions(weights: Weights) -> Iterator[Weights]:
     """The weights under the names of the file, then without each prefix that all names share; renamed by adapters."""
     tensors, prefix = weights.tensors, ""
-    while prefix is not None:
+    while True:
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         adapted = (adapt(tensors) for adapt in ADAPTERS.values())
         yield next(filter(None, adapted), replace(weights, tensors=tensors))
-        shared = (p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors))
-        prefix = next(shared, None)  # type: ignore[assignment]
+        shared = [p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors)]
+        if not shared:
+            return
+        prefix = shared[0]
 
 
 def _weights_for(model: nn.Module, path: Path, entry: str | None) -> Weights:
@@ -348,30 +309,32 @@ def _weights_for(model: nn.Module, path: Path, entry: str | None) -> Weights:
         raise unknown_name(f"entry of {path}", entry, entries)
     plain = [name for name in entries if name.split(".")[-1] not in AVERAGED]
     names = [entry] if entry is not None else plain or list(entries)
-    nearest = {name: min(_versions(entries[name]), key=lambda w: sum(map(len, _misfits(model, w)))) for name in names}
-    fitting = [name for name, weights in nearest.items() if not any(_misfits(model, weights))]
+    nearest = {
+        name: min(_versions(entries[name]), key=lambda w: sum(map(len, _misfits(model, w).values()))) for name in names
+    }
+    fitting = [name for name, weights in nearest.items() if not _misfits(model, weights)]
     if len(fitting) > 1:
         raise InputError(f"{path} holds {len(fitting)} sets of weights that fit: give entry={' or '.join(fitting)}")
     name = (fitting or names)[0]
-    _check_fit(model, nearest[name], path)
+    weights = nearest[name]
+    problems = [f"{len(misfits)} {kind} (first {misfits[0]})" for kind, misfits in _misfits(model, weights).items()]
+    if problems := problems or _other_modules(model, weights.modules):
+        saved = weights.metadata.get("architecture")
+        origin = f"; it was saved from {json.dumps(saved)}" if saved else ""
+        raise InputError(f"{path} does not fit {type(model).__name__}: {', '.join(problems)}{origin}")
     if name not in plain:
         warnings.warn(f"the EMA weights of {path} are used ({name})", stacklevel=3)
-    return nearest[name]
-
-
-def _first(names: list[str], what: str) -> list[str]:
-    return [f"{len(names)} {what} (first {names[0]})"] if names else []
+    return weights
 
 
 def _other_modules(model: nn.Module, expected: dict[str, dict[str, Any]]) -> list[str]:
     """Where the model's modules are not those that the weights were trained in, in words."""
     modules = dict(model.named_modules())
     if missing := [name for name in expected if name not in modules]:
-        return _first(missing, "missing")
-    if list(expected) != (order := [name for name in modules if name in expected]):
-        pairs = zip(expected, order, strict=True)
-        first, second = next((first, second) for first, second in pairs if first != second)
-        return [f"{first} comes before {second} in the file, and after it in the model"]
+        return [f"{len(missing)} missing (first {missing[0]})"]
+    for first, second in zip(expected, [name for name in modules if name in expected], strict=True):
+        if first != second:
+            return [f"{first} comes before {second} in the file, and after it in the model"]
     for name, attributes in expected.items():
         for attribute, value in attributes.items():
             own: Any = getattr(modules[name], attribute)
@@ -383,29 +346,20 @@ def _other_modules(model: nn.Module, expected: dict[str, dict[str, Any]]) -> lis
     return []
 
 
-def _misfits(model: nn.Module, weights: Weights) -> tuple[list[str], list[str], list[str]]:
-    """The names of tensors that are missing, unexpected, and misshapen."""
+def _misfits(model: nn.Module, weights: Weights) -> dict[str, list[str]]:
+    """The names of tensors that are missing, unexpected, and misshapen; no entry for what none is."""
     own, tensors = model.state_dict(), weights.tensors
     # older files lack BatchNorm's counters, on which no output depends; torch then leaves the model's
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in tensors if name not in own]
+    unexpected = unexpected or [f"padding of {n}" for n in weights.paddings if f"{n}.weight" not in own]
     misshapen = [
         f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(own[name].shape)} in the model"
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
     ]
-    unexpected = unexpected or [f"padding of {n}" for n in weights.paddings if f"{n}.weight" not in own]
-    return missing, unexpected, misshapen
-
-
-def _check_fit(model: nn.Module, weights: Weights, path: Path) -> None:
-    kinds = zip(_misfits(model, weights), ("missing", "unexpected", "misshapen"), strict=True)
-    problems = [problem for names, kind in kinds for problem in _first(names, kind)]
-    problems = problems or _other_modules(model, weights.modules)
-    if problems:
-        saved = weights.metadata.get("architecture")
-        origin = f"; it was saved from {json.dumps(saved)}" if saved else ""
-        raise InputError(f"{path} does not fit {type(model).__name__}: {', '.join(problems)}{origin}")
+    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    return {kind: names for kind, names in kinds.items() if names}
 
 
 def _check_finite(tensors: dict[str, Tensor], where: str) -> None:
@@ -426,7 +380,7 @@ def load(
     """Fill a model with the weights of a file and set `model.preprocessing`; return it.
 
     There is no default for the preprocessing, because a wrong one degrades results silently. Files that `save` wrote
-    and weights that `ADAPTERS` knows have their own.
+    and weights that `ADAPTERS` knows have their own. InputError if a file cannot be read or does not fit.
 
     Args:
         model: what the weights are for; left as it was if they do not fit.
@@ -438,20 +392,16 @@ def load(
         entry: which entry of a checkpoint; None: the only one that fits. An entry with averaged (EMA) weights is used
             only if the file has no others, with a warning.
         sha256: of the file, in hexadecimal; None: not checked.
-
-    Raises:
-        InputError: the file cannot be read, or its names, shapes or values are not right.
     """
     path = Path(path)
-    with _in_one_line(path):
-        if sha256 is not None:
-            _check_sha256(path, sha256)
+    with _reading(path):
+        if sha256 is not None and (actual := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256.lower():
+            raise InputError(f"{path} has SHA-256 {actual}, not {sha256}: another file, or a damaged one")
         weights = _weights_for(model, path, entry)
     own = weights.preprocessing
     if preprocessing is not None and own is not None and own.identity() != preprocessing.identity():
         raise InputError(f"{path} has its own preprocessing; leave out preprocessing=, or change it afterwards")
-    preprocessing = preprocessing or own or default_preprocessing
-    if preprocessing is None:
+    if (preprocessing := preprocessing or own or default_preprocessing) is None:
         raise InputError(
             f"{path} does not say how its photographs were prepared; give preprocessing="
             " (Preprocessing() for torchvision's ImageNet weights)"
@@ -469,13 +419,8 @@ def load(
 def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> None:
     """Write a model's weights, its `preprocessing` and JSON values as safetensors, atomically.
 
-    Args:
-        model: with its `preprocessing`, unless that is given as metadata.
-        path: the file to write.
-        metadata: what `read_metadata` returns: `architecture`, `classes`, ...
-
-    Raises:
-        InputError: no preprocessing, a value that is not finite or not JSON, or a file that cannot be written.
+    The metadata is what `read_metadata` returns: `architecture`, `classes`, ..., and `preprocessing` if the model has
+    none. InputError if there is none at all, for a value that is not finite or not JSON, and if it cannot be written.
     """
     path = Path(path)
     preprocessing = metadata.pop("preprocessing", getattr(model, "preprocessing", None))
@@ -503,9 +448,9 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> Non
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What `save` was told about the model, and its preprocessing, as JSON values; {} for other files."""
     path = Path(path)
-    with _in_one_line(path):
-        if not _is_safetensors(path):
-            return {}
-        with _parsing(path, safetensors.SafetensorError), safetensors.safe_open(path, "pt") as file:
-            return _decoded(file.metadata() or {})
-    return {}
+    with _reading(path, safetensors.SafetensorError):
+        with open(path, "rb") as file:
+            if file.read(9)[8:] != b"{":
+                return {}
+        with safetensors.safe_open(path, "pt") as content:
+            return _decoded(content.metadata() or {})

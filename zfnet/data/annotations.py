@@ -1,6 +1,8 @@
-"""PASCAL VOC's annotations: which objects are in a photograph, and where."""
+"""What is written of photographs: PASCAL VOC's annotations, which objects are in one and where, and CSV tables."""
 
-from typing import NamedTuple
+import csv
+import io
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from zfnet.data.folders import Folder
@@ -28,8 +30,7 @@ def read_annotation(folder: Folder, file: str) -> Annotation:
         root = ElementTree.fromstring(folder.read(file))
         objects = [_object(element) for element in root.iterfind("object")]
     except (OSError, ValueError, ElementTree.ParseError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        raise InputError(f"cannot read {folder.path / file}: {reason}") from None
+        raise InputError(f"cannot read {folder.path / file}: {first_line(error)}") from None
     return Annotation((root.findtext("filename") or "").strip() or None, objects)
 
 
@@ -40,3 +41,12 @@ def _object(element: ElementTree.Element) -> Annotated:
         corners = top - 1, left - 1, bottom, right
     difficult = (element.findtext("difficult") or "0").strip() == "1"
     return Annotated((element.findtext("name") or "").strip(), difficult, corners)
+
+
+def read_table(folder: Folder, file: str) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+    """The columns of a CSV file, and its rows with their line numbers. Raises InputError if it cannot be read."""
+    try:
+        rows = csv.DictReader(io.StringIO(folder.read(file).decode("utf-8-sig"), newline=""))
+        return list(rows.fieldnames or []), [(rows.line_num, row) for row in rows]
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise InputError(f"cannot read {folder.path / file}: {first_line(error)}") from None

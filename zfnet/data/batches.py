@@ -47,7 +47,7 @@ def _check_finite(images: Tensor, index: list[int], dataset: Images) -> None:
 
 
 class _Reader(Dataset[_Read]):
-    """A dataset whose item is a whole batch: the part of the work that is done in a worker."""
+    """A dataset whose item is a whole batch: the work of a worker."""
 
     def __init__(self, dataset: Images) -> None:
         self.dataset = dataset
@@ -63,9 +63,9 @@ class _Reader(Dataset[_Read]):
                     read.broken.append(str(error))
                     continue
                 if images and image.shape != images[0].shape:
+                    first, second = (" x ".join(map(str, other.shape)) for other in (images[0], image))
                     raise InputError(
-                        f"{self.dataset.name(read.items[0])} is {_size(images[0])} and"
-                        f" {self.dataset.name(i)} is {_size(image)};"
+                        f"{self.dataset.name(read.items[0])} is {first} and {self.dataset.name(i)} is {second};"
                         " a batch needs one size, so give the dataset a transform"
                     )
                 images.append(image)
@@ -80,25 +80,15 @@ class _Reader(Dataset[_Read]):
             return read._replace(error=str(error))
 
 
-def _size(image: Tensor) -> str:
-    return " x ".join(map(str, image.shape))
-
-
 def _checked(indices: Iterable[int], length: int) -> Tensor:
     chosen = torch.as_tensor(indices if isinstance(indices, Tensor) else list(indices))
     if chosen.numel() == 0:
         return torch.empty(0, dtype=torch.int64)
     if chosen.ndim != 1 or chosen.dtype == torch.bool or chosen.is_floating_point():
         raise InputError(f"indices are {tuple(chosen.shape)} of {chosen.dtype}; give whole numbers (N,)")
-    outside = chosen[(chosen < 0) | (chosen >= length)]
-    if len(outside):
+    if len(outside := chosen[(chosen < 0) | (chosen >= length)]):
         raise InputError(f"index {outside[0].item()} is outside a dataset of {length} items")
     return chosen.long().cpu()
-
-
-def _slice(index: Tensor) -> slice | Tensor:
-    """The same items as a slice if they follow one another: a slice is a view, not a copy."""
-    return slice(int(index[0]), int(index[-1]) + 1) if (index.diff() == 1).all() else index
 
 
 def _cores() -> int:
@@ -108,10 +98,6 @@ def _cores() -> int:
 def _start_method() -> str:
     """How this Python starts processes. Asking for it must not settle it."""
     return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-
-
-def _unchanged(read: Any) -> Any:
-    return read
 
 
 def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
@@ -129,18 +115,15 @@ class Batches:
     """The items `indices` of a dataset in their order, as `Batch`es: for a scan, and to read its winners again.
 
     Items that raise BrokenImage are left out of their batch, which is then smaller, and named in `broken`. Tensors are
-    sliced without a copy. Any other dataset is read by worker processes with one thread each.
+    sliced without a copy. InputError for an item whose image is not finite or not of its batch's size.
 
     Args:
         dataset: anything that `as_images` takes.
         batch_size: items in a batch.
         indices: whole numbers (N,), in any order and repeated at will; None: all items.
-        workers: the number of processes; 0: this one reads. None: one for each core up to eight, but none for so few
-            items that starting them would take longer than reading, and none where processes are not forked (macOS,
-            Windows, Python 3.14): there a script must guard its code with `if __name__ == "__main__":` first.
-
-    Raises:
-        InputError: naming the item whose image is not finite or not of its batch's size.
+        workers: processes that read; 0: this one. None: one for each core up to eight, but none for a few items, and
+            none where processes are not forked (macOS, Windows, Python 3.14): there a script must guard its code with
+            `if __name__ == "__main__":` first.
     """
 
     broken: list[str]  # one message for each image left out so far by the present or last iteration
@@ -167,7 +150,8 @@ class Batches:
         if isinstance(self.dataset, TensorImages):
             labels = torch.tensor(self.dataset.labels)
             for index in chunks:
-                items = _slice(index)
+                follow = bool((index.diff() == 1).all())  # then a slice, which is a view and no copy
+                items = slice(int(index[0]), int(index[-1]) + 1) if follow else index
                 batch = Batch(index, self.dataset.images[items], labels[items])
                 _check_finite(batch.images, index.tolist(), self.dataset)
                 yield batch
@@ -180,19 +164,16 @@ class Batches:
                 if read.images is not None:
                     yield Batch(torch.tensor(read.items), read.images, torch.tensor(read.labels))
 
-    def _workers(self) -> int:
-        if self.workers is not None:
-            return self.workers
-        pays = len(self.indices) >= _FEW and _cores() > 1 and _start_method() == "fork"
-        return min(_cores(), 8) if pays else 0
-
     def _reads(self, chunks: list[list[int]]) -> Generator[_Read, None, None]:
-        reader, workers = _Reader(self.dataset), min(self._workers(), len(chunks))
+        reader, workers = _Reader(self.dataset), self.workers
+        if workers is None:
+            pays = len(self.indices) >= _FEW and _cores() > 1 and _start_method() == "fork"
+            workers = min(_cores(), 8) if pays else 0
+        workers = min(workers, len(chunks))
         if not workers:
             yield from map(reader.__getitem__, chunks)
             return
         reads = _started(reader, chunks, workers)
-        died = None
         try:
             yield from reads
         except BaseException as error:
@@ -200,10 +181,11 @@ class Batches:
             if not (isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)):
                 raise
             died = " ".join(str(error).split())
+        else:
+            return
         finally:
             del reads  # the workers end now, and not when the last traceback that knows them is forgotten
-        if died:
-            raise InputError(f"a worker process died: {died}; {_advice()}")
+        raise InputError(f"a worker process died: {died}; {_advice()}")
 
 
 def _started(reader: _Reader, chunks: list[list[int]], workers: int) -> Iterator[_Read]:
@@ -213,7 +195,6 @@ def _started(reader: _Reader, chunks: list[list[int]], workers: int) -> Iterator
         batch_size=None,
         sampler=chunks,
         num_workers=workers,
-        collate_fn=_unchanged,
         worker_init_fn=_leave_ctrl_c_to_the_main_process,
         generator=torch.Generator(),  # or the loader would draw a seed from the global generator
     )

@@ -31,16 +31,13 @@ def in_memory(
     progress: bool = True,
     description: str = "read",
 ) -> Any:
-    """All images and labels of a dataset, read once.
+    """All images and labels of a dataset, read once, as a TensorDataset; InputError if no image can be read.
 
     Args:
-        dataset: (image, label) by index; a TensorDataset is returned as it is.
+        dataset: as for `Batches`; a TensorDataset is returned as it is.
         limit: bytes; a dataset whose images take more is returned as it is.
-        workers: processes that read; None: one for each core, up to eight.
+        workers: as for `Batches`.
         progress: show a progress bar, with this `description`.
-
-    Raises:
-        InputError: if none of the images can be read.
     """
     if isinstance(dataset, TensorDataset):
         return dataset
@@ -58,14 +55,7 @@ def in_memory(
 def mean_image(
     dataset: Any, preprocessing: Preprocessing, *, workers: int | None = None, progress: bool = True
 ) -> Tensor:
-    """The mean (3, S, S) at every pixel of uint8 images (3, S, S), in the network's channels and scale.
-
-    Args:
-        dataset: (image, label) by index.
-        preprocessing: the network's.
-        workers: processes that read; None: one for each core, up to eight.
-        progress: show a progress bar.
-    """
+    """The mean (3, S, S) at every pixel of uint8 images (3, S, S), in the channels and scale of a preprocessing."""
     total, count = torch.zeros(()), 0
     for _, images, _ in with_progress(Batches(dataset, workers=workers), "mean image", progress):
         total, count = total + images.sum(0, dtype=torch.float64), count + len(images)
@@ -102,28 +92,25 @@ def augment(
     batch_size: int | None = None,
     share: slice = slice(None),
 ) -> Tensor:
-    """A random crop of each image, mirrored or not.
-
-    What an image gets depends on its position in the whole batch, not on how processes share the batch.
+    """A random crop (N, C, *size) of each image, mirrored or not, whatever share of its batch a process has.
 
     Args:
         images: (N, C, H, W): all of a batch, or one process' share of it.
-        random: draws for the whole batch, whatever the share.
+        random: draws for the whole batch.
         size: rows and columns of the crops; None: those of the images.
         crops: "random": anywhere; "ten": at the five places of `views`.
         max_shift: pixels by which random crops may leave the image on each side; its border is repeated there.
         flip: mirror half of the images.
         batch_size: how many images the whole batch has; None: these.
         share: which images of the batch these are.
-
-    Returns:
-        (N, C, *size).
     """
     count = batch_size or len(images)
     rows, columns = size or images.shape[-2:]
     margin = (images.shape[-2] - rows, images.shape[-1] - columns)
     if crops == "ten":
-        max_shift, corners = 0, _five_corners(margin)[torch.randint(5, (count,), generator=random)]
+        (down, right), centre = margin, [round(m / 2) for m in margin]
+        corners = torch.tensor([[0, 0], [0, right], [down, 0], [down, right], centre])
+        max_shift, corners = 0, corners[torch.randint(5, (count,), generator=random)]
     else:
         extent = torch.tensor([m + 2 * max_shift + 1 for m in margin])
         corners = (torch.rand(count, 2, generator=random, dtype=torch.float64) * extent).long()
@@ -139,28 +126,19 @@ def augment(
 
 
 def views(images: Tensor, size: Size, crops: int, pad: int = 0) -> list[Tensor]:
-    """The crops of images that a network's answers are averaged over.
+    """The crops of images, 1 or 10 tensors (N, C, *size), that a network's answers are averaged over.
 
     Args:
         images: (N, C, H, W).
         size: rows and columns of the crops.
         crops: 1, the centre; or 10, the four corners and the centre, and the same of the mirrored images.
         pad: pixels by which the border is repeated before ten crops are taken, of images that leave no margin.
-
-    Returns:
-        1 or 10 tensors (N, C, *size).
     """
     if crops not in (1, 10):
         raise InputError(f"crops is {crops}; give 1, the centre, or 10, with the corners and all mirrored")
     if crops == 1:
         return [TF.center_crop(images, list(size))]
     return list(TF.ten_crop(_bordered(images, pad), list(size)))
-
-
-def _five_corners(margin: tuple[int, int]) -> Tensor:
-    """The top left corners (5, 2) of the corner crops and the central crop that leave a margin."""
-    (down, right), centre = margin, [round(m / 2) for m in margin]
-    return torch.tensor([[0, 0], [0, right], [down, 0], [down, right], centre])
 
 
 def _bordered(images: Tensor, pixels: int) -> Tensor:

@@ -8,7 +8,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from zfnet.errors import InputError
 
@@ -17,12 +17,8 @@ def _is_hidden(file: str) -> bool:
     return file.startswith((".", "__MACOSX/")) or "/." in file
 
 
-def _order(file: str) -> list[str]:
-    return file.split("/")
-
-
-def _unreadable(error: OSError) -> InputError:
-    return InputError(f"cannot read {error.filename}: {error.strerror or error}")
+def _refuse(error: OSError) -> NoReturn:
+    raise InputError(f"cannot read {error.filename}: {error.strerror or error}") from None
 
 
 class Folder:
@@ -52,7 +48,7 @@ class Folder:
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(self._zip)
             except OSError as error:
-                raise _unreadable(error) from None
+                _refuse(error)
             except zipfile.BadZipFile as error:
                 reason = f"is a file, not a folder or a whole zip ({error})"
                 raise InputError(f"{self._zip} {reason}; if it was downloaded, fetch it again") from None
@@ -63,21 +59,14 @@ class Folder:
 
     def files(self) -> list[str]:
         """All files below, in an order that is the same everywhere; links are followed, but not in circles."""
-        if self._zip is None:
-            try:
-                return list(_below(str(self.path), ""))
-            except OSError as error:
-                raise _unreadable(error) from None
-        return sorted((name for name in self._names() if not name.endswith("/")), key=_order)
+        names = _below(self.path) if self._zip is None else self._names()
+        return sorted((name for name in names if not name.endswith("/")), key=lambda name: name.split("/"))
 
     def folders(self) -> list[str]:
         """The names of the folders that lie directly in this one, in order."""
-        if self._zip is None:
-            try:
-                return sorted(entry.name for entry in os.scandir(self.path) if entry.is_dir() and entry.name[0] != ".")
-            except OSError as error:
-                raise _unreadable(error) from None
-        return sorted({name.partition("/")[0] for name in self._names() if "/" in name})
+        if self._zip is not None:
+            return sorted({name.partition("/")[0] for name in self._names() if "/" in name})
+        return sorted(name for name in next(os.walk(self.path, onerror=_refuse))[1] if not _is_hidden(name))
 
     def _names(self) -> set[str]:
         below = (name.removeprefix(self._prefix) for name in self._archive.namelist() if name.startswith(self._prefix))
@@ -105,18 +94,14 @@ class Folder:
         return inside.file_size, inside.CRC
 
 
-def _below(folder: str, prefix: str) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        listed = sorted(entries, key=lambda entry: entry.name)
-    for entry in listed:
-        if entry.name.startswith("."):
-            continue
-        if not entry.is_dir():
-            yield prefix + entry.name
-        elif not (entry.is_symlink() and _leads_back(entry.path, folder)):
-            yield from _below(entry.path, f"{prefix}{entry.name}/")
+def _below(root: Path) -> Iterator[str]:
+    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
+        home = Path(folder)
+        folders[:] = [name for name in folders if not (_is_hidden(name) or _leads_back(home / name))]
+        prefix = "" if home == root else f"{home.relative_to(root).as_posix()}/"
+        yield from (prefix + name for name in files if not _is_hidden(name))
 
 
-def _leads_back(link: str, folder: str) -> bool:
-    """Whether a link goes to a folder that it lies in, so that it would be followed for ever."""
-    return Path(folder).resolve().is_relative_to(Path(link).resolve())
+def _leads_back(path: Path) -> bool:
+    """Whether a path is a link to a folder that it lies in, which would be followed for ever."""
+    return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())

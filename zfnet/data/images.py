@@ -7,11 +7,8 @@ anything else with `__len__` and `__getitem__`. Everything behind it sees the pr
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from enum import Enum
-from types import FunctionType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -75,10 +72,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         return digest(about, list(self._item_digests()) if basis is None else basis)
 
     def basis(self) -> Any:
-        """All that the items depend on, such as constructor arguments, in terms that JSON can write.
-
-        None, the default, if that is not known: then every item is read to tell whether it is the same.
-        """
+        """All that the items depend on, as `digest` takes it; None, the default: every item is read instead."""
         return None
 
     def _item_digests(self) -> Iterator[str]:
@@ -90,12 +84,11 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def as_images(dataset: Any) -> Images:
-    """Adapt a dataset to the protocol: an `Images` is returned as it is.
+    """Adapt a dataset to the protocol: an `Images` is returned as it is; InputError for what cannot be adapted.
 
-    Taken are a Tensor (N, C, H, W), a TensorDataset, a Subset, and anything with `__len__` and `__getitem__` whose
+    A dataset is a Tensor (N, C, H, W), a TensorDataset, a Subset, or anything with `__len__` and `__getitem__` whose
     items are an image, (image, label), or a mapping with `image` or `img` and perhaps `label`. An image is a tensor
     (C, H, W), or one of Pillow's, which becomes float32 (1 or 3, H, W) in 0..1.
-    Raises InputError for anything else.
     """
     if isinstance(dataset, Images):
         return dataset
@@ -171,8 +164,8 @@ class SubsetImages(Images):
 class ForeignImages(Images):
     """A map-style dataset that does not know the protocol; torchvision's and Hugging Face's keep classes and files.
 
-    The basis of torchvision's datasets that are in memory or list their files is their settings, data and files; that
-    of a dataset with a method `identity` is what this returns. Of all others every item is read.
+    Its identity is that of its items, unless it has a method `identity`, or is one of torchvision's in memory with a
+    transform that has an identity.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -181,10 +174,11 @@ class ForeignImages(Images):
         if isinstance(features := getattr(dataset, "features", None), Mapping):  # Hugging Face's
             names = next((getattr(features[key], "names", None) for key in LABEL_KEYS if key in features), None)
         self.classes = tuple(map(str, names)) if isinstance(names, list | tuple) else ()
-        if _is_torchvisions(dataset) and hasattr(dataset, "targets") and dataset.target_transform is None:
+        torchvisions = type(dataset).__module__.startswith("torchvision.")
+        if torchvisions and hasattr(dataset, "targets") and dataset.target_transform is None:
             targets = torch.as_tensor(dataset.targets)
             self.labels = targets.tolist() if _are_labels(targets) else None
-        self.samples = dataset.samples if _is_torchvisions(dataset) and hasattr(dataset, "samples") else None
+        self.samples = dataset.samples if torchvisions and hasattr(dataset, "samples") else None
 
     @property
     def title(self) -> str:
@@ -200,15 +194,17 @@ class ForeignImages(Images):
         return str(self.samples[index][0]) if self.samples else None
 
     def basis(self) -> Any:
-        in_memory = hasattr(self.dataset, "data") or type(self.dataset).__name__ == "FakeData"
-        if not (in_memory or self.samples is not None or hasattr(self.dataset, "identity")):
+        kind = type(self.dataset).__qualname__
+        if hasattr(self.dataset, "identity"):
+            return [kind, self.dataset.identity()]
+        if self.labels is None or not hasattr(self.dataset, "data"):
             return None
-        settings = settings_of(self.dataset)
-        return None if settings is None else [settings, [file_stamp(path) for path, _ in self.samples or ()]]
+        transform = transform_identity(self.dataset.transform)
+        return None if transform is None else [kind, digest(self.dataset.data), self.labels, transform]
 
 
 def read_item(images: Images, index: int) -> tuple[Tensor, int]:
-    """An item as image (C, H, W) and label, -1 for none; InputError, naming the item, if it is anything else."""
+    """An image (C, H, W) and its label, -1 for none; InputError, naming the item, if it is anything else."""
     return _image_and_label(images[index], images.name(index))
 
 
@@ -254,58 +250,8 @@ def box_after(transform: Any) -> Callable[[Sequence[float], int, int], Box] | No
     return transform.box if isinstance(transform, Preprocessing) else None
 
 
-# ---- what an identity is made of ------------------------------------------------------------------------------------
-
-
-def file_stamp(path: str | os.PathLike[str]) -> list[int] | None:
-    """Size and time of change of a file, which differ once it was changed; None where there is none."""
-    try:
-        about = os.stat(path)
-    except OSError:
-        return None
-    return [about.st_size, about.st_mtime_ns]
-
-
 def transform_identity(transform: Any) -> str | None:
-    """What a transform depends on; None if that cannot be known, as of a function, whose results must be read instead.
-
-    Known are None, a transform with a method `identity`, and torchvision's.
-    """
-    if transform is not None and hasattr(transform, "identity"):
-        return digest(type(transform).__qualname__, transform.identity())
-    settings = settings_of(transform)
-    return None if settings is None else digest(settings)
-
-
-def settings_of(value: Any) -> Any:
-    """The settings of an object of torchvision's as what JSON can write; None if they hold anything unknown."""
-    try:
-        return _settings(value)
-    except TypeError:
-        return None
-
-
-def _settings(value: Any) -> Any:
-    if isinstance(value, Enum | torch.dtype | os.PathLike):
-        return str(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return ["value", value]
-    if isinstance(value, Tensor | np.ndarray):
-        return digest(value)
-    if isinstance(value, Mapping):
-        return [[_settings(key), _settings(entry)] for key, entry in value.items()]
-    if isinstance(value, list | tuple):
-        return [_settings(entry) for entry in value]
-    if isinstance(value, set | frozenset):
-        return sorted(str(_settings(entry)) for entry in value)
-    if isinstance(value, FunctionType | type) and value.__module__.startswith("torchvision."):
-        return f"{value.__module__}.{value.__qualname__}"
-    if hasattr(value, "identity"):
-        return transform_identity(value)
-    if _is_torchvisions(value):
-        return [f"{type(value).__module__}.{type(value).__qualname__}", _settings(vars(value))]
-    raise TypeError(f"the settings of {type(value)} are not known")
-
-
-def _is_torchvisions(value: Any) -> bool:
-    return type(value).__module__.startswith("torchvision.")
+    """A digest of what a transform depends on; None if only its results can tell, as for a function."""
+    if transform is None:
+        return digest(None)
+    return digest(type(transform).__qualname__, transform.identity()) if hasattr(transform, "identity") else None

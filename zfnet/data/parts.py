@@ -5,13 +5,14 @@ of photographs come from a CSV file with the columns file, part, x, y, side: the
 upright photograph, from its top left corner, x to the right and y down. Left and right are the viewer's.
 """
 
-import csv
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zfnet.data.annotations import read_table
+from zfnet.data.folders import Folder
 from zfnet.data.images import Box, Images, as_images, box_after
 from zfnet.data.photos import ImageFiles
 from zfnet.errors import InputError, unknown_name
@@ -24,15 +25,13 @@ def parts_of(
 ) -> dict[int, dict[str, Box]]:
     """The boxes of the named parts, by item of the dataset; items that lack one are left out.
 
+    InputError for a bad table, a part that nothing has, or a box that is not wholly in the image.
+
     Args:
         data: a dataset that knows the parts of its items, or photographs.
         names: parts, each with its words in any order: "left eye" is left_eye and eye_left.
         table: the CSV file; None: the dataset's own boxes.
         kind: only items of this class, where the dataset has its own boxes.
-
-    Raises:
-        InputError: for a table that cannot be read, a file that is not in the dataset, a part that nothing has, and a
-            box that is not wholly in the image.
     """
     images = as_images(data)
     boxes = _known(images, kind) if table is None else _listed(images, Path(table))
@@ -45,7 +44,7 @@ def parts_of(
         by_words = {_words(part): box for part, box in parts.items()}
         if all(_words(name) in by_words for name in names):
             chosen[item] = {name: by_words[_words(name)] for name in names}
-    _check_inside(images, chosen)
+            _check_inside(images, item, chosen[item])
     return chosen
 
 
@@ -63,9 +62,8 @@ def _known(images: Images, kind: str | None) -> dict[int, Mapping[str, Box]]:
         if kind is None or images.classes[label] == kind:
             truth = images.truth(item)
             if truth is None or truth.parts is None:
-                raise InputError(
-                    f"{images.title} knows no parts: give a CSV file with the columns {', '.join(COLUMNS)}"
-                )
+                columns = ", ".join(COLUMNS)
+                raise InputError(f"{images.title} knows no parts: give a CSV file with the columns {columns}")
             boxes[item] = truth.parts
     return boxes
 
@@ -77,10 +75,13 @@ def _listed(images: Images, table: Path) -> dict[int, Mapping[str, Box]]:
     seen = box_after(images.transform)
     if seen is None:
         raise InputError(f"{type(images.transform).__name__} does not say where it puts a box; use a Preprocessing")
+    columns, rows = read_table(Folder(table.parent), table.name)
+    if missing := [column for column in COLUMNS if column not in columns]:
+        raise InputError(f"{table} has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
     items = {images.file(i): i for i in range(len(images))}
     sizes: dict[int, tuple[int, int]] = {}
     boxes: dict[int, dict[str, Box]] = {}
-    for line, row in _rows(table):
+    for line, row in rows:
         file, part, *numbers = (row[column] for column in COLUMNS)
         if file not in items:
             raise InputError(f"{table} line {line}: {file} is not among the {len(items)} photographs of {images.root}")
@@ -105,24 +106,11 @@ def _listed(images: Images, table: Path) -> dict[int, Mapping[str, Box]]:
     return dict(boxes)
 
 
-def _rows(table: Path) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as lines:
-            rows = csv.DictReader(lines)
-            if missing := [column for column in COLUMNS if column not in (rows.fieldnames or [])]:
-                raise InputError(f"{table} has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
-            return [(rows.line_num, row) for row in rows]
-    except (OSError, UnicodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"cannot read {table}: {reason}") from None
-
-
-def _check_inside(images: Images, boxes: Mapping[int, Mapping[str, Box]]) -> None:
-    for item, parts in boxes.items():
-        height, width = images[item][0].shape[-2:]
-        for name, (top, left, bottom, right) in parts.items():
-            if top < 0 or left < 0 or bottom > height or right > width or top >= bottom or left >= right:
-                raise InputError(
-                    f"{name} of {images.file(item)} (rows {top} to {bottom}, columns {left} to {right}) is not in the"
-                    f" {height} x {width} pixels that the network sees"
-                )
+def _check_inside(images: Images, item: int, parts: Mapping[str, Box]) -> None:
+    height, width = images[item][0].shape[-2:]
+    for name, (top, left, bottom, right) in parts.items():
+        if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+            raise InputError(
+                f"{name} of {images.file(item)} (rows {top} to {bottom}, columns {left} to {right}) is not in the"
+                f" {height} x {width} pixels that the network sees"
+            )

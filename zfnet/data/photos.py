@@ -4,7 +4,6 @@ The labels come from the folder: its class folders, or a CSV file that lists its
 format, a photograph is loaded as upright 8-bit RGB; one that cannot be loaded is named (`BrokenImage`).
 """
 
-import csv
 import io
 import itertools
 import os
@@ -18,11 +17,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from zfnet.data.annotations import read_annotation
+from zfnet.data.annotations import read_annotation, read_table
 from zfnet.data.folders import Folder
 from zfnet.data.images import Images, Truth, box_after, transform_identity, transformed
 from zfnet.data.preprocessing import rgb_tensor, upright_rgb
-from zfnet.errors import BrokenImage, InputError, unknown_name
+from zfnet.errors import BrokenImage, InputError, first_line, unknown_name
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".webp", ".tif", ".tiff", ".gif"),
@@ -48,27 +47,6 @@ _DAMAGED = (
 )
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """The photograph in a file (an animation's first frame) as upright 8-bit RGB, or BrokenImage."""
-    return _read_image(Path(path), lambda: Path(path).read_bytes())
-
-
-def _read_image(path: Path, read: Callable[[], bytes]) -> Image.Image:
-    content = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which pixels do not depend on
-        try:
-            content = read()
-            image = _decoded(content)
-        except _DAMAGED as error:
-            reason = "the file is empty (zero bytes)" if content == b"" else _reason(error)
-            raise BrokenImage(f"cannot load {path}: {reason}") from None
-        try:
-            return upright_rgb(image)
-        except (OSError, ValueError) as error:
-            raise BrokenImage(f"cannot load {path}: {_reason(error)}") from None
-
-
 def _decoded(content: bytes) -> Image.Image:
     """The image as Pillow decodes it, unless that would take too much memory."""
     image = Image.open(io.BytesIO(content), formats=_FORMATS)
@@ -79,18 +57,13 @@ def _decoded(content: bytes) -> Image.Image:
     most = _MOST_BYTES // (_BYTES if plain else _MORE_BYTES)
     if width * height > most:
         raise InputError(f"{width} x {height} pixels, more than the {most:,} that are read of mode {image.mode}")
-    image.load()
     return image
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return "so many pixels that it looks like a decompression bomb"
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image of a known format"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return "not an image of a known format" if isinstance(error, UnidentifiedImageError) else first_line(error)
 
 
 class ImageFiles(Images):
@@ -119,9 +92,16 @@ class ImageFiles(Images):
         return transformed(self.transform, image, str(self.root / self._files[index])), self.labels[index]
 
     def image(self, index: int) -> Image.Image:
-        """The photograph as upright RGB, before any transform; BrokenImage if it cannot be loaded."""
-        file = self._files[index]
-        return _read_image(self.root / file, lambda: self._folder.read(file))
+        """The photograph (an animation's first frame) as upright RGB, before any transform, or BrokenImage."""
+        content = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which pixels do not depend on
+            try:
+                content = self._folder.read(self._files[index])
+                return upright_rgb(_decoded(content))
+            except _DAMAGED as error:
+                reason = "the file is empty (zero bytes)" if content == b"" else _reason(error)
+                raise BrokenImage(f"cannot load {self.root / self._files[index]}: {reason}") from None
 
     def file(self, index: int) -> str:
         """The path of a photograph from the folder, with forward slashes."""
@@ -143,8 +123,7 @@ class ImageFiles(Images):
 
         None for others, and where the transform does not say where it puts a pixel.
         """
-        path = self.root / self._files[index]
-        seen = box_after(self.transform)
+        path, seen = self.root / self._files[index], box_after(self.transform)
         if path.parent.name != "JPEGImages" or seen is None:
             return None
         annotation = read_annotation(Folder(path.parent.parent / "Annotations"), f"{path.stem}.xml")
@@ -160,31 +139,20 @@ class _Photo(NamedTuple):
 
 def _from_folders(folder: Folder, listed: list[str]) -> list[_Photo]:
     files = [file for file in listed if file.lower().endswith(EXTENSIONS)]
-    flat = next((file for file in files if "/" not in file), None)
-    if flat is None:
-        return [_Photo(file, None, file.partition("/")[0]) for file in files]
-    if any("/" in file for file in files):
-        raise InputError(
-            f"{folder.path} holds class folders and, beside them, {flat}; move it, or list all in labels.csv"
-        )
-    return [_Photo(file, None, None) for file in files]
+    flat = [file for file in files if "/" not in file]
+    if flat and len(flat) < len(files):
+        advice = "move it, or list all in labels.csv"
+        raise InputError(f"{folder.path} holds class folders and, beside them, {flat[0]}; {advice}")
+    return [_Photo(file, None, None if flat else file.partition("/")[0]) for file in files]
 
 
 def _from_table(folder: Folder, table: Path) -> list[_Photo]:
-    try:
-        text = Folder(table.parent).read(table.name).decode("utf-8-sig")
-        rows = csv.DictReader(io.StringIO(text, newline=""))
-        columns = list(rows.fieldnames or [])
-        name_column = next((column for column in ("class_name", "class") if column in columns), None)
-        if "file" not in columns or (name_column is None and "class_index" not in columns):
-            raise InputError(
-                f"{table} has the columns {', '.join(columns) or 'none'};"
-                " it needs file, and class_index, class_name or class"
-            )
-        photos = [_from_row(table, rows.line_num, row, name_column) for row in rows]
-    except (OSError, UnicodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"cannot read {table}: {reason}") from None
+    columns, rows = read_table(Folder(table.parent), table.name)
+    name_column = next((column for column in ("class_name", "class") if column in columns), None)
+    if "file" not in columns or (name_column is None and "class_index" not in columns):
+        needs = "it needs file, and class_index, class_name or class"
+        raise InputError(f"{table} has the columns {', '.join(columns) or 'none'}; {needs}")
+    photos = [_from_row(f"{table} line {line}", row, name_column) for line, row in rows]
     photos.sort(key=lambda photo: PurePosixPath(photo.file).parts)
     for photo, following in itertools.pairwise(photos):
         if photo.file == following.file:
@@ -194,52 +162,50 @@ def _from_table(folder: Folder, table: Path) -> list[_Photo]:
     return photos
 
 
-def _from_row(table: Path, line: int, row: dict[str, str | None], name_column: str | None) -> _Photo:
+def _from_row(position: str, row: dict[str, str | None], name_column: str | None) -> _Photo:
     file, index, name = row["file"], row.get("class_index"), row.get(name_column or "")
     if not file or PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
-        raise InputError(f"{table} line {line}: file is {file!r}; give a path inside the folder")
-    if "class_index" not in row:
-        if not name:
-            raise InputError(f"{table} line {line}: {file} has no {name_column}")
-        return _Photo(file, None, name)
-    if not (index or "").isdecimal():
-        raise InputError(f"{table} line {line}: class_index is {index!r}; give a whole number from 0")
-    return _Photo(file, int(index or ""), name or None)
+        raise InputError(f"{position}: file is {file!r}; give a path inside the folder")
+    if "class_index" in row:
+        if not (index or "").isdecimal():
+            raise InputError(f"{position}: class_index is {index!r}; give a whole number from 0")
+        return _Photo(file, int(index or ""), name or None)
+    if not name:
+        raise InputError(f"{position}: {file} has no {name_column}")
+    return _Photo(file, None, name)
 
 
-def _label(source: Path, photos: list[_Photo], classes: Sequence[str] | None) -> tuple[list[str], list[int], list[str]]:
+def _chosen(
+    source: Path, photos: list[_Photo], classes: Sequence[str] | None
+) -> tuple[list[str], list[int], list[str]]:
     """The files, the labels and the classes' names, for the classes asked for."""
-    files = [photo.file for photo in photos]
-    labels = [photo.label for photo in photos if photo.label is not None]
-    names = [photo.name for photo in photos if photo.name is not None]
-    if labels:
-        if classes is not None and max(labels) >= len(classes):
-            raise InputError(f"{source} has class_index {max(labels)}, of {len(classes)} classes")
-        return files, labels, list(classes or _class_names(source, photos, max(labels) + 1))
-    if not names:
-        if classes is not None:
-            raise InputError(f"{source} is a flat folder, which has no classes; give labels=")
+    files, numbers = [photo.file for photo in photos], [photo.label for photo in photos if photo.label is not None]
+    if numbers:
+        if classes is not None and max(numbers) >= len(classes):
+            raise InputError(f"{source} has class_index {max(numbers)}, of {len(classes)} classes")
+        return files, numbers, list(classes or _class_names(source, photos, max(numbers) + 1))
+    known = sorted({photo.name for photo in photos if photo.name is not None})
+    if not known and classes is not None:
+        raise InputError(f"{source} is a flat folder, which has no classes; give labels=")
+    if not known:
         return files, [-1] * len(files), []
-    known = sorted(set(names))
-    chosen = known if classes is None else list(classes)
-    for name in chosen:
+    names = known if classes is None else list(classes)
+    for name in names:
         if name not in known:
             raise unknown_name(f"class in {source} named", name, known)
-        if chosen.count(name) > 1:
+        if names.count(name) > 1:
             raise InputError(f"classes names {name!r} twice")
-    number = {name: index for index, name in enumerate(chosen)}
-    kept = [(file, number[name]) for file, name in zip(files, names, strict=True) if name in number]
-    return [file for file, _ in kept], [label for _, label in kept], chosen
+    number: dict[str | None, int] = {name: index for index, name in enumerate(names)}
+    kept = [photo for photo in photos if photo.name in number]
+    return [photo.file for photo in kept], [number[photo.name] for photo in kept], names
 
 
 def _class_names(source: Path, photos: list[_Photo], count: int) -> list[str]:
     """What the table calls its classes; a class without a photograph is called by its number."""
-    names: dict[int, str] = {}
+    names: dict[int | None, str] = {}
     for photo in photos:
-        if photo.label is not None and photo.name is not None:
-            name = names.setdefault(photo.label, photo.name)
-            if name != photo.name:
-                raise InputError(f"{source}: class {photo.label} is {name!r} and {photo.name!r}")
+        if photo.name is not None and photo.name != (name := names.setdefault(photo.label, photo.name)):
+            raise InputError(f"{source}: class {photo.label} is {name!r} and {photo.name!r}")
     return [names.get(label, str(label)) for label in range(count)]
 
 
@@ -258,8 +224,7 @@ class Photos(ImageFiles):
         classes: the names in the order of their labels: photographs of other classes are left out; with `class_index`
             it only names them.
 
-    Raises:
-        InputError: one line that says what is wrong with the folder or the table.
+    Raises InputError for a bad folder or table.
     """
 
     skipped: list[str]
@@ -285,4 +250,4 @@ class Photos(ImageFiles):
             warnings.warn(f"{message}; convert them to JPEG or PNG", stacklevel=2)
         if not photos:
             raise InputError(f"no photographs in {source}; known are {', '.join(EXTENSIONS)}")
-        super().__init__(root, *_label(source, photos, classes), transform)
+        super().__init__(root, *_chosen(source, photos, classes), transform)

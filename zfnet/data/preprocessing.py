@@ -34,13 +34,9 @@ _BAD_EXIF = (SyntaxError, struct.error, AttributeError, TypeError, ValueError, K
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Any image as 8-bit RGB, turned as its EXIF orientation says.
+    """Any image as 8-bit RGB, turned as its EXIF orientation says; InputError for 32-bit or floating-point pixels.
 
-    16-bit greys are scaled to 8 bits. Transparent pixels become white, as on a page, so that the network sees what a
-    person sees. Unreadable EXIF is ignored.
-
-    Raises:
-        InputError: 32-bit or floating-point pixels.
+    16-bit greys are scaled to 8 bits. Transparent pixels become white, as on a page. Unreadable EXIF is ignored.
     """
     image.load()
     info = image.info
@@ -76,13 +72,9 @@ def _is_number(value: object, above: float) -> bool:
     return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value) and value > above
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and value > 0
-
-
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a network's input; it is saved with the weights.
+    """How an image becomes a network's input; it is saved with the weights. InputError for a bad value.
 
     `Preprocessing()` is that of torchvision's ImageNet weights. An image of `size` already is what the network sees,
     as a rendered scene is: it is only normalised. Every other is resized, then cropped at its centre. Resizing is
@@ -102,9 +94,6 @@ class Preprocessing:
             from images of `size`.
         display: which of the network's channels are shown as red, green and blue; None: the first three, or fewer
             with the last repeated.
-
-    Raises:
-        InputError: a bad value.
     """
 
     size: int | Size = 224
@@ -119,30 +108,32 @@ class Preprocessing:
     display: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
+        def check(valid: bool, name: str, advice: str) -> None:
+            if not valid:
+                raise InputError(f"preprocessing {name} is {getattr(self, name)!r}; give {advice}")
+
+        def is_count(value: object) -> bool:
+            return type(value) is int and value > 0
+
         sides = self.size if isinstance(self.size, (list, tuple)) else (self.size, self.size)
-        if len(sides) != 2 or not all(map(_is_count, sides)):
-            raise InputError(f"preprocessing size is {self.size!r}; give pixels, or rows and columns")
+        check(len(sides) == 2 and all(map(is_count, sides)), "size", "pixels, or rows and columns")
         object.__setattr__(self, "size", sides[0] if sides[0] == sides[1] else tuple(sides))
-        if self.resize is not None and not _is_count(self.resize):
-            raise InputError(f"preprocessing resize is {self.resize!r}; give a positive number of pixels")
+        check(self.resize is None or is_count(self.resize), "resize", "a positive number of pixels")
         least = max(sides) if self.mode == "warp" else min(sides)
         if self.resize is not None and self.resize < least:
             raise InputError(f"preprocessing resize {self.resize} is less than size {least}")
-        if self.mode not in get_args(Mode):
-            raise unknown_name("preprocessing mode", str(self.mode), get_args(Mode))
-        if self.channels not in get_args(Colours) and not _is_count(self.channels):
-            raise unknown_name("preprocessing channels", str(self.channels), [*get_args(Colours), "a number"])
-        if self.interpolation not in get_args(Interpolation):
-            raise unknown_name("preprocessing interpolation", str(self.interpolation), get_args(Interpolation))
-        if not _is_number(self.scale, above=0):
-            raise InputError(f"preprocessing scale is {self.scale!r}; give a finite number above 0")
+        for name, choices in (("mode", Mode), ("channels", Colours), ("interpolation", Interpolation)):
+            value, names = getattr(self, name), list(get_args(choices))
+            if value not in names and not (name == "channels" and is_count(value)):
+                raise unknown_name(f"preprocessing {name}", str(value), names + ["a number"] * (name == "channels"))
+        check(_is_number(self.scale, above=0), "scale", "a finite number above 0")
         for name, above in (("mean", -math.inf), ("std", 0)):
             object.__setattr__(self, name, self._for_each_channel(name, above))
         if self.display is not None:
             last = self.channel_count - 1
             listed = isinstance(self.display, (list, tuple)) and len(self.display) == 3
-            if not listed or not all(type(n) is int and 0 <= n <= last for n in self.display):
-                raise InputError(f"preprocessing display is {self.display!r}; give three channels from 0 to {last}")
+            listed = listed and all(type(n) is int and 0 <= n <= last for n in self.display)
+            check(listed, "display", f"three channels from 0 to {last}")
             object.__setattr__(self, "display", tuple(self.display))
 
     def _for_each_channel(self, name: str, above: float) -> tuple[float, ...]:
@@ -171,21 +162,17 @@ class Preprocessing:
     def __call__(self, image: Image.Image | np.ndarray[Any, Any] | Tensor) -> Tensor:
         """An image as what the network sees: float32 (channels, rows, columns).
 
-        Args:
-            image: a photograph of any mode; an array of bytes (H, W, channels); or a tensor (channels, H, W) of bytes
-                or of floats in 0..1. Three channels are RGB where the network reads RGB, BGR or grey.
-
-        Raises:
-            InputError: an image that is too small, or has other channels.
+        It is a photograph of any mode, an array of bytes (H, W, channels), or a tensor (channels, H, W) of bytes or of
+        floats in 0..1. Three channels are RGB where the network reads RGB, BGR or grey. InputError for an image that
+        is too small, or has other channels.
         """
         planes = self.cropped(image)
         return self.normalise(planes if planes.is_floating_point() else planes.float() / 255)
 
     def cropped(self, image: Image.Image | np.ndarray[Any, Any] | Tensor) -> Tensor:
-        """What the network sees of an image, not yet normalised: (channels, rows, columns), bytes or floats in 0..1.
+        """What the network sees of an image as for a call, not yet normalised: (channels, rows, columns).
 
-        Args:
-            image: as for a call; a photograph for a BGR network gives RGB.
+        Bytes, or floats in 0..1; a photograph for a BGR network gives RGB.
         """
         if isinstance(image, Image.Image):
             if isinstance(self.channels, int):
@@ -194,12 +181,9 @@ class Preprocessing:
             return _bytes(self._crop(self._resize(upright.convert("L") if self.channels == "grey" else upright)))
         array = isinstance(image, np.ndarray)
         planes = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 0) if array and image.ndim == 3 else image
-        if (
-            not isinstance(planes, Tensor)
-            or planes.ndim != 3
-            or len(planes) not in self._countable
-            or not (planes.dtype == torch.uint8 or (planes.is_floating_point() and not array))
-        ):
+        valid = planes.ndim == 3 and len(planes) in self._countable
+        dtypes = (torch.uint8,) if array else (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        if not isinstance(planes, Tensor) or not valid or planes.dtype not in dtypes:
             count = self.channel_count
             raise InputError(
                 f"an array {tuple(image.shape)} of {image.dtype} is no image of {count} channels; "
@@ -258,7 +242,7 @@ class Preprocessing:
 
         Args:
             box: top, left, bottom, right in pixels of the image, ends exclusive; 0 is the image's edge.
-            width, height: of the image.
+            width, height: of the image, in pixels.
         """
         new = self._resized(width, height)
         left, top = self._corner(*new)
@@ -271,15 +255,15 @@ class Preprocessing:
 
         Three channels are RGB where the network reads RGB, BGR or grey.
         """
-        if image.ndim < 3 or image.shape[-3] not in self._countable:
-            raise self._no_image(image)
-        arranged = self.arranged(image)
-        if image.dtype == torch.uint8:  # in one pass, in place: training does this to every image anew
-            values = arranged.float()
-            mean, std = self._statistics(values)
-            return torch.addcmul(-mean / std, values, self.scale / 255 / std, out=values)
-        mean, std = self._statistics(arranged)
-        return (arranged * self.scale - mean) / std
+        known = image.ndim >= 3 and image.shape[-3] in self._countable
+        arranged = self.arranged(image) if known else image  # which its statistics refuse
+        if image.dtype != torch.uint8:
+            mean, std = self._statistics(arranged)
+            return (arranged * self.scale - mean) / std
+        values = arranged.float()
+        mean, std = self._statistics(values)
+        # in one pass, in place: training does this to every image anew
+        return torch.addcmul(-mean / std, values, self.scale / 255 / std, out=values)
 
     def arranged(self, image: Tensor) -> Tensor:
         """An image (..., 3, H, W), RGB, in the network's channels, its range unchanged; of other channels, as it is."""
@@ -299,13 +283,10 @@ class Preprocessing:
         shown = self.display or ((2, 1, 0) if self.channels == "BGR" else (0, min(1, last), min(2, last)))
         return signal if shown == (0, 1, 2) and last == 2 else signal[..., list(shown), :, :]
 
-    def _no_image(self, x: Tensor) -> InputError:
-        shape = f"float (..., {self.channel_count}, H, W)"
-        return InputError(f"a tensor {tuple(x.shape)} of {x.dtype} is no image; give {shape}")
-
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != self.channel_count:
-            raise self._no_image(x)
+            shape = f"(..., {self.channel_count}, H, W)"
+            raise InputError(f"a tensor {tuple(x.shape)} of {x.dtype} is no image; give float {shape}")
         mean, std = x.new_tensor(self.mean)[:, None, None], x.new_tensor(self.std)[:, None, None]
         if self.mean_image is not None and tuple(x.shape[-2:]) in (self.image_size, self.mean_image.shape[-2:]):
             rows, columns = x.shape[-2:]
@@ -350,12 +331,10 @@ class Preprocessing:
             raise InputError(f"preprocessing is not JSON: {error}") from None
         if not isinstance(settings, dict):
             raise InputError(f"preprocessing is {settings!r}; it must be a JSON object")
-        names = list(cls().settings)
-        for name in settings:
-            if name not in names:
-                raise unknown_name("preprocessing setting", name, names)
         older: dict[str, Any] = {"interpolation": "bilinear", "display": None}  # what older files mean
-        settings = older | settings
+        settings, names = older | settings, list(cls().settings)
+        if unknown := [name for name in settings if name not in names]:
+            raise unknown_name("preprocessing setting", unknown[0], names)
         if missing := [name for name in names if name not in settings]:
             raise InputError(f"preprocessing lacks {', '.join(missing)}")
         return cls(**settings)
@@ -365,10 +344,7 @@ class Preprocessing:
 class Stored:
     """How training keeps an image: uint8 (channels, rows, columns), cropped, mirrored and normalised batch by batch.
 
-    Args:
-        preprocessing: of the network.
-        side: the shortest side and the central square of it, from which crops are taken, in pixels; None: what the
-            network sees.
+    `side` is the side in pixels of the central square from which crops are taken; None: what the network sees.
     """
 
     preprocessing: Preprocessing
