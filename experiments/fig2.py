@@ -25,6 +25,7 @@ from experiments.panels import chosen as _chosen
 from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.checks import pair
+from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import project_top
 from zfnet.errors import unknown_name
@@ -159,24 +160,26 @@ def main(
     if not panels:
         raise InputError(f"no feature map of {', '.join(layers)} is ever above 0 on these {tops.images} images")
 
+    images = as_images(data)
+
     def winners(layer: str) -> dict[str, list[dict[str, Any]]]:
-        top, field = tops[layer], fields[layer]
-        columns = zip(*(column.tolist() for column in top), strict=True)
-        return {
-            str(m): [
+        top = tops[layer]
+        entries: dict[str, list[dict[str, Any]]] = {}
+        for m in range(len(top.value)):
+            field = receptive_field(deconvnet.graph, layer, fields[layer].image_size, m)
+            entries[str(m)] = [
                 {
                     "value": value,
                     "image": image,
-                    "file": data.file(image) if hasattr(data, "file") else None,
+                    "file": images.file(image),
                     "row": row,
                     "column": column,
                     "box": list(field.box(row, column)),
                 }
-                for value, image, row, column in zip(*entries, strict=True)
+                for value, (image, _, row, column) in zip(top.value[m].tolist(), top.units([m]).tolist(), strict=True)
                 if image >= 0
             ]
-            for m, entries in enumerate(columns)
-        }
+        return entries
 
     count, total = sum(map(len, drawn.values())), sum(len(top.value) for top in tops.values())
     note = (

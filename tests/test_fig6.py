@@ -113,7 +113,7 @@ def test_projections_are_measured_one_by_one(drawn, data, name, stride):
     top = scan(model, data, ["relu2"], 4, progress=False, workers=0)["relu2"]
     shares, bands = [], []
     for m, rank in (top.value > 0).nonzero().tolist():
-        image, row, column = (int(place[m, rank]) for place in top[1:])
+        image, row, column = (int(place[m, rank]) for place in top[1:4])
         recording = deconvnet.record(data[image][0][None], ["relu2"])
         signal = torch.zeros_like(recording.activations["relu2"])
         signal[0, m, row, column] = top.value[m, rank]

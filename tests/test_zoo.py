@@ -87,7 +87,7 @@ def test_layers_of_a_network_with_too_few() -> None:
     ("name", "says"),
     [
         ("efficientnet_b0", "SiLU at features.8.2"),
-        ("convnext_tiny", "LayerNorm2d at classifier.0"),
+        ("convnext_tiny", "layer_norm at classifier.0.layer_norm"),
         ("regnet_y_400mf", "mul at trunk_output.block4.block4-5.f.se.mul of two feature maps"),
         ("mobilenet_v3_small", "Hardswish at classifier.1"),
         ("swin_t", "LayerNorm at norm"),

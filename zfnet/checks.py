@@ -32,7 +32,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad(), torch.autocast(device_and_dtype(model)["device"].type, enabled=False):
+        device = device_and_dtype(model)["device"].type
+        with torch.no_grad(), contextlib.ExitStack() as stack:
+            if torch.amp.is_autocast_available(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
             yield
     finally:
         for module in training:
