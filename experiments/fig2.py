@@ -160,7 +160,7 @@ def main(
     if not panels:
         raise InputError(f"no feature map of {', '.join(layers)} is ever above 0 on these {tops.images} images")
 
-    images = as_images(data)
+    photographs = as_images(data)
 
     def winners(layer: str) -> dict[str, list[dict[str, Any]]]:
         top = tops[layer]
@@ -171,7 +171,7 @@ def main(
                 {
                     "value": value,
                     "image": image,
-                    "file": images.file(image),
+                    "file": photographs.file(image),
                     "row": row,
                     "column": column,
                     "box": list(field.box(row, column)),

@@ -87,8 +87,9 @@ class Graph:
             raise
         except Exception as error:  # the model's own code runs here, and may raise anything
             raise InputError(
-                f"{type(self.model).__name__} cannot be traced{tracer.failed} ({first_line(error)}); a deconvnet needs a model "
-                "without control flow that depends on the data: hide that part in a module and register it with @rule"
+                f"{type(self.model).__name__} cannot be traced{tracer.failed} ({first_line(error)}); a deconvnet needs "
+                "a model without control flow that depends on the data: hide that part in a module and register it with "
+                "@rule"
             ) from error
         self._constants, self._guards = tracer.constants, tracer.guards
         self.names: dict[fx.Node, str] = {}
