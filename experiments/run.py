@@ -35,8 +35,8 @@ from zfnet import weights
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.errors import InputError, first_line
 from zfnet.graph import Graph
-from zfnet.identity import digest
-from zfnet.training import difference, processes, run_identity
+from zfnet.identity import difference, digest
+from zfnet.training import processes, run_identity
 
 PLACED = ("experiment", "model", "data", "++out")  # the folder's name says these
 TRAINING = {"training": "train", "validation": "val"}  # uint8 images of these splits

@@ -208,6 +208,28 @@ def test_normalised_distances_are_the_euclidean_one_divided():
     torch.testing.assert_close(far["relative"], far["euclidean"] / clean.norm(), rtol=1e-4, atol=0)
 
 
+ENDS = {"softmax": nn.Softmax(1), "logarithms": nn.LogSoftmax(1), "sigmoid": nn.Sigmoid()}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_probabilities_are_the_networks_own(end):
+    model, image = nn.Sequential(*network(), ENDS[end]).eval(), noise()
+    model.preprocessing = PLAIN
+    with torch.no_grad():
+        own = model(image[None])[0, 2]
+    probability = invariance(model, [image], [2], ["1"], "scale", [1.0], progress=False).probability
+    assert float(probability) == pytest.approx(float(own.exp() if end == "logarithms" else own), rel=1e-5)
+
+
+def test_the_probability_of_one_logit_is_that_of_class_1():
+    model, image = nn.Sequential(nn.Flatten(), nn.Linear(768, 1)).eval(), noise()
+    model.preprocessing = PLAIN
+    with torch.no_grad():
+        own = float(model(image[None]).sigmoid())
+    both = [invariance(model, [image], [n], ["1"], "scale", [1.0], progress=False).probability for n in (0, 1)]
+    assert [float(p) for p in both] == pytest.approx([1 - own, own], rel=1e-5)
+
+
 def test_the_network_is_left_as_it_was():
     model = network().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -228,6 +250,7 @@ def test_the_network_is_left_as_it_was():
         ({"kind": "shift"}, "no transform 'shift'"),
         ({"amounts": []}, "no amounts of scale"),
         ({"distance": "cosine"}, "no distance 'cosine'"),
+        ({"score": "odds"}, "no score 'odds'"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(change, message):

@@ -131,15 +131,15 @@ def test_trained_weights_are_those_of_this_training(asked, words, capsys) -> Non
 @pytest.mark.parametrize(
     ("word", "difference"),
     [
-        ("train.epochs=2", "epochs 1, now 2"),
-        ("train.seed=1", "seed 0, now 1"),
-        ("train=paper", "optimizer adam, now sgd"),
-        ("model.architecture.dropout=0.2", "other architecture"),
-        ("model.architecture.init=he", "other initial weights"),
-        ("model.preprocessing.std=[1,1,1]", "other preprocessing"),
+        ("train.epochs=2", "epochs (1, now 2)"),
+        ("train.seed=1", "seed (0, now 1)"),
+        ("train=paper", "optimizer (adam, now sgd)"),
+        ("model.architecture.dropout=0.2", "architecture"),
+        ("model.architecture.init=he", "initial weights"),
+        ("model.preprocessing.std=[1,1,1]", "preprocessing"),
         ("data.seed=1", "training"),
-        ("data.count={train: 13, val: 6}", "other training labels, training dataset"),
-        ("data.count={train: 12, val: 7}", "other validation labels, validation dataset"),
+        ("data.count={train: 13, val: 6}", "training labels, training images"),
+        ("data.count={train: 12, val: 7}", "validation labels, validation images"),
     ],
 )
 def test_weights_of_another_training_are_not_taken(asked, word: str, difference: str, capsys) -> None:
@@ -156,7 +156,7 @@ def test_both_trainings_are_kept_and_found(home, monkeypatch, capsys) -> None:
     monkeypatch.chdir(home)
     first = experiments.run.trained(*configuration())
     second = experiments.run.trained(*configuration("train.epochs=2"))
-    assert second != first == USUAL and "epochs 1, now 2" in capsys.readouterr().err
+    assert second != first == USUAL and "epochs (1, now 2)" in capsys.readouterr().err
     assert [experiments.run.trained(*configuration(*more)) for more in ((), ("train.epochs=2",))] == [first, second]
     assert len(weights.read_metadata(second)["history"]) == 2
     assert not capsys.readouterr().err

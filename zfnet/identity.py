@@ -6,22 +6,25 @@ Whoever reads it compares both (`check_seal`), so that an error can name what di
 """
 
 import hashlib
+import io
 import json
 import os
 import re
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zfnet.errors import InputError
+from zfnet.files import write_atomically
 
-Identity = Mapping[str, str]  # a digest, or a short plain value, of each thing that a result depends on
+Identity = Mapping[str, Any]  # a digest, or a short plain value in JSON, of each thing that a result depends on
 
 _FORMAT = 2  # of files with an identity; those of format 1 had a single key
+_LENGTH = 32  # of a digest
 # what torch keeps on every module (hooks, and what is visited by itself), and what is no part of the computation
 _MODULE = {*vars(nn.Module()), "preprocessing"}
 
@@ -46,12 +49,27 @@ def network_identity(model: nn.Module) -> dict[str, str]:
     return {"architecture": digest(settings), "weights": digest(weights)}
 
 
+def difference(before: Identity, now: Identity) -> str:
+    """What differs between two identities, by name, with values that are not digests; "" if nothing does."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    values = {name: [str(identity.get(name)) for identity in (before, now)] for name in names}
+    plain = [name for name in names if max(map(len, values[name])) < _LENGTH]
+    words = [f"{name} ({values[name][0]}, now {values[name][1]})" for name in plain]
+    return ", ".join([*words, *(name for name in names if name not in plain)])
+
+
+class Damaged(InputError):
+    """A file whose content is not what was written."""
+
+
 def seal(identity: Identity, content: Any) -> str:
-    """What a file says of itself: its identity and the digest of its content, as JSON."""
+    """What a file says of itself: its identity and the digest of its content, as one line of JSON."""
     return json.dumps({"format": _FORMAT, "identity": dict(identity), "content": digest(dict(identity), content)})
 
 
-def check_seal(path: str | os.PathLike[str], sealed: str | None, identity: Identity, content: Any, remedy: str) -> None:
+def check_seal(
+    path: str | os.PathLike[str], sealed: str | bytes | None, identity: Identity, content: Any, remedy: str
+) -> None:
     """Raise InputError unless a file is whole and was made under this identity.
 
     Args:
@@ -65,13 +83,49 @@ def check_seal(path: str | os.PathLike[str], sealed: str | None, identity: Ident
         kept = json.loads(sealed or "")
         number, known, expected = kept["format"], kept["identity"], kept["content"]
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is damaged, or of an older format that is no longer read; {remedy}") from None
+        raise Damaged(f"{path} is damaged, or of an older format that is no longer read; {remedy}") from None
     if number != _FORMAT:
-        raise InputError(f"{path} is of format {number}, but this version reads format {_FORMAT}; {remedy}")
+        raise Damaged(f"{path} is of format {number}, but this version reads format {_FORMAT}; {remedy}")
     if digest(known, content) != expected:
-        raise InputError(f"{path} is damaged: its content does not match its checksum; {remedy}")
-    if different := [name for name in {**identity, **known} if known.get(name) != identity.get(name)]:
-        raise InputError(f"{path} was made with different {', '.join(different)}; {remedy}")
+        raise Damaged(f"{path} is damaged: its content does not match its checksum; {remedy}")
+    if changes := difference(known, identity):
+        raise InputError(f"{path} was made with different {changes}; {remedy}")
+
+
+def write_sealed(
+    path: str | os.PathLike[str], identity: Identity, content: Any, previous: str | os.PathLike[str] | None = None
+) -> None:
+    """Write a seal and the content, as `torch.save` writes it, to a file, atomically.
+
+    Args:
+        path: the file.
+        identity: what the content depends on.
+        content: numbers, strings and tensors, in lists and dictionaries.
+        previous: where the file is moved that has been at `path`; None: it is replaced.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+
+    def write(file: BinaryIO) -> None:
+        file.write(seal(identity, buffer.getbuffer()).encode() + b"\n")
+        file.write(buffer.getbuffer())
+        if previous is not None and os.path.exists(path):
+            file.flush()
+            os.fsync(file.fileno())  # the new file is whole before the old one loses its name
+            os.replace(path, previous)
+
+    write_atomically(path, write)
+
+
+def read_sealed(path: str | os.PathLike[str], identity: Identity, remedy: str) -> Any:
+    """The content of a file of `write_sealed`, on the CPU; InputError as of `check_seal`."""
+    try:
+        with open(path, "rb") as file:
+            sealed, content = file.readline(), file.read()
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror or error}); {remedy}") from None
+    check_seal(path, sealed, identity, content, remedy)
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _digest(part: Any) -> bytes:
@@ -82,7 +136,7 @@ def _digest(part: Any) -> bytes:
         return _hash(f"array {part.dtype.str} {part.shape}", np.ascontiguousarray(part).reshape(-1).view(np.uint8))
     if isinstance(part, nn.Module):
         return _digest(["model", network_identity(part)])
-    if isinstance(part, bytes | bytearray):
+    if isinstance(part, bytes | memoryview):
         return _hash("bytes", part)
     try:
         return _hash("json", json.dumps(part, sort_keys=True).encode())

@@ -8,27 +8,22 @@ ranked by the value before the clip: otherwise all nine may be equal, and the or
 Zeiler & Fergus (2014), Figure 2: the top nine of a feature map over the validation set.
 """
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from zfnet.checks import check_images, check_weights, device_and_dtype, evaluating
 from zfnet.data.batches import Batch, Batches
 from zfnet.data.images import Images, as_images
-from zfnet.errors import InputError, first_line
-from zfnet.files import write_atomically
+from zfnet.errors import InputError
 from zfnet.graph import Graph, graph_of
-from zfnet.identity import Identity, check_seal, digest, network_identity, seal
+from zfnet.identity import Identity, digest, network_identity, read_sealed, write_sealed
 
 SAVE_EVERY = 30.0  # seconds between two saves of a scan's state
 
@@ -105,9 +100,8 @@ class TopActivations(_Columns):
         return torch.stack([image, chosen.repeat_interleave(k), row, column], 1)
 
 
-@dataclass(frozen=True, eq=False)
-class Scan(Mapping[str, TopActivations]):
-    """The result of a scan: a mapping from layers to their strongest activations.
+class Scan(dict[str, TopActivations]):
+    """The result of a scan: the strongest activations, by layer.
 
     Args:
         tops: the strongest activations, by layer.
@@ -115,18 +109,9 @@ class Scan(Mapping[str, TopActivations]):
         broken: one message for each image that could not be read.
     """
 
-    tops: Mapping[str, TopActivations]
-    images: int
-    broken: Sequence[str]
-
-    def __getitem__(self, layer: str) -> TopActivations:
-        return self.tops[layer]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tops)
-
-    def __len__(self) -> int:
-        return len(self.tops)
+    def __init__(self, tops: Mapping[str, TopActivations], images: int, broken: Sequence[str]):
+        super().__init__(tops)
+        self.images, self.broken = images, broken
 
 
 def scan(
@@ -163,8 +148,12 @@ def scan(
     check_weights(graph.model)
     nodes = _nodes(graph, layers)
     chosen = _chosen(indices, len(images), k, distinct)
-    file = None if state is None else _State.of(state, graph, images, chosen, nodes.values(), k, distinct)
-    reached = start = _Progress(0, {}, []) if file is None or fresh else file.read()
+    file = None if state is None else Path(state)
+    identity = _identity(graph, images, chosen, nodes.values(), k, distinct) if file else {}
+    start = _Progress(0, {}, [])
+    if file and not fresh and file.exists():
+        start = _Progress.of(read_sealed(file, identity, "delete it, or pass fresh=True, to start anew"), graph)
+    reached = start
     batches = Batches(images, batch_size, indices=chosen[start.done :], workers=workers)
     bar = tqdm(total=len(chosen), initial=start.done, unit=" images", desc="scan", disable=not progress)
     saved_at = monotonic()
@@ -173,19 +162,19 @@ def scan(
             for reached in _whole_batches(graph, set(nodes.values()), batches, chosen, start, k, distinct):
                 bar.update(reached.done - bar.n)
                 if file and monotonic() - saved_at > SAVE_EVERY:
-                    file.write(reached)
+                    write_sealed(file, identity, reached.content())
                     saved_at = monotonic()
     except KeyboardInterrupt:
         if file and reached.tops:
-            file.write(reached)
+            write_sealed(file, identity, reached.content())
         raise
     if not reached.tops:
         first = reached.broken[0] if reached.broken else "there are none"
         raise InputError(f"none of the {len(chosen)} images could be read: {first}")
     if file and keep_state:
-        file.write(reached)
+        write_sealed(file, identity, reached.content())
     elif file:
-        file.path.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
     tops = {layer: reached.tops[graph.names[node]].to("cpu") for layer, node in nodes.items()}
     return Scan(tops, len(chosen) - len(reached.broken), reached.broken)
 
@@ -216,62 +205,30 @@ class _Progress(NamedTuple):
     tops: Mapping[str, TopActivations]  # by the names of the graph
     broken: list[str]
 
-
-@dataclass
-class _State:
-    """The file in which an interrupted scan is kept."""
-
-    path: Path
-    identity: Identity
-    device: torch.device
+    def content(self) -> dict[str, Any]:
+        """What is kept in a file."""
+        tops = {layer: [column.cpu().clone() for column in top] for layer, top in self.tops.items()}
+        return self._asdict() | {"tops": tops}
 
     @classmethod
-    def of(
-        cls,
-        path: str | Path,
-        graph: Graph,
-        images: Images,
-        chosen: Tensor,
-        nodes: Collection[fx.Node],
-        k: int,
-        distinct: bool,
-    ) -> "_State":
-        tensors = device_and_dtype(graph.model)
-        identity = network_identity(graph.model) | {
-            "dtype": str(tensors["dtype"]),
-            "images": images.identity(),
-            "indices": digest(chosen),
-            "layers": digest(sorted(graph.names[node] for node in nodes)),
-            "k": str(k),
-            "distinct": str(distinct),
-        }
-        return cls(Path(path), identity, tensors["device"])
+    def of(cls, content: dict[str, Any], graph: Graph) -> "_Progress":
+        device = device_and_dtype(graph.model)["device"]
+        tops = {layer: TopActivations(*columns).to(device) for layer, columns in content["tops"].items()}
+        return cls(**content | {"tops": tops})
 
-    def write(self, progress: _Progress) -> None:
-        tensors = {
-            f"{layer}/{name}": column.cpu().clone(memory_format=torch.contiguous_format)
-            for layer, top in progress.tops.items()
-            for name, column in top._asdict().items()
-        }
-        about = {"done": str(progress.done), "broken": json.dumps(progress.broken)}
-        sealed = seal(self.identity, {**about, **tensors})
-        write_atomically(self.path, save(tensors, metadata={**about, "seal": sealed}))
 
-    def read(self) -> _Progress:
-        """What the file holds, nothing if there is none; InputError if it is damaged or of another scan."""
-        if not self.path.exists():
-            return _Progress(0, {}, [])
-        remedy = "delete it, or pass fresh=True, to start anew"
-        try:
-            with safe_open(self.path, framework="pt", device=str(self.device)) as file:
-                about = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{self.path} cannot be read as a scan's state ({first_line(error)}); {remedy}") from None
-        check_seal(self.path, about.pop("seal", None), self.identity, {**about, **tensors}, remedy)
-        layers = {name.rsplit("/", 1)[0] for name in tensors}
-        tops = {x: TopActivations(*(tensors[f"{x}/{name}"] for name in TopActivations._fields)) for x in layers}
-        return _Progress(int(about["done"]), tops, json.loads(about["broken"]))
+def _identity(
+    graph: Graph, images: Images, chosen: Tensor, nodes: Iterable[fx.Node], k: int, distinct: bool
+) -> Identity:
+    """What a scan depends on."""
+    return network_identity(graph.model) | {
+        "dtype": str(device_and_dtype(graph.model)["dtype"]),
+        "images": images.identity(),
+        "indices": digest(chosen),
+        "layers": digest(sorted(graph.names[node] for node in nodes)),
+        "k": str(k),
+        "distinct": str(distinct),
+    }
 
 
 # ---- one batch -------------------------------------------------------------------------------------------------------

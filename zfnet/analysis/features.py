@@ -5,7 +5,6 @@ of all that its numbers depend on (weights, architecture, preprocessing, images,
 are never read, and a note beside it has a digest of its rows, so damage is noticed. Zeiler & Fergus (2014), section 5.
 """
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -27,9 +26,8 @@ from zfnet.data.crops import crop_size, views
 from zfnet.data.images import Images, as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, first_line, unknown_name
-from zfnet.files import write_atomically
 from zfnet.graph import Graph, graph_of
-from zfnet.identity import Identity, check_seal, digest, network_identity, seal
+from zfnet.identity import Identity, digest, network_identity, read_sealed, write_sealed
 from zfnet.training.evaluation import network_input
 
 SAVE_EVERY = 30.0  # seconds between two notes of how far a run has come
@@ -165,13 +163,12 @@ def _rows(graph: Graph, files: Sequence["_File"], images: Tensor, crops: int) ->
 def _note(files: Sequence["_File"], arrays: Sequence[np.memmap], done: int, hashes: Sequence[Any]) -> None:
     for file, array, total in zip(files, arrays, hashes, strict=True):
         array.flush()
-        about = {"seal": seal(file.identity, _content(array, done, total)), "done": done}
-        write_atomically(file.note, json.dumps(about).encode())
+        write_sealed(file.note, file.identity, _content(array, done, total))
 
 
 def _content(array: np.ndarray, done: int, total: Any) -> list[Any]:
-    """What the seal of a file covers: its rows so far, by their hash, and how they are read."""
-    return [done, array.shape, array.dtype.str, total.hexdigest()]
+    """What a note says of a file: its rows so far, how they are read, and their hash."""
+    return [done, list(array.shape), array.dtype.str, total.hexdigest()]
 
 
 def _bytes(rows: np.ndarray) -> memoryview:
@@ -225,15 +222,17 @@ class _File:
         path = self.path if self.path.exists() else self.part
         if not path.exists() or (path == self.part and not self.note.exists()):
             return 0
-        remedy = "delete it to compute it again"
+        remedy = f"delete {path} to compute it again"
         if not self.note.exists():
             raise InputError(f"{path} has no {self.note.name} beside it, as files of an older format; {remedy}")
+        content = read_sealed(self.note, self.identity, remedy)
+        done = int(content[0])
         try:
-            about = json.loads(self.note.read_text(encoding="utf-8"))
-            array, done, sealed = np.load(path, mmap_mode="r"), int(about["done"]), about["seal"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path} or {self.note.name} is damaged ({first_line(error)}); {remedy}") from None
-        check_seal(path, sealed, self.identity, _content(array, done, blake2b(_bytes(array[:done]))), remedy)
+            array = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is damaged ({first_line(error)}); {remedy}") from None
+        if content != _content(array, done, blake2b(_bytes(array[:done]))):
+            raise InputError(f"{path} is damaged: its content does not match its checksum; {remedy}")
         return done
 
     def open(self, done: int) -> np.memmap:

@@ -20,6 +20,7 @@ from scipy.ndimage import affine_transform
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from zfnet.analysis.occlusion.readout import SCORES, automatic
 from zfnet.checks import check_images, check_weights
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, unknown_name
@@ -108,6 +109,7 @@ def invariance(
     *,
     fill: str = "grey",
     distance: str = "rms",
+    score: str = "auto",
     batch_size: int = 64,
     progress: bool = True,
 ) -> Invariance:
@@ -119,17 +121,20 @@ def invariance(
         distance: "euclidean"; "rms": divided by the square root of the number of units; "relative": divided by the norm
             of the original image's features. The paper does not say which; only "rms" comes near the ends of its axes,
             15 in layer 1 and 1.4 in layer 7.
+        score: how outputs become probabilities, by name; see `occlusion_maps`.
     """
     graph = graph_of(model)
     check_weights(graph.model)
     if distance not in DISTANCES:
         raise unknown_name("distance", distance, DISTANCES)
+    if score not in ("auto", *SCORES):
+        raise unknown_name("score", score, ("auto", *SCORES))
     if not len(images) or len(images) != len(labels):
         raise InputError(f"{len(images)} images and {len(labels)} labels; give at least one image, each with its label")
     if not len(amounts):
         raise InputError(f"no amounts of {kind}; give at least one")
     preprocessing = getattr(graph.model, "preprocessing", None)  # other people's models have none
-    output = graph.layers[-1]
+    output = graph.names[graph.output]
     distances: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     probabilities = []
     with tqdm(total=len(images) * len(amounts), unit=" images", desc=kind, disable=not progress) as bar:
@@ -147,7 +152,7 @@ def invariance(
                 features = features.to(torch.promote_types(features.dtype, torch.float32))
                 norms = torch.linalg.vector_norm(features - features[0], dim=1, dtype=torch.float64)
                 distances[layer].append(torch.where(moved, norms / DISTANCES[distance](features[0]), 0)[1:].cpu())
-            p = _probability(outputs[output], int(label), number)
+            p = _probability(graph, outputs[output], int(label), number, score)
             probabilities.append(torch.where(moved, p, p[0])[1:].cpu())
             bar.update(len(amounts))
     return Invariance(
@@ -157,14 +162,17 @@ def invariance(
     )
 
 
-def _probability(logits: Tensor, label: int, number: int) -> Tensor:
-    if logits.ndim != 2:
-        raise InputError(f"the network's output is {tuple(logits.shape)}; probabilities need (images, classes)")
+def _probability(graph: Graph, outputs: Tensor, label: int, number: int, score: str) -> Tensor:
+    """What the network gives for the label, (N,); see `occlusion.readout`."""
+    if outputs.ndim != 2:
+        raise InputError(f"the network's output is {tuple(outputs.shape)}; probabilities need (images, classes)")
     if label < 0:
         raise InputError(f"image {number} has no label: give data with labels (labels.csv or class folders)")
-    if label >= logits.shape[1]:
-        raise InputError(f"image {number} has label {label}, of a network with {logits.shape[1]} classes")
-    return logits.double().softmax(1)[:, label]
+    single = outputs.shape[1] == 1  # the probability of class 1
+    if label >= (classes := 2 if single else outputs.shape[1]):
+        raise InputError(f"image {number} has label {label}, of a network with {classes} classes")
+    scores = SCORES[automatic(graph, outputs[:1]) if score == "auto" else score](outputs.double())
+    return scores[:, label] if not single else scores[:, 0] if label else 1 - scores[:, 0]
 
 
 def reach(kind: str, amounts: Tensor) -> Tensor:

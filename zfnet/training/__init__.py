@@ -3,8 +3,8 @@
 recipe -> loop -> checkpoints, evaluation. Zeiler & Fergus (2014), section 3.
 """
 
-from zfnet.data.crops import crop_size, in_memory, views
-from zfnet.training.checkpoints import Checkpoint, difference, run_identity
+from zfnet.data.crops import in_memory
+from zfnet.training.checkpoints import Checkpoint, run_identity
 from zfnet.training.evaluation import error_rates, network_input
 from zfnet.training.loop import Diverged, renormalise, train
 from zfnet.training.processes import processes
@@ -14,8 +14,6 @@ __all__ = [
     "Checkpoint",
     "Diverged",
     "Recipe",
-    "crop_size",
-    "difference",
     "error_rates",
     "in_memory",
     "network_input",
@@ -23,5 +21,4 @@ __all__ = [
     "renormalise",
     "run_identity",
     "train",
-    "views",
 ]

@@ -19,7 +19,7 @@ import contextlib
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from zfnet.analysis.occlusion.readout import Reading, Readout, summed, wide
+from zfnet.analysis.occlusion.readout import Reading, Readout, summed
 from zfnet.checks import Pair, pair
 from zfnet.graph import Graph, Shapes
 from zfnet.windows import WHOLE, Window
@@ -37,8 +37,6 @@ TILE = 8  # rows and columns of squares in a tile, at most: the windows of more 
 # Every tile starts every step once more, whatever its size. So one more run of rows (or columns) of squares costs more
 # than its windows: this many times a row's mean. It was chosen by timing ZFNet; it decides no digit.
 TILE_COST = 0.33
-# steps that may give each map's mean: over "all" places (of an output of one place), or over the dimensions "given"
-MEANS = {nn.AdaptiveAvgPool2d: "all", F.adaptive_avg_pool2d: "all", torch.mean: "given", Tensor.mean: "given"}
 OUTSIDE = (0.0, -math.inf)  # what steps may read outside of maps
 
 
@@ -211,11 +209,6 @@ class SquareWindows:
         """Maps (M, ..., H, W) of a step: the clean ones with the windows in them."""
         return self._beside_clean(None, source, value[:, maps], maps)
 
-    def mean(self, source: fx.Node, value: Tensor) -> Tensor:
-        """The mean (M, C) over all places of each map."""
-        clean, places = wide(self.clean[source][: -len(OUTSIDE)]).mean(0), math.prod(self.plan.extents[source])
-        return (clean + wide(value - self.clean_windows(source)).sum((2, 3)) / places).to(value.dtype)
-
     # -- the view ------------------------------------------------------------------------------------------------------
 
     def read(self, node: fx.Node, source: fx.Node, value: Any) -> Any:
@@ -243,8 +236,6 @@ class SquareWindows:
             overlaps = [strip.spreading(node, source)[1] for strip in self.strips]
             self._put_known(overlaps, window.spread(args[0], argument), self._as_tile(output), add=True)
             return output
-        if self._joins(node):
-            return self._join(node, args[0])
         return window.inside(args[0], argument) if window.inside else self.graph.call(node, args, kwargs)
 
     def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
@@ -261,8 +252,8 @@ class SquareWindows:
     # -- tiles: (rows of squares, columns of squares, h, w, C) ---------------------------------------------------------
 
     def _reads_as_it_is(self, node: fx.Node, source: fx.Node) -> bool:
-        """Whether a step reads the windows of its source as they are: whole maps, a joining step, pointwise steps."""
-        if node not in self.plan.changes or source not in self.plan.changes or self._joins(node):
+        """Whether a step reads the windows of its source as they are: whole maps, pointwise steps."""
+        if node not in self.plan.changes or source not in self.plan.changes:
             return True
         return not self.plan.windows[node].spread and all(
             torch.equal(strip.reading(node, source).places, strip.windows[source].places()) for strip in self.strips
@@ -303,16 +294,13 @@ class SquareWindows:
                 tile[in_asked].copy_(known[in_known])
         return tile
 
-    def _beside_clean(
-        self, node: fx.Node | None, source: fx.Node, value: Tensor, maps: slice, tile: Tensor | None = None
-    ) -> Tensor:
+    def _beside_clean(self, node: fx.Node | None, source: fx.Node, value: Tensor, maps: slice) -> Tensor:
         """What a step reads: its source's windows, beside them what the clean image gave, outside the window's fill.
 
-        node: None for all places.  maps: which of the source's maps `value` has.  tile: where to write it.
+        node: None for all places.  maps: which of the source's maps `value` has.
         """
         overlaps, extent = self._overlaps(node, source), self.plan.extents[source]
-        if tile is None:
-            tile = value.new_empty(self._tile_shape(overlaps, value))
+        tile = value.new_empty(self._tile_shape(overlaps, value))
         self._put_known(overlaps, value, tile)
         missing = ~_crossed(torch.logical_and, overlaps[0].known, overlaps[1].known)
         if missing.any():
@@ -325,18 +313,6 @@ class SquareWindows:
             positions = missing.flatten().nonzero().flatten().to(value.device)
             tile.view(-1, tile.shape[-1]).index_copy_(0, positions, clean)
         return self._as_windows(tile, value)
-
-    def _joins(self, node: fx.Node) -> bool:
-        """Whether the step lays maps side by side: each source is written once, where it belongs."""
-        return node.target is torch.cat and bool(node.args)
-
-    def _join(self, node: fx.Node, values: Sequence[Tensor]) -> Tensor:
-        sizes, counts = [strip.windows[node].size for strip in self.strips], [value.shape[1] for value in values]
-        joined = values[0].new_empty(*self.shape, *sizes, sum(counts))
-        sources: Any = node.args[0]
-        for source, value, part in zip(sources, values, joined.split(counts, -1), strict=True):
-            self._beside_clean(node, source, value, slice(None), part)
-        return joined.flatten(0, 1).movedim(-1, 1)
 
 
 def cheapest_runs(costs: Tensor, longest: int) -> list[int]:
@@ -378,11 +354,9 @@ class Sweep:
         self.plan = make_plan(graph, path, extent, boxes)
         changes = self.plan.changes
         self._warn_of_the_rest([node for node in path if node not in changes and node in self.shapes])
-        # what leaves the windows: means, which need no whole maps, and whole maps that other steps read
-        self.means = [node for node in path if node not in changes and _is_mean(graph, node, self.shapes, changes)]
-        known = {*changes, *self.means}
-        leaving = {source for node in path if node not in known for source in node.all_input_nodes}
-        self.edge = [node for node in path if node in known and node in {*leaving, readout.output}]
+        # what leaves the windows: whole maps that other steps read
+        leaving = {source for node in path if node not in changes for source in node.all_input_nodes}
+        self.edge = [node for node in path if node in changes and node in {*leaving, readout.output}]
         self.clean = {node: _by_place(clean[node].contiguous()) for node in changes}
         self.bytes = {node: self.shapes[node].numel() * image.element_size() for node in path if node in self.shapes}
 
@@ -437,18 +411,12 @@ class Sweep:
         return [tiles[first : first + count] for first in range(0, len(tiles), count)]
 
     def windows(self, rows: Strip, columns: Strip) -> tuple[dict[fx.Node, Tensor], Tensor | None]:
-        """Of one tile: whole maps and means that other steps ask for, and the activity (M,) if its layer is in it."""
+        """Of one tile: the whole maps that other steps ask for, and the activity (M,) if its layer is in it."""
         view = SquareWindows(self.graph, self.plan, self.clean, rows, columns)
         layer, map = self.readout.layer, self.readout.map
-        sources = {node: node.all_input_nodes[0] if node in self.means else node for node in self.edge}
-        last = {*sources.values(), layer} & set(self.plan.changes)
+        last = {*self.edge, layer} & set(self.plan.changes)
         values = self.graph.run(view.occluded(self.fill), last, view.call, last, view.read)
-        edge = {}
-        for node, source in sources.items():
-            if node in self.means:
-                edge[node] = view.mean(source, values[source]).view(-1, *self.shapes[node][1:])
-            else:
-                edge[node] = view.whole(source, values[source])
+        edge = {node: view.whole(node, values[node]) for node in self.edge}
         if layer not in last:
             return edge, None
         return edge, summed(view.whole(layer, values[layer], slice(map, map + 1)))[:, 0]
@@ -504,15 +472,3 @@ def fully_connected(layer: nn.Linear, x: Tensor) -> Tensor:
         return F.linear(x, layer.weight, layer.bias)
     output: Tensor = onednn(x.contiguous(), layer.weight.contiguous(), layer.bias, "none", [], "")
     return output
-
-
-def _is_mean(graph: Graph, node: fx.Node, shapes: Shapes, inside: Collection[fx.Node]) -> bool:
-    """Whether the step gives the mean of each map of one of `inside`: the clean mean and the change's."""
-    sources = node.all_input_nodes
-    if len(sources) != 1 or sources[0] not in inside or node not in shapes or len(shapes[sources[0]]) != 4:
-        return False
-    dimensions = graph.lookup(MEANS, node)
-    if dimensions == "all":
-        return tuple(shapes[node][2:]) == (1, 1)
-    over = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
-    return bool(dimensions) and isinstance(over, Sequence) and {d % 4 for d in over if isinstance(d, int)} == {2, 3}

@@ -1,16 +1,15 @@
 """What is read for each square: the activity of one feature map, the score of one class, and the likeliest class."""
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from zfnet.errors import InputError, unknown_name
 from zfnet.graph import Graph
+from zfnet.operations import named
 
 # how the outputs (N, classes, ...) of a network become the scores of its classes
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -19,22 +18,26 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "exp": torch.exp,  # of logarithms of probabilities
     "identity": lambda outputs: outputs,
 }
-PROBABILITIES = (
-    *(nn.Softmax, nn.Softmax2d, F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax),
-    *(nn.Softmin, F.softmin, nn.Sigmoid, F.sigmoid, torch.sigmoid, Tensor.sigmoid, torch.special.expit),
-    *(torch.sigmoid_, Tensor.sigmoid_, nn.Hardsigmoid, F.hardsigmoid),
-)
-LOGARITHMS = (
-    *(nn.LogSoftmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax, torch.special.log_softmax),
-    *(nn.LogSigmoid, F.logsigmoid),
-)
 # last step of a network -> the score that its outputs need; after any other step they are logits
-ENDINGS: dict[Any, str] = dict.fromkeys(PROBABILITIES, "identity") | dict.fromkeys(LOGARITHMS, "exp")
+ENDINGS: dict[Any, str] = {
+    **dict.fromkeys(
+        named(
+            "nn.Softmax nn.Softmax2d F.softmax torch.softmax Tensor.softmax nn.Softmin F.softmin nn.Sigmoid F.sigmoid "
+            "torch.sigmoid Tensor.sigmoid torch.sigmoid_ Tensor.sigmoid_ nn.Hardsigmoid F.hardsigmoid"
+        ),
+        "identity",
+    ),
+    **dict.fromkeys(
+        named("nn.LogSoftmax F.log_softmax torch.log_softmax Tensor.log_softmax nn.LogSigmoid F.logsigmoid"), "exp"
+    ),
+    **dict.fromkeys((torch.special.softmax, torch.special.expit), "identity"),
+    torch.special.log_softmax: "exp",
+}
 # steps that keep every value: the network's last step that computes anything is before them
 KEEPING = dict.fromkeys(
-    (
-        *(nn.Identity, nn.Dropout, F.dropout, nn.Flatten, torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape),
-        *(torch.reshape, torch.squeeze, Tensor.squeeze, operator.getitem, Tensor.contiguous, Tensor.float, Tensor.to),
+    named(
+        "nn.Identity nn.Dropout F.dropout nn.Flatten torch.flatten Tensor.flatten Tensor.view Tensor.reshape "
+        "torch.reshape torch.squeeze Tensor.squeeze operator.getitem Tensor.contiguous Tensor.float Tensor.to"
     ),
     True,
 )
@@ -50,14 +53,6 @@ def wide(values: Tensor) -> Tensor:
 def summed(maps: Tensor) -> Tensor:
     """The sum over space of each map: (N, C, ...) -> (N, C)."""
     return wide(maps.reshape(*maps.shape[:2], -1)).sum(2)
-
-
-def ending(graph: Graph, output: fx.Node) -> str | None:
-    """The score that the last steps of the network ask for; None if these give logits."""
-    while graph.lookup(KEEPING, output):
-        output = next(source for source in output.all_input_nodes if source in graph.carriers)
-    score: str | None = graph.lookup(ENDINGS, output)
-    return score
 
 
 def number_below(count: int, kind: str, number: int, owner: str) -> int:
@@ -125,7 +120,7 @@ def readout(
     single = outputs.numel() == 1
     binary = single and score != "identity"
     if score == "auto":
-        score = _automatic(graph, output, outputs, flat)
+        score = automatic(graph, outputs)
     elif score == "softmax" and single:
         raise InputError(f"{name} has one output, whose softmax is always 1; give score='sigmoid' or 'identity'")
     scores = summed(SCORES[score](columns(outputs, 1)))[0]
@@ -135,21 +130,24 @@ def readout(
     return Readout(layer, map, output, SCORES[score], target, binary, labelled)
 
 
-def _automatic(graph: Graph, output: fx.Node, outputs: Tensor, flat: bool) -> str:
-    """The score for score="auto"; InputError where the network's end does not say which."""
+def automatic(graph: Graph, outputs: Tensor) -> str:
+    """Which of `SCORES` makes probabilities of the outputs (1, classes, ...); InputError where it is not known."""
     name = type(graph.model).__name__
-    if not flat:
+    if outputs.ndim > 1 and outputs.shape[1] != outputs.numel():
         shape = ", ".join(str(length) for length in outputs.shape[1:])
         raise InputError(
             f"{name} gives outputs of shape (N, {shape}), not (N, classes): give score='identity' to sum the target "
             "over its places, or a function (outputs -> (N,))"
         )
-    if score := ending(graph, output):
-        return score
+    last = graph.output
+    while graph.lookup(KEEPING, last):
+        last = next(source for source in last.all_input_nodes if source in graph.carriers)
+    if score := graph.lookup(ENDINGS, last):
+        return str(score)
     values = columns(outputs, 1).double()
     if values.numel() > 1 and bool((values >= 0).all()) and abs(float(values.sum()) - 1) < 1e-3:
         raise InputError(
-            f"the outputs of {name} add up to 1, but its last step is {graph.operation(output)}: give "
+            f"the outputs of {name} add up to 1, but its last step is {graph.operation(graph.output)}: give "
             "score='identity' if they are probabilities, score='softmax' if they are logits"
         )
     return "softmax" if values.numel() > 1 else "sigmoid"
