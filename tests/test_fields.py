@@ -10,7 +10,16 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import check_units, extent, measured_support, measured_supports, on_the_image, positions
+from oracles import (
+    CrossMap,
+    assert_close,
+    check_units,
+    extent,
+    measured_support,
+    measured_supports,
+    on_the_image,
+    positions,
+)
 from torch import Tensor, nn
 from torchvision import models
 
@@ -57,6 +66,11 @@ class Shuffled(nn.Module):
         passing, changed = x.chunk(2, 1)
         x = torch.cat([passing, self.conv(changed)], 1)
         return x.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)
+
+
+class Flipped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(1)
 
 
 class Case(NamedTuple):
@@ -158,6 +172,15 @@ def test_the_table_of_layers_gives_the_range() -> None:
     assert fields["cat"] == ((3, 3), (7, 7))
     assert fields["after"] == ((4, 4), (8, 8))
     assert fields["stem"] == ((3, 3), (3, 3))
+
+
+@pytest.mark.parametrize("size", [3, 4, 5])
+def test_the_legacy_normalisation_never_forgets_its_first_map(size: int) -> None:
+    """torch's CrossMapLRN2d keeps map 0 in its running sum: every map sees what map 0 sees."""
+    norm, maps = nn.CrossMapLRN2d(size, 0.5), torch.rand(1, 6, 4, 4, dtype=torch.float64)
+    assert_close(CrossMap(norm, False)(maps), norm(maps))
+    model = Branches(nn.Sequential(Flipped(), norm))  # map 0 sees 7 pixels
+    assert [receptive_field(model, "last", SIZE, m).size[0] for m in range(6)] == [7] * 6
 
 
 @pytest.mark.parametrize("m", [6, -1])
