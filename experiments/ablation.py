@@ -12,7 +12,6 @@ units apart better than the crop.  And whether it changes when the weights do: a
 image, not of the network.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,19 +43,20 @@ from zfnet.analysis.faithfulness import (
     curve,
     energy_inside,
     ground,
-    match,
     points_inside,
     ranks,
-    shuffled,
+    recognised,
     similarity,
     strongest,
+    with_shuffled_weights,
 )
-from zfnet.data.parts import objects_in
+from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import Patches
-from zfnet.errors import unknown_name
+from zfnet.errors import first_line, unknown_name
 from zfnet.files import write_atomically
 from zfnet.graph import graph_of
+from zfnet.identity import Identity, check_seal, digest, network_identity, seal
 from zfnet.operations import DECONVNET, DIFFERENTIATED_NORMS, GRADIENT, GUIDED, UNRECTIFIED
 from zfnet.receptive_fields import ReceptiveField
 from zfnet.recording import activations
@@ -192,9 +192,13 @@ def main(
     if not any(drawn.values()):
         states[0].unlink(missing_ok=True)
         raise InputError(f"no feature map of {', '.join(layers)} is ever above 0 on these {tops.images} images")
-    found = repr((settings, [[column.tolist() for column in tops[layer]] for layer in layers]))
-    key = hashlib.blake2b(found.encode()).hexdigest()
-    done = _kept(states[1], key)
+    identity = network_identity(model) | {
+        "images": as_images(data).identity(),
+        "settings": digest(settings),
+        "judge": digest(network),
+        "winners": digest({layer: list(top) for layer, top in tops.items()}),
+    }
+    done = _kept(states[1], identity)
     preprocessing = Preprocessing.of(model)
     for n, layer in enumerate(layers):
         if drawn[layer] and layer not in done:
@@ -202,7 +206,8 @@ def main(
                 deconvnet, data, layer, tops[layer], drawn[layer], draws=draws, seed=seed, progress=progress
             )
             done[layer] = measured(sample, layers[:n], shares, fill, data, network, preprocessing)
-            write_atomically(states[1], json.dumps({"key": key, "layers": done}).encode())
+            kept = {"seal": seal(identity, done), "layers": done}
+            write_atomically(states[1], json.dumps(kept).encode())
     done = {layer: done[layer] for layer in layers if layer in done}
     counts = {
         layer: {
@@ -241,13 +246,18 @@ def main(
     return result
 
 
-def _kept(path: Path, key: str) -> dict[str, Any]:
-    """The layers that were done before this run was stopped; none, if it was another one."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return dict(found["layers"]) if found["key"] == key else {}
-    except (OSError, ValueError, KeyError, TypeError):
+def _kept(path: Path, identity: Identity) -> dict[str, Any]:
+    """The layers that were done before this run was interrupted; InputError if they are damaged or of another run."""
+    if not path.exists():
         return {}
+    remedy = "delete it to measure anew"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        layers, sealed = dict(kept["layers"]), kept.get("seal")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({first_line(error)}); {remedy}") from None
+    check_seal(path, sealed, identity, layers, remedy)
+    return layers
 
 
 # ---- one layer -------------------------------------------------------------------------------------------------------
@@ -282,11 +292,9 @@ class Sample:
         seed: int,
         progress: bool,
     ) -> "Sample":
-        where = [(m, n) for m in maps for n in range(top.value.shape[1]) if top.value[m, n] > 0]
-        rows, columns = (torch.tensor(each) for each in zip(*where, strict=True))
-        items, place = top.image[rows, columns].unique(return_inverse=True)
+        units = top.units(maps)[top.value[list(maps)].flatten() > 0]
+        items, units[:, 0] = units[:, 0].unique(return_inverse=True)
         images = torch.stack([data[int(i)][0] for i in items])
-        units = torch.stack([place, rows, top.row[rows, columns], top.column[rows, columns]], 1)
         field = receptive_field(deconvnet.graph, layer, tuple(images.shape[-2:]))  # type: ignore[arg-type]
         if len(units) * math.prod(field.size) > PIXELS:
             seen = f"{field.size[0]} x {field.size[1]} pixels"
@@ -295,9 +303,9 @@ class Sample:
                 "give fewer maps, or other layers"
             )
         patches = deconvnet.project_units(images, layer, units)
-        beyond = outside(patches.boxes, field.image_size, field.size)[:, 0]
-        bootstrap = Bootstrap(rows, place, torch.Generator().manual_seed(seed), draws)
-        whose = items[place].tolist()
+        beyond = outside(patches.boxes, field.image_size, (patches.crops.shape[2], patches.crops.shape[3]))[:, 0]
+        bootstrap = Bootstrap(units[:, 1], units[:, 0], torch.Generator().manual_seed(seed), draws)
+        whose = items[units[:, 0]].tolist()
         return cls(deconvnet, layer, field, images, whose, units, patches, ~beyond, bootstrap, seed, progress)
 
     @property
@@ -347,11 +355,11 @@ class Curves:
     def __init__(self, sample: Sample, shares: Sequence[float], fill: str):
         self.sample, self.shares = sample, shares
         self.ground = ground(sample.patches.crops, sample.inside, fill, sample.random)
-        self.known: dict[bytes, Tensor] = {}
+        self.known: dict[str, Tensor] = {}
 
     def activations_of(self, canvases: Tensor) -> Tensor:
         """The activations of canvases; of those that were seen before, as curves end alike, without a second run."""
-        key = hashlib.blake2b(canvases.cpu().numpy().tobytes()).digest()
+        key = digest(canvases)
         if key not in self.known:
             sample, field = self.sample, self.sample.field
             self.known[key] = sample.deconvnet.activations_of(canvases, sample.layer, sample.units, field.image_size)
@@ -376,7 +384,7 @@ class Viewer:
     def chance(self) -> float:
         """How many pictures are told apart by it."""
         whose = self.sample.units[:, 1]
-        return match(torch.zeros(len(whose), 1), whose)[1]
+        return recognised(torch.zeros(len(whose), 1), whose)[1]
 
     def displayed(self, signals: Tensor) -> Tensor:
         """Signals as the network sees the pictures that figures show of them, their zero its mean colour."""
@@ -387,8 +395,8 @@ class Viewer:
         """Measures (M,) of pictures (M, 3, S, S), how much of each pixel is shown (M, S, S), and ranks."""
         whose, inside = self.sample.units[:, 1], self.sample.inside
         of = {
-            "pixels": match(resized(shown, (THUMBNAIL, THUMBNAIL)).flatten(1).cpu(), whose)[0],
-            "network": match(_judged(self.judge, self.preprocessing, shown).cpu(), whose)[0],
+            "pixels": recognised(resized(shown, (THUMBNAIL, THUMBNAIL)).flatten(1).cpu(), whose)[0],
+            "network": recognised(_judged(self.judge, self.preprocessing, shown).cpu(), whose)[0],
         }
         for kind, there in self.truth.items():
             there = there.to(inside.device)
@@ -434,7 +442,7 @@ def likeness(sample: Sample, below: Sequence[str]) -> dict[str, dict[str, Any]]:
         pictures = {}
         for end in (*reversed(below), None):
             title = f"shuffled above {end}" if end else "all shuffled"
-            twin = shuffled(sample.deconvnet.graph, sample.layer, end, sample.random)
+            twin = with_shuffled_weights(sample.deconvnet.graph, sample.layer, end, sample.random)
             pictures[title] = sample.projected(of=twin, **rules).projections
         pictures["edges of the crop"], pictures["nearness of the centre"] = edges.sqrt(), (near - near.min()).sqrt()
         pictures["another map, same place"] = sample.projected(units=other, **rules).projections
@@ -517,11 +525,11 @@ def _truth(data: Any, sample: Sample) -> dict[str, Tensor]:
 
 def _known(data: Any, item: int, size: Sequence[int]) -> dict[str, Tensor]:
     """Where the object, and its parts, are in an image: (H, W), bool."""
-    if hasattr(data, "scene"):
-        scene = data.scene(item)
-        return {"object": torch.as_tensor(scene.mask), "parts": _filled(scene.parts.values(), size)}
-    boxes = objects_in(data, item)
-    return {} if boxes is None else {"object": _filled(boxes, size)}
+    truth = as_images(data).truth(item)
+    if truth is None:
+        return {}
+    planes = {"object": _filled(truth.objects, size) if truth.mask is None else truth.mask}
+    return planes if truth.parts is None else planes | {"parts": _filled(truth.parts.values(), size)}
 
 
 def _filled(boxes: Iterable[Sequence[int]], size: Sequence[int]) -> Tensor:

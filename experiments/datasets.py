@@ -20,6 +20,7 @@ from torchvision.datasets.imagenet import parse_devkit_archive, parse_train_arch
 from torchvision.models import ResNet18_Weights
 
 from zfnet.data.folders import Folder
+from zfnet.data.images import Images, as_images
 from zfnet.data.pascal import Pascal
 from zfnet.data.photos import Photos
 from zfnet.data.scenes import SPLITS, Scenes
@@ -89,36 +90,40 @@ def photos(
     return Photos(home.path / split if split and home else root, labels=labels, transform=transform)
 
 
-def caltech(
-    transform: Transform, /, *, root: str | Path, inside: str, without: str, split: str | None = "val"
-) -> Photos:
+def caltech(transform: Transform, /, *, root: str | Path, inside: str, without: str, split: str = "val") -> Photos:
     """Caltech-101 or 256 as torchvision lays them out, or any class folders: all images of all classes but one.
 
-    A split.csv beside the folders (file, split: train or test) fixes the first fold: the data set's `parts`.
+    A split.csv beside the folders (file, split: train or test) fixes the first fold: the dataset's `official_split`.
+    Raises InputError for split="train": all images are measured on, so none are left to train on.
     """
+    _check_measured(split, "Caltech")
     root = Path(root).expanduser()
-    places = [root / inside, root / "caltech101" / inside, root / "caltech256" / inside]
-    place = next((p for p in places if p.is_dir()), root)
-    folder = Folder(place)
+    candidates = [root / inside, root / "caltech101" / inside, root / "caltech256" / inside]
+    home = next((path for path in candidates if path.is_dir()), root)
+    folder = Folder(home)
     if len(classes := [name for name in folder.folders() if name != without]) < 2:
-        raise InputError(f"{place} has no class folders; set data.root to the folder that holds {inside}")
-    dataset: Any = Photos(place, transform=transform, classes=classes)
+        raise InputError(f"{home} has no class folders; set data.root to the folder that holds {inside}")
+    dataset = Photos(home, transform=transform, classes=classes)
     if "split.csv" in folder:
         rows = csv.DictReader(io.StringIO(_text(folder, "split.csv"), newline=""))
-        listed = {row.get("file"): row.get("split") for row in rows}
-        dataset.parts = [listed.get(dataset.file(i)) for i in range(len(dataset))]
-        if strange := next((part for part in listed.values() if part not in ("train", "test")), None):
-            raise InputError(f"{place / 'split.csv'} has the split {strange!r}; give train or test")
-        if lost := next((file for file in listed if not file or file not in folder), None):
-            raise InputError(f"{place / 'split.csv'} names {lost}, which is not there")
+        listed = {row.get("file") or "": row.get("split") for row in rows}
+        dataset.official_split = [listed.get(dataset.file(i)) for i in range(len(dataset))]
+        if unknown := next((part for part in listed.values() if part not in ("train", "test")), None):
+            raise InputError(f"{home / 'split.csv'} has the split {unknown!r}; give train or test")
+        if absent := next((file for file in listed if not file or file not in folder), None):
+            raise InputError(f"{home / 'split.csv'} names {absent}, which is not there")
     return dataset
 
 
 def voc2012(transform: Transform, /, *, root: str | Path, split: str = "val") -> Pascal:
-    """PASCAL VOC as torchvision's VOCDetection lays it out, or its folders JPEGImages and Annotations alone."""
+    """PASCAL VOC as torchvision's VOCDetection lays it out, or its folders JPEGImages and Annotations alone.
+
+    All annotated images; ImageSets' lists are the dataset's `official_split`. Raises InputError for split="train".
+    """
+    _check_measured(split, "PASCAL VOC")
     root = Path(root).expanduser()
-    places = [root / "VOCdevkit" / "VOC2012", root / "VOC2012", root]
-    return Pascal(next((p for p in places if (p / "Annotations").is_dir()), root), transform=transform)
+    candidates = [root / "VOCdevkit" / "VOC2012", root / "VOC2012", root]
+    return Pascal(next((path for path in candidates if (path / "Annotations").is_dir()), root), transform=transform)
 
 
 def tiny_imagenet(transform: Transform, /, *, root: str | Path, split: str = "val") -> Photos:
@@ -156,17 +161,15 @@ def imagenette(transform: Transform, /, *, root: str | Path, split: str = "val",
     return _class_folders(transform, root, split, IMAGENETTE)
 
 
-def cifar10(transform: Transform, /, *, root: str | Path, split: str = "val", download: bool = False) -> Any:
+def cifar10(transform: Transform, /, *, root: str | Path, split: str = "val", download: bool = False) -> Images:
     """CIFAR-10 as torchvision reads it, in root/cifar-10-batches-py; its test images are "val"."""
     _check(split)
     root = Path(root).expanduser()
     try:
-        dataset: Any = CIFAR10(root, split == "train", transform, download=download)
+        return as_images(CIFAR10(root, split == "train", transform, download=download))
     except (RuntimeError, OSError) as error:
         todo = "try again" if download else "set data.root to the folder that holds it, or data.download=true"
         raise InputError(f"no whole cifar-10-batches-py in {root} ({first_line(error)}): {todo}") from None
-    dataset.labels = dataset.targets
-    return dataset
 
 
 @contextlib.contextmanager
@@ -189,13 +192,23 @@ def _check(split: str) -> None:
         raise unknown_name("split", str(split), SPLITS)
 
 
+def _check_measured(split: str, name: str) -> None:
+    """InputError for training images of a dataset all of whose images are measured on."""
+    _check(split)
+    if split == "train":
+        raise InputError(
+            f"{name} has no images to train on apart from those to measure on;"
+            " sort images into train/ and val/, and use data=tiny_imagenet"
+        )
+
+
 def _home(folder: Folder, split: str) -> Folder | None:
     """The folder that holds the folder `split`: this one, or the only zip or else the only folder in it, and so on."""
-    there = folder.folders()
-    if split in there:
+    folders = folder.folders()
+    if split in folders:
         return folder
     zips = [path.name for path in folder.path.glob("*.zip")] if folder.path.is_dir() else []
-    inside = zips or there
+    inside = zips or folders
     if len(inside) == 1 and inside[0] not in SPLITS:
         return _home(Folder(folder.path / inside[0]), split)
     return None
@@ -210,29 +223,33 @@ def _class_folders(
     home = _home(folder, split)
     if home is None:
         raise InputError(f"{root} has no folder {split!r} of class folders; there is: {_list(folder.folders())}")
-    place = home.path / split
-    dataset = Photos(place, transform=transform)
-    classes = _classes(home, dataset, place)
+    photos = Folder(home.path / split)
+    dataset = Photos(photos.path, transform=transform)
+    classes = _classes(home, dataset, photos)
     order = {name: label for label, name in enumerate(classes)}
-    found = _class_of_each(dataset, Folder(place))
-    if strange := next((name for name in found if name not in order), None):
-        raise InputError(f"{place} has the class {strange!r}, which {home.path / 'train'} has not; remove or add it")
-    dataset.labels = [order[name] for name in found]
-    named = {**_names(home), **(names or {})}
-    dataset.classes = [named.get(name, name) for name in classes]
+    wnids = _class_of_each(dataset, photos)
+    if unknown := next((name for name in wnids if name not in order), None):
+        raise InputError(
+            f"{photos.path} has the class {unknown!r}, which {home.path / 'train'} has not; remove or add it"
+        )
+    dataset.labels = [order[name] for name in wnids]
+    readable = {**_names(home), **(names or {})}
+    dataset.classes = [readable.get(name, name) for name in classes]
     return dataset
 
 
-def _classes(home: Folder, dataset: Photos, place: Path) -> list[str]:
+def _classes(home: Folder, dataset: Photos, photos: Folder) -> list[str]:
     """The names of train's class folders, in the order of their labels."""
     if not dataset.classes:
-        raise InputError(f"{place} has photographs ({dataset.file(0)}) where class folders belong; sort them into some")
-    if empty := sorted({*Folder(place).folders()} - {*dataset.classes}):
-        raise InputError(f"{place / empty[0]} has no photographs; put some there, or delete the folder")
+        raise InputError(
+            f"{photos.path} has photographs ({dataset.file(0)}) where class folders belong; sort them into some"
+        )
+    if empty := sorted({*photos.folders()} - {*dataset.classes}):
+        raise InputError(f"{photos.path / empty[0]} has no photographs; put some there, or delete the folder")
     if "train" in home.folders():
         classes = Folder(home.path / "train").folders()
     elif len(dataset.classes) == len(IMAGENET):  # the validation set alone has them all
-        classes = dataset.classes
+        classes = list(dataset.classes)
     else:
         raise InputError(f"{home.path} has no folder 'train', which says what classes there are; add it")
     if len(classes) < 2:
@@ -240,14 +257,14 @@ def _classes(home: Folder, dataset: Photos, place: Path) -> list[str]:
     return classes
 
 
-def _class_of_each(dataset: Photos, place: Folder) -> list[str]:
+def _class_of_each(dataset: Photos, photos: Folder) -> list[str]:
     """The class folder of each photograph; in Tiny ImageNet's validation set, what its list says instead."""
-    found = [dataset.classes[label] for label in dataset.labels]
-    if "val_annotations.txt" not in place:
-        return found
-    rows = (line.split("\t") for line in _text(place, "val_annotations.txt").splitlines())
+    wnids = [dataset.classes[label] for label in dataset.labels or ()]
+    if "val_annotations.txt" not in photos:
+        return wnids
+    rows = (line.split("\t") for line in _text(photos, "val_annotations.txt").splitlines())
     listed = {row[0]: row[1] for row in rows if len(row) > 1}  # file, class, box
-    return [listed.get(PurePosixPath(dataset.file(i)).name, name) for i, name in enumerate(found)]
+    return [listed.get(PurePosixPath(dataset.file(i)).name, name) for i, name in enumerate(wnids)]
 
 
 def _names(home: Folder) -> dict[str, str]:

@@ -24,6 +24,7 @@ from experiments.panels import DPI, check_choice, how_chosen, norm_rules, page, 
 from experiments.panels import chosen as _chosen
 from experiments.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
+from zfnet.checks import pair
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import project_top
 from zfnet.errors import unknown_name
@@ -265,19 +266,22 @@ def panel_of(
     whole = math.prod(field.size) > 2 * math.prod(field.image_size)  # most of a patch would lie beyond the image
     patches = project_top(deconvnet, data, layer, top, maps, whole=whole)
     if whole:  # what lies outside its field, as seen from there
-        places = torch.stack([top.row[maps], top.column[maps]], 2).flatten(0, 1)
-        corners = torch.tensor(field.start) + torch.tensor(field.stride) * places
-        beyond = outside(-corners, field.size, field.image_size)
+        boxes = torch.tensor([field.box(row, column) for _, _, row, column in top.units(maps).tolist()])
+        corners, image_size = -boxes[:, :2], torch.tensor(field.image_size)
+        beyond = outside(torch.cat([corners, corners + image_size], 1), field.size, field.image_size)
     else:
-        beyond = outside(patches.boxes, field.image_size, field.size)
+        beyond = outside(patches.boxes, field.image_size, pair(patches.crops.shape[-2:]))
     crops = preprocessing.pixels(patches.crops).clamp(0, 1).masked_fill(beyond.to(patches.crops.device), GREY)
+    if not whole:
+        crops, projections = (as_large_as_the_largest(part, patches.boxes) for part in (crops, patches.projections))
+        patches = patches._replace(projections=projections)
     filters = _filters(deconvnet, layer, maps, field)
     if filters is None:
         left, signals = "projections", patches.projections.unflatten(0, (len(maps), k))
         scaling = {"together": k if scale == "map" else 1, "quantile": quantile}
     else:
         left, signals, scaling = "filters", filters[:, None], {"quantile": 1.0}
-    extent = f"{field.size[0]} x {field.size[1]} pixels"
+    extent = sizes(patches.boxes) if not whole else f"{field.size[0]} x {field.size[1]} pixels"
     return Panel(
         title,
         layer,
@@ -290,6 +294,24 @@ def panel_of(
         (patches.values <= 0).unflatten(0, (len(maps), k)).cpu(),
         scaling,
     )
+
+
+def as_large_as_the_largest(canvases: Tensor, boxes: Tensor) -> Tensor:
+    """Canvases whose units see less than others, behind joined branches, enlarged to the size of the largest."""
+    size = pair(canvases.shape[-2:])
+    enlarged = canvases.clone()
+    for n, (rows, columns) in enumerate((boxes[:, 2:] - boxes[:, :2]).tolist()):
+        if 0 < rows < size[0] or 0 < columns < size[1]:
+            enlarged[n : n + 1] = resized(canvases[n : n + 1, :, :rows, :columns], size)
+    return enlarged
+
+
+def sizes(boxes: Tensor) -> str:
+    """The sizes of receptive fields in words: one, or from the smallest to the largest."""
+    extents = (boxes[:, 2:] - boxes[:, :2]).unique(dim=0)
+    extents = extents[extents.amin(1) > 0]
+    words = [f"{rows} x {columns}" for rows, columns in extents.tolist()]
+    return f"{words[0]} pixels" if len(words) == 1 else f"{words[0]} to {words[-1]} pixels"
 
 
 def _filters(deconvnet: Deconvnet, layer: str, maps: list[int], field: ReceptiveField) -> Tensor | None:

@@ -135,7 +135,7 @@ def main(
             panels.append(Panel(title, layer, drawn[layer], torch.stack(signals, 1), empty))
 
     probed = torch.randperm(len(data), generator=random)[:probes]
-    activations = correlations(deconvnets, data, layers, probed, workers=workers, progress=progress)
+    activations = correlations_with_last(deconvnets, data, layers, probed, workers=workers, progress=progress)
     projections = likenesses(deconvnets, data, {layer: tops[layer][-1] for layer in layers}, progress=progress)
     measures = {
         "activations": {layer: _means(each) for layer, each in activations.items()},
@@ -148,7 +148,7 @@ def main(
     }
 
     def winners(top: TopActivations) -> dict[str, list[Any]]:
-        columns = {name: column[:, 0].tolist() for name, column in top._asdict().items()}
+        columns = {name: getattr(top, name)[:, 0].tolist() for name in ("value", "image", "row", "column")}
         return columns | {"file": [data.file(i) if hasattr(data, "file") else None for i in columns["image"]]}
 
     count, total = sum(map(len, drawn.values())), sum(len(each[-1].value) for each in tops.values())
@@ -253,7 +253,7 @@ def snapshots(weights: str | Path | None, epochs: Sequence[int] | None = None) -
     return {n: found[n] for n in sorted(set(epochs or found))}
 
 
-def correlations(
+def correlations_with_last(
     deconvnets: Sequence[Deconvnet],
     data: Any,
     layers: Sequence[str],
@@ -297,8 +297,9 @@ def likenesses(
         for layer, top in tops.items():
             parts = []
             for maps in torch.arange(len(top.value)).split(at_once):
-                units = torch.stack([torch.arange(len(maps)), maps, top.row[maps, 0], top.column[maps, 0]], 1)
-                items = [data[i] for i in top.image[maps, 0].tolist()]
+                units = top.units(maps.tolist())
+                items = [data[i] for i in units[:, 0].tolist()]
+                units[:, 0] = torch.arange(len(maps))
                 images = torch.stack([item[0] if isinstance(item, tuple | list) else item for item in items])
                 every = [d.project_units(images, layer, units) for d in deconvnets]
                 pixels = torch.stack([p.projections.flatten(1) for p in every]).double()

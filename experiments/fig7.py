@@ -20,6 +20,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from scipy.stats import binomtest
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -160,8 +161,8 @@ def main(
     ours = {
         "square": size,
         "step": step,
-        "places": list(first.label.shape),
-        "correlation": [correlation(row.maps.activity, row.maps.probability) for row in rows],
+        "places": list(first.score.shape),
+        "correlation": [correlation(row.maps.activity, row.maps.score) for row in rows],
         "images": [{"image": i, "file": _file(data, i)} | _numbers(maps, classes) for i, maps in swept.items()],
         "on_object": None,
     }
@@ -180,7 +181,7 @@ def main(
         "measured": measured,
     }
     note = (
-        f"{type(model).__name__}, {layer}.  Squares of {size} pixels, every {step}: {first.label.numel()} places.  "
+        f"{type(model).__name__}, {layer}.  Squares of {size} pixels, every {step}: {first.score.numel()} places.  "
         f"In (a) the square is where the {'true' if known else 'likeliest'} class is least probable."
     )
     with results(out) as folder:
@@ -210,13 +211,13 @@ def _file(data: Any, index: int) -> str | None:
 
 
 def _named(data: Any, index: int) -> str:
-    return f" ({_file(data, index)})" if hasattr(data, "file") else ""
+    return f" ({_file(data, index)})" if _file(data, index) else ""
 
 
 def _classes(graph: Graph, data: Any, size: tuple[int, int]) -> list[str]:
     """The names of the network's classes: ImageNet's if it has 1000, or the data's; else their numbers."""
     names = [str(name) for name in getattr(data, "classes", ())]
-    count = graph.shapes(size, graph.nodes[-1])[graph.nodes[-1]][-1]
+    count = max(2, graph.shapes(size, graph.nodes[-1])[graph.nodes[-1]][-1])  # one output tells two classes apart
     if count == len(IMAGENET):
         return list(IMAGENET)
     return names if len(names) == count else [f"class {n}" for n in range(count)]
@@ -231,10 +232,16 @@ def _projected(deconvnet: Deconvnet, image: Tensor, layer: str, map: int) -> Ten
 
 
 def correlation(a: Tensor, b: Tensor) -> float | None:
-    """Pearson's r over all places; None where one map is constant."""
-    a, b = (x.double().flatten() - x.double().mean() for x in (a, b))
-    length = float(a.norm() * b.norm())
-    return float(a @ b) / length if length else None
+    """Pearson's r over all positions; None where one map is constant."""
+    r = float(torch.corrcoef(torch.stack([a.double().flatten(), b.double().flatten()]))[0, 1])
+    return None if math.isnan(r) else r
+
+
+def _classified(maps: OcclusionMaps) -> tuple[Tensor, int, int]:
+    """The most probable class at each place, the class of the probabilities, the most probable one without a square."""
+    if maps.label is None or maps.target is None or maps.clean[2] is None:
+        raise InputError("Figure 7 needs a network that tells classes apart")
+    return maps.label.cpu(), maps.target, maps.clean[2]
 
 
 def _numbers(maps: OcclusionMaps, classes: Sequence[str]) -> dict[str, Any]:
@@ -248,13 +255,14 @@ def _numbers(maps: OcclusionMaps, classes: Sequence[str]) -> dict[str, Any]:
             "at": box[:2].tolist(),
         }
 
-    labels, counts = maps.label.unique(return_counts=True)
+    label, target, unoccluded = _classified(maps)
+    labels, counts = label.unique(return_counts=True)
     order = counts.argsort(descending=True, stable=True)
     return {
-        "class": classes[maps.target],
-        "without_square": classes[maps.clean[2]],
+        "class": classes[target],
+        "without_square": classes[unoccluded],
         "map": maps.map,
-        "probability": spread(maps.probability, maps.clean[1]),
+        "probability": spread(maps.score, maps.clean[1]),
         "activity": spread(maps.activity, maps.clean[0]),
         "labels": {classes[int(labels[i])]: int(counts[i]) for i in order},
     }
@@ -265,12 +273,12 @@ def on_object(swept: Iterable[tuple[OcclusionMaps, Any]]) -> dict[str, Any]:
 
     Chance is the share of all squares whose centre does.  Intervals are Wilson's, of 95 %.
     """
-    hits: dict[str, int] = {"probability": 0, "activity": 0}
+    hits = {"probability": 0, "activity": 0}
     chance, count = 0.0, 0
     for maps, mask in swept:
         on = torch.as_tensor(mask)[_centres(maps.boxes[..., 0::2]), _centres(maps.boxes[..., 1::2])]
-        for name in hits:
-            hits[name] += int(on.flatten()[int(getattr(maps, name).argmin())])
+        for name, values in (("probability", maps.score), ("activity", maps.activity)):
+            hits[name] += int(on.flatten()[int(values.argmin())])
         chance, count = chance + float(on.float().mean()), count + 1
     shares = {name: {"share": n / count, "interval": wilson(n, count)} for name, n in hits.items()}
     return {"images": count, "chance": chance / count, **shares}
@@ -280,12 +288,9 @@ def _centres(edges: Tensor) -> Tensor:
     return (edges.sum(-1) // 2).cpu()
 
 
-def wilson(hits: int, count: int, z: float = 1.96) -> list[float]:
+def wilson(hits: int, count: int) -> list[float]:
     """The 95 % interval of a share (Wilson, 1927)."""
-    share, slack = hits / count, z * z / count
-    middle = (share + slack / 2) / (1 + slack)
-    half = z * math.sqrt(share * (1 - share) / count + slack / (4 * count)) / (1 + slack)
-    return [middle - half, middle + half]
+    return list(binomtest(hits, count).proportion_ci(method="wilson"))
 
 
 def draw(rows: Sequence[Row], note: str, width: int) -> Figure:
@@ -311,7 +316,7 @@ def draw(rows: Sequence[Row], note: str, width: int) -> Figure:
         _image(figure, row, across[0], y, tile)
         _heat(figure, row.maps.activity, across[1], y, tile, f"map {row.maps.map}")
         _projections(figure, row.projections, across[2], y, tile)
-        _heat(figure, row.maps.probability, across[3], y, tile)
+        _heat(figure, row.maps.score, across[3], y, tile)
         _labels(figure, row, across[4], y, tile)
     text(figure, margin, top + line * len(rows) + margin / 3, note, size=6, color="0.35")
     return figure
@@ -320,12 +325,12 @@ def draw(rows: Sequence[Row], note: str, width: int) -> Figure:
 def _image(figure: Figure, row: Row, x: float, y: float, tile: int) -> None:
     axes = figure.add_axes(frame(figure, x, y, tile, tile))
     axes.imshow(row.picture.permute(1, 2, 0).numpy())
-    box = row.maps.boxes.flatten(0, 1)[int(row.maps.probability.argmin())]
+    box = row.maps.boxes.flatten(0, 1)[int(row.maps.score.argmin())]
     upper, left, lower, right = box.tolist()
     axes.add_patch(Rectangle((left - 0.5, upper - 0.5), right - left, lower - upper, color=(0.49,) * 3, lw=0))
     axes.axis("off")
     whose = "true" if row.known else "likeliest"
-    text(figure, x, y + tile + 14, f"{whose}: {_short(row.classes[row.maps.target])}", size=6)
+    text(figure, x, y + tile + 14, f"{whose}: {_short(row.classes[_classified(row.maps)[1]])}", size=6)
 
 
 def _heat(figure: Figure, values: Tensor, x: float, y: float, tile: int, below: str = "") -> None:
@@ -353,17 +358,18 @@ def _projections(figure: Figure, tiles: Tensor, x: float, y: float, tile: int) -
 
 def _labels(figure: Figure, row: Row, x: float, y: float, tile: int) -> None:
     """Each place in the colour of its class; the legend lists the most frequent classes, the rest is grey."""
-    names, counts = row.maps.label.cpu().unique(return_counts=True)
+    labels, *_ = _classified(row.maps)
+    names, counts = labels.unique(return_counts=True)
     names = names[counts.argsort(descending=True, stable=True)][:LABELS].tolist()
     shade = dict(zip(names, colormaps["Set1"](range(LABELS))[:, :3].tolist(), strict=False))
-    picture = torch.full((*row.maps.label.shape, 3), 0.8)
+    picture = torch.full((*labels.shape, 3), 0.8)
     for label, colour in shade.items():
-        picture[row.maps.label.cpu() == label] = torch.tensor(colour)
+        picture[labels == label] = torch.tensor(colour)
     axes = figure.add_axes(frame(figure, x, y, tile, tile))
     axes.imshow(picture.numpy(), interpolation="nearest", aspect="auto")
     axes.axis("off")
-    total, step = row.maps.label.numel(), tile / (LABELS + 1)
-    entries = [(shade[n], row.classes[n], int((row.maps.label == n).sum())) for n in names]
+    total, step = labels.numel(), tile / (LABELS + 1)
+    entries = [(shade[n], row.classes[n], int((labels == n).sum())) for n in names]
     if rest := total - sum(count for *_, count in entries):
         entries.append(((0.8, 0.8, 0.8), "others", rest))
     for n, (colour, name, count) in enumerate(entries):

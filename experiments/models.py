@@ -14,7 +14,8 @@ from torch import nn
 from torchvision import models
 
 from zfnet import weights as files
-from zfnet.data.preprocessing import Preprocessing
+from zfnet.checks import pair
+from zfnet.data.preprocessing import Preprocessing, Size
 from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.graph import Graph
 
@@ -34,7 +35,7 @@ def architecture(name: str, **settings: Any) -> Callable[..., nn.Module]:
 
 def settings_of(name: str) -> dict[str, Any]:
     """What `conf/model` would say of one of torchvision's classifiers."""
-    how = _preprocessing(models.get_model_weights(name).DEFAULT)
+    settings = _preprocessing(models.get_model_weights(name).DEFAULT).settings
     return {
         "_target_": "experiments.models.build",
         "architecture": {
@@ -44,9 +45,12 @@ def settings_of(name: str) -> dict[str, Any]:
             **SETTINGS.get(name, {}),
         },
         "weights": None,
-        "preprocessing": {"_target_": "zfnet.data.preprocessing.Preprocessing"}
-        | how.settings
-        | {"mean": list(how.mean), "std": list(how.std)},
+        "preprocessing": {
+            "_target_": "zfnet.data.preprocessing.Preprocessing",
+            **settings,
+            "mean": list(settings["mean"]),
+            "std": list(settings["std"]),
+        },
         "layers": "auto",
         "layer7": "auto",
     }
@@ -57,32 +61,41 @@ def build(
     *,
     weights: str | Path | None = None,
     preprocessing: Preprocessing | None = None,
+    entry: str | None = None,
+    sha256: str | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """A network by the function that makes it, with the weights of a file, published ones, or random ones by seed.
+    """A network by the function that makes it, with published weights, those of a file, or random ones.
 
-    weights: None: random; DEFAULT, or another of torchvision's names for the weights it publishes: downloaded into its
-    cache, with the preprocessing they were trained with; else a file.
-    preprocessing: for random weights and for files that do not say how their photographs were prepared.
-    InputError if the weights are not there or are another architecture's.
+    Args:
+        architecture: makes the network.
+        weights: None: random; DEFAULT, or another of torchvision's names for the weights it publishes: downloaded into
+            its cache, with the preprocessing they were trained with; else a file.
+        preprocessing: for random weights and for files that do not say how their photographs were prepared.
+        entry, sha256: of a file: see `zfnet.weights.load`.
+        seed: of random weights.
+
+    Raises:
+        InputError: the weights are not there or are another architecture's.
     """
-    found = _published(architecture, str(weights)) if published(weights) else None
+    theirs = _published(architecture, str(weights)) if published(weights) else None
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         try:
-            model = architecture(weights=found) if found else architecture()
+            model = architecture(weights=theirs) if theirs else architecture()
         except (URLError, OSError) as error:  # its cache cannot be written, or it cannot be reached
             raise InputError(
-                f"cannot download {found} ({first_line(error)}); give a file, model.weights=FILE, or run this once "
+                f"cannot download {theirs} ({first_line(error)}); give a file, model.weights=FILE, or run this once "
                 "where there is a connection"
             ) from None
         except ValueError as error:
-            raise InputError(f"{found or 'the network'} does not fit: {first_line(error)}") from error
-    if found:
-        preprocessing = _preprocessing(found)
-    model.preprocessing = preprocessing or Preprocessing()  # type: ignore[assignment]
-    if weights is not None and not found:
-        files.load(model, weights, default_preprocessing=preprocessing)
+            raise InputError(f"{theirs or 'the network'} does not fit: {first_line(error)}") from error
+    if theirs:
+        preprocessing = _preprocessing(theirs)
+    if weights is not None and not theirs:
+        files.load(model, weights, default_preprocessing=preprocessing, entry=entry, sha256=sha256)
+    else:
+        (preprocessing or Preprocessing()).attach(model)
     return model.eval()
 
 
@@ -92,15 +105,15 @@ def published(weights: str | Path | None) -> bool:
     return name.isidentifier() and name == name.upper() and not Path(name).exists()
 
 
-def _published(architecture: Callable, name: str) -> Any:
+def _published(architecture: Callable[..., nn.Module], name: str) -> Any:
     """Torchvision's weights of that name for what `architecture` makes."""
     make = architecture.func if isinstance(architecture, partial) else architecture
     if getattr(make, "__name__", "") not in CLASSIFIERS or getattr(models, make.__name__) is not make:
         raise InputError(f"torchvision publishes no weights {name} of {getattr(make, '__name__', make)}; give a file")
-    there = models.get_model_weights(make.__name__)
-    if name not in there.__members__:
-        raise unknown_name(f"weights of {make.__name__}", name, there.__members__)
-    return there[name]
+    choices = models.get_model_weights(make.__name__)
+    if name not in choices.__members__:
+        raise unknown_name(f"weights of {make.__name__}", name, choices.__members__)
+    return choices[name]
 
 
 def _preprocessing(published: Any) -> Preprocessing:
@@ -115,21 +128,21 @@ def _preprocessing(published: Any) -> Preprocessing:
     )
 
 
-def spread(graph: Graph, size: int) -> tuple[list[str], str]:
-    """Five layers that stand for the paper's 1 to 5, and one for its 7, of a network for images of `size` pixels.
+def spread(graph: Graph, size: int | Size) -> tuple[list[str], str]:
+    """Five layers that stand for the paper's 1 to 5, and one for its 7, of a network for images of that size.
 
     The five are taken from the steps that all of the image has to come through: ReLUs and what joins branches.  They
     are the last of each size of map; where there are more sizes, evenly spread over these, and where there are fewer,
     the widest gaps are halved.  Layer 7 is the last before the classifier.
     """
-    shapes = graph.shapes((size, size), graph.nodes[-1])
+    shapes = graph.shapes(pair(size), graph.nodes[-1])
     path = [n for n in graph.path([graph.nodes[-1]]) if n in shapes]
     last = {n: max((i for i, reader in enumerate(path) if n in reader.all_input_nodes), default=0) for n in path}
     trunk, open_until, filtered = [], 0, False
-    for place, node in enumerate(path):
+    for position, node in enumerate(path):
         filtered = filtered or "conv" in graph.operation(node).lower()
         joins = graph.operation(node).lower() in JOINTS and len(shapes[node]) == 4 and max(shapes[node][2:]) > 1
-        if open_until <= place and joins and filtered:
+        if open_until <= position and joins and filtered:
             trunk.append(node)
         open_until = max(open_until, last[node])
     if len(trunk) < DEPTHS:

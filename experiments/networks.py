@@ -1,7 +1,7 @@
-"""Networks trained from scratch for comparison, each once: where the folder has it, it is read."""
+"""Networks that were trained before, found by the identity of their training; and others trained from scratch."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,14 @@ from experiments.models import build
 from experiments.train import MEMORY, described
 from zfnet import weights
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.training import Recipe, in_memory, processes, train
+from zfnet.identity import digest
+from zfnet.training import Checkpoint, Recipe, in_memory, processes, train
+
+
+def find_trained(files: Iterable[Path], identity: dict[str, Any]) -> Path | None:
+    """The first of these files of weights whose training had this identity; see `zfnet.training.run_identity`."""
+    matches = (file for file in files if file.exists() and weights.read_metadata(file).get("identity") == identity)
+    return next(matches, None)
 
 
 class Trained(NamedTuple):
@@ -23,9 +30,17 @@ class Trained(NamedTuple):
 
 
 class Networks:
-    """The networks of one data set.  training, validation: uint8 images and labels, read when they are first needed.
+    """The networks of one data set, each trained once and kept in a folder.
 
-    also: the file that experiment=train leaves, which is read where it is the very network that is asked for.
+    Args:
+        folder: where they are kept.
+        training: uint8 images and labels, read when they are first needed.
+        validation: as `training`, or None.
+        preprocessing: of all the networks.
+        also: other files of weights, such as those that experiment=train leaves, to look among first.
+        device: where they are trained.
+        workers: processes that read images; None: one for each core, up to eight.
+        progress: show progress bars.
     """
 
     def __init__(
@@ -35,13 +50,13 @@ class Networks:
         validation: Any,
         preprocessing: Preprocessing,
         *,
-        also: str | Path | None = None,
+        also: Iterable[Path] = (),
         device: torch.device | str = "cpu",
         workers: int | None = None,
         progress: bool = True,
     ):
         self.folder, self.preprocessing, self.device = Path(folder), preprocessing, device
-        self.also, self.workers, self.progress = also and Path(also), workers, progress
+        self.also, self.workers, self.progress = list(also), workers, progress
         self._training, self._validation = training, validation
 
     @functools.cached_property
@@ -52,8 +67,8 @@ class Networks:
     def validation(self) -> Any:  # None where there are none
         return self._validation and self._held(self._validation, "validation images")
 
-    def _held(self, dataset: Any, what: str) -> TensorDataset:
-        return in_memory(dataset, limit=MEMORY, workers=self.workers, progress=self.progress, what=what)
+    def _held(self, dataset: Any, description: str) -> TensorDataset:
+        return in_memory(dataset, limit=MEMORY, workers=self.workers, progress=self.progress, description=description)
 
     def trained(self, name: str, architecture: Callable[[], nn.Module], recipe: Recipe) -> Trained:
         """The network of that name, architecture, recipe and seed (the recipe's): trained now, unless it was before.
@@ -61,24 +76,21 @@ class Networks:
         A run that was stopped goes on.  InputError where training fails, such as for a loss that is not finite.
         """
         model = build(architecture, preprocessing=self.preprocessing, seed=recipe.seed).to(self.device)
-        about = described(model, recipe, self._training, self._validation)
-        digest = about["fingerprint"]
-        folder = self.folder / f"{name}, seed {recipe.seed}, {digest}"
-        file = folder / "model.safetensors"
-        there = [*self.folder.glob(f"*, {digest}/model.safetensors"), *([self.also] if self.also else [])]
-        for known in (path for path in there if path.exists()):
-            kept = weights.read_metadata(known)
-            if kept.get("fingerprint") == digest:
-                weights.load(model, known)
-                return Trained(model.eval(), kept["history"])
+        metadata = described(model, recipe, self._training, self._validation)
+        key = digest(metadata["identity"])[:8]
+        folder = self.folder / f"{name}, seed {recipe.seed}, {key}"
+        files = [*self.folder.glob(f"*, {key}/model.safetensors"), *self.also]
+        if file := find_trained(files, metadata["identity"]):
+            weights.load(model, file)
+            return Trained(model.eval(), weights.read_metadata(file)["history"])
         if self.progress and processes()[0] == 0:
             print(f"training {name}, seed {recipe.seed}")
         history = train(
             model, self.training, self.validation, recipe, folder=folder, workers=self.workers, progress=self.progress
         )
         if processes()[0] == 0:
-            weights.save(model, file, name=name, history=history, **about)
-            (folder / "checkpoint.pt").unlink()
+            weights.save(model, folder / "model.safetensors", name=name, history=history, **metadata)
+            Checkpoint(folder).remove()
         if processes()[1] > 1:
             dist.barrier()
         return Trained(model, history)

@@ -28,14 +28,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from experiments.models import published, spread
-from experiments.networks import Networks
+from experiments.networks import Networks, find_trained
 from experiments.overrides import CONF, GIVEN, check, configured, own_model, single
 from experiments.results import results
 from zfnet import weights
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.errors import InputError, first_line
 from zfnet.graph import Graph
-from zfnet.training import processes
+from zfnet.identity import digest
+from zfnet.training import difference, processes, run_identity
 
 PLACED = ("experiment", "model", "data", "++out")  # the folder's name says these
 TRAINING = {"training": "train", "validation": "val"}  # uint8 images of these splits
@@ -128,17 +129,47 @@ def find_layers(model: DictConfig) -> None:
 
 
 def trained(config: DictConfig, words: Sequence[str]) -> Path:
-    """The checkpoint that training leaves; where there is none yet, train."""
+    """The weights of the configured network, trained as configured: by an earlier run, or else now.
+
+    They lie in outputs/train/<model>-<data>/, or beside it if a network that was trained otherwise is there.
+    """
     choices = config.hydra.runtime.choices
     data = config.data.get("trained_on") or choices.data
-    path = Path("outputs", "train", f"{called(config)}-{data}", "model.safetensors")
+    kinds = ["++model.architecture", "++model.preprocessing", "++train", "train=", "++device"]
+    kinds += ["++data."] if data == choices.data else []
+    words = [word for word in words if word.startswith(tuple(kinds))]
+    words += ["experiment=train", f"model={choices.model}", f"data={data}"]
+    files = trained_files(f"{called(config)}-{data}")
+    path = files[0]
+    try:
+        asked = configured(words)
+        parts = given(asked, words, ("model", *TRAINING))
+        identity = run_identity(parts["model"], parts["training"], parts["validation"], made(asked.train))
+    except InputError as error:
+        if not path.exists():
+            raise
+        raise InputError(f"{error}; model.weights={path} takes the network that is there, however trained") from None
+    if file := find_trained(files, identity):
+        return file
     if not path.exists():
-        print(f"{path} is not there yet: training it first", file=sys.stderr)
-        kinds = ["++model.architecture", "++model.preprocessing", "++train", "train=", "++device"]
-        kinds += ["++data."] if data == choices.data else []
-        mine = [word for word in words if word.startswith(tuple(kinds))]
-        run("train", [*mine, "experiment=train", f"model={choices.model}", f"data={data}"])
+        reason = f"{path} is not there yet: training it first"
+    else:
+        before = weights.read_metadata(path).get("identity")
+        changes = difference(before, identity) if before else "an older version did not record how"
+        path = path.parent.with_name(f"{path.parent.name}-{digest(identity)[:8]}") / path.name
+        reason = (
+            f"{files[0]} was trained otherwise ({changes}): training {path} first; "
+            f"model.weights={files[0]} takes the former"
+        )
+    print(reason, file=sys.stderr)
+    run("train", [*words, f"++out={path.parent}"])
     return path
+
+
+def trained_files(name: str) -> list[Path]:
+    """Where experiment=train leaves the weights of <model>-<data>, and those that were trained otherwise."""
+    folder = Path("outputs", "train")
+    return [folder / name / "model.safetensors", *sorted(folder.glob(f"{name}-*/model.safetensors"))]
 
 
 def count_classes(config: DictConfig) -> int | None:
@@ -160,7 +191,8 @@ def network(config: DictConfig, words: Sequence[str]) -> nn.Module:
         config.model.weights = str(trained(config, words))
     if "num_classes" in config.model.architecture:
         config.model.architecture.num_classes = count_classes(config)
-    settings = OmegaConf.masked_copy(config.model, ["_target_", "architecture", "weights", "preprocessing", "seed"])
+    keys = ["_target_", "architecture", "weights", "preprocessing", "entry", "sha256", "seed"]
+    settings = OmegaConf.masked_copy(config.model, keys)
     return made(settings, seed=config.seed).to(device(config.device))
 
 
@@ -188,7 +220,7 @@ def given(config: DictConfig, words: Sequence[str], names: Collection[str]) -> d
             found["training"],
             found["validation"],
             how,
-            also=Path("outputs", "train", name, "model.safetensors"),
+            also=trained_files(name),
             device=next(model.parameters()).device,
         )
     return {name: what for name, what in found.items() if name in names}

@@ -25,7 +25,7 @@ from experiments.networks import Networks
 from experiments.panels import DPI, frame, page, place, text
 from experiments.results import Provenance, results, table, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
-from zfnet.analysis.matching import correlations, match
+from zfnet.analysis.matching import bipartite_matching, correlations
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.graph import Graph
 from zfnet.training import Recipe
@@ -83,7 +83,7 @@ def main(
     found = {
         "trained": correlations(first, second, data, layers, **settings),
         "untrained": correlations(first, control, data, layers, **settings),
-        "shuffled": correlations(first, second, data, layers, shuffled=seed, **settings),
+        "shuffled": correlations(first, second, data, layers, shuffle_seed=seed, **settings),
     }
     tops = [scan(graph, data, layers, k, **settings) for graph in (first, second)]
 
@@ -139,9 +139,9 @@ def compare(found: Mapping[str, Tensor], tops: Sequence[TopActivations]) -> tupl
     strongest of both], by falling correlation.
     """
     live = [top.value[:, 0] > 0 for top in tops]
-    curves = {what: each[tuple(match(each).T)][live[0]] for what, each in found.items()}
+    curves = {what: maps[tuple(bipartite_matching(maps).T)][live[0]] for what, maps in found.items()}
     curves["best"] = found["trained"].amax(1)[live[0]]
-    pairs = match(found["trained"])
+    pairs = bipartite_matching(found["trained"])
     pairs = pairs[live[0][pairs[:, 0]] & live[1][pairs[:, 1]]]
     correlation = found["trained"][tuple(pairs.T)]
     images = [top.image.where(top.value > 0, -1 - n) for n, top in enumerate(tops)]  # what is 0 is no strong activation

@@ -88,7 +88,7 @@ def main(
     if not top.value[map, rank] > 0:
         raise InputError(f"map {map} of {layer} has no activation above 0 of rank {rank} on these {tops.images} images")
     value = float(top.value[map, rank])
-    index, row, column = (int(places[map, rank]) for places in top[1:])
+    index, _, row, column = top.units([map])[rank].tolist()
     image = data[int(index)][0][None].to(**device_and_dtype(model))
     recording = deconvnet.record(image, [layer])
     signal = torch.zeros_like(recording.activations[layer])

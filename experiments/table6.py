@@ -86,7 +86,7 @@ def main(
         raise InputError("Table 6 needs images with the classes that are in each: data=voc2012, or data=several")
     presence, classes = data.presence, list(data.classes)
     left_out = duplicates(data, pretraining, threshold, progress)
-    drawn = parted(presence, getattr(data, "parts", None), folds, seed, classes, left_out)
+    drawn = parted(presence, data.official_split, folds, seed, classes, left_out)
     rows = frozen(model, data, [layer], cache, crops=crops, batch_size=batch_size, workers=workers, progress=progress)[
         layer
     ]
@@ -206,7 +206,7 @@ def _note(
     left_out: Sequence[str],
 ) -> str:
     """What the numbers are, and what differs from the paper."""
-    own = getattr(data, "parts", None) is not None
+    own = data.official_split is not None
     words = [
         "Average precision, %: the area under the precision-recall curve, each precision the best at that recall or a "
         "higher one (VOC's rule since 2010); difficult objects left out; "

@@ -45,7 +45,7 @@ def main(
     folds: int = 5,
     crops: int = 1,
     test: int = 50,
-    limit: int | None = 2**15,
+    max_features: int | None = 2**15,
     pretraining: str | None = None,
     threshold: float = 0.95,
     cache: str | Path = "outputs/features",
@@ -57,7 +57,7 @@ def main(
     """Train SVM and softmax on each layer's features; write the table, its picture and result.json.
 
     layers: six, which stand for the paper's 1, 2, 3, 4, 5 and 7.  per_class: training images of each class.
-    limit: the most features of a layer; larger maps are averaged over areas until they fit.  The rest as in `transfer`.
+    max_features: of a layer; larger maps are averaged over areas until they fit.  The rest as in `transfer`.
     """
     provenance = Provenance(model, seed=seed)
     if len(layers) != len(NUMBERS):
@@ -66,11 +66,19 @@ def main(
         raise InputError(f"folds is {folds}; give at least 1")
     labels, classes, left_out = checked(data, pretraining, threshold, progress)
     drawn = [
-        split(labels, per_class, test=test, seed=seed, fold=f, classes=classes, official=getattr(data, "parts", None))
+        split(labels, per_class, test=test, seed=seed, fold=f, classes=classes, official=data.official_split)
         for f in range(folds)
     ]
     rows = frozen(
-        model, data, layers, cache, crops=crops, limit=limit, batch_size=batch_size, workers=workers, progress=progress
+        model,
+        data,
+        layers,
+        cache,
+        crops=crops,
+        max_features=max_features,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
     )
     accuracy: dict[str, list[float]] = {row: [] for row in PAPER}
     with tqdm(total=folds * len(layers), unit=" folds", desc="classify", disable=not progress) as bar:
@@ -97,10 +105,10 @@ def main(
     )
     notes = (
         f"Mean over classes of the accuracy, %, with {per_class} training images of each class; mean ± standard "
-        f"deviation (n - 1) of {folds} folds{', the first of split.csv' if getattr(data, 'parts', None) else ''}; "
+        f"deviation (n - 1) of {folds} folds{', the first of split.csv' if data.official_split else ''}; "
         f"up to {test} test images of each class.\n"
         f"What differs from the paper: {type(model).__name__}; {len(classes)} classes and {len(labels):,} images of "
-        f"{type(data).__name__}; maps of more than {limit} features are averaged over areas, of which "
+        f"{type(data).__name__}; maps of more than {max_features} features are averaged over areas, of which "
         "the paper says nothing."
     )
     if left_out:
@@ -121,7 +129,7 @@ def main(
         "folds": folds,
         "test": test,
         "crops": crops,
-        "limit": limit,
+        "max_features": max_features,
         "seed": seed,
         "images": len(labels),
         "classes": list(classes),

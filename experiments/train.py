@@ -6,7 +6,6 @@ not wait for its images.
 
 import contextlib
 import csv
-import hashlib
 import io
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,10 +19,12 @@ from torch import nn
 
 from experiments.results import Provenance, results, write_result
 from zfnet import weights
+from zfnet.data.images import as_images
 from zfnet.files import write_atomically
-from zfnet.training import Recipe, error_rates, in_memory, processes, train
+from zfnet.training import Checkpoint, Recipe, error_rates, in_memory, processes, run_identity, train
 
 MEMORY = 4 * 2**30  # bytes of images that are read once and kept; larger data sets are read in every epoch
+PAPER = {"epochs": 70, "history": None, "validation_top1": 0.384, "validation_top5": 0.165, "waiting": None}
 EPOCHS = (1, 2, 5, 10, 20, 30, 40, 64)  # Figure 4's
 
 
@@ -36,50 +37,52 @@ def main(
     recipe: Recipe | None = None,
     crops: int | None = None,
     snapshots: Sequence[int] = EPOCHS,
+    fresh: bool = False,
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train the model in place; write model.safetensors, the curves and the error rates.
 
-    From the first epoch on `out` holds a checkpoint, from which a run that was stopped goes on, metrics.csv, the curves
+    From the first epoch on `out` holds a checkpoint, from which a stopped run resumes, metrics.csv, the curves
     (figure.png, and TensorBoard's if it is installed), and in epochs/ the weights after `snapshots` and the last epoch.
-    crops: of every validation image, 1 or 10, whose probabilities are averaged at the end; None: 10 where images leave
-    a margin for them.
+
+    Args:
+        model: with its initial weights and its preprocessing.
+        training: (image, label) by index, images as uint8.
+        out: the folder of the result.
+        validation: as `training`.
+        recipe: how to train.
+        crops: of every validation image, 1 or 10, whose probabilities are averaged at the end; None: 10 if images leave
+            a margin for them.
+        snapshots: epochs whose weights are kept.
+        fresh: start anew, and remove the checkpoint of a stopped run.
+        workers: processes that read images; None: one for each core, up to eight.
+        progress: show progress bars.
     """
     recipe = recipe or Recipe()
-    provenance = Provenance(model, seed=recipe.seed)
-    out = Path(out)
-    images = in_memory(training, limit=MEMORY, workers=workers, progress=progress, what="training images")
-    checks = validation and in_memory(
-        validation, limit=MEMORY, workers=workers, progress=progress, what="validation images"
-    )
-    about = described(model, recipe, training, validation)
+    provenance, out = Provenance(model, seed=recipe.seed), Path(out)
+    reading: dict[str, Any] = {"workers": workers, "progress": progress}
+    images = in_memory(training, limit=MEMORY, description="training images", **reading)
+    checks = validation and in_memory(validation, limit=MEMORY, description="validation images", **reading)
+    metadata = described(model, recipe, training, validation)
     with _tensorboard(out / "tensorboard") as board:
 
         def on_epoch(history: list[dict[str, float]]) -> None:
+            _show(history, out, board)
             epoch = len(history)
-            if epoch == 1:  # of an earlier run
-                shutil.rmtree(out / "epochs", ignore_errors=True)
-            write_atomically(out / "metrics.csv", _csv(history))
-            write_atomically(out / "figure.png", _picture(history))
-            for name, value in history[-1].items():
-                board.add_scalar(name, value, epoch)
             if epoch in snapshots or epoch == recipe.epochs:
-                weights.save(model, out / "epochs" / f"epoch-{epoch:04d}.safetensors", epoch=epoch, **about)
+                weights.save(model, out / "epochs" / f"epoch-{epoch:04d}.safetensors", epoch=epoch, **metadata)
 
-        history = train(
-            model, images, checks, recipe, folder=out, workers=workers, progress=progress, on_epoch=on_epoch
-        )
+        history = train(model, images, checks, recipe, folder=out, fresh=fresh, on_epoch=on_epoch, **reading)
     ours: dict[str, Any] = {"epochs": len(history), "history": history}
     if checks:
         margin = recipe.stored_size or recipe.max_shift
         crops = crops or (10 if margin else 1)
         pad = 0 if recipe.stored_size else recipe.max_shift
-        top1, top5 = error_rates(model, checks, crops=crops, pad=pad, workers=workers, progress=progress)
+        top1, top5 = error_rates(model, checks, crops=crops, pad=pad, **reading)
         ours |= {"validation_top1": top1, "validation_top5": top5}
     seconds = sum(entry["seconds"] for entry in history)
     ours["waiting"] = sum(entry["waiting"] * entry["seconds"] for entry in history) / max(seconds, 1e-9)
-    paper = {"epochs": 70, "history": None, "validation_top1": 0.384, "validation_top5": 0.165, "waiting": None}
     settings = {
         "model": type(model).__name__,
         "recipe": asdict(recipe),
@@ -87,52 +90,37 @@ def main(
         "crops": crops,
         "validation_images": len(checks) if checks else 0,
         "dataset": _name(training),
-        "parameters": _size(model),
+        "parameters": sum(p.numel() for p in model.parameters()),
         "processes": processes()[1],
     }
     with results(out) as folder:
-        weights.save(model, folder / "model.safetensors", history=history, **about)
-        result = write_result(folder, "train", {key: paper[key] for key in ours}, ours, settings, provenance)
+        weights.save(model, folder / "model.safetensors", history=history, **metadata)
+        result = write_result(folder, "train", {key: PAPER[key] for key in ours}, ours, settings, provenance)
     if processes()[0] == 0:
-        (out / "checkpoint.pt").unlink(missing_ok=True)
+        Checkpoint(out).remove()
         print(summary(ours, crops, seconds, len(images)))
     return result
 
 
 def described(model: nn.Module, recipe: Recipe, training: Any, validation: Any) -> dict[str, Any]:
-    """What is kept with the weights of a run; `model` has its first ones."""
+    """What is kept with the weights of a run; `model` has its initial ones."""
     return {
         "architecture": type(model).__name__,
-        "fingerprint": fingerprint(model, recipe, training, validation),
-        "recipe": asdict(recipe),
-        "classes": list(getattr(training, "classes", [])),
+        "identity": run_identity(model, training, validation, recipe),
+        "classes": list(as_images(training).classes),
     }
-
-
-def fingerprint(model: nn.Module, recipe: Recipe, training: Any, validation: Any) -> str:
-    """What tells one training run from another: the network with its first weights, the recipe, and the images.
-
-    Of these the first and the last are taken for all.
-    """
-    ends = [training[i][0].numpy().tobytes() for i in (0, len(training) - 1)]
-    sizes = len(training), len(validation) if validation else 0
-    how = model.preprocessing.to_json()  # type: ignore[operator, union-attr]
-    digest = hashlib.blake2b(repr((repr(model), asdict(recipe), how, sizes)).encode(), digest_size=4)
-    for part in (*ends, *(w.detach().cpu().contiguous().numpy().tobytes() for w in model.state_dict().values())):
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def summary(ours: dict[str, Any], crops: int | None, seconds: float, images: int) -> str:
     """What a training run came to, in a line."""
-    said = [f"{ours['epochs']} epochs", f"{ours['epochs'] * images / max(seconds, 1e-9):,.0f} images/s"]
-    said.append(f"{ours['waiting']:.1%} of the time waiting for images")
+    words = [f"{ours['epochs']} epochs", f"{ours['epochs'] * images / max(seconds, 1e-9):,.0f} images/s"]
+    words.append(f"{ours['waiting']:.1%} of the time waiting for images")
     if "validation_top1" in ours:
         centre = ours["history"][-1]
-        said.append(f"validation error {centre['validation_error']:.1%} (top 5: {centre['validation_top5']:.1%})")
+        words.append(f"validation error {centre['validation_error']:.1%} (top 5: {centre['validation_top5']:.1%})")
         if crops != 1:
-            said.append(f"averaged over {crops} crops {ours['validation_top1']:.1%} ({ours['validation_top5']:.1%})")
-    return ", ".join(said)
+            words.append(f"averaged over {crops} crops {ours['validation_top1']:.1%} ({ours['validation_top5']:.1%})")
+    return ", ".join(words)
 
 
 class _Nowhere:
@@ -157,11 +145,18 @@ def _tensorboard(folder: Path) -> Iterator[Any]:
 
 
 def _name(data: Any) -> str | None:
-    return data.file(0).rpartition("/")[0] if hasattr(data, "file") else None
+    file = as_images(data).file(0)
+    return None if file is None else file.rpartition("/")[0]
 
 
-def _size(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+def _show(history: list[dict[str, float]], out: Path, board: Any) -> None:
+    """Write the curves after an epoch; after the first, remove the snapshots of an earlier run."""
+    if len(history) == 1:
+        shutil.rmtree(out / "epochs", ignore_errors=True)
+    write_atomically(out / "metrics.csv", _csv(history))
+    write_atomically(out / "figure.png", _picture(history))
+    for name, value in history[-1].items():
+        board.add_scalar(name, value, len(history))
 
 
 def _csv(history: list[dict[str, float]]) -> bytes:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
@@ -28,7 +29,7 @@ from experiments.results import Provenance, results, table, write_result
 from experiments.table3 import deviation, percent, shown
 from zfnet import InputError
 from zfnet.analysis.features import features
-from zfnet.analysis.transfer import mean_accuracy, near_duplicates, split, transferred
+from zfnet.analysis.transfer import near_duplicates, split, transferred
 from zfnet.checks import evaluating
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing, Stored
@@ -124,7 +125,7 @@ def main(
     labels, classes, left_out = checked(data, pretraining, threshold, progress)
     drawn = {
         n: [
-            split(labels, n, test=test, seed=seed, fold=f, classes=classes, official=getattr(data, "parts", None))
+            split(labels, n, test=test, seed=seed, fold=f, classes=classes, official=data.official_split)
             for f in range(folds)
         ]
         for n in per_class
@@ -148,9 +149,9 @@ def main(
         accuracy["from scratch"] = {
             n: [
                 percent(
-                    mean_accuracy(
-                        control.probabilities(part.train, marked[part.train], part.test, seed + fold).argmax(1),
+                    balanced_accuracy_score(
                         marked[part.test],
+                        control.probabilities(part.train, marked[part.train], part.test, seed + fold).argmax(1),
                     )
                 )
                 for fold, part in enumerate(parts)
@@ -234,13 +235,13 @@ def duplicates(data: Any, pretraining: str | None, threshold: float, progress: b
     }
 
 
-def _bytes(data: Any, how: Stored, progress: bool, what: str, workers: int | None = None) -> TensorDataset:
+def _bytes(data: Any, how: Stored, progress: bool, description: str, workers: int | None = None) -> TensorDataset:
     """The images of a data set as bytes, and their labels, in memory."""
     other = copy.copy(data)
     other.transform = how
     if hasattr(other, "size"):  # what is rendered, at that size
         other.size = (how.size, how.size)
-    return in_memory(other, workers=workers, progress=progress, what=what)
+    return in_memory(other, workers=workers, progress=progress, description=description)
 
 
 class Control:
@@ -315,7 +316,7 @@ def _notes(
     """What the numbers are, and what differs from the paper."""
     words = [
         f"Mean over classes of the accuracy, %, by training images of each class; mean ± standard deviation (n - 1) of "
-        f"{folds} folds, {'the first of split.csv, the others ' if getattr(data, 'parts', None) else ''}drawn from all "
+        f"{folds} folds, {'the first of split.csv, the others ' if data.official_split else ''}drawn from all "
         f"images; up to {test} test images of each class.",
         f"Pretrained: {type(model).__name__}, {layer}, a new softmax.  What differs from the paper: network and "
         f"images, {len(classes)} classes and {len(labels):,} images of {type(data).__name__}, there "

@@ -141,8 +141,7 @@ def bench_scan(model: ZFNet, device: str, repeats: int) -> list[dict]:
 def winners(top: TopActivations, maps: int) -> Tensor:
     """Units (M, 4), all that a scan found of the first maps that are above 0 on so many images."""
     alive = (top.value[:, -1] > 0).nonzero().flatten()[:maps]
-    image, row, column = (places[alive] for places in (top.image, top.row, top.column))
-    return torch.stack([image, alive[:, None].expand_as(image), row, column], 2).flatten(0, 1)
+    return top.units(alive.tolist())
 
 
 def bench_project(model: ZFNet, device: str, repeats: int) -> list[dict]:
@@ -239,7 +238,7 @@ def bench_occlusion(model: ZFNet, device: str, repeats: int) -> Iterator[dict]:
         batches = {batch: _plain(network, image, maps, batch, share) for batch in (1, 8, 16, 32, 64)}
         trial = medians(device, 1, **{str(batch): lambda run=run, n=batch: run(n) for batch, run in batches.items()})
         best = min(batches, key=lambda batch: trial[str(batch)] / batch)
-        worst = float((batches[best]() - maps.probability.flatten()[::share]).abs().max() / maps.probability.max())
+        worst = float((batches[best]() - maps.score.flatten()[::share]).abs().max() / maps.score.max())
         spent = medians(
             device, max(1, repeats // 2), ours=lambda g=graph: occlusion_maps(g, image), theirs=batches[best]
         )

@@ -163,15 +163,6 @@ def test_a_run_that_was_stopped_goes_on(model, data, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_another_run_does_not_go_on_from_it(model, data, tmp_path):
-    (tmp_path / "ablation.partial").write_text('{"key": "another", "layers": {"relu1": {}}}')
-    assert measure(model, data, tmp_path)["ours"]["layers"]["relu1"]["units"] == 12
-    for broken in ("", "[]", "{"):
-        (tmp_path / "ablation.partial").write_text(broken)
-        assert ablation._kept(tmp_path / "ablation.partial", "key") == {}
-
-
-@pytest.mark.usefixtures("undrawn")
 def test_maps_that_do_not_fire_are_counted(model, data, tmp_path):
     model.conv2.bias.data[2:] = -1e3
     model.conv2.weight.data[1], model.conv2.bias.data[1] = 0, -1
@@ -210,8 +201,8 @@ def test_of_fewer_than_nine_images_all_are_taken(model, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"shares": [0, 101]}, "^a share of 101 % of the pixels is none; give percentages from 0 to 100$"),
-        ({"shares": [-1, 50]}, "^a share of -1 % of the pixels is none"),
+        ({"shares": [0, 101]}, "^shares must lie between 0 and 100 percent; got 101$"),
+        ({"shares": [-1, 50]}, "^shares must lie between 0 and 100 percent; got -1"),
         ({"fill": "gray"}, "^no fill 'gray'"),
         ({"maps": 0}, "^maps is 0; give 1 or more$"),
         ({"k": 0}, "^k is 0; give 1 or more$"),

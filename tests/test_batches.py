@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import ChainDataset, Dataset, Subset, TensorDataset
 
 from zfnet.data.batches import Batches
+from zfnet.data.images import Images
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError
@@ -34,15 +35,15 @@ class Counting(Dataset):
         return (image, 10 * i) if self.label else image
 
 
-class With(Counting):
+class With(Counting, Images):
     """Counting, but the image of one item is something else."""
 
-    def __init__(self, place, value):
+    def __init__(self, position, value):
         super().__init__()
-        self.place, self.value = place, value
+        self.position, self.value = position, value
 
     def __getitem__(self, i):
-        return (self.value, 0) if i == self.place else super().__getitem__(i)
+        return (self.value, 0) if i == self.position else super().__getitem__(i)
 
     def file(self, i):
         return f"photo{i}.png"
@@ -170,10 +171,11 @@ def test_large_finite_values_are_no_mistake():
 def test_a_mistake_in_the_dataset_names_its_item(album, workers):
     album.transform = Preprocessing(resize=None)
     assert "0.png: an image of 8 x 8 pixels is smaller than 224" in refused(album, workers=workers)
-    assert "item 3 (photo3.png) is (str, int)" in refused(With(3, "image"), workers=workers)
-    assert "item 3 (photo3.png) is (Tensor, int)" in refused(With(3, torch.zeros(2, 2)), workers=workers)
-    with pytest.raises(ZeroDivisionError):  # a fault of the program keeps its traceback
+    for value, kind in (("image", "of type str"), (torch.zeros(2, 2), "a tensor (2, 2)")):
+        assert f"the image of item 3 (photo3.png) is {kind}; give" in refused(With(3, value), workers=workers)
+    with pytest.raises(ZeroDivisionError) as caught:  # a fault of the program keeps its traceback
         list(Batches(Failing(), workers=workers))
+    assert caught.tb and not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(
@@ -221,11 +223,12 @@ def test_global_generator_is_left_alone():
 @pytest.mark.parametrize("how", [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: os._exit(0)])
 def test_worker_that_dies_is_one_line(how):
     message = refused(Dying(how), 2, workers=2)
-    assert message.startswith("a worker process died") and "DataLoader worker (pid" in message
+    assert message.startswith("a worker process died: DataLoader worker (pid") and "workers=0" in message
 
 
 def test_default_workers(monkeypatch):
     asked = []
+    monkeypatch.setattr("zfnet.data.batches._start_method", lambda: "fork")
     monkeypatch.setattr("zfnet.data.batches.DataLoader", lambda *args, num_workers, **rest: asked.append(num_workers))
     monkeypatch.setattr("zfnet.data.batches._cores", lambda: 40)
     assert len(list(Batches(Counting(200)))) == 4 and not asked  # few: no processes
@@ -233,6 +236,39 @@ def test_default_workers(monkeypatch):
     with pytest.raises(InputError, match="workers=0"):  # the stand-in is no loader
         list(Batches(Counting(1000)))
     assert asked == [8]
+    monkeypatch.setattr("zfnet.data.batches._start_method", lambda: "forkserver")
+    assert len(list(Batches(Counting(1000)))) == 16 and asked == [8]  # the script may have no guard
+
+
+UNGUARDED = """
+import multiprocessing
+multiprocessing.set_start_method("spawn", force=True)
+import torch
+from zfnet.data.batches import Batches
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return 300
+
+    def __getitem__(self, i):
+        return torch.full((3, 4, 4), float(i)), 0
+
+print("read", sum(len(batch.index) for batch in Batches(Images())), flush=True)
+print("read", sum(len(batch.index) for batch in Batches(Images(), workers=1)), flush=True)
+"""
+
+
+def test_a_script_without_a_main_guard_is_told_what_to_do_where_processes_are_spawned(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    paths = os.pathsep.join([os.path.dirname(os.path.dirname(__file__)), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[0] == "read 300" and done.returncode == 1
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("zfnet.errors.InputError: a worker process died: DataLoader worker (pid")
+    assert 'put the code of your script under `if __name__ == "__main__":`, or use workers=0' in message
+    assert "a worker process cannot start workers; put the code" in done.stderr and "memory" not in done.stderr
 
 
 CTRL_C = """
@@ -254,8 +290,8 @@ for batch in Batches(Slow(1000), 1, workers=2):
 
 @pytest.mark.skipif(os.name == "nt", reason="sends a signal to a process group")
 def test_ctrl_c_ends_cleanly():
-    here = os.path.dirname(__file__)
-    paths = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")])
+    tests = os.path.dirname(__file__)
+    paths = os.pathsep.join([tests, os.path.dirname(tests), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [sys.executable, "-c", CTRL_C],
         env={**os.environ, "PYTHONPATH": paths},

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from zfnet.analysis.correspondence import (
-    bootstrap,
+    bootstrap_pairs,
     correspondence,
     hamming,
     permutation_test,
@@ -29,25 +29,25 @@ def signs(*shape, seed=0):
 
 @pytest.mark.parametrize("zeros", ["agree", "drop"])
 def test_hamming_is_the_share_that_differs(zeros):
-    some = signs(7, 40)
-    some[5] = 0
-    found = hamming(some, zeros=zeros)
+    samples = signs(7, 40)
+    samples[5] = 0
+    result = hamming(samples, zeros=zeros)
     for i, j in itertools.product(range(7), repeat=2):
-        both = zip(some[i].tolist(), some[j].tolist(), strict=True)
+        both = zip(samples[i].tolist(), samples[j].tolist(), strict=True)
         counted = [(a, b) for a, b in both if zeros == "agree" or a or b]
-        assert found[i, j] == sum(a != b for a, b in counted) / max(len(counted), 1)
+        assert result[i, j] == sum(a != b for a, b in counted) / max(len(counted), 1)
 
 
 def test_hamming_in_integers():
-    some = torch.tensor([[1, 1, 0, 0, 0], [1, -1, 1, 0, 0], [-1, -1, 0, 0, 0]], dtype=torch.int8)
-    assert (hamming(some) * 5).tolist() == [[0, 2, 2], [2, 0, 2], [2, 2, 0]]
-    assert (hamming(some, zeros="drop")[0]).tolist() == [0, 2 / 3, 1]
+    samples = torch.tensor([[1, 1, 0, 0, 0], [1, -1, 1, 0, 0], [-1, -1, 0, 0, 0]], dtype=torch.int8)
+    assert (hamming(samples) * 5).tolist() == [[0, 2, 2], [2, 0, 2], [2, 2, 0]]
+    assert (hamming(samples, zeros="drop")[0]).tolist() == [0, 2 / 3, 1]
 
 
 def test_hamming_counts_more_dimensions_than_one_product_takes():
-    some = signs(3, 2**16 + 1000)
-    expected = (some[:, None] != some[None]).double().mean(2)
-    torch.testing.assert_close(hamming(some), expected, rtol=1e-12, atol=0)
+    samples = signs(3, 2**16 + 1000)
+    expected = (samples[:, None] != samples[None]).double().mean(2)
+    torch.testing.assert_close(hamming(samples), expected, rtol=1e-12, atol=0)
 
 
 # ---- masks -----------------------------------------------------------------------------------------------------------
@@ -74,14 +74,14 @@ def test_random_boxes_are_clear_of_the_parts_and_everywhere_else():
 
 @pytest.mark.parametrize("size", [(6, 6), (11, 2)])
 def test_a_mask_without_a_place_is_refused(size):
-    with pytest.raises(InputError, match="no place beside the parts"):
+    with pytest.raises(InputError, match="pixels does not fit beside the parts"):
         random_boxes(torch.tensor([[4, 4, 6, 6]]), size, (10, 10), 1, generator())
 
 
 def test_signs_are_those_of_single_images():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True))
     image, boxes = torch.randn(3, 12, 12), torch.tensor([[0, 0, 4, 5], [6, 7, 12, 12], [3, 3, 9, 9]])
-    found = sign_changes(model, image, boxes, ["0", "1"], fill=0.5, batch_size=2)
+    result = sign_changes(model, image, boxes, ["0", "1"], fill=0.5, batch_size=2)
     with torch.no_grad():
         for n, (top, left, bottom, right) in enumerate(boxes.tolist()):
             masked = image.clone()
@@ -89,7 +89,7 @@ def test_signs_are_those_of_single_images():
             for layer, stop in (("0", 1), ("1", 2)):
                 change = model[:stop](image[None])[0] - model[:stop](masked[None])[0]
                 change[change.abs() < 1e-5] = 0
-                assert torch.equal(found[layer][n], change.sign().flatten().to(torch.int8))
+                assert torch.equal(result[layer][n], change.sign().flatten().to(torch.int8))
 
 
 def test_what_a_mask_cannot_reach_has_no_sign():
@@ -120,40 +120,49 @@ def test_permutation_test_counts_all_choices():
     def mean(choice):
         return sum(float(distances[i, choice[i], j, choice[j]]) for i, j in itertools.combinations(range(images), 2))
 
-    every = [mean(choice) for choice in itertools.product(range(masks), repeat=images)]
-    exact = sum(value <= mean((0,) * images) + 1e-9 for value in every) / len(every)
+    experiments = [mean(choice) for choice in itertools.product(range(masks), repeat=images)]
+    exact = sum(value <= mean((0,) * images) + 1e-9 for value in experiments) / len(experiments)
     assert permutation_test(distances, 20000, generator()) == pytest.approx(exact, abs=0.01)
 
 
 def test_permutation_test_tells_a_part_from_any_place():
     images, masks = 8, 5
-    some = signs(images, masks, 200)
-    chance = hamming(some.flatten(0, 1)).reshape(images, masks, images, masks)
-    some[:, 0, :50] = 1  # the part changes a quarter of the features alike
-    planted = hamming(some.flatten(0, 1)).reshape(images, masks, images, masks)
+    samples = signs(images, masks, 200)
+    chance = hamming(samples.flatten(0, 1)).reshape(images, masks, images, masks)
+    samples[:, 0, :50] = 1  # the part changes a quarter of the features alike
+    planted = hamming(samples.flatten(0, 1)).reshape(images, masks, images, masks)
     assert permutation_test(planted, 999, generator()) == 1 / 1000
     assert 0.05 < permutation_test(chance, 999, generator()) < 0.95
 
 
 def test_p_is_uniform_where_there_is_nothing():
-    every = (hamming(signs(20, 50, seed=seed)).reshape(5, 4, 5, 4) for seed in range(100))
-    p = torch.tensor([permutation_test(distances, 99, generator()) for distances in every])
+    experiments = (hamming(signs(20, 50, seed=seed)).reshape(5, 4, 5, 4) for seed in range(100))
+    p = torch.tensor([permutation_test(distances, 99, generator()) for distances in experiments])
     assert 0.4 < p.mean() < 0.6 and 0.01 < (p <= 0.1).float().mean() < 0.22
 
 
 def test_bootstrap_holds_the_mean_and_narrows_with_images():
     def interval(images):
-        some = signs(images, 60)
-        some[: images // 2, :30] = 1
-        distances = hamming(some)
+        samples = signs(images, 60)
+        samples[: images // 2, :30] = 1
+        distances = hamming(samples)
         i, j = torch.triu_indices(images, images, 1)
-        low, high = bootstrap(distances, generator())
+        low, high = bootstrap_pairs(distances, generator())
         assert low < distances[i, j].mean() < high
         return high - low
 
     assert interval(40) < 0.7 * interval(8)
-    assert bootstrap(torch.full((5, 5), 0.25), generator()) == (0.25, 0.25)
-    assert bootstrap(torch.tensor([[0.0, 0.5], [0.5, 0.0]]), generator()) == (0.5, 0.5)
+    assert bootstrap_pairs(torch.full((5, 5), 0.25), generator()) == (0.25, 0.25)
+    assert bootstrap_pairs(torch.tensor([[0.0, 0.5], [0.5, 0.0]]), generator()) == (0.5, 0.5)
+
+
+def test_intervals_of_95_percent_hold_the_truth_in_95_of_100_experiments():
+    """Each image has an effect of its own on all its distances, as an image whose part is hard to mask has."""
+    effects = torch.rand(200, 40, generator=generator(1), dtype=torch.float64)
+    distances = (effects[:, :, None] + effects[:, None, :]) / 2  # in the mean 0.5
+    random = generator(2)
+    intervals = [bootstrap_pairs(experiment, random, draws=300) for experiment in distances]
+    assert 0.92 <= sum(low < 0.5 < high for low, high in intervals) / 200 <= 0.98
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -220,7 +229,10 @@ def test_the_seed_decides(planted):
             {"parts": [{"eye": (0, 0, 3, 3)}, {"eye": (20, 0, 25, 3)}]},
             "eye of image 1 .rows 20 to 25, .* is not in its",
         ),
-        ({"images": [torch.zeros(3, 24, 24), torch.zeros(3, 24, 20)]}, "image 1 is 3 x 24 x 20; give squares"),
+        (
+            {"images": [torch.zeros(3, 24, 24), torch.zeros(3, 24, 20)]},
+            "image 1 is 3 x 24 x 20 and image 0 3 x 24 x 24; give one",
+        ),
         ({"layers": ["7"]}, "no layer of Sequential '7'"),
         ({"draws": 0}, "draws is 0"),
         ({"zeros": "keep"}, "no treatment of zeros 'keep'"),

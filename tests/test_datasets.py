@@ -94,7 +94,7 @@ def check(dataset, length, classes, workers=0):
 
 @pytest.fixture(params=["folders", "in one folder", "zip", "zip of one folder", "zip in a folder"])
 def root(request, tmp_path):
-    """One data set in each place where it may lie."""
+    """One data set in each layout that it may have."""
     files, root = tmp_path / "files", tmp_path / "root"
     both(files, "deep/" if "one folder" in request.param else "")
     if request.param in ("folders", "in one folder"):
@@ -152,9 +152,9 @@ def test_tiny_imagenet_as_it_is_handed_out(tmp_path):
         (home / f"val/images/val_{i}.JPEG").write_bytes(picture(40 * int(wnid[-1])))
     rows = [f"val_{i}.JPEG\t{wnid}\t0\t0\t9\t9\n" for i, wnid in enumerate(order)]
     (home / "val/val_annotations.txt").write_text("".join(rows))
-    for place in (tmp_path, zipped(tmp_path, tmp_path / "tiny-imagenet-200.zip")):
-        check(configured("tiny_imagenet", root=str(place), split="train"), 9, ["goldfish", "lion", "n03"])
-        check(configured("tiny_imagenet", root=str(place)), 4, ["goldfish", "lion", "n03"])
+    for path in (tmp_path, zipped(tmp_path, tmp_path / "tiny-imagenet-200.zip")):
+        check(configured("tiny_imagenet", root=str(path), split="train"), 9, ["goldfish", "lion", "n03"])
+        check(configured("tiny_imagenet", root=str(path)), 4, ["goldfish", "lion", "n03"])
     (home / "val/val_annotations.txt").write_text("".join(rows[:3]))
     assert "class 'images', which" in refused("tiny_imagenet", root=str(home))
 
@@ -167,8 +167,8 @@ def test_imagenette_has_names(tmp_path, monkeypatch):
 
 def test_names_of_imagenet_and_imagenette_agree():
     """Ten of the thousand, in the same order, since both are ordered by folder; torchvision's own names begin so."""
-    places = [datasets.IMAGENET.index(name) for name in datasets.IMAGENETTE.values()]
-    assert len(datasets.IMAGENET) == 1000 and len(places) == 10 and places == sorted(places)
+    positions = [datasets.IMAGENET.index(name) for name in datasets.IMAGENETTE.values()]
+    assert len(datasets.IMAGENET) == 1000 and len(positions) == 10 and positions == sorted(positions)
     assert list(datasets.IMAGENETTE) == sorted(datasets.IMAGENETTE)
     assert {
         wnid: names[0] for wnid, names in torchvision.datasets.Imagenette._WNID_TO_CLASS.items()
@@ -389,6 +389,32 @@ def test_imagenette_is_fetched_once(tmp_path, monkeypatch):
     archive.unlink()
     check(configured("imagenette", root=str(root), download=True), 6, sorted(WNIDS))
     assert [path.name for path in root.iterdir()] == ["imagenette2-320"]
+
+
+# ---- images that are all measured on ---------------------------------------------------------------------------------
+
+
+def test_caltech_has_all_images_and_its_own_split(tmp_path):
+    home = put(tmp_path / "101_ObjectCategories", *(f"{wnid}/{i}.JPEG" for wnid in WNIDS for i in range(2)))
+    put(home, "BACKGROUND_Google/n01/1.JPEG")
+    dataset = configured("caltech101", root=str(tmp_path))
+    check(dataset, 6, sorted(WNIDS))
+    assert dataset.official_split is None
+    (home / "split.csv").write_text("file,split\nn01/0.JPEG,train\nn02/1.JPEG,test\n")
+    dataset = configured("caltech101", root=str(tmp_path))
+    assert dataset.official_split == ["train", None, None, "test", None, None]
+    (home / "split.csv").write_text("file,split\nn01/0.JPEG,tain\n")
+    assert "split.csv has the split 'tain'; give train or test" in refused("caltech101", root=str(tmp_path))
+    (home / "split.csv").write_text("file,split\nn01/9.JPEG,train\n")
+    assert "split.csv names n01/9.JPEG, which is not there" in refused("caltech101", root=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["caltech101", "caltech256", "voc2012"])
+def test_images_that_are_measured_on_are_not_trained_on(tmp_path, name):
+    put(tmp_path, *(f"{wnid}/1.JPEG" for wnid in WNIDS))
+    message = refused(name, root=str(tmp_path), split="train")
+    assert "has no images to train on apart from those to measure on; sort images into train/ and val/" in message
+    assert "no split 'test'" in refused(name, root=str(tmp_path), split="test")
 
 
 # ---- the rest --------------------------------------------------------------------------------------------------------

@@ -18,14 +18,15 @@ from zfnet.analysis.faithfulness import (
     check_shares,
     cosine,
     curve,
+    energy,
     energy_inside,
     ground,
-    match,
     points_inside,
     ranks,
-    shuffled,
+    recognised,
     similarity,
     strongest,
+    with_shuffled_weights,
 )
 from zfnet.graph import Graph
 
@@ -127,7 +128,7 @@ class TestKnownAnswers:
             return Deconvnet(model).project_units(images, "4", units, signals=torch.ones(len(units))).projections
 
         first = network(0)
-        other, again = projected(network(1)), projected(shuffled(Graph(first), "4", None, seeded()))
+        other, again = projected(network(1)), projected(with_shuffled_weights(Graph(first), "4", None, seeded()))
         inside = torch.ones(len(units), *other.shape[2:], dtype=torch.bool)
         near = [float(similarity(projected(first), pixels, inside).mean()) for pixels in (other, again)]
         assert abs(near[0] - near[1]) < 0.1 and max(near) < 0.9
@@ -135,10 +136,10 @@ class TestKnownAnswers:
 
     def test_noise_is_told_apart_by_chance(self):
         maps = torch.arange(60).repeat_interleave(9)
-        hits, chance = match(torch.randn(len(maps), 40, generator=seeded()), maps)
-        found = hits[~hits.isnan()]
-        assert len(found) == 60 * 4 and chance == pytest.approx(1 / 60)
-        assert abs(float(found.mean()) - chance) < 4 * (chance / len(found)) ** 0.5
+        hits, chance = recognised(torch.randn(len(maps), 40, generator=seeded()), maps)
+        result = hits[~hits.isnan()]
+        assert len(result) == 60 * 4 and chance == pytest.approx(1 / 60)
+        assert abs(float(result.mean()) - chance) < 4 * (chance / len(result)) ** 0.5
 
 
 def test_ranks_are_an_order_that_begins_inside():
@@ -184,8 +185,8 @@ def test_a_share_is_of_the_pixels_inside(percent, count):
 @pytest.mark.parametrize(
     ("shares", "says"),
     [
-        ([0, 120], "a share of 120 % of the pixels is none; give percentages from 0 to 100"),
-        ([-5, 100], "a share of -5 % of the pixels is none"),
+        ([0, 120], "shares must lie between 0 and 100 percent; got 120"),
+        ([-5, 100], "between 0 and 100 percent; got -5"),
         ([50], "give two or more percentages, rising"),
         ([0, 50, 20], "give two or more percentages, rising"),
     ],
@@ -219,11 +220,11 @@ def test_what_stands_where_pixels_are_removed():
 def test_pictures_that_are_alike_are_told_apart():
     maps = torch.tensor([4, 4, 7, 7, 7, 9])
     features = torch.tensor([[1.0, 0, 0], [0.9, 0, 0.1], [0, 1, 0], [0, 0.9, 0], [0, 1, 0.1], [0, 0, 1]])
-    hits, chance = match(features, maps)
+    hits, chance = recognised(features, maps)
     assert hits.isnan().tolist() == [True, False, True, False, True, True]  # the second of each is asked for
     assert hits[[1, 3]].tolist() == [1, 1]
     assert chance == pytest.approx((1 / 4 + 2 / 4) / 2)
-    swapped, _ = match(features[[0, 3, 2, 1, 4, 5]], maps)
+    swapped, _ = recognised(features[[0, 3, 2, 1, 4, 5]], maps)
     assert swapped[[1, 3]].tolist() == [0, 0]
 
 
@@ -239,13 +240,52 @@ def test_shuffled_weights_keep_their_values_and_spare_what_is_below():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Conv2d(5, 6, 3)).eval()
     before = copy.deepcopy(model.state_dict())
     graph = Graph(model)
-    whole, above = (shuffled(graph, "3", below, seeded()).state_dict() for below in (None, "1"))
+    whole, above = (with_shuffled_weights(graph, "3", below, seeded()).state_dict() for below in (None, "1"))
     for name, weight in before.items():
         assert weight.equal(model.state_dict()[name])  # the model itself is left alone
         assert whole[name].flatten().sort().values.equal(weight.flatten().sort().values)
     assert not whole["0.weight"].equal(before["0.weight"]) and above["0.weight"].equal(before["0.weight"])
     assert whole["2.weight"].equal(above["2.weight"]) and not above["2.weight"].equal(before["2.weight"])
     assert above["4.weight"].equal(before["4.weight"])  # the unit does not depend on it
+
+
+def test_weights_of_functional_layers_are_shuffled_too():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.arange(108.0).reshape(4, 3, 3, 3))
+
+        def forward(self, x):
+            return nn.functional.relu(nn.functional.conv2d(x, self.weight))
+
+    model = Functional().eval()
+    mixed = with_shuffled_weights(Graph(model), "relu", None, seeded()).weight
+    assert not mixed.equal(model.weight) and mixed.flatten().sort().values.equal(model.weight.flatten())
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_any_number_of_channels(channels):
+    generator = seeded(3)
+    crops, signal = torch.rand(2, 2, channels, 6, 6, generator=generator)
+    inside = torch.ones(2, 6, 6, dtype=torch.bool)
+    for weight in (*WEIGHTS, "signal"):
+        assert ranks(weight, crops, {"signal": signal}, inside, generator).shape == (2, 6, 6)
+    assert all(ground(crops, inside, fill, generator).shape == crops.shape for fill in FILLS)
+    assert similarity(signal, signal, inside).tolist() == pytest.approx([1, 1])
+    torch.testing.assert_close(energy(signal), (signal**2).sum(1))
+
+
+def test_half_precision_does_not_overflow():
+    crops = (300 + 20 * torch.randn(2, 3, 20, 20, generator=seeded())).half()  # their squares are too large
+    inside = torch.ones(2, 20, 20, dtype=torch.bool)
+    assert ranks("crop", crops, {"crop": crops}, inside, seeded()).equal(
+        ranks("crop", crops, {"crop": crops.float()}, inside, seeded())
+    )
+    for fill in FILLS:
+        filled = ground(crops, inside, fill, seeded())
+        assert filled.dtype == torch.float16
+        torch.testing.assert_close(filled, ground(crops.float(), inside, fill, seeded()).half())
+    assert similarity(crops, crops, inside).tolist() == pytest.approx([1, 1])
 
 
 def test_similarity_forgets_signs_and_pixels_outside():
@@ -261,24 +301,36 @@ def test_similarity_forgets_signs_and_pixels_outside():
 class TestBootstrap:
     def test_units_count_alike(self):
         maps, images = torch.tensor([0, 0, 0, 1]), torch.arange(4)
-        found = Bootstrap(maps, images, seeded())(torch.tensor([1.0, 2.0, 3.0, 10.0]))
-        assert found.mean == pytest.approx(6) and found.values == 4
-        found = Bootstrap(maps, images, seeded())(torch.tensor([1.0, torch.nan, 3.0, 10.0]))
-        assert found.mean == pytest.approx(6) and found.values == 3
+        result = Bootstrap(maps, images, seeded())(torch.tensor([1.0, 2.0, 3.0, 10.0]))
+        assert result.mean == pytest.approx(6) and result.values == 4
+        result = Bootstrap(maps, images, seeded())(torch.tensor([1.0, torch.nan, 3.0, 10.0]))
+        assert result.mean == pytest.approx(6) and result.values == 3
         assert Bootstrap(maps, images, seeded())(torch.full((4,), torch.nan)) is None
 
     def test_units_are_what_is_drawn(self):
         maps = torch.arange(50).repeat_interleave(9)
         effect = torch.randn(50, generator=seeded(), dtype=torch.float64)
-        found = Bootstrap(maps, torch.arange(450), seeded())(effect[maps])
+        result = Bootstrap(maps, torch.arange(450), seeded())(effect[maps])
         expected = 3.92 * float(effect.std()) / 50**0.5  # and not of 450 values
-        assert found.high - found.low == pytest.approx(expected, rel=0.2)
+        assert result.high - result.low == pytest.approx(expected, rel=0.2)
 
     def test_images_are_drawn_too(self):
         maps, images = torch.arange(50).repeat_interleave(9), torch.arange(9).repeat(50)
         effect = torch.randn(9, generator=seeded(), dtype=torch.float64)
-        found = Bootstrap(maps, images, seeded())(effect[images])
-        assert found.high - found.low == pytest.approx(3.92 * float(effect.std()) / 9**0.5, rel=0.25)
+        result = Bootstrap(maps, images, seeded())(effect[images])
+        assert result.high - result.low == pytest.approx(3.92 * float(effect.std()) / 9**0.5, rel=0.25)
+
+    @pytest.mark.parametrize("effects", ["units", "images"])
+    def test_intervals_of_95_percent_hold_the_truth_in_95_of_100_experiments(self, effects):
+        """Values vary with one side of a crossed design alone: there the pigeonhole bootstrap is not conservative."""
+        maps, images = torch.arange(100).repeat_interleave(2), torch.arange(2).repeat(100)
+        if effects == "images":
+            maps, images = images, maps
+        varying = maps if effects == "units" else images
+        estimate = Bootstrap(maps, images, seeded(1), draws=1000)
+        experiments = 5 + torch.randn(400, 100, generator=seeded(2), dtype=torch.float64)
+        estimates = [estimate(values[varying]) for values in experiments]
+        assert 0.92 <= np.mean([e.low < 5 < e.high for e in estimates]) <= 0.98
 
     def test_the_same_seed_gives_the_same_digits(self):
         maps, images, values = torch.arange(20) % 4, torch.arange(20) % 7, torch.rand(20, generator=seeded())
@@ -287,8 +339,8 @@ class TestBootstrap:
 
     def test_no_difference_is_none(self):
         values = torch.rand(20, generator=seeded())
-        found = Bootstrap(torch.arange(20) % 4, torch.arange(20), seeded())(values - values)
-        assert (found.mean, found.low, found.high) == (0, 0, 0)
+        result = Bootstrap(torch.arange(20) % 4, torch.arange(20), seeded())(values - values)
+        assert (result.mean, result.low, result.high) == (0, 0, 0)
 
 
 def test_every_picture_has_a_weight():

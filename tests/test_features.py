@@ -1,6 +1,8 @@
 """Features are the network's, computed once; a run that was stopped goes on, and none reads another network's."""
 
+import contextlib
 import copy
+import json
 import re
 import sys
 
@@ -13,10 +15,13 @@ from torch.utils.data import TensorDataset
 
 from zfnet import InputError
 from zfnet.analysis.features import features as compute
-from zfnet.data.photos import BrokenImage, Photos
+from zfnet.data.images import Images
+from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.data.scenes import Scenes
+from zfnet.errors import BrokenImage
 from zfnet.graph import Graph
+from zfnet.identity import digest
 from zfnet.recording import activations
 
 module = sys.modules["zfnet.analysis.features"]
@@ -49,7 +54,7 @@ def test_features_are_the_networks_and_are_read_again(model, data, tmp_path, mon
     monkeypatch.setattr(module, "_compute", None)  # not again
     again = compute(model, data, ["4", "1"], tmp_path, dtype=dtype, progress=False)
     assert all(np.array_equal(again[layer], found[layer]) for layer in found)
-    assert {file.suffix for file in tmp_path.iterdir()} == {".npy"}
+    assert {file.suffix for file in tmp_path.iterdir()} == {".npy", ".json"}
 
 
 def other_weights(model, data):
@@ -74,17 +79,25 @@ def an_image_changed(model, data):
     return model, changed
 
 
-@pytest.mark.parametrize("change", [other_weights, other_preprocessing, other_images, an_image_changed])
+CHANGES = {
+    other_weights: "weights",
+    other_preprocessing: "preprocessing",
+    other_images: "images",
+    an_image_changed: "images",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_features_of_other_weights_preprocessing_or_images_are_not_read(model, data, tmp_path, change):
     if change is an_image_changed:
         data = TensorDataset(images_of(data), torch.arange(10))
     compute(model, data, ["4"], tmp_path, progress=False)
-    (known,) = tmp_path.iterdir()
+    (known,) = tmp_path.glob("*.npy")
     its = change(model, data)
-    with pytest.raises(InputError, match=re.escape(f"{known} holds features of other weights, images or layers")):
+    with pytest.raises(InputError, match=re.escape(f"{known} was made with different {CHANGES[change]}; delete it")):
         compute(*its, ["4"], known, progress=False)
     compute(*its, ["4"], tmp_path, progress=False)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.npy"))) == 2
     assert compute(model, data, ["4"], known, progress=False)["4"].shape == (10, 5)
 
 
@@ -97,29 +110,96 @@ def test_features_of_a_photograph_that_was_changed_are_not_read(model, tmp_path)
     assert (before != after).any(1).tolist() == [False, True, False, False, False]
 
 
-def test_a_run_that_was_stopped_goes_on(model, data, tmp_path, monkeypatch):
-    expected = np.array(compute(model, data, ["1"], tmp_path / "whole", progress=False)["1"])
-    seen, normal = [], module._crops
+class Stopped(Images):
+    """Images of which one, at first, is where the user loses patience."""
 
-    def stopped(network, images, crops):
-        if len(images) > 1:
-            seen.append(len(images))
-            if len(seen) == 3:
-                raise KeyboardInterrupt
-        return normal(network, images, crops)
+    def __init__(self, images, at):
+        self.images, self.at, self.reads = images, at, []
 
-    monkeypatch.setattr(module, "_crops", stopped)
-    arguments = {"batch_size": 3, "workers": 0, "progress": False}
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        if i == self.at:
+            raise KeyboardInterrupt
+        self.reads.append(i)
+        return self.images[i], -1
+
+    def identity(self):
+        return digest(self.images)
+
+
+def test_a_run_that_was_stopped_goes_on(model, data, tmp_path):
+    images = images_of(data)
+    expected = np.array(compute(model, images, ["1", "4"], tmp_path / "whole", batch_size=3, progress=False)["1"])
+    dataset, arguments = Stopped(images, at=7), {"batch_size": 3, "workers": 0, "progress": False}
     with pytest.raises(KeyboardInterrupt):
-        compute(model, data, ["1"], tmp_path / "part", **arguments)
+        compute(model, dataset, ["1", "4"], tmp_path / "part", **arguments)
     assert {file.suffix for file in (tmp_path / "part").iterdir()} == {".part", ".json"}
-    found = compute(model, data, ["1"], tmp_path / "part", **arguments)["1"]
-    assert np.array_equal(found, expected)
-    assert seen == [3, 3, 3, 3]  # the last has one image, which is not counted
+    dataset.at, dataset.reads = -1, []
+    found = compute(model, dataset, ["1", "4"], tmp_path / "part", **arguments)
+    assert np.array_equal(found["1"], expected)
+    assert dataset.reads == [0, 6, 7, 8, 9]  # the first, for its size; then what two whole batches had not
+
+
+def test_an_interrupt_in_the_middle_of_a_batch_leaves_nothing_of_it(model, data, tmp_path, monkeypatch):
+    images, call, seen = images_of(data), Graph.call, []
+    expected = compute(model, images, ["1", "4"], tmp_path / "whole", batch_size=3, progress=False)
+    arguments = {"batch_size": 3, "progress": False}
+
+    def interrupted(graph, *rest):
+        seen.append(1)
+        if len(seen) == 5 + 5 + 2:  # once for the shapes, then in the second batch
+            raise KeyboardInterrupt
+        return call(graph, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Graph, "call", interrupted)
+        compute(model, images, ["1", "4"], tmp_path / "part", **arguments)
+    notes = [json.loads(note.read_text()) for note in (tmp_path / "part").glob("*.json")]
+    assert [note["done"] for note in notes] == [3, 3]
+    found = compute(model, images, ["1", "4"], tmp_path / "part", **arguments)
+    assert all(np.array_equal(found[layer], expected[layer]) for layer in found)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["complete", "interrupted"])
+def test_damaged_features_are_named(model, data, tmp_path, whole):
+    dataset = Stopped(images_of(data), at=-1 if whole else 7)
+    arguments = {"batch_size": 3, "workers": 0, "progress": False}
+    with contextlib.suppress(KeyboardInterrupt):
+        compute(model, dataset, ["4"], tmp_path, **arguments)
+    dataset.at = -1
+    (kept,) = (path for path in tmp_path.iterdir() if path.suffix in (".npy", ".part"))
+    for path, places in ((kept, (40, 128, 130, 200)), (kept.with_suffix(".json"), (3, 30, 90))):
+        content = path.read_bytes()
+        for n in places:
+            path.write_bytes(content[:n] + bytes([content[n] ^ 1]) + content[n + 1 :])
+            with pytest.raises(InputError, match="delete it to compute it again") as error:
+                compute(model, dataset, ["4"], tmp_path, **arguments)
+            assert str(kept) in str(error.value) and "\n" not in str(error.value)
+        path.write_bytes(content)
+    kept.unlink()
+    assert compute(model, dataset, ["4"], tmp_path, **arguments)["4"].shape == (10, 5)
+
+
+def test_a_file_without_a_note_is_of_the_old_format(model, data, tmp_path):
+    compute(model, data, ["4"], tmp_path, progress=False)
+    (note,) = tmp_path.glob("*.json")
+    note.unlink()
+    with pytest.raises(InputError, match=f"no {note.name} beside it, as files of an older format; delete it"):
+        compute(model, data, ["4"], tmp_path, progress=False)
+
+
+def test_means_of_large_float16_maps_do_not_overflow(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU()).half()
+    model[0].weight.data[:], model[0].bias.data[:] = 0, 6e4
+    images = torch.randn(2, 3, 8, 8)
+    found = compute(model, images, ["1"], tmp_path, max_features=4, progress=False)["1"]
+    assert (found == torch.tensor(6e4).half().item()).all() and found.shape == (2, 4)
 
 
 def test_large_maps_are_averaged_over_areas(model, data, tmp_path):
-    found = compute(model, data, ["1"], tmp_path, limit=60, progress=False)["1"]
+    found = compute(model, data, ["1"], tmp_path, max_features=60, progress=False)["1"]
     whole = activations(Graph(model), images_of(data), ["1"])["1"]
     np.testing.assert_allclose(found, nn.functional.adaptive_avg_pool2d(whole, 3).flatten(1), rtol=1e-5, atol=1e-6)
 
@@ -147,8 +227,11 @@ class Torn(Scenes):
     [
         ({"layers": ["9"]}, "no layer of Sequential '9'"),
         ({"dtype": "int8"}, "no type of features 'int8'"),
-        ({"limit": 0}, "limit is 0"),
-        ({"dataset": Torn("val", 10, size=32, transform=HOW)}, "cannot load 3.jpg: it is torn; every image needs"),
+        ({"max_features": 0}, "max_features is 0"),
+        (
+            {"dataset": Torn("val", 10, size=32, transform=HOW)},
+            "cannot load 3.jpg: it is torn; features need every image",
+        ),
     ],
 )
 def test_mistakes_are_named(model, data, tmp_path, settings, message):

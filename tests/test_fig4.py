@@ -101,7 +101,7 @@ def test_winners_are_those_of_each_snapshots_scan(figure, networks, data):
     for n, model in networks.items():
         for layer, top in scan(model, data, LAYERS, 1, progress=False).items():
             found = figure[1]["ours"]["winners"][layer][n]
-            for column in TopActivations._fields:
+            for column in ("value", "image", "row", "column"):
                 assert found[column] == getattr(top, column)[:, 0].tolist()
             assert found["file"] == [data.file(i) for i in found["image"]]
 
@@ -153,7 +153,7 @@ def test_what_is_drawn_is_the_winners_projection(networks, data, trained, tmp_pa
 def test_correlations_are_those_of_all_activations(networks, data):
     images = torch.stack([data[i][0] for i in (0, 3, 4, 7)])
     deconvnets = [Deconvnet(networks[n]) for n in (1, 2, 9)]
-    found = fig4.correlations(deconvnets, data, LAYERS, torch.tensor([7, 0, 3, 4]), progress=False)
+    found = fig4.correlations_with_last(deconvnets, data, LAYERS, torch.tensor([7, 0, 3, 4]), progress=False)
     for layer in LAYERS:
         depth = [name for name, _ in networks[9].named_children()].index(layer) + 1
         with torch.no_grad():
@@ -174,7 +174,7 @@ def test_likenesses_are_the_cosines_of_whole_projections(networks, data):
     top = scan(models[-1], data, ["relu2"], 1, progress=False)["relu2"]
     found = fig4.likenesses([Deconvnet(m) for m in models], data, {"relu2": top}, at_once=3, progress=False)["relu2"]
     for m in range(7):
-        image, row, column = (int(places[m, 0]) for places in top[1:])
+        image, row, column = (int(places[m, 0]) for places in (top.image, top.row, top.column))
         projections = []
         for model in models:
             deconvnet = Deconvnet(model)

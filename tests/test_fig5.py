@@ -112,5 +112,5 @@ def test_photographs_without_labels_are_refused(model, tmp_path):
     with pytest.raises(InputError, match="has no label: give data with labels"):
         draw(model, unlabelled, tmp_path)
     wide = TensorDataset(torch.rand(3, 3, 32, 40), torch.arange(3))
-    with pytest.raises(InputError, match="give a square"):
+    with pytest.raises(InputError, match="fc6"):
         draw(model, wide, tmp_path, count=2)

@@ -99,6 +99,14 @@ def test_aliased_of_noise_is_what_the_smaller_square_leaves():
     assert not aliased_energy(noise, 1).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_does_not_overflow(dtype):
+    weight = (300 * torch.randn(4, 3, 7, 7)).to(dtype)  # its squares are too large for float16
+    torch.testing.assert_close(filter_rms(weight), filter_rms(weight.float()))
+    torch.testing.assert_close(spectral_energy(weight), spectral_energy(weight.float()))
+    torch.testing.assert_close(aliased_energy(weight, 2), aliased_energy(weight.float(), 2))
+
+
 def test_a_signal_that_is_zero_has_no_shares():
     nothing = torch.zeros(2, 3, 7, 7)
     assert not spectral_energy(nothing).any()

@@ -12,8 +12,8 @@ from PIL import Image
 
 from zfnet.data.batches import Batches
 from zfnet.data.folders import Folder
-from zfnet.data.photos import BrokenImage, Photos
-from zfnet.errors import InputError
+from zfnet.data.photos import Photos
+from zfnet.errors import BrokenImage, InputError
 
 FILES = [
     "b.txt",
@@ -47,7 +47,7 @@ def tree(tmp_path):
 
 
 @pytest.fixture
-def places(tree, tmp_path):
+def paths(tree, tmp_path):
     """The same folder on the disk, as a zip, and in a zip."""
     return tree, zipped(tree, tmp_path / "tree.zip"), zipped(tree, tmp_path / "more.zip", "some/where/") / "some/where"
 
@@ -60,14 +60,14 @@ def refused(path):
 
 
 def test_files_are_those_that_a_walk_finds_ordered_by_their_parts(tree):
-    walked = [Path(here, name).relative_to(tree) for here, _, names in os.walk(tree) for name in names]
+    walked = [Path(folder, name).relative_to(tree) for folder, _, names in os.walk(tree) for name in names]
     seen = [file for file in walked if not any(part.startswith(".") for part in file.parts)]
     assert [PurePosixPath(file) for file in Folder(tree).files()] == sorted(seen, key=lambda file: file.parts)
     assert Folder(tree).files()[:3] == ["a/10", "a/2", "a/B"]
 
 
-def test_a_zip_is_the_folder_it_was_made_of(places):
-    folders = [Folder(place) for place in places]
+def test_a_zip_is_the_folder_it_was_made_of(paths):
+    folders = [Folder(path) for path in paths]
     assert folders[0].files() == folders[1].files() == folders[2].files()
     assert folders[0].folders() == folders[1].folders() == folders[2].folders() == ["a", "a b", "a.b", "empty", "z"]
     for folder in folders:
@@ -87,8 +87,8 @@ def test_what_macos_adds_to_a_zip_is_not_there(tmp_path):
     assert Folder(tmp_path / "a.zip").files() == ["photos/1.png"] and Folder(tmp_path / "a.zip").folders() == ["photos"]
 
 
-def test_what_is_no_folder(places, tmp_path):
-    tree, whole, _ = places
+def test_what_is_no_folder(paths, tmp_path):
+    tree, whole, _ = paths
     assert "nothing does not exist" in refused(tmp_path / "nothing")
     assert "is a file, not a folder" in refused(tree / "b.txt")
     assert "holds no folder a/c" in refused(whole / "a/c")

@@ -97,18 +97,35 @@ def test_between_pixels_it_is_the_same_picture(kind, amount):
     size = 41
     y, x = (np.indices((size, size)) - (size - 1) / 2).astype(float)
     image = torch.from_numpy(smooth(y, x)).float()
-    found = transformed(image, kind, amount).numpy()
+    result = transformed(image, kind, amount).numpy()
     down, scale, degrees = (amount if kind == name else none for name, none in NOTHING.items())
     z = ((x + 1j * y) / scale) * np.exp(1j * np.radians(degrees)) - 1j * down  # where each pixel comes from
     known = (np.abs(z.real) < size / 2 - 2) & (np.abs(z.imag) < size / 2 - 2)
     assert known.mean() > 0.35
-    assert np.abs(found - smooth(z.imag, z.real))[:, known].max() < 2 / 255
+    assert np.abs(result - smooth(z.imag, z.real))[:, known].max() < 2 / 255
 
 
 def test_what_is_finer_than_a_pixel_becomes_its_mean():
     checks = (torch.arange(32)[:, None] + torch.arange(32)) % 2
     small = transformed(checks.float().expand(3, 32, 32), "scale", 0.5)[:, 10:22, 10:22]
     assert (small - 0.5).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("kind", NOTHING)
+@pytest.mark.parametrize("channels", [1, 5])
+def test_any_number_of_channels_each_by_itself(kind, channels):
+    image = torch.randint(256, (channels, 12, 12)) / 255
+    amount = {"translation": 2.5, "scale": 0.6, "rotation": 25}[kind]
+    together = transformed(image, kind, amount, fill="edge")
+    for channel, plane in enumerate(image):
+        assert torch.equal(together[channel], transformed(plane.expand(3, -1, -1), kind, amount, fill="edge")[0])
+
+
+def test_an_image_need_not_be_square():
+    image = torch.randint(256, (1, 9, 13)) / 255
+    assert torch.equal(transformed(image, "rotation", 180), image.flip(1, 2))
+    middle = slice(2, 11)  # a quarter turn of the square in the middle
+    assert torch.equal(transformed(image, "rotation", 90)[..., middle], image[..., middle].rot90(1, (1, 2)))
 
 
 def test_channels_are_the_networks():
@@ -141,7 +158,7 @@ def test_bad_transforms_are_refused(kind, amount, settings, message):
 
 def test_distances_and_probabilities_are_those_of_single_images():
     model, images, labels, amounts = network(), [noise(16, 1), noise(16, 2)], [3, 0], [-4, 0, 2.5, 4]
-    found = invariance(
+    result = invariance(
         model,
         images,
         labels,
@@ -152,7 +169,7 @@ def test_distances_and_probabilities_are_those_of_single_images():
         batch_size=3,
         progress=False,
     )
-    assert found.amounts.tolist() == amounts
+    assert result.amounts.tolist() == amounts
     model.eval()
     with torch.no_grad():
         for n, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -161,9 +178,9 @@ def test_distances_and_probabilities_are_those_of_single_images():
                 for layer, stop in (("conv1", 1), ("relu1", 2), ("relu6", 5)):
                     clean, other = (model[:stop](x[None].clone()).flatten() for x in (image, moved))
                     expected = (other - clean).double().norm()
-                    torch.testing.assert_close(found.distance[layer][n, a], expected, rtol=1e-4, atol=1e-6)
+                    torch.testing.assert_close(result.distance[layer][n, a], expected, rtol=1e-4, atol=1e-6)
                 p = model(moved[None]).softmax(1)[0, label]
-                torch.testing.assert_close(found.probability[n, a].float(), p, rtol=1e-4, atol=1e-6)
+                torch.testing.assert_close(result.probability[n, a].float(), p, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", NOTHING)
@@ -176,9 +193,9 @@ def test_nothing_is_at_distance_0_wherever_in_a_batch(kind):
             return x.flatten(1)[:, :5] + 1e-6 * drift
 
     amounts = [NOTHING[kind]] * 3
-    found = invariance(Drifting(), [noise()], [0], ["add"], kind, amounts, progress=False)
-    assert found.distance["add"].tolist() == [[0, 0, 0]]
-    assert found.probability.unique().numel() == 1
+    result = invariance(Drifting(), [noise()], [0], ["add"], kind, amounts, progress=False)
+    assert result.distance["add"].tolist() == [[0, 0, 0]]
+    assert result.probability.unique().numel() == 1
 
 
 def test_normalised_distances_are_the_euclidean_one_divided():
@@ -206,7 +223,7 @@ def test_the_network_is_left_as_it_was():
         ({"labels": [0, 1]}, "1 images and 2 labels"),
         ({"labels": [-1]}, "image 0 has no label"),
         ({"labels": [4]}, "image 0 has label 4, of a network with 4 classes"),
-        ({"images": [torch.zeros(3, 16, 20)]}, "3 x 16 x 20 cannot be turned: give a square"),
+        ({"images": [torch.zeros(16, 16)]}, "an image of shape .16, 16. cannot be transformed; give .channels"),
         ({"layers": ["relu7"]}, "no layer of Sequential 'relu7'"),
         ({"kind": "shift"}, "no transform 'shift'"),
         ({"amounts": []}, "no amounts of scale"),

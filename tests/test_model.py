@@ -1,14 +1,22 @@
-"""The network's sizes and numbers are the paper's, and it computes what torch's own layers compute."""
+"""The network's sizes and numbers are the paper's, and it computes what torch's own layers compute.
 
+It works with the tools that people use on networks: each gives the same outputs and, where it can train, gradients.
+"""
+
+import copy
+import pickle
 import re
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from zfnet import InputError, ZFNet
 from zfnet.model import CHANGES, VARIANTS, ContrastNorm, variant
@@ -227,6 +235,121 @@ def test_contrast_norm_worked_example() -> None:
     x = torch.tensor([1.0, 2, 0, 3]).view(1, 4, 1, 1)
     expected = [1 / (1 + 1 + 4), 2 / (1 + 1 + 4 + 0), 0, 3 / (1 + 0 + 9)]
     torch.testing.assert_close(ContrastNorm(3, 3.0, 1.0, 1.0)(x).flatten(), torch.tensor(expected))
+
+
+def test_contrast_norm_can_be_differentiated_twice() -> None:
+    x = torch.randn(2, 6, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ContrastNorm(5, 1.0, 0.75, 1.0), x)
+    assert torch.autograd.gradgradcheck(ContrastNorm(5, 1.0, 0.75, 1.0), x)
+
+
+# --- the tools that people use
+
+
+def small(**settings: Any) -> tuple[ZFNet, Tensor]:
+    """A network in eval mode, and images whose squares overflow in half precision."""
+    return ZFNet(image_size=64, init="he", dropout=0.0, **(SMALL | settings)).eval(), 300 * torch.randn(5, 3, 64, 64)
+
+
+def close(ours: Tensor, theirs: Tensor, precision: float = 1e-5) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=precision * float(theirs.detach().abs().max()))
+
+
+def gradients(network: Any, model: nn.Module, images: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(F.cross_entropy(network(images), torch.arange(5)), list(model.parameters())))
+
+
+def exported(model: nn.Module, images: Tensor) -> Any:
+    batches = {"input": {0: torch.export.Dim("batch")}}
+    return torch.export.export(model, (images[:2],), dynamic_shapes=batches).module()
+
+
+def extracted(model: nn.Module, images: Tensor) -> Any:
+    extractor = create_feature_extractor(model, {"fc8": "logits"})
+    return lambda batch: extractor(batch)["logits"]
+
+
+TOOLS = {
+    "create_feature_extractor": extracted,
+    "jit.trace": lambda model, images: torch.jit.trace(model, images[:2]),
+    "export": exported,
+    "compile": lambda model, images: torch.compile(model, backend="aot_eager"),
+}
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_tools_compute_the_same(tool: str, training: bool) -> None:
+    model, images = small()
+    model.train(training)
+    network = TOOLS[tool](model, images)
+    own = dict(network.named_parameters()) if isinstance(network, torch.fx.GraphModule) else {}  # export copies them
+    holder = network if own else model
+    close(network(images), model(images))
+    for ours, theirs in zip(gradients(network, holder, images), gradients(model, model, images), strict=True):
+        close(ours, theirs, 1e-4)
+
+
+def test_feature_extractor_gives_every_layer() -> None:
+    model, images = small()
+    features = create_feature_extractor(model, LAYERS)(images)
+    for (name, expected), place in zip(outputs(model, images), LAYERS, strict=True):
+        assert name == place
+        if not name.startswith(("conv", "fc6", "fc7")):  # those are rectified in place
+            assert torch.equal(features[name], expected)
+
+
+def test_onnx_export_computes_the_same(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model, images = small()
+    path, batches = tmp_path / "zfnet.onnx", ({0: torch.export.Dim("batch")},)
+    torch.onnx.export(model, (images[:2],), path, dynamo=True, dynamic_shapes=batches, verbose=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    close(torch.from_numpy(logits), model(images).detach())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(torch.float16, 0.01), (torch.bfloat16, 0.06)], ids=["half", "bfloat"]
+)
+def test_half_precision(dtype: torch.dtype, precision: float) -> None:
+    model, images = small()
+    half = copy.deepcopy(model).to(dtype)
+    logits = half(images.to(dtype))
+    assert logits.dtype == dtype
+    close(logits.float(), model(images), precision)
+    x = 300 * torch.randn(2, 6, 5, 5)
+    close(ContrastNorm()(x.to(dtype)).float(), F.local_response_norm(x, 5, 5e-4, 0.75, 2.0), precision / 5)
+    with torch.autocast("cpu", dtype):
+        close(ContrastNorm()(x), F.local_response_norm(x, 5, 5e-4, 0.75, 2.0), 1e-6)
+    logits.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in half.parameters())
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_and_slices(duplicate: Any) -> None:
+    model, images = small()
+    other = duplicate(model)
+    assert torch.equal(other(images), model(images)) and other.image_size == 64
+    assert all(p is not q for p, q in zip(other.parameters(), model.parameters(), strict=True))
+    head, rest = other[:8], other[8:]
+    assert [name for name, _ in head.named_children()] == LAYERS[:8] and head[-1] is other.norm2
+    assert torch.equal(rest(head(images)), model(images))
+
+
+def test_shapes_are_told_without_values() -> None:
+    with torch.device("meta"):
+        assert ZFNet(image_size=64, **SMALL)(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
+    model, images = small()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
+    assert model(images).isfinite().all()  # nothing without values was remembered
+
+
+def test_grey_images() -> None:
+    model = ZFNet(image_size=64, channels=1, **SMALL)
+    assert model.conv1.weight.shape == (4, 1, 7, 7) and model(torch.randn(2, 1, 64, 64)).shape == (2, 5)
 
 
 def test_gradients_reach_every_parameter() -> None:

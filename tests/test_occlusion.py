@@ -1,5 +1,6 @@
 """Occlusion in windows against the same squares on whole images, at every place of the square, border and all."""
 
+import random
 import warnings
 
 import pytest
@@ -7,14 +8,26 @@ import torch
 import torch.nn.functional as F
 from captum.attr import Occlusion
 from oracles import plain_occlusion
+from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from zfnet import InputError, ZFNet, occlusion_maps, receptive_field
-from zfnet.analysis.occlusion import TILE, _Sweep, multiply_adds, planned
+from zfnet.analysis.occlusion import multiply_adds, square_boxes
+from zfnet.analysis.occlusion.incremental import (
+    TILE,
+    TILE_COST,
+    SquareWindows,
+    Sweep,
+    cheapest_runs,
+    fully_connected,
+    make_plan,
+)
+from zfnet.analysis.occlusion.readout import readout
 from zfnet.checks import evaluating, pair
 from zfnet.graph import Graph
+from zfnet.views import UnitWindows, WholeMaps, places_of
 from zfnet.windows import Window
 
 
@@ -57,7 +70,7 @@ def assert_equal_to_plain(model, image, layer, size, step, fill=0.0, tolerance=1
     with torch.no_grad():
         logits, sums = plain_occlusion(model, image, pair(size), pair(step), torch.as_tensor(fill).to(image), layer)
     activity, probability = sums[..., ours.map], logits.softmax(2)[..., ours.target]
-    for found, true in ((ours.activity, activity), (ours.probability, probability)):
+    for found, true in ((ours.activity, activity), (ours.score, probability)):
         assert found.shape == true.shape
         assert (found - true).abs().max() <= tolerance * true.abs().max()
     best = logits.topk(2, 2).values
@@ -127,11 +140,17 @@ def test_of_any_layer_and_map_pre_rectified_or_behind_the_windows():
     assert_equal_to_plain(model, image, "relu2", 30, 22, map=3, target=5)
 
 
+FALLS_BACK = (
+    r"^occlusion of Odd: first \(Conv2d\) (has no window rule|reads whole maps); "
+    r"the 5 convolutions and poolings after it are recomputed in full \(slower\)$"
+)
+
+
 def test_what_has_no_windows_falls_back_and_says_so_once():
     model = odd(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"))
-    with pytest.warns(UserWarning, match=r"first \(Conv2d\).*plain batches") as said:
+    with pytest.warns(UserWarning, match=FALLS_BACK) as said:
         assert_equal_to_plain(model, torch.randn(3, 30, 30), "cat", 9, 6)
-    assert len(said) == 1
+    assert [warning.filename for warning in said] == [__file__]  # the line that calls occlusion_maps
 
 
 def test_incremental_or_not_in_small_batches_or_large_it_is_the_same():
@@ -141,7 +160,7 @@ def test_incremental_or_not_in_small_batches_or_large_it_is_the_same():
         for incremental, memory in ((True, 2**27), (True, 1), (False, 2**27), (False, 2**20))
     ]
     for other in results[1:]:
-        for name in ("activity", "probability"):
+        for name in ("activity", "score"):
             torch.testing.assert_close(getattr(other, name), getattr(results[0], name), rtol=1e-10, atol=0)
         assert torch.equal(other.label, results[0].label)
 
@@ -162,12 +181,11 @@ def test_boxes_are_the_squares():
     assert maps.boxes[:, 0, 2].tolist() == [10, 18, 26, 34, 41]
     assert maps.boxes[0, :, 1].tolist() == [0, 13, 26, 39]
     assert maps.boxes[0, :, 3].tolist() == [20, 33, 46, 50]
-    assert maps.probability.shape == maps.activity.shape == maps.label.shape == (5, 4)
+    assert maps.score.shape == maps.activity.shape == maps.label.shape == (5, 4)
 
 
 def test_the_paper_has_30_by_30_places():
-    maps = planned(graph := Graph(zfnet(image_size=224)), graph.nodes, (224, 224), (50, 50), (6, 6)).squares
-    assert [len(ranges.low) for ranges in maps] == [30, 30]
+    assert square_boxes((224, 224), (50, 50), (6, 6)).shape == (30, 30, 4)
 
 
 @pytest.mark.parametrize(("size", "step"), [((30, 20), (9, 13)), ((16, 16), (16, 16))])
@@ -177,7 +195,7 @@ def test_heat_is_captums_map(size, step):
     captum = Occlusion(lambda x: model(x).softmax(1))
     with torch.no_grad():
         theirs = captum.attribute(image[None], (3, *size), (3, *step), 0.3, target=2, perturbations_per_eval=8)
-    assert (maps.heat() - theirs[0, 0]).abs().max() <= 1e-5 * maps.probability.max()
+    assert (maps.heat() - theirs[0, 0]).abs().max() <= 1e-5 * maps.score.max()
 
 
 def test_heat_is_nan_where_no_square_came():
@@ -203,7 +221,7 @@ def test_an_input_reaches_the_outputs_that_read_it(window):
 
 def test_a_square_reaches_the_units_that_see_it():
     graph = Graph(zfnet())
-    plan = planned(graph, graph.nodes, (96, 96), (10, 10), (6, 6))
+    plan = make_plan(graph, graph.nodes, (96, 96), square_boxes((96, 96), (10, 10), (6, 6)))
     for layer in ("relu1", "pool1", "relu2", "relu3", "relu5", "pool5"):
         field, ranges = receptive_field(graph, layer, 96), plan.changes[graph.node(layer)][0]
         for square, (low, high) in enumerate(zip(*(r.tolist() for r in ranges), strict=True)):
@@ -236,12 +254,19 @@ def test_no_more_is_computed_than_the_squares_can_reach():
     assert spent[True] < 1.4 * 2 * reached * maps.label.numel()
 
 
+def engine(graph, image, boxes, layer, fill=0.0):
+    """The engine behind occlusion_maps, for an image (1, C, H, W)."""
+    layer, output = graph.node(layer), graph.nodes[-1]
+    clean = graph.run(image, [output, layer], graph.call, keep=set(graph.nodes))
+    reads = readout(graph, clean, layer, None, "identity", None)
+    return Sweep(graph, image, boxes, torch.full((1, 1, 1), fill, dtype=image.dtype), reads, clean)
+
+
 def test_memory_does_not_grow_with_the_places():
     graph, image = Graph(zfnet().eval()), torch.randn(1, 3, 96, 96)
     for step in (8, 1):
         with evaluating(graph.model):
-            sweep = _Sweep(graph, image, (30, 30), (step, step), torch.zeros(1, 1, 1), None, True)
-            batches = sweep.batches(2**27, 2)
+            batches = engine(graph, image, square_boxes((96, 96), (30, 30), (step, step)), "relu5").batches(2**27, 2)
         squares = [len(r.squares) * len(c.squares) for batch in batches for r, c in batch]
         assert max(squares) <= TILE**2
         assert max(sum(len(r.squares) * len(c.squares) for r, c in batch) for batch in batches) <= 4 * TILE**2
@@ -257,17 +282,380 @@ def test_any_number_of_threads_finds_the_same_and_is_left_as_it_was():
         found.append(occlusion_maps(model, image, size=30, step=6))
         assert torch.get_num_threads() == threads
     for other in found[1:]:
-        torch.testing.assert_close(other.probability, found[0].probability, rtol=1e-10, atol=0)
+        torch.testing.assert_close(other.score, found[0].score, rtol=1e-10, atol=0)
         torch.testing.assert_close(other.activity, found[0].activity, rtol=1e-10, atol=0)
         assert torch.equal(other.label, found[0].label)
 
 
 def test_an_error_in_a_thread_is_the_error_and_leaves_the_threads_as_they_were(monkeypatch):
-    monkeypatch.setattr(_Sweep, "rest", lambda self, edge: (_ for _ in ()).throw(InputError("no more")))
+    monkeypatch.setattr(Sweep, "rest", lambda self, edge: (_ for _ in ()).throw(InputError("no more")))
     torch.set_num_threads(2)
     with pytest.raises(InputError, match=r"^no more$"):
         occlusion_maps(zfnet(), torch.randn(3, 96, 96), size=30, step=6)
     assert torch.get_num_threads() == 2
+
+
+def test_runs_are_as_cheap_as_any():
+    assert cheapest_runs(torch.tensor([[3.0], [3.0], [9.0], [9.0]]), 8) == [2, 2]
+    assert cheapest_runs(torch.tensor([[3.0]] * 5), 2) in ([1, 2, 2], [2, 1, 2], [2, 2, 1])
+
+    def price(costs, lengths):
+        runs = costs.split(lengths)
+        return sum(len(run) * run.amax(0).sum() for run in runs) + len(runs) * TILE_COST * costs.sum(1).mean()
+
+    def cuts(count, longest):
+        for first in range(1, min(count, longest) + 1):
+            yield from ([first, *rest] for rest in cuts(count - first, longest))
+        if not count:
+            yield []
+
+    for longest in (1, 3, 7):
+        costs = torch.randint(1, 20, (7, 3)).double()
+        best = min(price(costs, lengths) for lengths in cuts(7, longest))
+        assert price(costs, cheapest_runs(costs, longest)) == pytest.approx(float(best))
+
+
+# ---- the two laws of a view ------------------------------------------------------------------------------------------
+
+
+class Random(nn.Module):
+    """Convolutions of any stride, padding, dilation and groups, poolings, sums and joins, in any order."""
+
+    def __init__(self, seed):
+        super().__init__()
+        draw = random.Random(seed)
+        self.steps, channels, side = nn.ModuleList(), 4, 31
+        for kind in draw.choices(("convolution", "max", "average", "add", "join", "relu"), k=6):
+            kernel, stride = draw.randint(1, 3), draw.randint(1, 2) if side > 12 else 1
+            padding = draw.randint(0, kernel // 2)
+            if kind == "convolution":
+                dilation, groups = draw.randint(1, 2), draw.choice((1, 2))
+                step = nn.Conv2d(channels, channels, (kernel, 2), stride, padding, dilation, groups)
+            elif kind == "max":
+                step = nn.MaxPool2d(kernel, stride, padding)
+            elif kind == "average":
+                step = nn.AvgPool2d(kernel, stride, padding)
+            else:
+                step = nn.Conv2d(channels, channels, 3, padding=1) if kind != "relu" else nn.ReLU()
+            self.steps.append(step)
+            step.kind, side = kind, side // stride
+            channels *= 2 if kind == "join" else 1
+        self.first, self.head = nn.Conv2d(3, 4, 3, draw.randint(1, 2), 1), nn.Conv2d(channels, 2, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        for step in self.steps:
+            y = step(x)
+            x = x + y if step.kind == "add" else torch.cat([x, y], 1) if step.kind == "join" else y
+        return self.head(x)
+
+
+def random_graph(seed):
+    torch.manual_seed(seed)
+    graph = Graph(Random(seed).double().eval())
+    return graph, torch.randn(2, 3, 31, 27, dtype=torch.float64), graph.nodes[-1]
+
+
+def assert_place_is_the_transpose_of_read(view, graph, values):
+    """<read(x), y> == <x, place(y)>, of what `read` does to x: not of the constants that it lays beside it."""
+    checked = 0
+    for node in values:
+        for source in node.all_input_nodes:
+            if getattr(values[source], "ndim", 0) == 4:
+                x = torch.randn_like(values[source])
+                zero = view.read(node, source, torch.zeros_like(x))
+                seen = (view.read(node, source, x.clone()) - zero).nan_to_num(0.0)  # -inf outside of a max pool's input
+                signal = torch.randn_like(seen)
+                back = view.place(node, source, signal)
+                assert back.shape == x.shape
+                assert float((seen * signal).sum()) == pytest.approx(float((x * back).sum()), rel=1e-9, abs=1e-9)
+                checked += 1
+    assert checked >= len(graph.layers)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_windows_of_squares_keep_the_laws(seed):
+    graph, images, last = random_graph(seed)
+    boxes = square_boxes((31, 27), (7, 5), (8, 11))
+    with evaluating(graph.model):
+        sweep = engine(graph, images[:1], boxes, graph.names[last], fill=0.7)
+        assert last in sweep.plan.changes
+        for batch in sweep.batches(2**27, 1):
+            for rows, columns in batch:
+                view = SquareWindows(graph, sweep.plan, sweep.clean, rows, columns)
+                values = graph.run(view.occluded(sweep.fill), [last], view.call, set(graph.nodes), view.read)
+                assert_place_is_the_transpose_of_read(view, graph, values)
+                occluded = []
+                for top, left, bottom, right in boxes[rows.squares][:, columns.squares].flatten(0, 1).tolist():
+                    occluded.append(images[0].clone())
+                    occluded[-1][:, top:bottom, left:right] = 0.7
+                plain = graph.run(torch.stack(occluded), [last], graph.call, set(graph.nodes))
+                for node in sweep.plan.changes:  # `call` finds the border already read
+                    torch.testing.assert_close(view.whole(node, values[node]), plain[node], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whole_maps_keep_the_laws(seed):
+    graph, images, last = random_graph(seed)
+    with evaluating(graph.model):
+        view = WholeMaps(graph)
+        values = graph.run(images, [last], view.call, set(graph.nodes), view.read)
+        assert_place_is_the_transpose_of_read(view, graph, values)
+        torch.testing.assert_close(values[last], graph.model(images), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_windows_of_units_keep_the_laws(seed):
+    graph, images, last = random_graph(seed)
+    with evaluating(graph.model):
+        plain = graph.model(images)
+        image, row, column = torch.cartesian_prod(torch.arange(2), *map(torch.arange, plain.shape[2:])).unbind(1)
+        shapes = graph.shapes((31, 27), last)
+        view = UnitWindows(
+            graph, places_of(graph, last, torch.ones(shapes[last][1], dtype=torch.bool), shapes), shapes, row, column
+        )
+        values = graph.run(view.cut(images, image.tolist()), [last], view.call, set(graph.nodes), view.read)
+        assert_place_is_the_transpose_of_read(view, graph, values)
+        torch.testing.assert_close(values[last][:, :, 0, 0], plain[image, :, row, column], rtol=1e-10, atol=1e-10)
+
+
+# ---- the score of any output -----------------------------------------------------------------------------------------
+
+
+def headed(*head, outputs=5, channels=3):
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, outputs),
+        *head,
+    ).eval()
+
+
+class Functional(nn.Module):
+    """A network whose last steps are a function's."""
+
+    def __init__(self, function, outputs=5):
+        super().__init__()
+        self.network, self.function = headed(outputs=outputs), function
+
+    def forward(self, x):
+        return self.function(self.network(x))
+
+
+def softmax(outputs):
+    return outputs.softmax(1)
+
+
+# a network's end, and what makes its outputs probabilities
+ENDS = {
+    "logits": (lambda: headed(), softmax),
+    "dropout": (lambda: headed(nn.Dropout()), softmax),
+    "Softmax": (lambda: headed(nn.Softmax(1)), torch.clone),
+    "Softmax, Identity": (lambda: headed(nn.Softmax(1), nn.Identity()), torch.clone),
+    "LogSoftmax": (lambda: headed(nn.LogSoftmax(1)), torch.exp),
+    "Sigmoid": (lambda: headed(nn.Sigmoid()), torch.clone),
+    "LogSigmoid": (lambda: headed(nn.LogSigmoid()), torch.exp),
+    "F.softmax": (lambda: Functional(lambda x: F.softmax(x, 1)), torch.clone),
+    "torch.softmax": (lambda: Functional(lambda x: torch.softmax(x, 1)), torch.clone),
+    "Tensor.softmax": (lambda: Functional(lambda x: x.softmax(-1)), torch.clone),
+    "softmax, view": (lambda: Functional(lambda x: x[:, :, None, None].softmax(1).view(-1, 5)), torch.clone),
+    "F.log_softmax": (lambda: Functional(lambda x: F.log_softmax(x, dim=1)), torch.exp),
+    "Tensor.log_softmax": (lambda: Functional(lambda x: x.log_softmax(1)), torch.exp),
+    "torch.sigmoid": (lambda: Functional(torch.sigmoid), torch.clone),
+    "F.sigmoid": (lambda: Functional(F.sigmoid), torch.clone),
+    "scaled": (lambda: Functional(lambda x: 3 * x), softmax),
+    "a gate, not an end": (lambda: Functional(lambda x: x * torch.sigmoid(x)), softmax),
+    "fully convolutional": (lambda: Functional(lambda x: x[:, :, None, None]), lambda x: x.flatten(1).softmax(1)),
+}
+
+
+@pytest.mark.parametrize("incremental", [True, False])
+@pytest.mark.parametrize("end", ENDS)
+def test_the_score_is_the_networks_own_probability(end, incremental):
+    make, probabilities = ENDS[end]
+    model, image = make(), torch.randn(3, 24, 20)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear):
+                layer.weight.mul_(30)
+        own = probabilities(model(image[None]))[0]
+    maps = occlusion_maps(model, image, size=10, step=7, incremental=incremental)
+    assert (maps.target, maps.clean[2]) == (int(own.argmax()), int(own.argmax()))
+    assert maps.clean[1] == pytest.approx(float(own.max()), rel=1e-5)
+    readings = (x.flatten(0, 1).tolist() for x in (maps.boxes, maps.score, maps.label))
+    for (top, left, bottom, right), *reading in zip(*readings, strict=True):
+        occluded = image.clone()
+        occluded[:, top:bottom, left:right] = 0
+        with torch.no_grad():
+            own = probabilities(model(occluded[None]))[0]
+        assert reading == [pytest.approx(float(own[maps.target]), rel=1e-4), int(own.argmax())]
+
+
+# a network's end with one output, and what makes it a probability
+SINGLE_ENDS = {
+    "logit": (lambda: headed(outputs=1), torch.sigmoid),
+    "probability": (lambda: headed(nn.Sigmoid(), outputs=1), torch.clone),
+    "logarithm": (lambda: headed(nn.LogSigmoid(), outputs=1), torch.exp),
+    "squeezed": (lambda: Functional(lambda x: x.squeeze(1), outputs=1), torch.sigmoid),
+    "squeezed whole": (lambda: Functional(lambda x: torch.sigmoid(x).squeeze(), outputs=1), torch.clone),
+    "told": (lambda: headed(outputs=1), torch.sigmoid),
+}
+
+
+@pytest.mark.parametrize("end", SINGLE_ENDS)
+def test_one_output_is_the_probability_of_class_1(end):
+    make, probability = SINGLE_ENDS[end]
+    model, image = make(), torch.randn(3, 24, 24)
+    with torch.no_grad():
+        own = float(probability(model(image[None])))
+    options = {"size": 12, "step": 12, "score": "sigmoid" if end == "told" else "auto"}
+    maps = occlusion_maps(model, image, **options)
+    assert (maps.target, maps.clean[1:]) == (1, (pytest.approx(own, rel=1e-5), int(own > 0.5)))
+    assert torch.equal(maps.label, (maps.score > 0.5).long())
+    other = occlusion_maps(model, image, target=0, **options)
+    torch.testing.assert_close(other.score, 1 - maps.score)
+    assert torch.equal(other.label, maps.label)
+    with pytest.raises(InputError, match=r"^no class 2 in the network: there are 2$"):
+        occlusion_maps(model, image, target=2, **options)
+
+
+def test_scores_by_name_and_by_a_function():
+    model, image = headed(), torch.randn(3, 24, 24)
+    with torch.no_grad():
+        logits = model(image[None])[0]
+    clean = {
+        score: occlusion_maps(model, image, size=12, step=12, target=2, score=score).clean[1]
+        for score in ("softmax", "sigmoid", "identity", "exp")
+    }
+    assert clean == pytest.approx(
+        {
+            "softmax": float(logits.softmax(0)[2]),
+            "sigmoid": float(logits.sigmoid()[2]),
+            "identity": float(logits[2]),
+            "exp": float(logits.exp()[2]),
+        }
+    )
+    margin = occlusion_maps(model, image, size=12, step=12, score=lambda outputs: outputs[:, 2] - outputs[:, 0])
+    assert margin.clean[1] == pytest.approx(float(logits[2] - logits[0]), rel=1e-5)
+    assert (margin.target, margin.clean[2]) == (None, int(logits.argmax()))
+
+
+def test_a_regression_of_one_quantity_has_no_label():
+    model, image = headed(outputs=1), torch.randn(3, 24, 24)
+    maps = occlusion_maps(model, image, size=12, step=12, score="identity")
+    assert (maps.target, maps.label, maps.clean[2]) == (0, None, None)
+    assert maps.clean[1] == pytest.approx(float(model(image[None]).detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("incremental", [True, False])
+def test_a_segmentation_is_summed_over_its_places(incremental):
+    model, image = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), torch.randn(3, 20, 20)
+    with torch.no_grad():
+        sums = model(image[None])[0].sum((1, 2))
+        area = model(image[None]).softmax(1)[0, 1].sum()
+    options = {"size": 5, "step": 5, "incremental": incremental}
+    maps = occlusion_maps(model, image, score="identity", **options)
+    assert (maps.target, maps.label) == (int(sums.argmax()), None)
+    assert maps.clean[1] == pytest.approx(float(sums.max()), rel=1e-5)
+    assert occlusion_maps(model, image, score="softmax", target=1, **options).clean[1] == pytest.approx(
+        float(area), rel=1e-5
+    )
+    largest = occlusion_maps(model, image, score=lambda outputs: outputs[:, 1].amax((1, 2)), **options)
+    assert largest.score.shape == (4, 4)
+
+
+class Squashed(nn.Module):
+    """Probabilities that no known step makes."""
+
+    def forward(self, x):
+        return x.exp() / x.exp().sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "says"),
+    [
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+            {},
+            r"^Sequential gives outputs of shape \(N, 4, 18, 18\), not \(N, classes\): give score=",
+        ),
+        (headed(Squashed()), {}, r"^the outputs of Sequential add up to 1, but its last step is truediv: give"),
+        (headed(), {"score": "probabilities"}, r"^no score 'probabilities'.*; there is: auto, softmax"),
+        (headed(outputs=1), {"score": "softmax"}, r"^Sequential has one output, whose softmax is always 1"),
+        (headed(), {"score": torch.sigmoid, "target": 1}, "^a score that is a function reads one class by itself"),
+        (headed(), {"score": torch.sigmoid}, r"^score gives \(9, 5\) for 9 images; it must give one number for each$"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(1200, 3)), {}, r"^no layer of Sequential gives feature maps"),
+    ],
+)
+def test_a_score_that_the_network_does_not_tell_is_one_line(model, options, says):
+    with pytest.raises(InputError, match=says) as error:
+        occlusion_maps(model, torch.randn(3, 20, 20), size=5, **options)
+    assert "\n" not in str(error.value)
+
+
+# ---- any model, any image --------------------------------------------------------------------------------------------
+
+
+class Tutorial(nn.Module):
+    """PyTorch's tutorial network: a `view` behind the convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.fc = nn.Conv2d(3, 6, 5), nn.Conv2d(6, 16, 5), nn.Linear(400, 10)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv2(F.max_pool2d(F.relu(self.conv1(x)), 2))), 2)
+        return self.fc(x.view(-1, 16 * 5 * 5))
+
+
+@pytest.mark.parametrize("incremental", [True, False])
+def test_a_view_of_the_last_maps(incremental):
+    image = torch.randn(32, 32, 3).permute(2, 0, 1)  # as an array of a picture is laid out
+    maps = assert_equal_to_plain(Tutorial().eval(), image.contiguous(), "relu_1", 8, 6, incremental=incremental)
+    again = occlusion_maps(Tutorial().eval(), image, size=8, step=6, incremental=incremental)
+    assert again.score.shape == maps.score.shape
+
+
+@pytest.mark.parametrize("incremental", [True, False])
+def test_sums_of_half_precision_do_not_overflow(incremental):
+    model, image = headed(), torch.randn(3, 120, 120)
+    nn.init.constant_(model[0].bias, 9.0)
+    maps = occlusion_maps(model.half(), image, size=60, step=60, incremental=incremental)
+    assert maps.activity.dtype == maps.score.dtype == torch.float32
+    true = occlusion_maps(model.float(), image, size=60, step=60, map=maps.map, target=maps.target)
+    assert true.activity.min() > torch.finfo(torch.float16).max
+    torch.testing.assert_close(maps.activity, true.activity, rtol=1e-2, atol=0)
+    torch.testing.assert_close(maps.score, true.score, rtol=2e-2, atol=0)
+    assert maps.heat("activity").isfinite().all()
+
+
+@pytest.mark.skipif(not hasattr(Graph, "channels"), reason="the core takes three channels")
+@pytest.mark.parametrize("channels", [1, 4, 7])
+def test_images_of_any_number_of_channels(channels):
+    model, image = headed(channels=channels), torch.randn(channels, 24, 24)
+    for fill in (0.5, tuple(range(channels))):
+        assert_equal_to_plain(model, image, "1", 8, 8, fill)
+    with pytest.raises(InputError, match=rf"give one number, or one for each of {channels} channels$"):
+        occlusion_maps(model, image, size=8, fill=(0.0,) * (channels + 1))
+
+
+def test_a_fully_connected_layer_with_a_forward_of_its_own_keeps_it():
+    class Normed(nn.Linear):
+        def forward(self, x):
+            return F.linear(x, F.normalize(self.weight), self.bias)
+
+    body = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten()
+    model = nn.Sequential(*body, Normed(8 * 18 * 18, 6)).eval()
+    assert_equal_to_plain(model, torch.randn(3, 20, 20), "1", 6, 7)
+
+
+def test_onednns_fully_connected_layer_is_torchs():
+    layer, x = nn.Linear(300, 70), torch.randn(33, 300)
+    with torch.no_grad():
+        torch.testing.assert_close(fully_connected(layer, x), layer(x), rtol=1e-5, atol=1e-5)
+        assert torch.equal(fully_connected(layer.double(), x.double()), layer(x.double()))
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------
@@ -279,7 +667,7 @@ def test_an_error_in_a_thread_is_the_error_and_leaves_the_threads_as_they_were(m
         ({"size": 97}, r"^a square of 97 x 97 pixels does not fit in an image of 96 x 96$"),
         ({"size": (0, 5)}, r"^a square of 0 x 5 pixels does not fit"),
         ({"step": 0}, r"^the step is 0 pixels; give at least 1$"),
-        ({"fill": (1.0, 2.0)}, r"^fill is \(1.0, 2.0\); give one number, or one for each of three channels$"),
+        ({"fill": (1.0, 2.0)}, r"^fill is \(1.0, 2.0\); give one number, or one for each of 3 channels$"),
         ({"layer": "relu6x"}, r"^no layer of ZFNet 'relu6x' \(did you mean 'relu6'\?\)"),
         ({"map": 8}, r"^no map 8 in relu5: there are 8$"),
         ({"target": 7}, r"^no class 7 in the network: there are 7$"),
@@ -301,9 +689,10 @@ def test_several_images_or_one_that_is_not_square_for_a_network_that_needs_it_ar
     assert "\n" not in str(error.value)
 
 
-def test_a_network_without_logits_is_refused():
-    with pytest.raises(InputError, match=r"^Sequential gives no logits"):
-        occlusion_maps(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.randn(3, 20, 20), size=5)
+@pytest.mark.parametrize("image", [Image.new("RGB", (96, 96)), torch.zeros(96, 96, 3).numpy()])
+def test_an_image_that_is_not_a_tensor_is_one_line(image):
+    with pytest.raises(InputError, match=rf"^image is a {type(image).__name__}; give a tensor"):
+        occlusion_maps(zfnet(), image)
 
 
 def test_the_model_is_left_as_it_was():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zfnet.data.parts import objects_in, parts_of
+from zfnet.data.parts import parts_of
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
@@ -33,9 +33,9 @@ def table(photos, text):
 def test_a_box_is_where_the_network_sees_the_part(photos, mode):
     photos.transform = preprocessing = Preprocessing(size=56, resize=60, mode=mode)
     rows = table(photos, HEAD + "".join(f"{file}.png,square,80,100,40\n" for file in "ab"))
-    found = parts_of(photos, ["square"], table=rows)
-    assert list(found) == [0, 1]
-    for item, parts in found.items():
+    boxes = parts_of(photos, ["square"], table=rows)
+    assert list(boxes) == [0, 1]
+    for item, parts in boxes.items():
         white = preprocessing.pixels(photos[item][0])[0] > 0.5
         top, left, bottom, right = parts["square"]
         assert white[top:bottom, left:right].all() and white.sum() == (bottom - top) * (right - left)
@@ -44,24 +44,24 @@ def test_a_box_is_where_the_network_sees_the_part(photos, mode):
 def test_names_are_words_in_any_order_and_items_without_a_part_are_left_out(photos):
     rows = table(photos, HEAD + "b.png,Left_Eye,70,100,8\nb.png,nose,40,90,10\na.png,nose,50,90,10\n")
     assert list(parts_of(photos, ["nose"], table=rows)) == [1, 0]
-    found = parts_of(photos, ["nose", "eye left"], table=rows)
-    assert list(found) == [1] and list(found[1]) == ["nose", "eye left"]
+    boxes = parts_of(photos, ["nose", "eye left"], table=rows)
+    assert list(boxes) == [1] and list(boxes[1]) == ["nose", "eye left"]
 
 
 def test_scenes_know_their_parts():
     data = Scenes("val", 64, size=48, transform=Preprocessing(size=48))
-    found = parts_of(data, ["left eye", "nose"], kind="dog")
+    boxes = parts_of(data, ["left eye", "nose"], kind="dog")
     dogs = [i for i in range(64) if data.classes[data.labels[i]] == "dog"]
-    assert list(found) == [i for i in dogs if {"eye_left", "nose"} <= data.scene(i).parts.keys()] and len(found) > 2
-    for i, parts in found.items():
+    assert list(boxes) == [i for i in dogs if {"eye_left", "nose"} <= data.scene(i).parts.keys()] and len(boxes) > 2
+    for i, parts in boxes.items():
         assert parts == {"left eye": data.scene(i).parts["eye_left"], "nose": data.scene(i).parts["nose"]}
-    assert len(parts_of(data, ["left eye", "nose"])) > len(found)
+    assert len(parts_of(data, ["left eye", "nose"])) > len(boxes)
 
 
 def test_scenes_seen_at_another_size():
-    found = parts_of(Scenes("val", 2, size=96, transform=Preprocessing(size=48, resize=48)), ["head"])
+    boxes = parts_of(Scenes("val", 2, size=96, transform=Preprocessing(size=48, resize=48)), ["head"])
     exact = parts_of(Scenes("val", 2, size=96), ["head"])
-    assert all(np.abs(np.array(found[i]["head"]) - np.array(exact[i]["head"]) / 2).max() <= 0.5 for i in found)
+    assert all(np.abs(np.array(boxes[i]["head"]) - np.array(exact[i]["head"]) / 2).max() <= 0.5 for i in boxes)
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_what_has_no_parts_is_refused(photos):
 
 def test_the_annotated_dogs(real_data):
     data = Photos(real_data / "imagenet_samples", transform=Preprocessing(size=227, mode="warp"))
-    found = parts_of(data, ["left eye", "right eye", "nose"], table=real_data / "dog_parts" / "parts.csv")
-    assert len(found) == 16
-    for parts in found.values():
+    boxes = parts_of(data, ["left eye", "right eye", "nose"], table=real_data / "dog_parts" / "parts.csv")
+    assert len(boxes) == 16
+    for parts in boxes.values():
         assert parts["left eye"][1] < parts["right eye"][1]
         assert parts["nose"][0] > min(parts["left eye"][0], parts["right eye"][0])
 
@@ -127,14 +127,15 @@ def voc(tmp_path):
 @pytest.mark.parametrize("root", ["", "JPEGImages"])
 def test_objects_are_where_voc_says(voc, root):
     photos = Photos(voc / root, transform=Preprocessing(size=56, resize=60))
-    ((top, left, bottom, right),) = objects_in(photos, 0)
+    ((top, left, bottom, right),) = photos.truth(0).objects
     white = photos.transform.pixels(photos[0][0])[0] > 0.5
     assert white[top:bottom, left:right].all() and white.sum() == (bottom - top) * (right - left)
-    assert objects_in(Photos(voc / root), 0) == [(80, 60, 120, 100)]
+    assert Photos(voc / root).truth(0) == (None, [(80, 60, 120, 100)], None)
+    assert Photos(voc / root, transform=lambda image: image.resize((9, 9))).truth(0) is None  # who knows where it is
 
 
-def test_other_data_know_no_objects(photos):
-    assert objects_in(photos, 0) is None and objects_in(Scenes("val", 2, size=48), 0) is None
+def test_other_photographs_know_nothing(photos):
+    assert photos.truth(0) is None
 
 
 @pytest.mark.parametrize(
@@ -151,5 +152,5 @@ def test_annotations_that_cannot_be_read_are_named(voc, text, says):
     if text is not None:
         path.write_text(text)
     with pytest.raises(InputError, match=says) as error:
-        objects_in(Photos(voc), 0)
+        Photos(voc).truth(0)
     assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -38,7 +38,7 @@ def test_presence_is_1_there_minus_1_not_and_0_where_all_is_difficult(root):
     for image, name, mark in ((0, "cat", 1), (0, "dog", 0), (1, "person", 1), (1, "sofa", 1), (2, "cat", 0)):
         expected[image, CLASSES.index(name)] = mark
     assert np.array_equal(data.presence, expected)
-    assert [data.file(i) for i in range(3)] == ["a.jpg", "b.jpg", "c.jpg"] and data.parts is None
+    assert [data.file(i) for i in range(3)] == ["a.jpg", "b.jpg", "c.jpg"] and data.official_split is None
     assert data[1][0].shape == (3, 32, 32) and data[1][1] == -1
 
 
@@ -47,7 +47,7 @@ def test_vocs_own_lists_part_the_photographs(root):
     (root / "ImageSets" / "Main" / "train.txt").write_text("c\n")
     (root / "ImageSets" / "Main" / "val.txt").write_text("a\n")
     data = datasets.voc2012(HOW, root=root)
-    assert [(data.file(i), data.parts[i]) for i in range(len(data))] == [("a.jpg", "test"), ("c.jpg", "train")]
+    assert [(data.file(i), data.official_split[i]) for i in range(len(data))] == [("a.jpg", "test"), ("c.jpg", "train")]
     (root / "ImageSets" / "Main" / "val.txt").write_text("a\nz\n")
     with pytest.raises(InputError, match="lists z, which has no annotation"):
         Pascal(root)
@@ -69,15 +69,15 @@ def test_what_is_wrong_with_an_annotation_is_one_line(root):
     file = root / "Annotations" / "b.xml"
     whole = file.read_text()
     file.write_text(whole[:40])
-    refused(f"cannot read {file}, it may be cut short")
+    refused(f"cannot read {file}: ")
     file.write_text("<annotation></annotation>")
     refused(f"{file} has no filename")
     annotate(root, "b", ("unicorn", 0))
     refused(f"no class of PASCAL VOC, which {file} has, 'unicorn'")
     annotate(root, "b", image="lost")
     refused(f"{file} names lost.jpg, which is not in {root / 'JPEGImages'}")
-    for each in (root / "Annotations").iterdir():
-        each.unlink()
+    for annotation in (root / "Annotations").iterdir():
+        annotation.unlink()
     refused("no annotations (*.xml)")
     (root / "Annotations").rmdir()
     refused("has no folder Annotations")

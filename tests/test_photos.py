@@ -3,6 +3,7 @@ import io
 import os
 import pickle
 import warnings
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from zfnet.data.photos import BrokenImage, Photos, read_image
+from zfnet.data.photos import Photos, read_image
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.errors import InputError
+from zfnet.errors import BrokenImage, InputError
 
 # four flat blocks of 16 x 16 pixels: JPEG keeps them, and every turn of them is different
 BLOCKS = np.kron(
@@ -53,13 +54,16 @@ def refused(*args, **kwargs):
 # --- every kind of image, as upright RGB
 
 
-@pytest.mark.parametrize("extension", ["png", "bmp", "webp", "tif", "tiff", "ppm", "jpg", "jpeg", "JPEG", "Png"])
+LOSSLESS = ["png", "apng", "bmp", "webp", "tif", "tiff", "ppm", "pnm", "jp2", "j2k", "jpx", "jpf", "Png"]
+
+
+@pytest.mark.parametrize("extension", [*LOSSLESS, "jpg", "jpeg", "JPEG", "jpe", "jfif"])
 def test_formats(tmp_path, extension):
     lossless = {"lossless": True} if extension == "webp" else {}
     Image.fromarray(BLOCKS).save(tmp_path / f"a.{extension}", quality=95, subsampling=0, **lossless)
     dataset = Photos(tmp_path)
-    assert dataset.file(0) == f"a.{extension}"
-    tolerance = 4 if extension.lower().startswith("jp") else 0
+    assert dataset.file(0) == f"a.{extension}" and dataset.skipped == []
+    tolerance = 0 if extension in LOSSLESS else 4
     image, label = dataset[0]
     assert label == -1 and image.dtype == torch.float32 and image.shape == (3, 32, 32)
     assert np.abs(image.permute(1, 2, 0).numpy() * 255 - BLOCKS).max() <= tolerance + 1e-3
@@ -71,7 +75,10 @@ def test_gif_shows_its_first_frame(tmp_path):
     assert np.abs(loaded(tmp_path / "a.gif") - BLOCKS).max() <= 2
 
 
-@pytest.mark.parametrize("mode, extension", [("L", "png"), ("L", "jpg"), ("LA", "png"), ("1", "png"), ("1", "tif")])
+@pytest.mark.parametrize(
+    "mode, extension",
+    [("L", "png"), ("L", "jpg"), ("L", "pgm"), ("LA", "png"), ("1", "png"), ("1", "tif"), ("1", "pbm")],
+)
 def test_greys_have_three_equal_channels(tmp_path, mode, extension):
     Image.fromarray(GREYS if mode != "1" else np.uint8(GREYS > 128) * 255).convert(mode).save(
         tmp_path / f"a.{extension}"
@@ -193,19 +200,18 @@ def encoded(extension):
     return data.getvalue()
 
 
+def blank(width, height, kind=0):
+    """A PNG that says it has so many pixels, and holds none of them."""
+
+    def chunk(name, body):
+        return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, kind, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
 def bomb():
-    """A PNG that says it has 60000 x 60000 pixels."""
-
-    def chunk(kind, body):
-        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
-
-    side = (60000).to_bytes(4, "big")
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", side + side + b"\x08\x02\0\0\0")
-        + chunk(b"IDAT", b"")
-        + chunk(b"IEND", b"")
-    )
+    return blank(60000, 60000, 2)
 
 
 @pytest.mark.parametrize(
@@ -221,8 +227,15 @@ def bomb():
         (encoded("TIFF")[:2000], ""),
         (encoded("WEBP")[:1000], ""),
         (bomb(), "decompression bomb"),
+        (blank(1, 3_000_000), "1 x 3000000 pixels: one side is more than 1,000 times the other"),
+        (blank(100_000, 99), "100000 x 99 pixels: one side"),
+        (blank(11_000, 11_000), "11000 x 11000 pixels, more than the 119,304,647 that are read of mode L"),
+        (blank(7_000, 7_000, 6), "7000 x 7000 pixels, more than the 44,739,242 that are read of mode RGBA"),
     ],
-    ids=["empty", "text", "postscript", "jpeg", "png", "bmp", "gif", "tiff", "webp", "bomb"],
+    ids=[
+        *("empty", "text", "postscript", "jpeg", "png", "bmp", "gif", "tiff", "webp"),
+        *("bomb", "needle", "thread", "large", "large and transparent"),
+    ],
 )
 def test_broken_image_is_named_with_its_reason(tmp_path, data, reason):
     (tmp_path / "a.jpg").write_bytes(data)
@@ -250,6 +263,30 @@ def test_large_photograph_is_no_bomb(tmp_path, monkeypatch):
     assert (loaded(tmp_path / "a.png") == BLOCKS).all()
 
 
+def test_an_image_of_a_thousand_times_its_width_is_read(tmp_path):
+    Image.new("L", (1, 1000)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").size == (1, 1000)
+
+
+def test_a_mistake_of_our_own_is_no_damaged_image(tmp_path, monkeypatch):
+    photos(tmp_path, ["a.png"])
+    monkeypatch.delattr("zfnet.data.photos._MOST_ASPECT")
+    with pytest.raises(NameError):
+        read_image(tmp_path / "a.png")
+
+
+def test_damage_in_a_zip_is_named(tmp_path):
+    photos(tmp_path / "files", ["a.png", "b.png"])
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for file in ("a.png", "b.png"):
+            archive.write(tmp_path / "files" / file, file)
+    content = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "a.zip").write_bytes(content.replace(b"IDAT", b"IDAX", 1))
+    with pytest.raises(BrokenImage, match=r"a\.zip/a\.png: Bad CRC-32"):
+        Photos(tmp_path / "a.zip")[0]
+    assert Photos(tmp_path / "a.zip")[1][0].shape == (3, 3, 4)
+
+
 # --- labels
 
 
@@ -267,6 +304,19 @@ def test_class_folders(tmp_path):
     ]
     assert dataset.classes == ["a", "a b", "b"] and dataset.labels == [0, 0, 1, 2, 2]
     assert [label for _, label in dataset] == dataset.labels
+
+
+def test_image_files_that_are_not_read_are_counted(tmp_path):
+    photos(tmp_path, ["a/1.png", "b/1.png"])
+    for file in ("a/2.HEIC", "b/2.avif", "b/notes.txt"):
+        (tmp_path / file).write_bytes(b"what another program reads")
+    with pytest.warns(UserWarning, match=r"2 image file.s. are not read, first a/2.HEIC; convert them to JPEG or PNG"):
+        dataset = Photos(tmp_path)
+    assert dataset.skipped == ["a/2.HEIC", "b/2.avif"] and len(dataset) == 2
+    (tmp_path / "heic").mkdir()
+    (tmp_path / "heic" / "1.heic").write_bytes(b"")
+    with pytest.warns(UserWarning, match="1 image file.s. are not read"):
+        assert "no photographs in" in refused(tmp_path / "heic")
 
 
 def test_classes_choose_and_order(tmp_path):

@@ -16,11 +16,11 @@ def found() -> tuple[Deconvnet, TensorDataset, TopActivations]:
     return Deconvnet(model), images, scan(model, images, ["relu4"], 5, progress=False)["relu4"]
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 256])
-def test_each_winner_is_projected_from_its_own_image(found, at_once: int) -> None:
+@pytest.mark.parametrize("batch_size", [1, 3, 256])
+def test_each_winner_is_projected_from_its_own_image(found, batch_size: int) -> None:
     deconvnet, images, top = found
     maps = [6, 1, 3]
-    patches = project_top(deconvnet, images, "relu4", top, maps, at_once=at_once)
+    patches = project_top(deconvnet, images, "relu4", top, maps, batch_size=batch_size)
     units = [(int(top.image[m, j]), m, int(top.row[m, j]), int(top.column[m, j])) for m in maps for j in range(5)]
     alone = [deconvnet.project_units(images[i][0][None], "relu4", [(0, m, r, c)]) for i, m, r, c in units]
     torch.testing.assert_close(patches.projections, torch.cat([p.projections for p in alone]), rtol=1e-4, atol=1e-6)

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
-from zfnet import Deconvnet, InputError, Patches, ZFNet, receptive_field
+from zfnet import DECONVNET, Deconvnet, InputError, Patches, ZFNet, receptive_field
+from zfnet.operations import DIFFERENTIATED_NORMS, UNRECTIFIED
 
 UNITS = torch.int64
 
@@ -54,8 +55,10 @@ def assert_same(
 ) -> None:
     torch.testing.assert_close(patches.values, values, rtol=precision, atol=0)
     for m, (box, unit) in enumerate(zip(patches.boxes.tolist(), units.tolist(), strict=True)):
-        assert torch.equal(patches.crops[m], cut(images[unit[0]], box))
-        inside = cut(pixels[m], box)
+        crop, inside = (torch.zeros_like(patches.crops[m]) for _ in range(2))  # zero beyond the box
+        crop[:, : box[2] - box[0], : box[3] - box[1]] = cut(images[unit[0]], box)
+        inside[:, : box[2] - box[0], : box[3] - box[1]] = cut(pixels[m], box)
+        assert torch.equal(patches.crops[m], crop)
         largest = pixels[m].abs().max()
         assert (patches.projections[m] - inside).abs().max() <= precision * largest, unit
         top, left, bottom, right = (max(0, edge) for edge in box)
@@ -195,13 +198,13 @@ class TestZFNet:
     @pytest.mark.parametrize(
         "options",
         [
-            {"norm": "gradient"},
-            {"rectify": False},
-            {"rectify": "guided"},
+            {"rules": DECONVNET | DIFFERENTIATED_NORMS},
+            {"rules": DECONVNET | UNRECTIFIED},
+            {"rules": "guided"},
             {"collisions": "max"},
             {"collisions": "overwrite"},
         ],
-        ids=str,
+        ids=["norm differentiated", "not rectified", "guided", "max", "overwrite"],
     )
     def test_every_option(self, options: dict) -> None:
         model, images = zfnet()[0].model, zfnet()[1]
@@ -333,8 +336,6 @@ def geometry(**arguments) -> nn.Module:
         Function(lambda x: x.view(x.size(0), 2, 2, x.size(2), x.size(3)).transpose(1, 2).reshape(x.shape)),
         Function(lambda x: x.view(-1, 2, 2, 11, 14).permute(0, 2, 1, 3, 4).flatten(1, 2)),
         Function(lambda x: torch.stack([x[:, 2], x[:, 0], x[:, 1], x[:, 3]], 1)),
-        Function(lambda x: x.transpose(2, 3)),
-        Function(lambda x: x.permute(0, 1, 3, 2).reshape(x.shape)),
         Function(lambda x: x + x.mean((2, 3), keepdim=True)),
         Function(lambda x: x + F.avg_pool2d(x, kernel_size=x.size()[2:])),
     ],

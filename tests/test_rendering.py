@@ -66,6 +66,12 @@ def test_grid_puts_tiles_in_reading_order(count, columns, gap):
     assert (whole == -1).sum() == whole.numel() - tiles.numel()
 
 
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (3, 2)])
+def test_grey_tiles_become_rgb(count, columns):
+    tiles = torch.rand(count, 1, 4, 5)
+    assert torch.equal(grid(tiles, columns, 1), grid(tiles.expand(-1, 3, -1, -1), columns, 1))
+
+
 def test_grid_refuses_no_columns():
     with pytest.raises(InputError, match="columns"):
         grid(torch.zeros(1, 3, 2, 2), 0)
@@ -97,8 +103,8 @@ def test_resizing_cancels_fine_grain():
 def test_canvases_in_their_places():
     canvases = torch.arange(1.0, 10).view(1, 1, 3, 3).repeat(3, 1, 1, 1)
     boxes = torch.tensor([[0, 1, 3, 4], [-1, -2, 2, 1], [2, 3, 5, 6]])
-    found = on_image(canvases, boxes, (3, 4), fill=-1.0)[:, 0].int().tolist()
-    assert found == [
+    images = on_image(canvases, boxes, (3, 4), fill=-1.0)[:, 0].int().tolist()
+    assert images == [
         [[-1, 1, 2, 3], [-1, 4, 5, 6], [-1, 7, 8, 9]],
         [[6, -1, -1, -1], [9, -1, -1, -1], [-1, -1, -1, -1]],
         [[-1, -1, -1, -1], [-1, -1, -1, -1], [-1, -1, -1, 1]],

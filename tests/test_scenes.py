@@ -3,9 +3,10 @@ import zlib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from zfnet.data import scenes
-from zfnet.data.scenes import BASE, CLASSES, HELD_OUT, Scenes, render
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.data.scenes import BASE, CLASSES, HELD_OUT, Scenes, render, rendering
 from zfnet.errors import InputError
 
 GREEN = [
@@ -119,7 +120,7 @@ def test_left_is_left_in_the_picture_also_when_mirrored(name):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_only_the_object_and_its_shadow_change_the_ground(name, monkeypatch):
-    monkeypatch.setitem(scenes.DRAW, "nothing", lambda frame: None)
+    monkeypatch.setitem(rendering.DRAW, "nothing", lambda frame: None)
     with_it, without = (render(7, 96, classes=(kind,)) for kind in (name, "nothing"))
     assert not without.mask.any() and without.parts == {}
     change = with_it.image.astype(int) - without.image
@@ -202,3 +203,21 @@ def test_several_objects_are_of_different_classes_and_all_to_be_seen():
     assert {len(data.scene(i).objects) for i in range(24)} == {1, 2, 3}
     with pytest.raises(InputError, match="9 objects of different classes; give 1 to 8"):
         Scenes("val", 1, size=64, classes="held_out", objects=9)
+
+
+def test_the_truth_is_in_the_pixels_of_the_items():
+    for index in range(6):
+        scene, plain = render(index, 64, objects=3), Scenes(size=64, objects=3).truth(index)
+        assert (plain.mask.numpy() == scene.mask).all() and plain.parts == scene.parts
+        for (top, left, bottom, right), mask in zip(
+            plain.objects, [mask for mask in scene.objects.values() if mask.any()], strict=True
+        ):
+            assert mask[top:bottom, left:right].sum() == mask.sum() and mask[top].any() and mask[bottom - 1].any()
+            assert mask[:, left].any() and mask[:, right - 1].any()
+        large, small = Scenes(size=64, transform=Preprocessing(size=64)), Preprocessing(size=30, resize=32)
+        assert (large.truth(index).mask.numpy() == large.scene(index).mask).all()
+        half = Scenes(size=64, transform=small).truth(index)
+        cropped = large.truth(index).mask[2:62, 2:62].float()
+        assert (half.mask.float() - F.avg_pool2d(cropped[None], 2)[0]).abs().max() <= 1
+        assert abs(half.mask.float().mean() - cropped.mean()) < 0.02
+    assert Scenes(size=64, transform=lambda image: image[::2]).truth(0) is None

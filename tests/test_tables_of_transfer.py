@@ -143,7 +143,7 @@ def test_near_duplicates_of_pretraining_images_are_left_out_and_told(model, tmp_
     (told,) = result["ours"]["left_out"]
     assert told.startswith("b/5.png is 5.png (0.9") or told.startswith("b/5.png is 5.png (1.0")
     assert "Left out as near duplicates of pretraining images: 1: b/5.png" in (tmp_path / "a/table.md").read_text()
-    with pytest.raises(InputError, match="class 1 \\('b'\\) has 5 images to train on, of which 5"):
+    with pytest.raises(InputError, match="class 1 \\('b'\\) has 5 images: too few for 5 to train"):
         arguments["per_class"] = [5]
         table4.main(model, data, tmp_path / "b", pretraining=str(tmp_path / "known"), **arguments)
 
@@ -158,7 +158,7 @@ def test_table7_from_end_to_end(model, tmp_path):
 @pytest.mark.parametrize(
     ("main", "settings", "message"),
     [
-        (table4.main, {"per_class": [8]}, "has 8 images to train on, of which 8 are asked for and leave 0 to test on"),
+        (table4.main, {"per_class": [8]}, "has 8 images: too few for 8 to train and 1 to test on"),
         (table4.main, {"folds": 0}, "folds is 0"),
         (table4.main, {"per_class": []}, "per_class is []"),
         (table4.main, {"which": "table44"}, "no published table 'table44' (did you mean 'table4'?)"),

@@ -1,6 +1,5 @@
 """Training: the paper's update, and runs that go on where they stopped."""
 
-import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +12,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from torchvision.transforms.functional import ten_crop
 
-import zfnet.training
+import zfnet.training.loop
 from zfnet import InputError, ZFNet, weights
-from zfnet.data.preprocessing import Preprocessing, Stored
-from zfnet.training import Recipe, _ahead, augment, error_rates, in_memory, mean_image, renormalise, train, views
+from zfnet.data.crops import mean_image
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.training import Recipe, error_rates, renormalise, train
+from zfnet.training.loop import _ahead
 
 RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.01, schedule="cosine", max_shift=2)
 
@@ -88,6 +89,31 @@ def without_times(history: list[dict]) -> list[dict]:
     return [{k: v for k, v in e.items() if k not in ("seconds", "images_per_second", "waiting")} for e in history]
 
 
+class Recorded(torch.utils.data.Dataset):
+    """Writes down which images are read."""
+
+    def __init__(self, dataset):
+        self.dataset, self.order = dataset, []
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int):
+        self.order.append(i)
+        return self.dataset[i]
+
+
+def test_the_seed_decides_the_order_of_the_images_and_each_epoch_has_its_own(halves) -> None:
+    orders = []
+    for seed in (0, 1, 0):
+        recorded = Recorded(halves)
+        train(network(), recorded, recipe=replace(RECIPE, epochs=2, seed=seed), workers=0, progress=False)
+        orders.append(recorded.order)
+    first, other, again = orders
+    assert first == again and sorted(first) == sorted(other) == sorted([*range(48)] * 2)
+    assert first[:8] != other[:8] and first[:48] != first[48:]
+
+
 class Killed(BaseException):
     """What nobody catches."""
 
@@ -97,7 +123,7 @@ class Killed(BaseException):
 def test_killed_run_goes_on_to_the_same_weights(
     halves, optimizer: str, when: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zfnet.training, "SAVE_EVERY", 0.0)  # a checkpoint after every step
+    monkeypatch.setattr(zfnet.training.loop, "SAVE_EVERY", 0.0)  # a checkpoint after every step
     recipe, whole = replace(RECIPE, optimizer=optimizer), network()
     expected = train(whole, halves, halves, recipe, progress=False)
     assert len(halves) / recipe.batch_size * recipe.epochs == 18
@@ -113,150 +139,63 @@ def test_killed_run_goes_on_to_the_same_weights(
         train(network(), halves, halves, recipe, folder=tmp_path, progress=False)
     monkeypatch.setattr(ZFNet, "forward", forward)
     resumed = network()
-    if when:
-        with torch.no_grad():
-            resumed.conv1.weight.zero_()  # whatever it was made with
     history = train(resumed, halves, halves, recipe, folder=tmp_path, progress=False)
     assert without_times(history) == without_times(expected)
     assert same_weights(whole, resumed)
-
-
-def test_checkpoint_of_another_recipe_is_refused(halves, tmp_path: Path) -> None:
-    train(network(), halves, recipe=replace(RECIPE, epochs=1), folder=tmp_path, progress=False)
-    with pytest.raises(InputError, match=r"of another run \(epochs 1, now 3\)"):
-        train(network(), halves, recipe=RECIPE, folder=tmp_path, progress=False)
-
-
-def test_truncated_checkpoint_is_one_clear_line_and_stays(halves, tmp_path: Path) -> None:
-    recipe, file = replace(RECIPE, epochs=1), tmp_path / "checkpoint.pt"
-    train(network(), halves, recipe=recipe, folder=tmp_path, progress=False)
-    file.write_bytes(file.read_bytes()[:-500])
-    before = file.read_bytes()
-    with pytest.raises(InputError, match="cut short or damaged") as caught:
-        train(network(), halves, recipe=recipe, folder=tmp_path, progress=False)
-    assert "\n" not in str(caught.value) and file.read_bytes() == before
-
-
-def test_full_disk_leaves_the_previous_checkpoint(halves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save, count = torch.save, iter(range(9))
-
-    def full(state, file):
-        if next(count) == 1:
-            file.write(b"half of it")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(state, file)
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InputError, match=r"cannot write .*checkpoint\.pt: No space left on device"):
-        train(network(), halves, recipe=RECIPE, folder=tmp_path, progress=False)
-    monkeypatch.setattr(torch, "save", save)
-    assert {path.name for path in tmp_path.iterdir()} <= {"checkpoint.pt", ".lock"}
-    whole, resumed = network(), network()
-    train(whole, halves, recipe=RECIPE, progress=False)
-    assert len(train(resumed, halves, recipe=RECIPE, folder=tmp_path, progress=False)) == RECIPE.epochs
-    assert same_weights(whole, resumed)
-
-
-def test_second_run_is_refused_while_the_first_is_alive(halves, tmp_path: Path) -> None:
-    def second(history) -> None:
-        with pytest.raises(InputError, match="another run is training in"):
-            train(network(), halves, recipe=RECIPE, folder=tmp_path, progress=False)
-
-    train(network(), halves, recipe=RECIPE, folder=tmp_path, progress=False, on_epoch=second)
-    train(network(), halves, recipe=RECIPE, folder=tmp_path, progress=False)  # and not once it has ended
 
 
 # ---- several processes -----------------------------------------------------------------------------------------------
 
 
 def share(rank: int, world: int, folder: str, images: torch.Tensor, labels: torch.Tensor, recipe: Recipe) -> None:
-    """One process of several: trains, and leaves its weights and history."""
+    """One process of several: trains, resuming what one process began, and leaves its weights and history."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     model, data = network(dropout=0.0).to(images.dtype), TensorDataset(images, labels)
-    history = train(model, data, data, recipe, progress=False)
+    if rank:
+        nn.init.zeros_(model.conv1.weight)  # only the first one's initial weights count
+    history = train(model, data, data, recipe, folder=folder, progress=False)
     torch.save((model.state_dict(), without_times(history)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
-    ("count", "dtype", "close"),
-    [(48, torch.float32, 1e-6), (45, torch.float64, 1e-13)],
-    ids=["whole batches", "a smaller last batch, in float64"],
+    ("count", "dtype", "close", "begun"),
+    [(48, torch.float32, 1e-6, False), (45, torch.float64, 1e-13, True)],
+    ids=["whole batches", "a smaller last batch, in float64, resumed"],
 )
-def test_two_processes_of_half_the_batch_are_one(halves, count: int, dtype, close: float, tmp_path: Path) -> None:
+def test_two_processes_of_half_the_batch_are_one(
+    halves, count: int, dtype: torch.dtype, close: float, begun: bool, tmp_path: Path
+) -> None:
     images, labels = halves.tensors[0][:count].to(dtype), halves.tensors[1][:count]
-    recipe = replace(RECIPE, epochs=2)
-    alone = network(dropout=0.0).to(dtype)
-    data = TensorDataset(images, labels)
+    recipe, data = replace(RECIPE, epochs=2), TensorDataset(images, labels)
+    alone, stopped = network(dropout=0.0).to(dtype), network(dropout=0.0).to(dtype)
     expected = without_times(train(alone, data, data, recipe, progress=False))
+
+    def stop(history) -> None:
+        if len(history) == 2:
+            raise Killed
+
+    if begun:
+        with pytest.raises(Killed):
+            train(stopped, data, data, recipe, folder=tmp_path, progress=False, on_epoch=stop)
+        assert (tmp_path / "checkpoint.pt").exists()
     torch.multiprocessing.spawn(share, (2, str(tmp_path), images, labels, recipe), nprocs=2)
     for rank in (0, 1):
         weights, history = torch.load(tmp_path / f"{rank}.pt")
         for name, weight in alone.state_dict().items():
             torch.testing.assert_close(weights[name], weight, rtol=0, atol=close)
-        for mine, theirs in zip(history, expected, strict=True):
-            assert mine == pytest.approx(theirs, rel=1e-4)
+        for ours, theirs in zip(history, expected, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(halves, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zfnet.training, "processes", lambda: (0, 3))
+    monkeypatch.setattr(zfnet.training.loop, "processes", lambda: (0, 3))
     with pytest.raises(InputError, match="batch_size 8 cannot be shared by 3 processes"):
         train(network(), halves, recipe=RECIPE, progress=False)
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------
-
-
-def test_augmented_images_are_shifted_or_mirrored_copies() -> None:
-    image = torch.arange(3 * 6 * 5.0).view(1, 3, 6, 5)
-    seen = set()
-    for seed in range(200):
-        out = augment(image, Recipe(max_shift=1), torch.Generator().manual_seed(seed))
-        assert out.shape == image.shape
-        centre = out[0, 0, 2:4, 1:4]
-        for mirrored in (False, True):
-            for r in (-1, 0, 1):
-                for c in (-1, 0, 1):
-                    part = image.flip(3) if mirrored else image
-                    if torch.equal(centre, part[0, 0, 2 + r : 4 + r, 1 + c : 4 + c]):
-                        seen.add((mirrored, r, c))
-    assert len(seen) == 18  # each of them happens
-
-
-def test_crops_are_taken_everywhere_or_at_the_places_of_evaluation() -> None:
-    image = torch.arange(6 * 6.0).view(1, 1, 6, 6).expand(1, 3, 6, 6)
-    for crops, places in (("random", 9), ("ten", 5)):
-        recipe = Recipe(crops=crops, flip=False)
-        corners = {
-            int(augment(image, recipe, torch.Generator().manual_seed(seed), 4)[0, 0, 0, 0]) for seed in range(200)
-        }
-        assert len(corners) == places
-        assert corners <= {6 * r + c for r in range(3) for c in range(3)}
-    assert {int(x[0, 0, 0, 0]) for x in views(image, 4, 10)[:5]} == {0, 2, 12, 14, 7}
-
-
-@pytest.mark.parametrize("crops", ["random", "ten"])
-def test_an_image_is_augmented_alike_whoever_has_it(crops: str) -> None:
-    images = torch.randn(7, 3, 9, 9)
-    recipe = Recipe(max_shift=2, crops=crops)
-    alone = augment(images, recipe, torch.Generator().manual_seed(1), 6)
-    for rank in (0, 1):
-        share = slice(rank, None, 2)
-        random = torch.Generator().manual_seed(1)
-        assert torch.equal(augment(images[share], recipe, random, 6, whole=7, share=share), alone[share])
-
-
-def test_ten_views_are_corners_centre_and_their_mirror_images() -> None:
-    images = torch.randn(2, 3, 10, 10)
-    ten = views(images, 6, 10)
-    expected = ten_crop(images, 6)
-    assert len(ten) == len(expected) == 10
-    for view in expected:
-        assert sum(torch.equal(view, mine) for mine in ten) == 1
-    assert torch.equal(views(images, 6, 1)[0], images[..., 2:8, 2:8])
-    padded = views(images, 10, 10, pad=2)
-    assert torch.equal(padded[4], images) and torch.equal(padded[0][..., 2:, 2:], images[..., :8, :8])
 
 
 def test_error_rates_average_probabilities_over_models_and_crops() -> None:
@@ -271,8 +210,8 @@ def test_error_rates_average_probabilities_over_models_and_crops() -> None:
         parts = ten_crop(x, 8) if crops == 10 else [x[..., 2:10, 2:10]]
         mean = sum(model(part).softmax(1) for model in models for part in parts)
         ranks = (mean > mean.gather(1, labels[:, None])).sum(1)
-        wanted = tuple(float((ranks >= n).double().mean()) for n in (1, 5))
-        assert error_rates(models, data, crops=crops, batch_size=7) == pytest.approx(wanted)
+        expected = tuple(float((ranks >= n).double().mean()) for n in (1, 5))
+        assert error_rates(models, data, crops=crops, batch_size=7) == pytest.approx(expected)
 
 
 def test_uint8_images_are_cropped_and_normalised_by_the_models_preprocessing(halves) -> None:
@@ -282,8 +221,8 @@ def test_uint8_images_are_cropped_and_normalised_by_the_models_preprocessing(hal
     raw.preprocessing = how
     train(raw, TensorDataset(images, halves.tensors[1]), recipe=RECIPE, progress=False)
     train(ready, TensorDataset(how.normalise(images / 255), halves.tensors[1]), recipe=RECIPE, progress=False)
-    for mine, theirs in zip(raw.parameters(), ready.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+    for ours, theirs in zip(raw.parameters(), ready.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_pixel_mean_is_that_of_the_training_images(halves, tmp_path: Path) -> None:
@@ -347,18 +286,6 @@ def test_half_precision_leaves_the_weights_float32(halves) -> None:
     assert not same_weights(exact, model)
 
 
-def test_in_memory_is_the_dataset(halves) -> None:
-    class Slow(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return 48
-
-        def __getitem__(self, i: int):
-            return halves[i]
-
-    copy = in_memory(Slow(), progress=False)
-    assert all(torch.equal(a, b) for a, b in zip(copy.tensors, halves.tensors, strict=True))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -367,8 +294,8 @@ def test_in_memory_is_the_dataset(halves) -> None:
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"optimizer": "adamw"}, "did you mean 'adam'"),
         ({"momentum": 1.0}, "momentum is 1.0"),
-        ({"shift": -1}, "shift is -1"),
-        ({"rms": 0}, "rms is 0"),
+        ({"max_shift": -1}, "max_shift is -1"),
+        ({"max_filter_rms": 0}, "max_filter_rms is 0"),
         ({"crops": "tne"}, "did you mean 'ten'"),
         ({"precision": "half"}, "no precision 'half'"),
     ],
@@ -383,15 +310,6 @@ def test_bad_recipes_are_one_clear_line(change: dict, message: str) -> None:
 def test_labels_beyond_the_classes_are_refused(halves) -> None:
     with pytest.raises(InputError, match=r"labels 0\.\.5"):
         train(network(), TensorDataset(halves.tensors[0], torch.arange(48) % 6), recipe=Recipe(epochs=1, batch_size=48))
-
-
-def test_crops_larger_than_the_images_are_refused(halves) -> None:
-    model = network()
-    model.preprocessing = Preprocessing(size=80, resize=80)
-    with pytest.raises(InputError, match="images of 64 x 64 pixels have no crops of 80"):
-        train(model, TensorDataset(halves.tensors[0].to(torch.uint8), halves.tensors[1]), recipe=RECIPE, progress=False)
-    with pytest.raises(InputError, match="images stored with 64 pixels have no crops of 80"):
-        Stored(model.preprocessing, 64)
 
 
 def test_plateau_needs_validation_images(halves) -> None:
@@ -414,8 +332,8 @@ def test_a_loss_that_is_not_finite_stops_it_with_the_last_good_checkpoint(halves
     assert str(caught.value) == (
         f"the loss is nan in epoch 2, step 3: lower the learning rate (0.01); the last good state is in {file}"
     )
-    kept = torch.load(file)
-    assert len(kept["progress"]["history"]) == 1 and all(w.isfinite().all() for w in kept["model"].values())
+    state = torch.load(file)
+    assert len(state["position"]["history"]) == 1 and all(w.isfinite().all() for w in state["model"].values())
 
 
 def test_a_learning_rate_that_is_too_high_is_found_out(halves, tmp_path: Path) -> None:
@@ -436,7 +354,7 @@ def test_a_worker_that_dies_is_one_line_and_the_checkpoint_stays(tmp_path: Path)
 
     with pytest.raises(InputError, match="a worker process died"):
         train(network(), Fragile(), recipe=RECIPE, folder=tmp_path, workers=1, progress=False)
-    assert len(torch.load(tmp_path / "checkpoint.pt")["progress"]["history"]) == 1
+    assert len(torch.load(tmp_path / "checkpoint.pt")["position"]["history"]) == 1
 
 
 def test_batches_made_ahead_are_the_same_and_errors_reach_the_reader() -> None:

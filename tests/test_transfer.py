@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import sklearn
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.svm import LinearSVC
@@ -11,14 +12,14 @@ from sklearn.svm import LinearSVC
 from tests import oracles
 from zfnet import InputError
 from zfnet.analysis.transfer import (
+    CLASSIFIERS,
     GRID,
+    PRESENCE,
     Split,
     average_precision,
     fit,
-    mean_accuracy,
     near_duplicates,
     precisions,
-    presence_scores,
     split,
     standardised,
     transferred,
@@ -75,10 +76,13 @@ def test_images_without_a_label_are_in_no_fold():
     [
         (
             {"per_class": 20},
-            "class 0 ('a') has 20 images to train on, of which 20 are asked for and leave 0 to test on",
+            "class 0 ('a') has 20 images: too few for 20 to train and 1 to test on; lower per_class or drop the class",
         ),
-        ({"per_class": 21}, "class 0 ('a') has 20 images to train on, of which 21"),
-        ({"per_class": 5, "official": ["train"] * 60}, "leave 0 to test on; give fewer, or leave the class out"),
+        ({"per_class": 21}, "class 0 ('a') has 20 images: too few for 21 to train"),
+        (
+            {"per_class": 5, "official": ["train"] * 60},
+            "class 0 ('a') has 20 training and 0 test images: too few for 5 to train",
+        ),
         ({"per_class": 0}, "0 training and 50 test images"),
         ({"per_class": 1, "classes": "abcd"}, "class 3 ('d') has 0 images"),
     ],
@@ -118,9 +122,9 @@ def test_a_classifier_on_turned_features_is_the_same_classifier(classifier):
     mean, spread = wide.mean(0), wide.std(0)
     plain, its = ((x - mean) / spread / 90**0.5 for x in (wide, beyond))
     classifier.intercept_scaling = 1.0
-    mine = classifier.fit(rows, labels).decision_function(others)
-    theirs = classifier.fit(plain, labels).decision_function(its)
-    np.testing.assert_allclose(mine, theirs, atol=5e-3)
+    rotated = classifier.fit(rows, labels).decision_function(others)
+    direct = classifier.fit(plain, labels).decision_function(its)
+    np.testing.assert_allclose(rotated, direct, atol=5e-3)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "SVM"])
@@ -136,9 +140,31 @@ def test_both_classifiers_learn_and_choose_c_from_the_training_images_alone(kind
         fit("forest", rows, labels)
 
 
-def test_mean_accuracy_is_that_of_classes():
-    assert mean_accuracy([0, 0, 0, 1], [0, 0, 0, 0]) == 0.75
-    assert mean_accuracy([0, 0, 0, 0], [0, 0, 0, 1]) == 0.5
+def memorised(count=48, copies=1):
+    """Rows of two classes that a strict classifier learns by heart: each has a feature of its own, which is no use
+    for others; what all share is right, but for four rows, which can only be learnt by turning it round."""
+    labels = np.arange(count) % 2
+    shared, own = 0.1 * (2 * labels - 1.0), np.eye(count)
+    shared[:4] *= -4
+    own[:4] = 0
+    return np.concatenate([np.repeat(shared[:, None], copies, 1), own], 1), labels
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_c_is_chosen_by_rows_that_were_not_fitted(kind, seed):
+    rows, labels = memorised()
+    fitted = [CLASSIFIERS[kind](c).fit(rows, labels).score(rows, labels) for c in (GRID[0], GRID[-1])]
+    assert fitted[0] < fitted[1] == 1
+    assert GRID[0] == fit(kind, rows, labels, seed).C
+
+
+@pytest.mark.parametrize("kind", PRESENCE)
+def test_c_of_presence_is_chosen_by_rows_that_were_not_fitted(kind):
+    rows, labels = memorised(copies=10)
+    presence = np.where(labels[:, None] == [0, 1], 1, -1).astype(np.int8)
+    everything = Split(np.arange(48), np.arange(48))
+    assert transferred_presence(rows, presence, everything, kind)[1] == GRID[0]
 
 
 def test_features_that_do_not_vary_are_refused():
@@ -178,14 +204,14 @@ def test_what_is_difficult_counts_neither_way():
     assert precisions(scores, np.where(marks == 0, -1, marks).astype(np.int8)) == pytest.approx([(1 + 2 / 3) / 2])
 
 
-@pytest.mark.parametrize("kind", ["exclusive", "each class"])
+@pytest.mark.parametrize("kind", PRESENCE)
 def test_presence_is_learned(kind):
     random = np.random.default_rng(0)
     presence = np.where(random.random((160, 3)) < 0.4, 1, -1).astype(np.int8)
     features = presence + random.normal(0, 0.3, (160, 3))
     part = Split(np.arange(100), np.arange(100, 160))
-    found, c = transferred_presence(features.astype(np.float32), presence, part, kind)
-    assert found.min() > (0.95 if kind == "each class" else 0.7) and c in GRID
+    values, c = transferred_presence(features.astype(np.float32), presence, part, kind)
+    assert values.min() > (0.95 if kind == "each class" else 0.7) and c in GRID
     shuffled, _ = transferred_presence(features[random.permutation(160)].astype(np.float32), presence, part, kind)
     assert shuffled.mean() < 0.7
 
@@ -198,17 +224,17 @@ def test_an_image_of_two_classes_counts_as_half_of_one_for_each():
     twice = LogisticRegression(C=1.0, max_iter=2000).fit(
         np.concatenate([rows, rows[1:], rows[:1]]), [*(np.arange(8) % 3), *(np.arange(1, 8) % 3), 1]
     )  # all images twice, the first once as each
-    halved = presence_scores("exclusive", 2.0, rows, presence, rows)
+    halved = PRESENCE["exclusive"](2.0, rows, presence, rows)
     np.testing.assert_allclose(halved, twice.predict_proba(rows), atol=1e-3)
 
 
 def test_a_class_that_no_training_image_shows_has_no_score():
     presence = np.array([[1, -1, -1], [-1, 1, -1], [1, 1, -1], [-1, 1, 0]], dtype=np.int8)
     rows = np.random.default_rng(0).normal(size=(4, 2))
-    for kind in ("exclusive", "each class"):
-        assert np.isnan(presence_scores(kind, 1.0, rows, presence, rows)).all(0).tolist()[2]
+    for scores in PRESENCE.values():
+        assert np.isnan(scores(1.0, rows, presence, rows)).all(0).tolist()[2]
     with pytest.raises(InputError, match="no classifier of presence 'both'"):
-        presence_scores("both", 1.0, rows, presence, rows)
+        transferred_presence(rows, presence, Split(np.arange(3), np.arange(3, 4)), "both")
 
 
 # ---- near duplicates -------------------------------------------------------------------------------------------------
@@ -222,3 +248,13 @@ def test_near_duplicates_are_found_whatever_their_contrast():
     assert (i, j) == (2, 7) and 0.99 < correlation <= 1
     assert correlation == pytest.approx(np.corrcoef(images[2].ravel(), others[7].ravel())[0, 1])
     assert near_duplicates(np.zeros((1, 4)), others.reshape(9, -1)[:, :4]) == []
+
+
+def test_near_duplicates_are_those_of_all_correlations_whatever_fits_into_memory():
+    random = np.random.default_rng(0)
+    images, others = random.normal(size=(300, 5)), random.normal(size=(500, 5))
+    expected = np.corrcoef(images, others)[:300, 300:]
+    with sklearn.config_context(working_memory=0.05):  # MiB: 13 rows at a time
+        pairs = near_duplicates(images, others, 0.9)
+    assert [pair[:2] for pair in pairs] == [tuple(pair) for pair in np.argwhere(expected > 0.9).tolist()]
+    np.testing.assert_allclose([r for _, _, r in pairs], expected[expected > 0.9], rtol=1e-12)

@@ -1,9 +1,13 @@
+import argparse
+import contextlib
+import hashlib
 import importlib
 import io
 import os
 import pickle
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,23 +140,94 @@ def test_what_cannot_be_saved(tmp_path):
 # --- files from elsewhere
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda state: state,
-        lambda state: {"state_dict": state, "epoch": 3},
-        lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
-        lambda state: {name: tensor for name, tensor in state.items() if "num_batches" not in name},
-        lambda state: {name: tensor.double() for name, tensor in state.items()},
-    ],
-    ids=["plain", "checkpoint", "DataParallel", "without counters", "double"],
-)
+def prefixed(prefix, state=None):
+    return {f"{prefix}{name}": tensor for name, tensor in (state or small().state_dict()).items()}
+
+
+CHECKPOINTS = {  # as people write them
+    "plain": lambda state: state,
+    "without counters": lambda state: {name: tensor for name, tensor in state.items() if "num_batches" not in name},
+    "double": lambda state: {name: tensor.double() for name, tensor in state.items()},
+    "DataParallel": lambda state: prefixed("module.", state),
+    "torch.compile": lambda state: prefixed("_orig_mod.", state),
+    "compiled DataParallel": lambda state: prefixed("module._orig_mod.", state),
+    "Lightning": lambda state: {"state_dict": prefixed("model.", state), "epoch": 3, "hyper_parameters": {"lr": 0.1}},
+    "Lightning, compiled": lambda state: {"state_dict": prefixed("net._orig_mod.", state)},
+    "torch's tutorial": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}, "loss": 0.5},
+    "torchvision's references": lambda state: {"model": state, "model_ema": zeros(state), "args": {"lr": 0.1}},
+    "own": lambda state: {"net": prefixed("module.", state), "acc": 90},
+    "weights": lambda state: {"weights": state},
+    "nested": lambda state: {"state_dict": {"model": state, "optimizer": {}}},
+    "settings of the same name": lambda state: {"model": {"name": "small"}, "state_dict": state},
+    "arguments beside": lambda state: {"state_dict": state, "args": argparse.Namespace(lr=0.1, layers=[1, 2])},
+    "numpy beside": lambda state: {"state_dict": state, "best": np.float64(1), "step": np.int32(7)},
+}
+
+
+def zeros(state):
+    return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("wrap", CHECKPOINTS.values(), ids=CHECKPOINTS)
 @pytest.mark.parametrize("new", [True, False])
 def test_state_dicts(tmp_path, wrap, new):
     path = torch_saved(tmp_path, wrap(small().state_dict()), _use_new_zipfile_serialization=new)
     model = load(small(1), path, preprocessing=Preprocessing())
     assert same(model, small()) and model.preprocessing == Preprocessing()
     assert read_metadata(path) == {}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "net.", "module._orig_mod."])
+def test_prefixes_in_safetensors(tmp_path, prefix):
+    path = tmp_path / "w"
+    safetensors.torch.save_file(prefixed(prefix), path)
+    assert same(load(small(1), path, preprocessing=Preprocessing()), small())
+
+
+def test_prefixes_that_are_the_models_own_stay(tmp_path):
+    class Wrapped(nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            self.model = small(seed)
+
+    for state in (Wrapped(0).state_dict(), prefixed("module.", Wrapped(0).state_dict())):
+        assert same(load(Wrapped(1), torch_saved(tmp_path, state), preprocessing=CAFFE), Wrapped(0))
+    state = {**prefixed("model."), "loss.weight": torch.ones(1)}  # not all share it
+    assert "8 missing (first 0.weight), 10 unexpected (first" in refused(torch_saved(tmp_path, state))
+
+
+@pytest.mark.parametrize("name", ["model_ema", "ema", "state_dict_ema"])
+def test_averaged_weights_only_where_there_are_no_others(tmp_path, name):
+    averaged = {"n_averaged": torch.tensor(5), **prefixed("module.")}
+    path = torch_saved(tmp_path, {"state_dict": small(2).state_dict(), name: averaged})
+    assert same(load(small(1), path, preprocessing=CAFFE), small(2))
+    with pytest.warns(UserWarning, match=rf"the EMA weights of .*w\.pth are used \({name}\)"):
+        assert same(load(small(1), path, preprocessing=CAFFE, entry=name), small())
+    assert f"no entry of {path} 'nett'" in refused(path, entry="nett", preprocessing=CAFFE)
+    torch.save({name: averaged, "epoch": 3}, path)
+    with pytest.warns(UserWarning, match="the EMA weights"):
+        assert same(load(small(1), path, preprocessing=CAFFE), small())
+
+
+def test_several_entries_that_fit(tmp_path):
+    path = torch_saved(tmp_path, {"model": small(2).state_dict(), "net": small().state_dict()})
+    assert "2 sets of weights that fit: give entry=model or net" in refused(path, preprocessing=CAFFE)
+    assert same(load(small(1), path, preprocessing=CAFFE, entry="net"), small())
+    torch.save({"model": small(maps=7).state_dict(), "net": small().state_dict()}, path)  # only one of them
+    assert same(load(small(1), path, preprocessing=CAFFE), small())
+
+
+def test_torchscript_is_named(tmp_path):
+    path = tmp_path / "w"
+    torch.jit.save(torch.jit.trace(small().eval(), torch.zeros(1, 3, 8, 8)), path)
+    assert "is a TorchScript archive; load it with torch.jit.load and save its state_dict()" in refused(path)
+
+
+def test_checksum(tmp_path):
+    path = saved(tmp_path)
+    correct = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert same(load(small(1), path, sha256=correct.upper()), small())
+    assert f"has SHA-256 {correct}, not {'0' * 64}: another file, or a damaged one" in refused(path, sha256="0" * 64)
 
 
 def test_preprocessing_is_never_assumed(tmp_path):
@@ -171,10 +246,20 @@ def test_preprocessing_of_the_file_is_not_overruled(tmp_path):
     assert load(small(), path, preprocessing=CAFFE).preprocessing == CAFFE
 
 
+def test_the_mean_image_belongs_to_the_preprocessing(tmp_path):
+    model = replace(CAFFE, mean_image=torch.ones(3, 227, 227)).attach(small())
+    save(model, tmp_path / "w")
+    assert torch.equal(load(small(1), tmp_path / "w").preprocessing.mean_image, torch.ones(3, 227, 227))
+    assert "has its own preprocessing" in refused(tmp_path / "w", preprocessing=CAFFE)
+
+
 def test_bad_preprocessing_in_a_file(tmp_path):
     path = tmp_path / "w"
     safetensors.torch.save_file(small().state_dict(), path, {"preprocessing": '{"size": 224}'})
     assert "preprocessing lacks resize" in refused(path)
+    metadata = {"preprocessing": CAFFE.to_json(), "paddings": "[1]"}
+    safetensors.torch.save_file(small().state_dict(), path, metadata)
+    assert "it may be cut short or damaged" in refused(path)
 
 
 # --- files that do not fit, or are damaged, or dangerous
@@ -227,6 +312,17 @@ def test_file_cut_short(tmp_path, kind, share):
     refused(path, preprocessing=CAFFE)
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "npz", "torch", "old torch"])
+def test_damaged_bytes_are_one_line_or_harmless(tmp_path, kind):
+    whole, path, rng = content(kind), tmp_path / "w", np.random.default_rng(0)
+    for _ in range(150):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[rng.integers(0, len(whole), 3)] = rng.integers(0, 256, 3)
+        path.write_bytes(damaged.tobytes())
+        with contextlib.suppress(InputError):
+            load(small(1), path, preprocessing=CAFFE)
+
+
 def test_file_missing_or_something_else(tmp_path):
     assert "No such file" in refused(tmp_path / "nothing")
     assert "Is a directory" in refused(tmp_path)
@@ -234,6 +330,9 @@ def test_file_missing_or_something_else(tmp_path):
     assert "no file of weights; known are safetensors, npz, torch, onnx" in refused(tmp_path / "text")
     assert "holds list" in refused(torch_saved(tmp_path, [1, 2]))
     assert "'epoch' is no tensor" in refused(torch_saved(tmp_path, {"epoch": 1, **small().state_dict()}))
+    assert "under 'model' holds more than weights: 'name' is" in refused(
+        torch_saved(tmp_path, {"model": {"name": "small"}})
+    )
 
 
 class Trap:
@@ -258,6 +357,20 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, how):
     assert "is refused" in message and "could run code" in message
     assert {"npz": "weight", "pickle": "a pickle"}.get(how, "mkdir") in message
     assert not sprung.exists()
+
+
+def test_what_stands_beside_weights_is_not_built(tmp_path, monkeypatch):
+    beside = {"args": argparse.Namespace(lr=1), "best": np.float64(1)}
+    path = torch_saved(tmp_path, {"model": small().state_dict(), **beside})
+
+    def built(*_):
+        raise AssertionError("it ran")
+
+    monkeypatch.setattr(argparse, "Namespace", built)
+    monkeypatch.setattr(sys.modules[np.float64(1).__reduce__()[0].__module__], "scalar", built)
+    assert same(load(small(1), path, preprocessing=CAFFE), small())
+    torch.save({"model": small().state_dict(), "args": Path("somewhere")}, path)
+    assert "pathlib.PosixPath could run code; save the model's state_dict()" in refused(path)
 
 
 def test_whole_model_is_refused_by_its_class(tmp_path):

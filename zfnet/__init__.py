@@ -9,7 +9,7 @@ from zfnet.model import ZFNet
 from zfnet.operations import DECONVNET, GRADIENT, GUIDED, Operation, rule
 from zfnet.receptive_fields import ReceptiveField, layer_table, receptive_field
 from zfnet.recording import Recording
-from zfnet.scanning import TopActivations, scan
+from zfnet.scanning import TopActivations, Units, scan
 from zfnet.switches import SwitchMaxPool2d, pool, unpool
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Recording",
     "SwitchMaxPool2d",
     "TopActivations",
+    "Units",
     "ZFNet",
     "layer_table",
     "occlusion_maps",

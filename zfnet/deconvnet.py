@@ -18,16 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from zfnet.checks import Pair, check_images, check_weights, evaluating, pair
+from zfnet.data.batches import Batches
 from zfnet.errors import InputError, unknown_name
 from zfnet.graph import Graph, Shapes
 from zfnet.operations import DECONVNET, RULE_SETS, Rules, Step
 from zfnet.receptive_fields import map_fields, receptive_field
 from zfnet.recording import Recording, record
-from zfnet.scanning import TopActivations
+from zfnet.scanning import TopActivations, Units
 from zfnet.switches import COLLISIONS
 from zfnet.views import Places, UnitWindows, View, cut, no_window, places_of
-
-Units = Tensor | Sequence[Sequence[int]]  # (M, 4): image, map, row, column
 
 
 class Patches(NamedTuple):
@@ -223,8 +222,11 @@ class Deconvnet:
         def call(*inputs: Tensor) -> Any:
             copies = [x.clone() for x in inputs] if graph.overwrites(node) else inputs
             values = dict(zip(sources, copies, strict=True))
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n] if n in values else known(n))
-            return view.call(node, args, kwargs)
+
+            def value(source: fx.Node) -> Any:
+                return values[source] if source in values else view.read(node, source, recording.values.get(source))
+
+            return view.call(node, *fx.map_arg((node.args, node.kwargs), value))
 
         def inputs() -> list[Tensor]:
             return [view.read(node, source, recording.values[source]) for source in sources]
@@ -284,7 +286,14 @@ class Deconvnet:
             ((_, _, pixels),) = deque(self._walk(recording, layer, signal), maxlen=1)  # the last step reaches the image
         return pixels
 
-    def _located(self, layer: str | nn.Module, units: Units, images: int, size: Pair, whole: bool = False) -> _Located:
+    def _located(
+        self,
+        layer: str | nn.Module,
+        units: Units | Sequence[Sequence[int]],
+        images: int,
+        size: Pair,
+        whole: bool = False,
+    ) -> _Located:
         """Units of a layer, of so many images of that size, with their receptive fields."""
         units = torch.as_tensor(units, dtype=torch.int64).cpu()
         if units.numel() and (units.ndim != 2 or units.shape[1] != 4):
@@ -311,7 +320,9 @@ class Deconvnet:
         else:
             offset = torch.tensor(fields.stride) * units[:, 2:]
             boxes = torch.cat([fields.low[units[:, 1]] + offset, fields.high[units[:, 1]] + offset], 1)
-        largest = (boxes[:, 2:] - boxes[:, :2]).amax(0).tolist() if len(units) else [0, 0]
+        if not len(units):
+            return _Located(self.graph, node, shapes, units, boxes, receptive_field(self.graph, layer, size).size)
+        largest = (boxes[:, 2:] - boxes[:, :2]).amax(0).tolist()
         return _Located(self.graph, node, shapes, units, boxes, (largest[0], largest[1]))
 
     def _strategies(self, located: _Located, whole: bool) -> Iterator[_Strategy]:
@@ -326,7 +337,7 @@ class Deconvnet:
         self,
         images: Tensor,
         layer: str | nn.Module,
-        units: Units,
+        units: Units | Sequence[Sequence[int]],
         *,
         signals: Tensor | None = None,
         whole: bool = False,
@@ -365,7 +376,13 @@ class Deconvnet:
         return Patches(crops, projections, located.boxes.to(images.device), values)
 
     def activations_of(
-        self, canvases: Tensor, layer: str | nn.Module, units: Units, image_size: int | Pair, *, memory: int = 2**24
+        self,
+        canvases: Tensor,
+        layer: str | nn.Module,
+        units: Units | Sequence[Sequence[int]],
+        image_size: int | Pair,
+        *,
+        memory: int = 2**24,
     ) -> Tensor:
         """The activations (M,) of units whose receptive fields hold canvases, such as changed crops of `project_units`.
 
@@ -415,37 +432,53 @@ def _filled(run: _ByWindow | _ByImage, batch: Tensor, canvases: Tensor) -> Tenso
 def project_top(
     deconvnet: Deconvnet,
     dataset: Any,
-    layer: str,
+    layer: str | nn.Module,
     top: TopActivations,
     maps: Sequence[int],
     *,
     whole: bool = False,
-    at_once: int = 256,
+    batch_size: int = 256,
+    workers: int | None = None,
 ) -> Patches:
-    """Crops and projections (len(maps) * k) of some feature maps' strongest activations, map by map, strongest first.
+    """Crops and projections of some feature maps' strongest activations, map by map, strongest first.
 
-    dataset: the one that was scanned, read `at_once` images at a time.  whole: as in `project_units`.  Where a map has
-    fewer than k, all is zero.
+    Args:
+        dataset: the one that was scanned.
+        top: the layer's result of that scan, k activations of each map.
+        maps: the numbers of the feature maps.
+        whole: as in `project_units`.
+        batch_size: images that are read and held at a time.
+        workers: processes that read images; see `zfnet.data.Batches`.
+    Returns len(maps) * k patches; all is zero where a map has fewer than k activations.
+    Raises InputError for maps that the layer does not have, and an image that can no longer be read.
     """
-    maps = list(maps)
-    k = top.value.shape[1]
-    image, row, column = (places[maps].flatten() for places in (top.image, top.row, top.column))
-    units = torch.stack([image, torch.tensor(maps).repeat_interleave(k), row, column], 1)
-    found = (image >= 0).nonzero().flatten()
+    units = top.units(maps)
+    winners = (units[:, 0] >= 0).nonzero().flatten()
+    images, position = units[winners, 0].unique(return_inverse=True)
+    batches = Batches(dataset, batch_size, indices=images, workers=workers)
     parts: list[tuple[Tensor, Patches]] = []
-    needed, place = image[found].unique(return_inverse=True)
-    for first in range(0, len(needed), at_once):
-        some = needed[first : first + at_once]
-        inside = (place >= first) & (place < first + at_once)
-        here = found[inside]
-        items = [dataset[int(i)] for i in some]
-        images = torch.stack([item[0] if isinstance(item, tuple | list) else item for item in items])
-        local = units[here]
-        local[:, 0] = place[inside] - first
-        parts.append((here, deconvnet.project_units(images, layer, local, whole=whole)))
-    sample = parts[0][1] if parts else deconvnet.project_units(dataset[0][0][None], layer, units[:0], whole=whole)
-    every = Patches(*(part.new_zeros(len(units), *part.shape[1:]) for part in sample))
-    for here, patches in parts:
-        for column, part in zip(every, patches, strict=True):
-            column[here.to(column.device)] = part
-    return every
+    for first, batch in zip(range(0, len(images), batch_size), batches, strict=True):
+        if batches.broken:
+            raise InputError(f"{batches.broken[0]}; it was scanned, and cannot be read again")
+        inside = (position >= first) & (position < first + len(batch.index))
+        local = units[winners[inside]]
+        local[:, 0] = position[inside] - first
+        parts.append((winners[inside], deconvnet.project_units(batch.images, layer, local, whole=whole)))
+    if not parts:
+        image = next(iter(Batches(dataset, 1, indices=[0], workers=0))).images
+        parts.append((winners, deconvnet.project_units(image, layer, units[:0], whole=whole)))
+    size = [max(patches.crops.shape[axis] for _, patches in parts) for axis in (2, 3)]
+    sample = parts[0][1]
+    shape = (len(units), sample.crops.shape[1], *size)
+    patches = Patches(
+        sample.crops.new_zeros(shape),
+        sample.projections.new_zeros(shape),
+        sample.boxes.new_zeros(len(units), 4),
+        sample.values.new_zeros(len(units)),
+    )
+    for index, part in parts:
+        index, (rows, columns) = index.to(part.values.device), part.crops.shape[2:]
+        patches.crops[index, :, :rows, :columns] = part.crops
+        patches.projections[index, :, :rows, :columns] = part.projections
+        patches.boxes[index], patches.values[index] = part.boxes, part.values
+    return patches

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes."""
 
 import os
 from collections.abc import Callable
@@ -9,10 +9,10 @@ from zfnet.errors import InputError
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], None]) -> None:
-    """Write a file beside its place and move it there: no reader, and no crash, ever meets half of it.
+    """Write a temporary file and rename it to `path`: no reader and no crash ever sees half of it.
 
-    content: the bytes, or what writes them into an open file.  Folders are made.  InputError if it cannot be written;
-    what was there before stays.
+    `content` is bytes, or a function that writes to an open file. Missing folders are made.
+    Raises: InputError if the file cannot be written; an existing file is then unchanged.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -78,6 +78,10 @@ def _tracer(operations: Rules, inputs: Mapping[str, Any], example: Callable[[], 
     class Proxy(fx.Proxy):
         """`x += y` changes x, which other names may stand for; by itself fx reads it as `x = x + y`."""
 
+        def __len__(self) -> int:
+            tracer: Any = self.tracer
+            return len(tracer.value_of_shape(self)) if _of_shapes_alone(self.node) else super().__len__()
+
     def in_place(name: str) -> Callable[[Any, Any], Any]:
         def apply(self: Any, other: Any) -> Any:
             result = getattr(operator, name)(self, other)
@@ -122,8 +126,28 @@ def _tracer(operations: Rules, inputs: Mapping[str, Any], example: Callable[[], 
         def to_bool(self, obj: fx.Proxy) -> bool:
             if not _of_shapes_alone(obj.node):
                 return bool(super().to_bool(obj))  # raises fx's own error
-            self.guards.append((obj.node, bool(_value_at(obj.node, example(), self.root))))
+            self.guards.append((obj.node, bool(self.value_of_shape(obj))))
             return self.guards[-1][1]
+
+        def iter(self, obj: fx.Proxy) -> Any:
+            if not _of_shapes_alone(obj.node):
+                return super().iter(obj)
+            return iter([operator.getitem(obj, n) for n in range(len(obj))])
+
+        def value_of_shape(self, proxy: fx.Proxy) -> Any:
+            return self.value_at(proxy.node, example())
+
+        def value_at(self, node: fx.Node, image: Tensor) -> Any:
+            """The value of a node of the unfinished graph for an image."""
+            if node.op == "placeholder":
+                return image
+            if node.op == "get_attr":
+                state = self.constants | dict(self.root.named_parameters()) | dict(self.root.named_buffers())
+                return state[str(node.target)]
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self.value_at(source, image))
+            if node.op == "call_module":  # to call it would trace it
+                return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
+            return _call(self.root, node, args, kwargs)
 
     return Tracer()
 
@@ -156,21 +180,15 @@ def _tells_shape(node: fx.Node) -> bool:
     return node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
 
 
-def _value_at(node: fx.Node, image: Tensor, model: nn.Module) -> Any:
-    """The value of a node of an unfinished graph for an image."""
-    if node.op == "placeholder":
-        return image
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _value_at(n, image, model))
-    return _call(model, node, args, kwargs)
-
-
 def _call(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
     if node.op == "call_module":
         return model.get_submodule(str(node.target))(*args, **kwargs)
     if node.op == "get_attr":
         return operator.attrgetter(str(node.target))(model)
-    function = getattr(args[0], node.target) if isinstance(node.target, str) else node.target
-    return function(*(args[1:] if isinstance(node.target, str) else args), **kwargs)
+    if node.op == "call_method":
+        x = args[0].contiguous() if node.target == "view" else args[0]  # a view needs its elements in order
+        return getattr(x, str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -222,7 +240,7 @@ class Graph:
             raise InputError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
         self.model = unwrapped(model)
         self.operations = dict(operations)
-        tracer = _tracer(self.operations, inputs, lambda: torch.zeros(1, _first_channels(self.model), 224, 224))
+        tracer = _tracer(self.operations, inputs, self._example)
         try:
             with evaluating(self.model):
                 graph = tracer.trace(self.model)
@@ -243,6 +261,10 @@ class Graph:
         self._by_name = {self.names[n]: n for n in self.nodes if n.op.startswith("call") and n in self.carriers}
         self._shapes: dict[Pair, Shapes] = {}
         self._channels: int | None = None
+
+    def _example(self) -> Tensor:
+        """An image of a usual size, at which conditions on sizes are looked up; `shapes` checks them for others."""
+        return torch.zeros(1, _first_channels(self.model), 224, 224, **device_and_dtype(self.model))
 
     # -- reading the traced graph
 
@@ -454,7 +476,7 @@ class Graph:
             elif self.is_given(node):
                 values[node] = self.given(node)
             else:
-                self._run_step(node, values, left, keep, apply, read)
+                self._run_step(node, values, left, keep, apply, read, images.shape)
             for source in node.all_input_nodes:
                 left[source] -= 1
                 if not left[source] and source not in keep and source not in last:
@@ -469,6 +491,7 @@ class Graph:
         keep: Collection[fx.Node],
         apply: Callable[[fx.Node, Any, Any], Any],
         read: Callable[[fx.Node, fx.Node, Any], Any],
+        shape: torch.Size,
     ) -> None:
         overwritten, original = node.args[0] if node in self._overwrites else None, None
         if isinstance(overwritten, fx.Node) and (overwritten in keep or left[overwritten] > 1):
@@ -483,10 +506,9 @@ class Graph:
         except (RuntimeError, ValueError, IndexError) as error:
             if isinstance(error, InputError):
                 raise
-            shapes = ", ".join(str(tuple(x.shape)) for x in seen.values() if isinstance(x, Tensor))
             raise InputError(
-                f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} fails on {shapes}: "
-                f"{first_line(error)}"
+                f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} fails on images of shape "
+                f"{tuple(shape)}: {first_line(error)}"
             ) from error
         if original is not None:
             values[overwritten] = original  # type: ignore[index]

@@ -10,9 +10,12 @@ rounding, and the constants are Krizhevsky et al.'s (2012).
 
 import functools
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zfnet.errors import InputError, unknown_name
@@ -39,6 +42,11 @@ VARIANTS = {  # name -> (network, change), in the table's order: each network's 
     for change in changes
 }
 MAPS, HIDDEN = (96, 256, 384, 384, 256), (4096, 4096)
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "border": ("both", "right and below"),
+    "norm": ("after pool", "before pool", None),
+    "init": ("paper", "he", "quiet"),
+}
 CONTRAST = (5, 5e-4, 0.75, 2.0)  # size, alpha, beta and k of contrast normalisation: Krizhevsky et al.'s
 
 
@@ -53,7 +61,7 @@ def _band(maps: int, size: int, height: float, dtype: torch.dtype, device: torch
 
 
 class _Normalise(torch.autograd.Function):
-    """rows (P, C) of places and maps -> rows / level ** beta, with level = k + rows ** 2 @ band."""
+    """rows (P, C) of positions and maps -> rows / level ** beta, with level = k + rows ** 2 @ band."""
 
     @staticmethod
     def forward(rows: Tensor, band: Tensor, k: float, beta: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,57 +70,134 @@ class _Normalise(torch.autograd.Function):
         return rows * scale, level, scale
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        rows, band, _, ctx.beta = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        rows, band, ctx.k, ctx.beta = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(rows, band, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         rows, band, level, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():  # of a second derivative: level and scale depend on rows
+            normalised = rows * torch.addmm(rows.new_tensor(ctx.k), rows * rows, band).pow(-ctx.beta)
+            return *torch.autograd.grad(normalised, rows, grad, create_graph=True), None, None, None
         direct = grad * scale
         through_level = (direct * rows).div_(level) @ band.T
         return torch.addcmul(direct, rows, through_level, value=-2 * ctx.beta), None, None, None
 
 
-class ContrastNorm(nn.LocalResponseNorm):
-    """Drop-in `nn.LocalResponseNorm` for images: x / (k + alpha / size * sum of squares over `size` maps) ** beta.
+@torch.fx.wrap  # torch.fx, and so torchvision's create_feature_extractor, keeps it as one step
+def contrast_normalised(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    """x / (k + alpha / size * sum of squares over `size` maps) ** beta, of x (N, C, H, W).
 
-    torch divides alpha by size: Krizhevsky's 1e-4 is alpha=5e-4 here.  The window's sum is one product with a band
-    matrix, and beta=0.75 needs square roots alone, where torch pads, pools in three dimensions and raises to a power.
+    The window's sum is one product with a band matrix, and beta=0.75 needs square roots alone. torch pads, pools in
+    three dimensions and raises to a power; torch.jit.trace, torch.compile and export record those plain operations.
+    Squares of half precision overflow at 256, so types below 32 bits are computed in float32.
+
+    Args:
+        x: activations (N, C, H, W).
+        size: maps in a window.
+        alpha, beta, k: as in `torch.nn.LocalResponseNorm`.
+    """
+    wide = x.float() if x.dtype.itemsize < 4 else x
+    symbolic = type(x) is not Tensor or x.is_meta  # no values: subclasses such as FakeTensor
+    if symbolic or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return F.local_response_norm(wide, size, alpha, beta, k).to(x.dtype)
+    band = _band(x.shape[1], size, alpha / size, wide.dtype, x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        # a few images at a time: what does not leave the cache need not be fetched again
+        parts = [_normalised(part, band, k, beta) for part in wide.split(4)]
+    return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(x.dtype)
+
+
+def _normalised(x: Tensor, band: Tensor, k: float, beta: float) -> Tensor:
+    rows = x.movedim(1, -1)
+    normalised: Tensor = _Normalise.apply(rows.reshape(-1, len(band)), band, k, beta)[0]
+    return normalised.view(rows.shape).movedim(-1, 1)
+
+
+class ContrastNorm(nn.LocalResponseNorm):
+    """Drop-in `nn.LocalResponseNorm` for images, faster: see `contrast_normalised`.
+
+    torch divides alpha by size: Krizhevsky's 1e-4 is alpha=5e-4 here.
     """
 
     def __init__(self, size: int = 5, alpha: float = 5e-4, beta: float = 0.75, k: float = 2.0):
         super().__init__(size, alpha, beta, k)
 
     def forward(self, x: Tensor) -> Tensor:
-        band = _band(x.shape[1], self.size, self.alpha / self.size, x.dtype, x.device)
-        # images by the few: what does not leave the cache need not be fetched again
-        parts = [self._normalise(part, band) for part in x.split(4)]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        return contrast_normalised(x, self.size, self.alpha, self.beta, self.k)
 
-    def _normalise(self, x: Tensor, band: Tensor) -> Tensor:
-        rows = x.movedim(1, -1)
-        normalised = _Normalise.apply(rows.reshape(-1, len(band)), band, self.k, self.beta)[0]
-        return normalised.view(rows.shape).movedim(-1, 1)
+
+def _check(maps: Sequence[int | None], hidden: Sequence[int], **choices: str | None) -> None:
+    if len(maps) != 5 or maps[0] is None or any(m is not None and m < 1 for m in maps):
+        raise InputError(f"maps must be five positive numbers, None where a layer is left out; got {tuple(maps)}")
+    if len(hidden) > 2 or any(h < 1 for h in hidden):
+        raise InputError(f"hidden must be at most two positive numbers, for fc6 and fc7; got {tuple(hidden)}")
+    for name, choice in choices.items():
+        if choice not in CHOICES[name]:
+            raise unknown_name(name, str(choice), map(str, CHOICES[name]))
+
+
+def _convolutions(
+    image_size: int,
+    channels: int,
+    maps: Sequence[int | None],
+    first: tuple[Sequence[int], Sequence[int]],
+    border: str,
+    norm: str | None,
+    contrast: tuple[int, float, float, float],
+) -> tuple[OrderedDict[str, nn.Module], int]:
+    """Layers 1 to 5, and how many values they give of an image."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    excess, side = first[0][0] % first[0][1], image_size
+    if border == "right and below":
+        layers["pad1"] = nn.ZeroPad2d((0, excess, 0, excess))
+        side, excess = side + excess, 0
+    geometry = ((*first[0], (excess + 1) // 2), (*first[1], 0), (3, 1, 1), (3, 1, 1), (3, 1, 1))
+    for n, (count, (kernel, stride, padding, *_)) in enumerate(zip(maps, geometry, strict=True), 1):
+        if count is None:
+            continue
+        layers[f"conv{n}"] = nn.Conv2d(channels, count, kernel, stride, padding)
+        layers[f"relu{n}"] = nn.ReLU(inplace=True)
+        side = (side + 2 * padding - kernel) // stride + 1
+        if norm == "before pool" and n < 3:
+            layers[f"norm{n}"] = ContrastNorm(*contrast)
+        if n in (1, 2, 5):
+            layers[f"pool{n}"] = SwitchMaxPool2d(3, 2, ceil_mode=True)
+            side = -(-(side - 3) // 2) + 1
+        if norm == "after pool" and n < 3:
+            layers[f"norm{n}"] = ContrastNorm(*contrast)
+        if side < 1:
+            raise InputError(f"images of {image_size} pixels are too small for ZFNet: nothing is left after layer {n}")
+        channels = count
+    return layers, channels * side * side
 
 
 class ZFNet(nn.Sequential):
-    """The network of Figure 3, from images (N, 3, image_size, image_size) to logits (N, num_classes).
+    """The network of Figure 3, from images (N, channels, image_size, image_size) to logits (N, num_classes).
 
-    maps: feature maps of conv1..conv5, None where a layer is left out.  hidden: widths of fc6 and fc7; shorter, fewer.
-    conv1, conv2: (kernel, stride) or (kernel, stride, padding).
-    border: the padding of conv1 that rounds its map size up: on "both" sides, or "right and below" as cuda-convnet's.
-    norm: "after pool" (this paper), "before pool" (Krizhevsky et al., 2012), or None.
-    contrast: its size, alpha, beta and k, by torch's convention: see ContrastNorm.
-    init: "paper", N(0, 0.01^2); "he", by fan-in (He et al., 2015), which short training needs; "quiet", the same but
-    for conv1, which begins near zero: what training does not overwrite there speckles projections.  Biases are zero.
+    Args:
+        num_classes: number of logits.
+        channels: of the images: 3, or 1 for grey ones.
+        maps: feature maps of conv1..conv5, None where a layer is left out.
+        hidden: widths of fc6 and fc7; a shorter tuple leaves layers out.
+        conv1, conv2: (kernel, stride) or (kernel, stride, padding), in pixels.
+        border: where the padding of conv1 rounds its map size up: on "both" sides, or "right and below" (cuda-convnet).
+        norm: "after pool" (this paper), "before pool" (Krizhevsky et al., 2012), or None.
+        contrast: size, alpha, beta and k of the normalisation, by torch's convention: see ContrastNorm.
+        dropout: the probability in layers 6 and 7.
+        image_size: rows and columns of the images, in pixels.
+        init: "paper", N(0, 0.01^2); "he", by fan-in (He et al., 2015), which short training needs; "quiet", the same
+            but for conv1, which begins near zero: what training does not overwrite there speckles projections. Biases
+            are zero.
     """
 
     def __init__(
         self,
         num_classes: int = 1000,
         *,
+        channels: int = 3,
         maps: tuple[int | None, ...] = MAPS,
         hidden: tuple[int, ...] = HIDDEN,
         conv1: tuple[int, ...] = (7, 2),
@@ -124,69 +209,36 @@ class ZFNet(nn.Sequential):
         image_size: int = 224,
         init: str = "paper",
     ):
-        if len(maps) != 5 or maps[0] is None or any(m is not None and m < 1 for m in maps):
-            raise InputError(f"maps must be five positive numbers, None where a layer is left out; got {tuple(maps)}")
-        if len(hidden) > 2 or any(h < 1 for h in hidden):
-            raise InputError(f"hidden must be at most two positive numbers, for fc6 and fc7; got {tuple(hidden)}")
-        for name, choice, choices in (
-            ("border", border, ("both", "right and below")),
-            ("norm", norm, ("after pool", "before pool", None)),
-            ("init", init, ("paper", "he", "quiet")),
-        ):
-            if choice not in choices:
-                raise unknown_name(name, str(choice), map(str, choices))
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        before, side = 3, image_size
-        excess = conv1[0] % conv1[1]
-        if border == "right and below":
-            layers["pad1"] = nn.ZeroPad2d((0, excess, 0, excess))
-            side += excess
-            excess = 0
-        geometry = (conv1, conv2, (3, 1, 1), (3, 1, 1), (3, 1, 1))
-        paddings = ((excess + 1) // 2, 0, 1, 1, 1)
-        for n, (count, (kernel, stride, *given), padding) in enumerate(zip(maps, geometry, paddings, strict=True), 1):
-            if count is None:
-                continue
-            padding = given[0] if given else padding
-            layers[f"conv{n}"] = nn.Conv2d(before, count, kernel, stride, padding)
-            layers[f"relu{n}"] = nn.ReLU(inplace=True)
-            side = (side + 2 * padding - kernel) // stride + 1
-            if n in (1, 2, 5):
-                tail: list[tuple[str, nn.Module]] = [("pool", SwitchMaxPool2d(3, 2, ceil_mode=True))]
-                if norm and n < 5:
-                    tail.insert(1 if norm == "after pool" else 0, ("norm", ContrastNorm(*contrast)))
-                layers.update((f"{name}{n}", module) for name, module in tail)
-                side = -(-(side - 3) // 2) + 1
-            if side < 1:
-                raise InputError(
-                    f"images of {image_size} pixels are too small for ZFNet: nothing is left after layer {n}"
-                )
-            before = count
+        _check(maps, hidden, border=border, norm=norm, init=init)
+        layers, width = _convolutions(image_size, channels, maps, (conv1, conv2), border, norm, contrast)
         layers["flatten"] = nn.Flatten()
-        before *= side * side
-        for n, width in enumerate(hidden, 6):
-            layers[f"fc{n}"] = nn.Linear(before, width)
+        for n, units in enumerate(hidden, 6):
+            layers[f"fc{n}"] = nn.Linear(width, units)
             layers[f"relu{n}"] = nn.ReLU(inplace=True)
             layers[f"drop{n}"] = nn.Dropout(dropout)
-            before = width
-        layers["fc8"] = nn.Linear(before, num_classes)
+            width = units
+        layers["fc8"] = nn.Linear(width, num_classes)
         super().__init__(layers)
         self.image_size = image_size
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                if init == "paper":
-                    nn.init.normal_(module.weight, std=0.01)
-                else:
-                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        if init == "quiet":
-            nn.init.normal_(layers["conv1"].weight, std=0.001)  # type: ignore[arg-type]
+        self._initialise(init)
         self.to(memory_format=torch.channels_last)
+
+    def _initialise(self, init: str) -> None:
+        layers = [module for module in self if isinstance(module, nn.Conv2d | nn.Linear)]
+        for layer in layers:
+            if init == "paper":
+                nn.init.normal_(layer.weight, std=0.01)
+            else:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        if init == "quiet":
+            nn.init.normal_(layers[0].weight, std=0.001)
 
     def __getitem__(self, index: Any) -> Any:
         """One layer, or the chain of layers of a slice."""
         if isinstance(index, slice):
-            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))  # type: ignore[arg-type]
+            return nn.Sequential(OrderedDict(list(self.named_children())[index]))
         return super().__getitem__(index)
 
 

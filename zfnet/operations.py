@@ -263,7 +263,11 @@ def _maps(step: Step) -> tuple[int, int]:
 def max_pool_window(step: Step) -> Window:
     made = pool_arguments(step.argument)
     kernel, stride, padding, dilation = (pair(made[n]) for n in ("kernel_size", "stride", "padding", "dilation"))
-    return Window(kernel, stride, padding, dilation, fill=-math.inf)
+
+    def inside(x: Tensor, argument: Callable[..., Any]) -> Tensor:
+        return F.max_pool2d(x, kernel, stride, 0, dilation)
+
+    return Window(kernel, stride, padding, dilation, -math.inf, inside)
 
 
 def average_pool_window(step: Step) -> Window:
@@ -399,7 +403,8 @@ def unshuffled_window(step: Step) -> Window | None:
 def einsum_window(step: Step) -> Window | None:
     """Of an einsum that only permutes; one that adds up has none."""
     before, _, after = str(step.argument("equation")).replace(" ", "").partition("->")
-    return moved_window(step) if sorted(before) == sorted(after) else None
+    window = moved_window(step) if sorted(before) == sorted(after) else None
+    return window and window._replace(inside=None)
 
 
 def reduced_window(step: Step) -> Window | None:
@@ -734,7 +739,11 @@ DIFFERENTIATED_NORMS: dict[Any, Operation] = {
     **_rows(CONTRAST_NORMS, gradient, normed_window, reads_input=True),
     **_rows(GROUP_NORMS, gradient, WHOLE, reads_input=True),
 }
-GRADIENT = DECONVNET | DIFFERENTIATED_NORMS | _rows(RECTIFIERS, pass_where_fired, reads_input=True)
+GRADIENT = (
+    {key: row if row.back else Operation(gradient, row.window, reads_input=True) for key, row in DECONVNET.items()}
+    | DIFFERENTIATED_NORMS
+    | _rows(RECTIFIERS, pass_where_fired, reads_input=True)
+)
 GUIDED = GRADIENT | _rows(RECTIFIERS, rectify_where_fired, reads_input=True)
 RULE_SETS = {"deconvnet": DECONVNET, "gradient": GRADIENT, "guided": GUIDED}
 

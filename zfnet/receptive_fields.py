@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from zfnet.checks import Pair, pair
 from zfnet.errors import InputError
 from zfnet.graph import Graph, Shapes, graph_of
-from zfnet.operations import SWITCHED, moved_window
+from zfnet.operations import moved_window
 from zfnet.views import count_maps, follow, no_window
 from zfnet.windows import WHOLE
 
@@ -185,8 +185,8 @@ def layer_table(model: nn.Module | Graph, image_size: int | Pair) -> list[LayerU
             continue
         module, window = graph.module(node), graph.window(node, shapes)
         row = graph.lookup(graph.operations, node)
-        pools = window is not None and window.slides and (window.inside is not None or graph.lookup(SWITCHED, node))
-        pools = bool(pools) and row is not None and row.window is not moved_window
+        pools = window is not None and window.slides and window.inside is not None
+        pools = pools and row is not None and row.window is not moved_window
         largest, smallest, stride = _sizes(graph, node, shapes, size)
         table.append(
             LayerUnits(

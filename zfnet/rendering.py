@@ -1,8 +1,8 @@
 """From signals to pictures: a projection has a sign and no scale, an image has 0..1.
 
-Zero is mid-grey, as in the paper, and the strongest value of either sign lies at the end of the range: a signal and its
-multiples give the same picture.  A few extreme values would turn all others grey, so the range ends at a quantile of
-the values that are not zero, and what lies beyond is cut off.
+Zero is mid-grey, as in the paper. The strongest value of either sign lies at the end of the range, so a signal and its
+multiples give the same picture. A few extreme values would turn all others grey: the range therefore ends at a quantile
+of the nonzero values, and larger values are clipped.
 """
 
 import math
@@ -17,9 +17,12 @@ GREY = 0.5
 
 
 def contrast(signal: Tensor, *, together: int = 1, quantile: float = 0.995) -> Tensor:
-    """Signals (N, ...) scaled to -1..1, zero staying zero: each by its own range, or `together` successive ones.
+    """Scale signals to -1..1, with zero at zero.
 
-    The range is the `quantile` of the absolute values that are not zero; larger ones become -1 or 1.
+    Args:
+        signal: (N, ...).
+        together: how many successive signals share one range.
+        quantile: the range ends at this quantile of the nonzero absolute values; larger ones become -1 or 1.
     """
     if not 0 < quantile <= 1:
         raise InputError(f"quantile is {quantile}; give a number above 0, up to 1")
@@ -36,9 +39,9 @@ def contrast(signal: Tensor, *, together: int = 1, quantile: float = 0.995) -> T
     return (rows / torch.stack(limits)[:, None]).clamp(-1, 1).reshape(signal.shape)
 
 
-def signed_image(signal: Tensor, **scaling: float) -> Tensor:
-    """Signals (N, 3, H, W) as images in 0..1 around mid-grey, scaled as by `contrast`."""
-    return GREY + GREY * contrast(signal, **scaling)  # type: ignore[arg-type]
+def signed_image(signal: Tensor, *, together: int = 1, quantile: float = 0.995) -> Tensor:
+    """Signals (N, C, H, W) as images in 0..1 around mid-grey, scaled as by `contrast`."""
+    return GREY + GREY * contrast(signal, together=together, quantile=quantile)
 
 
 def saturated(images: Tensor, factor: float) -> Tensor:
@@ -48,23 +51,31 @@ def saturated(images: Tensor, factor: float) -> Tensor:
 
 
 def outside(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Which pixels (N, 1, *size) of canvases at boxes (N, 4: top, left, bottom, right) lie outside the image."""
-    rows = boxes[:, :1] + torch.arange(size[0], device=boxes.device)
-    columns = boxes[:, 1:2] + torch.arange(size[1], device=boxes.device)
-    beyond = [(where < 0) | (where >= extent) for where, extent in zip((rows, columns), image_size, strict=True)]
+    """Which pixels of canvases lie outside the image, or beyond their box: (N, 1, *size), bool.
+
+    Args:
+        boxes: (N, 4: top, left, bottom, right), where the canvases lie, in image pixels.
+        image_size, size: rows and columns of the image and of a canvas.
+    """
+    beyond = []
+    for axis, extent in enumerate(image_size):
+        index = boxes[:, axis : axis + 1] + torch.arange(size[axis], device=boxes.device)
+        beyond.append((index < 0) | (index >= boxes[:, axis + 2 : axis + 3].clamp(max=extent)))
     return (beyond[0][:, :, None] | beyond[1][:, None, :])[:, None]
 
 
 def on_image(canvases: Tensor, boxes: Tensor, image_size: tuple[int, int], fill: float = 0.0) -> Tensor:
-    """Canvases (N, C, S, S) where their boxes (N, 4: top, left, bottom, right) lie in images: (N, C, H, W).
+    """Lay canvases on empty images (N, C, *image_size) of the value `fill`. What lies outside the image is lost.
 
-    What lies outside the image is lost; around a canvas is `fill`.
+    Args:
+        canvases: (N, C, h, w).
+        boxes: (N, 4: top, left, bottom, right), where they lie, in image pixels.
     """
-    whole = canvases.new_full((*canvases.shape[:2], *image_size), fill)
-    for image, canvas, (top, left, bottom, right) in zip(whole, canvases, boxes.tolist(), strict=True):
+    images = canvases.new_full((*canvases.shape[:2], *image_size), fill)
+    for image, canvas, (top, left, bottom, right) in zip(images, canvases, boxes.tolist(), strict=True):
         part = canvas[:, max(-top, 0) : max(image_size[0] - top, 0), max(-left, 0) : max(image_size[1] - left, 0)]
         image[:, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = part
-    return whole
+    return images
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -78,13 +89,17 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def grid(tiles: Tensor, columns: int, gap: int = 0, fill: float = 1.0) -> Tensor:
-    """Tiles (N, 3, H, W) in reading order as one image (3, rows, columns), `gap` pixels of `fill` between them."""
+    """Tiles in reading order as one image (3, rows, columns).
+
+    Args:
+        tiles: (N, 3, H, W), or (N, 1, H, W), which becomes RGB.
+        columns: tiles in a row, `gap` pixels of the value `fill` between them.
+    """
+    from torchvision.utils import make_grid  # a second of import time that the library does without
+
     if columns < 1:
-        raise InputError(f"a grid of {columns} columns")
-    count, channels, height, width = tiles.shape
-    rows = -(-count // columns)
-    whole = tiles.new_full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), fill)
-    for n, tile in enumerate(tiles):
-        top, left = n // columns * (height + gap), n % columns * (width + gap)
-        whole[:, top : top + height, left : left + width] = tile
-    return whole
+        raise InputError(f"a grid of {columns} columns; give at least 1")
+    full = F.pad(tiles, (0, 0, 0, 0, 0, 0, 0, -len(tiles) % columns), value=fill)
+    border = gap if len(full) > 1 else 0  # make_grid puts none around a single tile
+    framed = make_grid(full, columns, gap, pad_value=fill)
+    return framed[:, border : framed.shape[1] - border, border : framed.shape[2] - border]

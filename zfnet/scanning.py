@@ -1,15 +1,15 @@
 """The strongest activations of every feature map over a dataset: one pass, all layers and maps at once.
 
 A scan keeps where a map was strongest (value, image, row, column), never a tensor: its memory does not grow with the
-dataset.  Of each batch it takes the maximum of every map, which costs one look at what the network computed anyway, and
-searches for the place of a maximum only where it enters the top k.  Equal values go to the lower image, then row, then
-column, so that the result does not depend on batch size, on how the dataset was cut into shards, or on their order.
+dataset. Of each batch it takes the maximum of every map, and searches for the place of a maximum only where it enters
+the top k. Equal values go to the lower image, then row, then column, so that the result does not depend on batch size,
+on how the dataset was cut into shards, or on their order. Where a layer clips its values from above (ReLU6), maps are
+ranked by the value before the clip: otherwise all nine may be equal, and the order of the files would choose them.
 Zeiler & Fergus (2014), Figure 2: the top nine of a feature map over the validation set.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -22,128 +22,117 @@ from safetensors.torch import save
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from zfnet.checks import check_weights, device_and_dtype, evaluating
-from zfnet.data.batches import Batches
-from zfnet.errors import InputError
+from zfnet.checks import check_images, check_weights, device_and_dtype, evaluating
+from zfnet.data.batches import Batch, Batches
+from zfnet.data.images import Images, as_images
+from zfnet.errors import InputError, first_line
 from zfnet.files import write_atomically
 from zfnet.graph import Graph, graph_of
+from zfnet.identity import Identity, check_seal, digest, network_identity, seal
 
 SAVE_EVERY = 30.0  # seconds between two saves of a scan's state
 
+Units = Tensor  # (M, 4), int64: image, map, row and column of each unit, as `Deconvnet.project_units` takes them
 
-class TopActivations(NamedTuple):
-    """The k strongest activations of each of C feature maps, strongest first: value, and where, each (C, k).
+_CLIPS = (F.relu6, F.hardtanh, F.hardtanh_)
+_CLAMPS = (torch.clamp, torch.clamp_, torch.clip, torch.clip_)
 
-    Where there are fewer than k, value is -inf and image, row and column are -1.
-    """
 
+class _Columns(NamedTuple):
     value: Tensor
     image: Tensor
     row: Tensor
     column: Tensor
+    unclipped: Tensor
+
+
+class TopActivations(_Columns):
+    """The k strongest activations of each of C feature maps, strongest first; every field is (C, k).
+
+    Where there are fewer than k, value and unclipped are -inf, and image, row and column are -1.
+
+    Args:
+        value: the activations.
+        image, row, column: where they are, int64.
+        unclipped: what ranks them: their values before a ReLU6 or Hardtanh clips them. In any other layer, `value`.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls, value: Tensor, image: Tensor, row: Tensor, column: Tensor, unclipped: Tensor | None = None
+    ) -> "TopActivations":
+        return super().__new__(cls, value, image, row, column, value if unclipped is None else unclipped)
 
     @classmethod
     def none(cls, maps: int, k: int, like: Tensor) -> "TopActivations":
-        """Nothing found yet, on the device and of the type of `like`."""
-        places = torch.full((3, maps, k), -1, device=like.device)
-        return cls(like.new_full((maps, k), -torch.inf), *places.unbind())
+        """No activations yet, on the device and of the type of `like`."""
+        positions = torch.full((3, maps, k), -1, device=like.device)
+        return cls(like.new_full((maps, k), -torch.inf), *positions.unbind())
 
     def to(self, device: torch.device | str) -> "TopActivations":
         return TopActivations(*(column.to(device) for column in self))
 
     def merge(self, other: "TopActivations") -> "TopActivations":
         """The k strongest of both; exact for scans of disjoint parts of a dataset, in any order."""
-        both = [torch.cat(pair, 1) for pair in zip(self, other, strict=True)]
-        for key in (3, 2, 1, 0):  # the most important last: column, row, image, and the value, largest first
-            order = both[key].argsort(dim=1, descending=key == 0, stable=True)
-            both = [column.gather(1, order) for column in both]
-        return TopActivations(*(column[:, : self.value.shape[1]] for column in both))
+        if self.value.shape != other.value.shape:
+            shapes = " and ".join(f"{top.value.shape[0]} maps, k={top.value.shape[1]}" for top in (self, other))
+            raise InputError(f"cannot merge scans of different shapes ({shapes}); scan every part with the same k")
+        return self._join(other)
+
+    def _join(self, other: "TopActivations") -> "TopActivations":
+        """The k strongest of both, of which the other may have more than k."""
+        both = TopActivations(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
+        order = torch.arange(both.value.shape[1], device=both.value.device).expand_as(both.value)
+        for key in (both.column, both.row, both.image, both.unclipped):  # the most important last
+            largest_first = key is both.unclipped
+            order = order.gather(1, key.gather(1, order).argsort(dim=1, descending=largest_first, stable=True))
+        order = order[:, : self.value.shape[1]]
+        return TopActivations(*(column.gather(1, order) for column in both))
+
+    def units(self, maps: Iterable[int] | None = None) -> Units:
+        """The winners of some maps, all by default, as units (len(maps) * k, 4), map by map, strongest first.
+
+        A missing winner keeps its row: its image is -1. Raises InputError for maps that the layer does not have.
+        """
+        count, k = self.value.shape
+        if maps is not None and not isinstance(maps, Iterable):
+            raise InputError(f"maps is {maps!r}; give a list of map numbers")
+        chosen = torch.as_tensor(list(range(count) if maps is None else maps), dtype=torch.int64)
+        if len(unknown := chosen[(chosen < 0) | (chosen >= count)]):
+            raise InputError(f"no map {int(unknown[0])}: the layer has {count}, numbered from 0")
+        image, row, column = (entries.cpu()[chosen].flatten() for entries in (self.image, self.row, self.column))
+        return torch.stack([image, chosen.repeat_interleave(k), row, column], 1)
 
 
-class Scan(dict[str, TopActivations]):
-    """The result of a scan, by layer; `images` counts the images seen, `broken` names those that could not be read."""
+@dataclass(frozen=True, eq=False)
+class Scan(Mapping[str, TopActivations]):
+    """The result of a scan: a mapping from layers to their strongest activations.
 
-    images: int = 0
-    broken: list[str]
+    Args:
+        tops: the strongest activations, by layer.
+        images: how many images were scanned.
+        broken: one message for each image that could not be read.
+    """
 
+    tops: Mapping[str, TopActivations]
+    images: int
+    broken: Sequence[str]
 
-def _strongest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The maximum of every map of x (N, C, H, W) and its flat place, of equals the first; each (N, C)."""
-    if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
-        # one pooling window over the whole map: the reduction that is fast where maps lie side by side
-        best, place = F.max_pool2d(x, x.shape[2:], return_indices=True)
-        return best.flatten(1), place.flatten(1)
-    best, place = x.flatten(2).max(2)
-    return best, place
+    def __getitem__(self, layer: str) -> TopActivations:
+        return self.tops[layer]
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tops)
 
-def _update(top: TopActivations, x: Tensor, index: Tensor, distinct: bool) -> TopActivations:
-    """Take in the activations x (N, C, H, W) of the images `index` (N,), later in the dataset than all before."""
-    k = top.value.shape[1]
-    best, places = _strongest(x)
-    best, which = best.sort(dim=0, descending=True, stable=True)  # (N, C)
-    rank, maps = (best[:k] > top.value[:, -1]).nonzero(as_tuple=True)  # equal is not enough: the earlier image stays
-    if not len(maps):
-        return top
-    images = which[rank, maps]
-    if distinct:
-        value, place = best[rank, maps][:, None], places[images, maps][:, None]
-    else:
-        planes = x[images, maps].flatten(1)  # (P, H W)
-        value, place = (column[:, :k] for column in planes.sort(dim=1, descending=True, stable=True))
-    each = value.shape[1]
-    found = TopActivations.none(len(top.value), k * each, x)
-    slots = (rank * each)[:, None] + torch.arange(each, device=x.device)
-    at = (maps[:, None].expand_as(slots), slots)
-    origin = index.to(x.device)[images][:, None].expand_as(slots)
-    for column, entry in zip(found, (value, origin, place // x.shape[3], place % x.shape[3]), strict=True):
-        column[at] = entry
-    return top.merge(found)
-
-
-@dataclass
-class _State:
-    """The file in which an interrupted scan is kept, with all that its result depends on."""
-
-    path: Path
-    key: str
-
-    @classmethod
-    def of(cls, path: str | Path, graph: Graph, dataset: Any, indices: Tensor, settings: Any) -> "_State":
-        digest = hashlib.blake2b(repr((settings, len(dataset))).encode())
-        digest.update(indices.numpy().tobytes())
-        for name, weight in sorted(graph.model.state_dict().items()):
-            digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
-        if hasattr(dataset, "file"):
-            digest.update("\n".join(map(dataset.file, indices.tolist())).encode())
-        return cls(Path(path), digest.hexdigest())
-
-    def write(self, done: int, tops: dict[str, TopActivations], broken: list[str]) -> None:
-        tensors = {f"{layer}/{n}": c.cpu().contiguous() for layer, t in tops.items() for n, c in t._asdict().items()}
-        about = {"key": self.key, "done": str(done), "broken": json.dumps(broken)}
-        write_atomically(self.path, save(tensors, metadata=about))
-
-    def read(self) -> tuple[int, dict[str, TopActivations], list[str]]:
-        """How many images were done, and what was found; nothing if there is no state, or that of another scan."""
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                about = file.metadata()
-                if about["key"] != self.key:
-                    return 0, {}, []
-                layers = {name.rsplit("/", 1)[0] for name in file.keys()}  # noqa: SIM118
-                tops = {
-                    layer: TopActivations(*(file.get_tensor(f"{layer}/{n}") for n in TopActivations._fields))
-                    for layer in layers
-                }
-                return int(about["done"]), tops, json.loads(about["broken"])
-        except (FileNotFoundError, SafetensorError, KeyError, TypeError):
-            return 0, {}, []
+    def __len__(self) -> int:
+        return len(self.tops)
 
 
 def scan(
     model: nn.Module | Graph,
     dataset: Any,
-    layers: Sequence[str],
+    layers: Sequence[str | nn.Module],
     k: int = 9,
     *,
     batch_size: int = 64,
@@ -152,70 +141,232 @@ def scan(
     workers: int | None = None,
     state: str | Path | None = None,
     keep_state: bool = False,
+    fresh: bool = False,
     progress: bool = True,
 ) -> Scan:
-    """Find the k strongest activations of every feature map of the layers over a dataset of (image, label).
+    """Find the k strongest activations of every feature map of the layers over a dataset.
 
-    distinct: each image counts once for a map, at its strongest place; otherwise any places do.
-    indices: scan only these images; `merge` joins such shards.
-    state: a file where an interrupted scan is kept, and from which the same scan goes on.  keep_state: a finished scan
-    stays there too, for a caller who has more to do before it can be forgotten.
-    InputError for unknown layers, fewer images than k, images that do not fit the network, NaN.  Images that cannot be
-    read are left out and named in `.broken`.
+    Args:
+        dataset: what `as_images` takes. Images that cannot be read are left out, and named in the result's `broken`.
+        layers: names, or modules of the model.
+        distinct: count an image once for a map, at its strongest position; otherwise any positions.
+        indices: scan only these images; `TopActivations.merge` joins such shards.
+        workers: processes that read images; by default as many as there are cores, up to eight.
+        state: a file that keeps an interrupted scan; the same call resumes from it.
+        keep_state: leave the finished scan in that file, for a caller that has more to do before it can be deleted.
+        fresh: start anew and overwrite `state`.
+
+    Raises InputError for unknown layers, fewer images than k, images that do not fit the network, NaN, and a `state`
+    that is damaged or of another scan.
     """
-    graph = graph_of(model)
+    graph, images = graph_of(model), as_images(dataset)
     check_weights(graph.model)
-    nodes = {graph.node(layer): layer for layer in layers}
-    if k < 1 or not nodes:
-        raise InputError(f"a scan needs at least one layer and k of at least 1; got {len(nodes)} layers, k={k}")
-    chosen = torch.arange(len(dataset)) if indices is None else torch.as_tensor(list(indices)).sort().values
-    if indices is None and distinct and len(chosen) < k:
-        raise InputError(f"the dataset has {len(chosen)} images, fewer than k={k}: take a smaller k, or distinct=False")
-    saved = _State.of(state, graph, dataset, chosen, (sorted(layers), k, distinct)) if state else None
-    done, tops, broken = saved.read() if saved else (0, {}, [])
-    place = device_and_dtype(graph.model)
-    tops = {layer: top.to(place["device"]) for layer, top in tops.items()}
-    batches = Batches(dataset, batch_size, indices=chosen[done:], workers=workers)
-    index = chosen
-
-    def apply(node: fx.Node, args: tuple, kwargs: dict) -> Any:
-        out = graph.call(node, args, kwargs)
-        if node in nodes:  # now: the next step may overwrite it
-            graph.check_maps(node, out)
-            maps = out if out.ndim == 4 else out[..., None, None]
-            top = tops.get(nodes[node])
-            top = TopActivations.none(maps.shape[1], k, maps) if top is None else top
-            tops[nodes[node]] = _update(top, maps, index, distinct)
-        return out
-
-    def keep() -> None:
-        if saved and tops:
-            saved.write(done, tops, [*broken, *batches.broken])
-
+    nodes = _nodes(graph, layers)
+    chosen = _chosen(indices, len(images), k, distinct)
+    file = None if state is None else _State.of(state, graph, images, chosen, nodes.values(), k, distinct)
+    reached = start = _Progress(0, {}, []) if file is None or fresh else file.read()
+    batches = Batches(images, batch_size, indices=chosen[start.done :], workers=workers)
+    bar = tqdm(total=len(chosen), initial=start.done, unit=" images", desc="scan", disable=not progress)
     saved_at = monotonic()
-    bar = tqdm(total=len(chosen), initial=done, unit=" images", desc="scan", disable=not progress)
     try:
         with evaluating(graph.model), bar:
-            for index, images, _ in batches:
-                graph.run(images.to(**place), nodes.keys(), apply)
-                reached = int(torch.searchsorted(chosen, index[-1])) + 1
-                bar.update(reached - done)
-                done = reached
-                if monotonic() - saved_at > SAVE_EVERY:
-                    keep()
+            for reached in _whole_batches(graph, set(nodes.values()), batches, chosen, start, k, distinct):
+                bar.update(reached.done - bar.n)
+                if file and monotonic() - saved_at > SAVE_EVERY:
+                    file.write(reached)
                     saved_at = monotonic()
-            bar.update(len(chosen) - done)
     except KeyboardInterrupt:
-        keep()
+        if file and reached.tops:
+            file.write(reached)
         raise
-    result = Scan((layer, tops[layer].to("cpu")) for layer in layers if layer in tops)
-    result.broken = list(dict.fromkeys([*broken, *batches.broken]))
-    result.images = len(chosen) - len(result.broken)
-    if not result.images:
-        first = result.broken[0] if result.broken else "there are none"
+    if not reached.tops:
+        first = reached.broken[0] if reached.broken else "there are none"
         raise InputError(f"none of the {len(chosen)} images could be read: {first}")
-    if keep_state:
-        keep()
-    elif saved:
-        saved.path.unlink(missing_ok=True)
-    return result
+    if file and keep_state:
+        file.write(reached)
+    elif file:
+        file.path.unlink(missing_ok=True)
+    tops = {layer: reached.tops[graph.names[node]].to("cpu") for layer, node in nodes.items()}
+    return Scan(tops, len(chosen) - len(reached.broken), reached.broken)
+
+
+def _nodes(graph: Graph, layers: Sequence[str | nn.Module]) -> dict[str, fx.Node]:
+    """The steps to scan, by the names that the result will have for them."""
+    if isinstance(layers, str | nn.Module):
+        raise InputError("layers must be a list, also for one layer, as in layers=['relu1']")
+    nodes = {graph.name(layer): graph.node(layer) for layer in layers}
+    if not nodes:
+        raise InputError("a scan needs at least one layer; layers is empty")
+    return nodes
+
+
+def _chosen(indices: Iterable[int] | None, images: int, k: int, distinct: bool) -> Tensor:
+    """The images to scan, in order."""
+    if type(k) is not int or k < 1:
+        raise InputError(f"k is {k!r}; give a whole number from 1")
+    if indices is None and distinct and images < k:
+        raise InputError(f"the dataset has {images} images, fewer than k={k}; lower k, or pass distinct=False")
+    return torch.arange(images) if indices is None else torch.as_tensor(list(indices)).unique()
+
+
+class _Progress(NamedTuple):
+    """How far a scan has come, always by whole batches."""
+
+    done: int  # how many of the chosen images were scanned, or could not be read
+    tops: Mapping[str, TopActivations]  # by the names of the graph
+    broken: list[str]
+
+
+@dataclass
+class _State:
+    """The file in which an interrupted scan is kept."""
+
+    path: Path
+    identity: Identity
+    device: torch.device
+
+    @classmethod
+    def of(
+        cls,
+        path: str | Path,
+        graph: Graph,
+        images: Images,
+        chosen: Tensor,
+        nodes: Collection[fx.Node],
+        k: int,
+        distinct: bool,
+    ) -> "_State":
+        tensors = device_and_dtype(graph.model)
+        identity = network_identity(graph.model) | {
+            "dtype": str(tensors["dtype"]),
+            "images": images.identity(),
+            "indices": digest(chosen),
+            "layers": digest(sorted(graph.names[node] for node in nodes)),
+            "k": str(k),
+            "distinct": str(distinct),
+        }
+        return cls(Path(path), identity, tensors["device"])
+
+    def write(self, progress: _Progress) -> None:
+        tensors = {
+            f"{layer}/{name}": column.cpu().clone(memory_format=torch.contiguous_format)
+            for layer, top in progress.tops.items()
+            for name, column in top._asdict().items()
+        }
+        about = {"done": str(progress.done), "broken": json.dumps(progress.broken)}
+        sealed = seal(self.identity, {**about, **tensors})
+        write_atomically(self.path, save(tensors, metadata={**about, "seal": sealed}))
+
+    def read(self) -> _Progress:
+        """What the file holds, nothing if there is none; InputError if it is damaged or of another scan."""
+        if not self.path.exists():
+            return _Progress(0, {}, [])
+        remedy = "delete it, or pass fresh=True, to start anew"
+        try:
+            with safe_open(self.path, framework="pt", device=str(self.device)) as file:
+                about = dict(file.metadata() or {})
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{self.path} cannot be read as a scan's state ({first_line(error)}); {remedy}") from None
+        check_seal(self.path, about.pop("seal", None), self.identity, {**about, **tensors}, remedy)
+        layers = {name.rsplit("/", 1)[0] for name in tensors}
+        tops = {x: TopActivations(*(tensors[f"{x}/{name}"] for name in TopActivations._fields)) for x in layers}
+        return _Progress(int(about["done"]), tops, json.loads(about["broken"]))
+
+
+# ---- one batch -------------------------------------------------------------------------------------------------------
+
+
+def _whole_batches(
+    graph: Graph, nodes: Collection[fx.Node], batches: Batches, chosen: Tensor, start: _Progress, k: int, distinct: bool
+) -> Iterator[_Progress]:
+    """How far the scan has come after each batch, and at the end. An interrupt leaves all of a batch or none of it."""
+    reached = start
+    for batch in batches:
+        tops = _scanned(graph, nodes, batch, reached.tops, k, distinct)
+        position = int(torch.searchsorted(chosen[start.done :], batch.index[-1]))
+        done = start.done + (position // batches.batch_size + 1) * batches.batch_size
+        reached = _Progress(min(done, len(chosen)), tops, [*start.broken, *batches.broken])
+        yield reached
+    yield _Progress(len(chosen), reached.tops, [*start.broken, *batches.broken])
+
+
+def _scanned(
+    graph: Graph, nodes: Collection[fx.Node], batch: Batch, before: Mapping[str, TopActivations], k: int, distinct: bool
+) -> dict[str, TopActivations]:
+    """The strongest activations before a batch and in it."""
+    tops = dict(before)
+
+    def take(node: fx.Node, output: Any) -> TopActivations:
+        graph.check_maps(node, output)
+        name, maps = graph.names[node], output if output.ndim == 4 else output[..., None, None]
+        if not maps.is_floating_point():
+            raise InputError(f"{name} gives {maps.dtype}; choose a layer of floating-point values")
+        top = tops.get(name) or TopActivations.none(maps.shape[1], k, maps)
+        tops[name] = _update(top, maps, batch.index, distinct, name)
+        return tops[name]
+
+    def apply(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if node not in nodes:
+            return graph.call(node, args, kwargs)
+        if not _clips_from_above(graph, node, args, kwargs):
+            output = graph.call(node, args, kwargs)
+            take(node, output)  # now: the next step may overwrite it
+            return output
+        top = take(node, args[0])  # before the step, which may overwrite its input
+        values = graph.call(node, (top.unclipped.clone(), *args[1:]), kwargs)
+        tops[graph.names[node]] = top._replace(value=values.where(top.image >= 0, -torch.inf))
+        return graph.call(node, args, kwargs)
+
+    images = check_images(graph.model, batch.images)
+    graph.run(images, nodes, apply)
+    return tops
+
+
+def _clips_from_above(graph: Graph, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a step clips its input at a number: ReLU6, Hardtanh, or clamp with a maximum."""
+    module = graph.module(node)
+    if module is not None:
+        return isinstance(module, nn.Hardtanh) and type(module).forward in (nn.Hardtanh.forward, nn.ReLU6.forward)
+    function = getattr(torch, node.target, None) if isinstance(node.target, str) else node.target
+    if function in _CLAMPS:
+        return isinstance(kwargs.get("max", args[2] if len(args) > 2 else None), int | float)
+    return function in _CLIPS
+
+
+def _strongest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The maximum of every map of x (N, C, H, W) and its flat position, of equals the first; each (N, C)."""
+    if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
+        # one pooling window over the whole map: the reduction that is fast where maps lie side by side
+        best, position = F.max_pool2d(x, x.shape[2:], return_indices=True)
+        return best.flatten(1), position.flatten(1)
+    best, position = x.flatten(2).max(2)
+    return best, position
+
+
+def _update(top: TopActivations, x: Tensor, index: Tensor, distinct: bool, layer: str) -> TopActivations:
+    """Take in the values x (N, C, H, W) of the images `index` (N,), later in the dataset than all before."""
+    k = top.value.shape[1]
+    best, positions = _strongest(x)
+    if not best.isfinite().all():
+        image = int(index[int((~best.isfinite()).any(1).nonzero()[0])])
+        raise InputError(f"{layer} gives NaN or infinity, in {x.dtype}, on image {image}")
+    best, which = best.sort(dim=0, descending=True, stable=True)  # (N, C)
+    rank, maps = (best[:k] > top.unclipped[:, -1]).nonzero(as_tuple=True)  # equal is not enough: the earlier one stays
+    if not len(maps):
+        return top
+    images = which[rank, maps]
+    if distinct:
+        value, position = best[rank, maps][:, None], positions[images, maps][:, None]
+    else:
+        planes = x[images, maps].flatten(1)  # (P, H W)
+        value, position = (entries[:, :k] for entries in planes.sort(dim=1, descending=True, stable=True))
+    count = value.shape[1]
+    candidates = TopActivations.none(len(top.value), k * count, x)
+    slots = (rank * count)[:, None] + torch.arange(count, device=x.device)
+    target = (maps[:, None].expand_as(slots), slots)
+    origin = index.to(x.device)[images][:, None].expand_as(slots)
+    entries = (value, origin, position // x.shape[3], position % x.shape[3], value)
+    for column, entry in zip(candidates, entries, strict=True):
+        column[target] = entry
+    return top._join(candidates)

@@ -1,8 +1,8 @@
 """Max pooling that remembers where each maximum came from, and its transpose.
 
 A *switch* is the flat index, row * columns + column, of the maximum of one pooling window in the plane that was pooled.
-The first of equal values wins.  `unpool` puts every value back at its switch; where windows overlap, one place may have
-won several of them, and the values it is sent are added, which makes `unpool` the exact transpose of `pool`.
+The first of equal values wins. `unpool` puts every value back at its switch. Where windows overlap, one pixel may win
+several of them; the values sent to it are added, which makes `unpool` the exact transpose of `pool`.
 Zeiler & Fergus (2014), section 2.1.
 """
 
@@ -23,7 +23,12 @@ def pool(
     ceil_mode: bool = False,
     dilation: int | tuple[int, int] = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Max-pool x (N, C, H, W) into values (N, C, h, w) and switches (N, C, h, w), int64."""
+    """Max-pool x (N, C, H, W) into values (N, C, h, w) and switches (N, C, h, w), int64.
+
+    Args:
+        x: activations.
+        kernel_size, stride, padding, ceil_mode, dilation: as in `torch.nn.MaxPool2d`.
+    """
     return F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
 
 
@@ -35,22 +40,29 @@ def adaptive_pool(x: Tensor, output_size: int | tuple[int, int]) -> tuple[Tensor
 def unpool(values: Tensor, switches: Tensor, size: tuple[int, int], collisions: str = "add") -> Tensor:
     """Put values (N, C, h, w) back at their switches in a zero signal (N, C, *size).
 
-    `size` is that of the plane that was pooled: it cannot be told from the pooled one.  Where several values meet,
-    `collisions` adds them ("add"), lets the last window in reading order win ("overwrite"), or the largest ("max").
+    Args:
+        values: what is put back.
+        switches: flat indices in the plane that was pooled, int64, in the shape of the values.
+        size: (rows, columns) of the plane that was pooled: the pooled one does not tell it.
+        collisions: where several values meet, "add" adds them, "overwrite" lets the last window in reading order win,
+            and "max" the largest value.
+
+    Raises:
+        InputError: an unknown collision rule.
     """
     if collisions not in COLLISIONS:
         raise unknown_name("collision rule", collisions, COLLISIONS)
-    flat, where = values.flatten(2), switches.flatten(2)
+    flat, targets = values.flatten(2), switches.flatten(2)
     plane = flat.new_zeros(*flat.shape[:2], size[0] * size[1])
     if collisions == "max":
-        plane.scatter_reduce_(2, where, flat, "amax", include_self=False)
+        plane.scatter_reduce_(2, targets, flat, "amax", include_self=False)
     else:
         if collisions == "overwrite":
-            order = torch.arange(flat.shape[2], device=flat.device).expand_as(where)
-            last = torch.zeros_like(plane, dtype=order.dtype).scatter_reduce_(2, where, order, "amax")
-            flat = flat * (last.gather(2, where) == order)
-        plane.scatter_add_(2, where, flat)
-    return plane.unflatten(2, tuple(size))
+            order = torch.arange(flat.shape[2], device=flat.device).expand_as(targets)
+            last = torch.zeros_like(plane, dtype=order.dtype).scatter_reduce_(2, targets, order, "amax")
+            flat = flat * (last.gather(2, targets) == order)
+        plane.scatter_add_(2, targets, flat)
+    return plane.view(*plane.shape[:2], *size)
 
 
 class SwitchMaxPool2d(nn.MaxPool2d):

@@ -1,22 +1,25 @@
 """Trained weights in files, with the preprocessing that they were trained with.
 
 Weights are of no use without knowing how their photographs were prepared, so neither is saved or loaded
-without the other. A file is known by its content, and none is read in a way that could run code from it.
+without the other. A file's format is recognised by its content, and none is read in a way that could run code from it.
 Weights published under other names are renamed by an adapter: one function in `ADAPTERS`.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import pickle
 import re
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -24,12 +27,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from zfnet.data.preprocessing import Preprocessing
-from zfnet.errors import InputError, first_line
+from zfnet.data.preprocessing import Model, Preprocessing
+from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.files import write_atomically
 
-Model = TypeVar("Model", bound=nn.Module)
 MEAN_IMAGE = "preprocessing.mean_image"  # among the tensors of a file that `save` wrote
+PREFIXES = ("module.", "model.", "_orig_mod.", "net.")  # DataParallel, Lightning, torch.compile, own wrappers
+ENTRIES = ("state_dict", "model_state_dict", "model", "net", "weights")  # of checkpoints
+AVERAGED = ("model_ema", "ema", "state_dict_ema")  # entries with an exponential moving average of the weights
+# What often stands beside weights. None of it is built: each is read as a `_Beside`, so that nothing of it can run.
+BESIDE = ("argparse.Namespace", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
 
 
 @dataclass(frozen=True)
@@ -46,21 +53,36 @@ class Weights:
 # --- files, by their content
 
 
+@contextlib.contextmanager
+def _parsing(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """One line for the errors that a library raises for damaged files."""
+    try:
+        yield
+    except InputError:
+        raise
+    except errors as error:
+        reason = first_line(error)
+        raise InputError(f"cannot read weights from {path}, it may be cut short or damaged: {reason}") from None
+
+
 def _is_safetensors(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(9)[8:] == b"{"
 
 
-def _read_safetensors(path: Path) -> Weights:
-    with safetensors.safe_open(path, "pt") as file:
+def _read_safetensors(path: Path) -> dict[str, Weights]:
+    with _parsing(path, safetensors.SafetensorError), safetensors.safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         stored = file.metadata() or {}
     text, metadata = stored.get("preprocessing"), _decoded(stored)
-    paddings = {name: tuple(map(int, padding)) for name, padding in metadata.pop("paddings", {}).items()}
-    preprocessing = Preprocessing.from_json(text) if text else None
-    if preprocessing and (mean := tensors.pop(MEAN_IMAGE, None)) is not None:
+    if not text:
+        return {"": Weights(tensors, None, metadata)}
+    with _parsing(path, AttributeError, TypeError, ValueError):
+        paddings = {name: tuple(map(int, padding)) for name, padding in metadata.pop("paddings", {}).items()}
+    preprocessing = Preprocessing.from_json(text)
+    if (mean := tensors.pop(MEAN_IMAGE, None)) is not None:
         preprocessing = replace(preprocessing, mean_image=mean)
-    return Weights(tensors, preprocessing, metadata, paddings)
+    return {"": Weights(tensors, preprocessing, metadata, paddings)}
 
 
 def _decoded(stored: dict[str, str]) -> dict[str, Any]:
@@ -71,16 +93,24 @@ def _decoded(stored: dict[str, str]) -> dict[str, Any]:
     return metadata
 
 
+def _archive(path: Path) -> list[str]:
+    """The names in a zip archive; none of what is no archive, or a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error):
+        return []
+
+
 def _is_npz(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as file:
-        return all(name.endswith(".npy") for name in file.namelist())
+    names = _archive(path)
+    return bool(names) and all(name.endswith(".npy") for name in names)
 
 
-def _read_npz(path: Path) -> Weights:
+def _read_npz(path: Path) -> dict[str, Weights]:
+    damaged = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, SyntaxError, ValueError)
     tensors = {}
-    with np.load(path, allow_pickle=False) as arrays:
+    with _parsing(path, *damaged), np.load(path, allow_pickle=False) as arrays:
         for name in arrays.files:
             try:
                 tensors[name] = torch.from_numpy(arrays[name])
@@ -88,7 +118,7 @@ def _read_npz(path: Path) -> Weights:
                 if "allow_pickle" not in str(error):
                     raise
                 raise InputError(f"{path} is refused: {name} holds Python objects, which could run code") from None
-    return Weights(tensors)
+    return {"": Weights(tensors)}
 
 
 def _is_torch(path: Path) -> bool:
@@ -96,24 +126,57 @@ def _is_torch(path: Path) -> bool:
         return file.read(2).startswith((b"PK", b"\x80"))  # a zip archive or, before torch 1.6, a pickle
 
 
-def _read_torch(path: Path) -> Weights:
+class _Beside:
+    """What stands in a checkpoint beside its weights, its content forgotten."""
+
+    def __new__(cls, *_: Any) -> "_Beside":
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def _read_torch(path: Path) -> dict[str, Weights]:
+    if any(name.endswith("/constants.pkl") for name in _archive(path)):
+        raise InputError(f"{path} is a TorchScript archive; load it with torch.jit.load and save its state_dict()")
+    beside = torch.serialization.safe_globals([(_Beside, name) for name in BESIDE])
+    damaged = (RuntimeError, AssertionError, AttributeError, EOFError, LookupError, TypeError, ValueError, struct.error)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), beside, _parsing(path, *damaged):
             warnings.simplefilter("ignore")  # of pickles it then refuses
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its own message says how to load the file all the same
         code = re.search(r"GLOBAL (\S+)", str(error))
         why = f"its {code[1]} could run code" if code else "it is cut short, or a pickle that could run code"
         raise InputError(f"{path} is refused: {why}; save the model's state_dict()") from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    states = _entries(content)
+    problems = {entry: _not_weights(state) for entry, state in states.items()}
+    weights = {entry: Weights(dict(state)) for entry, state in states.items() if not problems[entry]}
+    if not weights:
+        entry, problem = next(iter(problems.items()))
+        raise InputError(f"{path}{f' under {entry!r}' * bool(entry)} holds {problem}")
+    return weights
+
+
+def _entries(content: Any, depth: int = 2) -> dict[str, Any]:
+    """What may be state dicts in a checkpoint, by their entry; "" for a checkpoint that is itself a state dict."""
+    states: dict[str, Any] = {}
+    if isinstance(content, dict) and depth:
+        for name in (*ENTRIES, *AVERAGED):
+            if isinstance(content.get(name), dict):
+                inner = _entries(content[name], depth - 1)
+                states |= {f"{name}.{entry}" if entry else name: state for entry, state in inner.items()}
+    if not states and isinstance(content, dict):
+        content = {name: value for name, value in content.items() if name != "n_averaged"}  # AveragedModel's counter
+    return states or {"": content}
+
+
+def _not_weights(state: Any) -> str:
+    """Why what a checkpoint holds is no state dict; nothing if it is one."""
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise InputError(f"{path} holds {type(state).__name__}; save the model's state_dict() instead")
-    if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise InputError(f"{path} holds more than weights: {other[0]!r} is no tensor; save the state_dict() alone")
-    if state and all(name.startswith("module.") for name in state):  # saved from DataParallel
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return Weights(dict(state))
+        return f"{type(state).__name__}; save the model's state_dict() instead"
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    return f"more than weights: {others[0]!r} is no tensor; save the state_dict() alone" if others else ""
 
 
 _ZFNET_STEPS = {"Conv": "conv", "Gemm": "fc", "LRN": "norm", "MaxPool": "pool"}
@@ -125,17 +188,19 @@ def _is_onnx(path: Path) -> bool:
         return file.read(1) == b"\x08"  # its first field, the version of the format
 
 
-def _read_onnx(path: Path) -> Weights:
+def _read_onnx(path: Path) -> dict[str, Weights]:
     """A ZFNet's: tensors under the names that `zfnet.ZFNet` has for its layers, and their geometry."""
     try:
         import onnx
+        from google.protobuf.message import DecodeError
     except ImportError:
         raise InputError(f"{path} is read by onnx, which is not installed: pip install 'zfnet[onnx]'") from None
-    graph = onnx.load(str(path), load_external_data=False).graph
-    there = {entry.name: torch.from_numpy(onnx.numpy_helper.to_array(entry).copy()) for entry in graph.initializer}
+    with _parsing(path, DecodeError, ValueError, TypeError):
+        graph = onnx.load(str(path), load_external_data=False).graph
+        values = {entry.name: torch.from_numpy(onnx.numpy_helper.to_array(entry).copy()) for entry in graph.initializer}
     tensors, modules, last = {}, {}, {"conv": 0, "fc": 5}
     for node in graph.node:
-        given = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+        attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
         if node.op_type in _SILENT_STEPS:
             continue
         if node.op_type not in _ZFNET_STEPS:
@@ -144,28 +209,29 @@ def _read_onnx(path: Path) -> Weights:
         if kind in last:
             last[kind] += 1
         name = f"{kind}{last.get(kind, last['conv'])}"
-        modules[name] = _geometry(node.op_type, given)
-        for part, entry in zip(("weight", "bias"), node.input[1:], strict=False):
-            tensors[f"{name}.{part}"] = there[entry]
-        if kind == "fc" and not given.get("transB", 0):
+        with _parsing(path, KeyError, ValueError):
+            modules[name] = _geometry(node.op_type, attributes)
+            for part, entry in zip(("weight", "bias"), node.input[1:], strict=False):
+                tensors[f"{name}.{part}"] = values[entry]
+        if kind == "fc" and not attributes.get("transB", 0):
             tensors[f"{name}.weight"] = tensors[f"{name}.weight"].T.contiguous()
-    return Weights(tensors, modules=modules)
+    return {"": Weights(tensors, modules=modules)}
 
 
-def _geometry(operation: str, given: dict[str, Any]) -> dict[str, Any]:
+def _geometry(operation: str, attributes: dict[str, Any]) -> dict[str, Any]:
     """What a step of an ONNX graph says, as attributes of the module that does the same."""
     if operation == "LRN":
-        return {"size": given["size"], "alpha": given["alpha"], "beta": given["beta"], "k": given["bias"]}
+        return {"k": attributes["bias"]} | {name: attributes[name] for name in ("size", "alpha", "beta")}
     if operation == "Gemm":
         return {}
-    top, left, bottom, right = given.get("pads", (0, 0, 0, 0))
-    geometry = {"kernel_size": tuple(given["kernel_shape"]), "stride": tuple(given["strides"])}
+    top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
+    geometry = {"kernel_size": tuple(attributes["kernel_shape"]), "stride": tuple(attributes["strides"])}
     if operation == "Conv":
         return geometry | {"padding": (top, left) if (top, left) == (bottom, right) else (top, left, bottom, right)}
     return geometry | {"padding": (top, left)}  # beyond the end it is ceil mode: the sizes of maps tell
 
 
-FORMATS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Weights]]] = {
+FORMATS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], dict[str, Weights]]]] = {
     "safetensors": (_is_safetensors, _read_safetensors),
     "npz": (_is_npz, _read_npz),
     "torch": (_is_torch, _read_torch),
@@ -176,8 +242,8 @@ FORMATS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Weights]]] = {
 # --- weights published under other names
 
 _CAFFE_SQUEEZENET = {"conv1": "features.0", "conv_final": "classifier.1"} | {
-    f"fire{fire}/{theirs}": f"features.{place}.{ours}"
-    for fire, place in {2: 3, 3: 4, 4: 5, 5: 7, 6: 8, 7: 9, 8: 10, 9: 12}.items()
+    f"fire{fire}/{theirs}": f"features.{index}.{ours}"
+    for fire, index in {2: 3, 3: 4, 4: 5, 5: 7, 6: 8, 7: 9, 8: 10, 9: 12}.items()
     for theirs, ours in {"conv1x1_1": "squeeze", "conv1x1_2": "expand1x1", "conv3x3_2": "expand3x3"}.items()
 }
 
@@ -245,37 +311,70 @@ def _in_one_line(path: Path) -> Iterator[None]:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # what a damaged file makes four libraries raise
-        reason = first_line(error)
-        raise InputError(f"cannot read weights from {path}, it may be cut short or damaged: {reason}") from None
 
 
-def _read(path: Path) -> Weights:
-    with _in_one_line(path):
-        for recognises, read in FORMATS.values():
-            if recognises(path):
-                weights = read(path)
-                adapted = (adapt(weights.tensors) for adapt in ADAPTERS.values())
-                return next(filter(None, adapted), weights)
+def _check_sha256(path: Path, expected: str) -> None:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    if digest.hexdigest() != expected.lower():
+        raise InputError(f"{path} has SHA-256 {digest.hexdigest()}, not {expected}: another file, or a damaged one")
+
+
+def _read(path: Path) -> dict[str, Weights]:
+    """The weights in a file, by the entry of a checkpoint; "" in files that hold nothing else."""
+    for recognises, read in FORMATS.values():
+        if recognises(path):
+            return read(path)
     raise InputError(f"{path} is no file of weights; known are {', '.join(FORMATS)}")
+
+
+def _versions(weights: Weights) -> Iterator[Weights]:
+    """The weights under the names of the file, then without each prefix that all names share; renamed by adapters."""
+    tensors, prefix = weights.tensors, ""
+    while prefix is not None:
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        adapted = (adapt(tensors) for adapt in ADAPTERS.values())
+        yield next(filter(None, adapted), replace(weights, tensors=tensors))
+        shared = (p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors))
+        prefix = next(shared, None)  # type: ignore[assignment]
+
+
+def _weights_for(model: nn.Module, path: Path, entry: str | None) -> Weights:
+    """The weights of a file that are the model's; InputError if there are none, or several."""
+    entries = _read(path)
+    if entry is not None and entry not in entries:
+        raise unknown_name(f"entry of {path}", entry, entries)
+    plain = [name for name in entries if name.split(".")[-1] not in AVERAGED]
+    names = [entry] if entry is not None else plain or list(entries)
+    nearest = {name: min(_versions(entries[name]), key=lambda w: sum(map(len, _misfits(model, w)))) for name in names}
+    fitting = [name for name, weights in nearest.items() if not any(_misfits(model, weights))]
+    if len(fitting) > 1:
+        raise InputError(f"{path} holds {len(fitting)} sets of weights that fit: give entry={' or '.join(fitting)}")
+    name = (fitting or names)[0]
+    _check_fit(model, nearest[name], path)
+    if name not in plain:
+        warnings.warn(f"the EMA weights of {path} are used ({name})", stacklevel=3)
+    return nearest[name]
 
 
 def _first(names: list[str], what: str) -> list[str]:
     return [f"{len(names)} {what} (first {names[0]})"] if names else []
 
 
-def _other_modules(model: nn.Module, modules: dict[str, dict[str, Any]]) -> list[str]:
+def _other_modules(model: nn.Module, expected: dict[str, dict[str, Any]]) -> list[str]:
     """Where the model's modules are not those that the weights were trained in, in words."""
-    there = dict(model.named_modules())
-    if missing := [name for name in modules if name not in there]:
+    modules = dict(model.named_modules())
+    if missing := [name for name in expected if name not in modules]:
         return _first(missing, "missing")
-    if list(modules) != (order := [name for name in there if name in modules]):
-        places = zip(modules, order, strict=True)
-        theirs, ours = next((theirs, ours) for theirs, ours in places if theirs != ours)
-        return [f"{theirs} comes before {ours} in the file, and after it in the model"]
-    for name, wanted in modules.items():
-        for attribute, value in wanted.items():
-            own: Any = getattr(there[name], attribute)
+    if list(expected) != (order := [name for name in modules if name in expected]):
+        pairs = zip(expected, order, strict=True)
+        first, second = next((first, second) for first, second in pairs if first != second)
+        return [f"{first} comes before {second} in the file, and after it in the model"]
+    for name, attributes in expected.items():
+        for attribute, value in attributes.items():
+            own: Any = getattr(modules[name], attribute)
             own = (own, own) if isinstance(value, tuple) and isinstance(own, int) else own
             close = isinstance(value, float) and math.isclose(own, value, rel_tol=1e-6)  # a file's floats are single
             if own != value and not close:
@@ -284,18 +383,24 @@ def _other_modules(model: nn.Module, modules: dict[str, dict[str, Any]]) -> list
     return []
 
 
-def _check_fit(model: nn.Module, weights: Weights, path: Path) -> None:
-    wanted, given = model.state_dict(), weights.tensors
+def _misfits(model: nn.Module, weights: Weights) -> tuple[list[str], list[str], list[str]]:
+    """The names of tensors that are missing, unexpected, and misshapen."""
+    own, tensors = model.state_dict(), weights.tensors
     # older files lack BatchNorm's counters, on which no output depends; torch then leaves the model's
-    missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in given if name not in wanted]
+    missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in tensors if name not in own]
     misshapen = [
-        f"{name}: {tuple(given[name].shape)} in the file, {tuple(wanted[name].shape)} in the model"
-        for name in wanted
-        if name in given and given[name].shape != wanted[name].shape
+        f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
     ]
-    unexpected = unexpected or [f"padding of {n}" for n in weights.paddings if f"{n}.weight" not in wanted]
-    problems = _first(missing, "missing") + _first(unexpected, "unexpected") + _first(misshapen, "misshapen")
+    unexpected = unexpected or [f"padding of {n}" for n in weights.paddings if f"{n}.weight" not in own]
+    return missing, unexpected, misshapen
+
+
+def _check_fit(model: nn.Module, weights: Weights, path: Path) -> None:
+    kinds = zip(_misfits(model, weights), ("missing", "unexpected", "misshapen"), strict=True)
+    problems = [problem for names, kind in kinds for problem in _first(names, kind)]
     problems = problems or _other_modules(model, weights.modules)
     if problems:
         saved = weights.metadata.get("architecture")
@@ -315,28 +420,42 @@ def load(
     *,
     preprocessing: Preprocessing | None = None,
     default_preprocessing: Preprocessing | None = None,
+    entry: str | None = None,
+    sha256: str | None = None,
 ) -> Model:
-    """Fill `model` with the weights of a file and set `model.preprocessing`; return it.
+    """Fill a model with the weights of a file and set `model.preprocessing`; return it.
 
-    The file is one that `save` wrote, another safetensors file, a state dict of `torch.save` (or a dict with
-    one under "state_dict"), an npz archive, a ZFNet's ONNX file, or weights that `ADAPTERS` knows. What `save` wrote
-    and what an adapter knows says how photographs are prepared. For other files give `preprocessing`, `Preprocessing()`
-    for torchvision's ImageNet weights: none is assumed, because with a wrong one a network still answers,
-    only worse; `default_preprocessing` is taken for a file that says nothing. InputError if
-    names, shapes, values or the file are not right; the model is then as it was.
+    There is no default for the preprocessing, because a wrong one degrades results silently. Files that `save` wrote
+    and weights that `ADAPTERS` knows have their own.
+
+    Args:
+        model: what the weights are for; left as it was if they do not fit.
+        path: a file that `save` wrote, another safetensors file, a state dict or checkpoint of `torch.save`, an npz
+            archive, or a ZFNet's ONNX file. Prefixes of wrappers (`module.`, `_orig_mod.`, ...) are removed.
+        preprocessing: how photographs were prepared, for files that do not say so; `Preprocessing()` is that of
+            torchvision's ImageNet weights.
+        default_preprocessing: the same, but the file's own comes first.
+        entry: which entry of a checkpoint; None: the only one that fits. An entry with averaged (EMA) weights is used
+            only if the file has no others, with a warning.
+        sha256: of the file, in hexadecimal; None: not checked.
+
+    Raises:
+        InputError: the file cannot be read, or its names, shapes or values are not right.
     """
     path = Path(path)
-    weights = _read(path)
-    if preprocessing is None:
-        preprocessing = weights.preprocessing or default_preprocessing
-    elif weights.preprocessing not in (None, preprocessing):
+    with _in_one_line(path):
+        if sha256 is not None:
+            _check_sha256(path, sha256)
+        weights = _weights_for(model, path, entry)
+    own = weights.preprocessing
+    if preprocessing is not None and own is not None and own.identity() != preprocessing.identity():
         raise InputError(f"{path} has its own preprocessing; leave out preprocessing=, or change it afterwards")
+    preprocessing = preprocessing or own or default_preprocessing
     if preprocessing is None:
         raise InputError(
             f"{path} does not say how its photographs were prepared; give preprocessing="
             " (Preprocessing() for torchvision's ImageNet weights)"
         )
-    _check_fit(model, weights, path)
     state = model.state_dict()
     tensors = {name: tensor.to(state[name].dtype) for name, tensor in weights.tensors.items()}
     _check_finite(tensors, str(path))
@@ -344,15 +463,19 @@ def load(
     for name, padding in weights.paddings.items():
         model.get_submodule(name).padding = padding  # type: ignore[assignment]
     model.paddings = weights.paddings  # type: ignore[assignment]
-    model.preprocessing = preprocessing  # type: ignore[assignment]
-    return model
+    return preprocessing.attach(model)
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> None:
-    """Write a model's weights, its `preprocessing` and JSON values as safetensors, whole or not at all.
+    """Write a model's weights, its `preprocessing` and JSON values as safetensors, atomically.
 
-    `metadata` (`architecture`, `classes`, ...) is what `read_metadata` returns. InputError if the model has
-    no `preprocessing` (set it, or give it here), a value is not finite, or the file cannot be written.
+    Args:
+        model: with its `preprocessing`, unless that is given as metadata.
+        path: the file to write.
+        metadata: what `read_metadata` returns: `architecture`, `classes`, ...
+
+    Raises:
+        InputError: no preprocessing, a value that is not finite or not JSON, or a file that cannot be written.
     """
     path = Path(path)
     preprocessing = metadata.pop("preprocessing", getattr(model, "preprocessing", None))
@@ -383,6 +506,6 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     with _in_one_line(path):
         if not _is_safetensors(path):
             return {}
-        with safetensors.safe_open(path, "pt") as file:
+        with _parsing(path, safetensors.SafetensorError), safetensors.safe_open(path, "pt") as file:
             return _decoded(file.metadata() or {})
     return {}

@@ -1,11 +1,11 @@
-"""Does a network know that the eye of one dog is the eye of another?  Zeiler & Fergus (2013, arXiv:1311.2901), Table 1.
+"""Does a network relate the eye of one dog to the eye of another? Zeiler & Fergus (2013, arXiv:1311.2901), Table 1.
 
-Mask the same part in N images.  In image i the features of a layer change by eps_i = x_i - x~_i.  If the layer relates
-the part in different images, the signs of these changes agree more than those of masks at random places:
+Mask the same part in N images. In image i the features of a layer change by eps_i = x_i - x~_i. If the layer relates
+the part in different images, the signs of these changes agree more than those of masks at random positions:
 
     Delta = mean over pairs i < j of Hamming(sign eps_i, sign eps_j) / dimensions
 
-A sign is -1, 0 or 1: most features after a ReLU are 0 with and without the mask, and count as agreeing.
+A sign is -1, 0 or 1. Most features after a ReLU are 0 with and without the mask, and count as agreeing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from zfnet.graph import Graph, graph_of
 from zfnet.recording import activations
 
 ZEROS = ("agree", "drop")
-NO_CHANGE = 1e-5  # of a layer's largest feature: less is float32's rounding, which has a sign too
+NO_CHANGE = 1e-5  # of a layer's largest feature: smaller changes are float32's rounding, which has a sign too
 
 
 class Consistency(NamedTuple):
@@ -29,7 +29,7 @@ class Consistency(NamedTuple):
 
     mean: float  # over pairs of images
     spread: float  # standard deviation over pairs; for random masks, over pairs of masks
-    interval: tuple[float, float]  # 95%, of the mean, by drawing images again: pairs share images
+    interval: tuple[float, float]  # 95 %, of the mean, by resampling images: pairs share images
     changed: float  # the share of features that a mask changes at all
     p: float | None  # how often masks drawn from the part's and its random ones agree as well as the part's
 
@@ -37,9 +37,11 @@ class Consistency(NamedTuple):
 def random_boxes(
     avoid: Tensor, size: tuple[int, int], image_size: tuple[int, int], count: int, generator: torch.Generator
 ) -> Tensor:
-    """Boxes (count, 4: top, left, bottom, right) of one size, in the image and clear of those to `avoid` (P, 4).
+    """Draw boxes (count, 4) of one size in an image, clear of others; positions may repeat, all are equally likely.
 
-    All such places are equally likely, and may be drawn twice.  InputError if there is none.
+    Args:
+        avoid: boxes (P, 4: top, left, bottom, right), pixels.
+        size, image_size: rows and columns of a box and of the image.
     """
     (height, width), (rows, columns) = size, image_size
     top, left = torch.arange(rows - height + 1)[:, None], torch.arange(columns - width + 1)[None]
@@ -47,10 +49,10 @@ def random_boxes(
     for first_row, first_column, last_row, last_column in avoid.tolist():
         clear = (top >= last_row) | (top + height <= first_row)
         free &= clear | (left >= last_column) | (left + width <= first_column)
-    places = free.nonzero()
-    if not len(places):
-        raise InputError(f"a random mask of {height} x {width} pixels has no place beside the parts: mask fewer")
-    corners = places[torch.randint(len(places), (count,), generator=generator)]
+    corners = free.nonzero()
+    if not len(corners):
+        raise InputError(f"a random mask of {height} x {width} pixels does not fit beside the parts: mask fewer")
+    corners = corners[torch.randint(len(corners), (count,), generator=generator)]
     return torch.cat([corners, corners + torch.tensor(size)], 1)
 
 
@@ -63,32 +65,36 @@ def sign_changes(
     fill: float = 0.0,
     batch_size: int = 64,
 ) -> dict[str, Tensor]:
-    """The signs of how each mask changes an image's features: by layer (K, D) int8, of eps = with all - with the mask.
+    """The signs of features' changes, unmasked minus masked, by layer: (K, D), int8.
 
-    image (3, H, W), masks `boxes` (K, 4) filled with `fill` in the network's input, where 0 is the mean colour.
+    Args:
+        image: (C, H, W).
+        boxes: K masks (K, 4: top, left, bottom, right), pixels.
+        fill: the value of masked pixels in the network's input, where 0 is the mean colour.
     """
     masked = image.expand(len(boxes) + 1, -1, -1, -1).clone()
     for canvas, (top, left, bottom, right) in zip(masked[1:], boxes.tolist(), strict=True):
         canvas[:, top:bottom, left:right] = fill
     signs = {}
-    for layer, features in activations(graph_of(model), masked, layers, batch_size).items():
-        features = features.flatten(1)
+    for layer, outputs in activations(graph_of(model), masked, layers, batch_size).items():
+        features = outputs.flatten(1)
         change = features[:1] - features[1:]
-        change[change.abs() <= NO_CHANGE * features[0].abs().max()] = 0
+        rounding = max(NO_CHANGE, 2 * torch.finfo(change.dtype).eps)
+        change[change.abs() <= rounding * features[0].abs().max()] = 0
         signs[layer] = change.sign().to(torch.int8)
     return signs
 
 
 def hamming(signs: Tensor, *, zeros: str = "agree") -> Tensor:
-    """The share of dimensions in which signs (M, D) of -1, 0, 1 differ, for every two: (M, M), float64.
+    """The share of dimensions in which two rows of signs (M, D) of -1, 0, 1 differ, for all pairs: (M, M), float64.
 
     zeros: two zeros "agree"; or "drop" the dimensions in which both are zero.
     """
     if zeros not in ZEROS:
         raise unknown_name("treatment of zeros", zeros, ZEROS)
     product, both = signs.new_zeros(2, len(signs), len(signs), dtype=torch.float64)
-    for some in signs.split(2**16, 1):  # whole numbers, exact in float32 up to 2**24
-        s = some.float()
+    for columns in signs.split(2**16, 1):  # whole numbers, exact in float32 up to 2**24
+        s = columns.float()
         product += s @ s.T  # + 1 where both are the same, - 1 where they are opposite
         both += s.abs() @ s.abs().T  # where neither is zero
     count = both.diagonal()
@@ -98,10 +104,10 @@ def hamming(signs: Tensor, *, zeros: str = "agree") -> Tensor:
 
 
 def permutation_test(distances: Tensor, permutations: int, generator: torch.Generator) -> float:
-    """Do the masks 0 of N images agree better than chance?  distances (N, K, N, K) between K masks of each image.
+    """Do the first masks of N images agree better than chance? Returns p = (1 + draws that are as small) / (1 + draws).
 
-    If the part were as good as any place, any mask of an image could be its mask 0: draw one for each image and compare
-    the mean over pairs.  p = (1 + draws that are as small) / (1 + draws).
+    If the part were like any other position, any of the K masks of an image could be its first one: draw one for each
+    image and compare the mean over pairs. distances: (N, K, N, K).
     """
     images, masks = distances.shape[:2]
     flat = distances.reshape(images * masks, -1)
@@ -115,17 +121,17 @@ def permutation_test(distances: Tensor, permutations: int, generator: torch.Gene
     return (1 + small) / (1 + permutations)
 
 
-def bootstrap(distances: Tensor, generator: torch.Generator, draws: int = 2000) -> tuple[float, float]:
-    """The 95% interval of the mean of distances (N, N) over pairs, by drawing N images with replacement.
+def bootstrap_pairs(distances: Tensor, generator: torch.Generator, draws: int = 2000) -> tuple[float, float]:
+    """The 95 % interval of the mean of distances (N, N) over pairs of images, by drawing images with replacement.
 
-    An image drawn twice is no pair with itself.
+    An image that is drawn twice is no pair with itself.
     """
     images = len(distances)
     drawn = torch.randint(images, (draws, images), generator=generator)
     i, j = torch.triu_indices(images, images, 1)
-    one, other = drawn[:, i], drawn[:, j]
-    pairs = one != other
-    means = (distances[one, other] * pairs).sum(1) / pairs.sum(1)
+    first, second = drawn[:, i], drawn[:, j]
+    pairs = first != second
+    means = (distances[first, second] * pairs).sum(1) / pairs.sum(1)
     low, high = means[pairs.any(1)].quantile(means.new_tensor([0.025, 0.975])).tolist()
     return low, high
 
@@ -144,49 +150,53 @@ def correspondence(
     batch_size: int = 64,
     progress: bool = True,
 ) -> dict[str, dict[str, Consistency]]:
-    """Mask each part, and places elsewhere, in N images (3, S, S): by layer, a `Consistency` by part and "random".
+    """Mask each part, and random positions, in N images: by layer, a `Consistency` by part and of "random".
 
-    parts: of each image, the same names, with boxes (top, left, bottom, right) as in `zfnet.data.parts`.
-    draws: random masks by seed for each part of each image, of the part's size and clear of all parts.
-    fill: see `sign_changes`; zeros: see `hamming`.  InputError for fewer than two images and boxes outside their image.
+    Args:
+        images: N images (C, H, W), of one size.
+        parts: boxes (top, left, bottom, right) of each image by name, as in `zfnet.data.parts`.
+        draws: random masks for each part of each image, of the part's size and clear of all parts.
+        fill, zeros, permutations: see `sign_changes`, `hamming`, `permutation_test`.
+
+    Raises: InputError for fewer than two images, and for boxes outside their image.
     """
     graph = graph_of(model)
     check_weights(graph.model)
     _check(images, parts, draws, permutations, zeros)
     random = torch.Generator().manual_seed(seed)
     masks = 1 + draws
-    found: dict[str, dict[str, Consistency]] = {layer: {} for layer in layers}
-    elsewhere: dict[str, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+    rows: dict[str, dict[str, Consistency]] = {layer: {} for layer in layers}
+    controls: dict[str, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
     with tqdm(total=len(images) * len(parts[0]) * masks, unit=" images", desc="masks", disable=not progress) as bar:
         for part in parts[0]:
             signs: dict[str, list[Tensor]] = {layer: [] for layer in layers}
             for image, boxes in zip(images, parts, strict=True):
-                mine = torch.tensor([boxes[part]])
-                size = (int(mine[0, 2] - mine[0, 0]), int(mine[0, 3] - mine[0, 1]))
+                top, left, bottom, right = boxes[part]
                 avoid, image_size = torch.tensor(list(boxes.values())), (image.shape[1], image.shape[2])
-                both = torch.cat([mine, random_boxes(avoid, size, image_size, draws, random)])
-                changes = sign_changes(graph, image, both, layers, fill=fill, batch_size=batch_size)
+                others = random_boxes(avoid, (bottom - top, right - left), image_size, draws, random)
+                masked = torch.cat([torch.tensor([boxes[part]]), others])
+                changes = sign_changes(graph, image, masked, layers, fill=fill, batch_size=batch_size)
                 for layer, change in changes.items():
                     signs[layer].append(change)
                 bar.update(masks)
             for layer in layers:
-                every = torch.cat(signs[layer])
-                distances = hamming(every, zeros=zeros).cpu().reshape(len(images), masks, len(images), masks)
-                changed = every.ne(0).double().mean(1).cpu().reshape(len(images), masks)
+                stacked = torch.cat(signs[layer])
+                distances = hamming(stacked, zeros=zeros).cpu().reshape(len(images), masks, len(images), masks)
+                changed = stacked.ne(0).double().mean(1).cpu().reshape(len(images), masks)
                 p = permutation_test(distances, permutations, random)
-                found[layer][part] = _consistency(distances[:, :1, :, :1], changed[:, 0], random, p)
-                elsewhere[layer].append((distances[:, 1:, :, 1:], changed[:, 1:]))
+                rows[layer][part] = _consistency(distances[:, :1, :, :1], changed[:, 0], random, p)
+                controls[layer].append((distances[:, 1:, :, 1:], changed[:, 1:]))
     for layer in layers:
-        apart, changed = (torch.cat(some, 1) for some in zip(*elsewhere[layer], strict=True))
-        found[layer]["random"] = _consistency(apart, changed, random, None)
-    return found
+        distances, changed = (torch.cat(blocks, 1) for blocks in zip(*controls[layer], strict=True))
+        rows[layer]["random"] = _consistency(distances, changed, random, None)
+    return rows
 
 
 def _consistency(distances: Tensor, changed: Tensor, generator: torch.Generator, p: float | None) -> Consistency:
     """Of distances (N, K, N, L) between masks of N images."""
     i, j = torch.triu_indices(len(distances), len(distances), 1)
     pairs = distances[i, :, j]
-    interval = bootstrap(distances.mean((1, 3)), generator)
+    interval = bootstrap_pairs(distances.mean((1, 3)), generator)
     spread = float(pairs.std(correction=0))
     return Consistency(float(pairs.mean()), spread, interval, float(changed.mean()), p)
 
@@ -199,23 +209,20 @@ def _check(
     zeros: str,
 ) -> None:
     if len(images) < 2 or len(images) != len(parts):
-        raise InputError(
-            f"{len(images)} images and parts of {len(parts)}; give two or more images, each with its parts"
-        )
+        raise InputError(f"{len(images)} images and parts of {len(parts)}; give two or more images, each with parts")
     if not parts[0]:
         raise InputError("no parts to mask: give at least one for each image")
     if draws < 1 or permutations < 1:
         raise InputError(f"draws is {draws} and permutations {permutations}; give 1 or more")
     if zeros not in ZEROS:
         raise unknown_name("treatment of zeros", zeros, ZEROS)
+    sizes = [" x ".join(map(str, image.shape)) for image in images]
     for number, (image, boxes) in enumerate(zip(images, parts, strict=True)):
         if boxes.keys() != parts[0].keys():
             raise InputError(f"image {number} has {', '.join(boxes) or 'no parts'}, and image 0 {', '.join(parts[0])}")
-        if image.ndim != 3 or image.shape[1] != image.shape[2]:
-            raise InputError(f"image {number} is {' x '.join(map(str, image.shape))}; give squares (3, S, S)")
+        if image.ndim != 3 or sizes[number] != sizes[0]:
+            raise InputError(f"image {number} is {sizes[number]} and image 0 {sizes[0]}; give one (C, H, W) for all")
         for part, (top, left, bottom, right) in boxes.items():
             if not (0 <= top < bottom <= image.shape[1] and 0 <= left < right <= image.shape[2]):
-                raise InputError(
-                    f"{part} of image {number} (rows {top} to {bottom}, columns {left} to {right}) is not in its"
-                    f" {image.shape[1]} x {image.shape[2]} pixels"
-                )
+                box = f"rows {top} to {bottom}, columns {left} to {right}"
+                raise InputError(f"{part} of image {number} ({box}) is not in its image, {sizes[number]}")

@@ -1,20 +1,21 @@
-"""Does a picture show what a unit responds to?  Measures of what is put before a person, by what a network makes of it.
+"""Does a picture show what a unit responds to? Measures by what a network makes of the picture; none asks a person.
 
-A picture of a unit is a content (the crop of its receptive field, or a signal projected into it) and a weight for
-every pixel, by which pixels are kept or removed, strongest first, and which says how much of it is shown:
+A picture is a content (the crop of a unit's receptive field, or a signal projected into it) and a weight by which each
+pixel is kept or removed, strongest first.
 
     sufficiency    keep a share q of the pixels, fill the rest: how much of the unit's activation is left?
     necessity      remove these pixels of the crop instead: how much of it is lost?
-    match          from the picture alone, can its unit be told from others?
+    recognition    can the unit be identified from the picture alone?
     energy_inside, points_inside     where the truth is known: how much of what is shown is on the object?
-    similarity     of two pictures; `shuffled` gives the network with which to ask whether weights matter at all
+    similarity     of two pictures; `with_shuffled_weights` gives a network to test whether weights matter at all
 
-None asks a person; each says only what the network itself makes of the pictures.  M pictures of one layer's units are
-(M, 3, S, S), their weights (M, S, S), and `inside` (M, S, S), bool, says which pixels lie in the image.
+Shapes: M pictures of one layer's units are (M, C, S, S) for images of C channels, their weights (M, S, S), and `inside`
+(M, S, S), bool, marks the pixels that lie in the image.
 """
 
 import copy
 import itertools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,14 +23,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
-from scipy.stats import rankdata
+from scipy.stats import ConstantInputWarning, spearmanr
 from torch import Tensor, nn
 
 from zfnet.errors import InputError, unknown_name
 from zfnet.graph import Graph
 
 FILLS = ("grey", "blur", "noise")
-SHARE = 20.0  # percent of the pixels: what a masked picture shows
+SHARE = 20.0  # percent of the pixels that a masked picture shows
 
 
 class Picture(NamedTuple):
@@ -41,7 +42,7 @@ class Picture(NamedTuple):
 
 
 PICTURES = {
-    "crop": Picture("crop", "square"),  # it has no order of its own: keeping a share of it shrinks it about its centre
+    "crop": Picture("crop", "square"),  # it has no order: keeping a share of it crops it about its centre
     "projection": Picture("projection", "projection"),
     "masked crop": Picture("crop", "projection", SHARE),
     "gradient": Picture("gradient", "gradient"),
@@ -55,11 +56,13 @@ PICTURES = {
 }
 
 
-# ---- the order of pixels ---------------------------------------------------------------------------------------------
+def energy(signal: Tensor) -> Tensor:
+    """The sum of squares over the channels of a signal (M, C, S, S): (M, S, S), float32 or wider."""
+    return signal.to(torch.promote_types(signal.dtype, torch.float32)).square().sum(1)
 
 
 def _offsets(crops: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (S, 1) and columns (1, S) of pixels, as seen from the centre."""
+    """Rows (S, 1) and columns (1, S) of pixels relative to the centre."""
     rows, columns = (torch.arange(n, device=crops.device) - (n - 1) / 2 for n in crops.shape[-2:])
     return rows[:, None], columns[None]
 
@@ -79,7 +82,7 @@ def _random(crops: Tensor, inside: Tensor, generator: torch.Generator) -> Tensor
 
 
 def _edges(crops: Tensor, inside: Tensor, generator: torch.Generator) -> Tensor:
-    """Sobel's gradient of the grey image; 0 along the image's border, which is no edge."""
+    """Sobel's gradient of the mean over channels; 0 along the image's border, which is no edge."""
     across = crops.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     filters = torch.stack([across, across.T])[:, None]
     grey = F.pad(crops.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
@@ -98,57 +101,61 @@ WEIGHTS: dict[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = {
 def ranks(
     weight: str, crops: Tensor, signals: Mapping[str, Tensor], inside: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """The rank of each pixel by falling weight, 0 first: (M, S, S) int64.  Equals are drawn, outside comes last.
+    """The rank of each pixel by falling weight, from 0: (M, S, S), int64. Pixels outside the image come last.
 
-    weight: "square" and "disc" (near the centre, by the larger offset or by distance), "random", "edges" (Sobel's), or
-    one of the signals (M, 3, S, S): its energy, the sum of squares over colours.
+    Args:
+        weight: "square" and "disc" (near the centre, by the larger offset or by distance), "random", "edges" (Sobel's),
+            or the name of a signal, which is weighted by its `energy`.
+        crops, signals: (M, C, S, S), signals by name.
+        inside: (M, S, S), bool.
+        generator: puts pixels of equal weight in random order.
     """
     if weight not in (*WEIGHTS, *signals):
         raise unknown_name("weight", weight, (*WEIGHTS, *signals))
-    found = signals[weight].square().sum(1) if weight in signals else WEIGHTS[weight](crops, inside, generator)
-    flat = found.masked_fill(~inside, -torch.inf).flatten(1)
+    weights = energy(signals[weight]) if weight in signals else WEIGHTS[weight](crops, inside, generator)
+    flat = weights.masked_fill(~inside, -torch.inf).flatten(1)
     drawn = torch.randperm(flat.shape[1], generator=generator).to(flat.device)
     order = drawn[flat[:, drawn].argsort(dim=1, descending=True, stable=True)]
-    places = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places).view_as(found)
+    return order.argsort(dim=1).view_as(weights)  # the inverse of a permutation
 
 
 def strongest(rank: Tensor, inside: Tensor, percent: float) -> Tensor:
-    """Which pixels (M, S, S) are among the strongest `percent` of those inside the image."""
+    """Which pixels (M, S, S), bool, are among the strongest `percent` of those inside the image."""
     count = (inside.sum((1, 2)) * (percent / 100)).round()
     return (rank < count[:, None, None]) & inside
 
 
-# ---- sufficiency and necessity ---------------------------------------------------------------------------------------
-
-
 def check_shares(shares: Sequence[float]) -> list[float]:
-    """Shares q in percent, rising; InputError for fewer than two, and outside 0 to 100."""
+    """Shares in percent, rising; InputError for fewer than two, and outside 0 to 100."""
     if len(shares) < 2 or any(b <= a for a, b in itertools.pairwise(shares)):
         raise InputError(f"shares are {list(shares)}; give two or more percentages, rising")
-    for q in shares:
-        if not 0 <= q <= 100:
-            raise InputError(f"a share of {q} % of the pixels is none; give percentages from 0 to 100")
+    for share in shares:
+        if not 0 <= share <= 100:
+            raise InputError(f"shares must lie between 0 and 100 percent; got {share}")
     return list(shares)
 
 
 def ground(crops: Tensor, inside: Tensor, fill: str, generator: torch.Generator) -> Tensor:
-    """What stands where pixels are removed, (M, 3, S, S): "grey" (0, the mean colour), the crop's "blur", or "noise".
+    """What replaces removed pixels: (M, C, S, S), of the crops.
 
-    The blur is Gaussian, its deviation an eighth of the receptive field; the noise has the crop's mean and deviation.
+    Args:
+        crops, inside: (M, C, S, S), and (M, S, S), bool.
+        fill: "grey" (0, the mean colour), "blur" (Gaussian, of a deviation of S / 8), or "noise" (of the crop's mean
+            and deviation, from `generator`).
     """
     if fill not in FILLS:
         raise unknown_name("fill", fill, FILLS)
     if fill == "grey":
         return torch.zeros_like(crops)
-    where = inside[:, None].to(crops)
+    wide = crops.to(torch.promote_types(crops.dtype, torch.float32))
+    mask = inside[:, None].to(wide)
     if fill == "noise":
-        count = where.sum((2, 3), keepdim=True)
-        mean = (crops * where).sum((2, 3), keepdim=True) / count
-        deviation = ((crops - mean).square() * where).sum((2, 3), keepdim=True).div(count).sqrt()
-        return mean + deviation * torch.randn(crops.shape, generator=generator).to(crops)
+        count = mask.sum((2, 3), keepdim=True)
+        mean = (wide * mask).sum((2, 3), keepdim=True) / count
+        deviation = ((wide - mean).square() * mask).sum((2, 3), keepdim=True).div(count).sqrt()
+        return (mean + deviation * torch.randn(crops.shape, generator=generator).to(wide)).to(crops)
     sigma = [0, 0, *(side / 8 for side in crops.shape[-2:])]
-    blurred, weight = (gaussian_filter(x.cpu().numpy(), sigma) for x in (crops * where, where))
+    blurred, weight = (gaussian_filter(x.cpu().numpy(), sigma) for x in (wide * mask, mask))
     return torch.from_numpy(blurred / weight.clip(min=np.finfo(weight.dtype).tiny)).to(crops)
 
 
@@ -163,122 +170,120 @@ def curve(
     *,
     keep: bool,
 ) -> Tensor:
-    """The share of each unit's activation that is left: (M, Q), for Q shares of pixels in percent.
+    """The share of each unit's activation that is left when pixels are replaced: (M, Q).
 
-    keep: the strongest pixels of the content are kept and all others are those of `ground` (insertion), or else the
-    strongest are (deletion): Samek et al. (2017), arXiv:1509.06321; Petsiuk et al. (2018), arXiv:1806.07421.
-    respond: the units' activations (M,) from canvases, see `Deconvnet.activations_of`; clean (M,): from the crops.
-    May exceed 1; NaN where clean is not above 0.
+    It may exceed 1; it is NaN where `clean` is not above 0.
+
+    Args:
+        respond: gives the units' activations (M,) for canvases (M, C, S, S), see `Deconvnet.activations_of`.
+        clean: (M,), the activations for the crops.
+        content, ground: (M, C, S, S), a picture and what replaces its pixels.
+        rank, inside: (M, S, S), see `ranks`.
+        shares: Q shares of pixels, percent.
+        keep: True keeps the strongest pixels and replaces the others (insertion), False replaces the strongest
+            (deletion): Samek et al. (2017), arXiv:1509.06321; Petsiuk et al. (2018), arXiv:1806.07421.
     """
     left = []
-    for q in shares:
-        mask = strongest(rank, inside, q)[:, None]
+    for share in shares:
+        mask = strongest(rank, inside, share)[:, None]
         left.append(respond(torch.where(mask == keep, content, ground)))
     return torch.stack(left, 1) / torch.where(clean > 0, clean, torch.nan)[:, None]
 
 
 def area(curves: Tensor, shares: Sequence[float]) -> Tensor:
-    """The area under curves (..., Q), as their mean over shares of pixels: 1 if all of an activation is always left."""
+    """The mean of curves (..., Q) over Q shares of pixels: 1 if the whole activation is always left."""
     q = torch.tensor(shares, dtype=curves.dtype, device=curves.device)
     return torch.trapezoid(curves, q) / (q[-1] - q[0])
 
 
-# ---- telling units apart ---------------------------------------------------------------------------------------------
+def recognised(features: Tensor, maps: Tensor) -> tuple[Tensor, float]:
+    """Which pictures are recognised by their nearest neighbour (Fix & Hodges, 1951), and the rate by chance.
 
+    The 1st, 3rd, ... picture of each map is a reference, the others are queries. A query is recognised (1, else 0) if
+    the nearest reference shows the same map, by the cosine of standardised features; references have NaN. By chance,
+    the rate is the share of a query's own map among the references.
 
-def match(features: Tensor, maps: Tensor) -> tuple[Tensor, float]:
-    """Whether the picture nearest to each is of the same unit, (M,), NaN where that is not asked, and by chance.
-
-    features (M, D) of pictures, maps (M,): whose they are.  Every second picture of a map (the 1st, 3rd, ...) is known,
-    the others are asked for: nearest by the cosine of features that are standardised over all M.  Recognition by the
-    nearest neighbour, Fix & Hodges (1951).  The chance is the share of its own pictures among the known ones.
+    `features` (M, D) describe the pictures, `maps` (M,) says which map each shows.
     """
-    place = torch.stack([(maps[:n] == m).sum() for n, m in enumerate(maps)])
-    known = place % 2 == 0
-    centred = features - features.mean(0)
+    number = torch.stack([(maps[:n] == m).sum() for n, m in enumerate(maps)])  # of each picture within its map
+    reference = number % 2 == 0
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    centred = wide - wide.mean(0)
     spread = centred.std(0)
     rows = F.normalize(torch.where(spread > 0, centred / spread, 0.0).nan_to_num(), dim=1)
-    nearest = (rows @ rows[known].T).argmax(1)
-    hits = (maps[known][nearest] == maps).to(features)
-    own = (maps[known][None] == maps[~known][:, None]).double().mean()
-    return hits.masked_fill(known, torch.nan), float(own)
-
-
-# ---- where the truth is known ----------------------------------------------------------------------------------------
+    nearest = (rows @ rows[reference].T).argmax(1)
+    hits = (maps[reference][nearest] == maps).to(wide)
+    chance = (maps[reference][None] == maps[~reference][:, None]).double().mean()
+    return hits.masked_fill(reference, torch.nan), float(chance)
 
 
 def energy_inside(shown: Tensor, truth: Tensor) -> Tensor:
-    """The share of what is shown (M, S, S), not negative, that lies on the truth (M, S, S), bool: (M,).
+    """The share of nonnegative values (M, S, S) that lies on the truth (M, S, S), bool: (M,); NaN if all are 0.
 
-    The energy-based pointing game of Wang et al. (2020), arXiv:1910.01279.  NaN where nothing is shown.
+    The energy-based pointing game of Wang et al. (2020), arXiv:1910.01279.
     """
+    shown = shown.to(torch.promote_types(shown.dtype, torch.float32))
     return (shown * truth).sum((1, 2)) / shown.sum((1, 2))
 
 
 def points_inside(rank: Tensor, truth: Tensor) -> Tensor:
-    """Whether the strongest pixel lies on the truth: 1 or 0, (M,).  The pointing game, Zhang et al. (2016),
-    arXiv:1608.00507, without its tolerance."""
+    """Whether the strongest pixel, by ranks (M, S, S), lies on the truth (M, S, S), bool: 1 or 0, (M,).
+
+    The pointing game of Zhang et al. (2016), arXiv:1608.00507, without its tolerance.
+    """
     return truth.flatten(1).gather(1, rank.flatten(1).argmin(1)[:, None])[:, 0].to(torch.get_default_dtype())
 
 
-# ---- sanity ----------------------------------------------------------------------------------------------------------
+def with_shuffled_weights(graph: Graph, layer: str, below: str | None, generator: torch.Generator) -> nn.Module:
+    """A copy of the model in which the weights of the layers from `layer` down are shuffled, up to `below`, exclusive.
 
-
-def shuffled(graph: Graph, layer: str, below: str | None, generator: torch.Generator) -> nn.Module:
-    """A copy of the model in which the weights of all steps from `layer` down to `below`, exclusive, are shuffled.
-
-    below: None, down to the image.  Each weight keeps its values and loses their order.  Cascading randomisation from
-    the top, Adebayo et al. (2018), arXiv:1810.03292.
+    below: None, down to the image. A weight keeps its values and loses their order. Cascading randomisation from the
+    top, Adebayo et al. (2018), arXiv:1810.03292.
     """
     model = copy.deepcopy(graph.model)
     spared = set(graph.path([graph.node(below)])) if below else set()
     for node in reversed(graph.path([graph.node(layer)])):
-        if node.op == "call_module" and node not in spared:
-            for weight in model.get_submodule(str(node.target)).parameters():
+        if node in spared or node.op not in ("call_module", "get_attr"):  # get_attr: the weight of an F.conv2d
+            continue
+        for name, weight in model.named_parameters(remove_duplicate=False):
+            if f"{name}.".startswith(f"{node.target}."):
                 drawn = torch.randperm(weight.numel(), generator=generator).to(weight.device)
                 weight.data.copy_(weight.data.flatten()[drawn].view_as(weight))
     return model
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Of pictures (M, 3, S, S), (M,): 1 if they differ in scale alone, 0 if they share nothing; NaN if one is zero."""
+    """Of pictures (M, C, S, S): (M,), float64; 1 if they differ only in scale, NaN if one is zero."""
     a, b = a.double().flatten(1), b.double().flatten(1)
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
 
 
 def similarity(a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
-    """Spearman's correlation of the energy (sum of squares over colours) of pictures (M, 3, S, S): (M,), float64.
+    """Spearman's correlation of the energies of pictures (M, C, S, S), over pixels inside the image: (M,), float64.
 
-    Over the pixels inside the image; signs are left out, as by Adebayo et al. (2018).  NaN where one is constant.
+    Signs are ignored, as by Adebayo et al. (2018). NaN where one energy is constant.
     """
-    energies = [x.square().sum(1).cpu().numpy() for x in (a, b)]
-    found = []
-    for one, other, where in zip(*energies, inside.cpu().numpy(), strict=True):
-        x, y = (rankdata(energy[where]) for energy in (one, other))
-        x, y = x - x.mean(), y - y.mean()
-        length = np.sqrt((x @ x) * (y @ y))
-        found.append(x @ y / length if length > 0 else np.nan)
-    return torch.tensor(found, dtype=torch.float64)
-
-
-# ---- intervals -------------------------------------------------------------------------------------------------------
+    triples = zip(energy(a).cpu().numpy(), energy(b).cpu().numpy(), inside.cpu().numpy(), strict=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        return torch.tensor([spearmanr(x[mask], y[mask]).statistic for x, y, mask in triples], dtype=torch.float64)
 
 
 class Estimate(NamedTuple):
-    """A mean over units with its 95 % interval; values: how many are behind it."""
+    """A mean over units with its 95 % interval."""
 
     mean: float
     low: float
     high: float
-    values: int
+    values: int  # how many it is the mean of
 
 
 class Bootstrap:
-    """Means over units, each the mean over its images, with intervals: units and images are both drawn again.
+    """Means over units, each the mean over its images, with intervals by resampling both units and images.
 
-    maps, images (M,): to which unit and which image each value belongs.  A value's weight in a draw is the product
-    of how often its unit and its image were drawn: the pigeonhole bootstrap, Owen (2007), doi:10.1214/07-AOAS122, which
-    is mildly conservative.  The interval of a paired difference is that of the values' differences.
+    maps, images (M,): the unit and the image of each value. A value's weight in a draw is the product of how often its
+    unit and its image were drawn: the pigeonhole bootstrap, Owen (2007), doi:10.1214/07-AOAS122, which is mildly
+    conservative. For the interval of a paired difference, pass the values' differences.
     """
 
     def __init__(self, maps: Tensor, images: Tensor, generator: torch.Generator, draws: int = 2000):
@@ -291,13 +296,13 @@ class Bootstrap:
             self.weights *= times.scatter_add_(1, drawn, torch.ones_like(times))[:, clusters]
 
     def __call__(self, values: Tensor) -> Estimate | None:
-        """Of values (M,), without those that are NaN; None if there is none."""
-        there = ~values.isnan()
-        if not there.any():
+        """The estimate from values (M,) that are not NaN; None if all are."""
+        valid = ~values.isnan()
+        if not valid.any():
             return None
-        values, maps = values[there].double().cpu(), self.maps[there.cpu()]
+        values, maps = values[valid].double().cpu(), self.maps[valid.cpu()]
         even = 1 / maps.bincount()[maps].double()  # units count alike, however many images they have
-        weights = self.weights[:, there.cpu()] * even
+        weights = self.weights[:, valid.cpu()] * even
         means = (weights @ values / weights.sum(1)).numpy()
         low, high = np.nanquantile(means, (0.025, 0.975)).tolist()
         return Estimate(float(values @ even / even.sum()), low, high, len(values))

@@ -1,15 +1,16 @@
-"""What a frozen network makes of a data set, computed once and kept on the disk, for classifiers to be trained on.
+"""The outputs of a frozen network for a dataset, computed once and kept on disk, for classifiers to be trained on.
 
-Features are rows of numbers, one for each image, in memory-mapped files that are as large as they are and no larger in
-memory.  A file's name has a digest of all that its numbers depend on (weights, architecture, preprocessing, images,
-layer), so that features of another network are never read.  Zeiler & Fergus (2014), section 5.
+Features are stored one row per image in memory-mapped files, so they need not fit in memory. A file's name has a digest
+of all that its numbers depend on (weights, architecture, preprocessing, images, layer), so features of another network
+are never read, and a note beside it has a digest of its rows, so damage is noticed. Zeiler & Fergus (2014), section 5.
 """
 
-import hashlib
 import json
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -17,17 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from zfnet.checks import check_images, check_weights, evaluating
 from zfnet.data.batches import Batches
+from zfnet.data.crops import crop_size, views
+from zfnet.data.images import Images, as_images
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.errors import InputError, unknown_name
+from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.files import write_atomically
 from zfnet.graph import Graph, graph_of
-from zfnet.training import network_input, side_of, views
+from zfnet.identity import Identity, check_seal, digest, network_identity, seal
+from zfnet.training.evaluation import network_input
 
 SAVE_EVERY = 30.0  # seconds between two notes of how far a run has come
 TYPES = ("float16", "float32")
@@ -39,178 +42,214 @@ def features(
     layers: Sequence[str],
     folder: str | os.PathLike[str],
     *,
-    limit: int | None = None,
+    max_features: int | None = None,
     crops: int = 1,
     dtype: str = "float32",
     batch_size: int = 64,
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, np.ndarray]:
-    """The outputs (N, D) of layers for the N images of a dataset, by layer, as memory-mapped arrays in `folder`.
+    """The outputs (N, D) of layers for the N images of a dataset, by layer, as memory-mapped arrays.
 
-    limit: the most numbers of one image; larger maps are averaged over areas of their plane until they fit.
-    crops: 1, or 10, whose features are averaged: of images that leave a margin, bytes as `Stored` gives them.
-    dtype: "float16" halves the files; what does not fit it is an InputError.
-    folder: or one file of it, which is then read, and must have been made by this very network of these images.
-    A run that was stopped goes on; what the folder has is read.  InputError for unknown layers, broken images and NaN.
+    Args:
+        dataset: what `as_images` takes.
+        folder: where features are kept, or one file of it, which must have been made by this network from these images.
+            Features that are there are read, and an interrupted run resumes.
+        max_features: the most numbers for one image; larger maps are averaged over areas of their plane until they fit.
+        crops: 1, or 10, whose features are averaged: of images that leave a margin, bytes as `Stored` gives them.
+        dtype: "float32", or "float16", which halves the files.
+        workers: processes that read images; by default as many as there are cores, up to eight.
+
+    Raises InputError for unknown layers, broken images, values that `dtype` cannot hold, and files that are damaged.
     """
-    graph = graph_of(model)
+    graph, images = graph_of(model), as_images(dataset)
     if dtype not in TYPES:
         raise unknown_name("type of features", dtype, TYPES)
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; give at least 1 number an image")
-    nodes = {layer: graph.node(layer) for layer in layers}
+    if max_features is not None and max_features < 1:
+        raise InputError(f"max_features is {max_features}; give at least 1 number an image")
+    if isinstance(layers, str) or not len(images):
+        raise InputError("features need a list of layers, as in layers=['relu7'], and a dataset that is not empty")
     check_weights(graph.model)
-    about = f"{_digest(graph.model, dataset)} {crops} {dtype}"
+    files = _files(graph, images, layers, Path(folder), max_features, crops, dtype)
+    if missing := [file for file in files.values() if not file.complete()]:
+        _compute(graph, images, missing, crops, batch_size, workers, progress)
+    return {layer: np.load(file.path, mmap_mode="r") for layer, file in files.items()}
+
+
+def _files(
+    graph: Graph, images: Images, layers: Sequence[str], folder: Path, max_features: int | None, crops: int, dtype: str
+) -> dict[str, "_File"]:
+    """The file of each layer, by layer."""
     with evaluating(graph.model):
-        sample = _crops(graph.model, dataset[0][0][None], crops)[0]
+        sample = _views(graph.model, images[0][0][None], crops)[0]
         shapes = graph.shapes((sample.shape[-2], sample.shape[-1]), graph.nodes[-1])
-    files, place = {}, Path(folder)
-    named = place.is_file()
-    for layer, node in nodes.items():
+    preprocessing = Preprocessing.of(graph.model)
+    identity = network_identity(graph.model) | {
+        "preprocessing": digest(preprocessing.settings, preprocessing.mean_image),
+        "images": images.identity(),
+        "crops": str(crops),
+        "dtype": dtype,
+    }
+    files = {}
+    for layer in layers:
+        node = graph.node(layer)
         if node not in shapes:
             raise InputError(f"{layer} gives no tensor to be features of")
-        width = math.prod(_side(tuple(shapes[node][1:]), limit))
-        files[layer] = _File(place.parent if named else place, layer, about, (len(dataset), width), dtype)
-    if named and [place] != [file.path for file in files.values()]:
-        raise InputError(f"{place} holds features of other weights, images or layers; give its folder to make them")
-    missing = {layer: file for layer, file in files.items() if not file.whole}
-    if missing:
-        _compute(graph, dataset, missing, limit, crops, batch_size, workers, progress)
-    return {layer: file.read() for layer, file in files.items()}
+        kept = _kept_shape(tuple(shapes[node][1:]), max_features)
+        own = identity | {"layer": graph.names[node], "max_features": str(kept)}  # as far as it changes anything
+        path = folder if folder.is_file() else folder / f"{layer}-{digest(own)[:16]}.npy"
+        files[layer] = _File(path, layer, node, own, kept, (len(images), math.prod(kept)), np.dtype(dtype))
+    if folder.is_file() and len(files) > 1:
+        raise InputError(f"{folder} holds one layer; give its folder for {len(files)}")
+    return files
 
 
 def _compute(
     graph: Graph,
-    dataset: Any,
-    files: dict[str, "_File"],
-    limit: int | None,
+    images: Images,
+    files: Sequence["_File"],
     crops: int,
     batch_size: int,
     workers: int | None,
     progress: bool,
 ) -> None:
-    first = min(file.done for file in files.values())
-    arrays = {layer: file.write() for layer, file in files.items()}
-    nodes = {layer: graph.node(layer) for layer in files}
-    batches = Batches(dataset, batch_size, indices=range(first, len(dataset)), workers=workers)
-    done, saved = first, monotonic()
+    """Write the rows that are missing."""
+    first = min(file.done() for file in files)
+    arrays = [file.open(first) for file in files]
+    # the rows that are written and the hashes of them: of whole batches, wherever it is interrupted
+    reached = first, [blake2b(_bytes(array[:first])) for array in arrays]
+    batches = Batches(images, batch_size, indices=range(first, len(images)), workers=workers)
+    saved_at = monotonic()
     try:
-        with tqdm(total=len(dataset), initial=first, unit=" images", desc="features", disable=not progress) as bar:
+        with tqdm(total=len(images), initial=first, unit=" images", desc="features", disable=not progress) as bar:
             for batch in batches:
-                if batches.broken:
-                    raise InputError(f"{batches.broken[0]}; every image needs its features: mend or remove it")
-                found: dict[str, Tensor] = {}
-                with evaluating(graph.model):
-                    parts = _crops(graph.model, batch.images, crops)
-                    for part in parts:
-                        values = graph.run(check_images(graph.model, part), list(nodes.values()), graph.call)
-                        for layer, node in nodes.items():
-                            found[layer] = found.get(layer, 0) + _row(values[node], limit) / len(parts)
-                for layer, rows in found.items():
-                    with np.errstate(over="ignore"):  # refused below, by name
-                        arrays[layer][batch.index] = rows.cpu().numpy().astype(arrays[layer].dtype)
-                    if not np.isfinite(arrays[layer][batch.index]).all():
-                        raise InputError(f"{layer} has values that {arrays[layer].dtype} cannot hold")
-                done = int(batch.index[-1]) + 1
+                _check_unbroken(batches)
+                hashes = [total.copy() for total in reached[1]]
+                rows = _rows(graph, files, batch.images, crops)
+                for file, array, entries, total in zip(files, arrays, rows, hashes, strict=True):
+                    if not np.isfinite(entries).all():
+                        raise InputError(f"{file.layer} has values that {file.dtype} cannot hold")
+                    array[batch.index] = entries
+                    total.update(_bytes(entries))
+                reached = int(batch.index[-1]) + 1, hashes
                 bar.update(len(batch.index))
-                if monotonic() - saved > SAVE_EVERY:
-                    _note(files, arrays, done)
-                    saved = monotonic()
-        if batches.broken:
-            raise InputError(f"{batches.broken[0]}; every image needs its features: mend or remove it")
+                if monotonic() - saved_at > SAVE_EVERY:
+                    _note(files, arrays, *reached)
+                    saved_at = monotonic()
+        _check_unbroken(batches)
     finally:
-        _note(files, arrays, done)
+        _note(files, arrays, *reached)
     arrays.clear()
-    for file in files.values():
-        file.finish()
+    for file in files:
+        os.replace(file.part, file.path)
 
 
-def _note(files: dict[str, "_File"], arrays: dict[str, np.memmap], done: int) -> None:
-    for layer, file in files.items():
-        arrays[layer].flush()
-        file.note(done)
+def _check_unbroken(batches: Batches) -> None:
+    if batches.broken:
+        raise InputError(f"{batches.broken[0]}; features need every image: mend or remove it")
 
 
-def _crops(model: nn.Module, images: Tensor, crops: int) -> list[Tensor]:
-    images_ = network_input(model, images)
-    return views(images_, side_of(model, images), crops) if images.dtype == torch.uint8 or crops != 1 else [images_]
+def _rows(graph: Graph, files: Sequence["_File"], images: Tensor, crops: int) -> list[np.ndarray]:
+    """The features (N, D) of images, averaged over their crops, for each file and of its type."""
+    nodes = [file.node for file in files]
+    means: list[Any] = [0] * len(files)
+    with evaluating(graph.model):
+        parts = _views(graph.model, images, crops)
+        for part in parts:
+            values = graph.run(check_images(graph.model, part), nodes, graph.call)
+            means = [mean + file.row(values[file.node]) / len(parts) for mean, file in zip(means, files, strict=True)]
+    with np.errstate(over="ignore"):  # the caller refuses what does not fit
+        return [mean.cpu().numpy().astype(file.dtype) for mean, file in zip(means, files, strict=True)]
 
 
-def _side(shape: tuple[int, ...], limit: int | None) -> tuple[int, ...]:
-    """The shape of what is kept of one image's output: its maps' planes made smaller until they fit."""
-    if len(shape) != 3 or limit is None or math.prod(shape) <= limit:
+def _note(files: Sequence["_File"], arrays: Sequence[np.memmap], done: int, hashes: Sequence[Any]) -> None:
+    for file, array, total in zip(files, arrays, hashes, strict=True):
+        array.flush()
+        about = {"seal": seal(file.identity, _content(array, done, total)), "done": done}
+        write_atomically(file.note, json.dumps(about).encode())
+
+
+def _content(array: np.ndarray, done: int, total: Any) -> list[Any]:
+    """What the seal of a file covers: its rows so far, by their hash, and how they are read."""
+    return [done, array.shape, array.dtype.str, total.hexdigest()]
+
+
+def _bytes(rows: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+
+
+def _views(model: nn.Module, images: Tensor, crops: int) -> Sequence[Tensor]:
+    prepared = network_input(model, images)
+    if images.dtype != torch.uint8 and crops == 1:
+        return (prepared,)
+    return views(prepared, crop_size(model, images), crops)
+
+
+def _kept_shape(shape: tuple[int, ...], max_features: int | None) -> tuple[int, ...]:
+    """The shape of what is kept of one image's output: the planes of its maps are made smaller until they fit."""
+    if len(shape) != 3 or max_features is None or math.prod(shape) <= max_features:
         return shape
-    side = max(1, math.isqrt(limit // shape[0]))
+    side = max(1, math.isqrt(max_features // shape[0]))
     return shape[0], min(side, shape[1]), min(side, shape[2])
 
 
-def _row(value: Tensor, limit: int | None) -> Tensor:
-    shape = tuple(value.shape[1:])
-    kept = _side(shape, limit)
-    return (value if kept == shape else F.adaptive_avg_pool2d(value, (kept[1], kept[2]))).float().flatten(1)
-
-
-def _digest(model: nn.Module, dataset: Any) -> str:
-    """What tells the features of one network and data set from others'; of images that no file has, three."""
-    digest = hashlib.blake2b(repr((repr(model), len(dataset))).encode(), digest_size=8)
-    how = Preprocessing.of(model)
-    digest.update(how.to_json().encode())
-    tensors = [*model.state_dict().values(), *([how.mean_image] if how.mean_image is not None else [])]
-    if isinstance(dataset, TensorDataset):
-        tensors += dataset.tensors[:1]
-    else:
-        tensors += [dataset[i][0] for i in sorted({0, len(dataset) // 2, len(dataset) - 1})]
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    if hasattr(dataset, "stamp"):
-        digest.update("\n".join(dataset.stamp(i) for i in range(len(dataset))).encode())
-    return digest.hexdigest()
-
-
+@dataclass
 class _File:
-    """One layer's features: FOLDER/LAYER-DIGEST.npy once it is whole, .part and a note of how far it is before."""
+    """The features of one layer: an .npy once it is complete, a .part before, and a .json that says what is in it."""
 
-    def __init__(self, folder: Path, layer: str, about: str, shape: tuple[int, int], dtype: str):
-        key = hashlib.blake2b(f"{about} {layer} {shape[1]}".encode(), digest_size=8).hexdigest()
-        self.path, self.shape, self.dtype = folder / f"{layer}-{key}.npy", shape, np.dtype(dtype)
-        self.part, self.state = self.path.with_suffix(".part"), self.path.with_suffix(".json")
+    path: Path
+    layer: str
+    node: fx.Node
+    identity: Identity
+    kept: tuple[int, ...]  # the shape of one image's features
+    shape: tuple[int, int]  # (N, D), of all images' features
+    dtype: np.dtype[Any]
 
-    def _fits(self, path: Path) -> bool:
-        try:
-            array = np.load(path, mmap_mode="r")
-        except (OSError, ValueError):  # not there, or cut short
+    @property
+    def part(self) -> Path:
+        return self.path.with_suffix(".part")
+
+    @property
+    def note(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def complete(self) -> bool:
+        if not self.path.exists():
             return False
-        return array.shape == self.shape and array.dtype == self.dtype
+        if (done := self.done()) < self.shape[0]:
+            raise InputError(f"{self.path} has {done} of {self.shape[0]} rows; give its folder to complete it")
+        return True
 
-    @property
-    def whole(self) -> bool:
-        return self._fits(self.path)
-
-    @property
     def done(self) -> int:
-        """How many rows an earlier run has written."""
-        try:
-            done = int(json.loads(self.state.read_text(encoding="utf-8"))["done"])
-        except (OSError, ValueError, KeyError, TypeError):
+        """How many rows are written. Raises InputError if they are damaged, or of another run."""
+        path = self.path if self.path.exists() else self.part
+        if not path.exists() or (path == self.part and not self.note.exists()):
             return 0
-        return done if self._fits(self.part) else 0
+        remedy = "delete it to compute it again"
+        if not self.note.exists():
+            raise InputError(f"{path} has no {self.note.name} beside it, as files of an older format; {remedy}")
+        try:
+            about = json.loads(self.note.read_text(encoding="utf-8"))
+            array, done, sealed = np.load(path, mmap_mode="r"), int(about["done"]), about["seal"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} or {self.note.name} is damaged ({first_line(error)}); {remedy}") from None
+        check_seal(path, sealed, self.identity, _content(array, done, blake2b(_bytes(array[:done]))), remedy)
+        return done
 
-    def read(self) -> np.ndarray:
-        return np.load(self.path, mmap_mode="r")
-
-    def write(self) -> np.memmap:
+    def open(self, done: int) -> np.memmap:
+        """The file to write to, with the rows that are done."""
         try:
             self.part.parent.mkdir(parents=True, exist_ok=True)
-            if self._fits(self.part):
+            if done:
                 return np.lib.format.open_memmap(self.part, "r+")
+            self.note.unlink(missing_ok=True)
             return np.lib.format.open_memmap(self.part, "w+", self.dtype, self.shape)
         except OSError as error:
             raise InputError(f"cannot write {self.part}: {error.strerror or error}") from None
 
-    def note(self, done: int) -> None:
-        write_atomically(self.state, json.dumps({"done": done}).encode())
-
-    def finish(self) -> None:
-        os.replace(self.part, self.path)
-        self.state.unlink(missing_ok=True)
+    def row(self, value: Tensor) -> Tensor:
+        """What is kept of an output (N, ...): (N, D)."""
+        value = value.float()  # first: a mean of float16 values may overflow
+        if value.shape[1:] != self.kept:
+            value = F.adaptive_avg_pool2d(value, (self.kept[1], self.kept[2]))
+        return value.flatten(1)

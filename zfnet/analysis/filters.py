@@ -1,10 +1,10 @@
-"""What the eye is asked of filters and projections, in numbers: does one dominate, how fine are they, do they alias?
+"""What one looks for in filters and projections, in numbers: does one dominate, how fine are they, do they alias?
 
     power(f) = sum over channels |DFT(signal)(f)|^2        f: rows and columns, cycles per pixel, each in -1/2..1/2
 
-A filter's power is its response to gratings, so it is taken of the filter as it is: with its mean, and zero-padded,
-which puts filters of every size on one frequency axis.  A layer of stride s keeps every s-th place: gratings of more
-than 1 / (2 s) cycles per pixel along rows or columns then look like coarser ones.  Zeiler & Fergus (2014), Figure 6.
+A filter's power is its response to gratings. The filter keeps its mean, and it is zero-padded, which puts filters of
+every size on one frequency axis. A layer of stride s keeps every s-th position: gratings of more than 1 / (2 s) cycles
+per pixel along rows or columns then look like coarser ones. Zeiler & Fergus (2014), Figure 6.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ FAINT = 0.1
 
 
 def filter_rms(weight: Tensor) -> Tensor:
-    """The root mean square (C,) of each filter of weight (C, ...), over its own weights."""
-    return weight.flatten(1).square().mean(1).sqrt()
+    """The root mean square (C,) of each filter of weight (C, ...), over its own weights; float32 or wider."""
+    return weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1).square().mean(1).sqrt()
 
 
 def dominance(weight: Tensor) -> float:
@@ -32,7 +32,7 @@ def dominance(weight: Tensor) -> float:
 
 
 def faint(weight: Tensor, share: float = FAINT) -> Tensor:
-    """Which filters (C,) have an RMS below `share` of the median one: their weights hardly left zero."""
+    """Which filters (C,), bool, have an RMS below `share` of the median one: their weights hardly left zero."""
     rms = filter_rms(weight)
     return (rms == 0) | (rms < share * rms.quantile(0.5))
 
@@ -40,22 +40,25 @@ def faint(weight: Tensor, share: float = FAINT) -> Tensor:
 def power(signal: Tensor, size: int = SIZE) -> tuple[Tensor, Tensor]:
     """The power (N, n, n) of signals (N, C, H, W), summed over channels, and the n frequencies in cycles per pixel.
 
-    n is `size`, or the signal's longer side where that is more.  Power sums to n^2 times the signal's sum of squares.
+    n is `size` or the signal's longer side, whichever is larger. Power sums to n^2 times the signal's sum of squares.
     """
     if signal.ndim != 4 or not signal.is_floating_point():
         raise InputError(f"a tensor {tuple(signal.shape)} of {signal.dtype} has no spectrum; give float (N, C, H, W)")
+    signal = signal.to(torch.promote_types(signal.dtype, torch.float32))
     n = max(size, *signal.shape[2:])
-    found = [signal.new_zeros(0, n, n)]
+    powers = [signal.new_zeros(0, n, n)]
     if len(signal):  # some FFT libraries refuse to transform nothing
-        found += [torch.fft.fft2(part, s=(n, n)).abs().square().sum(1) for part in signal.split(64)]
-    return torch.cat(found), torch.fft.fftfreq(n, dtype=signal.dtype, device=signal.device)
+        powers += [torch.fft.fft2(part, s=(n, n)).abs().square().sum(1) for part in signal.split(64)]
+    return torch.cat(powers), torch.fft.fftfreq(n, dtype=signal.dtype, device=signal.device)
 
 
 def spectral_energy(signal: Tensor, bands: Sequence[float] = BANDS, size: int = SIZE) -> Tensor:
-    """The shares (N, bands + 1) of the power of signals (N, C, H, W) between radial cut-offs, coarse to fine.
+    """The shares (N, bands + 1) of the power in bands of frequencies, coarse to fine; they sum to 1, or are all zero.
 
-    bands: increasing, in cycles per pixel; 1/2 is the finest that a row holds, a diagonal holds 0.71.  A cut-off
-    belongs to the band below it.  Shares sum to 1; those of a signal that is zero are zero.
+    Args:
+        signal, size: see `power`.
+        bands: increasing radial cut-offs in cycles per pixel, each part of the band below it; the finest frequency is
+            1/2 along a row, and 0.71 along a diagonal.
     """
     edges = [-1.0, *bands, 1.0]
     if any(low >= high for low, high in pairwise(edges)) or (bands and bands[0] <= 0):
@@ -66,11 +69,15 @@ def spectral_energy(signal: Tensor, bands: Sequence[float] = BANDS, size: int = 
 
 
 def aliased_energy(signal: Tensor, stride: int, size: int = SIZE) -> Tensor:
-    """The share (N,) of the power of signals (N, C, H, W) that one value in `stride` rows and columns cannot hold.
+    """The share (N,) of the power of signals that is lost if only every `stride`-th row and column is kept.
 
-    It lies above 1 / (2 stride) cycles per pixel along rows or columns.  Of a filter: what the layer takes in and folds
-    onto coarser frequencies.  Of a projection: what comes from the layer's lattice of places and its filters' fine
-    structure, not from what its maps can tell apart.  White noise: 1 - 1 / stride^2.
+    It lies above 1 / (2 stride) cycles per pixel along rows or columns. In a filter, the layer folds it onto coarser
+    frequencies. In a projection, it comes from the layer's lattice and the fine structure of its filters, not from what
+    its maps can distinguish. For white noise it is 1 - 1 / stride^2.
+
+    Args:
+        signal, size: see `power`.
+        stride: pixels.
     """
     if stride < 1:
         raise InputError(f"stride is {stride}; give a positive number of pixels")
@@ -79,6 +86,6 @@ def aliased_energy(signal: Tensor, stride: int, size: int = SIZE) -> Tensor:
     return _share(energy, above[:, None] | above[None, :])
 
 
-def _share(energy: Tensor, where: Tensor) -> Tensor:
+def _share(energy: Tensor, selected: Tensor) -> Tensor:
     total = energy.sum((1, 2))
-    return (energy * where).sum((1, 2)) / total.where(total > 0, 1)
+    return (energy * selected).sum((1, 2)) / total.where(total > 0, 1)

@@ -1,12 +1,12 @@
-"""How far do features move when the image does?  Zeiler & Fergus (2013, arXiv:1311.2901), Figure 5.
+"""How far do features move when the image does? Zeiler & Fergus (2013, arXiv:1311.2901), Figure 5.
 
-An image is shifted down, enlarged or turned, and the distance of its features from those of the image as it was is
-taken, with the probability that the network gives to the true label.  The paper's claim: in layer 1 a small transform
-has a large effect, in layer 7 the distance grows in proportion to a shift or an enlargement.
+An image is shifted down, enlarged or rotated. Measured are the distance of its features from those of the original
+image, and the probability that the network gives to the true label. The paper's claim: in layer 1 a small transform has
+a large effect; in layer 7 the distance grows in proportion to a shift or an enlargement.
 
-What is transformed is the square that the network sees, in the 8 bits of a photograph: so a transform by nothing, by
-whole pixels or by quarter turns loses nothing.  All others are resampled by cubic splines, the image's edge is blended
-into what is filled in, and where the image shrinks each pixel is the mean of several samples.
+The network's input is transformed, in the 8 bits of a photograph. The identity, shifts by whole pixels and quarter
+turns are exact. All other transforms are resampled with cubic splines; the image's edge is blended into the fill; where
+the image shrinks, each pixel is the mean of several samples.
 """
 
 import math
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -25,9 +26,9 @@ from zfnet.errors import InputError, unknown_name
 from zfnet.graph import Graph, graph_of
 from zfnet.recording import activations
 
-NOTHING = {"translation": 0.0, "scale": 1.0, "rotation": 0.0}  # the amount of each transform that leaves all as it is
+NOTHING = {"translation": 0.0, "scale": 1.0, "rotation": 0.0}  # the amount of each transform that changes nothing
 FILLS = ("grey", "black", "edge", "reflect")
-DISTANCES: dict[str, Callable[[Tensor], Tensor | float]] = {  # what the Euclidean one is divided by, of features (D,)
+DISTANCES: dict[str, Callable[[Tensor], Tensor | float]] = {  # divisors of the Euclidean distance, by features (D,)
     "rms": lambda features: features.numel() ** 0.5,
     "euclidean": lambda features: 1.0,
     "relative": lambda features: features.double().norm(),
@@ -45,48 +46,56 @@ class Invariance(NamedTuple):
 def transformed(
     image: Tensor, kind: str, amount: float, *, fill: str = "grey", preprocessing: Preprocessing | None = None
 ) -> Tensor:
-    """An image (3, S, S) as a network sees it: shifted down by pixels, enlarged, or turned anticlockwise by degrees.
+    """Transform one image as a network sees it.
 
-    fill: what is uncovered: the preprocessing's mean ("grey"), "black", the nearest pixel ("edge"), or the
-    image in a mirror ("reflect").  preprocessing: how `image` was made; None: RGB in 0..1.  InputError for images that
-    are not square, unknown names, shifts beyond the image, scales below 0.1.
+    Args:
+        image: (C, H, W).
+        kind: "translation", "scale" or "rotation".
+        amount: pixels down, magnification from 0.1, or degrees anticlockwise.
+        fill: the uncovered area becomes the preprocessing's mean ("grey"), "black", the nearest pixel ("edge"), or the
+            mirrored image ("reflect").
+        preprocessing: how `image` was made; None: its values are 0..1.
     """
     if kind not in NOTHING:
         raise unknown_name("transform", kind, NOTHING)
     if fill not in FILLS:
         raise unknown_name("fill", fill, FILLS)
-    if image.ndim != 3 or image.shape[1] != image.shape[2]:
-        raise InputError(f"an image of {' x '.join(map(str, image.shape))} cannot be turned: give a square, (3, S, S)")
-    preprocessing = preprocessing or Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
-    size = image.shape[1]
+    if image.ndim != 3:
+        raise InputError(
+            f"an image of shape {tuple(image.shape)} cannot be transformed; give (channels, rows, columns)"
+        )
+    size = np.array(image.shape[1:])
     down, scale, degrees = (float(amount) if kind == name else NOTHING[name] for name in NOTHING)
-    if not abs(down) <= size:
-        raise InputError(f"a shift by {amount} pixels leaves nothing of an image of {size}")
+    if not abs(down) <= size[0]:
+        raise InputError(f"a shift by {amount} pixels leaves nothing of an image of {size[0]}")
     if not (0.1 <= scale < math.inf and math.isfinite(degrees)):
         raise InputError(f"{kind} is {amount}; give {'0.1 or more' if kind == 'scale' else 'degrees'}")
 
     samples = math.ceil(1 / scale)  # along each side of an output pixel
     c, s = math.cos(math.radians(degrees)) / scale, math.sin(math.radians(degrees)) / scale
-    back = np.array([[c, s], [-s, c]])  # from a place in the output, seen from its centre, to one in the image
-    first = (1 / samples - size) / 2
-    offset = back @ (first, first) + (size - 1) / 2 - (down, 0)
+    back = np.array([[c, s], [-s, c]])  # from an output position relative to the centre to one in the image
+    offset = back @ ((1 / samples - size) / 2) + (size - 1) / 2 - (down, 0)
 
-    def sampled(plane: np.ndarray, **how: Any) -> Tensor:
-        fine = affine_transform(plane, back / samples, offset, (size * samples,) * 2, **how)
-        return torch.from_numpy(fine).reshape(size, samples, size, samples).mean((1, 3))
+    def sampled(plane: NDArray[np.float32], **options: Any) -> Tensor:
+        fine = affine_transform(plane, back / samples, offset, tuple(size * samples), **options)
+        return torch.from_numpy(fine).reshape(size[0], samples, size[1], samples).mean((1, 3))
 
     beyond = "reflect" if fill == "reflect" else "nearest"
-    rgb = torch.stack([sampled(plane, order=3, mode=beyond) for plane in _levels(image, preprocessing)])
+    levels = torch.stack([sampled(plane, order=3, mode=beyond) for plane in _levels(image, preprocessing)])
     if fill in ("grey", "black"):
-        cover = sampled(np.ones((size, size), np.float32), order=1, mode="grid-constant")
+        cover = sampled(np.ones(size, np.float32), order=1, mode="grid-constant")
         ground = torch.from_numpy(_levels(torch.zeros_like(image), preprocessing)) if fill == "grey" else 0
-        rgb = cover * rgb + (1 - cover) * ground
-    return preprocessing.normalise(rgb.clamp(0, 255).round() / 255).to(image)
+        levels = cover * levels + (1 - cover) * ground
+    pixels = levels.clamp(0, 255).round() / 255
+    return (preprocessing.normalise(pixels) if preprocessing else pixels).to(image)
 
 
-def _levels(image: Tensor, preprocessing: Preprocessing) -> np.ndarray:
-    """What the network sees as RGB (3, H, W), whole numbers from 0 to 255."""
-    return (preprocessing.pixels(image.detach().cpu().float()).clamp(0, 1) * 255).round().numpy()
+def _levels(image: Tensor, preprocessing: Preprocessing | None) -> NDArray[np.float32]:
+    """The photograph (C, H, W) that the network sees, in whole numbers from 0 to 255."""
+    values = image.detach().cpu().float()
+    pixels = preprocessing.pixels(values) if preprocessing else values
+    levels: NDArray[np.float32] = (pixels.clamp(0, 1) * 255).round().numpy()
+    return levels
 
 
 def invariance(
@@ -102,12 +111,14 @@ def invariance(
     batch_size: int = 64,
     progress: bool = True,
 ) -> Invariance:
-    """Transform N images (3, S, S), as the network sees them, by every amount; measure features and probability.
+    """Transform N images by every amount and measure their features and the probability of their labels.
 
-    kind: "translation", "scale" or "rotation".  fill: see `transformed`.  distance: "euclidean"; "rms", the same for
-    one unit, divided by the square root of their number; "relative", divided by the length of the image's features.
-    The paper does not say; its axes end at 15 in layer 1 and at 1.4 in layer 7, to which only "rms" comes near.
-    InputError for no images, images that are not square, and labels that are none of the network's classes.
+    Args:
+        images, labels: N images (C, H, W) as the network sees them, and class numbers of the network.
+        kind, amounts, fill: see `transformed`.
+        distance: "euclidean"; "rms": divided by the square root of the number of units; "relative": divided by the norm
+            of the original image's features. The paper does not say which; only "rms" comes near the ends of its axes,
+            15 in layer 1 and 1.4 in layer 7.
     """
     graph = graph_of(model)
     check_weights(graph.model)
@@ -117,23 +128,26 @@ def invariance(
         raise InputError(f"{len(images)} images and {len(labels)} labels; give at least one image, each with its label")
     if not len(amounts):
         raise InputError(f"no amounts of {kind}; give at least one")
-    preprocessing = getattr(graph.model, "preprocessing", None)
+    preprocessing = getattr(graph.model, "preprocessing", None)  # other people's models have none
     output = graph.layers[-1]
     distances: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     probabilities = []
     with tqdm(total=len(images) * len(amounts), unit=" images", desc=kind, disable=not progress) as bar:
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-            every = (NOTHING.get(kind, 0), *amounts)
-            series = [transformed(image, kind, a, fill=fill, preprocessing=preprocessing) for a in every]
+            series = [
+                transformed(image, kind, amount, fill=fill, preprocessing=preprocessing)
+                for amount in (NOTHING.get(kind, 0), *amounts)
+            ]
             batch = check_images(graph.model, torch.stack(series))
-            found = activations(graph, batch, list(dict.fromkeys([*layers, output])), batch_size)
-            # in another place of a batch the same image's features differ by rounding; its distance is 0 all the same
+            outputs = activations(graph, batch, list(dict.fromkeys([*layers, output])), batch_size)
+            # at another position of a batch the same image's features differ by rounding; its distance is still 0
             moved = (batch != batch[:1]).flatten(1).any(1)
             for layer in layers:
-                features = found[layer].flatten(1)
-                far = torch.linalg.vector_norm(features - features[0], dim=1, dtype=torch.float64)
-                distances[layer].append(torch.where(moved, far / DISTANCES[distance](features[0]), 0)[1:].cpu())
-            p = _probability(found[output], int(label), number)
+                features = outputs[layer].flatten(1)
+                features = features.to(torch.promote_types(features.dtype, torch.float32))
+                norms = torch.linalg.vector_norm(features - features[0], dim=1, dtype=torch.float64)
+                distances[layer].append(torch.where(moved, norms / DISTANCES[distance](features[0]), 0)[1:].cpu())
+            p = _probability(outputs[output], int(label), number)
             probabilities.append(torch.where(moved, p, p[0])[1:].cpu())
             bar.update(len(amounts))
     return Invariance(
@@ -154,24 +168,25 @@ def _probability(logits: Tensor, label: int, number: int) -> Tensor:
 
 
 def reach(kind: str, amounts: Tensor) -> Tensor:
-    """How much of a transform there is in each amount, from 0; turned on, an image comes nearer again."""
-    away = (amounts - NOTHING[kind]).abs()
-    return torch.minimum(away % 360, -away % 360) if kind == "rotation" else away
+    """How far each amount (A,) is from changing nothing, from 0; a rotation beyond 180 degrees comes back."""
+    change = (amounts - NOTHING[kind]).abs()
+    return torch.minimum(change % 360, -change % 360) if kind == "rotation" else change
 
 
 def linearity(reach: Tensor, distance: Tensor) -> Tensor:
-    """How much of the variance of distances (N, A) a line through zero explains, for each image: at most 1, (N,)."""
+    """The share of the variance of distances (N, A) that a line through zero explains: at most 1, (N,)."""
     slope = distance @ reach / (reach @ reach)
-    left = (distance - slope[:, None] * reach).square().sum(1)
-    return 1 - left / (distance - distance.mean(1, keepdim=True)).square().sum(1)
+    residual = (distance - slope[:, None] * reach).square().sum(1)
+    return 1 - residual / (distance - distance.mean(1, keepdim=True)).square().sum(1)
 
 
 def rise(reach: Tensor, distance: Tensor, at: float = 0.1) -> Tensor:
-    """The distance at a share `at` of the longest reach, as a share of the largest distance, for each of N images.
+    """How early distances rise: the distance at a share of the longest reach, divided by the largest distance, (N,).
 
-    In proportion it is `at`; where small transforms have a large effect it is near 1.
+    reach is (A,), distance (N, A), `at` the share. The result is `at` for a proportional distance, and near 1 where
+    small transforms have a large effect.
     """
-    places = np.unique(reach.numpy())
-    means = np.stack([distance[:, reach == place].mean(1).numpy() for place in places], 1)  # of both directions
-    found = [np.interp(at * places[-1], places, row) for row in means]
-    return torch.from_numpy(np.array(found)) / distance.amax(1)
+    steps = np.unique(reach.numpy())
+    means = np.stack([distance[:, reach == step].mean(1).numpy() for step in steps], 1)  # of both directions
+    early = [np.interp(at * steps[-1], steps, row) for row in means]
+    return torch.from_numpy(np.array(early)) / distance.amax(1)

@@ -1,8 +1,10 @@
 """Images in: rendered scenes, folders of photographs, how they become a network's input, and batches of them."""
 
 from zfnet.data.batches import Batch, Batches
-from zfnet.data.photos import BrokenImage, Photos
+from zfnet.data.images import Images, Truth, as_images
+from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
+from zfnet.errors import BrokenImage
 
-__all__ = ["Batch", "Batches", "BrokenImage", "Photos", "Preprocessing", "Scenes"]
+__all__ = ["Batch", "Batches", "BrokenImage", "Images", "Photos", "Preprocessing", "Scenes", "Truth", "as_images"]

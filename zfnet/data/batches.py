@@ -5,26 +5,27 @@ be loaded is left out and named, and does not end a scan of a million others.
 """
 
 import contextlib
-import operator
+import multiprocessing
 import os
 import pickle
 import signal
+import traceback
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
-from zfnet.data.photos import BrokenImage
-from zfnet.errors import InputError
+from zfnet.data.images import Images, TensorImages, as_images, read_item
+from zfnet.errors import BrokenImage, InputError
 
-_FEW = 256  # below this, workers that must import torch first (spawned, not forked) do not pay
+_FEW = 256  # below this, starting workers takes longer than reading
 
 
 class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # (N,), int64: which items of the dataset
-    images: Tensor  # (N, 3, H, W)
+    images: Tensor  # (N, C, H, W)
     labels: Tensor  # (N,), int64: -1 where the dataset has none
 
 
@@ -38,21 +39,17 @@ class _Read(NamedTuple):
     error: str | None
 
 
-def _name(dataset: Any, index: int) -> str:
-    return f"item {index} ({dataset.file(index)})" if hasattr(dataset, "file") else f"item {index}"
-
-
-def _check_finite(images: Tensor, index: list[int], dataset: Any) -> None:
+def _check_finite(images: Tensor, index: list[int], dataset: Images) -> None:
     if images.is_floating_point() and not images.sum().isfinite():  # one pass; the images only when it fails
         for i, image in zip(index, images, strict=True):
             if not image.isfinite().all():
-                raise InputError(f"the image of {_name(dataset, i)} has values that are not finite")
+                raise InputError(f"the image of {dataset.name(i)} has values that are not finite")
 
 
 class _Reader(Dataset[_Read]):
     """A dataset whose item is a whole batch: the part of the work that is done in a worker."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Images) -> None:
         self.dataset = dataset
 
     def __getitem__(self, chunk: list[int]) -> _Read:
@@ -61,14 +58,14 @@ class _Reader(Dataset[_Read]):
         try:
             for i in chunk:
                 try:
-                    image, label = self._item(i)
+                    image, label = read_item(self.dataset, i)
                 except BrokenImage as error:
                     read.broken.append(str(error))
                     continue
                 if images and image.shape != images[0].shape:
                     raise InputError(
-                        f"{_name(self.dataset, read.items[0])} is {_size(images[0])} and"
-                        f" {_name(self.dataset, i)} is {_size(image)};"
+                        f"{self.dataset.name(read.items[0])} is {_size(images[0])} and"
+                        f" {self.dataset.name(i)} is {_size(image)};"
                         " a batch needs one size, so give the dataset a transform"
                     )
                 images.append(image)
@@ -82,35 +79,9 @@ class _Reader(Dataset[_Read]):
         except InputError as error:  # as a message: raised here, it would come back as a worker's traceback
             return read._replace(error=str(error))
 
-    def _item(self, i: int) -> tuple[Tensor, int]:
-        item = self.dataset[i]
-        image, label = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, -1)
-        if isinstance(image, Tensor) and image.ndim == 3:
-            try:
-                return image, operator.index(label)
-            except TypeError:
-                pass
-        kind = type(item).__name__ if image is item else f"({type(image).__name__}, {type(label).__name__})"
-        raise InputError(f"{_name(self.dataset, i)} is {kind}; give a tensor (3, H, W) or (tensor, label)")
-
 
 def _size(image: Tensor) -> str:
     return " x ".join(map(str, image.shape))
-
-
-def _tensors(dataset: Any) -> tuple[Tensor, Tensor] | None:
-    """The images and labels of a dataset that is nothing else, to be sliced."""
-    tensors = dataset.tensors if type(dataset) is TensorDataset else (dataset,)
-    if not isinstance(tensors[0], Tensor):
-        return None
-    if len(tensors) > 2 or tensors[0].ndim != 4 or (len(tensors) == 2 and not _are_labels(tensors[1])):
-        shapes = ", ".join(f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in tensors)
-        raise InputError(f"tensors {shapes} are no images (N, 3, H, W), with or without whole labels (N,)")
-    return tensors[0], tensors[1] if len(tensors) == 2 else torch.full((len(tensors[0]),), -1)
-
-
-def _are_labels(tensor: Tensor) -> bool:
-    return tensor.ndim == 1 and not tensor.is_floating_point() and not tensor.is_complex()
 
 
 def _checked(indices: Iterable[int], length: int) -> Tensor:
@@ -126,7 +97,7 @@ def _checked(indices: Iterable[int], length: int) -> Tensor:
 
 
 def _slice(index: Tensor) -> slice | Tensor:
-    """The same places as a slice if they follow one another: a slice is a view, not a copy."""
+    """The same items as a slice if they follow one another: a slice is a view, not a copy."""
     return slice(int(index[0]), int(index[-1]) + 1) if (index.diff() == 1).all() else index
 
 
@@ -134,7 +105,12 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _as_it_is(read: Any) -> Any:
+def _start_method() -> str:
+    """How this Python starts processes. Asking for it must not settle it."""
+    return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+
+
+def _unchanged(read: Any) -> Any:
     return read
 
 
@@ -142,14 +118,29 @@ def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class Batches:
-    """The items `indices` (default all) of a dataset in their order, as `Batch`es of `batch_size`.
+def _forget_frames(error: BaseException | None) -> None:
+    """Clear the local variables of the frames that an error went through: they would keep workers alive."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
-    An item is an image tensor (3, H, W) or (image, label). Items that raise BrokenImage are left out of their
-    batch, which is then smaller, and named in `broken`. A Tensor (N, 3, H, W) or a TensorDataset is sliced
-    where it lies. Any other dataset is read by `workers` processes, each with one thread; by default one for
-    each core up to eight, or none for so few items that starting them would take longer than reading.
-    InputError names the item whose image is not finite or not of its batch's size.
+
+class Batches:
+    """The items `indices` of a dataset in their order, as `Batch`es: for a scan, and to read its winners again.
+
+    Items that raise BrokenImage are left out of their batch, which is then smaller, and named in `broken`. Tensors are
+    sliced without a copy. Any other dataset is read by worker processes with one thread each.
+
+    Args:
+        dataset: anything that `as_images` takes.
+        batch_size: items in a batch.
+        indices: whole numbers (N,), in any order and repeated at will; None: all items.
+        workers: the number of processes; 0: this one reads. None: one for each core up to eight, but none for so few
+            items that starting them would take longer than reading, and none where processes are not forked (macOS,
+            Windows, Python 3.14): there a script must guard its code with `if __name__ == "__main__":` first.
+
+    Raises:
+        InputError: naming the item whose image is not finite or not of its batch's size.
     """
 
     broken: list[str]  # one message for each image left out so far by the present or last iteration
@@ -157,17 +148,14 @@ class Batches:
     def __init__(
         self, dataset: Any, batch_size: int = 64, *, indices: Iterable[int] | None = None, workers: int | None = None
     ) -> None:
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-            raise InputError(f"{type(dataset).__name__} has no items by index; give a map-style dataset")
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
             if value is not None and (type(value) is not int or value < least):
                 raise InputError(f"{name} is {value!r}; give a whole number from {least}")
-        self.dataset = dataset
+        self.dataset = as_images(dataset)
         self.batch_size = batch_size
-        self.indices = _checked(range(len(dataset)) if indices is None else indices, len(dataset))
+        self.indices = _checked(range(len(self.dataset)) if indices is None else indices, len(self.dataset))
         self.workers = workers
         self.broken = []
-        self._tensors = _tensors(dataset)
 
     def __len__(self) -> int:
         """The number of batches, should no image be broken."""
@@ -176,11 +164,11 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         self.broken = []
         chunks = self.indices.split(self.batch_size) if len(self.indices) else ()
-        if self._tensors is not None:
-            images, labels = self._tensors
+        if isinstance(self.dataset, TensorImages):
+            labels = torch.tensor(self.dataset.labels)
             for index in chunks:
-                place = _slice(index)
-                batch = Batch(index, images[place], labels[place].long())
+                items = _slice(index)
+                batch = Batch(index, self.dataset.images[items], labels[items])
                 _check_finite(batch.images, index.tolist(), self.dataset)
                 yield batch
             return
@@ -192,36 +180,54 @@ class Batches:
                 if read.images is not None:
                     yield Batch(torch.tensor(read.items), read.images, torch.tensor(read.labels))
 
+    def _workers(self) -> int:
+        if self.workers is not None:
+            return self.workers
+        pays = len(self.indices) >= _FEW and _cores() > 1 and _start_method() == "fork"
+        return min(_cores(), 8) if pays else 0
+
     def _reads(self, chunks: list[list[int]]) -> Generator[_Read, None, None]:
-        reader = _Reader(self.dataset)
-        workers = self.workers
-        if workers is None:
-            workers = min(_cores(), 8) if len(self.indices) >= _FEW and _cores() > 1 else 0
-        workers = min(workers, len(chunks))
+        reader, workers = _Reader(self.dataset), min(self._workers(), len(chunks))
         if not workers:
             yield from map(reader.__getitem__, chunks)
             return
-        loader: DataLoader[_Read] = DataLoader(
-            reader,
-            batch_size=None,
-            sampler=chunks,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_ctrl_c_to_the_main_process,
-            generator=torch.Generator(),  # or the loader would draw a seed from the global generator
-        )
-        try:
-            reads: Any = iter(loader)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise InputError(f"worker processes cannot be given the dataset ({error}); use workers=0") from None
+        reads = _started(reader, chunks, workers)
+        died = None
         try:
             yield from reads
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
+        except BaseException as error:
+            _forget_frames(error)
+            if not (isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)):
                 raise
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"a worker process died, often for want of (shared) memory; use fewer workers or 0 ({reason})"
-            ) from None
+            died = " ".join(str(error).split())
         finally:
-            reads._shutdown_workers()  # now, and not when the last traceback that knows them is forgotten
+            del reads  # the workers end now, and not when the last traceback that knows them is forgotten
+        if died:
+            raise InputError(f"a worker process died: {died}; {_advice()}")
+
+
+def _started(reader: _Reader, chunks: list[list[int]], workers: int) -> Iterator[_Read]:
+    """What the worker processes read, in the order of the chunks."""
+    loader: DataLoader[_Read] = DataLoader(
+        reader,
+        batch_size=None,
+        sampler=chunks,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_leave_ctrl_c_to_the_main_process,
+        generator=torch.Generator(),  # or the loader would draw a seed from the global generator
+    )
+    try:
+        return iter(loader)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InputError(f"worker processes cannot be given the dataset ({error}); use workers=0") from None
+    except RuntimeError as error:
+        if "bootstrapping phase" not in str(error):
+            raise
+    raise InputError(f"a worker process cannot start workers; {_advice()}")
+
+
+def _advice() -> str:
+    if _start_method() == "fork":
+        return "use fewer workers if memory is short, or workers=0 to read without them"
+    return 'put the code of your script under `if __name__ == "__main__":`, or use workers=0'

@@ -33,7 +33,7 @@ class Folder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._zip = next((place for place in (self.path, *self.path.parents) if place.is_file()), None)
+        self._zip = next((path for path in (self.path, *self.path.parents) if path.is_file()), None)
         self._opened: tuple[int, zipfile.ZipFile] | None = None
         if self._zip is None:
             if not self.path.is_dir():

@@ -8,15 +8,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from zfnet.data.annotations import Annotation, read_annotation
 from zfnet.data.folders import Folder
-from zfnet.data.photos import Photos
+from zfnet.data.photos import ImageFiles
 from zfnet.errors import InputError, unknown_name
+from zfnet.identity import digest
 
 CLASSES = (
     "aeroplane",
@@ -43,56 +44,51 @@ CLASSES = (
 LISTS = {"train": "ImageSets/Main/train.txt", "test": "ImageSets/Main/val.txt"}  # the labels of its test are not public
 
 
-class Pascal(Photos):
+class Pascal(ImageFiles):
     """The annotated photographs of a folder with JPEGImages/ and Annotations/; items are (image, -1).
 
-    Where ImageSets/Main/ has train.txt and val.txt, only the photographs that these list, and `parts` says of each
-    whether it is to train or to test on; else `parts` is None.  InputError for an annotation that is broken, names an
-    image that is not there or a class that VOC has not.
+    Where ImageSets/Main/ has train.txt and val.txt, only the photographs that these list are taken, and
+    `official_split` says of each whether it is to train or to test on. `presence` is (N, 20).
+    Raises InputError for an annotation that is broken, or that names a missing image or a class that VOC does not have.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, transform: Callable[[Image.Image], Any] | None = None) -> None:
-        home = Folder(root)
-        for name in ("JPEGImages", "Annotations"):
+        home, photos = Folder(root), Path(root) / "JPEGImages"
+        for name in (photos.name, "Annotations"):
             if name not in home.folders():
                 raise InputError(f"{root} has no folder {name}; give that of PASCAL VOC, VOCdevkit/VOC2012")
-        super().__init__(Path(root) / "JPEGImages", transform=transform)
-        annotations = Folder(Path(root) / "Annotations")
-        there = {file.removesuffix(".xml"): file for file in annotations.files() if file.endswith(".xml")}
-        self.parts: list[str] | None = None
+        annotations, images = Folder(Path(root) / "Annotations"), set(Folder(photos).files())
+        names = [file.removesuffix(".xml") for file in annotations.files() if file.endswith(".xml")]
         if all(file in home for file in LISTS.values()):
             listed = {name: part for part, file in LISTS.items() for name in home.read(file).decode().split()}
-            if lost := next((name for name in listed if name not in there), None):
-                raise InputError(f"{root}/ImageSets/Main lists {lost}, which has no annotation")
-            there = {name: file for name, file in there.items() if name in listed}
-            self.parts = [listed[name] for name in there]
-        if not there:
+            if absent := listed.keys() - set(names):
+                raise InputError(f"{root}/ImageSets/Main lists {min(absent)}, which has no annotation")
+            names = [name for name in names if name in listed]
+            self.official_split = [listed[name] for name in names]
+        if not names:
             raise InputError(f"no annotations (*.xml) in {annotations.path}")
-        images, self._files, rows = set(self._files), [], []
-        for file in there.values():
-            image, row = _read(annotations, file)
-            if image not in images:
-                raise InputError(f"{annotations.path / file} names {image}, which is not in {self.root}")
-            self._files.append(image)
-            rows.append(row)
-        self.labels, self.classes = [-1] * len(rows), list(CLASSES)
-        self.presence: NDArray[np.int8] = np.stack(rows)
+        files, marks = [], []
+        for name in names:
+            annotation, path = read_annotation(annotations, f"{name}.xml"), annotations.path / f"{name}.xml"
+            if annotation.image is None:
+                raise InputError(f"{path} has no filename: it is no annotation of PASCAL VOC")
+            if annotation.image not in images:
+                raise InputError(f"{path} names {annotation.image}, which is not in {photos}")
+            files.append(annotation.image)
+            marks.append(_marks(annotation, path))
+        super().__init__(photos, files, [-1] * len(files), CLASSES, transform)
+        self.presence: NDArray[np.int8] = np.stack(marks)
+
+    def identity(self) -> str:
+        return digest(super().identity(), self.presence)
 
 
-def _read(folder: Folder, file: str) -> tuple[str, NDArray[np.int8]]:
-    """The image that an annotation is of, and what is in it."""
-    path = folder.path / file
-    try:
-        root = ElementTree.fromstring(folder.read(file))
-    except (OSError, ElementTree.ParseError) as error:
-        raise InputError(f"cannot read {path}, it may be cut short: {error}") from None
-    image, marks = root.findtext("filename"), np.full(len(CLASSES), -1, dtype=np.int8)
-    if not image:
-        raise InputError(f"{path} has no filename: it is no annotation of PASCAL VOC")
-    for thing in root.iter("object"):
-        name = (thing.findtext("name") or "").strip()
-        if name not in CLASSES:
-            raise unknown_name(f"class of PASCAL VOC, which {path} has,", name, CLASSES)
-        place = CLASSES.index(name)
-        marks[place] = max(marks[place], int((thing.findtext("difficult") or "0").strip() != "1"))
-    return image.strip(), marks
+def _marks(annotation: Annotation, path: Path) -> NDArray[np.int8]:
+    """VOC's mark of each class, (20,)."""
+    marks = np.full(len(CLASSES), -1, dtype=np.int8)
+    for thing in annotation.objects:
+        if thing.name not in CLASSES:
+            raise unknown_name(f"class of PASCAL VOC, which {path} has,", thing.name, CLASSES)
+        number = CLASSES.index(thing.name)
+        marks[number] = max(marks[number], int(not thing.difficult))
+    return marks

@@ -1,206 +1,336 @@
 """From a photograph to what a network sees, and back.
 
-A network's answers mean nothing without the size, channel order, range and mean it was trained with.
+A network's answers mean nothing without the size, channels, range and mean it was trained with.
 A `Preprocessing` holds these as plain values, so they can be saved with the weights, undone for display
 (`pixels`), and applied to a batch inside a differentiable computation (`normalise`).
 """
 
+import contextlib
 import json
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
+from PIL import Image, ImageOps
+from torch import Tensor, nn
 
-from zfnet.errors import InputError, unknown_name
+from zfnet.errors import BrokenImage, InputError, unknown_name
+from zfnet.identity import digest
 
+Model = TypeVar("Model", bound=nn.Module)
 Mode = Literal["shortest", "warp"]
-Channels = Literal["RGB", "BGR"]
+Colours = Literal["RGB", "BGR", "grey"]
 Interpolation = Literal["bilinear", "bicubic"]
+Size = tuple[int, int]  # (rows, columns)
 
-_ORIENTATION = 0x0112  # the EXIF tag; its values say how to turn the stored picture upright
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # unreadable EXIF says nothing about the pixels: show them as stored, as viewers do
-        return None
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R 601, as in Pillow's mode "L"
+MOST_PIXELS = 2**26  # of an enlarged image: a strip of 1 x 100,000 pixels would take gigabytes
+# what Pillow raises for damaged EXIF, when it reads it and when it writes it back
+_BAD_EXIF = (SyntaxError, struct.error, AttributeError, TypeError, ValueError, KeyError, IndexError, OSError)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Any image as 8-bit RGB, turned as its EXIF orientation says.
 
-    16-bit greys are scaled to 8 bits. What is transparent becomes white, as a page or a viewer shows it, so
-    that the network sees what a person sees. 32-bit or floating-point pixels: InputError.
+    16-bit greys are scaled to 8 bits. Transparent pixels become white, as on a page, so that the network sees what a
+    person sees. Unreadable EXIF is ignored.
+
+    Raises:
+        InputError: 32-bit or floating-point pixels.
     """
     image.load()
-    turn = _turn(image)
+    info = image.info
+    if image.mode == "RGB" and not info:
+        return image
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise InputError("32-bit pixels have no agreed white; save it with 8 or 16 bits a channel")
         image = Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))  # 65535 -> 255
-    elif "transparency" in image.info or "A" in image.getbands():
+    elif "transparency" in info or "A" in image.getbands():
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    if turn is not None:
-        image = image.transpose(turn)
-        image.info = {}  # the copied EXIF would turn it a second time
-    return image
+    upright = image.convert("RGB")
+    upright.info = dict(info)
+    with contextlib.suppress(*_BAD_EXIF):
+        ImageOps.exif_transpose(upright, in_place=True)  # turned before anything is written back
+    upright.info = {}  # EXIF left behind would turn it a second time
+    return upright
 
 
 def rgb_tensor(image: Image.Image) -> Tensor:
     """An RGB image as float32 (3, H, W) in 0..1."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
+    return _bytes(image).float() / 255
 
 
-def _image(image: Image.Image | np.ndarray) -> Image.Image:
-    if not isinstance(image, np.ndarray):
-        return image
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(f"an array {image.shape} of {image.dtype} is no image; give uint8 (H, W, 3)")
-    return Image.fromarray(image)
+def _bytes(image: Image.Image) -> Tensor:
+    """An 8-bit image as uint8 (channels, H, W)."""
+    return torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1).permute(2, 0, 1).contiguous()
 
 
 def _is_number(value: object, above: float) -> bool:
     return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value) and value > above
 
 
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a photograph becomes a network's input; travels with the weights.
+    """How an image becomes a network's input; it is saved with the weights.
 
-    `Preprocessing()` is that of torchvision's ImageNet weights. An image of `size` x `size` already is what
-    the network sees, as a rendered scene is: it is only normalised. Every other is resized, then cropped at
-    its centre. Resizing is Pillow's, antialiased, with which the published weights were evaluated.
-    Bad values: InputError.
+    `Preprocessing()` is that of torchvision's ImageNet weights. An image of `size` already is what the network sees,
+    as a rendered scene is: it is only normalised. Every other is resized, then cropped at its centre. Resizing is
+    Pillow's, antialiased, with which the published weights were evaluated.
+
+    Args:
+        size: what the network sees, in pixels: the side of a square, or (rows, columns).
+        resize: length in pixels to which the shortest side is resized; None: no resizing.
+        interpolation: of resizing.
+        mode: "shortest" keeps proportions; "warp" resizes both sides to `resize`.
+        channels: the network's: "RGB", "BGR", "grey" (one: the ITU-R 601 luma of a photograph), or a number N. Images
+            of N channels are arrays (H, W, N) or tensors (N, H, W).
+        scale: value of a white pixel before mean and std.
+        mean, std: a number for each of the network's channels, in its scale; one number serves all channels. For grey,
+            three numbers are those of red, green and blue, and their luma is used.
+        mean_image: (channels, rows, columns), subtracted in place of `mean` from images of that size; its middle is
+            from images of `size`.
+        display: which of the network's channels are shown as red, green and blue; None: the first three, or fewer
+            with the last repeated.
+
+    Raises:
+        InputError: a bad value.
     """
 
-    size: int = 224  # side of the square the network sees, pixels
-    resize: int | None = 256  # pixels; None: no resizing
-    interpolation: Interpolation = "bilinear"  # of resizing
-    mode: Mode = "shortest"  # which sides become `resize`: the shortest (keeping proportions), or both
-    channels: Channels = "RGB"  # the network's channel order
-    scale: float = 1.0  # value of a white pixel before mean and std
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # in the network's channel order and scale
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    # (3, S, S), S from `size` up: subtracted in place of `mean` from images of side S, its middle from those of `size`
+    size: int | Size = 224
+    resize: int | None = 256
+    interpolation: Interpolation = "bilinear"
+    mode: Mode = "shortest"
+    channels: Colours | int = "RGB"
+    scale: float = 1.0
+    mean: float | Sequence[float] = (0.485, 0.456, 0.406)
+    std: float | Sequence[float] = (0.229, 0.224, 0.225)
     mean_image: Tensor | None = field(default=None, compare=False, repr=False)
+    display: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        sides = {"size": self.size} if self.resize is None else {"size": self.size, "resize": self.resize}
-        for name, value in sides.items():
-            if type(value) is not int or value < 1:
-                raise InputError(f"preprocessing {name} is {value!r}; give a positive number of pixels")
-        if min(sides.values()) < self.size:
-            raise InputError(f"preprocessing resize {self.resize} is less than size {self.size}")
+        sides = self.size if isinstance(self.size, (list, tuple)) else (self.size, self.size)
+        if len(sides) != 2 or not all(map(_is_count, sides)):
+            raise InputError(f"preprocessing size is {self.size!r}; give pixels, or rows and columns")
+        object.__setattr__(self, "size", sides[0] if sides[0] == sides[1] else tuple(sides))
+        if self.resize is not None and not _is_count(self.resize):
+            raise InputError(f"preprocessing resize is {self.resize!r}; give a positive number of pixels")
+        least = max(sides) if self.mode == "warp" else min(sides)
+        if self.resize is not None and self.resize < least:
+            raise InputError(f"preprocessing resize {self.resize} is less than size {least}")
         if self.mode not in get_args(Mode):
             raise unknown_name("preprocessing mode", str(self.mode), get_args(Mode))
-        if self.channels not in get_args(Channels):
-            raise unknown_name("preprocessing channel order", str(self.channels), get_args(Channels))
+        if self.channels not in get_args(Colours) and not _is_count(self.channels):
+            raise unknown_name("preprocessing channels", str(self.channels), [*get_args(Colours), "a number"])
         if self.interpolation not in get_args(Interpolation):
             raise unknown_name("preprocessing interpolation", str(self.interpolation), get_args(Interpolation))
         if not _is_number(self.scale, above=0):
             raise InputError(f"preprocessing scale is {self.scale!r}; give a finite number above 0")
         for name, above in (("mean", -math.inf), ("std", 0)):
-            values = getattr(self, name)
-            if not (
-                isinstance(values, (list, tuple))
-                and len(values) == 3
-                and all(_is_number(value, above) for value in values)
-            ):
-                wanted = "three finite numbers" + (" above 0" if above == 0 else "")
-                raise InputError(f"preprocessing {name} is {values!r}; give {wanted}")
-            object.__setattr__(self, name, tuple(map(float, values)))  # JSON has lists; the class is frozen
+            object.__setattr__(self, name, self._for_each_channel(name, above))
+        if self.display is not None:
+            last = self.channel_count - 1
+            listed = isinstance(self.display, (list, tuple)) and len(self.display) == 3
+            if not listed or not all(type(n) is int and 0 <= n <= last for n in self.display):
+                raise InputError(f"preprocessing display is {self.display!r}; give three channels from 0 to {last}")
+            object.__setattr__(self, "display", tuple(self.display))
 
-    def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
-        """An image, or RGB uint8 (H, W, 3), as float32 (3, size, size); InputError if it is too small."""
-        return self.normalise(rgb_tensor(self.square(upright_rgb(_image(image)))))
+    def _for_each_channel(self, name: str, above: float) -> tuple[float, ...]:
+        values = getattr(self, name)
+        numbers = tuple(values) if isinstance(values, (list, tuple)) else (values,)
+        if not all(_is_number(value, above) for value in numbers):
+            raise InputError(f"preprocessing {name} is {values!r}; give finite numbers{' above 0' * (above == 0)}")
+        if self.channels == "grey" and len(numbers) == 3:
+            return (sum(part * value for part, value in zip(LUMA, numbers, strict=True)),)
+        if len(numbers) not in (1, self.channel_count):
+            raise InputError(
+                f"preprocessing {name} is {values!r}; give {self.channel_count} numbers, one for each channel, or one"
+            )
+        return tuple(map(float, numbers * (self.channel_count // len(numbers))))
 
-    def square(self, image: Image.Image) -> Image.Image:
-        """What the network sees of an upright RGB image: resized and cropped, not yet normalised."""
-        return image if image.size == (self.size, self.size) else self._crop(self._resize(image))
+    @property
+    def channel_count(self) -> int:
+        """How many channels the network reads."""
+        return {"RGB": 3, "BGR": 3, "grey": 1}.get(str(self.channels)) or int(self.channels)
+
+    @property
+    def image_size(self) -> Size:
+        """What the network sees: (rows, columns) in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def __call__(self, image: Image.Image | np.ndarray[Any, Any] | Tensor) -> Tensor:
+        """An image as what the network sees: float32 (channels, rows, columns).
+
+        Args:
+            image: a photograph of any mode; an array of bytes (H, W, channels); or a tensor (channels, H, W) of bytes
+                or of floats in 0..1. Three channels are RGB where the network reads RGB, BGR or grey.
+
+        Raises:
+            InputError: an image that is too small, or has other channels.
+        """
+        planes = self.cropped(image)
+        return self.normalise(planes if planes.is_floating_point() else planes.float() / 255)
+
+    def cropped(self, image: Image.Image | np.ndarray[Any, Any] | Tensor) -> Tensor:
+        """What the network sees of an image, not yet normalised: (channels, rows, columns), bytes or floats in 0..1.
+
+        Args:
+            image: as for a call; a photograph for a BGR network gives RGB.
+        """
+        if isinstance(image, Image.Image):
+            if isinstance(self.channels, int):
+                raise InputError(f"photographs have no {self.channels} channels; give arrays (H, W, {self.channels})")
+            upright = upright_rgb(image)
+            return _bytes(self._crop(self._resize(upright.convert("L") if self.channels == "grey" else upright)))
+        array = isinstance(image, np.ndarray)
+        planes = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 0) if array and image.ndim == 3 else image
+        if (
+            not isinstance(planes, Tensor)
+            or planes.ndim != 3
+            or len(planes) not in self._countable
+            or not (planes.dtype == torch.uint8 or (planes.is_floating_point() and not array))
+        ):
+            count = self.channel_count
+            raise InputError(
+                f"an array {tuple(image.shape)} of {image.dtype} is no image of {count} channels; "
+                f"give uint8 (H, W, {count}), or a tensor ({count}, H, W)"
+            )
+        images = [Image.fromarray(plane.numpy()) for plane in self._mixed(planes.cpu())]
+        return torch.stack([torch.from_numpy(np.array(self._crop(self._resize(plane)))) for plane in images])
+
+    @property
+    def _countable(self) -> tuple[int, ...]:
+        """How many channels an image may have."""
+        return (1, 3) if self.channels == "grey" else (self.channel_count,)
+
+    def _mixed(self, image: Tensor) -> Tensor:
+        """Grey for a grey network, of RGB (..., 3, H, W); any other image as it is."""
+        if self.channels != "grey" or image.shape[-3] == 1:
+            return image
+        red, green, blue = image.unbind(-3)
+        if image.dtype == torch.uint8:  # Pillow's rounding
+            mix = (red.int() * 19595 + green.int() * 38470 + blue.int() * 7471 + 0x8000) >> 16
+            return mix.to(torch.uint8).unsqueeze(-3)
+        return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue).unsqueeze(-3)
 
     def _resize(self, image: Image.Image) -> Image.Image:
         new = self._resized(*image.size)
         return image if new == image.size else image.resize(new, Image.Resampling[self.interpolation.upper()])
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        if self.resize is None:
+        """The (width, height) that an image of this width and height is resized to."""
+        if self.resize is None or (height, width) == self.image_size:
             return width, height
         short_width, short_height = (width, height) if self.mode == "warp" else (min(width, height),) * 2
-        return self.resize * width // short_width, self.resize * height // short_height
+        new_width, new_height = self.resize * width // short_width, self.resize * height // short_height
+        if new_width * new_height > max(MOST_PIXELS, width * height):
+            raise BrokenImage(
+                f"an image of {width} x {height} pixels is too long: with its shortest side at {self.resize} it would"
+                f" have {new_width} x {new_height}"
+            )
+        return new_width, new_height
 
     def _crop(self, image: Image.Image) -> Image.Image:
         left, top = self._corner(*image.size)
-        return image.crop((left, top, left + self.size, top + self.size))
+        return image.crop((left, top, left + self.image_size[1], top + self.image_size[0]))
 
     def _corner(self, width: int, height: int) -> tuple[int, int]:
-        if min(width, height) < self.size:
-            raise InputError(f"an image of {width} x {height} pixels is smaller than {self.size}; set resize")
-        return round((width - self.size) / 2), round((height - self.size) / 2)
+        """Where the central crop begins: left and top."""
+        rows, columns = self.image_size
+        if height < rows or width < columns:
+            seen = str(rows) if rows == columns else f"{columns} x {rows}"
+            advice = "set resize" if self.resize is None else "raise resize"
+            raise InputError(f"an image of {width} x {height} pixels is smaller than {seen}; {advice}")
+        return round((width - columns) / 2), round((height - rows) / 2)
 
     def box(self, box: Sequence[float], width: int, height: int) -> tuple[int, int, int, int]:
-        """Where a box of an image of that size lies in what the network sees, to whole pixels, perhaps beyond its edge.
+        """Where a box of an image lies in what the network sees, to whole pixels, perhaps beyond its edge.
 
-        Boxes are top, left, bottom, right in pixels, ends exclusive; 0 is the image's edge.
+        Args:
+            box: top, left, bottom, right in pixels of the image, ends exclusive; 0 is the image's edge.
+            width, height: of the image.
         """
-        across, down, left, top = 1.0, 1.0, 0, 0
-        if (width, height) != (self.size, self.size):
-            new = self._resized(width, height)
-            left, top = self._corner(*new)
-            across, down = new[0] / width, new[1] / height
+        new = self._resized(width, height)
+        left, top = self._corner(*new)
+        across, down = new[0] / width, new[1] / height
         first, last = (round(edge * down) - top for edge in box[::2])
         return first, round(box[1] * across) - left, last, round(box[3] * across) - left
 
-    def normalise(self, rgb: Tensor) -> Tensor:
-        """RGB (..., 3, H, W) in 0..1, or uint8, to the network's channels and range; differentiable."""
-        if rgb.dtype == torch.uint8:  # in one pass, in place: training does this to every image anew
-            values = self.rgb(rgb).float()
+    def normalise(self, image: Tensor) -> Tensor:
+        """An image (..., channels, H, W) in 0..1, or uint8, in the network's channels and range; differentiable.
+
+        Three channels are RGB where the network reads RGB, BGR or grey.
+        """
+        if image.ndim < 3 or image.shape[-3] not in self._countable:
+            raise self._no_image(image)
+        arranged = self.arranged(image)
+        if image.dtype == torch.uint8:  # in one pass, in place: training does this to every image anew
+            values = arranged.float()
             mean, std = self._statistics(values)
             return torch.addcmul(-mean / std, values, self.scale / 255 / std, out=values)
-        mean, std = self._statistics(rgb)
-        return (self.rgb(rgb) * self.scale - mean) / std
+        mean, std = self._statistics(arranged)
+        return (arranged * self.scale - mean) / std
+
+    def arranged(self, image: Tensor) -> Tensor:
+        """An image (..., 3, H, W), RGB, in the network's channels, its range unchanged; of other channels, as it is."""
+        return image.flip(-3) if self.channels == "BGR" else self._mixed(image)
 
     def pixels(self, x: Tensor) -> Tensor:
-        """The inverse of `normalise`: RGB (..., 3, H, W), 0..1 for a photograph, not clamped."""
+        """The inverse of `normalise`, as RGB (..., 3, H, W): 0..1 for a photograph, not clamped.
+
+        Grey is shown in all three channels, and of other channels those that `display` names.
+        """
         mean, std = self._statistics(x)
         return self.rgb((x * std + mean) / self.scale)
 
     def rgb(self, signal: Tensor) -> Tensor:
-        """A signal in input space (..., 3, H, W), such as a projection, as RGB; nothing added."""
-        return signal.flip(-3) if self.channels == "BGR" else signal
+        """A signal in input space (..., channels, H, W), such as a projection, as RGB; nothing added."""
+        last = self.channel_count - 1
+        shown = self.display or ((2, 1, 0) if self.channels == "BGR" else (0, min(1, last), min(2, last)))
+        return signal if shown == (0, 1, 2) and last == 2 else signal[..., list(shown), :, :]
+
+    def _no_image(self, x: Tensor) -> InputError:
+        shape = f"float (..., {self.channel_count}, H, W)"
+        return InputError(f"a tensor {tuple(x.shape)} of {x.dtype} is no image; give {shape}")
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != 3:
-            raise InputError(f"a tensor {tuple(x.shape)} of {x.dtype} is no image; give float (..., 3, H, W)")
+        if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != self.channel_count:
+            raise self._no_image(x)
         mean, std = x.new_tensor(self.mean)[:, None, None], x.new_tensor(self.std)[:, None, None]
-        if self.mean_image is not None and x.shape[-1] == x.shape[-2] in (self.size, self.mean_image.shape[-1]):
-            margin = round((self.mean_image.shape[-1] - x.shape[-1]) / 2)
-            end = margin + x.shape[-1]
-            mean = self.mean_image[:, margin:end, margin:end].to(x)
+        if self.mean_image is not None and tuple(x.shape[-2:]) in (self.image_size, self.mean_image.shape[-2:]):
+            rows, columns = x.shape[-2:]
+            top, left = round((self.mean_image.shape[-2] - rows) / 2), round((self.mean_image.shape[-1] - columns) / 2)
+            mean = self.mean_image[:, top : top + rows, left : left + columns].to(x)
         return mean, std
 
     @classmethod
-    def of(cls, model: Any) -> "Preprocessing":
-        """That which a network has; for one without, its input is RGB in 0..1."""
-        return getattr(model, "preprocessing", None) or cls(mean=(0, 0, 0), std=(1, 1, 1))
+    def of(cls, model: nn.Module) -> "Preprocessing":
+        """The preprocessing of a network; for one without, its input is in 0..1."""
+        own = getattr(model, "preprocessing", None)
+        if own is not None:
+            return own  # type: ignore[no-any-return]
+        first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+        channels: Colours | int = "RGB" if first is None or first.in_channels == 3 else first.in_channels
+        return cls(channels=channels, mean=0, std=1)
+
+    def attach(self, model: Model) -> Model:
+        """Make it the preprocessing of a network, `model.preprocessing`; return the network."""
+        model.preprocessing = self  # type: ignore[assignment]
+        return model
+
+    def identity(self) -> str:
+        """A digest of all settings and the mean image."""
+        return digest("preprocessing", self.settings, self.mean_image)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -215,39 +345,48 @@ class Preprocessing:
     def from_json(cls, text: str) -> "Preprocessing":
         """The inverse of `to_json`. InputError unless every setting is there, known and valid."""
         try:
-            given = json.loads(text)
+            settings = json.loads(text)
         except (TypeError, ValueError) as error:
             raise InputError(f"preprocessing is not JSON: {error}") from None
-        if not isinstance(given, dict):
-            raise InputError(f"preprocessing is {given!r}; it must be a JSON object")
+        if not isinstance(settings, dict):
+            raise InputError(f"preprocessing is {settings!r}; it must be a JSON object")
         names = list(cls().settings)
-        for name in given:
+        for name in settings:
             if name not in names:
                 raise unknown_name("preprocessing setting", name, names)
-        given.setdefault("interpolation", "bilinear")  # what older files mean
-        if missing := [name for name in names if name not in given]:
+        older: dict[str, Any] = {"interpolation": "bilinear", "display": None}  # what older files mean
+        settings = older | settings
+        if missing := [name for name in names if name not in settings]:
             raise InputError(f"preprocessing lacks {', '.join(missing)}")
-        return cls(**given)
+        return cls(**settings)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """How training keeps an image: uint8 (3, size, size), to be cropped, mirrored and normalised batch by batch.
+    """How training keeps an image: uint8 (channels, rows, columns), cropped, mirrored and normalised batch by batch.
 
-    side: the shortest side and the central square of it, from which crops are taken; None: what the network sees.
+    Args:
+        preprocessing: of the network.
+        side: the shortest side and the central square of it, from which crops are taken, in pixels; None: what the
+            network sees.
     """
 
     preprocessing: Preprocessing
     side: int | None = None
 
     def __post_init__(self) -> None:
-        if self.side is not None and self.side < self.preprocessing.size:
+        if self.side is not None and self.side < max(self.preprocessing.image_size):
             raise InputError(f"images stored with {self.side} pixels have no crops of {self.preprocessing.size}")
 
     @property
-    def size(self) -> int:
+    def size(self) -> int | Size:
         return self.side or self.preprocessing.size
 
-    def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
+    def identity(self) -> str:
+        """A digest of the side, all settings and the mean image."""
+        return digest("stored", self.side, self.preprocessing.identity())
+
+    def __call__(self, image: Image.Image | np.ndarray[Any, Any] | Tensor) -> Tensor:
         how = self.preprocessing if self.side is None else replace(self.preprocessing, size=self.side, resize=self.side)
-        return torch.from_numpy(np.array(how.square(upright_rgb(_image(image))))).permute(2, 0, 1).contiguous()
+        planes = how.cropped(image)
+        return planes if planes.dtype == torch.uint8 else (planes * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,233 @@
+"""Checkpoints: a run resumes from its own only, and from an intact one only."""
+
+import errno
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from zfnet import InputError
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.training import Checkpoint, Recipe, difference, run_identity, train
+
+RECIPE = Recipe(epochs=4, batch_size=8)
+ANEW = "start anew with fresh=True or in another folder"
+
+
+def network(dropout: float = 0.1, seed: int = 0, **attributes) -> nn.Module:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(400, 4))
+    for name, value in attributes.items():
+        setattr(model, name, value)
+    return model
+
+
+def frozen() -> nn.Module:
+    model = network()
+    model[0].weight.requires_grad = False
+    return model
+
+
+def images(count: int, pixel: float = 0, label: int = 0) -> TensorDataset:
+    """Random images and labels; the last pixel and label changed by this much."""
+    generator = torch.Generator().manual_seed(count)
+    data, labels = torch.randn(count, 3, 12, 12, generator=generator), torch.randint(4, (count,), generator=generator)
+    data[-1, -1, -1, -1] += pixel
+    labels[-1] = (labels[-1] + label) % 4
+    return TensorDataset(data, labels)
+
+
+class Stopped(Exception):
+    """What stops a run."""
+
+
+def run(folder: Path | None, model=None, data=None, validation=None, recipe: Recipe = RECIPE, **settings):
+    """Train; returns the model and how many epochs were new."""
+    epochs = []
+    model = model or network()
+    data, validation = (images(48) if data is None else data), (images(16) if validation is None else validation)
+    train(model, data, validation or None, recipe, folder=folder, progress=False, on_epoch=epochs.append, **settings)
+    return model, len(epochs)
+
+
+def stop(folder: Path, after: int = 2, recipe: Recipe = RECIPE) -> Path:
+    """A run that is stopped after epochs, in the next one; returns its checkpoint."""
+
+    def on_epoch(history) -> None:
+        if len(history) == after + 1:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(network(), images(48), images(16), recipe, folder=folder, progress=False, on_epoch=on_epoch)
+    return folder / "checkpoint.pt"
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.fixture
+def whole() -> nn.Module:
+    """The network of a run that is not stopped."""
+    return run(None)[0]
+
+
+def test_a_stopped_run_resumes(whole, tmp_path: Path) -> None:
+    stop(tmp_path)
+    resumed, new = run(tmp_path)
+    assert new == 2 and same(resumed, whole)
+
+
+CHANGES = {
+    "recipe": ({"recipe": replace(RECIPE, learning_rate=0.02, seed=1)}, "learning_rate 0.01, now 0.02; seed 0, now 1"),
+    "dropout": ({"model": network(0.5)}, "other architecture"),
+    "frozen weights": ({"model": frozen()}, "other architecture"),
+    "initial weights": ({"model": network(seed=1)}, "other initial weights"),
+    "preprocessing": ({"model": network(preprocessing=Preprocessing(std=(1, 1, 1)))}, "other preprocessing"),
+    "a pixel": ({"data": images(48, pixel=1e-3)}, "other training images"),
+    "a label": ({"data": images(48, label=1)}, "other training labels"),
+    "fewer images": ({"data": images(47)}, "other training labels, training images"),
+    "order": ({"data": TensorDataset(*(t.flip(0) for t in images(48).tensors))}, "training labels, training images"),
+    "type": ({"data": TensorDataset(images(48).tensors[0].double(), images(48).tensors[1])}, "other training images"),
+    "validation pixel": ({"validation": images(16, pixel=1e-3)}, "other validation images"),
+    "validation label": ({"validation": images(16, label=1)}, "other validation labels"),
+    "no validation": ({"validation": []}, "other validation labels, validation images"),
+    "images and network": (
+        {"model": network(0.5), "data": images(40)},
+        "other architecture, training labels, training i",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_checkpoint_of_another_run_is_refused_and_stays(change: str, tmp_path: Path) -> None:
+    arguments, words = CHANGES[change]
+    file = stop(tmp_path)
+    before = file.read_bytes()
+    with pytest.raises(InputError) as caught:
+        run(tmp_path, **arguments)
+    assert str(caught.value).startswith(f"{file} is of another run (") and "\n" not in str(caught.value)
+    assert words in str(caught.value) and str(caught.value).endswith(f"resume that one, or {ANEW}")
+    assert file.read_bytes() == before
+
+
+def test_a_fresh_run_takes_nothing_of_the_old_one(tmp_path: Path) -> None:
+    stop(tmp_path)
+    changed = {"model": network(0.5), "data": images(40)}
+    model, new = run(tmp_path, **changed, fresh=True)
+    assert new == RECIPE.epochs and same(model, run(None, network(0.5), images(40))[0])
+    assert run(tmp_path, network(0.5), images(40))[1] == 0  # and is resumed itself
+
+
+def test_identity_says_what_differs() -> None:
+    first, second = (run_identity(network(), images(8), None, replace(RECIPE, epochs=n)) for n in (1, 3))
+    assert difference(first, first) == "" and difference(first, second) == "epochs 1, now 3"
+    assert "validation labels" not in first
+
+
+def test_a_checkpoint_of_an_older_version_is_refused(tmp_path: Path) -> None:
+    old = {"recipe": {"epochs": 4}, "images": 48, "progress": {"history": []}, "model": network().state_dict()}
+    torch.save(old, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match=f"is of an older version, which did not record its images: {ANEW}"):
+        run(tmp_path)
+
+
+def damaged(raw: bytes) -> bytes:
+    """The bytes with one bit of the data of a tensor changed, which torch.load does not notice."""
+    start = raw.index(b"archive/data/1") + 200
+    return raw[:start] + bytes([raw[start] ^ 1]) + raw[start + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-500], damaged, lambda raw: b""], ids=["cut", "a bit", "empty"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, damage, tmp_path: Path, capsys) -> None:
+    file = stop(tmp_path, after=2)
+    file.write_bytes(damage(file.read_bytes()))
+    resumed, new = run(tmp_path)
+    assert new == 3 and same(resumed, whole)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"cannot read {file}") and line.endswith(
+        f"; resuming from {tmp_path}/checkpoint.previous.pt"
+    )
+
+
+def test_without_an_intact_checkpoint_it_is_one_line(tmp_path: Path) -> None:
+    file = stop(tmp_path, after=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt"}
+    raw = damaged(file.read_bytes())
+    file.write_bytes(raw)
+    with pytest.raises(InputError, match=f"it is damaged .*; put back a copy of it, or {ANEW}"):
+        run(tmp_path)
+    assert file.read_bytes() == raw
+    assert run(tmp_path, fresh=True)[1] == RECIPE.epochs
+
+
+def test_a_crash_between_two_checkpoints_leaves_the_one_before(whole, tmp_path: Path, capsys) -> None:
+    stop(tmp_path, after=2).unlink()
+    resumed, new = run(tmp_path)
+    assert new == 3 and same(resumed, whole)
+    assert "checkpoint.pt is missing; resuming from" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what it cannot read
+def test_no_wrong_byte_is_read(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path, {"recipe": {}})
+    model, generator = nn.Linear(4, 3), random.Random(0)
+    checkpoint.write({"model": model.state_dict(), "position": {"history": [{"loss": 1.0}], "step": 0}})
+    raw = checkpoint.path.read_bytes()
+    refused = 0
+    for _ in range(200):
+        wrong = bytearray(raw)
+        wrong[generator.randrange(len(raw))] ^= 1 << generator.randrange(8)
+        checkpoint.path.write_bytes(wrong)
+        try:
+            state = checkpoint.read()
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+            continue
+        assert all(torch.equal(state["model"][name], weight) for name, weight in model.state_dict().items())
+        assert state["position"] == {"history": [{"loss": 1.0}], "step": 0}
+    assert refused > 20  # the others are in the padding of the archive
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, count = torch.save, iter(range(9))
+
+    def full(state, file) -> None:
+        if next(count) == 1:
+            file.write(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=r"cannot write .*checkpoint\.pt: No space left on device"):
+        run(tmp_path)
+    monkeypatch.setattr(torch, "save", save)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt"}
+    resumed, new = run(tmp_path)
+    assert new == 3 and same(whole, resumed)
+
+
+def test_a_second_run_is_refused_while_the_first_is_alive(tmp_path: Path) -> None:
+    def second(history) -> None:
+        with pytest.raises(InputError, match=r"another run is training in .*: wait for it, or use another folder"):
+            run(tmp_path)
+
+    train(network(), images(48), images(16), RECIPE, folder=tmp_path, progress=False, on_epoch=second)
+    assert run(tmp_path)[1] == 0  # and not once it has ended
+
+
+def test_an_error_of_the_run_is_not_said_to_be_the_folders(tmp_path: Path) -> None:
+    def fails(history) -> None:
+        raise OSError(errno.ENOENT, "the dataset is gone")
+
+    with pytest.raises(OSError, match="the dataset is gone"):
+        train(network(), images(48), None, RECIPE, folder=tmp_path, progress=False, on_epoch=fails)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write to .*file/out"):
+        run(tmp_path / "file" / "out")

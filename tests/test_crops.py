@@ -1,0 +1,113 @@
+"""Crops: which of them there are, and that what an image gets does not depend on who has it."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+from torchvision.transforms.functional import ten_crop
+
+from zfnet import InputError
+from zfnet.data.crops import augment, crop_size, in_memory, mean_image, views
+from zfnet.data.preprocessing import Preprocessing, Stored
+from zfnet.errors import BrokenImage
+from zfnet.training import network_input
+
+
+def test_augmented_images_are_shifted_or_mirrored_copies() -> None:
+    image = torch.arange(3 * 6 * 5.0).view(1, 3, 6, 5)
+    seen = set()
+    for seed in range(200):
+        out = augment(image, torch.Generator().manual_seed(seed), max_shift=1)
+        assert out.shape == image.shape
+        centre = out[0, 0, 2:4, 1:4]
+        for mirrored in (False, True):
+            for r in (-1, 0, 1):
+                for c in (-1, 0, 1):
+                    part = image.flip(3) if mirrored else image
+                    if torch.equal(centre, part[0, 0, 2 + r : 4 + r, 1 + c : 4 + c]):
+                        seen.add((mirrored, r, c))
+    assert len(seen) == 18  # each of them happens
+
+
+def test_crops_are_taken_everywhere_or_at_the_places_of_evaluation() -> None:
+    image = torch.arange(6 * 6.0).view(1, 1, 6, 6).expand(1, 3, 6, 6)
+    for crops, places in (("random", 9), ("ten", 5)):
+        generators = [torch.Generator().manual_seed(seed) for seed in range(200)]
+        corners = {int(augment(image, random, (4, 4), crops=crops, flip=False)[0, 0, 0, 0]) for random in generators}
+        assert len(corners) == places
+        assert corners <= {6 * r + c for r in range(3) for c in range(3)}
+    assert {int(x[0, 0, 0, 0]) for x in views(image, (4, 4), 10)[:5]} == {0, 2, 12, 14, 7}
+
+
+@pytest.mark.parametrize("crops", ["random", "ten"])
+def test_an_image_is_augmented_alike_whoever_has_it(crops: str) -> None:
+    images = torch.randn(7, 3, 9, 9)
+    settings = {"max_shift": 2, "crops": crops}
+    alone = augment(images, torch.Generator().manual_seed(1), (6, 6), **settings)
+    for rank in (0, 1):
+        share = slice(rank, None, 2)
+        part = augment(images[share], torch.Generator().manual_seed(1), (6, 6), **settings, batch_size=7, share=share)
+        assert torch.equal(part, alone[share])
+
+
+def test_ten_views_are_corners_centre_and_their_mirror_images() -> None:
+    images = torch.randn(2, 3, 10, 10)
+    ten = views(images, (6, 6), 10)
+    expected = ten_crop(images, 6)
+    assert len(ten) == len(expected) == 10
+    for view in expected:
+        assert sum(torch.equal(view, ours) for ours in ten) == 1
+    assert torch.equal(views(images, (6, 6), 1)[0], images[..., 2:8, 2:8])
+    padded = views(images, (10, 10), 10, pad=2)
+    assert torch.equal(padded[4], images) and torch.equal(padded[0][..., 2:, 2:], images[..., :8, :8])
+
+
+def test_crops_are_of_the_size_that_the_network_sees() -> None:
+    model = nn.Conv2d(3, 4, 3)
+    bytes_ = torch.zeros(1, 3, 64, 72, dtype=torch.uint8)
+    assert crop_size(model, torch.zeros(1, 3, 64, 64)) == (64, 64)
+    for function in (crop_size, network_input):
+        with pytest.raises(InputError, match=r"Conv2d has no preprocessing, which uint8 images need: set model\."):
+            function(model, bytes_)
+    model.preprocessing = Preprocessing(size=48, resize=48)
+    assert crop_size(model, bytes_) == (48, 48)
+    model.preprocessing = Preprocessing(size=80, resize=80)
+    with pytest.raises(InputError, match="cannot take 80 x 80 crops from 64 x 72 images"):
+        crop_size(model, bytes_)
+    with pytest.raises(InputError, match="images stored with 64 pixels have no crops of 80"):
+        Stored(model.preprocessing, 64)
+    with pytest.raises(InputError, match="crops is 5; give 1, the centre, or 10"):
+        views(bytes_, (48, 48), 5)
+
+
+class Photographs(Dataset):
+    """Four images of known bytes, of which some are broken."""
+
+    def __init__(self, *broken: int):
+        self.broken = broken
+        self.images = torch.arange(4 * 3 * 2 * 2, dtype=torch.uint8).view(4, 3, 2, 2)
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i: int):
+        if i in self.broken:
+            raise BrokenImage(f"{i}.jpg is torn")
+        return self.images[i], i
+
+
+def test_in_memory_is_the_dataset_without_its_broken_images() -> None:
+    whole = Photographs()
+    for broken, rest in ((), [0, 1, 2, 3]), ((0, 2), [1, 3]):
+        images, labels = in_memory(Photographs(*broken), limit=48, progress=False).tensors
+        assert torch.equal(images, whole.images[rest]) and labels.tolist() == rest
+    assert in_memory(whole, limit=47, progress=False) is whole
+    tensors = TensorDataset(whole.images)
+    assert in_memory(tensors, limit=1, progress=False) is tensors
+    with pytest.raises(InputError, match=r"none of the 4 images could be read: 0\.jpg is torn"):
+        in_memory(Photographs(0, 1, 2, 3), limit=48, progress=False)
+
+
+def test_mean_image_of_known_bytes() -> None:
+    mean = mean_image(Photographs(), Preprocessing(size=2, resize=2, scale=255), progress=False)
+    assert torch.equal(mean, torch.arange(12.0).view(3, 2, 2) + 18)  # images begin at 0, 12, 24 and 36

@@ -1,0 +1,171 @@
+"""A trained network is found by the identity of its training; if anything else was asked for, it is trained."""
+
+import functools
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import experiments.run
+from experiments import train
+from experiments.models import build
+from experiments.networks import Networks
+from experiments.overrides import check, configured
+from zfnet import InputError, ZFNet, weights
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.training import Recipe
+
+SMALL = functools.partial(ZFNet, 16, maps=(4, 4, 4, 4, 4), hidden=(4,), image_size=64, init="he")
+HOW = Preprocessing(size=64, resize=64)
+RECIPE = Recipe(epochs=1, batch_size=4)
+
+
+def images(count: int, pixel: int = 0, label: int = 0) -> TensorDataset:
+    """Random bytes and labels; the last pixel and label changed by this much."""
+    generator = torch.Generator().manual_seed(count)
+    data = torch.randint(256, (count, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    data[-1, -1, -1, -1] += pixel
+    return TensorDataset(data, (torch.arange(count) + label * (torch.arange(count) == count - 1)) % 16)
+
+
+def networks(folder: Path, training=None, validation=None, preprocessing=HOW, **settings) -> Networks:
+    return Networks(folder, training or images(8), validation or images(6), preprocessing, progress=False, **settings)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where one network was trained."""
+    folder = tmp_path_factory.mktemp("networks")
+    model, history = networks(folder).trained("small", SMALL, RECIPE)
+    assert model.preprocessing == HOW and len(history) == 1 and not model.training
+    return folder
+
+
+@pytest.fixture
+def untrained(monkeypatch) -> None:
+    """Training fails."""
+    monkeypatch.setattr(sys.modules["experiments.networks"], "train", None)
+
+
+def test_a_network_is_trained_once_whatever_it_is_called(folder, untrained) -> None:
+    again = networks(folder).trained("small", SMALL, RECIPE)
+    other = networks(folder).trained("by another name", SMALL, RECIPE)
+    assert again.history == other.history and len(again.history) == 1 and not again.model.training
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), other.model.parameters(), strict=True))
+    (file,) = (path for path in folder.rglob("*") if path.is_file())
+    assert file.name == "model.safetensors" and file.parent.name.startswith("small, seed 0, ")
+
+
+ANOTHER = replace(HOW, std=(1.0, 1.0, 1.0))
+CHANGES = {
+    "seed": ({}, SMALL, replace(RECIPE, seed=1)),
+    "recipe": ({}, SMALL, replace(RECIPE, max_filter_rms=None)),
+    "dropout": ({}, functools.partial(SMALL, dropout=0.1), RECIPE),
+    "initial weights": ({}, functools.partial(SMALL, init="quiet"), RECIPE),
+    "a pixel": ({"training": images(8, pixel=1)}, SMALL, RECIPE),
+    "a label": ({"training": images(8, label=1)}, SMALL, RECIPE),
+    "validation pixel": ({"validation": images(6, pixel=1)}, SMALL, RECIPE),
+    "validation label": ({"validation": images(6, label=1)}, SMALL, RECIPE),
+    "preprocessing": ({"preprocessing": ANOTHER}, SMALL, RECIPE),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_its_like_is_trained_apart(folder, untrained, change: str) -> None:
+    settings, architecture, recipe = CHANGES[change]
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        networks(folder, **settings).trained("small", architecture, recipe)
+
+
+def test_the_network_of_the_train_experiment_is_not_trained_again(tmp_path, untrained) -> None:
+    network = build(SMALL, preprocessing=HOW, seed=3)
+    recipe = replace(RECIPE, seed=3)
+    train.main(network, images(8), tmp_path / "train", validation=images(6), recipe=recipe, progress=False)
+    also = [tmp_path / "none" / "model.safetensors", tmp_path / "train" / "model.safetensors"]
+    model, history = networks(tmp_path, also=also).trained("small", SMALL, recipe)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), network.parameters(), strict=True))
+    assert len(history) == 1
+    with pytest.raises(TypeError):
+        networks(tmp_path, also=also).trained("small", SMALL, replace(recipe, seed=4))
+
+
+# ---- weights: trained ------------------------------------------------------------------------------------------------
+
+WORDS = ["model.architecture.maps=[4,4,4,4,4]", "model.architecture.hidden=[8]", "train.epochs=1"]
+COUNT = "data.count={train: 12, val: 6}"
+USUAL = Path("outputs", "train", "zfnet_small-scenes", "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder in which a network was trained, and not evaluated."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def asked(home, monkeypatch) -> Iterator[list[list[str]]]:
+    """The words of the trainings that are run; the first is, of the others it is only noted that they would be."""
+    monkeypatch.chdir(home)
+    if not USUAL.exists():
+        experiments.run.trained(*configuration())
+    words: list[list[str]] = []
+    monkeypatch.setattr(experiments.run, "run", lambda experiment, more: words.append(more))
+    return words
+
+
+def configuration(*words: str):
+    known = check(["experiment=steps", *WORDS, COUNT, *words])
+    return configured(known), known
+
+
+@pytest.mark.parametrize("words", [[], ["layer=relu1"], ["seed=5"], ["data.split=train"]], ids=str)
+def test_trained_weights_are_those_of_this_training(asked, words, capsys) -> None:
+    assert experiments.run.trained(*configuration(*words)) == USUAL
+    assert asked == [] and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "difference"),
+    [
+        ("train.epochs=2", "epochs 1, now 2"),
+        ("train.seed=1", "seed 0, now 1"),
+        ("train=paper", "optimizer adam, now sgd"),
+        ("model.architecture.dropout=0.2", "other architecture"),
+        ("model.architecture.init=he", "other initial weights"),
+        ("model.preprocessing.std=[1,1,1]", "other preprocessing"),
+        ("data.seed=1", "training"),
+        ("data.count={train: 13, val: 6}", "other training labels, training dataset"),
+        ("data.count={train: 12, val: 7}", "other validation labels, validation dataset"),
+    ],
+)
+def test_weights_of_another_training_are_not_taken(asked, word: str, difference: str, capsys) -> None:
+    before = USUAL.read_bytes()
+    path = experiments.run.trained(*configuration(word))
+    assert path.parent.parent == USUAL.parent.parent and path.parent.name.startswith("zfnet_small-scenes-")
+    assert f"++out={path.parent}" in asked[0] and USUAL.read_bytes() == before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{USUAL} was trained otherwise (") and difference in line
+    assert line.endswith(f": training {path} first; model.weights={USUAL} takes the former")
+
+
+def test_both_trainings_are_kept_and_found(home, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(home)
+    first = experiments.run.trained(*configuration())
+    second = experiments.run.trained(*configuration("train.epochs=2"))
+    assert second != first == USUAL and "epochs 1, now 2" in capsys.readouterr().err
+    assert [experiments.run.trained(*configuration(*more)) for more in ((), ("train.epochs=2",))] == [first, second]
+    assert len(weights.read_metadata(second)["history"]) == 2
+    assert not capsys.readouterr().err
+
+
+def test_weights_that_cannot_be_told_are_refused(home, asked, monkeypatch) -> None:
+    def missing(*arguments, **settings):
+        raise InputError("no folder 'train' of photographs to train on")
+
+    monkeypatch.setattr(experiments.run, "dataset", missing)
+    with pytest.raises(InputError, match=f"to train on; model.weights={USUAL} takes the network that is there"):
+        experiments.run.trained(*configuration())

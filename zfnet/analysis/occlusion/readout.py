@@ -1,0 +1,155 @@
+"""What is read for each square: the activity of one feature map, the score of one class, and the likeliest class."""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from zfnet.errors import InputError, unknown_name
+from zfnet.graph import Graph
+
+# how the outputs (N, classes, ...) of a network become the scores of its classes
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda outputs: outputs.softmax(1),
+    "sigmoid": torch.sigmoid,
+    "exp": torch.exp,  # of logarithms of probabilities
+    "identity": lambda outputs: outputs,
+}
+PROBABILITIES = (
+    *(nn.Softmax, nn.Softmax2d, F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax),
+    *(nn.Softmin, F.softmin, nn.Sigmoid, F.sigmoid, torch.sigmoid, Tensor.sigmoid, torch.special.expit),
+    *(torch.sigmoid_, Tensor.sigmoid_, nn.Hardsigmoid, F.hardsigmoid),
+)
+LOGARITHMS = (
+    *(nn.LogSoftmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax, torch.special.log_softmax),
+    *(nn.LogSigmoid, F.logsigmoid),
+)
+# last step of a network -> the score that its outputs need; after any other step they are logits
+ENDINGS: dict[Any, str] = dict.fromkeys(PROBABILITIES, "identity") | dict.fromkeys(LOGARITHMS, "exp")
+# steps that keep every value: the network's last step that computes anything is before them
+KEEPING = dict.fromkeys(
+    (
+        *(nn.Identity, nn.Dropout, F.dropout, nn.Flatten, torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape),
+        *(torch.reshape, torch.squeeze, Tensor.squeeze, operator.getitem, Tensor.contiguous, Tensor.float, Tensor.to),
+    ),
+    True,
+)
+
+Reading = tuple[Tensor, ...]  # activity (N,), score (N,) and, where classes are told apart, label (N,) int64
+
+
+def wide(values: Tensor) -> Tensor:
+    """The values in float32, or in their own type where that is wider: what is summed up must not overflow."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def summed(maps: Tensor) -> Tensor:
+    """The sum over space of each map: (N, C, ...) -> (N, C)."""
+    return wide(maps.reshape(*maps.shape[:2], -1)).sum(2)
+
+
+def ending(graph: Graph, output: fx.Node) -> str | None:
+    """The score that the last steps of the network ask for; None if these give logits."""
+    while graph.lookup(KEEPING, output):
+        output = next(source for source in output.all_input_nodes if source in graph.carriers)
+    score: str | None = graph.lookup(ENDINGS, output)
+    return score
+
+
+def number_below(count: int, kind: str, number: int, owner: str) -> int:
+    """The number, or InputError if there are not as many."""
+    if not 0 <= number < count:
+        raise InputError(f"no {kind} {number} in {owner}: there are {count}")
+    return number
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How activity, score and label are read from the values of two steps of a graph."""
+
+    layer: fx.Node
+    map: int
+    output: fx.Node
+    score: Callable[[Tensor], Tensor]
+    target: int | None  # None: `score` gives the scores (N,) of one class
+    binary: bool  # whether the one output is the score of class 1, and 1 less that of class 0
+    labelled: bool  # whether the outputs are one number for each of several classes
+
+    def read(self, outputs: Any, activity: Tensor) -> Reading:
+        """Score and label for the network's outputs, beside the activity (N,)."""
+        label = (outputs.flatten(1).argmax(1),) if self.labelled else ()
+        if self.target is None:
+            scores = self.score(outputs)
+            if not isinstance(scores, Tensor) or scores.shape != activity.shape:
+                shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+                raise InputError(f"score gives {shape} for {len(activity)} images; it must give one number for each")
+            return activity, wide(scores), *label
+        scores = summed(self.score(columns(outputs, len(activity))))
+        if self.binary:
+            return activity, scores[:, 0] if self.target else 1 - scores[:, 0], (scores[:, 0] > 0.5).long()
+        return activity, scores[:, self.target], *label
+
+
+def columns(outputs: Tensor, count: int) -> Tensor:
+    """The outputs for `count` images as (count, classes, ...), in float32 or wider."""
+    return wide(outputs if outputs.ndim > 1 else outputs.reshape(count, -1))
+
+
+def readout(
+    graph: Graph,
+    clean: dict[fx.Node, Any],
+    layer: fx.Node,
+    map: int | None,
+    score: str | Callable[[Tensor], Tensor],
+    target: int | None,
+) -> Readout:
+    """What to read, from what the network gives for the image without a square; see `occlusion_maps`."""
+    output = graph.nodes[-1]
+    sums, outputs, name = summed(clean[layer])[0], clean[output], type(graph.model).__name__
+    map = int(sums.argmax()) if map is None else number_below(len(sums), "map", map, graph.names[layer])
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else ()
+    flat = len(shape) < 2 or shape[1] == outputs.numel()
+    labelled = len(shape) > 1 and flat and shape[1] > 1
+    if not isinstance(score, str):
+        if target is not None:
+            raise InputError("a score that is a function reads one class by itself; leave target out")
+        return Readout(layer, map, output, score, None, False, labelled)
+    if score not in ("auto", *SCORES):
+        raise unknown_name("score", score, ("auto", *SCORES))
+    if not isinstance(outputs, Tensor):
+        raise InputError(f"{name} gives no single tensor of outputs; give score= a function (outputs -> (N,))")
+    single = outputs.numel() == 1
+    binary = single and score != "identity"
+    if score == "auto":
+        score = _automatic(graph, output, outputs, flat)
+    elif score == "softmax" and single:
+        raise InputError(f"{name} has one output, whose softmax is always 1; give score='sigmoid' or 'identity'")
+    scores = summed(SCORES[score](columns(outputs, 1)))[0]
+    count = 2 if binary else len(scores)
+    best = 1 if binary else int((outputs if labelled else scores).argmax())
+    target = best if target is None else number_below(count, "class", target, "the network")
+    return Readout(layer, map, output, SCORES[score], target, binary, labelled)
+
+
+def _automatic(graph: Graph, output: fx.Node, outputs: Tensor, flat: bool) -> str:
+    """The score for score="auto"; InputError where the network's end does not say which."""
+    name = type(graph.model).__name__
+    if not flat:
+        shape = ", ".join(str(length) for length in outputs.shape[1:])
+        raise InputError(
+            f"{name} gives outputs of shape (N, {shape}), not (N, classes): give score='identity' to sum the target "
+            "over its places, or a function (outputs -> (N,))"
+        )
+    if score := ending(graph, output):
+        return score
+    values = columns(outputs, 1).double()
+    if values.numel() > 1 and bool((values >= 0).all()) and abs(float(values.sum()) - 1) < 1e-3:
+        raise InputError(
+            f"the outputs of {name} add up to 1, but its last step is {graph.operation(output)}: give "
+            "score='identity' if they are probabilities, score='softmax' if they are logits"
+        )
+    return "softmax" if values.numel() > 1 else "sigmoid"

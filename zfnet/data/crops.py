@@ -1,0 +1,168 @@
+"""Stored images, read once, and the crops of them that a network is trained on and judged by."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torchvision.transforms.functional as TF
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+from tqdm import tqdm
+
+from zfnet.data.batches import Batch, Batches
+from zfnet.data.preprocessing import Preprocessing, Size
+from zfnet.errors import InputError
+
+
+def with_progress(batches: Batches, description: str, progress: bool, *, leave: bool = True) -> Iterator[Batch]:
+    """The batches, counted by a progress bar."""
+    with tqdm(total=len(batches.indices), unit=" images", desc=description, disable=not progress, leave=leave) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch.index))
+
+
+def in_memory(
+    dataset: Any,
+    *,
+    limit: float = math.inf,
+    workers: int | None = None,
+    progress: bool = True,
+    description: str = "read",
+) -> Any:
+    """All images and labels of a dataset, read once.
+
+    Args:
+        dataset: (image, label) by index; a TensorDataset is returned as it is.
+        limit: bytes; a dataset whose images take more is returned as it is.
+        workers: processes that read; None: one for each core, up to eight.
+        progress: show a progress bar, with this `description`.
+
+    Raises:
+        InputError: if none of the images can be read.
+    """
+    if isinstance(dataset, TensorDataset):
+        return dataset
+    images, labels, batches = [], [], Batches(dataset, workers=workers)
+    for batch in with_progress(batches, description, progress):
+        if batch.images[0].nbytes * len(dataset) > limit:
+            return dataset
+        images.append(batch.images)
+        labels.append(batch.labels)
+    if not images:
+        raise InputError(f"none of the {len(dataset)} images could be read: {batches.broken[0]}")
+    return TensorDataset(torch.cat(images), torch.cat(labels))
+
+
+def mean_image(
+    dataset: Any, preprocessing: Preprocessing, *, workers: int | None = None, progress: bool = True
+) -> Tensor:
+    """The mean (3, S, S) at every pixel of uint8 images (3, S, S), in the network's channels and scale.
+
+    Args:
+        dataset: (image, label) by index.
+        preprocessing: the network's.
+        workers: processes that read; None: one for each core, up to eight.
+        progress: show a progress bar.
+    """
+    total, count = torch.zeros(()), 0
+    for _, images, _ in with_progress(Batches(dataset, workers=workers), "mean image", progress):
+        total, count = total + images.sum(0, dtype=torch.float64), count + len(images)
+    return (preprocessing.arranged(total / count) * (preprocessing.scale / 255)).float()
+
+
+def preprocessing_of(model: nn.Module) -> Preprocessing:
+    """The preprocessing that a model was given; InputError without one."""
+    preprocessing = getattr(model, "preprocessing", None)
+    if not isinstance(preprocessing, Preprocessing):
+        raise InputError(
+            f"{type(model).__name__} has no preprocessing, which uint8 images need: set model.preprocessing"
+        )
+    return preprocessing
+
+
+def crop_size(model: nn.Module, images: Tensor) -> Size:
+    """The rows and columns of what a network sees of images (N, C, H, W); InputError if they are smaller."""
+    extent = images.shape[-2], images.shape[-1]
+    size = preprocessing_of(model).image_size if images.dtype == torch.uint8 else extent
+    if extent[0] < size[0] or extent[1] < size[1]:
+        raise InputError(f"cannot take {size[0]} x {size[1]} crops from {extent[0]} x {extent[1]} images")
+    return size
+
+
+def augment(
+    images: Tensor,
+    random: torch.Generator,
+    size: Size | None = None,
+    *,
+    crops: str = "random",
+    max_shift: int = 0,
+    flip: bool = True,
+    batch_size: int | None = None,
+    share: slice = slice(None),
+) -> Tensor:
+    """A random crop of each image, mirrored or not.
+
+    What an image gets depends on its position in the whole batch, not on how processes share the batch.
+
+    Args:
+        images: (N, C, H, W): all of a batch, or one process' share of it.
+        random: draws for the whole batch, whatever the share.
+        size: rows and columns of the crops; None: those of the images.
+        crops: "random": anywhere; "ten": at the five places of `views`.
+        max_shift: pixels by which random crops may leave the image on each side; its border is repeated there.
+        flip: mirror half of the images.
+        batch_size: how many images the whole batch has; None: these.
+        share: which images of the batch these are.
+
+    Returns:
+        (N, C, *size).
+    """
+    count = batch_size or len(images)
+    rows, columns = size or images.shape[-2:]
+    margin = (images.shape[-2] - rows, images.shape[-1] - columns)
+    if crops == "ten":
+        max_shift, corners = 0, _five_corners(margin)[torch.randint(5, (count,), generator=random)]
+    else:
+        extent = torch.tensor([m + 2 * max_shift + 1 for m in margin])
+        corners = (torch.rand(count, 2, generator=random, dtype=torch.float64) * extent).long()
+    mirrored = (torch.rand(count, generator=random) < 0.5) & flip
+    if not (any(margin) or max_shift or flip):
+        return images
+    # broken images are left out, so that a share may have fewer images than corners
+    pairs = zip(_bordered(images, max_shift), corners[share].tolist(), strict=False)
+    images = torch.stack([image[:, r : r + rows, c : c + columns] for image, (r, c) in pairs])
+    mirrored = mirrored[share][: len(images)].nonzero()[:, 0].to(images.device)
+    images[mirrored] = images[mirrored].flip(3)
+    return images
+
+
+def views(images: Tensor, size: Size, crops: int, pad: int = 0) -> list[Tensor]:
+    """The crops of images that a network's answers are averaged over.
+
+    Args:
+        images: (N, C, H, W).
+        size: rows and columns of the crops.
+        crops: 1, the centre; or 10, the four corners and the centre, and the same of the mirrored images.
+        pad: pixels by which the border is repeated before ten crops are taken, of images that leave no margin.
+
+    Returns:
+        1 or 10 tensors (N, C, *size).
+    """
+    if crops not in (1, 10):
+        raise InputError(f"crops is {crops}; give 1, the centre, or 10, with the corners and all mirrored")
+    if crops == 1:
+        return [TF.center_crop(images, list(size))]
+    return list(TF.ten_crop(_bordered(images, pad), list(size)))
+
+
+def _five_corners(margin: tuple[int, int]) -> Tensor:
+    """The top left corners (5, 2) of the corner crops and the central crop that leave a margin."""
+    (down, right), centre = margin, [round(m / 2) for m in margin]
+    return torch.tensor([[0, 0], [0, right], [down, 0], [down, right], centre])
+
+
+def _bordered(images: Tensor, pixels: int) -> Tensor:
+    """Images with their border repeated all around."""
+    return TF.pad(images, [pixels], padding_mode="edge") if pixels else images

@@ -1,0 +1,311 @@
+"""The dataset protocol: what zfnet asks of a dataset of images, and the adapters that bring others to it.
+
+Subclass `Images`, or pass what you have: `as_images` adapts tensors, torchvision's and Hugging Face's datasets, and
+anything else with `__len__` and `__getitem__`. Everything behind it sees the protocol only.
+"""
+
+import operator
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import Enum
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from zfnet.data.preprocessing import Preprocessing, rgb_tensor, upright_rgb
+from zfnet.errors import BrokenImage, InputError, first_line
+from zfnet.identity import digest
+
+Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels; ends exclusive
+IMAGE_KEYS, LABEL_KEYS = ("image", "img"), ("label", "labels")  # of items that are mappings
+
+
+class Truth(NamedTuple):
+    """What is known to be in an image, in the pixels of the dataset's items. Boxes may reach beyond the image."""
+
+    mask: Tensor | None = None  # (H, W), bool: the labelled object
+    objects: Sequence[Box] = ()
+    parts: Mapping[str, Box] | None = None  # those of the labelled object that can be seen; None: they are not known
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """A map-style dataset of images. Subclasses give `__len__` and `__getitem__`; all else has a default.
+
+    `__getitem__` raises BrokenImage for an image that cannot be read: it is then left out, and named.
+    """
+
+    classes: Sequence[str] = ()  # the names of the labels, in order
+    labels: list[int] | None = None  # every item's label; None: only the items know
+    official_split: Sequence[str | None] | None = None  # "train" or "test" for every item, where the dataset fixes it
+
+    @property
+    def title(self) -> str:
+        """What results call the dataset."""
+        return type(self).__name__
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """An image (C, H, W) and its label, -1 where it has none."""
+        raise NotImplementedError
+
+    def file(self, index: int) -> str | None:
+        """The path or name of an item."""
+        return None
+
+    def truth(self, index: int) -> Truth | None:
+        """Mask and boxes of what is in an item; None where the dataset knows nothing."""
+        return None
+
+    def name(self, index: int) -> str:
+        """What an error calls an item: "item 3 (cat/3.jpg)"."""
+        file = self.file(index)
+        return f"item {index}" if file is None else f"item {index} ({file})"
+
+    def identity(self) -> str:
+        """A digest of all that the items depend on: if it is the same, so are they."""
+        basis = self.basis()
+        about = type(self).__qualname__, list(self.classes), self.official_split and list(self.official_split)
+        return digest(about, list(self._item_digests()) if basis is None else basis)
+
+    def basis(self) -> Any:
+        """All that the items depend on, such as constructor arguments, in terms that JSON can write.
+
+        None, the default, if that is not known: then every item is read to tell whether it is the same.
+        """
+        return None
+
+    def _item_digests(self) -> Iterator[str]:
+        for i in range(len(self)):
+            try:
+                yield digest(*read_item(self, i))
+            except BrokenImage as error:
+                yield str(error)
+
+
+def as_images(dataset: Any) -> Images:
+    """Adapt a dataset to the protocol: an `Images` is returned as it is.
+
+    Taken are a Tensor (N, C, H, W), a TensorDataset, a Subset, and anything with `__len__` and `__getitem__` whose
+    items are an image, (image, label), or a mapping with `image` or `img` and perhaps `label`. An image is a tensor
+    (C, H, W), or one of Pillow's, which becomes float32 (1 or 3, H, W) in 0..1.
+    Raises InputError for anything else.
+    """
+    if isinstance(dataset, Images):
+        return dataset
+    if isinstance(dataset, Tensor):
+        return TensorImages(dataset)
+    if type(dataset) is TensorDataset:
+        return TensorImages(*dataset.tensors)
+    kind = type(dataset).__name__
+    if isinstance(dataset, DataLoader):
+        raise InputError("a DataLoader has no items by index; pass its dataset, loader.dataset")
+    if isinstance(dataset, str | bytes | os.PathLike):
+        raise InputError(f"{str(dataset)!r} is no dataset; for a folder of photographs pass Photos({str(dataset)!r})")
+    if isinstance(dataset, Mapping):
+        raise InputError(f"a {kind} is no dataset; pass one of its entries: {', '.join(map(str, dataset)) or 'none'}")
+    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise InputError(f"a {kind} has no items by index; pass a map-style dataset, with __len__ and __getitem__")
+    return SubsetImages(dataset) if type(dataset) is Subset else ForeignImages(dataset)
+
+
+class TensorImages(Images):
+    """Images (N, C, H, W) in memory, with or without labels (N,)."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        images = tensors[0]
+        if images.ndim != 4 or len(tensors) > 2 or not all(_are_labels(labels) for labels in tensors[1:]):
+            shapes = ", ".join(f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in tensors)
+            raise InputError(f"tensors {shapes} are no images (N, C, H, W), with or without whole labels (N,)")
+        self.images = images
+        self.labels = tensors[1].tolist() if len(tensors) == 2 else [-1] * len(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        assert self.labels is not None
+        return self.images[index], self.labels[index]
+
+    def basis(self) -> Any:
+        return [digest(self.images), self.labels]
+
+
+def _are_labels(tensor: Tensor) -> bool:
+    return tensor.ndim == 1 and not tensor.is_floating_point() and not tensor.is_complex()
+
+
+class SubsetImages(Images):
+    """Some items of a dataset, as `torch.utils.data.Subset` and `random_split` choose them."""
+
+    def __init__(self, subset: Subset[Any]) -> None:
+        self.whole, self.indices = as_images(subset.dataset), [int(i) for i in subset.indices]
+        self.classes = self.whole.classes
+        if self.whole.labels is not None:
+            self.labels = [self.whole.labels[i] for i in self.indices]
+        if self.whole.official_split is not None:
+            self.official_split = [self.whole.official_split[i] for i in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.whole[self.indices[index]]
+
+    def file(self, index: int) -> str | None:
+        return self.whole.file(self.indices[index])
+
+    def truth(self, index: int) -> Truth | None:
+        return self.whole.truth(self.indices[index])
+
+    def basis(self) -> Any:
+        return None if self.whole.basis() is None else [self.whole.identity(), self.indices]
+
+
+class ForeignImages(Images):
+    """A map-style dataset that does not know the protocol; torchvision's and Hugging Face's keep classes and files.
+
+    The basis of torchvision's datasets that are in memory or list their files is their settings, data and files; that
+    of a dataset with a method `identity` is what this returns. Of all others every item is read.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        names = getattr(dataset, "classes", None)
+        if isinstance(features := getattr(dataset, "features", None), Mapping):  # Hugging Face's
+            names = next((getattr(features[key], "names", None) for key in LABEL_KEYS if key in features), None)
+        self.classes = tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+        if _is_torchvisions(dataset) and hasattr(dataset, "targets") and dataset.target_transform is None:
+            targets = torch.as_tensor(dataset.targets)
+            self.labels = targets.tolist() if _are_labels(targets) else None
+        self.samples = dataset.samples if _is_torchvisions(dataset) and hasattr(dataset, "samples") else None
+
+    @property
+    def title(self) -> str:
+        return type(self.dataset).__name__
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return _image_and_label(self.dataset[index], self.name(index))
+
+    def file(self, index: int) -> str | None:
+        return str(self.samples[index][0]) if self.samples else None
+
+    def basis(self) -> Any:
+        in_memory = hasattr(self.dataset, "data") or type(self.dataset).__name__ == "FakeData"
+        if not (in_memory or self.samples is not None or hasattr(self.dataset, "identity")):
+            return None
+        settings = settings_of(self.dataset)
+        return None if settings is None else [settings, [file_stamp(path) for path, _ in self.samples or ()]]
+
+
+def read_item(images: Images, index: int) -> tuple[Tensor, int]:
+    """An item as image (C, H, W) and label, -1 for none; InputError, naming the item, if it is anything else."""
+    return _image_and_label(images[index], images.name(index))
+
+
+def _image_and_label(item: Any, name: str) -> tuple[Tensor, int]:
+    image, label = item, -1
+    if isinstance(item, Mapping):
+        keys = [next((key for key in choices if key in item), None) for choices in (IMAGE_KEYS, LABEL_KEYS)]
+        if keys[0] is None:
+            raise InputError(f"{name} has the keys {', '.join(map(str, item))}; it needs image or img")
+        image, label = item[keys[0]], -1 if keys[1] is None else item[keys[1]]
+    elif isinstance(item, tuple | list):
+        if not 1 <= len(item) <= 2:
+            raise InputError(f"{name} has {len(item)} entries; give an image, or (image, label)")
+        image, label = item[0], item[1] if len(item) == 2 else -1
+    if isinstance(image, Image.Image):
+        grey = image.mode in ("1", "L")
+        image = rgb_tensor(upright_rgb(image))[: 1 if grey else 3]
+    if not isinstance(image, Tensor) or image.ndim != 3:
+        kind = f"a tensor {tuple(image.shape)}" if isinstance(image, Tensor) else f"of type {type(image).__name__}"
+        raise InputError(f"the image of {name} is {kind}; give a tensor (C, H, W) or an image of Pillow's")
+    try:
+        return image, operator.index(label)
+    except TypeError:
+        shown = " ".join(repr(label).split())[:60]
+        raise InputError(f"the label of {name} is {shown}; give a whole number, or -1 for none") from None
+
+
+def transformed(transform: Callable[[Any], Any], image: Any, name: str) -> Any:
+    """What a transform makes of an image; InputError, naming the image, for whatever the transform raises."""
+    try:
+        return transform(image)
+    except InputError as error:
+        raise type(error)(f"{name}: {error}") from None
+    except Exception as error:
+        kind = type(transform).__name__
+        raise InputError(f"{name}: the transform {kind} raised {type(error).__name__}: {first_line(error)}") from error
+
+
+def box_after(transform: Any) -> Callable[[Sequence[float], int, int], Box] | None:
+    """What tells where a transform puts a box of an image of that width and height; None where it does not say."""
+    if transform is None:
+        return lambda box, width, height: (round(box[0]), round(box[1]), round(box[2]), round(box[3]))
+    return transform.box if isinstance(transform, Preprocessing) else None
+
+
+# ---- what an identity is made of ------------------------------------------------------------------------------------
+
+
+def file_stamp(path: str | os.PathLike[str]) -> list[int] | None:
+    """Size and time of change of a file, which differ once it was changed; None where there is none."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return None
+    return [about.st_size, about.st_mtime_ns]
+
+
+def transform_identity(transform: Any) -> str | None:
+    """What a transform depends on; None if that cannot be known, as of a function, whose results must be read instead.
+
+    Known are None, a transform with a method `identity`, and torchvision's.
+    """
+    if transform is not None and hasattr(transform, "identity"):
+        return digest(type(transform).__qualname__, transform.identity())
+    settings = settings_of(transform)
+    return None if settings is None else digest(settings)
+
+
+def settings_of(value: Any) -> Any:
+    """The settings of an object of torchvision's as what JSON can write; None if they hold anything unknown."""
+    try:
+        return _settings(value)
+    except TypeError:
+        return None
+
+
+def _settings(value: Any) -> Any:
+    if isinstance(value, Enum | torch.dtype | os.PathLike):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return ["value", value]
+    if isinstance(value, Tensor | np.ndarray):
+        return digest(value)
+    if isinstance(value, Mapping):
+        return [[_settings(key), _settings(entry)] for key, entry in value.items()]
+    if isinstance(value, list | tuple):
+        return [_settings(entry) for entry in value]
+    if isinstance(value, set | frozenset):
+        return sorted(str(_settings(entry)) for entry in value)
+    if isinstance(value, FunctionType | type) and value.__module__.startswith("torchvision."):
+        return f"{value.__module__}.{value.__qualname__}"
+    if hasattr(value, "identity"):
+        return transform_identity(value)
+    if _is_torchvisions(value):
+        return [f"{type(value).__module__}.{type(value).__qualname__}", _settings(vars(value))]
+    raise TypeError(f"the settings of {type(value)} are not known")
+
+
+def _is_torchvisions(value: Any) -> bool:
+    return type(value).__module__.startswith("torchvision.")

@@ -1,0 +1,75 @@
+"""How often a network is wrong: error rates of one or several, over one or ten crops."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zfnet.checks import device_and_dtype, evaluating
+from zfnet.data.batches import Batches
+from zfnet.data.crops import crop_size, preprocessing_of, views, with_progress
+
+
+def network_input(model: nn.Module, images: Tensor) -> Tensor:
+    """Images on the model's device, in the memory format that convolves fastest; uint8 ones normalised."""
+    target = device_and_dtype(model)
+    images = images.to(target["device"]).contiguous(memory_format=torch.channels_last)
+    return (preprocessing_of(model).normalise(images) if images.dtype == torch.uint8 else images).to(target["dtype"])
+
+
+def error_rates(
+    models: nn.Module | Sequence[nn.Module],
+    dataset: Any,
+    *,
+    top: Sequence[int] = (1, 5),
+    crops: int = 1,
+    pad: int = 0,
+    batch_size: int = 128,
+    workers: int | None = None,
+    progress: bool = False,
+) -> tuple[float, ...]:
+    """For each n of `top`, the share of images whose label is not among the n most probable classes.
+
+    Args:
+        models: one network, or several whose probabilities are averaged; all see the same images.
+        dataset: (image, label) by index.
+        top: numbers of classes.
+        crops: 1 or 10 crops of each image, whose probabilities are averaged; see `zfnet.data.crops.views`.
+        pad: pixels by which images are extended before ten crops are taken.
+        batch_size: images that are run at once.
+        workers: processes that read images; None: one for each core, up to eight.
+        progress: show a progress bar.
+    """
+    models = [models] if isinstance(models, nn.Module) else list(models)
+    wrong, count = count_errors(models, Batches(dataset, batch_size, workers=workers), top, crops, pad, progress)
+    return tuple((wrong / max(count, 1)).tolist())
+
+
+def count_errors(
+    models: Sequence[nn.Module],
+    batches: Batches,
+    top: Sequence[int],
+    crops: int = 1,
+    pad: int = 0,
+    progress: bool = False,
+) -> tuple[Tensor, int]:
+    """For each n of `top`, how many labels are not among the n most probable classes; and how many labels there are.
+
+    Args: those of `error_rates`, and the `batches` of its dataset.
+    """
+    wrong, count = torch.zeros(len(top), dtype=torch.float64), 0
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluating(model))
+        for _, images, labels in with_progress(batches, "evaluate", progress, leave=False):
+            mean: Any = 0
+            for model in models:
+                for view in views(network_input(model, images), crop_size(model, images), crops, pad):
+                    mean = mean + model(view).softmax(1)
+            best = mean.topk(min(max(top), mean.shape[1])).indices.cpu()
+            hit = best == labels[:, None]
+            wrong += torch.tensor([int((~hit[:, :n].any(1)).sum()) for n in top])
+            count += len(labels)
+    return wrong, count

@@ -1,0 +1,327 @@
+"""The training loop: SGD with momentum, and filters renormalised after every step.
+
+    filter <- filter * min(1, 0.1 / RMS(filter))       for every convolution filter, over its own weights
+
+All random numbers come from the seed, the epoch and the step. A run that was killed therefore resumes to the same
+weights, and processes that share the work (`torchrun`) draw what one process would have drawn.
+Zeiler & Fergus (2014), section 3.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from zfnet.checks import device_and_dtype
+from zfnet.data.batches import Batches
+from zfnet.data.crops import augment, crop_size, mean_image, preprocessing_of
+from zfnet.errors import InputError
+from zfnet.training.checkpoints import Checkpoint, locked, run_identity
+from zfnet.training.evaluation import count_errors, network_input
+from zfnet.training.processes import from_first, processes, total
+from zfnet.training.recipe import Recipe
+
+SAVE_EVERY = 300.0  # seconds between two checkpoints within an epoch
+History = list[dict[str, float]]  # of each epoch: loss, error rates, speed
+
+
+class Diverged(InputError):
+    """A loss or a weight that is not finite."""
+
+
+def renormalise(model: nn.Module, rms: float = 0.1) -> None:
+    """Scale every convolution filter whose root mean square exceeds `rms` back to it."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                size = module.weight.square().mean((1, 2, 3), keepdim=True).sqrt()
+                module.weight.mul_((rms / size).clamp(max=1))
+
+
+def train(
+    model: nn.Module,
+    dataset: Any,
+    validation: Any = None,
+    recipe: Recipe | None = None,
+    *,
+    folder: str | Path | None = None,
+    fresh: bool = False,
+    workers: int | None = None,
+    progress: bool = True,
+    on_epoch: Callable[[History], None] | None = None,
+) -> History:
+    """Train a model in place; returns loss and error rates of each epoch.
+
+    Where `torch.distributed` runs, each process takes its share of every batch.
+
+    Args:
+        model: to resume a run, give it the architecture and initial weights that the run began with.
+        dataset: (image, label) by index. Images are float (3, H, W), or uint8, which `model.preprocessing` crops and
+            normalises.
+        validation: (image, label) by index, to measure error rates on after each epoch.
+        recipe: how to train; None: the defaults of `Recipe`.
+        folder: where a checkpoint is kept, every epoch and every few minutes, and from which a stopped run resumes.
+        fresh: start anew, and remove the checkpoint that is in `folder`.
+        workers: processes that read images; None: one for each core, up to eight.
+        progress: show progress bars.
+        on_epoch: called with the history so far after each epoch, before its checkpoint.
+
+    Raises:
+        InputError: for labels beyond the model's classes, a folder with a checkpoint of another run or with a run that
+            is alive, and a loss or weights that are not finite: the last good checkpoint is then kept.
+    """
+    recipe = recipe or Recipe()
+    rank, world = processes()
+    if recipe.batch_size % world:
+        raise InputError(f"batch_size {recipe.batch_size} cannot be shared by {world} processes")
+    if recipe.schedule == "plateau" and validation is None:
+        raise InputError("the schedule plateau needs validation images; give them, or schedule=cosine")
+    if not len(dataset):
+        raise InputError("there are no images to train on")
+    run = _Run(model, dataset, validation, recipe, workers, progress and rank == 0, on_epoch)
+    with locked(Path(folder)) if folder and rank == 0 else contextlib.nullcontext():
+        if folder and fresh and rank == 0:
+            Checkpoint(folder).remove()
+        run.begin(folder)
+        return run.train()
+
+
+@dataclass
+class _Position:
+    """Where a run is: the epochs that are done, and how far it is in the present one."""
+
+    history: History
+    step: int = 0  # of the present epoch
+    loss: float = 0.0  # sums over its images so far
+    wrong: float = 0.0
+    count: float = 0.0
+    seconds: float = 0.0
+    waited: float = 0.0  # for images
+
+
+@dataclass
+class _Run:
+    """One training run; see `train`."""
+
+    model: nn.Module
+    dataset: Any
+    validation: Any
+    recipe: Recipe
+    workers: int | None
+    progress: bool
+    on_epoch: Callable[[History], None] | None
+
+    def __post_init__(self) -> None:
+        model, recipe = self.model, self.recipe
+        self.rank, self.world = processes()
+        self.device = torch.device(device_and_dtype(model)["device"])
+        self.dtype = recipe.dtype(self.device)
+        self.optimizer = recipe.make_optimizer(model)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.position = _Position([])
+        self.checkpoint: Checkpoint | None = None
+        self.saved_at = monotonic()
+        self.steps, rest = divmod(len(self.dataset), recipe.batch_size)  # of an epoch
+        if rest >= 2 * self.world or not self.steps:  # a single image is no batch, unless there is no other
+            self.steps += 1
+
+    def begin(self, folder: str | Path | None) -> None:
+        """Take up the checkpoint of the folder, if it has one."""
+        state = None
+        if folder:
+            arguments = self.model, self.dataset, self.validation, self.recipe
+            identity = from_first(run_identity(*arguments) if self.rank == 0 else None, self.device)
+            self.checkpoint = Checkpoint(folder, identity)
+            state = self.checkpoint.read()
+        if state:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.position = _Position(**state["position"])
+        if self.recipe.pixel_mean:
+            self._subtract_mean(state["mean_image"] if state else None)
+        devices = [self.device] if self.device.type == "cuda" else None
+        self.network = DistributedDataParallel(self.model, devices) if self.world > 1 else self.model
+
+    def _subtract_mean(self, mean: Tensor | None) -> None:
+        preprocessing = preprocessing_of(self.model)
+        if mean is None:
+            mean = mean_image(self.dataset, preprocessing, workers=self.workers, progress=self.progress)
+        self.model.preprocessing = replace(preprocessing, mean_image=mean)  # type: ignore[assignment]
+
+    def train(self) -> History:
+        history = self.position.history
+        while len(history) < self.recipe.epochs:
+            self._epoch(len(history) + 1)
+            self._finish_epoch()
+        self.model.eval()
+        return history
+
+    def _batches(self, epoch: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """What is left of the epoch: this process' share of every batch, ready for the network."""
+        recipe, start, share = self.recipe, self.position.step, slice(self.rank, None, self.world)
+        order = torch.randperm(len(self.dataset), generator=_generator(recipe.seed, epoch))
+        chunks = order.split(recipe.batch_size)[: self.steps]
+        shares = [chunk[share] for chunk in chunks[start:]]
+        batches = Batches(
+            self.dataset,
+            recipe.batch_size // self.world,
+            indices=torch.cat(shares) if shares else [],
+            workers=self.workers,
+        )
+        for step, (_, images, labels) in enumerate(batches, start):
+            size, random = crop_size(self.model, images), _generator(recipe.seed, epoch, step)
+            if recipe.pixel_mean:  # the mean at each pixel of the whole image: subtracted before it is cropped
+                images = network_input(self.model, images)
+            images = augment(
+                images,
+                random,
+                size,
+                crops=recipe.crops,
+                max_shift=recipe.max_shift,
+                flip=recipe.flip,
+                batch_size=len(chunks[step]),
+                share=share,
+            )
+            yield network_input(self.model, images), labels
+
+    def _epoch(self, epoch: int) -> None:
+        recipe, position = self.recipe, self.position
+        errors = [entry["validation_error"] for entry in position.history if "validation_error" in entry]
+        bar = tqdm(
+            total=len(self.dataset),
+            initial=int(position.count),
+            unit=" images",
+            desc=f"epoch {epoch}/{recipe.epochs}",
+            disable=not self.progress,
+        )
+        self.model.train()
+        batches = self._batches(epoch)
+        if self.device.type != "cpu":  # where the network leaves the processor free
+            batches = _ahead(batches)
+        clock = monotonic()
+        with bar, contextlib.closing(batches):
+            for images, labels in batches:
+                waited = monotonic() - clock
+                rate = recipe.rate((epoch - 1) * self.steps + position.step, recipe.epochs * self.steps, errors)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                bar.update(self._step(images, labels, epoch))
+                loss, error = position.loss / position.count, position.wrong / position.count
+                bar.set_postfix(loss=f"{loss:.3f}", error=f"{error:.1%}", refresh=False)
+                position.waited += waited
+                position.seconds += monotonic() - clock
+                clock = monotonic()
+                if self.checkpoint and monotonic() - self.saved_at > SAVE_EVERY:
+                    self._check_weights(epoch)
+                    self._save()
+
+    def _step(self, images: Tensor, labels: Tensor, epoch: int) -> int:
+        """One update; returns how many images all processes had."""
+        position, recipe = self.position, self.recipe
+        # dropout differs between processes: each has other images
+        torch.manual_seed(_generator(recipe.seed, epoch, position.step, self.rank).initial_seed())
+        labels = labels.to(self.device)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.network(images)
+            least, most = int(labels.min()), int(labels.max())
+            if not 0 <= least <= most < logits.shape[1]:
+                raise InputError(
+                    f"labels {least}..{most} for a network of {logits.shape[1]} classes: give it as many as there are"
+                )
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+        count = int(total(torch.tensor([len(labels)], device=self.device)))
+        self.optimizer.zero_grad(set_to_none=True)
+        # DDP takes the mean over processes; this makes it the mean over images
+        self.scaler.scale(loss * (self.world / count)).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if recipe.max_filter_rms is not None:
+            renormalise(self.model, recipe.max_filter_rms)
+        misses = (logits.detach().argmax(1) != labels).sum()
+        sums = total(torch.stack([loss.detach().double(), misses.double()])).tolist()
+        if not math.isfinite(sums[0]):
+            self._stop(f"the loss is {sums[0]}", epoch)
+        position.loss += sums[0]
+        position.wrong += sums[1]
+        position.count += count
+        position.step += 1
+        return count
+
+    def _stop(self, reason: str, epoch: int) -> None:
+        rate, path = self.recipe.learning_rate, self.checkpoint and self.checkpoint.path
+        raise Diverged(
+            f"{reason} in epoch {epoch}, step {self.position.step + 1}: lower the learning rate ({rate})"
+            + (f"; the last good state is in {path}" if path and path.exists() else "")
+        )
+
+    def _finish_epoch(self) -> None:
+        position, epoch = self.position, len(self.position.history) + 1
+        count, seconds = max(position.count, 1), max(position.seconds, 1e-9)
+        entry = {"epoch": epoch, "loss": position.loss / count, "train_error": position.wrong / count}
+        if self.validation is not None:
+            entry |= self._validate()
+        entry |= {
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "seconds": position.seconds,
+            "images_per_second": position.count / seconds,
+            "waiting": position.waited / seconds,
+        }
+        self._check_weights(epoch)
+        position.history.append(entry)
+        self.position = _Position(position.history)
+        if self.progress and self.validation is not None:
+            tqdm.write(f"epoch {epoch}: validation error {entry['validation_error']:.1%}")
+        if self.on_epoch and self.rank == 0:
+            self.on_epoch(position.history)
+        self._save()
+
+    def _validate(self) -> dict[str, float]:
+        share = range(self.rank, len(self.validation), self.world)
+        batches = Batches(self.validation, 128, indices=share, workers=self.workers)
+        wrong, count = count_errors([self.model], batches, (1, 5), progress=self.progress)
+        top1, top5, images = total(torch.cat([wrong, torch.tensor([count])]).to(self.device)).tolist()
+        return {"validation_error": top1 / images, "validation_top5": top5 / images}
+
+    def _check_weights(self, epoch: int) -> None:
+        for name, weight in self.model.state_dict().items():
+            if weight.is_floating_point() and not weight.isfinite().all():
+                self._stop(f"{name} is not finite", epoch)
+
+    def _save(self) -> None:
+        if self.checkpoint and self.rank == 0:
+            self.checkpoint.write(
+                {
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                    "position": asdict(self.position),
+                    "mean_image": preprocessing_of(self.model).mean_image if self.recipe.pixel_mean else None,
+                }
+            )
+        self.saved_at = monotonic()
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    """A random generator of its own for every seed, epoch and step."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1)
+
+
+def _ahead(items: Iterator[Any]) -> Generator[Any, None, None]:
+    """The items; the next one is made in a thread while the present one is worked on."""
+    with ThreadPoolExecutor(1) as worker:
+        future = worker.submit(next, items, None)
+        while (item := future.result()) is not None:
+            future = worker.submit(next, items, None)
+            yield item
