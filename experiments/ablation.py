@@ -557,7 +557,7 @@ def _judged(judge: nn.Module, preprocessing: Preprocessing, pictures: Tensor) ->
 def _classes(deconvnet: Deconvnet, data: Any, seed: int, draws: int, count: int = 16) -> dict[str, Any] | None:
     """How alike the pictures of the likeliest class and of another one are, on the same image; None without classes."""
     graph, random = deconvnet.graph, torch.Generator().manual_seed(seed)
-    last = graph.names[graph.nodes[-1]]
+    last = graph.names[graph.output]
     items = torch.randperm(len(data), generator=random)[:count].tolist()
     images = torch.stack([data[i][0] for i in items])
     scores = activations(graph, images, [last])[last]

@@ -109,7 +109,7 @@ class Layer:
 def layers(model: nn.Module, image_size: int) -> list[Layer]:
     """The blocks of the figure for images of that size, the image first."""
     graph = Graph(model)
-    shapes = graph.shapes(pair(image_size), graph.nodes[-1])
+    shapes = graph.shapes(pair(image_size), graph.output)
     drawn = [Layer("image", "image", tuple(shapes[graph.inputs[0]][1:]), "colours")]
     output = drawn[0].output
     for steps in _stretches(graph, shapes):
@@ -149,7 +149,7 @@ def layers(model: nn.Module, image_size: int) -> list[Layer]:
 
 def _stretches(graph: Graph, shapes: Shapes) -> Iterator[list[fx.Node]]:
     """The steps in order, parted behind each that all paths from the image to the output lead through."""
-    path = [step for step in graph.path([graph.nodes[-1]]) if step in shapes]
+    path = [step for step in graph.path([graph.output]) if step in shapes]
     order = {step: n for n, step in enumerate(path)}
     stretch, reach = [], 0
     for n, step in enumerate(path):

@@ -217,7 +217,7 @@ def _named(data: Any, index: int) -> str:
 def _classes(graph: Graph, data: Any, size: tuple[int, int]) -> list[str]:
     """The names of the network's classes: ImageNet's if it has 1000, or the data's; else their numbers."""
     names = [str(name) for name in getattr(data, "classes", ())]
-    count = max(2, graph.shapes(size, graph.nodes[-1])[graph.nodes[-1]][-1])  # one output tells two classes apart
+    count = max(2, graph.shapes(size, graph.output)[graph.output][-1])  # one output tells two classes apart
     if count == len(IMAGENET):
         return list(IMAGENET)
     return names if len(names) == count else [f"class {n}" for n in range(count)]

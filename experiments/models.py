@@ -135,8 +135,8 @@ def spread(graph: Graph, size: int | Size) -> tuple[list[str], str]:
     are the last of each size of map; where there are more sizes, evenly spread over these, and where there are fewer,
     the widest gaps are halved.  Layer 7 is the last before the classifier.
     """
-    shapes = graph.shapes(pair(size), graph.nodes[-1])
-    path = [n for n in graph.path([graph.nodes[-1]]) if n in shapes]
+    shapes = graph.shapes(pair(size), graph.output)
+    path = [n for n in graph.path([graph.output]) if n in shapes]
     last = {n: max((i for i, reader in enumerate(path) if n in reader.all_input_nodes), default=0) for n in path}
     trunk, open_until, filtered = [], 0, False
     for position, node in enumerate(path):

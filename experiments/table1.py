@@ -21,7 +21,8 @@ from experiments.fig5 import show_tiles
 from experiments.results import Provenance, results, table, write_result
 from zfnet import InputError
 from zfnet.analysis.correspondence import Consistency, correspondence, random_boxes
-from zfnet.data.parts import Box, parts_of
+from zfnet.data.images import Box
+from zfnet.data.parts import parts_of
 from zfnet.data.preprocessing import Preprocessing
 
 PAPER = {  # layers 5 and 7; what is behind the +- is not said

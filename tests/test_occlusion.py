@@ -256,7 +256,7 @@ def test_no_more_is_computed_than_the_squares_can_reach():
 
 def engine(graph, image, boxes, layer, fill=0.0):
     """The engine behind occlusion_maps, for an image (1, C, H, W)."""
-    layer, output = graph.node(layer), graph.nodes[-1]
+    layer, output = graph.node(layer), graph.output
     clean = graph.run(image, [output, layer], graph.call, keep=set(graph.nodes))
     reads = readout(graph, clean, layer, None, "identity", None)
     return Sweep(graph, image, boxes, torch.full((1, 1, 1), fill, dtype=image.dtype), reads, clean)
@@ -353,7 +353,7 @@ class Random(nn.Module):
 def random_graph(seed):
     torch.manual_seed(seed)
     graph = Graph(Random(seed).double().eval())
-    return graph, torch.randn(2, 3, 31, 27, dtype=torch.float64), graph.nodes[-1]
+    return graph, torch.randn(2, 3, 31, 27, dtype=torch.float64), graph.output
 
 
 def assert_place_is_the_transpose_of_read(view, graph, values):

@@ -257,6 +257,7 @@ class Graph:
         self.carriers: set[fx.Node] = set()  # the steps that depend on what is in the image, not on its size alone
         self._overwrites: set[fx.Node] = set()
         self._read(graph, tracer.node_to_qualname)
+        self.output = self._first_output(graph)
         self.inputs = [node for node in self.nodes if node.op == "placeholder"]
         self._by_name = {self.names[n]: n for n in self.nodes if n.op.startswith("call") and n in self.carriers}
         self._shapes: dict[Pair, Shapes] = {}
@@ -267,6 +268,11 @@ class Graph:
         return torch.zeros(1, _first_channels(self.model), 224, 224, **device_and_dtype(self.model))
 
     # -- reading the traced graph
+
+    def _first_output(self, graph: fx.Graph) -> fx.Node:
+        """The step whose value the model returns; of several, the first that carries a signal."""
+        (output,) = (node for node in graph.nodes if node.op == "output")
+        return next((node for node in output.all_input_nodes if node in self.carriers), self.nodes[-1])
 
     def _read(self, graph: fx.Graph, names: Mapping[fx.Node, str]) -> None:
         memory: dict[fx.Node, fx.Node] = {}  # the first of the steps whose outputs share memory
@@ -301,7 +307,7 @@ class Graph:
         if split in SPLITS:
             for user in list(node.users):
                 user.target, user.kwargs = piece, node.kwargs
-                user.args = (node.args[0], split, user.args[1], *node.args[1:])  # type: ignore[assignment]
+                user.args = (node.args[0], split, user.args[1], *node.args[1:])
             return True
         argument = self.arguments(node, node.args, node.kwargs)
         if (row := self.lookup(SWITCHED, node)) is None or not argument("return_indices", False):
@@ -349,10 +355,10 @@ class Graph:
         """What a layer is called: a name is one already, a module has the name that its model gives it."""
         if isinstance(layer, str):
             return layer
-        name = next((name for name, module in self.model.named_modules() if module is layer), None)
-        if name is None:
-            raise InputError(f"the layer {type(layer).__name__} is no module of this {type(self.model).__name__}")
-        return name
+        for name, module in self.model.named_modules():
+            if module is layer:
+                return str(name)
+        raise InputError(f"the layer {type(layer).__name__} is no module of this {type(self.model).__name__}")
 
     def node(self, layer: str | nn.Module) -> fx.Node:
         """The step of a layer: a graph name, the module itself, or a module's name, which stands for its last step."""

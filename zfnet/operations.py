@@ -509,7 +509,8 @@ def rectify(step: Step, signal: Tensor) -> Tensor:
 def pass_where_fired(step: Step, signal: Tensor) -> Tensor:
     _check_floor(step)
     (x,) = step.inputs
-    return signal * ((x > 0) & (step.call(x) == x))  # ReLU6 lets nothing above 6 through
+    fired: Tensor = (x > 0) & (step.call(x) == x)  # ReLU6 lets nothing above 6 through
+    return signal * fired
 
 
 def rectify_where_fired(step: Step, signal: Tensor) -> Tensor:
@@ -568,7 +569,7 @@ def group_norm(step: Step, signal: Tensor) -> Tensor | Sequence[Tensor]:
         return transpose(step, signal)
     (x,) = step.inputs
     groups = step.argument("num_groups", x.shape[1])
-    scale = x.unflatten(1, (groups, -1)).flatten(2).var(2, correction=0)
+    scale: Tensor = x.unflatten(1, (groups, -1)).flatten(2).var(2, correction=0)
     scale = (scale + step.argument("eps", 1e-5)).rsqrt().repeat_interleave(x.shape[1] // groups, 1)
     weight = step.argument("weight")
     scale = scale if weight is None else scale * weight

@@ -178,7 +178,7 @@ def layer_table(model: nn.Module | Graph, image_size: int | Pair) -> list[LayerU
         image_size: of the input, pixels: (rows, columns), or one number for both.
     """
     graph, size = graph_of(model), pair(image_size)
-    shapes = graph.shapes(size, graph.nodes[-1])
+    shapes = graph.shapes(size, graph.output)
     table = []
     for node in graph.nodes:
         if node not in shapes or node in graph.inputs:

@@ -101,5 +101,5 @@ def grid(tiles: Tensor, columns: int, gap: int = 0, fill: float = 1.0) -> Tensor
         raise InputError(f"a grid of {columns} columns; give at least 1")
     full = F.pad(tiles, (0, 0, 0, 0, 0, 0, 0, -len(tiles) % columns), value=fill)
     border = gap if len(full) > 1 else 0  # make_grid puts none around a single tile
-    framed = make_grid(full, columns, gap, pad_value=fill)
+    framed: Tensor = make_grid(full, columns, gap, pad_value=fill)
     return framed[:, border : framed.shape[1] - border, border : framed.shape[2] - border]

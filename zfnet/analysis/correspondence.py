@@ -99,8 +99,9 @@ def hamming(signs: Tensor, *, zeros: str = "agree") -> Tensor:
         both += s.abs() @ s.abs().T  # where neither is zero
     count = both.diagonal()
     either = count[:, None] + count - both  # where not both are zero
-    differ = either - (product + both) / 2
-    return differ / (either.clamp(min=1) if zeros == "drop" else signs.shape[1])
+    differ: Tensor = either - (product + both) / 2
+    dimensions = either.clamp(min=1) if zeros == "drop" else torch.full_like(either, signs.shape[1])
+    return differ / dimensions
 
 
 def permutation_test(distances: Tensor, permutations: int, generator: torch.Generator) -> float:

@@ -255,7 +255,8 @@ def with_shuffled_weights(graph: Graph, layer: str, below: str | None, generator
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Of pictures (M, C, S, S): (M,), float64; 1 if they differ only in scale, NaN if one is zero."""
     a, b = a.double().flatten(1), b.double().flatten(1)
-    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    lengths: Tensor = a.norm(dim=1) * b.norm(dim=1)
+    return (a * b).sum(1) / lengths
 
 
 def similarity(a: Tensor, b: Tensor, inside: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def _files(
     """The file of each layer, by layer."""
     with evaluating(graph.model):
         sample = _views(graph.model, images[0][0][None], crops)[0]
-        shapes = graph.shapes((sample.shape[-2], sample.shape[-1]), graph.nodes[-1])
+        shapes = graph.shapes((sample.shape[-2], sample.shape[-1]), graph.output)
     preprocessing = Preprocessing.of(graph.model)
     identity = network_identity(graph.model) | {
         "preprocessing": digest(preprocessing.settings, preprocessing.mean_image),

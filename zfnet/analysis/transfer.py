@@ -130,7 +130,7 @@ def fit(kind: str, rows: Rows, labels: NDArray[np.int64], seed: int = 0) -> Any:
 
     def accuracy(c: float) -> float:
         classifier = _fitted(kind, c, rows[~held], labels[~held])
-        return balanced_accuracy_score(labels[held], classifier.predict(rows[held]))
+        return float(balanced_accuracy_score(labels[held], classifier.predict(rows[held])))
 
     return _fitted(kind, max(GRID, key=accuracy) if fewest > 1 else UNCHOSEN, rows, labels)
 

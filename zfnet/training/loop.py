@@ -244,7 +244,7 @@ class _Run:
         count = int(total(torch.tensor([len(labels)], device=self.device)))
         self.optimizer.zero_grad(set_to_none=True)
         # DDP takes the mean over processes; this makes it the mean over images
-        self.scaler.scale(loss * (self.world / count)).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss * (self.world / count)).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if recipe.max_filter_rms is not None:

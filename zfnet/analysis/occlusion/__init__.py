@@ -8,14 +8,13 @@ square changes.  Zeiler & Fergus (2014), section 4.2 and Figure 7.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from zfnet.analysis.occlusion.incremental import Sweep, call_on_whole_maps, make_plan
+from zfnet.analysis.occlusion.incremental import Sweep, make_plan
 from zfnet.analysis.occlusion.readout import Reading, Readout, readout, summed
 from zfnet.checks import Pair, check_images, check_weights, evaluating, pair
 from zfnet.errors import InputError, unknown_name
@@ -86,7 +85,7 @@ def plain_sweep(
 
     Yields the numbers (M,) of a batch's squares, row by row of `boxes` (rows, columns, 4), and what is read for them.
     """
-    call, corners = partial(call_on_whole_maps, graph), boxes.flatten(0, 1)
+    call, corners = graph.call, boxes.flatten(0, 1)
     for squares in torch.arange(len(corners)).split(batch_size):
         images = image.repeat(len(squares), 1, 1, 1)
         for picture, (top, left, bottom, right) in zip(images, corners[squares].tolist(), strict=True):
@@ -179,12 +178,12 @@ def _checked(graph: Graph, image: Tensor, fill: float | Sequence[float]) -> tupl
 
 def _clean(graph: Graph, image: Tensor, layer: str | nn.Module | None) -> tuple[dict[fx.Node, Any], fx.Node]:
     """What every step gives for the image without a square, and the step whose activity is read."""
-    output = graph.nodes[-1]
+    output = graph.output
     shapes = graph.shapes(pair(image.shape[-2:]), output)
-    node = graph.node(_last_maps(graph, shapes) if layer is None else layer)  # type: ignore[arg-type]
+    node = graph.node(_last_maps(graph, shapes) if layer is None else layer)
     graph.check_maps(node, shapes.get(node))
     path = graph.path([output, node])
-    return graph.run(image, [output, node], partial(call_on_whole_maps, graph), keep=set(path)), node
+    return graph.run(image, [output, node], graph.call, keep=set(path)), node
 
 
 def _largest(graph: Graph, values: dict[fx.Node, Any]) -> int:
@@ -215,7 +214,7 @@ def multiply_adds(
         step: from one square to the next, in pixels.
     """
     graph, extent = graph_of(model), pair(image_size)
-    path, shapes = graph.path([graph.nodes[-1]]), graph.shapes(extent, graph.nodes[-1])
+    path, shapes = graph.path([graph.output]), graph.shapes(extent, graph.output)
     changes = make_plan(graph, path, extent, square_boxes(extent, pair(size), pair(step))).changes
     plain = reached = 0.0
     for node in path:

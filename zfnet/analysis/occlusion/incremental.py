@@ -463,7 +463,7 @@ class Sweep:
             layer = self.graph.module(node)
             if isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward:
                 return fully_connected(layer, args[0])
-            return call_on_whole_maps(self.graph, node, args, kwargs)
+            return self.graph.call(node, args, kwargs)
 
         return self.graph.run(edge.get(self.start, self.image), self.last, apply)
 
@@ -491,13 +491,6 @@ def _in_threads(count: int) -> Iterator[Callable[..., Any]]:
     finally:
         executor.shutdown(cancel_futures=True)
         torch.set_num_threads(count)  # part of what a worker sets is every thread's
-
-
-def call_on_whole_maps(graph: Graph, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Do a step on whole maps; a `view` reads them in torch's default order, in whatever order they are stored."""
-    if node.op == "call_method" and node.target == "view":
-        args = (args[0].contiguous(), *args[1:])
-    return graph.call(node, args, kwargs)
 
 
 def fully_connected(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def readout(
     target: int | None,
 ) -> Readout:
     """What to read, from what the network gives for the image without a square; see `occlusion_maps`."""
-    output = graph.nodes[-1]
+    output = graph.output
     sums, outputs, name = summed(clean[layer])[0], clean[output], type(graph.model).__name__
     map = int(sums.argmax()) if map is None else number_below(len(sums), "map", map, graph.names[layer])
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else ()
