@@ -102,7 +102,7 @@ class _ByImage:
 
     def crop(self, batch: Tensor, pixels: Tensor) -> Tensor:
         located = self.located
-        if located.size == tuple(pixels.shape[-2:]):
+        if (located.boxes[batch] == torch.tensor([0, 0, *pixels.shape[-2:]])).all():
             return pixels
         return cut(pixels, range(len(batch)), located.boxes[batch], located.size)
 

@@ -135,16 +135,21 @@ def _tracer(operations: Rules, inputs: Mapping[str, Any], example: Callable[[], 
             return iter([operator.getitem(obj, n) for n in range(len(obj))])
 
         def value_of_shape(self, proxy: fx.Proxy) -> Any:
-            return self.value_at(proxy.node, example())
+            return self.value_at(proxy.node, {}, example())
 
-        def value_at(self, node: fx.Node, image: Tensor) -> Any:
-            """The value of a node of the unfinished graph for an image."""
+        def value_at(self, node: fx.Node, known: dict[fx.Node, Any], image: Tensor) -> Any:
+            """The value of a node of the unfinished graph for an image; each node is computed once."""
+            if node not in known:
+                known[node] = self.compute(node, known, image)
+            return known[node]
+
+        def compute(self, node: fx.Node, known: dict[fx.Node, Any], image: Tensor) -> Any:
             if node.op == "placeholder":
                 return image
             if node.op == "get_attr":
                 state = self.constants | dict(self.root.named_parameters()) | dict(self.root.named_buffers())
                 return state[str(node.target)]
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self.value_at(source, image))
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self.value_at(source, known, image))
             if node.op == "call_module":  # to call it would trace it
                 return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
             return _call(self.root, node, args, kwargs)
@@ -310,7 +315,9 @@ class Graph:
                 user.args = (node.args[0], split, user.args[1], *node.args[1:])
             return True
         argument = self.arguments(node, node.args, node.kwargs)
-        if (row := self.lookup(SWITCHED, node)) is None or not argument("return_indices", False):
+        if (row := self.lookup(SWITCHED, node)) is None:
+            return False
+        if not argument("return_indices", False) and not self.operation(node).endswith("_with_indices"):
             return False
         for user in list(node.users):
             arguments = pool_arguments(argument, row[1])

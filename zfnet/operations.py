@@ -105,6 +105,9 @@ SIGNATURES: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys((torch.mean, Tensor.mean, torch.sum, Tensor.sum), ("input", "dim", "keepdim")),
     **dict.fromkeys((torch.cat, torch.stack), ("tensors", "dim")),
     **dict.fromkeys((torch.softmax, Tensor.softmax, torch.log_softmax, Tensor.log_softmax), ("input", "dim")),
+    **dict.fromkeys((torch.flip, Tensor.flip), ("input", "dims")),
+    F.pixel_shuffle: ("input", "upscale_factor"),
+    F.pixel_unshuffle: ("input", "downscale_factor"),
     torch.roll: ("input", "shifts", "dims"),
     Tensor.roll: ("input", "shifts", "dims"),
     torch.einsum: ("equation", "operand"),
@@ -330,6 +333,8 @@ def joined_window(step: Step) -> Window | None:
         dict(zip(step.sources, step.shapes, strict=True)),
     )
     branches: Any = (*step.node.args, *step.node.kwargs.values())[0]
+    if isinstance(branches, fx.Node):
+        return None  # a tuple of tensors, which no step gives as one
     number = {source: n for n, source in enumerate(step.sources)}
     owner = join([torch.full(sizes[b][1:-2], number[b]) for b in branches], dim - 1).flatten()[:, None]
     index = join([torch.arange(_count(sizes[b])).view(sizes[b][1:-2]) for b in branches], dim - 1).flatten()[:, None]
@@ -425,8 +430,13 @@ def reduced_window(step: Step) -> Window | None:
 def normed_window(step: Step) -> Window:
     """Local response normalisation: a map reads its neighbours, `size` of them."""
     size, maps = step.argument("size"), _maps(step)[0]
-    near = torch.arange(maps)[:, None] + torch.arange(-(size // 2), (size - 1) // 2 + 1)
-    return Window(maps=(near.where((near >= 0) & (near < maps), -1),))
+    before, after = size // 2, (size - 1) // 2
+    if legacy := isinstance(step.module, nn.CrossMapLRN2d):
+        before = after = (size + 1) // 2 - 1
+    near = torch.arange(maps)[:, None] + torch.arange(-before, after + 1)
+    near = near.where((near >= 0) & (near < maps), -1)
+    # torch's legacy module never drops map 0 from its running sum
+    return Window(maps=(torch.cat([near, torch.zeros(maps, 1, dtype=torch.int64)], 1) if legacy else near,))
 
 
 def softmax_window(step: Step) -> Window | None:
@@ -436,6 +446,15 @@ def softmax_window(step: Step) -> Window | None:
 
 def layer_norm_window(step: Step) -> Window | None:
     return WHOLE if len(step.argument("normalized_shape")) > 1 else None
+
+
+def _by_running_statistics(step: Step) -> bool:
+    """Whether instance normalisation is by running statistics."""
+    return step.argument("running_mean") is not None and not step.argument("use_input_stats", False)
+
+
+def group_norm_window(step: Step) -> Window:
+    return POINTWISE if _by_running_statistics(step) else WHOLE
 
 
 def linear_window(step: Step) -> Window | None:
@@ -474,6 +493,11 @@ def gradient(step: Step, signal: Tensor) -> Sequence[Tensor]:
 
 def through(step: Step, signal: Tensor) -> Tensor:
     return signal
+
+
+def through_first(step: Step, signal: Tensor) -> Sequence[Tensor]:
+    """Of a step that reads only the type of its other inputs."""
+    return [signal, *(signal.new_zeros(shape) for shape in step.shapes[1:])]
 
 
 def through_dropout(step: Step, signal: Tensor) -> Tensor:
@@ -565,7 +589,7 @@ def batch_norm(step: Step, signal: Tensor) -> Sequence[Tensor]:
 
 def group_norm(step: Step, signal: Tensor) -> Tensor | Sequence[Tensor]:
     """By the forward pass's statistics, held fixed; of instance normalisation too, whose groups are single maps."""
-    if step.argument("running_mean") is not None and not step.argument("use_input_stats", False):
+    if _by_running_statistics(step):
         return transpose(step, signal)
     (x,) = step.inputs
     groups = step.argument("num_groups", x.shape[1])
@@ -684,7 +708,7 @@ DECONVNET: dict[Any, Operation] = {
     ),
     **_rows(named("nn.Linear F.linear"), filter_linear, linear_window),
     **_rows(named("nn.BatchNorm1d nn.BatchNorm2d nn.SyncBatchNorm F.batch_norm torch.batch_norm"), batch_norm),
-    **_rows(GROUP_NORMS, group_norm, WHOLE, reads_input=True),
+    **_rows(GROUP_NORMS, group_norm, group_norm_window, reads_input=True),
     **_rows(named("nn.AvgPool2d F.avg_pool2d"), transpose, average_pool_window),
     **_rows(named("nn.AdaptiveAvgPool2d F.adaptive_avg_pool2d"), transpose, adaptive_pool_window),
     **_rows(named("nn.ConvTranspose2d F.conv_transpose2d nn.MaxUnpool2d F.max_unpool2d"), transpose, transposed_window),
@@ -728,7 +752,7 @@ DECONVNET: dict[Any, Operation] = {
             "nn.Identity Tensor.contiguous Tensor.clone torch.clone Tensor.detach Tensor.to Tensor.float Tensor.double "
             "Tensor.half Tensor.bfloat16 Tensor.type Tensor.type_as"
         ),
-        through,
+        through_first,
     ),
     "torchvision.ops.stochastic_depth.stochastic_depth": Operation(
         through_dropout, POINTWISE
@@ -738,7 +762,7 @@ DECONVNET: dict[Any, Operation] = {
 UNRECTIFIED: dict[Any, Operation] = _rows(RECTIFIERS, through)
 DIFFERENTIATED_NORMS: dict[Any, Operation] = {
     **_rows(CONTRAST_NORMS, gradient, normed_window, reads_input=True),
-    **_rows(GROUP_NORMS, gradient, WHOLE, reads_input=True),
+    **_rows(GROUP_NORMS, gradient, group_norm_window, reads_input=True),
 }
 GRADIENT = (
     {key: row if row.back else Operation(gradient, row.window, reads_input=True) for key, row in DECONVNET.items()}
