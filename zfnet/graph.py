@@ -135,21 +135,23 @@ def _tracer(operations: Rules, inputs: Mapping[str, Any], example: Callable[[], 
             return iter([operator.getitem(obj, n) for n in range(len(obj))])
 
         def value_of_shape(self, proxy: fx.Proxy) -> Any:
-            return self.value_at(proxy.node, {}, example())
+            """The value of a node of the unfinished graph for an example image."""
+            needed: set[fx.Node] = {proxy.node}
+            values: dict[fx.Node, Any] = {}
+            for node in reversed(self.graph.nodes):
+                needed.update(node.all_input_nodes if node in needed else ())
+            for node in self.graph.nodes:
+                if node in needed:
+                    values[node] = self.compute(node, values)
+            return values[proxy.node]
 
-        def value_at(self, node: fx.Node, known: dict[fx.Node, Any], image: Tensor) -> Any:
-            """The value of a node of the unfinished graph for an image; each node is computed once."""
-            if node not in known:
-                known[node] = self.compute(node, known, image)
-            return known[node]
-
-        def compute(self, node: fx.Node, known: dict[fx.Node, Any], image: Tensor) -> Any:
+        def compute(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
             if node.op == "placeholder":
-                return image
+                return example()
             if node.op == "get_attr":
                 state = self.constants | dict(self.root.named_parameters()) | dict(self.root.named_buffers())
                 return state[str(node.target)]
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self.value_at(source, known, image))
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             if node.op == "call_module":  # to call it would trace it
                 return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
             return _call(self.root, node, args, kwargs)
