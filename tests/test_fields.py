@@ -68,6 +68,11 @@ class Shuffled(nn.Module):
         return x.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)
 
 
+def split_and_joined(x: Tensor) -> Tensor:
+    first, last = x.split([4, 2], 1)
+    return torch.cat([last, first], 1)
+
+
 class Flipped(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.flip(1)
@@ -97,7 +102,7 @@ CASES = {
     "roll of maps": Case(lambda: lambda x: x.roll(1, 1), [7, 3, 3, 5, 5, 7]),
     "every second map": Case(lambda: lambda x: x[:, 1::2], [3, 5, 7]),
     "maps by number": Case(lambda: lambda x: x[:, [5, 0, 2]], [7, 3, 5]),
-    "split": Case(lambda: lambda x: torch.cat(x.split([4, 2], 1)[::-1], 1), [7, 7, 3, 3, 5, 5]),
+    "split": Case(lambda: split_and_joined, [7, 7, 3, 3, 5, 5]),
     "padded with maps": Case(lambda: lambda x: F.pad(x, (0, 0, 0, 0, 2, 0))[:, 2:], [3, 3, 5, 5, 7, 7]),
     # of three neighbours: itself and one on each side
     "LRN": Case(lambda: nn.LocalResponseNorm(3, 0.5), [3, 5, 5, 7, 7, 7]),
@@ -172,6 +177,12 @@ def test_the_table_of_layers_gives_the_range() -> None:
     assert fields["cat"] == ((3, 3), (7, 7))
     assert fields["after"] == ((4, 4), (8, 8))
     assert fields["stem"] == ((3, 3), (3, 3))
+
+
+def test_a_tuple_of_tensors_has_no_window() -> None:
+    model = Branches(lambda x: torch.cat(x.split([4, 2], 1)[::-1], 1))
+    with pytest.raises(InputError, match=r"^no window for \S+ at \S+, so receptive fields behind it are not known"):
+        receptive_field(model, "last", SIZE)
 
 
 @pytest.mark.parametrize("size", [3, 4, 5])

@@ -25,7 +25,7 @@ REFUSED = {
     "ghostnet_050": "mul|Hardsigmoid",
     "rexnet_100": "mul|SiLU",
 }
-LARGER = dict.fromkeys(("inception_v3", "inception_v4", "inception_resnet_v2"), 96)
+LARGER = {"inception_v3": 96, "inception_v4": 96, "inception_resnet_v2": 96, "vgg11_bn": 224, "resnet50_clip": 224}
 
 
 def rectified(model: nn.Module, images: Tensor) -> list[str]:
