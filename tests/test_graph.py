@@ -345,7 +345,7 @@ class TestRefusals:
             Deconvnet(nn.Sequential(nn.Conv2d(3, 4, 3))).record(images)
 
     def test_a_model_with_control_flow(self) -> None:
-        with pytest.raises(InputError, match=r"Branching cannot be traced .* register it with @rule"):
+        with pytest.raises(InputError, match=r"Branching cannot be traced .* make that part a module with a rule"):
             Deconvnet(Branching())
 
     def test_a_model_that_writes_into_slices(self) -> None:

@@ -88,8 +88,7 @@ class Graph:
         except Exception as error:  # the model's own code runs here, and may raise anything
             raise InputError(
                 f"{type(self.model).__name__} cannot be traced{tracer.failed} ({first_line(error)}); a deconvnet needs "
-                "a model without control flow that depends on the data: hide that part in a module and register it with "
-                "@rule"
+                "a model without control flow that depends on the data: make that part a module with a rule of its own"
             ) from error
         self._constants, self._guards = tracer.constants, tracer.guards
         self.names: dict[fx.Node, str] = {}

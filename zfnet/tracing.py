@@ -142,7 +142,8 @@ def make_tracer(is_leaf: Callable[[nn.Module], bool], inputs: Mapping[str, Any],
 
         def value_of_shape(self, proxy: fx.Proxy) -> Any:
             """The value of a step of the unfinished graph for the example, computed step by step."""
-            needed, values = {proxy.node}, {}
+            needed: set[fx.Node] = {proxy.node}
+            values: dict[fx.Node, Any] = {}
             for node in reversed(self.graph.nodes):
                 needed.update(node.all_input_nodes if node in needed else ())
             for node in self.graph.nodes:
