@@ -73,11 +73,10 @@ def check_seal(
     """Raise InputError unless a file is whole and was made under this identity.
 
     Args:
-        path: the file, for the error.
         sealed: the file's seal; None where it has none.
         identity: what a result would depend on now.
         content: what was read from the file.
-        remedy: what the user can do, for the error.
+        remedy: what the user can do; `path` and this are for the error.
     """
     try:
         kept = json.loads(sealed or "")
