@@ -151,7 +151,7 @@ class _Run:
             self.position = _Position(**state["position"])
         if self.recipe.pixel_mean:
             preprocessing = preprocessing_of(self.model)
-            mean = state and state["mean_image"]
+            mean = state["mean_image"] if state else None
             if mean is None:
                 mean = mean_image(self.dataset, preprocessing, workers=self.workers, progress=self.progress)
             self.model.preprocessing = replace(preprocessing, mean_image=mean)  # type: ignore[assignment]

@@ -236,7 +236,7 @@ class SquareWindows:
             overlaps = [strip.spreading(node, source)[1] for strip in self.strips]
             change, tile = self._as_tile(window.spread(args[0], argument)), self._as_tile(output)
             for in_asked, in_known in self._known_parts(overlaps):
-                tile[in_asked] += change[in_known]
+                tile[in_asked].add_(change[in_known])
             return output
         return window.inside(args[0], argument) if window.inside else self.graph.call(node, args, kwargs)
 
