@@ -53,10 +53,9 @@ from zfnet.analysis.faithfulness import (
 from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import Patches
-from zfnet.errors import first_line, unknown_name
-from zfnet.files import write_atomically
+from zfnet.errors import unknown_name
 from zfnet.graph import graph_of
-from zfnet.identity import Identity, check_seal, digest, network_identity, seal
+from zfnet.identity import Identity, digest, network_identity, read_sealed, write_sealed
 from zfnet.operations import DECONVNET, DIFFERENTIATED_NORMS, GRADIENT, GUIDED, UNRECTIFIED
 from zfnet.receptive_fields import ReceptiveField
 from zfnet.recording import activations
@@ -206,8 +205,7 @@ def main(
                 deconvnet, data, layer, tops[layer], drawn[layer], draws=draws, seed=seed, progress=progress
             )
             done[layer] = measured(sample, layers[:n], shares, fill, data, network, preprocessing)
-            kept = {"seal": seal(identity, done), "layers": done}
-            write_atomically(states[1], json.dumps(kept).encode())
+            write_sealed(states[1], identity, json.dumps(done))
     done = {layer: done[layer] for layer in layers if layer in done}
     counts = {
         layer: {
@@ -250,13 +248,7 @@ def _kept(path: Path, identity: Identity) -> dict[str, Any]:
     """The layers that were done before this run was interrupted; InputError if they are damaged or of another run."""
     if not path.exists():
         return {}
-    remedy = "delete it to measure anew"
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        layers, sealed = dict(kept["layers"]), kept.get("seal")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({first_line(error)}); {remedy}") from None
-    check_seal(path, sealed, identity, layers, remedy)
+    layers: dict[str, Any] = json.loads(read_sealed(path, identity, "delete it to measure anew"))
     return layers
 
 

@@ -23,7 +23,7 @@ from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
 from zfnet.graph import Graph
-from zfnet.identity import check_seal, digest, seal
+from zfnet.identity import digest, read_sealed, write_sealed
 from zfnet.training import Recipe, train
 
 # ---- the digest ------------------------------------------------------------------------------------------------------
@@ -119,36 +119,36 @@ print(answer)
     assert run.stdout.strip() == scope["answer"]
 
 
-def test_a_seal_names_what_differs() -> None:
-    kept = seal({"weights": "1", "k": "9"}, ["content"])
-    check_seal("file", kept, {"k": "9", "weights": "1"}, ["content"], "delete it")
-    for sealed, identity, content, message in (
+def test_a_sealed_file_names_what_differs(tmp_path) -> None:
+    path, identity = tmp_path / "file", {"weights": "1", "k": "9"}
+    content = {"a": [1, "b"], "c": torch.arange(3.0)}
+    damaged = "is damaged: its content does not match its checksum"
+    write_sealed(path, identity, content)
+    kept = path.read_bytes()
+    assert str(read_sealed(path, {"k": "9", "weights": "1"}, "delete it")) == str(content)
+    for data, now, message in (
+        (kept, {"weights": "2", "k": "8"}, "was made with different weights (1, now 2), k (9, now 8)"),
+        (kept, identity | {"dtype": "a"}, "was made with different dtype (None, now a)"),
+        (kept[:-1] + b"x", identity, damaged),
         (
-            kept,
-            {"weights": "2", "k": "8"},
-            ["content"],
-            "file was made with different weights (1, now 2), k (9, now 8); delete it",
+            kept.replace(b'"k": "9"', b'"k": "8"'),
+            {"weights": "1", "k": "8"},
+            "is damaged: its content does not match its checksum",
         ),
-        (
-            kept,
-            {"weights": "1", "k": "9", "dtype": "a"},
-            ["content"],
-            "file was made with different dtype (None, now a); delete it",
-        ),
-        (
-            kept,
-            {"weights": "1", "k": "9"},
-            ["other"],
-            "file is damaged: its content does not match its checksum; delete",
-        ),
-        (kept.replace('"k": "9"', '"k": "8"'), {"weights": "1", "k": "8"}, ["content"], "file is damaged"),
-        (kept.replace('"format": 2', '"format": 3'), {}, [], "file is of format 3, but this version reads format 2"),
-        (None, {}, [], "file is damaged, or of an older format that is no longer read"),
-        ("[", {}, [], "file is damaged, or of an older format"),
+        (kept.replace(b'"format": 2', b'"format": 3'), identity, "is of format 3, but this version reads format 2"),
+        (b"", identity, "is damaged, or of an older format that is no longer read"),
+        (b"[\n", identity, "is damaged, or of an older format that is no longer read"),
     ):
+        path.write_bytes(data)
         with pytest.raises(InputError) as error:
-            check_seal("file", sealed, identity, content, "delete it")
-        assert message in str(error.value)
+            read_sealed(path, now, "delete it")
+        assert str(error.value) == f"{path} {message}; delete it"
+    path.unlink()
+    with pytest.raises(InputError, match=r"^cannot read .*file \(No such file or directory\); delete it$"):
+        read_sealed(path, identity, "delete it")
+    write_sealed(path, identity, 1)
+    write_sealed(path, identity, 2, tmp_path / "previous")
+    assert [read_sealed(tmp_path / name, identity, "") for name in ("previous", "file")] == [1, 2]
 
 
 # ---- all users, and all that may change ------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """What a result depends on, as one short digest: if any of it changes, nothing old is read.
 
-Scan states, feature caches, checkpoints, trained networks and stored measurements all use it. A file keeps an identity,
-which is one digest for each thing that its content depends on, by name, and a digest of the content itself (`seal`).
-Whoever reads it compares both (`check_seal`), so that an error can name what differs.
+Scan states, feature caches, checkpoints, trained networks and stored measurements all use it. A file of `write_sealed`
+keeps an identity, which is one digest for each thing that its content depends on, by name, and a digest of the content
+itself. `read_sealed` compares both, so that an error can name what differs.
 """
 
 import hashlib
@@ -62,52 +62,23 @@ class Damaged(InputError):
     """A file whose content is not what was written."""
 
 
-def seal(identity: Identity, content: Any) -> str:
-    """What a file says of itself: its identity and the digest of its content, as one line of JSON."""
-    return json.dumps({"format": _FORMAT, "identity": dict(identity), "content": digest(dict(identity), content)})
-
-
-def check_seal(
-    path: str | os.PathLike[str], sealed: str | bytes | None, identity: Identity, content: Any, remedy: str
-) -> None:
-    """Raise InputError unless a file is whole and was made under this identity.
-
-    Args:
-        path: the file, for the error.
-        sealed: the file's seal; None where it has none.
-        identity: what a result would depend on now.
-        content: what was read from the file.
-        remedy: what the user can do, for the error.
-    """
-    try:
-        kept = json.loads(sealed or "")
-        number, known, expected = kept["format"], kept["identity"], kept["content"]
-    except (ValueError, KeyError, TypeError):
-        raise Damaged(f"{path} is damaged, or of an older format that is no longer read; {remedy}") from None
-    if number != _FORMAT:
-        raise Damaged(f"{path} is of format {number}, but this version reads format {_FORMAT}; {remedy}")
-    if digest(known, content) != expected:
-        raise Damaged(f"{path} is damaged: its content does not match its checksum; {remedy}")
-    if changes := difference(known, identity):
-        raise InputError(f"{path} was made with different {changes}; {remedy}")
-
-
 def write_sealed(
     path: str | os.PathLike[str], identity: Identity, content: Any, previous: str | os.PathLike[str] | None = None
 ) -> None:
-    """Write a seal and the content, as `torch.save` writes it, to a file, atomically.
+    """Write content to a file, atomically: first a line with its seal, then what `torch.save` makes of it.
 
     Args:
-        path: the file.
         identity: what the content depends on.
         content: numbers, strings and tensors, in lists and dictionaries.
         previous: where the file is moved that has been at `path`; None: it is replaced.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
+    kept = dict(identity)
+    seal = {"format": _FORMAT, "identity": kept, "content": digest(kept, buffer.getbuffer())}
 
     def write(file: BinaryIO) -> None:
-        file.write(seal(identity, buffer.getbuffer()).encode() + b"\n")
+        file.write(json.dumps(seal).encode() + b"\n")
         file.write(buffer.getbuffer())
         if previous is not None and os.path.exists(path):
             file.flush()
@@ -118,13 +89,32 @@ def write_sealed(
 
 
 def read_sealed(path: str | os.PathLike[str], identity: Identity, remedy: str) -> Any:
-    """The content of a file of `write_sealed`, on the CPU; InputError as of `check_seal`."""
+    """The content of a file of `write_sealed`, on the CPU.
+
+    Args:
+        identity: what a result would depend on now.
+        remedy: what the user can do, for the error.
+
+    Raises:
+        Damaged: if the file is not whole.
+        InputError: if it cannot be opened, or was made under another identity.
+    """
     try:
         with open(path, "rb") as file:
-            sealed, content = file.readline(), file.read()
+            line, content = file.readline(), file.read()
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror or error}); {remedy}") from None
-    check_seal(path, sealed, identity, content, remedy)
+    try:
+        seal = json.loads(line)
+        number, known, expected = seal["format"], seal["identity"], seal["content"]
+    except (ValueError, KeyError, TypeError):
+        raise Damaged(f"{path} is damaged, or of an older format that is no longer read; {remedy}") from None
+    if number != _FORMAT:
+        raise Damaged(f"{path} is of format {number}, but this version reads format {_FORMAT}; {remedy}")
+    if digest(known, content) != expected:
+        raise Damaged(f"{path} is damaged: its content does not match its checksum; {remedy}")
+    if changes := difference(known, identity):
+        raise InputError(f"{path} was made with different {changes}; {remedy}")
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 

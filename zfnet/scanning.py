@@ -44,12 +44,8 @@ class _Columns(NamedTuple):
 class TopActivations(_Columns):
     """The k strongest activations of each of C feature maps, strongest first; every field is (C, k).
 
-    Where there are fewer than k, value and unclipped are -inf, and image, row and column are -1.
-
-    Args:
-        value: the activations.
-        image, row, column: where they are, int64.
-        unclipped: what ranks them: their values before a ReLU6 or Hardtanh clips them. In any other layer, `value`.
+    Where there are fewer than k, value and unclipped are -inf, and image, row and column (int64) are -1. `unclipped`
+    ranks them: the values before a ReLU6 or Hardtanh clips them; in any other layer, `value`.
     """
 
     __slots__ = ()
@@ -101,13 +97,7 @@ class TopActivations(_Columns):
 
 
 class Scan(dict[str, TopActivations]):
-    """The result of a scan: the strongest activations, by layer.
-
-    Args:
-        tops: the strongest activations, by layer.
-        images: how many images were scanned.
-        broken: one message for each image that could not be read.
-    """
+    """The strongest activations by layer, how many images were scanned, and a message for each unreadable one."""
 
     def __init__(self, tops: Mapping[str, TopActivations], images: int, broken: Sequence[str]):
         super().__init__(tops)

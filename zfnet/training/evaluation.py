@@ -55,10 +55,7 @@ def count_errors(
     pad: int = 0,
     progress: bool = False,
 ) -> tuple[Tensor, int]:
-    """For each n of `top`, how many labels are not among the n most probable classes; and how many labels there are.
-
-    Args: those of `error_rates`, and the `batches` of its dataset.
-    """
+    """For each n of `top`, how many labels are not among the n most probable classes; and how many labels there are."""
     wrong, count = torch.zeros(len(top), dtype=torch.float64), 0
     with contextlib.ExitStack() as stack:
         for model in models:

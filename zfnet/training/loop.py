@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from zfnet.checks import device_and_dtype
+from zfnet.checks import check_weights, device_and_dtype
 from zfnet.data.batches import Batches
 from zfnet.data.crops import augment, crop_size, mean_image, preprocessing_of
 from zfnet.errors import InputError
@@ -150,15 +150,13 @@ class _Run:
             self.scaler.load_state_dict(state["scaler"])
             self.position = _Position(**state["position"])
         if self.recipe.pixel_mean:
-            self._subtract_mean(state["mean_image"] if state else None)
+            preprocessing = preprocessing_of(self.model)
+            mean = state["mean_image"] if state else None
+            if mean is None:
+                mean = mean_image(self.dataset, preprocessing, workers=self.workers, progress=self.progress)
+            self.model.preprocessing = replace(preprocessing, mean_image=mean)  # type: ignore[assignment]
         devices = [self.device] if self.device.type == "cuda" else None
         self.network = DistributedDataParallel(self.model, devices) if self.world > 1 else self.model
-
-    def _subtract_mean(self, mean: Tensor | None) -> None:
-        preprocessing = preprocessing_of(self.model)
-        if mean is None:
-            mean = mean_image(self.dataset, preprocessing, workers=self.workers, progress=self.progress)
-        self.model.preprocessing = replace(preprocessing, mean_image=mean)  # type: ignore[assignment]
 
     def train(self) -> History:
         history = self.position.history
@@ -295,9 +293,10 @@ class _Run:
         return {"validation_error": top1 / images, "validation_top5": top5 / images}
 
     def _check_weights(self, epoch: int) -> None:
-        for name, weight in self.model.state_dict().items():
-            if weight.is_floating_point() and not weight.isfinite().all():
-                self._stop(f"{name} is not finite", epoch)
+        try:
+            check_weights(self.model)
+        except InputError as error:
+            self._stop(str(error), epoch)
 
     def _save(self) -> None:
         if self.checkpoint and self.rank == 0:

@@ -37,15 +37,6 @@ class OcclusionMaps:
     target: int | None  # None: the score is a function, which reads a class of its own
     image_size: Pair
 
-    @classmethod
-    def of(cls, graph: Graph, readout: Readout, boxes: Tensor, maps: Reading, clean: Reading) -> "OcclusionMaps":
-        """From what is read at each place, and without a square."""
-        label, clean_label = (reading[2] if len(reading) > 2 else None for reading in (maps, clean))
-        size = int(boxes[-1, -1, 2]), int(boxes[-1, -1, 3])
-        without = float(clean[0]), float(clean[1]), None if clean_label is None else int(clean_label)
-        layer = graph.names[readout.layer]
-        return cls(maps[0], maps[1], label, boxes, without, layer, readout.map, readout.target, size)
-
     def heat(self, of: str = "score") -> Tensor:
         """What "score" or "activity" loses, averaged over the squares that cover each pixel: (H, W).
 
@@ -142,10 +133,15 @@ def occlusion_maps(
         if incremental:
             batches = Sweep(graph, image, boxes, grey, reader, clean).run(memory)
         else:
-            batches = plain_sweep(graph, image, boxes, grey, reader, max(1, memory // _largest(graph, clean)))
+            largest = max(x.nbytes for n, x in clean.items() if n in graph.carriers and isinstance(x, Tensor))
+            batches = plain_sweep(graph, image, boxes, grey, reader, max(1, memory // largest))
         maps = _collected(batches, boxes, progress)
-        unoccluded = reader.read(clean[reader.output], summed(clean[node])[:, reader.map])
-    return OcclusionMaps.of(graph, reader, boxes.to(image.device), maps, unoccluded)
+        without = reader.read(clean[reader.output], summed(clean[node])[:, reader.map])
+    label = maps[2] if len(maps) > 2 else None
+    clean_label = int(without[2]) if len(without) > 2 else None
+    numbers = float(without[0]), float(without[1]), clean_label
+    boxes, size = boxes.to(image.device), pair(image.shape[-2:])
+    return OcclusionMaps(maps[0], maps[1], label, boxes, numbers, graph.names[node], reader.map, reader.target, size)
 
 
 def _collected(batches: Iterator[tuple[Tensor, Reading]], boxes: Tensor, progress: bool) -> Reading:
@@ -186,11 +182,6 @@ def _clean(graph: Graph, image: Tensor, layer: str | nn.Module | None) -> tuple[
     return graph.run(image, [output, node], graph.call, keep=set(path)), node
 
 
-def _largest(graph: Graph, values: dict[fx.Node, Any]) -> int:
-    """Bytes of the largest value that depends on the image."""
-    return max(x.nbytes for node, x in values.items() if node in graph.carriers and isinstance(x, Tensor))
-
-
 def _last_maps(graph: Graph, shapes: Shapes) -> str:
     """The last ReLU that gives maps of more than one place; where there is none, the last step that does."""
     maps = [n for n in graph.nodes[1:] if len(shapes.get(n, ())) == 4 and math.prod(shapes[n][2:]) > 1]
@@ -206,12 +197,7 @@ def multiply_adds(
     """Multiply-adds for one square, mean over its places: of the whole network, and of what the square can reach.
 
     Of convolutions and fully connected layers; the quotient is what computing nothing but the windows can gain.
-
-    Args:
-        model: a network, or the graph of one.
-        image_size: in pixels; a pair is (rows, columns), as it is for the next two.
-        size: of the square, in pixels.
-        step: from one square to the next, in pixels.
+    Sizes and steps are in pixels; a pair is (rows, columns).
     """
     graph, extent = graph_of(model), pair(image_size)
     path, shapes = graph.path([graph.output]), graph.shapes(extent, graph.output)

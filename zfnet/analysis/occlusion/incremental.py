@@ -234,7 +234,9 @@ class SquareWindows:
             source = next(source for source in node.all_input_nodes if source in self.plan.changes)
             output = self.clean_windows(node)
             overlaps = [strip.spreading(node, source)[1] for strip in self.strips]
-            self._put_known(overlaps, window.spread(args[0], argument), self._as_tile(output), add=True)
+            change, tile = self._as_tile(window.spread(args[0], argument)), self._as_tile(output)
+            for in_asked, in_known in self._known_parts(overlaps):
+                tile[in_asked].add_(change[in_known])
             return output
         return window.inside(args[0], argument) if window.inside else self.graph.call(node, args, kwargs)
 
@@ -284,14 +286,11 @@ class SquareWindows:
             for others, asked_columns, known_columns in overlaps[1].runs:
                 yield (squares, others, asked_rows, asked_columns), (squares, others, known_rows, known_columns)
 
-    def _put_known(self, overlaps: Sequence[Overlap], value: Tensor, tile: Tensor, add: bool = False) -> Tensor:
+    def _put_known(self, overlaps: Sequence[Overlap], value: Tensor, tile: Tensor) -> Tensor:
         """Put what is known, windows (M, C, h, w), where it is asked for in `tile`."""
         known = self._as_tile(value)
         for in_asked, in_known in self._known_parts(overlaps):
-            if add:
-                tile[in_asked].add_(known[in_known])
-            else:
-                tile[in_asked].copy_(known[in_known])
+            tile[in_asked] = known[in_known]
         return tile
 
     def _beside_clean(self, node: fx.Node | None, source: fx.Node, value: Tensor, maps: slice) -> Tensor:
@@ -380,11 +379,6 @@ class Sweep:
             stacklevel=4,  # whoever calls occlusion_maps
         )
 
-    def _work(self, node: fx.Node) -> int:
-        """Multiply-adds at one place of a step's output; at least one for each map."""
-        layer = self.graph.module(node)
-        return layer.weight.numel() if isinstance(layer, nn.Conv2d) else self.shapes[node][1]
-
     def batches(self, memory: int, threads: int) -> list[list[Tile]]:
         """Tiles of squares whose windows are of like size, as many as may be put together.
 
@@ -395,13 +389,16 @@ class Sweep:
             largest = int((rows.high - rows.low).max() * (columns.high - columns.low).max())
             window_bytes.append(self.bytes[node] * largest // math.prod(self.plan.extents[node]))
         outside = [size for node, size in self.bytes.items() if node not in self.plan.changes or node in self.edge]
+        layers = [(self.graph.module(node), self.shapes[node][1]) for node in reversed(self.plan.changes)]
+        # multiply-adds at one place of each step's output; at least one for each map
+        places = [layer.weight.numel() if isinstance(layer, nn.Conv2d) else maps for layer, maps in layers]
+        work = torch.tensor(places, dtype=torch.float64)
         at_once = max(1, memory // max(outside))
         side = max(1, min(TILE, math.isqrt(memory // max(window_bytes)), math.isqrt(at_once)))
         for axis in (0, 1):
             ranges = [area[axis] for area in reversed(self.plan.changes.values())]
             sizes = torch.stack([r.high - r.low for r in ranges], 1)
             order = torch.tensor(sorted(range(len(sizes)), key=sizes.tolist().__getitem__))
-            work = torch.tensor([self._work(node) for node in reversed(self.plan.changes)], dtype=torch.float64)
             runs = cheapest_runs(sizes[order] * (work * sizes.double().mean(0)), side)
             strips.append([Strip(self.plan, axis, squares) for squares in order.split(runs)])
         tiles = [(rows, columns) for rows in strips[0] for columns in strips[1]]
