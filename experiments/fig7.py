@@ -161,8 +161,8 @@ def main(
     ours = {
         "square": size,
         "step": step,
-        "places": list(first.score.shape),
-        "correlation": [correlation(row.maps.activity, row.maps.score) for row in rows],
+        "places": list(first.probability.shape),
+        "correlation": [correlation(row.maps.activity, row.maps.probability) for row in rows],
         "images": [{"image": i, "file": _file(data, i)} | _numbers(maps, classes) for i, maps in swept.items()],
         "on_object": None,
     }
@@ -181,7 +181,7 @@ def main(
         "measured": measured,
     }
     note = (
-        f"{type(model).__name__}, {layer}.  Squares of {size} pixels, every {step}: {first.score.numel()} places.  "
+        f"{type(model).__name__}, {layer}.  Squares of {size} pixels, every {step}: {first.label.numel()} places.  "
         f"In (a) the square is where the {'true' if known else 'likeliest'} class is least probable."
     )
     with results(out) as folder:
@@ -262,7 +262,7 @@ def _numbers(maps: OcclusionMaps, classes: Sequence[str]) -> dict[str, Any]:
         "class": classes[target],
         "without_square": classes[unoccluded],
         "map": maps.map,
-        "probability": spread(maps.score, maps.clean[1]),
+        "probability": spread(maps.probability, maps.clean[1]),
         "activity": spread(maps.activity, maps.clean[0]),
         "labels": {classes[int(labels[i])]: int(counts[i]) for i in order},
     }
@@ -277,7 +277,7 @@ def on_object(swept: Iterable[tuple[OcclusionMaps, Any]]) -> dict[str, Any]:
     chance, count = 0.0, 0
     for maps, mask in swept:
         on = torch.as_tensor(mask)[_centres(maps.boxes[..., 0::2]), _centres(maps.boxes[..., 1::2])]
-        for name, values in (("probability", maps.score), ("activity", maps.activity)):
+        for name, values in (("probability", maps.probability), ("activity", maps.activity)):
             hits[name] += int(on.flatten()[int(values.argmin())])
         chance, count = chance + float(on.float().mean()), count + 1
     shares = {name: {"share": n / count, "interval": wilson(n, count)} for name, n in hits.items()}
@@ -316,7 +316,7 @@ def draw(rows: Sequence[Row], note: str, width: int) -> Figure:
         _image(figure, row, across[0], y, tile)
         _heat(figure, row.maps.activity, across[1], y, tile, f"map {row.maps.map}")
         _projections(figure, row.projections, across[2], y, tile)
-        _heat(figure, row.maps.score, across[3], y, tile)
+        _heat(figure, row.maps.probability, across[3], y, tile)
         _labels(figure, row, across[4], y, tile)
     text(figure, margin, top + line * len(rows) + margin / 3, note, size=6, color="0.35")
     return figure
@@ -325,7 +325,7 @@ def draw(rows: Sequence[Row], note: str, width: int) -> Figure:
 def _image(figure: Figure, row: Row, x: float, y: float, tile: int) -> None:
     axes = figure.add_axes(frame(figure, x, y, tile, tile))
     axes.imshow(row.picture.permute(1, 2, 0).numpy())
-    box = row.maps.boxes.flatten(0, 1)[int(row.maps.score.argmin())]
+    box = row.maps.boxes.flatten(0, 1)[int(row.maps.probability.argmin())]
     upper, left, lower, right = box.tolist()
     axes.add_patch(Rectangle((left - 0.5, upper - 0.5), right - left, lower - upper, color=(0.49,) * 3, lw=0))
     axes.axis("off")

@@ -238,7 +238,7 @@ def bench_occlusion(model: ZFNet, device: str, repeats: int) -> Iterator[dict]:
         batches = {batch: _plain(network, image, maps, batch, share) for batch in (1, 8, 16, 32, 64)}
         trial = medians(device, 1, **{str(batch): lambda run=run, n=batch: run(n) for batch, run in batches.items()})
         best = min(batches, key=lambda batch: trial[str(batch)] / batch)
-        worst = float((batches[best]() - maps.score.flatten()[::share]).abs().max() / maps.score.max())
+        worst = float((batches[best]() - maps.probability.flatten()[::share]).abs().max() / maps.probability.max())
         spent = medians(
             device, max(1, repeats // 2), ours=lambda g=graph: occlusion_maps(g, image), theirs=batches[best]
         )

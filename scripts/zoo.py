@@ -152,7 +152,7 @@ def check(model: nn.Module, size: int, supports: int = 2) -> Row:
             fields, measurements = fields + (extent(support) == seen), measurements + 1
     maps = occlusion_maps(deconvnet.graph, images, size=size // 4, step=size // 5, layer=layers[2])
     plain = occlusion_maps(deconvnet.graph, images, size=size // 4, step=size // 5, layer=layers[2], incremental=False)
-    occlusion = max(worst(getattr(maps, name), getattr(plain, name)) for name in ("activity", "score"))
+    occlusion = max(worst(getattr(maps, name), getattr(plain, name)) for name in ("activity", "probability"))
     deconvnet = Deconvnet(model.float())
     all_units = [d for layer in layers for d in deviations(deconvnet, images.float(), layer, units[layer])]
     flips = sum(deviation > 1e-5 for deviation in all_units)

@@ -130,7 +130,7 @@ class TestSubclasses:
         image = torch.randn(3, 24, 24, dtype=torch.float64)
         first, second = (occlusion_maps(model, image, size=8, step=4, incremental=way) for way in (True, False))
         assert_close(first.activity, second.activity)
-        assert_close(first.score, second.score)
+        assert_close(first.probability, second.probability)
 
 
 class Siamese(nn.Module):
@@ -473,7 +473,7 @@ class TestReducedPrecision:
             "project_units": lambda: Deconvnet(model).project_units(images, "1", [[0, 0, 3, 3]]).projections,
             "record": lambda: Deconvnet(model).record(images, ["1"]).activations["1"],
             "scan": lambda: scan(model, images, ["1"], k=2, progress=False)["1"].value,
-            "occlusion_maps": lambda: occlusion_maps(model, images[0], size=8, step=8).score,
+            "occlusion_maps": lambda: occlusion_maps(model, images[0], size=8, step=8).probability,
         }
         for name, use in uses.items():
             plain = use()
@@ -760,7 +760,7 @@ class TestHeads:
         probability = float(output if isinstance(end, nn.Sigmoid) else output.sigmoid())
         maps = occlusion_maps(model, image, size=12, step=12)
         assert maps.clean[1] == pytest.approx(probability, rel=1e-4)
-        assert len(maps.score.unique()) > 1, "the squares make a difference"
+        assert len(maps.probability.unique()) > 1, "the squares make a difference"
 
     @pytest.mark.parametrize(
         ("score", "own"),

@@ -70,7 +70,7 @@ def assert_equal_to_plain(model, image, layer, size, step, fill=0.0, tolerance=1
     with torch.no_grad():
         logits, sums = plain_occlusion(model, image, pair(size), pair(step), torch.as_tensor(fill).to(image), layer)
     activity, probability = sums[..., ours.map], logits.softmax(2)[..., ours.target]
-    for found, true in ((ours.activity, activity), (ours.score, probability)):
+    for found, true in ((ours.activity, activity), (ours.probability, probability)):
         assert found.shape == true.shape
         assert (found - true).abs().max() <= tolerance * true.abs().max()
     best = logits.topk(2, 2).values
@@ -154,7 +154,7 @@ def test_a_network_whose_last_step_is_a_mean_over_places(mean):
 
     model, image = lively(Loose()), torch.randn(3, 16, 16)
     plain, quick = (occlusion_maps(model, image, size=8, step=4, incremental=flag) for flag in (False, True))
-    for name in ("activity", "score"):
+    for name in ("activity", "probability"):
         torch.testing.assert_close(getattr(quick, name), getattr(plain, name))
     assert torch.equal(quick.label, plain.label) and quick.layer == "r"
 
@@ -186,7 +186,7 @@ def test_incremental_or_not_in_small_batches_or_large_it_is_the_same():
         for incremental, memory in ((True, 2**27), (True, 1), (False, 2**27), (False, 2**20))
     ]
     for other in results[1:]:
-        for name in ("activity", "score"):
+        for name in ("activity", "probability"):
             torch.testing.assert_close(getattr(other, name), getattr(results[0], name), rtol=1e-10, atol=0)
         assert torch.equal(other.label, results[0].label)
 
@@ -207,7 +207,7 @@ def test_boxes_are_the_squares():
     assert maps.boxes[:, 0, 2].tolist() == [10, 18, 26, 34, 41]
     assert maps.boxes[0, :, 1].tolist() == [0, 13, 26, 39]
     assert maps.boxes[0, :, 3].tolist() == [20, 33, 46, 50]
-    assert maps.score.shape == maps.activity.shape == maps.label.shape == (5, 4)
+    assert maps.probability.shape == maps.activity.shape == maps.label.shape == (5, 4)
 
 
 def test_the_paper_has_30_by_30_places():
@@ -221,7 +221,7 @@ def test_heat_is_captums_map(size, step):
     captum = Occlusion(lambda x: model(x).softmax(1))
     with torch.no_grad():
         theirs = captum.attribute(image[None], (3, *size), (3, *step), 0.3, target=2, perturbations_per_eval=8)
-    assert (maps.heat() - theirs[0, 0]).abs().max() <= 1e-5 * maps.score.max()
+    assert (maps.heat() - theirs[0, 0]).abs().max() <= 1e-5 * maps.probability.max()
 
 
 def test_heat_is_nan_where_no_square_came():
@@ -308,7 +308,7 @@ def test_any_number_of_threads_finds_the_same_and_is_left_as_it_was():
         found.append(occlusion_maps(model, image, size=30, step=6))
         assert torch.get_num_threads() == threads
     for other in found[1:]:
-        torch.testing.assert_close(other.score, found[0].score, rtol=1e-10, atol=0)
+        torch.testing.assert_close(other.probability, found[0].probability, rtol=1e-10, atol=0)
         torch.testing.assert_close(other.activity, found[0].activity, rtol=1e-10, atol=0)
         assert torch.equal(other.label, found[0].label)
 
@@ -510,7 +510,7 @@ def test_the_score_is_the_networks_own_probability(end, incremental):
     maps = occlusion_maps(model, image, size=10, step=7, incremental=incremental)
     assert (maps.target, maps.clean[2]) == (int(own.argmax()), int(own.argmax()))
     assert maps.clean[1] == pytest.approx(float(own.max()), rel=1e-5)
-    readings = (x.flatten(0, 1).tolist() for x in (maps.boxes, maps.score, maps.label))
+    readings = (x.flatten(0, 1).tolist() for x in (maps.boxes, maps.probability, maps.label))
     for (top, left, bottom, right), *reading in zip(*readings, strict=True):
         occluded = image.clone()
         occluded[:, top:bottom, left:right] = 0
@@ -539,9 +539,9 @@ def test_one_output_is_the_probability_of_class_1(end):
     options = {"size": 12, "step": 12, "score": "sigmoid" if end == "told" else "auto"}
     maps = occlusion_maps(model, image, **options)
     assert (maps.target, maps.clean[1:]) == (1, (pytest.approx(own, rel=1e-5), int(own > 0.5)))
-    assert torch.equal(maps.label, (maps.score > 0.5).long())
+    assert torch.equal(maps.label, (maps.probability > 0.5).long())
     other = occlusion_maps(model, image, target=0, **options)
-    torch.testing.assert_close(other.score, 1 - maps.score)
+    torch.testing.assert_close(other.probability, 1 - maps.probability)
     assert torch.equal(other.label, maps.label)
     with pytest.raises(InputError, match=r"^no class 2 in the network: there are 2$"):
         occlusion_maps(model, image, target=2, **options)
@@ -589,7 +589,7 @@ def test_a_segmentation_is_summed_over_its_places(incremental):
         float(area), rel=1e-5
     )
     largest = occlusion_maps(model, image, score=lambda outputs: outputs[:, 1].amax((1, 2)), **options)
-    assert largest.score.shape == (4, 4)
+    assert largest.probability.shape == (4, 4)
 
 
 class Squashed(nn.Module):
@@ -641,7 +641,7 @@ def test_a_view_of_the_last_maps(incremental):
     image = torch.randn(32, 32, 3).permute(2, 0, 1)  # as an array of a picture is laid out
     maps = assert_equal_to_plain(Tutorial().eval(), image.contiguous(), "relu_1", 8, 6, incremental=incremental)
     again = occlusion_maps(Tutorial().eval(), image, size=8, step=6, incremental=incremental)
-    assert again.score.shape == maps.score.shape
+    assert again.probability.shape == maps.probability.shape
 
 
 @pytest.mark.parametrize("incremental", [True, False])
@@ -649,11 +649,11 @@ def test_sums_of_half_precision_do_not_overflow(incremental):
     model, image = headed(), torch.randn(3, 120, 120)
     nn.init.constant_(model[0].bias, 9.0)
     maps = occlusion_maps(model.half(), image, size=60, step=60, incremental=incremental)
-    assert maps.activity.dtype == maps.score.dtype == torch.float32
+    assert maps.activity.dtype == maps.probability.dtype == torch.float32
     true = occlusion_maps(model.float(), image, size=60, step=60, map=maps.map, target=maps.target)
     assert true.activity.min() > torch.finfo(torch.float16).max
     torch.testing.assert_close(maps.activity, true.activity, rtol=1e-2, atol=0)
-    torch.testing.assert_close(maps.score, true.score, rtol=2e-2, atol=0)
+    torch.testing.assert_close(maps.probability, true.probability, rtol=2e-2, atol=0)
     assert maps.heat("activity").isfinite().all()
 
 

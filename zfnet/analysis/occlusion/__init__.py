@@ -20,7 +20,7 @@ from zfnet.checks import Pair, check_images, check_weights, evaluating, pair
 from zfnet.errors import InputError, unknown_name
 from zfnet.graph import Graph, Shapes, graph_of
 
-MAPS = ("activity", "score")
+MAPS = ("activity", "probability")
 
 
 @dataclass(frozen=True)
@@ -28,23 +28,23 @@ class OcclusionMaps:
     """What a network gives with the square at each place: maps (rows, columns), one entry for each square."""
 
     activity: Tensor  # sum over space of feature map `map` of `layer`
-    score: Tensor  # of class `target`: its probability, unless another `score` was asked for
+    probability: Tensor  # of class `target`, or what another `score` makes of the outputs
     label: Tensor | None  # int64: the most probable class; None where the outputs are not those of several classes
     boxes: Tensor  # (rows, columns, 4) int64, the squares: top, left, bottom, right in input pixels, ends exclusive
-    clean: tuple[float, float, int | None]  # activity, score and label without a square
+    clean: tuple[float, float, int | None]  # activity, probability and label without a square
     layer: str
     map: int
     target: int | None  # None: the score is a function, which reads a class of its own
     image_size: Pair
 
-    def heat(self, of: str = "score") -> Tensor:
-        """What "score" or "activity" loses, averaged over the squares that cover each pixel: (H, W).
+    def heat(self, of: str = "probability") -> Tensor:
+        """What "probability" or "activity" loses, averaged over the squares that cover each pixel: (H, W).
 
         This is the map that Captum's `Occlusion` gives; NaN where no square came.  InputError for another name.
         """
         if of not in MAPS:
             raise unknown_name("heat map of", of, MAPS)
-        lost = self.clean[0] - self.activity if of == "activity" else self.clean[1] - self.score
+        lost = self.clean[0] - self.activity if of == "activity" else self.clean[1] - self.probability
         covers = []  # which squares' rows cover which rows of pixels, and columns
         for edges, length in zip((self.boxes[:, 0, ::2], self.boxes[0, :, 1::2]), self.image_size, strict=True):
             pixels = torch.arange(length, device=edges.device)
