@@ -181,7 +181,8 @@ def main(
         "measured": measured,
     }
     note = (
-        f"{type(model).__name__}, {layer}.  Squares of {size} pixels, every {step}: {first.label.numel()} places.  "
+        f"{type(model).__name__}, {layer}.  "
+        f"Squares of {size} pixels, every {step}: {first.probability.numel()} places.  "
         f"In (a) the square is where the {'true' if known else 'likeliest'} class is least probable."
     )
     with results(out) as folder:
