@@ -163,17 +163,17 @@ def _grouped(groups: int, inputs: int, outputs: int) -> str | tuple[Tensor, ...]
 def convolution_window(step: Step) -> Window | None:
     if len(step.sources) != 1:
         return None  # its weights depend on the image
-    made = Convolution.of(step.argument)
-    kernel = pair(made.weight.shape[2:])
-    maps = _grouped(made.groups, step.shapes[0][1], step.output[1])
+    convolution = Convolution.of(step.argument)
+    kernel = pair(convolution.weight.shape[2:])
+    maps = _grouped(convolution.groups, step.shapes[0][1], step.output[1])
 
     def inside(x: Tensor, argument: Callable[..., Any]) -> Tensor:
         weight, bias, stride, _, dilation, groups = Convolution.of(argument)
         return F.conv2d(x, weight, bias, stride, 0, dilation, groups)
 
-    window = Window(kernel, made.stride, made.padding, made.dilation, 0.0, inside, maps=maps)
+    window = Window(kernel, convolution.stride, convolution.padding, convolution.dilation, 0.0, inside, maps=maps)
     if (mode := step.argument("padding_mode", "zeros")) != "zeros":
-        before = made.padding
+        before = convolution.padding
         after = (
             [window.span(axis) - 1 - before[axis] for axis in (0, 1)] if step.argument("padding") == "same" else before
         )
@@ -183,7 +183,7 @@ def convolution_window(step: Step) -> Window | None:
 
         return _unevenly(window._replace(padding=(0, 0)), step, _supports(padded, step.shapes[0]))
     beyond = window.span(0) - 1, window.span(1) - 1
-    if beyond[0] < made.stride[0] and beyond[1] < made.stride[1]:
+    if beyond[0] < convolution.stride[0] and beyond[1] < convolution.stride[1]:
         return window  # no place is read twice: what a change reaches costs as much by reading
 
     def spread(x: Tensor, argument: Callable[..., Any]) -> Tensor:
@@ -266,8 +266,8 @@ def _maps(step: Step) -> tuple[int, int]:
 
 
 def max_pool_window(step: Step) -> Window:
-    made = pool_arguments(step.argument)
-    kernel, stride, padding, dilation = (pair(made[n]) for n in ("kernel_size", "stride", "padding", "dilation"))
+    pooling = pool_arguments(step.argument)
+    kernel, stride, padding, dilation = (pair(pooling[n]) for n in ("kernel_size", "stride", "padding", "dilation"))
 
     def inside(x: Tensor, argument: Callable[..., Any]) -> Tensor:
         return F.max_pool2d(x, kernel, stride, 0, dilation)
@@ -276,8 +276,8 @@ def max_pool_window(step: Step) -> Window:
 
 
 def average_pool_window(step: Step) -> Window:
-    made = pool_arguments(step.argument, POOL | {"count_include_pad": True, "divisor_override": None})
-    kernel, stride, padding = (pair(made[name]) for name in ("kernel_size", "stride", "padding"))
+    pooling = pool_arguments(step.argument, POOL | {"count_include_pad": True, "divisor_override": None})
+    kernel, stride, padding = (pair(pooling[name]) for name in ("kernel_size", "stride", "padding"))
 
     def inside(x: Tensor, argument: Callable[..., Any]) -> Tensor:
         return F.avg_pool2d(x, kernel, stride, divisor_override=argument("divisor_override"))
@@ -285,7 +285,7 @@ def average_pool_window(step: Step) -> Window:
     window = Window(kernel, stride, padding, inside=inside)
     ends = (window.reads(0, step.output[axis - 2], axis)[1] - padding[axis] for axis in (0, 1))
     overhangs = any(end > length for end, length in zip(ends, step.shapes[0][-2:], strict=True))
-    if made["divisor_override"] is None and (overhangs or (any(padding) and not made["count_include_pad"])):
+    if pooling["divisor_override"] is None and (overhangs or (any(padding) and not pooling["count_include_pad"])):
         return _unevenly(window, step)  # the divisor changes at the border: it is not the same for all units
     return window
 

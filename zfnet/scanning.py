@@ -146,23 +146,26 @@ def scan(
     reached = start
     batches = Batches(images, batch_size, indices=chosen[start.done :], workers=workers)
     bar = tqdm(total=len(chosen), initial=start.done, unit=" images", desc="scan", disable=not progress)
+
+    def save() -> None:
+        if file and reached.tops:
+            write_sealed(file, identity, reached.content())
+
     saved_at = monotonic()
     try:
         with evaluating(graph.model), bar:
             for reached in _whole_batches(graph, set(nodes.values()), batches, chosen, start, k, distinct):
                 bar.update(reached.done - bar.n)
-                if file and monotonic() - saved_at > SAVE_EVERY:
-                    write_sealed(file, identity, reached.content())
+                if monotonic() - saved_at > SAVE_EVERY:
+                    save()
                     saved_at = monotonic()
     except KeyboardInterrupt:
-        if file and reached.tops:
-            write_sealed(file, identity, reached.content())
+        save()
         raise
     if not reached.tops:
-        first = reached.broken[0] if reached.broken else "there are none"
-        raise InputError(f"none of the {len(chosen)} images could be read: {first}")
-    if file and keep_state:
-        write_sealed(file, identity, reached.content())
+        raise InputError(f"none of the {len(chosen)} images could be read: {(*reached.broken, 'there are none')[0]}")
+    if keep_state:
+        save()
     elif file:
         file.unlink(missing_ok=True)
     tops = {layer: reached.tops[graph.names[node]].to("cpu") for layer, node in nodes.items()}
@@ -266,6 +269,7 @@ def _scanned(
         return graph.call(node, args, kwargs)
 
     images = check_images(graph.model, batch.images)
+    graph.check_size(images)
     graph.run(images, nodes, apply)
     return tops
 

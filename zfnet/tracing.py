@@ -84,6 +84,79 @@ for _name in ("add", "sub", "mul", "truediv"):
     setattr(_Proxy, f"__i{_name}__", _in_place(_name))
 
 
+class _Reading(fx.Tracer):
+    """What this project adds to a tracer."""
+
+    def __init__(
+        self, is_leaf: Callable[[nn.Module], bool], inputs: Mapping[str, Any], image: Callable[[], Tensor]
+    ) -> None:
+        super().__init__()
+        self.is_leaf, self.inputs, self.image = is_leaf, inputs, image
+        self.constants: dict[str, Tensor] = {}
+        self.guards: list[tuple[fx.Node, bool]] = []
+        self.failed = ""  # the innermost module that could not be traced
+
+    def is_leaf_module(self, m: nn.Module, qualname: str) -> bool:
+        return self.is_leaf(m)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or f" at {self.path_of_module(m)} ({type(m).__name__})"
+            raise
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        name, by_position, by_name = _arguments(root_fn, self.inputs)
+        proxy = self.create_proxy("placeholder", name, (), {})
+        return functools.partial(root_fn, **by_name), [self.root, proxy, *by_position]
+
+    def create_arg(self, a: Any) -> Any:
+        known = (*self.root.parameters(), *self.root.buffers()) if isinstance(a, Tensor) else ()
+        if not isinstance(a, Tensor) or any(a is tensor for tensor in known):
+            return super().create_arg(a)
+        names = (name for name, tensor in self.constants.items() if tensor is a)
+        name = next(names, f"constant{len(self.constants)}")
+        self.constants[name] = a
+        return self.create_node("get_attr", name, (), {})
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        if not _of_shapes_alone(obj.node):
+            return bool(super().to_bool(obj))  # raises fx's own error
+        self.guards.append((obj.node, bool(self.value_of_shape(obj))))
+        return self.guards[-1][1]
+
+    def iter(self, obj: fx.Proxy) -> Any:
+        if not _of_shapes_alone(obj.node):
+            return super().iter(obj)
+        return iter([operator.getitem(obj, n) for n in range(len(obj))])
+
+    def value_of_shape(self, proxy: fx.Proxy) -> Any:
+        """The value of a step of the unfinished graph for the example, computed step by step."""
+        needed: set[fx.Node] = {proxy.node}
+        values: dict[fx.Node, Any] = {}
+        for node in reversed(self.graph.nodes):
+            needed.update(node.all_input_nodes if node in needed else ())
+        for node in self.graph.nodes:
+            if node in needed:
+                values[node] = self._value(node, values)
+        return values[proxy.node]
+
+    def _value(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        if node.op == "placeholder":
+            return self.image()
+        if node.op == "get_attr":
+            state = self.constants | dict(self.root.named_parameters()) | dict(self.root.named_buffers())
+            return state[str(node.target)]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        if node.op == "call_module":  # to call it would trace it
+            return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
+        return call(self.root, node, args, kwargs)
+
+
 def make_tracer(is_leaf: Callable[[nn.Module], bool], inputs: Mapping[str, Any], image: Callable[[], Tensor]) -> Any:
     """A tracer: `trace(model)` gives an fx.Graph, and the tracer then holds names, constants and guards.
 
@@ -95,74 +168,7 @@ def make_tracer(is_leaf: Callable[[nn.Module], bool], inputs: Mapping[str, Any],
     # torchvision takes a second to import, which only those who trace a model should wait for
     from torchvision.models.feature_extraction import NodePathTracer
 
-    class Tracer(NodePathTracer):
-        def __init__(self) -> None:
-            super().__init__()
-            self.constants: dict[str, Tensor] = {}
-            self.guards: list[tuple[fx.Node, bool]] = []
-            self.failed = ""  # the innermost module that could not be traced
-
-        def is_leaf_module(self, m: nn.Module, qualname: str) -> bool:
-            return is_leaf(m)
-
-        def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-            try:
-                return super().call_module(m, forward, args, kwargs)
-            except Exception:
-                self.failed = self.failed or f" at {self.path_of_module(m)} ({type(m).__name__})"
-                raise
-
-        def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-            name, by_position, by_name = _arguments(root_fn, inputs)
-            proxy = self.create_proxy("placeholder", name, (), {})
-            return functools.partial(root_fn, **by_name), [self.root, proxy, *by_position]
-
-        def create_arg(self, a: Any) -> Any:
-            known = (*self.root.parameters(), *self.root.buffers()) if isinstance(a, Tensor) else ()
-            if not isinstance(a, Tensor) or any(a is tensor for tensor in known):
-                return super().create_arg(a)
-            names = (name for name, tensor in self.constants.items() if tensor is a)
-            name = next(names, f"constant{len(self.constants)}")
-            self.constants[name] = a
-            return self.create_node("get_attr", name, (), {})
-
-        def proxy(self, node: fx.Node) -> fx.Proxy:
-            return _Proxy(node, self)
-
-        def to_bool(self, obj: fx.Proxy) -> bool:
-            if not _of_shapes_alone(obj.node):
-                return bool(super().to_bool(obj))  # raises fx's own error
-            self.guards.append((obj.node, bool(self.value_of_shape(obj))))
-            return self.guards[-1][1]
-
-        def iter(self, obj: fx.Proxy) -> Any:
-            if not _of_shapes_alone(obj.node):
-                return super().iter(obj)
-            return iter([operator.getitem(obj, n) for n in range(len(obj))])
-
-        def value_of_shape(self, proxy: fx.Proxy) -> Any:
-            """The value of a step of the unfinished graph for the example, computed step by step."""
-            needed: set[fx.Node] = {proxy.node}
-            values: dict[fx.Node, Any] = {}
-            for node in reversed(self.graph.nodes):
-                needed.update(node.all_input_nodes if node in needed else ())
-            for node in self.graph.nodes:
-                if node in needed:
-                    values[node] = self._value(node, values)
-            return values[proxy.node]
-
-        def _value(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-            if node.op == "placeholder":
-                return image()
-            if node.op == "get_attr":
-                state = self.constants | dict(self.root.named_parameters()) | dict(self.root.named_buffers())
-                return state[str(node.target)]
-            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-            if node.op == "call_module":  # to call it would trace it
-                return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
-            return call(self.root, node, args, kwargs)
-
-    return Tracer()
+    return type("Tracer", (_Reading, NodePathTracer), {})(is_leaf, inputs, image)
 
 
 def _arguments(forward: Callable[..., Any], inputs: Mapping[str, Any]) -> tuple[str, list[Any], dict[str, Any]]:

@@ -148,10 +148,8 @@ def invariance(
             # at another position of a batch the same image's features differ by rounding; its distance is still 0
             moved = (batch != batch[:1]).flatten(1).any(1)
             for layer in layers:
-                features = outputs[layer].flatten(1)
-                features = features.to(torch.promote_types(features.dtype, torch.float32))
-                norms = torch.linalg.vector_norm(features - features[0], dim=1, dtype=torch.float64)
-                distances[layer].append(torch.where(moved, norms / DISTANCES[distance](features[0]), 0)[1:].cpu())
+                far = _distances(outputs[layer], distance)
+                distances[layer].append(torch.where(moved, far, 0)[1:].cpu())
             p = _probability(graph, outputs[output], int(label), number, score)
             probabilities.append(torch.where(moved, p, p[0])[1:].cpu())
             bar.update(len(amounts))
@@ -160,6 +158,13 @@ def invariance(
         {layer: torch.stack(rows) for layer, rows in distances.items()},
         torch.stack(probabilities),
     )
+
+
+def _distances(features: Tensor, distance: str) -> Tensor:
+    """The distance of each image's features (N, ...) from the first one's."""
+    rows = features.flatten(1)
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    return torch.linalg.vector_norm(rows - rows[0], dim=1, dtype=torch.float64) / DISTANCES[distance](rows[0])
 
 
 def _probability(graph: Graph, outputs: Tensor, label: int, number: int, score: str) -> Tensor:
