@@ -164,7 +164,8 @@ def _distances(features: Tensor, distance: str) -> Tensor:
     """The distance of each image's features (N, ...) from the first one's."""
     rows = features.flatten(1)
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    return torch.linalg.vector_norm(rows - rows[0], dim=1, dtype=torch.float64) / DISTANCES[distance](rows[0])
+    norms: Tensor = torch.linalg.vector_norm(rows - rows[0], dim=1, dtype=torch.float64)
+    return norms / DISTANCES[distance](rows[0])
 
 
 def _probability(graph: Graph, outputs: Tensor, label: int, number: int, score: str) -> Tensor:
