@@ -684,7 +684,9 @@ DECONVNET: dict[Any, Operation] = {
         arithmetic_window,
     ),
     **_rows(
-        named("nn.Softmax nn.LogSoftmax F.softmax F.log_softmax torch.softmax Tensor.softmax"), None, softmax_window
+        named("nn.Softmax nn.LogSoftmax nn.Softmax2d F.softmax F.log_softmax torch.softmax Tensor.softmax"),
+        None,
+        softmax_window,
     ),
     **_rows(named("nn.LayerNorm F.layer_norm"), None, layer_norm_window),
     # the paper's three
