@@ -141,15 +141,22 @@ def make_tracer(is_leaf: Callable[[nn.Module], bool], inputs: Mapping[str, Any],
             return iter([operator.getitem(obj, n) for n in range(len(obj))])
 
         def value_of_shape(self, proxy: fx.Proxy) -> Any:
-            return self._value(proxy.node, image())
+            """The value of a step of the unfinished graph for the example, computed step by step."""
+            needed, values = {proxy.node}, {}
+            for node in reversed(self.graph.nodes):
+                needed.update(node.all_input_nodes if node in needed else ())
+            for node in self.graph.nodes:
+                if node in needed:
+                    values[node] = self._value(node, values)
+            return values[proxy.node]
 
-        def _value(self, node: fx.Node, image: Tensor) -> Any:
+        def _value(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
             if node.op == "placeholder":
-                return image
+                return image()
             if node.op == "get_attr":
                 state = self.constants | dict(self.root.named_parameters()) | dict(self.root.named_buffers())
                 return state[str(node.target)]
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self._value(source, image))
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             if node.op == "call_module":  # to call it would trace it
                 return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
             return call(self.root, node, args, kwargs)
