@@ -538,11 +538,11 @@ class TestMisuse:
             (lambda d, x: d.project_units(x, "1", [[0.5, 1, 2, 3]]), "units.*(int|whole)"),
             (lambda d, x: d.project_units(x.numpy(), "1", [[0, 0, 1, 1]]), "images must be .*numpy|images.*ndarray"),
             (lambda d, x: d.project_units(x[0], "1", [[0, 0, 1, 1]]), r"images must be .*got .*\(3, 24, 24\)"),
-            (lambda d, x: d.project_units(x, "1", [[0, 0, 1, 1]], signals=torch.ones(3)), r"signals.*\(1,\)"),
+            (lambda d, x: d.project_units(x, "1", [[0, 0, 1, 1]], signals=torch.ones(3)), r"signals .* \(3,\); give"),
             (lambda d, x: occlusion_maps(d.model, Image.new("RGB", (24, 24)), size=8, step=8), "image.*Image"),
             (lambda d, x: Deconvnet("resnet18"), "model.*str|str.*model"),
             (lambda d, x: Deconvnet(nn.ReLU), "model.*type|instance|class"),
-            (lambda d, x: receptive_field(d.model, "1", "24"), "image_size|image size|too small"),
+            (lambda d, x: receptive_field(d.model, "1", "24"), "a size is '24'"),
             (lambda d, x: receptive_field(d.model, "1", 0), r"image_size|image size|too small|\(1, 3, 0, 0\)"),
         ],
         ids=[

@@ -6,7 +6,6 @@ import functools
 import json
 import subprocess
 import sys
-from collections import OrderedDict
 from pathlib import Path
 from urllib.error import URLError
 
@@ -37,29 +36,6 @@ TINY = [
     "model.architecture.hidden=[8]",
     "data.count={train: 24, val: 12}",
 ]
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    layers = OrderedDict(
-        conv1=nn.Conv2d(3, 6, 5, 2),
-        relu1=nn.ReLU(inplace=True),
-        pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
-        conv2=nn.Conv2d(6, 8, 3, padding=1),
-        relu2=nn.ReLU(inplace=True),
-        flatten=nn.AdaptiveAvgPool2d(1),
-        flat=nn.Flatten(),
-        fc=nn.Linear(8, 16),
-    )
-    model = nn.Sequential(layers).eval()
-    model.preprocessing = Preprocessing(size=32, resize=36)
-    return model
-
-
-@pytest.fixture(scope="module")
-def data(model):
-    return Scenes("val", 12, size=32, transform=model.preprocessing)
 
 
 @pytest.fixture

@@ -271,13 +271,13 @@ def networks() -> dict[str, nn.Module]:
 
 
 def check_maps(networks: dict[str, nn.Module], net: str, layer: str, maps: list[int] | None) -> None:
-    """That the fields of maps, None for all, are what is measured, in two corners, at an edge and in the middle."""
+    """That the fields of maps, None for all, are what is measured, in a corner and in the middle."""
     make, size, _ = NETS[net]
     model = networks.setdefault(net, make().eval())
     graph = Graph(model)
     channels, rows, columns = graph.shapes(size, graph.node(layer))[graph.node(layer)][1:]
     fields = {m: receptive_field(graph, layer, size, m) for m in (range(channels) if maps is None else maps)}
-    for row, column in [(0, 0), (rows - 1, columns - 1), (rows // 2, 0), (rows // 2, columns // 2)]:
+    for row, column in [(0, 0), (rows // 2, columns // 2)]:
         supports = measured_supports(model, layer, size, row, column, list(fields))
         for (m, field), support in zip(fields.items(), supports, strict=True):
             assert field.seen(row, column) == extent(support), (m, row, column)
