@@ -32,7 +32,7 @@ from zfnet.checks import Pair, pair
 from zfnet.errors import InputError
 from zfnet.model import ContrastNorm
 from zfnet.switches import adaptive_pool, pool, unpool
-from zfnet.windows import ALL, POINTWISE, WHOLE, Window
+from zfnet.windows import ALL, POINTWISE, WHOLE, Window, count_maps
 
 
 @dataclass(frozen=True)
@@ -337,13 +337,10 @@ def joined_window(step: Step) -> Window | None:
     )
     number = {source: n for n, source in enumerate(step.sources)}
     owner = join([torch.full(sizes[b][1:-2], number[b]) for b in branches], dim - 1).flatten()[:, None]
-    index = join([torch.arange(_count(sizes[b])).view(sizes[b][1:-2]) for b in branches], dim - 1).flatten()[:, None]
+    index = join([torch.arange(count_maps(sizes[b])).view(sizes[b][1:-2]) for b in branches], dim - 1).flatten()[
+        :, None
+    ]
     return Window(maps=tuple(index.where(owner == n, -1) for n in range(len(step.sources))))
-
-
-def _count(shape: Sequence[int]) -> int:
-    """How many maps there are in a shape (N, ..., rows, columns)."""
-    return math.prod(shape[1:-2])
 
 
 def moved_window(step: Step) -> Window | None:
@@ -369,7 +366,7 @@ def moved_window(step: Step) -> Window | None:
     if not torch.equal(order, order[..., :1, :1].expand_as(order)):
         return None
     maps, shape = order[0, ..., 0, 0].flatten(), tuple(after[1:-2])
-    every = torch.equal(maps, torch.arange(_count(before)))
+    every = torch.equal(maps, torch.arange(count_maps(before)))
     (top, left), (down, across) = starts, distances
 
     def inside(x: Tensor, argument: Callable[..., Any]) -> Tensor:
@@ -419,7 +416,7 @@ def reduced_window(step: Step) -> Window | None:
         return WHOLE
     if not over or max(over) >= len(before) - 2 or 0 in over:
         return None
-    numbers = torch.arange(_count(before)).view(before[1:-2])
+    numbers = torch.arange(count_maps(before)).view(before[1:-2])
     left = [d for d in range(numbers.ndim) if d + 1 not in over]
     order = numbers.permute(*left, *(d - 1 for d in sorted(over)))
     return Window(maps=(order.reshape(math.prod(before[d + 1] for d in left), -1),))

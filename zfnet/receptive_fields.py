@@ -16,8 +16,8 @@ from zfnet.checks import Pair, pair
 from zfnet.errors import InputError
 from zfnet.graph import Graph, Shapes, graph_of
 from zfnet.operations import moved_window
-from zfnet.views import count_maps, follow, no_window
-from zfnet.windows import WHOLE
+from zfnet.views import follow, no_window
+from zfnet.windows import WHOLE, count_maps
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right in input pixels, ends exclusive
 

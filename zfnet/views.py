@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from zfnet.checks import Pair, device_and_dtype
 from zfnet.errors import InputError
 from zfnet.graph import Graph, Shapes
-from zfnet.windows import WHOLE
+from zfnet.windows import WHOLE, count_maps
 
 
 class View(Protocol):
@@ -69,11 +69,6 @@ class Part(NamedTuple):
     def union(self, other: "Part") -> "Part":
         rows, columns = ((min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(self[:2], other[:2], strict=True))
         return Part(rows, columns, self.maps | other.maps)
-
-
-def count_maps(shape: Sequence[int]) -> int:
-    """How many maps an output (N, ..., rows, columns) has."""
-    return torch.Size(shape[1:-2]).numel()
 
 
 def follow(

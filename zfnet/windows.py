@@ -7,7 +7,8 @@ is the receptive field of a unit; followed up it is the part of each step that m
 Visin (2016), arXiv:1603.07285.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -85,3 +86,8 @@ class Window(NamedTuple):
 
 POINTWISE = Window()
 WHOLE = Window(kernel=(0, 0), maps=ALL)  # an output depends on every place of the input
+
+
+def count_maps(shape: Sequence[int]) -> int:
+    """How many maps an output (N, ..., rows, columns) has."""
+    return math.prod(shape[1:-2])
