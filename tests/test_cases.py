@@ -772,3 +772,24 @@ class TestHeads:
             scores = own(model(image[None])[0])
         maps = occlusion_maps(model, image, size=8, step=8, score=score)
         assert maps.clean[1] == pytest.approx(float(scores[maps.target]), rel=1e-4)
+
+
+def test_work_in_place_behind_a_view_leaves_what_is_kept() -> None:
+    """As in timm, where an Identity stands between a normalisation and its ReLU."""
+    convolution = nn.Conv2d(3, 4, 3)
+    model = nn.Sequential(convolution, nn.Identity(), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3))
+    images = torch.randn(1, 3, 9, 9)
+    kept = Deconvnet(model).record(images, ["0", "3"]).activations["0"]
+    with torch.no_grad():
+        assert torch.equal(kept, convolution(images))
+    before, behind = images.clone(), nn.Sequential(nn.Identity(), nn.ReLU(inplace=True), convolution)
+    Deconvnet(behind).record(images, ["2"])
+    assert torch.equal(images, before)
+
+
+def test_canvases_of_units_behind_circular_padding() -> None:
+    """A unit at the border sees the whole image, one in the middle a part of it."""
+    model = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
+    deconvnet, units = Deconvnet(nn.Sequential(model)), [[0, 0, 0, 0], [0, 1, 4, 5]]
+    patches = deconvnet.project_units(torch.randn(1, 3, 9, 9), "0", units)
+    assert_close(deconvnet.activations_of(patches.crops, "0", units, 9), patches.values, 1e-5)

@@ -423,7 +423,7 @@ def _filled(run: _ByWindow | _ByImage, batch: Tensor, canvases: Tensor) -> Tenso
     if isinstance(run, _ByWindow):
         return run.canvas(batch, canvases)
     size = pair(next(iter(run.located.shapes.values()))[-2:])
-    if run.located.size == size:
+    if torch.equal(run.located.boxes[batch], torch.tensor((0, 0, *size)).expand(len(batch), 4)):
         return canvases
     images = canvases.new_zeros(*canvases.shape[:2], *size)
     for image, canvas, (top, left, bottom, right) in zip(

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from zfnet.checks import Pair, device_and_dtype, evaluating, pair
 from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.operations import (
+    CONTRAST_NORMS,
     DECONVNET,
     MOVES,
     SIGNATURES,
@@ -28,6 +29,8 @@ from zfnet.operations import (
     piece,
     pool_arguments,
     switches_of,
+    through,
+    through_dropout,
 )
 from zfnet.switches import pool
 from zfnet.tracing import call, first_channels, make_tracer, runs_torchs_forward, tells_shape, unwrapped
@@ -39,9 +42,10 @@ _VIEWS = {
     *MOVES,
     *named(
         "Tensor.detach Tensor.contiguous Tensor.to Tensor.float Tensor.view_as Tensor.t Tensor.diagonal Tensor.unfold "
-        "Tensor.select torch.select nn.Identity nn.Dropout nn.Dropout2d F.dropout F.dropout2d"
+        "Tensor.select torch.select Tensor.expand_as Tensor.swapaxes torch.swapaxes torch.positive Tensor.positive"
     ),
-}
+    *(operation for operation, row in DECONVNET.items() if row.back in (through, through_dropout)),
+} - {*CONTRAST_NORMS, Tensor.clone, torch.clone}
 
 
 class Shapes(Mapping[fx.Node, torch.Size]):
@@ -95,6 +99,7 @@ class Graph:
         self.nodes: list[fx.Node] = []
         self.carriers: set[fx.Node] = set()  # the steps that depend on what is in the image, not on its size alone
         self._overwrites: set[fx.Node] = set()
+        self._memory: dict[fx.Node, fx.Node] = {}  # the first of the steps whose outputs share memory
         self._read(graph, tracer.node_to_qualname)
         self.output = self._first_output(graph)
         self.inputs = [node for node in self.nodes if node.op == "placeholder"]
@@ -117,10 +122,12 @@ class Graph:
         return next((node for node in output.all_input_nodes if node in self.carriers), self.nodes[-1])
 
     def _read(self, graph: fx.Graph, names: Mapping[fx.Node, str]) -> None:
-        memory: dict[fx.Node, fx.Node] = {}  # the first of the steps whose outputs share memory
+        memory = self._memory
         for node in graph.nodes:
             if node.op == "output" or self._taken_apart(node, names):
                 continue
+            if not node.args and "input" in node.kwargs:  # torch's name for the first argument
+                node.kwargs, node.args = {k: v for k, v in node.kwargs.items() if k != "input"}, (node.kwargs["input"],)
             self.nodes.append(node)
             self.names[node] = self.names.get(node) or names.get(node, node.name)
             source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
@@ -344,7 +351,7 @@ class Graph:
         shape: torch.Size,
     ) -> None:
         overwritten, original = node.args[0] if node in self._overwrites else None, None
-        if isinstance(overwritten, fx.Node) and (overwritten in keep or left[overwritten] > 1):
+        if isinstance(overwritten, fx.Node) and (left[overwritten] > 1 or self._is_kept(overwritten, keep, values)):
             original = values[overwritten]
             values[overwritten] = original.clone()
         seen = {source: read(node, source, values.get(source)) for source in node.all_input_nodes}
@@ -362,6 +369,11 @@ class Graph:
             ) from error
         if original is not None:
             values[overwritten] = original  # type: ignore[index]
+
+    def _is_kept(self, node: fx.Node, keep: Collection[fx.Node], values: Mapping[fx.Node, Any]) -> bool:
+        """Whether a step's memory holds a value that is to be kept, its own or that of a step it is a view of."""
+        memory = self._memory.get(node)
+        return any(other in values and self._memory.get(other) is memory for other in keep)
 
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Do what the step does in the model."""

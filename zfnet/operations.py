@@ -92,6 +92,7 @@ SIGNATURES: dict[Any, tuple[str, ...]] = {
     F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     F.conv_transpose2d: ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
     F.linear: ("input", "weight", "bias"),
+    torch.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
     F.max_pool2d: ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
     torch.max_pool2d: ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
     F.avg_pool2d: ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
