@@ -41,10 +41,10 @@ def test_its_numbers_are_those_of_the_maps(figure, model, data):
         assert found["class"] == data.classes[data[index][1]]
         assert found["map"] == maps.map
         assert sum(found["labels"].values()) == 26 * 26
-        assert found["probability"]["lowest"] == pytest.approx(float(maps.score.min()))
-        place = maps.score.flatten().argmin()
+        assert found["probability"]["lowest"] == pytest.approx(float(maps.probability.min()))
+        place = maps.probability.flatten().argmin()
         assert found["probability"]["at"] == [int(place) // 26, int(place) % 26]
-        pairs = torch.stack([maps.activity.flatten(), maps.score.flatten()])
+        pairs = torch.stack([maps.activity.flatten(), maps.probability.flatten()])
         assert r == pytest.approx(float(torch.corrcoef(pairs)[0, 1]), abs=1e-4)
 
 
@@ -134,7 +134,7 @@ def test_of_photographs_with_the_published_squeezenet(real_data):
     data = photos(model.preprocessing, root=real_data / "imagenet_samples")
     maps = occlusion_maps(model, data[0][0], step=25, layer="features.12.cat", target=data[0][1])
     assert maps.clean[2] == data[0][1]
-    assert maps.score.min() < 0.5 * maps.clean[1]
+    assert maps.probability.min() < 0.5 * maps.clean[1]
     assert (maps.label == data[0][1]).float().mean() > 0.5
 
 

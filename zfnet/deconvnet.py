@@ -235,6 +235,7 @@ class Deconvnet:
         return Step(
             graph.names[node],
             graph.operation(node),
+            graph.kind(node),
             graph.module(node),
             node,
             sources,
@@ -322,6 +323,7 @@ class Deconvnet:
         else:
             offset = torch.tensor(fields.stride) * units[:, 2:]
             boxes = torch.cat([fields.low[units[:, 1]] + offset, fields.high[units[:, 1]] + offset], 1)
+            boxes[boxes[:, 0] > boxes[:, 2]] = 0  # of a map that sees nothing
         if not len(units):
             return _Located(self.graph, node, shapes, units, boxes, receptive_field(self.graph, layer, size).size)
         largest = (boxes[:, 2:] - boxes[:, :2]).amax(0).tolist()

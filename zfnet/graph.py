@@ -95,6 +95,7 @@ class Graph:
                 "a model without control flow that depends on the data: make that part a module with a rule of its own"
             ) from error
         self._constants, self._guards = tracer.constants, tracer.guards
+        self._given_inputs, self._verified = inputs, False
         self.names: dict[fx.Node, str] = {}
         self.nodes: list[fx.Node] = []
         self.carriers: set[fx.Node] = set()  # the steps that depend on what is in the image, not on its size alone
@@ -128,6 +129,8 @@ class Graph:
                 continue
             if not node.args and "input" in node.kwargs:  # torch's name for the first argument
                 node.kwargs, node.args = {k: v for k, v in node.kwargs.items() if k != "input"}, (node.kwargs["input"],)
+            if isinstance(node.kwargs.get("out"), fx.Node):
+                raise InputError(f"{node.name} of {type(self.model).__name__} writes to out=: write it without out=")
             self.nodes.append(node)
             self.names[node] = self.names.get(node) or names.get(node, node.name)
             source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
@@ -251,6 +254,12 @@ class Graph:
         target = node.args[1] if node.target is piece else node.target
         return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
+    def kind(self, node: fx.Node) -> str:
+        """What `operation` is a kind of: of a module, the class whose `forward` it runs."""
+        if node.op != "call_module":
+            return self.operation(node)
+        return next(str(kind.__name__) for kind in self._key(node).__mro__ if "forward" in vars(kind))
+
     def _key(self, node: fx.Node) -> Any:
         if node.op == "call_module":
             return type(self.model.get_submodule(str(node.target)))
@@ -275,6 +284,8 @@ class Graph:
         if module is not None:
             return lambda name, default=None: getattr(module, name, default)
         bound = dict(zip(_signature(self._key(node)), args, strict=False)) | dict(kwargs)
+        if "axis" in bound:  # NumPy's name, which torch takes too
+            bound["dim"] = bound["axis"]
         return lambda name, default=None: bound.get(name, default)
 
     def argument(self, node: fx.Node, name: str, default: Any = None) -> Any:
@@ -379,6 +390,29 @@ class Graph:
         """Do what the step does in the model."""
         return call(self.model, node, args, kwargs)
 
+    def verify(self, image: Tensor) -> None:
+        """Compare the traced graph with the model itself on an image like this (1, C, H, W), once; InputError if they
+        differ.
+
+        Tracing does not see everything: `isinstance(x, Tensor)` is false for what fx passes through `forward`.
+        """
+        if self._verified or image.device.type == "meta":
+            return
+        noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
+        try:
+            theirs = _first_tensor(self.model(noise.clone(), **self._given_inputs))
+        except (RuntimeError, ValueError, IndexError):
+            return  # the model does not take images of this size, though the layer that is asked for does
+        ours = self.run(noise, [self.output], self.call)[self.output]
+        self._verified = True
+        precision = 1e-3 if ours.dtype in (torch.float32, torch.float64) else 0.1
+        scale = theirs.abs().max().clamp(min=1e-30) if theirs is not None and theirs.numel() else 1
+        if theirs is None or ours.shape != theirs.shape or not ((ours - theirs).abs() <= precision * scale).all():
+            raise InputError(
+                f"the traced {type(self.model).__name__} gives another output than the model itself: its forward does "
+                "something that tracing does not see, such as isinstance(x, Tensor), random numbers, or a hidden write"
+            )
+
     # -- shapes and windows
 
     @property
@@ -417,6 +451,7 @@ class Graph:
                 image = torch.zeros(1, self.channels, *image_size, **device_and_dtype(self.model))
                 known.outputs.update((node, image.shape) for node in self.inputs)
                 self.run(image, [last, *guards], apply)
+                self.verify(image)
             for node, assumed in self._guards:
                 if bool(known.numbers[node]) != assumed:
                     raise InputError(
@@ -450,6 +485,7 @@ class Graph:
         return Step(
             self.names[node],
             self.operation(node),
+            self.kind(node),
             self.module(node),
             node,
             sources,
@@ -498,7 +534,18 @@ def _apart(one: fx.Node, other: fx.Node) -> bool:
     """Whether two steps are different pieces of one split, which share no memory."""
     if one.target is not piece or other.target is not piece:
         return False
-    return bool(one.args[:2] == other.args[:2] and one.args[2] != other.args[2])
+    (_, first, *split), (_, second, *other_split) = one.args[1:], other.args[1:]
+    indices: Any = (first, second)
+    same_split = one.args[:2] + tuple(split) == other.args[:2] + tuple(other_split) and one.kwargs == other.kwargs
+    return bool(same_split and first != second and min(indices) >= 0)
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    """The first tensor in what a model returns."""
+    if isinstance(output, Tensor):
+        return output
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
+    return next((tensor for part in parts if (tensor := _first_tensor(part)) is not None), None)
 
 
 def graph_of(model: "nn.Module | Graph") -> Graph:

@@ -43,7 +43,8 @@ class Step:
     """
 
     name: str  # layer4.1.relu
-    operation: str  # ReLU
+    operation: str  # ReLU6
+    kind: str  # Hardtanh: of a module, the class whose `forward` it runs
     module: Any  # None for a function or method
     node: fx.Node
     sources: Sequence[fx.Node]  # the steps whose signal it reads, each once
@@ -104,7 +105,7 @@ SIGNATURES: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys((torch.clamp, Tensor.clamp, Tensor.clamp_, torch.clip, Tensor.clip), ("input", "min", "max")),
     **dict.fromkeys((torch.clamp_min, Tensor.clamp_min, Tensor.clamp_min_), ("input", "min")),
     **dict.fromkeys((torch.mean, Tensor.mean, torch.sum, Tensor.sum), ("input", "dim", "keepdim")),
-    **dict.fromkeys((torch.cat, torch.stack), ("tensors", "dim")),
+    **dict.fromkeys((torch.cat, torch.concat, torch.stack), ("tensors", "dim")),
     **dict.fromkeys((torch.softmax, Tensor.softmax, torch.log_softmax, Tensor.log_softmax), ("input", "dim")),
     F.pixel_shuffle: ("input", "upscale_factor"),
     F.pixel_unshuffle: ("input", "downscale_factor"),
@@ -296,7 +297,7 @@ def adaptive_pool_window(step: Step) -> Window:
     before, after = pair(step.shapes[0][-2:]), pair(step.output[-2:])
     if after == (1, 1):
         return WHOLE
-    averages = "avg" in step.operation.lower()
+    averages = "avg" in step.kind.lower()
     if averages and not any(long % short for long, short in zip(before, after, strict=True)):
         kernel = before[0] // after[0], before[1] // after[1]
         return Window(kernel, kernel, inside=lambda x, argument: F.avg_pool2d(x, kernel))
@@ -328,20 +329,21 @@ def pad_window(step: Step) -> Window | None:
 
 def joined_window(step: Step) -> Window | None:
     """Concatenation of maps: each map of the output reads its own branch alone."""
-    branches: Any = (*step.node.args, *step.node.kwargs.values())[0]
-    dim = step.argument("dim", 0) % len(step.output)
+    branches, dim = step.argument("tensors"), step.argument("dim", 0) % len(step.output)
     if not isinstance(branches, Sequence) or not 0 < dim < len(step.output) - 2:
         return None
-    join, sizes = (
-        torch.cat if step.operation != "stack" else torch.stack,
-        dict(zip(step.sources, step.shapes, strict=True)),
-    )
+    join = torch.stack if step.kind == "stack" else torch.cat
     number = {source: n for n, source in enumerate(step.sources)}
-    owner = join([torch.full(sizes[b][1:-2], number[b]) for b in branches], dim - 1).flatten()[:, None]
-    index = join([torch.arange(count_maps(sizes[b])).view(sizes[b][1:-2]) for b in branches], dim - 1).flatten()[
-        :, None
-    ]
-    return Window(maps=tuple(index.where(owner == n, -1) for n in range(len(step.sources))))
+    shapes = dict(zip(step.sources, step.shapes, strict=True))
+    owners, numbers = [], []
+    for branch in branches:  # a parameter is a branch, too
+        shape = shapes[branch] if branch in number else branch.shape
+        owners.append(torch.full(shape[1:-2], number.get(branch, -1)))
+        numbers.append(torch.arange(count_maps(shape)).view(shape[1:-2]))
+    owner, index = (join(parts, dim - 1).flatten()[:, None] for parts in (owners, numbers))
+    window = Window(maps=tuple(index.where(owner == n, -1) for n in range(len(step.sources))))
+    own = any(isinstance(branch, Tensor) and branch.shape[-2:].numel() > 1 for branch in branches)
+    return _unevenly(window, step) if own else window  # a map of its own differs from place to place
 
 
 def moved_window(step: Step) -> Window | None:
@@ -427,11 +429,11 @@ def normed_window(step: Step) -> Window:
     """Local response normalisation: a map reads its neighbours, `size` of them."""
     size, maps = step.argument("size"), _maps(step)[0]
     before, behind = size // 2, (size - 1) // 2
-    if step.operation == "CrossMapLRN2d":  # torch's: as many on each side, and its sum never lets go of map 0
+    if step.kind == "CrossMapLRN2d":  # torch's: as many on each side, and its sum never lets go of map 0
         before = behind
     near = torch.arange(maps)[:, None] + torch.arange(-before, behind + 1)
     near = near.where((near >= 0) & (near < maps), -1)
-    if step.operation == "CrossMapLRN2d":
+    if step.kind == "CrossMapLRN2d":
         near = torch.cat([torch.zeros(maps, 1, dtype=torch.int64), near], 1)
     return Window(maps=(near,))
 
@@ -476,6 +478,8 @@ def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
 
 def gradient(step: Step, signal: Tensor) -> Sequence[Tensor]:
     """The gradient of any step at the forward pass's inputs."""
+    if not all(x.is_floating_point() for x in step.inputs):
+        raise step.refuse(" of a condition")
     return vector_jacobian(step.call, step.inputs, signal)
 
 
@@ -496,7 +500,7 @@ def unpool_by_switches(step: Step, signal: Tensor) -> Tensor:
 
 def _check_floor(step: Step) -> None:
     """Refuse a clamp or threshold that is no rectifier."""
-    name = step.operation.lower()
+    name = step.kind.lower()
     floor: Any = 0
     if "hardtanh" in name:
         floor = step.argument("min_val", -1.0)
@@ -560,6 +564,8 @@ def _filter_to_pixels(signal: Tensor, weight: Tensor, stride: Pair, padding: Pai
 
 
 def filter_linear(step: Step, signal: Tensor) -> Tensor:
+    if len(step.sources) != 1:
+        raise step.refuse(" whose weights depend on the image")
     weight: Tensor = step.argument("weight")
     return signal @ weight
 
@@ -596,9 +602,11 @@ def group_norm_window(step: Step) -> Window:
 
 def scale(step: Step, signal: Tensor) -> Sequence[Tensor]:
     """A feature map times a constant; the product of two feature maps is not linear."""
-    factors = [a for a in (*step.node.args, *step.node.kwargs.values()) if a in step.sources]  # x * x has two
-    divides = "div" in step.operation and step.node.args[1] is factors[0]
-    if len(factors) != 1 or divides:
+    operands = (*step.node.args, *step.node.kwargs.values())
+    factors = [a for a in operands if a in step.sources]  # x * x has two
+    if step.argument("rounding_mode"):
+        raise step.refuse(" that rounds")
+    if len(factors) != 1 or ("div" in step.kind and operands[1] is factors[0]):
         raise step.refuse(" of two feature maps")
     return transpose(step, signal)
 

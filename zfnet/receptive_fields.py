@@ -19,6 +19,7 @@ from zfnet.operations import moved_window
 from zfnet.views import follow, no_window
 from zfnet.windows import WHOLE, count_maps
 
+_NOTHING = 2**40  # where the field of a map begins that sees nothing, such as a map of zeros; it ends before
 Box = tuple[int, int, int, int]  # top, left, bottom, right in input pixels, ends exclusive
 
 
@@ -75,8 +76,8 @@ def _fields(graph: Graph, step: fx.Node, shapes: Shapes) -> Fields:
             highs.append(high.amax(0).expand(outputs, 2))
         else:
             absent = (reads < 0)[:, :, None]
-            lows.append(low[reads].masked_fill(absent, torch.iinfo(torch.int64).max).amin(1))
-            highs.append(high[reads].masked_fill(absent, torch.iinfo(torch.int64).min).amax(1))
+            lows.append(low[reads].masked_fill(absent, _NOTHING).amin(1))
+            highs.append(high[reads].masked_fill(absent, -_NOTHING).amax(1))
     stride = strides.pop() if len(strides) == 1 and (0, 0) not in strides else None
     return Fields(torch.stack(lows).amin(0), torch.stack(highs).amax(0), stride)
 
@@ -111,6 +112,8 @@ class ReceptiveField:
         parts = follow(self._graph, self._node, (row, column), self._maps, shapes, clip=True)
         if parts is None:
             return 0, 0, *self.image_size
+        if self._graph.inputs[0] not in parts:
+            return 0, 0, 0, 0
         (top, bottom), (left, right), _ = parts[self._graph.inputs[0]]
         return top, left, bottom, right
 
@@ -143,6 +146,8 @@ def receptive_field(
     if fields.stride is None:
         return _uneven(ReceptiveField((0, 0), None, (0, 0), size, graph, node, maps), shapes[node][-2:])
     low, high = fields.low[maps].amin(0).tolist(), fields.high[maps].amax(0).tolist()
+    if low[0] > high[0]:
+        return ReceptiveField((0, 0), (0, 0), (0, 0), size, graph, node, maps)
     return ReceptiveField(
         (high[0] - low[0], high[1] - low[1]), fields.stride, (low[0], low[1]), size, graph, node, maps
     )
@@ -217,6 +222,6 @@ def _sizes(
         maps = torch.ones(len(fields.low), dtype=torch.bool)
         size = _uneven(ReceptiveField((0, 0), None, (0, 0), image_size, graph, node, maps), shapes[node][-2:]).size
         return size, size, None
-    union = (fields.high.amax(0) - fields.low.amin(0)).tolist()
-    smallest = (fields.high - fields.low).amin(0).tolist()
+    union = (fields.high.amax(0) - fields.low.amin(0)).clamp(min=0).tolist()
+    smallest = (fields.high - fields.low).amin(0).clamp(min=0).tolist()
     return (union[0], union[1]), (smallest[0], smallest[1]), fields.stride

@@ -270,6 +270,7 @@ def _scanned(
 
     images = check_images(graph.model, batch.images)
     graph.check_size(images)
+    graph.verify(images[:1])
     graph.run(images, nodes, apply)
     return tops
 
@@ -282,6 +283,8 @@ def _clips_from_above(graph: Graph, node: fx.Node, args: tuple[Any, ...], kwargs
     function = getattr(torch, node.target, None) if isinstance(node.target, str) else node.target
     if function in _CLAMPS:
         return isinstance(kwargs.get("max", args[2] if len(args) > 2 else None), int | float)
+    if function in (torch.clamp_max, torch.clamp_max_):
+        return isinstance(kwargs.get("max", args[1] if len(args) > 1 else None), int | float)
     return function in _CLIPS
 
 

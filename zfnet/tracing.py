@@ -26,7 +26,13 @@ _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
 
 
 def runs_torchs_forward(module: nn.Module) -> bool:
-    """Whether a module runs the `forward` of a layer of torch's, and the methods that this calls."""
+    """Whether a module runs the `forward` of a layer of torch's, the methods that this calls, and no hook but torch's.
+
+    Hooks of torch.nn.utils (weight and spectral normalisation, pruning) set weights; others may change what comes out.
+    """
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    if any(not type(hook).__module__.startswith("torch.nn.utils") for hook in hooks):
+        return False
     if "forward" in vars(module) or isinstance(module, _CONTAINERS):
         return False
     ancestors = type(module).__mro__
@@ -126,15 +132,20 @@ class _Reading(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         if not _of_shapes_alone(obj.node):
             return bool(super().to_bool(obj))  # raises fx's own error
-        self.guards.append((obj.node, bool(self.value_of_shape(obj))))
-        return self.guards[-1][1]
+        one, two = (bool(self.value_of_shape(obj, images)) for images in (1, 2))
+        if one != two:
+            raise InputError(
+                "forward takes another path for one image than for two: leave out the condition on their number"
+            )
+        self.guards.append((obj.node, one))
+        return one
 
     def iter(self, obj: fx.Proxy) -> Any:
         if not _of_shapes_alone(obj.node):
             return super().iter(obj)
         return iter([operator.getitem(obj, n) for n in range(len(obj))])
 
-    def value_of_shape(self, proxy: fx.Proxy) -> Any:
+    def value_of_shape(self, proxy: fx.Proxy, images: int = 1) -> Any:
         """The value of a step of the unfinished graph for the example, computed step by step."""
         needed: set[fx.Node] = {proxy.node}
         values: dict[fx.Node, Any] = {}
@@ -142,12 +153,12 @@ class _Reading(fx.Tracer):
             needed.update(node.all_input_nodes if node in needed else ())
         for node in self.graph.nodes:
             if node in needed:
-                values[node] = self._value(node, values)
+                values[node] = self._value(node, values, images)
         return values[proxy.node]
 
-    def _value(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    def _value(self, node: fx.Node, values: Mapping[fx.Node, Any], images: int) -> Any:
         if node.op == "placeholder":
-            return self.image()
+            return self.image().expand(images, -1, -1, -1)
         if node.op == "get_attr":
             state = self.constants | dict(self.root.named_parameters()) | dict(self.root.named_buffers())
             return state[str(node.target)]
