@@ -2,7 +2,7 @@
 
 What to look for: *unpooling* sends each value to the place where its maximum came from, which the forward pass
 remembered as a switch; *rectification* takes away what is negative; *filtering* with the transposed filters spreads one
-layer's maps over those of the layer below.  What began as one number ends as a pattern in the unit's receptive field.
+layer's maps over those of the layer below. What began as one number ends as a pattern in the unit's receptive field.
 """
 
 from pathlib import Path
@@ -64,8 +64,8 @@ def main(
 ) -> dict[str, Any]:
     """Find a strong activation of the layer, draw its way down to pixels, and return what result.json holds.
 
-    map: the feature map; None: the one with the strongest activation.  rank: 0 for the map's strongest image.
-    images: look for it among the first so many only.  shown: how many maps of each signal are drawn.
+    map: the feature map; None: the one with the strongest activation. rank: 0 for the map's strongest image.
+    images: look for it among the first so many only. shown: how many maps of each signal are drawn.
     """
     provenance = Provenance(model)
     deconvnet = Deconvnet(model)
