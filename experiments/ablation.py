@@ -297,8 +297,8 @@ class Sample:
         patches = deconvnet.project_units(images, layer, units)
         beyond = outside(patches.boxes, field.image_size, (patches.crops.shape[2], patches.crops.shape[3]))[:, 0]
         bootstrap = Bootstrap(units[:, 1], units[:, 0], torch.Generator().manual_seed(seed), draws)
-        whose = items[units[:, 0]].tolist()
-        return cls(deconvnet, layer, field, images, whose, units, patches, ~beyond, bootstrap, seed, progress)
+        unit_items = items[units[:, 0]].tolist()
+        return cls(deconvnet, layer, field, images, unit_items, units, patches, ~beyond, bootstrap, seed, progress)
 
     @property
     def random(self) -> torch.Generator:
@@ -375,8 +375,8 @@ class Viewer:
     @property
     def chance(self) -> float:
         """How many pictures are told apart by it."""
-        whose = self.sample.units[:, 1]
-        return recognised(torch.zeros(len(whose), 1), whose)[1]
+        maps = self.sample.units[:, 1]
+        return recognised(torch.zeros(len(maps), 1), maps)[1]
 
     def displayed(self, signals: Tensor) -> Tensor:
         """Signals as the network sees the pictures that figures show of them, their zero its mean colour."""
@@ -385,10 +385,10 @@ class Viewer:
 
     def __call__(self, shown: Tensor, energy: Tensor, rank: Tensor) -> dict[str, Tensor]:
         """Measures (M,) of pictures (M, 3, S, S), how much of each pixel is shown (M, S, S), and ranks."""
-        whose, inside = self.sample.units[:, 1], self.sample.inside
+        maps, inside = self.sample.units[:, 1], self.sample.inside
         of = {
-            "pixels": recognised(resized(shown, (THUMBNAIL, THUMBNAIL)).flatten(1).cpu(), whose)[0],
-            "network": recognised(_judged(self.judge, self.preprocessing, shown).cpu(), whose)[0],
+            "pixels": recognised(resized(shown, (THUMBNAIL, THUMBNAIL)).flatten(1).cpu(), maps)[0],
+            "network": recognised(_judged(self.judge, self.preprocessing, shown).cpu(), maps)[0],
         }
         for kind, mask in self.truth.items():
             mask = mask.to(inside.device)
@@ -558,7 +558,7 @@ def _classes(deconvnet: Deconvnet, data: Any, seed: int, draws: int, count: int 
     first = scores.argmax(1).cpu()
     second = (first + torch.randint(1, scores.shape[1], first.shape, generator=random)) % scores.shape[1]
     rows = torch.arange(len(items))
-    bootstrap, everywhere = Bootstrap(rows, rows, random, draws), torch.ones(len(items), *images.shape[2:]).bool()
+    bootstrap, mask = Bootstrap(rows, rows, random, draws), torch.ones(len(items), *images.shape[2:]).bool()
     estimates: dict[str, Any] = {}
     for name, rules in SIGNALS.items():
         units = (torch.stack([rows, of, 0 * rows, 0 * rows], 1) for of in (first, second))
@@ -568,7 +568,7 @@ def _classes(deconvnet: Deconvnet, data: Any, seed: int, draws: int, count: int 
             .projections
             for class_units in units
         )
-        estimate = bootstrap(similarity(one, other, everywhere))
+        estimate = bootstrap(similarity(one, other, mask))
         estimates[name] = list(estimate) if estimate else None
     return estimates
 
@@ -632,11 +632,11 @@ def clear(estimate: Sequence[float] | None) -> int:
 
 def unbeaten(numbers: Mapping[str, Any], measure: str) -> list[str]:
     """Those of the shown pictures that none of the others is clearly better than."""
-    beaten = set()
+    losers = set()
     for pair in PAIRS[: len(SHOWN)]:
         if side := clear(numbers["differences"]["{} - {}".format(*pair)].get(measure)):
-            beaten.add(pair[1 if side > 0 else 0])
-    return [name for name in SHOWN if numbers["measures"][name].get(measure) and name not in beaten]
+            losers.add(pair[1 if side > 0 else 0])
+    return [name for name in SHOWN if numbers["measures"][name].get(measure) and name not in losers]
 
 
 def report(ours: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
@@ -700,28 +700,28 @@ def report(ours: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
 
 def _effect(signs: Mapping[str, int]) -> str:
     """In which layers something is clearly better, and worse."""
-    said = []
+    phrases = []
     for word, side in (("better", 1), ("worse", -1)):
         layers = [layer for layer, sign in signs.items() if sign == side]
         if layers:
-            said.append(f"{word} in {'every layer' if len(layers) == len(signs) else ', '.join(layers)}")
-    return "; ".join(said) or "no difference shown"
+            phrases.append(f"{word} in {'every layer' if len(layers) == len(signs) else ', '.join(layers)}")
+    return "; ".join(phrases) or "no difference shown"
 
 
 def _versus(layers: Mapping[str, Any], measure: str) -> str:
-    said = []
+    lines = []
     for one, other in PAIRS[1:2] + PAIRS[len(SHOWN) : -2]:
         signs = {layer: clear(n["differences"][f"{one} - {other}"].get(measure)) for layer, n in layers.items()}
-        said.append(f"- {'shrunk crop' if other == 'crop' else other}: {_effect(signs)}")
-    return f"By {measure} the crop masked by the projection is, against\n\n" + "\n".join(said)
+        lines.append(f"- {'shrunk crop' if other == 'crop' else other}: {_effect(signs)}")
+    return f"By {measure} the crop masked by the projection is, against\n\n" + "\n".join(lines)
 
 
 def _sanity(layers: Mapping[str, Any], classes: Mapping[str, Any] | None) -> list[str]:
-    said = []
+    lines = []
     for what in OTHERS:
         rows = [f"{layer} {_cell(n['likeness']['projection'].get(what))}" for layer, n in layers.items()]
-        said.append(f"- {what}: {', '.join(rows)}")
-    words = ["How like the projection (rank correlation of energies) is\n\n" + "\n".join(said)]
+        lines.append(f"- {what}: {', '.join(rows)}")
+    words = ["How like the projection (rank correlation of energies) is\n\n" + "\n".join(lines)]
     if classes:
         estimates = ", ".join(f"{name} {_cell(estimate)}" for name, estimate in classes.items())
         words.append(f"Pictures of the likeliest class and of another one, on the same image: {estimates}.")

@@ -134,8 +134,8 @@ def main(
             empty = torch.stack([top.value[drawn[layer], 0] <= 0 for top in tops[layer]], 1)
             panels.append(Panel(title, layer, drawn[layer], torch.stack(signals, 1), empty))
 
-    probed = torch.randperm(len(data), generator=random)[:probes]
-    activations = correlations_with_last(deconvnets, data, layers, probed, workers=workers, progress=progress)
+    indices = torch.randperm(len(data), generator=random)[:probes]
+    activations = correlations_with_last(deconvnets, data, layers, indices, workers=workers, progress=progress)
     projections = likenesses(deconvnets, data, {layer: tops[layer][-1] for layer in layers}, progress=progress)
     measures = {
         "activations": {layer: _means(correlation) for layer, correlation in activations.items()},

@@ -90,14 +90,14 @@ def main(
     }
     classes = list(getattr(data, "classes", []))
     names = [str(classes[label]) if classes else str(label) for label in labels]
-    about = [
+    records = [
         {"index": i, "file": data.file(i) if hasattr(data, "file") else None, "label": int(label), "class": name}
         for i, label, name in zip(chosen, labels, names, strict=True)
     ]
-    ours: dict[str, Any] = {"images": about, **{kind: _numbers(kind, response) for kind, response in series.items()}}
+    ours: dict[str, Any] = {"images": records, **{kind: _numbers(kind, response) for kind, response in series.items()}}
     paper: dict[str, Any] = {"images": None}
-    for kind, printed in PAPER.items():
-        paper[kind] = dict.fromkeys(ours[kind]) | printed | {"probability": [0, 1]}
+    for kind, numbers in PAPER.items():
+        paper[kind] = dict.fromkeys(ours[kind]) | numbers | {"probability": [0, 1]}
     settings = {
         "model": type(model).__name__,
         "layers": list(layers),

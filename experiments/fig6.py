@@ -108,13 +108,13 @@ def main(
     _check(architecture, recipe, maps, scale, quantile, width)
     provenance = Provenance(seed=seed)
     krizhevsky = functools.partial(ZFNet, **variant("krizhevsky", **architecture.keywords))  # type: ignore[attr-defined]
-    asked: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
+    forms: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
         "fig3 not renormalised": (architecture, replace(recipe, max_filter_rms=None)),
         "krizhevsky": (krizhevsky, recipe),
         "fig3": (architecture, recipe),
     }
     seen: dict[str, Seen | str] = {}
-    for name, (make, how) in asked.items():
+    for name, (make, how) in forms.items():
         try:
             model, history = networks.trained(name, make, how)
         except Diverged as error:

@@ -330,8 +330,8 @@ def _image(figure: Figure, row: Row, x: float, y: float, tile: int) -> None:
     upper, left, lower, right = box.tolist()
     axes.add_patch(Rectangle((left - 0.5, upper - 0.5), right - left, lower - upper, color=(0.49,) * 3, lw=0))
     axes.axis("off")
-    whose = "true" if row.known else "likeliest"
-    text(figure, x, y + tile + 14, f"{whose}: {_short(row.classes[_classified(row.maps)[1]])}", size=6)
+    adjective = "true" if row.known else "likeliest"
+    text(figure, x, y + tile + 14, f"{adjective}: {_short(row.classes[_classified(row.maps)[1]])}", size=6)
 
 
 def _heat(figure: Figure, values: Tensor, x: float, y: float, tile: int, below: str = "") -> None:

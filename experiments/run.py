@@ -142,9 +142,9 @@ def trained(config: DictConfig, words: Sequence[str]) -> Path:
     files = trained_files(f"{called(config)}-{data}")
     path = files[0]
     try:
-        asked = configured(words)
-        parts = given(asked, words, ("model", *TRAINING))
-        identity = run_identity(parts["model"], parts["training"], parts["validation"], made(asked.train))
+        settings = configured(words)
+        parts = given(settings, words, ("model", *TRAINING))
+        identity = run_identity(parts["model"], parts["training"], parts["validation"], made(settings.train))
     except InputError as error:
         if not path.exists():
             raise
@@ -273,19 +273,19 @@ def task(config: DictConfig) -> None:
         point = [w.removeprefix("++").removeprefix("experiment.") for w in words if w.split("=")[0] not in PLACED]
         swept = ",".join(point).replace("/", "_")
     with in_one_line():
-        asked = single(configured(words), words)
-        with torchrun([experiment for experiment, _ in asked]):
+        experiments = single(configured(words), words)
+        with torchrun([experiment for experiment, _ in experiments]):
             failed = 0
-            for experiment, own_words in asked:
+            for experiment, own_words in experiments:
                 try:
-                    run(experiment, own_words, Path(experiment if config.out and len(asked) > 1 else "", swept))
+                    run(experiment, own_words, Path(experiment if config.out and len(experiments) > 1 else "", swept))
                 except InputError as error:
-                    if len(asked) == 1:
+                    if len(experiments) == 1:
                         raise
                     failed += 1  # the others of a suite can still be drawn
                     print(f"run.py: {experiment}: {error}", file=sys.stderr)
             if failed:
-                raise InputError(f"{failed} of {len(asked)} experiments failed")
+                raise InputError(f"{failed} of {len(experiments)} experiments failed")
 
 
 def command_line() -> None:

@@ -106,7 +106,7 @@ def main(
         "validation_error": {str(n): run.history[-1].get("validation_error") for n, run in runs.items()},
     }
     kind = type(control.model).__name__
-    about = {
+    description = {
         "model": kind,
         "layers": layers,
         "seeds": list(runs),
@@ -127,7 +127,7 @@ def main(
         figure.savefig(folder / "figure.pdf", dpi=DPI)
         words = f"{_table(ours, k)}\n\n{answer(compared)}"
         (folder / "table.md").write_text(words + "\n", encoding="utf-8")
-        result = write_result(folder, "seeds", dict.fromkeys(ours), ours, about, provenance)
+        result = write_result(folder, "seeds", dict.fromkeys(ours), ours, description, provenance)
     print(words)
     return result
 

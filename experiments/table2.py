@@ -107,7 +107,7 @@ def main(
         "deviation": {row: {c: deviation(rates) for c, rates in ten[row].items()} for row in groups},
         "each": ten,
         "one_crop": one,
-        "nets": {row: len(those[0]) for row, those in groups.items()},
+        "nets": {row: len(ensembles[0]) for row, ensembles in groups.items()},
     }
     paper = {**dict.fromkeys(ours), "error": published, "nets": dict(zip(groups, (1, 1, 5, 1, 6), strict=True))}
     settings = {

@@ -145,13 +145,13 @@ def main(
             chosen[n] = [c for _, c in scores]
     if scratch is not None:
         control = Control(data, scratch, recipe or Recipe(), len(classes), workers, progress)
-        marked = np.asarray(labels)
+        targets = np.asarray(labels)
         accuracy["from scratch"] = {
             n: [
                 percent(
                     balanced_accuracy_score(
-                        marked[part.test],
-                        control.probabilities(part.train, marked[part.train], part.test, seed + fold).argmax(1),
+                        targets[part.test],
+                        control.probabilities(part.train, targets[part.train], part.test, seed + fold).argmax(1),
                     )
                 )
                 for fold, part in enumerate(parts)

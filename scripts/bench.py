@@ -199,10 +199,10 @@ def bench_ablation(model: ZFNet, device: str, repeats: int) -> list[dict]:
                 for (i, m, r, c), canvas, (top, left, bottom, right) in zip(
                     units.tolist(), canvases, boxes.tolist(), strict=True
                 ):
-                    covered = images[i : i + 1].clone()
-                    inside = covered[0, :, max(top, 0) : bottom, max(left, 0) : right]
+                    picture = images[i : i + 1].clone()
+                    inside = picture[0, :, max(top, 0) : bottom, max(left, 0) : right]
                     inside[:] = canvas[:, max(-top, 0) :, max(-left, 0) :][:, : inside.shape[1], : inside.shape[2]]
-                    activations.append(trunk(covered)[0, m, r, c])
+                    activations.append(trunk(picture)[0, m, r, c])
             return torch.stack(activations)
 
         def field(layer: str = layer, units: Tensor = units, canvases: Tensor = canvases) -> list[Tensor]:
