@@ -1,14 +1,14 @@
-"""Deconvolution or cropping?  What the paper leaves to the eye in its Figure 2, projections beside crops, in numbers.
+"""Deconvolution or cropping? What the paper leaves to the eye in its Figure 2, projections beside crops, in numbers.
 
 The same feature maps and the same strongest activations of each are shown as the crop of the receptive field, as the
 projection, and as the crop masked by the projection's strongest pixels; as gradient and guided back-propagation in
 place of the deconvnet; and as baselines that need no network: a crop shrunk about its centre, masks at the centre and
-at random, an edge detector.  `zfnet.analysis.faithfulness` defines what is measured.  A difference counts where its
+at random, an edge detector. `zfnet.analysis.faithfulness` defines what is measured. A difference counts where its
 interval, by drawing units and images again, leaves out 0.
 
 What to look for: whether the masked crop leaves more of the activation than the shrunk crop and the random mask, layer
-by layer: only then does the projection say where in its receptive field a unit looks.  Whether the projection tells
-units apart better than the crop.  And whether it changes when the weights do: a picture that does not tells of the
+by layer: only then does the projection say where in its receptive field a unit looks. Whether the projection tells
+units apart better than the crop. And whether it changes when the weights do: a picture that does not tells of the
 image, not of the network.
 """
 
@@ -142,10 +142,10 @@ def main(
 ) -> dict[str, Any]:
     """Measure every picture of `maps` maps of each layer, drawn by seed; return what result.json holds.
 
-    k: of a map's strongest activations; all images, if there are fewer.  shares: percent of the pixels that are kept or
-    removed.  fill: what stands in their place, "grey" (the mean colour), "blur" or "noise".
+    k: of a map's strongest activations; all images, if there are fewer. shares: percent of the pixels that are kept or
+    removed. fill: what stands in their place, "grey" (the mean colour), "blur" or "noise".
     judge: weights of torchvision's SqueezeNet v1.0, the second network by which units are told apart; None: untrained,
-    so that it knows neither these images nor these units.  draws: of the bootstrap.
+    so that it knows neither these images nor these units. draws: of the bootstrap.
     A run that was stopped goes on after the last layer that was done.
     """
     provenance = Provenance(model, seed=seed)
@@ -226,8 +226,8 @@ def main(
     shown = {}
     for layer in done:
         strongest_of = TopActivations(*(column[:, :1] for column in tops[layer]))
-        some = drawn[layer][:EXAMPLES]
-        shown[layer] = Sample.of(deconvnet, data, layer, strongest_of, some, draws=1, seed=seed, progress=False)
+        first_maps = drawn[layer][:EXAMPLES]
+        shown[layer] = Sample.of(deconvnet, data, layer, strongest_of, first_maps, draws=1, seed=seed, progress=False)
     with results(out) as folder:
         examples = draw_pictures(shown, preprocessing)
         examples.savefig(folder / "pictures.png", dpi=DPI)
@@ -297,8 +297,8 @@ class Sample:
         patches = deconvnet.project_units(images, layer, units)
         beyond = outside(patches.boxes, field.image_size, (patches.crops.shape[2], patches.crops.shape[3]))[:, 0]
         bootstrap = Bootstrap(units[:, 1], units[:, 0], torch.Generator().manual_seed(seed), draws)
-        whose = items[units[:, 0]].tolist()
-        return cls(deconvnet, layer, field, images, whose, units, patches, ~beyond, bootstrap, seed, progress)
+        unit_items = items[units[:, 0]].tolist()
+        return cls(deconvnet, layer, field, images, unit_items, units, patches, ~beyond, bootstrap, seed, progress)
 
     @property
     def random(self) -> torch.Generator:
@@ -324,16 +324,16 @@ class Sample:
         return tqdm(list(steps), desc=f"{self.layer}, {what}", unit=" steps", disable=not self.progress)
 
     def estimate(self, values: Tensor) -> list[float] | None:
-        found = self.bootstrap(values)
-        return list(found) if found else None
+        estimate = self.bootstrap(values)
+        return list(estimate) if estimate else None
 
     @cached_property
     def following(self) -> Tensor:
         """For each picture the next one of its map, the first for the last; itself where a map has but one."""
         maps, following = self.units[:, 1], torch.arange(len(self.units))
         for m in maps.unique():
-            mine = (maps == m).nonzero().flatten()
-            following[mine] = mine.roll(-1)
+            rows = (maps == m).nonzero().flatten()
+            following[rows] = rows.roll(-1)
         return following
 
     def of_others(self, values: Tensor) -> Tensor:
@@ -359,8 +359,8 @@ class Curves:
 
     def __call__(self, content: Tensor, rank: Tensor, *, keep: bool) -> Tensor:
         values, inside = self.sample.patches.values, self.sample.inside
-        found = curve(self.activations_of, values, content, self.ground, rank, inside, self.shares, keep=keep)
-        return found.double().cpu()
+        curves = curve(self.activations_of, values, content, self.ground, rank, inside, self.shares, keep=keep)
+        return curves.double().cpu()
 
 
 @dataclass
@@ -375,8 +375,8 @@ class Viewer:
     @property
     def chance(self) -> float:
         """How many pictures are told apart by it."""
-        whose = self.sample.units[:, 1]
-        return recognised(torch.zeros(len(whose), 1), whose)[1]
+        maps = self.sample.units[:, 1]
+        return recognised(torch.zeros(len(maps), 1), maps)[1]
 
     def displayed(self, signals: Tensor) -> Tensor:
         """Signals as the network sees the pictures that figures show of them, their zero its mean colour."""
@@ -385,16 +385,16 @@ class Viewer:
 
     def __call__(self, shown: Tensor, energy: Tensor, rank: Tensor) -> dict[str, Tensor]:
         """Measures (M,) of pictures (M, 3, S, S), how much of each pixel is shown (M, S, S), and ranks."""
-        whose, inside = self.sample.units[:, 1], self.sample.inside
+        maps, inside = self.sample.units[:, 1], self.sample.inside
         of = {
-            "pixels": recognised(resized(shown, (THUMBNAIL, THUMBNAIL)).flatten(1).cpu(), whose)[0],
-            "network": recognised(_judged(self.judge, self.preprocessing, shown).cpu(), whose)[0],
+            "pixels": recognised(resized(shown, (THUMBNAIL, THUMBNAIL)).flatten(1).cpu(), maps)[0],
+            "network": recognised(_judged(self.judge, self.preprocessing, shown).cpu(), maps)[0],
         }
-        for kind, there in self.truth.items():
-            there = there.to(inside.device)
-            partly = (there & inside).any(2).any(1) & (inside & ~there).any(2).any(1)  # else no picture can be wrong
-            of[f"energy on {kind}"] = torch.where(partly, energy_inside(energy, there), torch.nan)
-            of[f"points at {kind}"] = torch.where(partly, points_inside(rank, there), torch.nan)
+        for kind, mask in self.truth.items():
+            mask = mask.to(inside.device)
+            partly = (mask & inside).any(2).any(1) & (inside & ~mask).any(2).any(1)  # else no picture can be wrong
+            of[f"energy on {kind}"] = torch.where(partly, energy_inside(energy, mask), torch.nan)
+            of[f"points at {kind}"] = torch.where(partly, points_inside(rank, mask), torch.nan)
         return of
 
 
@@ -402,7 +402,7 @@ def compared(sample: Sample, curves: Curves, viewer: Viewer) -> tuple[dict[str, 
     """Every measure (M,) of every picture, and its mean curves."""
     crops, inside = sample.patches.crops, sample.inside
     rank = {weight: sample.ranks(weight, sample.signals) for weight in (*WEIGHTS, *SIGNALS)}
-    content = {"crop": crops} | {name: viewer.displayed(each) for name, each in sample.signals.items()}
+    content = {"crop": crops} | {name: viewer.displayed(signal) for name, signal in sample.signals.items()}
     pairs = dict.fromkeys((picture.content, picture.weight) for picture in PICTURES.values())
     kept = {(c, w): curves(content[c], rank[w], keep=True) for c, w in sample.bar(pairs, "keep")}
     removed = {w: curves(crops, rank[w], keep=False) for w in sample.bar(rank, "remove")}
@@ -429,7 +429,7 @@ def likeness(sample: Sample, below: Sequence[str]) -> dict[str, dict[str, Any]]:
     other = units.clone()
     other[:, 1] = maps.roll(1)[torch.searchsorted(maps, units[:, 1].contiguous())]
     edges, near = (WEIGHTS[w](sample.patches.crops, sample.inside, sample.random)[:, None] for w in ("edges", "disc"))
-    found: dict[str, dict[str, Any]] = {}
+    likenesses: dict[str, dict[str, Any]] = {}
     for name, rules in sample.bar(SIGNALS.items(), "shuffle"):
         pictures = {}
         for end in (*reversed(below), None):
@@ -439,12 +439,12 @@ def likeness(sample: Sample, below: Sequence[str]) -> dict[str, dict[str, Any]]:
         pictures["edges of the crop"], pictures["nearness of the centre"] = edges.sqrt(), (near - near.min()).sqrt()
         pictures["another map, same place"] = sample.projected(units=other, **rules).projections
         pictures["same map, another image"] = sample.signals[name][sample.following]
-        values = {what: similarity(sample.signals[name], each, sample.inside) for what, each in pictures.items()}
+        values = {what: similarity(sample.signals[name], picture, sample.inside) for what, picture in pictures.items()}
         values["same map, another image"] = sample.of_others(values["same map, another image"])
         if len(maps) == 1:
             del values["another map, same place"]
-        found[name] = {what: sample.estimate(each) for what, each in values.items()}
-    return found
+        likenesses[name] = {what: sample.estimate(correlations) for what, correlations in values.items()}
+    return likenesses
 
 
 def otherwise(
@@ -454,7 +454,7 @@ def otherwise(
 
     Sufficiency and necessity are those of the masked crop, the others those of the projection.
     """
-    found = {}
+    changes = {}
     for name, options in sample.bar(CHOICES.items(), "choices"):
         if name == "switches of another image":  # which are all that a projection knows of its image
             pixels = sample.signals["projection"][sample.following]
@@ -471,9 +471,9 @@ def otherwise(
             **{m: v - whole[m] for m, v in viewer(shown, shown.square().sum(1), order).items()},
         }
         if name == "switches of another image":
-            values = {what: sample.of_others(each) for what, each in values.items()}
-        found[name] = {what: sample.estimate(each) for what, each in values.items()}
-    return found
+            values = {what: sample.of_others(numbers) for what, numbers in values.items()}
+        changes[name] = {what: sample.estimate(numbers) for what, numbers in values.items()}
+    return changes
 
 
 def measured(
@@ -534,16 +534,16 @@ def _filled(boxes: Iterable[Sequence[int]], size: Sequence[int]) -> Tensor:
 def _cut(plane: Tensor, box: Sequence[int]) -> Tensor:
     """What a box (top, left, bottom, right) holds of a plane (H, W), False where it leaves it."""
     rows, columns = torch.arange(box[0], box[2])[:, None], torch.arange(box[1], box[3])[None]
-    there = (rows >= 0) & (rows < plane.shape[0]) & (columns >= 0) & (columns < plane.shape[1])
-    return plane[rows.clamp(0, plane.shape[0] - 1), columns.clamp(0, plane.shape[1] - 1)] & there
+    overlap = (rows >= 0) & (rows < plane.shape[0]) & (columns >= 0) & (columns < plane.shape[1])
+    return plane[rows.clamp(0, plane.shape[0] - 1), columns.clamp(0, plane.shape[1] - 1)] & overlap
 
 
 def _judged(judge: nn.Module, preprocessing: Preprocessing, pictures: Tensor) -> Tensor:
     """What the second network makes of pictures, resized: the mean of each map of three layers, (M, D)."""
     own: Preprocessing = judge.preprocessing  # type: ignore[assignment]
     small = resized(pictures, (JUDGED_SIDE, JUDGED_SIDE))
-    found = activations(graph_of(judge), own.normalise(preprocessing.pixels(small)), JUDGED)
-    return torch.cat([found[layer].mean((2, 3)) for layer in JUDGED], 1)
+    maps = activations(graph_of(judge), own.normalise(preprocessing.pixels(small)), JUDGED)
+    return torch.cat([maps[layer].mean((2, 3)) for layer in JUDGED], 1)
 
 
 def _classes(deconvnet: Deconvnet, data: Any, seed: int, draws: int, count: int = 16) -> dict[str, Any] | None:
@@ -557,20 +557,20 @@ def _classes(deconvnet: Deconvnet, data: Any, seed: int, draws: int, count: int 
         return None
     first = scores.argmax(1).cpu()
     second = (first + torch.randint(1, scores.shape[1], first.shape, generator=random)) % scores.shape[1]
-    place = torch.arange(len(items))
-    bootstrap, everywhere = Bootstrap(place, place, random, draws), torch.ones(len(items), *images.shape[2:]).bool()
-    found: dict[str, Any] = {}
+    rows = torch.arange(len(items))
+    bootstrap, mask = Bootstrap(rows, rows, random, draws), torch.ones(len(items), *images.shape[2:]).bool()
+    estimates: dict[str, Any] = {}
     for name, rules in SIGNALS.items():
-        units = (torch.stack([place, of, 0 * place, 0 * place], 1) for of in (first, second))
+        units = (torch.stack([rows, of, 0 * rows, 0 * rows], 1) for of in (first, second))
         one, other = (
             Deconvnet(deconvnet.model, **rules)
-            .project_units(images, last, each, signals=torch.ones(len(each)))
+            .project_units(images, last, class_units, signals=torch.ones(len(class_units)))
             .projections
-            for each in units
+            for class_units in units
         )
-        estimate = bootstrap(similarity(one, other, everywhere))
-        found[name] = list(estimate) if estimate else None
-    return found
+        estimate = bootstrap(similarity(one, other, mask))
+        estimates[name] = list(estimate) if estimate else None
+    return estimates
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
@@ -582,22 +582,22 @@ def _cell(estimate: Sequence[float] | None, sign: str = "") -> str:
 
 def tables(layers: Mapping[str, Any]) -> str:
     """Every number with its interval, as four tables."""
-    there = [m for m in MEASURES if any(of.get(m) for n in layers.values() for of in n["measures"].values())]
+    measures = [m for m in MEASURES if any(of.get(m) for n in layers.values() for of in n["measures"].values())]
     parts = [
         "Means over units, with 95 % intervals; larger is better.\n\n"
         + table(
-            ["layer", "picture", *there],
+            ["layer", "picture", *measures],
             [
-                [layer, p, *(_cell(of.get(m)) for m in there)]
+                [layer, p, *(_cell(of.get(m)) for m in measures)]
                 for layer, n in layers.items()
                 for p, of in n["measures"].items()
             ],
         ),
         "Paired differences: of the same units and images.\n\n"
         + table(
-            ["layer", "difference", *there],
+            ["layer", "difference", *measures],
             [
-                [layer, p, *(_cell(of.get(m), "+") for m in there)]
+                [layer, p, *(_cell(of.get(m), "+") for m in measures)]
                 for layer, n in layers.items()
                 for p, of in n["differences"].items()
             ],
@@ -605,9 +605,9 @@ def tables(layers: Mapping[str, Any]) -> str:
         "The reproduction's own choices: cosine with its projection, and what is gained by them, in sufficiency and "
         "necessity by the masked crop, else by the projection.\n\n"
         + table(
-            ["layer", "choice", "cosine", *there],
+            ["layer", "choice", "cosine", *measures],
             [
-                [layer, c, _cell(of["cosine"]), *(_cell(of.get(m), "+") for m in there)]
+                [layer, c, _cell(of["cosine"]), *(_cell(of.get(m), "+") for m in measures)]
                 for layer, n in layers.items()
                 for c, of in n["choices"].items()
             ],
@@ -632,11 +632,11 @@ def clear(estimate: Sequence[float] | None) -> int:
 
 def unbeaten(numbers: Mapping[str, Any], measure: str) -> list[str]:
     """Those of the shown pictures that none of the others is clearly better than."""
-    beaten = set()
+    losers = set()
     for pair in PAIRS[: len(SHOWN)]:
         if side := clear(numbers["differences"]["{} - {}".format(*pair)].get(measure)):
-            beaten.add(pair[1 if side > 0 else 0])
-    return [name for name in SHOWN if numbers["measures"][name].get(measure) and name not in beaten]
+            losers.add(pair[1 if side > 0 else 0])
+    return [name for name in SHOWN if numbers["measures"][name].get(measure) and name not in losers]
 
 
 def report(ours: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
@@ -700,31 +700,31 @@ def report(ours: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
 
 def _effect(signs: Mapping[str, int]) -> str:
     """In which layers something is clearly better, and worse."""
-    said = []
+    phrases = []
     for word, side in (("better", 1), ("worse", -1)):
         layers = [layer for layer, sign in signs.items() if sign == side]
         if layers:
-            said.append(f"{word} in {'every layer' if len(layers) == len(signs) else ', '.join(layers)}")
-    return "; ".join(said) or "no difference shown"
+            phrases.append(f"{word} in {'every layer' if len(layers) == len(signs) else ', '.join(layers)}")
+    return "; ".join(phrases) or "no difference shown"
 
 
 def _versus(layers: Mapping[str, Any], measure: str) -> str:
-    said = []
+    lines = []
     for one, other in PAIRS[1:2] + PAIRS[len(SHOWN) : -2]:
         signs = {layer: clear(n["differences"][f"{one} - {other}"].get(measure)) for layer, n in layers.items()}
-        said.append(f"- {'shrunk crop' if other == 'crop' else other}: {_effect(signs)}")
-    return f"By {measure} the crop masked by the projection is, against\n\n" + "\n".join(said)
+        lines.append(f"- {'shrunk crop' if other == 'crop' else other}: {_effect(signs)}")
+    return f"By {measure} the crop masked by the projection is, against\n\n" + "\n".join(lines)
 
 
 def _sanity(layers: Mapping[str, Any], classes: Mapping[str, Any] | None) -> list[str]:
-    said = []
+    lines = []
     for what in OTHERS:
         rows = [f"{layer} {_cell(n['likeness']['projection'].get(what))}" for layer, n in layers.items()]
-        said.append(f"- {what}: {', '.join(rows)}")
-    words = ["How like the projection (rank correlation of energies) is\n\n" + "\n".join(said)]
+        lines.append(f"- {what}: {', '.join(rows)}")
+    words = ["How like the projection (rank correlation of energies) is\n\n" + "\n".join(lines)]
     if classes:
-        each = ", ".join(f"{name} {_cell(found)}" for name, found in classes.items())
-        words.append(f"Pictures of the likeliest class and of another one, on the same image: {each}.")
+        estimates = ", ".join(f"{name} {_cell(estimate)}" for name, estimate in classes.items())
+        words.append(f"Pictures of the likeliest class and of another one, on the same image: {estimates}.")
     return words
 
 
@@ -747,9 +747,9 @@ def _choice(layers: Mapping[str, Any], name: str) -> str:
 
 def draw(layers: Mapping[str, Any], shares: Sequence[float], settings: Mapping[str, Any]) -> Figure:
     """Rows: activation left when pixels are kept, when they are removed; then each measure by layer, with intervals."""
-    there = [m for m in MEASURES if any(of.get(m) for n in layers.values() for of in n["measures"].values())]
+    measures = [m for m in MEASURES if any(of.get(m) for n in layers.values() for of in n["measures"].values())]
     columns = max(len(layers), 4)
-    rows = 2 + -(-(len(there) + 2) // columns)
+    rows = 2 + -(-(len(measures) + 2) // columns)
     figure = Figure(figsize=(2.6 * columns, 2.3 * rows + 0.9), facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False)
     for line, (key, title) in zip(axes, (("kept", "kept"), ("removed", "removed from the crop")), strict=False):
@@ -759,14 +759,14 @@ def draw(layers: Mapping[str, Any], shares: Sequence[float], settings: Mapping[s
             axis.set_xlabel(f"strongest pixels {title}, %", fontsize=7)
         line[0].set_ylabel("activation left", fontsize=7)
     below = axes[2:].flatten()
-    for axis, measure in zip(below, there, strict=False):
+    for axis, measure in zip(below, measures, strict=False):
         rows_of = {name: [n["measures"][name].get(measure) for n in layers.values()] for name in STYLES}
         _by_layer(axis, list(layers), rows_of, STYLES)
         axis.set_title(MEASURES[measure], fontsize=7)
         if measure in ("pixels", "network"):
             axis.plot([n["chance"] for n in layers.values()], color="0.6", lw=0.7, zorder=0)
     styles = {s: STYLES[s] for s in SIGNALS}
-    for axis, what in zip(below[len(there) :], OTHERS, strict=False):
+    for axis, what in zip(below[len(measures) :], OTHERS, strict=False):
         _by_layer(
             axis, list(layers), {s: [n["likeness"][s].get(what) for n in layers.values()] for s in SIGNALS}, styles
         )
@@ -815,9 +815,9 @@ def draw_pictures(samples: Mapping[str, Sample], preprocessing: Preprocessing) -
 
 def _curves(axis: Axes, numbers: Mapping[str, Any], key: str, shares: Sequence[float]) -> None:
     for name, style in STYLES.items():
-        found = numbers["curves"][name].get(key)
-        if found and name != "shrunk crop":  # the crop's own curve
-            axis.plot(shares, found, **style)
+        values = numbers["curves"][name].get(key)
+        if values and name != "shrunk crop":  # the crop's own curve
+            axis.plot(shares, values, **style)
     axis.axhline(1, color="0.85", lw=0.5, zorder=0)
 
 
@@ -825,10 +825,10 @@ def _by_layer(
     axis: Axes, layers: Sequence[str], rows: Mapping[str, Sequence[Any]], styles: Mapping[str, dict[str, Any]]
 ) -> None:
     for n, (name, estimates) in enumerate(rows.items()):
-        there = [(i, e) for i, e in enumerate(estimates) if e]
-        if there:
-            x = [i + 0.7 * (n / max(len(rows) - 1, 1) - 0.5) for i, _ in there]
-            mean, low, high = (torch.tensor([e[j] for _, e in there]) for j in range(3))
+        points = [(i, e) for i, e in enumerate(estimates) if e]
+        if points:
+            x = [i + 0.7 * (n / max(len(rows) - 1, 1) - 0.5) for i, _ in points]
+            mean, low, high = (torch.tensor([e[j] for _, e in points]) for j in range(3))
             colour = styles[name]["color"]
             axis.errorbar(
                 x,

@@ -3,7 +3,7 @@
 The caption's sense: for a random subset of feature maps, the nine strongest activations over the validation set, each
 projected down to pixels through the deconvnet, beside the patches of the images that caused them.
 
-What to look for: the patches of one map share something, and the projection says what.  Edges and colours in layer 1
+What to look for: the patches of one map share something, and the projection says what. Edges and colours in layer 1
 (where the filters themselves are shown), corners and textures above, then parts, then objects in varying pose; what
 the patches differ in (background, colour) is missing from the projections.
 """
@@ -80,7 +80,7 @@ class Panel:
 
         def whole(tiles: Tensor) -> Tensor:
             columns = self.side if tiles.shape[1] > 1 else 1
-            blocks = [_square(grid(some, columns, TILE_GAP), block) for some in tiles]
+            blocks = [_square(grid(tiles_of_map, columns, TILE_GAP), block) for tiles_of_map in tiles]
             return grid(torch.stack(blocks), self.columns, MAP_GAP)
 
         return whole(left), whole(right)
@@ -117,10 +117,10 @@ def main(
 
     grids: rows and columns of feature maps for each layer; None: the paper's for five layers, else 4 x 4.
     choose: which maps are drawn: "random" by seed, as in the paper, "strongest", or maps by number, for all layers or
-    by layer.  A map that is never above 0 is dead: it is counted, and not drawn; one that is above 0 on fewer than k
-    images is drawn at random only where there are not enough others.  distinct: nine different images.
+    by layer. A map that is never above 0 is dead: it is counted, and not drawn; one that is above 0 on fewer than k
+    images is drawn at random only where there are not enough others. distinct: nine different images.
     scale: each projection has its own grey scale ("patch"), or those of a map have one ("map").
-    quantile: of a projection's absolute values, where its grey scale ends.  width: of the picture, pixels.
+    quantile: of a projection's absolute values, where its grey scale ends. width: of the picture, pixels.
     """
     provenance = Provenance(model, seed=seed)
     layers = [layers] if isinstance(layers, str) else list(layers)
@@ -239,9 +239,9 @@ def main(
 def _check(layers: list[str], grids: list[Sequence[int]], choose: Any, scale: str, quantile: float, width: int) -> None:
     if len(grids) != len(layers):
         raise InputError(f"{len(layers)} layers and {len(grids)} grids; give one grid, [rows, columns], for each layer")
-    for each in grids:
-        if len(each) != 2 or not all(type(n) is int and n > 0 for n in each):
-            raise InputError(f"a grid is [rows, columns] of feature maps; got {list(each)}")
+    for shape in grids:
+        if len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
+            raise InputError(f"a grid is [rows, columns] of feature maps; got {list(shape)}")
     check_choice(choose, layers)
     if scale not in ("patch", "map"):
         raise unknown_name("scale", scale, ("patch", "map"))

@@ -3,7 +3,7 @@
 The caption's sense: a crop of the image is the input; each layer convolves with its filters and rectifies, and some
 pool and normalise contrast; the last layers are fully connected, and a softmax gives the classes' probabilities.
 
-What to look for: maps become smaller and more numerous.  Drawn is the output of every step that all paths from the
+What to look for: maps become smaller and more numerous. Drawn is the output of every step that all paths from the
 image lead through: of a residual block or an inception module, what comes out of it.
 """
 
@@ -132,9 +132,9 @@ def layers(model: nn.Module, image_size: int) -> list[Layer]:
             names = [graph.names[step].split(".") for step in steps]
             shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*names, strict=False))
             layer.name, layer.kind = ".".join(parts[0] for parts in shared) or layer.name, "branches"
-            found = [graph.argument(step, "kernel_size") for step in steps if _weighted(graph, step)]
-            layer.words.append(f"{len(found)} convolution{'s' if len(found) > 1 else ''}")
-            layer.words.append(", ".join(_by(kernel) for kernel in sorted({pair(k) for k in found if k})))
+            kernels = [graph.argument(step, "kernel_size") for step in steps if _weighted(graph, step)]
+            layer.words.append(f"{len(kernels)} convolution{'s' if len(kernels) > 1 else ''}")
+            layer.words.append(", ".join(_by(kernel) for kernel in sorted({pair(k) for k in kernels if k})))
         elif _weighted(graph, last):
             layer.kind = "filters" if kernel else "units"
         layer.words += _said(graph, last)
@@ -191,10 +191,10 @@ def main(model: nn.Module, out: str | Path, *, image_size: int | None = None, wi
         raise InputError(f"a picture of {width} inches is too narrow; give a width of at least 4")
     size: int = image_size or model.preprocessing.size  # type: ignore[union-attr, assignment]
     drawn, parameters = layers(model, size), sum(p.numel() for p in model.parameters())
-    found = {x.name: {"output": x.output, "kernel": x.kernel, "stride": x.stride} for x in drawn[1:]}
-    ours = {"layers": found, "image_size": size, "parameters": parameters}
+    sizes = {x.name: {"output": x.output, "kernel": x.kernel, "stride": x.stride} for x in drawn[1:]}
+    ours = {"layers": sizes, "image_size": size, "parameters": parameters}
     known = PAPER if isinstance(model, ZFNet) else {}
-    paper = {"layers": {name: known.get(name) for name in found}, "image_size": 224, "parameters": None}
+    paper = {"layers": {name: known.get(name) for name in sizes}, "image_size": 224, "parameters": None}
     settings = {"model": type(model).__name__, "image_size": size, "width": width}
     with results(out) as folder:
         figure = draw(drawn, f"{type(model).__name__}, {parameters:,} parameters", width)

@@ -1,11 +1,11 @@
 """Figure 4: how features come to be: some maps of each layer at several epochs of training.
 
 The caption's sense: for a random subset of feature maps, the strongest activation over all training images at each of
-these epochs, projected down to pixels; the colour contrast is enhanced.  A sudden jump in a row is another image
+these epochs, projected down to pixels; the colour contrast is enhanced. A sudden jump in a row is another image
 taking the maximum.
 
 What to look for: lower layers are what they will be within a few epochs, upper ones only after many (40 to 50 of the
-paper's 70).  The curves below the panels measure it: how the activations of a layer's maps on fixed images correlate
+paper's 70). The curves below the panels measure it: how the activations of a layer's maps on fixed images correlate
 with those of the last snapshot; how like the last projection the same unit's is, on the same image; and on how many
 maps the strongest image is another than at the snapshot before.
 """
@@ -87,8 +87,8 @@ def main(
 ) -> dict[str, Any]:
     """Scan the training images with every snapshot, draw the figure, measure; return what result.json holds.
 
-    weights: the trained network's file, beside which `epochs/epoch-<number>.safetensors` lie.  epochs: those to show;
-    None: all there are.  choose: which maps are drawn, as in Figure 2, of those that are above 0 at the last.
+    weights: the trained network's file, beside which `epochs/epoch-<number>.safetensors` lie. epochs: those to show;
+    None: all there are. choose: which maps are drawn, as in Figure 2, of those that are above 0 at the last.
     enhance: colour contrast: each pixel's distance from its own grey, times this; 1: as in Figure 2.
     quantile: of a projection's absolute values, where its grey scale ends.
     probes: training images, drawn by seed, on which activations are correlated with those of the last snapshot.
@@ -105,7 +105,7 @@ def main(
     for layer in layers:
         deconvnets[-1].graph.node(layer)
     state = Path(out) / "scan.partial"
-    found = scan(
+    maxima = scan(
         networks,
         data,
         [f"{name}.{layer}" for name in networks for layer in layers],
@@ -116,13 +116,13 @@ def main(
         keep_state=True,
         progress=progress,
     )
-    tops = {layer: [found[f"{name}.{layer}"] for name in networks] for layer in layers}
+    tops = {layer: [maxima[f"{name}.{layer}"] for name in networks] for layer in layers}
     preprocessing = Preprocessing.of(model)
 
     random = torch.Generator().manual_seed(seed)
     drawn = {layer: chosen(layer, tops[layer][-1], maps, choose, random) for layer in layers}
     if not any(drawn.values()):
-        raise InputError(f"no feature map of {', '.join(layers)} is ever above 0 on these {found.images} images")
+        raise InputError(f"no feature map of {', '.join(layers)} is ever above 0 on these {maxima.images} images")
     panels = []
     for number, layer in enumerate(layers, 1):
         if drawn[layer]:
@@ -134,26 +134,26 @@ def main(
             empty = torch.stack([top.value[drawn[layer], 0] <= 0 for top in tops[layer]], 1)
             panels.append(Panel(title, layer, drawn[layer], torch.stack(signals, 1), empty))
 
-    probed = torch.randperm(len(data), generator=random)[:probes]
-    activations = correlations_with_last(deconvnets, data, layers, probed, workers=workers, progress=progress)
+    indices = torch.randperm(len(data), generator=random)[:probes]
+    activations = correlations_with_last(deconvnets, data, layers, indices, workers=workers, progress=progress)
     projections = likenesses(deconvnets, data, {layer: tops[layer][-1] for layer in layers}, progress=progress)
     measures = {
-        "activations": {layer: _means(each) for layer, each in activations.items()},
-        "projections": {layer: _means(each) for layer, each in projections.items()},
+        "activations": {layer: _means(correlation) for layer, correlation in activations.items()},
+        "projections": {layer: _means(likeness) for layer, likeness in projections.items()},
         "changed": {layer: changed(tops[layer]) for layer in layers},
     }
     dead = {
-        layer: {n: (~(top.value[:, 0] > 0)).nonzero().flatten().tolist() for n, top in zip(epochs, each, strict=True)}
-        for layer, each in tops.items()
+        layer: {n: (~(top.value[:, 0] > 0)).nonzero().flatten().tolist() for n, top in zip(epochs, series, strict=True)}
+        for layer, series in tops.items()
     }
 
     def winners(top: TopActivations) -> dict[str, list[Any]]:
         columns = {name: getattr(top, name)[:, 0].tolist() for name in ("value", "image", "row", "column")}
         return columns | {"file": [data.file(i) if hasattr(data, "file") else None for i in columns["image"]]}
 
-    count, total = sum(map(len, drawn.values())), sum(len(each[-1].value) for each in tops.values())
+    count, total = sum(map(len, drawn.values())), sum(len(series[-1].value) for series in tops.values())
     note = (
-        f"{type(model).__name__}, {found.images:,} training images, after {_listed(epochs)} epochs.  {count} of "
+        f"{type(model).__name__}, {maxima.images:,} training images, after {_listed(epochs)} epochs.  {count} of "
         f"{total:,} feature maps, chosen {how_chosen(choose, seed)}; of each, the strongest activation at that epoch, "
         "projected.  "
         "Each projection has its own grey scale"
@@ -169,10 +169,12 @@ def main(
         **measures,
         "drawn": drawn,
         "dead_maps": dead,
-        "images": found.images,
-        "broken_images": found.broken,
+        "images": maxima.images,
+        "broken_images": maxima.broken,
         "dataset": type(data).__name__,
-        "winners": {layer: {n: winners(t) for n, t in zip(epochs, each, strict=True)} for layer, each in tops.items()},
+        "winners": {
+            layer: {n: winners(t) for n, t in zip(epochs, series, strict=True)} for layer, series in tops.items()
+        },
     }
     paper = dict.fromkeys(ours) | {
         "epochs": list(EPOCHS),
@@ -207,11 +209,11 @@ def main(
         (folder / "table.md").write_text(summary + "\n", encoding="utf-8")
         result = write_result(folder, "fig4", paper, ours, settings, provenance)
     state.unlink(missing_ok=True)
-    for layer, each in dead.items():
-        if each[epochs[-1]]:
-            print(f"{layer}: {len(each[epochs[-1]])} of {len(tops[layer][-1].value)} maps are never above 0 at the end")
-    if found.broken:
-        print(f"{len(found.broken)} image(s) could not be read, first: {found.broken[0]}")
+    for layer, dead_maps in dead.items():
+        if number := len(dead_maps[epochs[-1]]):
+            print(f"{layer}: {number} of {len(tops[layer][-1].value)} maps are never above 0 at the end")
+    if maxima.broken:
+        print(f"{len(maxima.broken)} image(s) could not be read, first: {maxima.broken[0]}")
     return result
 
 
@@ -240,17 +242,17 @@ def _check(
 
 
 def snapshots(weights: str | Path | None, epochs: Sequence[int] | None = None) -> dict[int, Path]:
-    """The snapshots beside a file of weights, by epoch; of these `epochs`.  InputError if they are not there."""
+    """The snapshots beside a file of weights, by epoch; of these `epochs`. InputError if they are not there."""
     if weights is None:
         raise InputError("random weights have no snapshots; give model.weights=trained, or a file of experiment=train")
     folder = Path(weights).parent / "epochs"
-    found = {int(file.stem[6:]): file for file in sorted(folder.glob("epoch-*.safetensors")) if file.stem[6:].isdigit()}
-    if not found:
+    files = {int(file.stem[6:]): file for file in sorted(folder.glob("epoch-*.safetensors")) if file.stem[6:].isdigit()}
+    if not files:
         raise InputError(f"no snapshots epoch-*.safetensors in {folder}; train the network with experiment=train")
     for n in epochs or ():
-        if n not in found:
-            raise InputError(f"no snapshot of epoch {n} in {folder}; there are {_listed(sorted(found))}")
-    return {n: found[n] for n in sorted(set(epochs or found))}
+        if n not in files:
+            raise InputError(f"no snapshot of epoch {n} in {folder}; there are {_listed(sorted(files))}")
+    return {n: files[n] for n in sorted(set(epochs or files))}
 
 
 def correlations_with_last(
@@ -264,17 +266,19 @@ def correlations_with_last(
 ) -> dict[str, Tensor]:
     """By layer, how each map's activations at each snapshot correlate with those at the last: (snapshots, maps).
 
-    Pearson's, over all places of the images `indices`.  0 where a map does not vary at a snapshot, NaN where it does
+    Pearson's, over all places of the images `indices`. 0 where a map does not vary at a snapshot, NaN where it does
     not at the last.
     """
     probes, last = Subset(data, indices.tolist()), deconvnets[-1].graph
-    found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    correlations: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     for deconvnet in tqdm(deconvnets, unit=" snapshots", desc="correlate", disable=not progress):
-        every = matching.correlations(deconvnet.graph, last, probes, layers, workers=workers, progress=False)
-        for layer, correlation in every.items():
-            found[layer].append(correlation.diagonal())
-    rows = {layer: torch.stack(each) for layer, each in found.items()}
-    return {layer: each.where(each[-1] > 0, torch.nan) for layer, each in rows.items()}  # with itself: 1, or constant
+        matrices = matching.correlations(deconvnet.graph, last, probes, layers, workers=workers, progress=False)
+        for layer, correlation in matrices.items():
+            correlations[layer].append(correlation.diagonal())
+    rows = {layer: torch.stack(diagonals) for layer, diagonals in correlations.items()}
+    return {
+        layer: curve.where(curve[-1] > 0, torch.nan) for layer, curve in rows.items()
+    }  # with itself: 1, or constant
 
 
 def likenesses(
@@ -287,10 +291,10 @@ def likenesses(
 ) -> dict[str, Tensor]:
     """By layer, how like the last snapshot's projection of its winner that of each snapshot is: (snapshots, maps).
 
-    The cosine between the two, of the same unit on the same image.  0 where that of a snapshot is empty, NaN where that
+    The cosine between the two, of the same unit on the same image. 0 where that of a snapshot is empty, NaN where that
     of the last is.
     """
-    found: dict[str, Tensor] = {}
+    cosines: dict[str, Tensor] = {}
     with tqdm(
         total=sum(len(t.value) for t in tops.values()), unit=" maps", desc="compare", disable=not progress
     ) as bar:
@@ -301,14 +305,14 @@ def likenesses(
                 items = [data[i] for i in units[:, 0].tolist()]
                 units[:, 0] = torch.arange(len(maps))
                 images = torch.stack([item[0] if isinstance(item, tuple | list) else item for item in items])
-                every = [d.project_units(images, layer, units) for d in deconvnets]
-                pixels = torch.stack([p.projections.flatten(1) for p in every]).double()
+                projections = [d.project_units(images, layer, units) for d in deconvnets]
+                pixels = torch.stack([p.projections.flatten(1) for p in projections]).double()
                 dots, own = (pixels * pixels[-1]).sum(2), pixels.square().sum(2)
                 cosine = dots / (own * own[-1]).sqrt()
                 parts.append(cosine.where(own > 0, 0.0).where(own[-1] > 0, torch.nan).cpu())
                 bar.update(len(maps))
-            found[layer] = torch.cat(parts, 1)
-    return found
+            cosines[layer] = torch.cat(parts, 1)
+    return cosines
 
 
 def changed(tops: Sequence[TopActivations]) -> list[float | None]:
@@ -328,9 +332,9 @@ def settled_epoch(epochs: Sequence[int], curve: Sequence[float | None], level: f
     return after[0] if len(after) > 1 else None
 
 
-def _means(each: Tensor) -> list[float | None]:
+def _means(rows: Tensor) -> list[float | None]:
     """Means over maps (snapshots, maps), without NaN; None where there is no other."""
-    return [None if m.isnan() else float(m) for m in each.nanmean(1)]
+    return [None if m.isnan() else float(m) for m in rows.nanmean(1)]
 
 
 def _listed(epochs: Sequence[int]) -> str:
@@ -364,9 +368,9 @@ def draw(
     block = LABEL + columns * (tile + GAP) - GAP
     figure, y = page(width, height), 0
     for line, rows in enumerate(tall):
-        here = panels[line * most : (line + 1) * most]
+        panels_in_line = panels[line * most : (line + 1) * most]
         x = (width - most * block - (most - 1) * BLOCK_GAP) // 2
-        for panel in here:
+        for panel in panels_in_line:
             text(figure, x + LABEL, y + 30, panel.title, weight="bold", size=9)
             if panel.title != panel.layer:
                 text(figure, x + LABEL + 135, y + 32, panel.layer, size=6.5, color="0.35")
@@ -399,9 +403,9 @@ def _curves(
         "projections": "projections: likeness to the last snapshot's",
         "changed": "share of maps whose strongest image changed",
     }
-    each = (width - 2 * MARGIN) // 3
+    plot_width = (width - 2 * MARGIN) // 3
     for n, (name, title) in enumerate(titles.items()):
-        axes = figure.add_axes(frame(figure, MARGIN + n * each + 70, y + 50, each - 100, CURVES - 130))
+        axes = figure.add_axes(frame(figure, MARGIN + n * plot_width + 70, y + 50, plot_width - 100, CURVES - 130))
         curves = measures[name]
         for depth, (layer, curve) in enumerate(curves.items()):
             colour = colormaps["viridis_r"](0.1 + 0.9 * depth / max(1, len(curves) - 1))

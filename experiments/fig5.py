@@ -1,11 +1,11 @@
 """Figure 5: how far features move when the image is shifted, enlarged or turned, and what becomes of the answer.
 
-The caption's sense: five images undergo vertical translation, scale and rotation (rows).  Columns: the images, the
+The caption's sense: five images undergo vertical translation, scale and rotation (rows). Columns: the images, the
 Euclidean distance of their features from those of the untransformed image in layers 1 and 7, and the probability of
 the true label.
 
 What to look for: in layer 1 the distance is large at once; in layer 7 it grows in proportion to a shift or an
-enlargement.  The answer survives these two, and not a rotation, unless the object looks the same when it is turned.
+enlargement. The answer survives these two, and not a rotation, unless the object looks the same when it is turned.
 """
 
 import math
@@ -56,9 +56,9 @@ def main(
 ) -> dict[str, Any]:
     """Transform a few images of different classes, draw the curves, and return what result.json holds.
 
-    layers: two, which stand for the paper's 1 and 7.  images: by number; None: `count` by seed, each of another class,
-    and if `correct` only such as the network names rightly.  translations: pixels; None: up to 60 of 224, as the
-    paper's, or as large a part of smaller images.  scales, rotations (degrees): None: the paper's ranges.  fill,
+    layers: two, which stand for the paper's 1 and 7. images: by number; None: `count` by seed, each of another class,
+    and if `correct` only such as the network names rightly. translations: pixels; None: up to 60 of 224, as the
+    paper's, or as large a part of smaller images. scales, rotations (degrees): None: the paper's ranges. fill,
     distance: see `zfnet.analysis.invariance`.
     """
     provenance = Provenance(model, seed=seed)
@@ -80,24 +80,24 @@ def main(
             labels,
             layers,
             kind,
-            given,
+            values,
             fill=fill,
             distance=distance,
             batch_size=batch_size,
             progress=progress,
         )
-        for kind, given in amounts.items()
+        for kind, values in amounts.items()
     }
     classes = list(getattr(data, "classes", []))
     names = [str(classes[label]) if classes else str(label) for label in labels]
-    about = [
+    records = [
         {"index": i, "file": data.file(i) if hasattr(data, "file") else None, "label": int(label), "class": name}
         for i, label, name in zip(chosen, labels, names, strict=True)
     ]
-    ours: dict[str, Any] = {"images": about, **{kind: _numbers(kind, found) for kind, found in series.items()}}
+    ours: dict[str, Any] = {"images": records, **{kind: _numbers(kind, response) for kind, response in series.items()}}
     paper: dict[str, Any] = {"images": None}
-    for kind, printed in PAPER.items():
-        paper[kind] = dict.fromkeys(ours[kind]) | printed | {"probability": [0, 1]}
+    for kind, numbers in PAPER.items():
+        paper[kind] = dict.fromkeys(ours[kind]) | numbers | {"probability": [0, 1]}
     settings = {
         "model": type(model).__name__,
         "layers": list(layers),
@@ -127,42 +127,42 @@ def _chosen(graph: Graph, data: Any, images: Sequence[int] | None, count: int, c
     if count < 1:
         raise InputError(f"count is {count}; give 1 or more images")
     known = getattr(data, "labels", None)
-    found: dict[int, int] = {}  # label: image
+    image_of_label: dict[int, int] = {}  # label: image
     for i in torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist():
-        if known and known[i] in found:
+        if known and known[i] in image_of_label:
             continue
         image, label = data[i]
         if label < 0:
             raise InputError(f"image {i} has no label: give data with labels (labels.csv or class folders)")
         output = graph.layers[-1]
-        if label in found or (correct and activations(graph, image[None], [output])[output].argmax() != label):
+        if label in image_of_label or (correct and activations(graph, image[None], [output])[output].argmax() != label):
             continue
-        found[label] = i
-        if len(found) == count:
-            return list(found.values())
+        image_of_label[label] = i
+        if len(image_of_label) == count:
+            return list(image_of_label.values())
     which = "classes that the network names rightly" if correct else "classes"
     raise InputError(
-        f"{len(data)} images show {len(found)} {which}, and count is {count}; take fewer"
+        f"{len(data)} images show {len(image_of_label)} {which}, and count is {count}; take fewer"
         + (", or correct=false" if correct else "")
     )
 
 
-def _numbers(kind: str, found: Invariance) -> dict[str, Any]:
+def _numbers(kind: str, response: Invariance) -> dict[str, Any]:
     """Of each layer the largest distance and, as means over images, the two numbers that the claims are about."""
-    far = reach(kind, found.amounts)
-    layers = list(found.distance.values())
-    kept = found.probability / found.probability[:, far.argmin(), None]
+    far = reach(kind, response.amounts)
+    layers = list(response.distance.values())
+    kept = response.probability / response.probability[:, far.argmin(), None]
     return {
-        "range": [float(found.amounts.min()), float(found.amounts.max())],
+        "range": [float(response.amounts.min()), float(response.amounts.max())],
         "distance": [float(d.max()) for d in layers],
         "rise": [_mean(rise(far, d)) for d in layers],
         "linearity": [_mean(linearity(far, d)) for d in layers],
-        "probability": [float(found.probability.min()), float(found.probability.max())],
+        "probability": [float(response.probability.min()), float(response.probability.max())],
         "probability_kept": _mean(kept.mean(1)),
         "curves": {
-            "amounts": found.amounts.tolist(),
-            "probability": found.probability.tolist(),
-            **{layer: d.tolist() for layer, d in found.distance.items()},
+            "amounts": response.amounts.tolist(),
+            "probability": response.probability.tolist(),
+            **{layer: d.tolist() for layer, d in response.distance.items()},
         },
     }
 
@@ -203,8 +203,8 @@ def draw(
     )
     labels = {"rms": "Euclidean distance / √units", "euclidean": "Euclidean distance", "relative": "relative distance"}
     colours = [f"C{n}" for n in range(len(pictures))]
-    for row, (kind, found) in enumerate(series.items()):
-        amounts = found.amounts
+    for row, (kind, response) in enumerate(series.items()):
+        amounts = response.amounts
         low, high = float(amounts.min()), float(amounts.max())
         shown = [low + share * (high - low) for share in SHOWN[kind]]
         shown = [shown[0], NOTHING[kind], shown[1]] if kind == "translation" else [NOTHING[kind], *shown]
@@ -218,7 +218,7 @@ def draw(
         frames = [colour for colour in colours for _ in shown]
         show_tiles(axis, preprocessing.pixels(torch.stack(tiles)), titles, frames)
         axis.set_ylabel(UNITS[kind], fontsize=9, labelpad=6)
-        curves = [*found.distance.values(), found.probability]
+        curves = [*response.distance.values(), response.probability]
         for column, values in enumerate(curves, 1):
             axis = figure.add_subplot(outer[row, column])
             for n, curve in enumerate(values):

@@ -3,10 +3,10 @@
 The caption's sense: (a) first-layer filters without renormalisation, where one dominates; (b) those of Krizhevsky et
 al.'s network, 11x11 with stride 4; (c) ours, 7x7 with stride 2; (d, e) projections of layer 2 of the latter two.
 
-What to look for: grey tiles in (a, b, c) are filters that do next to nothing.  The paper sees in (b) very coarse and
+What to look for: grey tiles in (a, b, c) are filters that do next to nothing. The paper sees in (b) very coarse and
 very fine filters with little between, and dead ones, in (c) fewer dead ones and more of the middle; in (d), not in (e),
-the lattice of the large stride.  The numbers below the panels are what the eye is asked for:
-`zfnet/analysis/filters.py` says how each is measured.  A coarser lattice holds less of anything: compare (d) and (e)
+the lattice of the large stride. The numbers below the panels are what the eye is asked for:
+`zfnet/analysis/filters.py` says how each is measured. A coarser lattice holds less of anything: compare (d) and (e)
 each with its image patches.
 """
 
@@ -99,22 +99,22 @@ def main(
     """Train the three networks unless they are there, scan a dataset with each, draw, measure; return what result.json
     holds.
 
-    architecture: a partial of ZFNet, from which Krizhevsky et al.'s is derived.  recipe: of all three, but that the
-    first is not renormalised; a network whose training diverges is reported as such.  maps: rows and columns of
-    layer-2 maps drawn, at random by seed.  k: projections of each.  scale: all filters of a panel have one grey scale
+    architecture: a partial of ZFNet, from which Krizhevsky et al.'s is derived. recipe: of all three, but that the
+    first is not renormalised; a network whose training diverges is reported as such. maps: rows and columns of
+    layer-2 maps drawn, at random by seed. k: projections of each. scale: all filters of a panel have one grey scale
     ("panel"), so that one that dominates leaves the others grey, or each its own ("filter").
-    quantile: of a projection's absolute values, where its grey scale ends.  width: of the picture, pixels.
+    quantile: of a projection's absolute values, where its grey scale ends. width: of the picture, pixels.
     """
     _check(architecture, recipe, maps, scale, quantile, width)
     provenance = Provenance(seed=seed)
     krizhevsky = functools.partial(ZFNet, **variant("krizhevsky", **architecture.keywords))  # type: ignore[attr-defined]
-    asked: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
+    forms: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
         "fig3 not renormalised": (architecture, replace(recipe, max_filter_rms=None)),
         "krizhevsky": (krizhevsky, recipe),
         "fig3": (architecture, recipe),
     }
     seen: dict[str, Seen | str] = {}
-    for name, (make, how) in asked.items():
+    for name, (make, how) in forms.items():
         try:
             model, history = networks.trained(name, make, how)
         except Diverged as error:
@@ -167,10 +167,10 @@ def main(
 
 
 def _check(architecture: Any, recipe: Recipe, maps: Sequence[int], scale: str, quantile: float, width: int) -> None:
-    made = getattr(architecture, "func", architecture)
-    if made is not ZFNet:
+    network = getattr(architecture, "func", architecture)
+    if network is not ZFNet:
         raise InputError(
-            f"Figure 6 compares forms of ZFNet; {getattr(made, '__name__', made)} is none: take model=zfnet"
+            f"Figure 6 compares forms of ZFNet; {getattr(network, '__name__', network)} is none: take model=zfnet"
         )
     if recipe.max_filter_rms is None:
         raise InputError(
@@ -189,7 +189,7 @@ def _check(architecture: Any, recipe: Recipe, maps: Sequence[int], scale: str, q
 def look(model: nn.Module, data: Any, k: int, count: int, seed: int, limit: float, **scanning: Any) -> Seen:
     """Measure a ZFNet's filters, and the projections of all its layer-2 maps; keep those of `count` maps for drawing.
 
-    limit: the RMS at which filters are renormalised.  Image patches are where the projections are: what the images hold
+    limit: the RMS at which filters are renormalised. Image patches are where the projections are: what the images hold
     beyond the lattice of conv1, the projections may hold as well.
     """
     deconvnet = Deconvnet(model)
@@ -202,7 +202,7 @@ def look(model: nn.Module, data: Any, k: int, count: int, seed: int, limit: floa
     energy, aliased = spectral_energy(weight), aliased_energy(weight, stride)
     live = (second.value[:, 0] > 0).nonzero().flatten().tolist()
     patches = project_top(deconvnet, data, LAYERS[1], second, live)
-    projected, there = patches.projections.float().cpu(), (patches.values > 0).cpu()
+    projected, activity = patches.projections.float().cpu(), (patches.values > 0).cpu()
     rms, largest = filter_rms(weight), dominance(weight)
     numbers = {
         "kernel": weight.shape[-1],
@@ -215,8 +215,8 @@ def look(model: nn.Module, data: Any, k: int, count: int, seed: int, limit: floa
         "filters_at_limit": float((rms > limit * (1 - 1e-3)).double().mean()),
         **_means(~(dead | weak), energy, aliased),
         "layer2_dead_maps": 1 - len(live) / len(second.value),
-        **_means(there, spectral_energy(projected), aliased_energy(projected, stride), "layer2_"),
-        "layer2_patches_aliased": _mean(aliased_energy(patches.crops.float().cpu(), stride), there),
+        **_means(activity, spectral_energy(projected), aliased_energy(projected, stride), "layer2_"),
+        "layer2_patches_aliased": _mean(aliased_energy(patches.crops.float().cpu(), stride), activity),
         "each_filter": {
             "rms": rms.tolist(),
             "dead": dead.tolist(),
@@ -226,9 +226,9 @@ def look(model: nn.Module, data: Any, k: int, count: int, seed: int, limit: floa
         },
     }
     drawn = _chosen(LAYERS[1], second, count, "random", torch.Generator().manual_seed(seed))
-    places = [live.index(m) for m in drawn]
+    indices = [live.index(m) for m in drawn]
     numbers["layer2_drawn"] = drawn
-    by_map = (part.unflatten(0, (-1, k))[places] for part in (preprocessing.rgb(projected), ~there))
+    by_map = (part.unflatten(0, (-1, k))[indices] for part in (preprocessing.rgb(projected), ~activity))
     return Seen(numbers, preprocessing.rgb(weight), *by_map)
 
 
@@ -243,21 +243,21 @@ def _means(which: Tensor, energy: Tensor, aliased: Tensor, prefix: str = "") -> 
 
 
 def _table(seen: dict[str, Seen | str]) -> str:
-    def cell(found: Seen | str, row: str, name: str) -> Any:
-        value = None if isinstance(found, str) else found.numbers[name]
+    def cell(outcome: Seen | str, row: str, name: str) -> Any:
+        value = None if isinstance(outcome, str) else outcome.numbers[name]
         if value is None:
             return ""
         return (
             round(100 * value, 1) if row.endswith("%") else value if isinstance(value, int) else float(f"{value:.3g}")
         )
 
-    rows = [[row, *(cell(found, row, name) for found in seen.values())] for row, name in ROWS.items()]
+    rows = [[row, *(cell(outcome, row, name) for outcome in seen.values())] for row, name in ROWS.items()]
     return "\n\n".join([table(["", *(TITLES[name] for name in seen)], rows), *_remarks(seen)])
 
 
 def _remarks(seen: dict[str, Seen | str]) -> list[str]:
     """What the figure cannot show."""
-    remarks = [f"{TITLES[name]}: diverged, {found}." for name, found in seen.items() if isinstance(found, str)]
+    remarks = [f"{TITLES[name]}: diverged, {outcome}." for name, outcome in seen.items() if isinstance(outcome, str)]
     without, ours = seen["fig3 not renormalised"], seen["fig3"]
     if isinstance(without, Seen) and isinstance(ours, Seen) and torch.equal(without.filters, ours.filters):
         remarks.append("No filter came to the limit of RMS, so renormalisation did nothing: (a) and (c) are the same.")
@@ -268,14 +268,14 @@ def compose(seen: dict[str, Seen | str], columns: int, scale: str, quantile: flo
     """The five panels in the paper's layout: filters above, projections below, each over its numbers."""
     pictures: dict[str, Tensor] = {}
     for letter, name, layer in PANELS:
-        found = seen[name]
-        if isinstance(found, str):
+        outcome = seen[name]
+        if isinstance(outcome, str):
             continue
         share = 0.31 if layer == 1 else 0.475  # of the width
         if layer == 1:
-            pictures[letter] = _filters(found.filters, scale, int(share * width))
-        elif len(found.projections):
-            pictures[letter] = _projections(found, columns, quantile, int(share * width))
+            pictures[letter] = _filters(outcome.filters, scale, int(share * width))
+        elif len(outcome.projections):
+            pictures[letter] = _projections(outcome, columns, quantile, int(share * width))
     tall = [max((pictures[p].shape[1] for p in line if p in pictures), default=width // 20) for line in ("abc", "de")]
     figure = Figure(figsize=(INCHES, sum(tall) / width * INCHES + 2), facecolor="white", layout="constrained")
     axes = figure.subplot_mosaic("aabbcc\ndddeee", height_ratios=tall)  # type: ignore[arg-type]
@@ -286,18 +286,18 @@ def compose(seen: dict[str, Seen | str], columns: int, scale: str, quantile: flo
     return figure
 
 
-def _panel(axis: Axes, title: str, picture: Tensor | None, found: Seen | str, layer: int) -> None:
+def _panel(axis: Axes, title: str, picture: Tensor | None, outcome: Seen | str, layer: int) -> None:
     axis.set_title(title, fontsize=9, weight="bold", loc="left")
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set_visible(False)
     if picture is None:
-        words = f"diverged:\n{found}" if isinstance(found, str) else "no map is ever above 0"
+        words = f"diverged:\n{outcome}" if isinstance(outcome, str) else "no map is ever above 0"
         axis.text(0.5, 0.5, words, ha="center", va="center", fontsize=8, transform=axis.transAxes)
         return
     axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="antialiased")
     axis.set_anchor("NW")
-    axis.set_xlabel(_words(found.numbers, layer), fontsize=6.5, loc="left")  # type: ignore[union-attr]
+    axis.set_xlabel(_words(outcome.numbers, layer), fontsize=6.5, loc="left")  # type: ignore[union-attr]
 
 
 def _words(numbers: dict[str, Any], layer: int) -> str:
@@ -333,12 +333,12 @@ def _filters(filters: Tensor, scale: str, width: int) -> Tensor:
     return grid(signed_image(tiles, together=count if scale == "panel" else 1, quantile=1.0), columns, 2 * TILE_GAP)
 
 
-def _projections(found: Seen, columns: int, quantile: float, width: int) -> Tensor:
+def _projections(seen: Seen, columns: int, quantile: float, width: int) -> Tensor:
     """A block of tiles for each map, `width` pixels wide."""
-    maps, k = found.projections.shape[:2]
+    maps, k = seen.projections.shape[:2]
     columns, side = min(columns, maps), math.isqrt(k - 1) + 1
     tile = max((width // columns - MAP_GAP) // side - TILE_GAP, 4)
-    tiles = signed_image(resized(found.projections.flatten(0, 1), (tile, tile)), quantile=quantile)
+    tiles = signed_image(resized(seen.projections.flatten(0, 1), (tile, tile)), quantile=quantile)
     tiles = tiles.unflatten(0, (maps, k))
-    tiles[found.empty] = 1
-    return grid(torch.stack([grid(some, side, TILE_GAP) for some in tiles]), columns, MAP_GAP)
+    tiles[seen.empty] = 1
+    return grid(torch.stack([grid(tiles_of_map, side, TILE_GAP) for tiles_of_map in tiles]), columns, MAP_GAP)

@@ -6,7 +6,7 @@ image (black frame) and into others; (d) the probability of the true class; (e) 
 
 What to look for: where (b) falls, the square hides the structure that (c) shows, so the projection speaks of what does
 stimulate the map; where (d) falls, it hides what the class depends on, which should be the object and not the scene.
-The two need not be one place.  The paper leaves both to the eye; here (b) and (d) are correlated, and where the
+The two need not be one place. The paper leaves both to the eye; here (b) and (d) are correlated, and where the
 objects' masks are known it is counted how often the minimum of (d) is on the object.
 """
 
@@ -108,9 +108,9 @@ def main(
 ) -> dict[str, Any]:
     """Slide the square over each image, draw the five columns, measure; return what result.json holds.
 
-    images: so many at random, by seed, or these.  size: of the square, pixels; None: the paper's share of the image's
-    side, 50 of 224.  step: None: what comes nearest to the paper's 30 x 30 places.  fill: of normalised images; 0 is
-    the mean, the paper's grey.  others: images beside this one that the map is projected into, its strongest.
+    images: so many at random, by seed, or these. size: of the square, pixels; None: the paper's share of the image's
+    side, 50 of 224. step: None: what comes nearest to the paper's 30 x 30 places. fill: of normalised images; 0 is
+    the mean, the paper's grey. others: images beside this one that the map is projected into, its strongest.
     measured: where masks are known, images on which it is counted whether the lowest probability is on the object.
     Where the network does not know an image's class, its likeliest one stands for it, and nothing is counted.
     """
@@ -152,8 +152,8 @@ def main(
     known = all(own.values())
     rows = []
     for index, maps in swept.items():
-        found = [i for i in tops[layer].image[maps.map].tolist() if i not in (index, -1)][:others]
-        signals = torch.cat([_projected(deconvnet, data[i][0], layer, maps.map) for i in (index, *found)])
+        winners = [i for i in tops[layer].image[maps.map].tolist() if i not in (index, -1)][:others]
+        signals = torch.cat([_projected(deconvnet, data[i][0], layer, maps.map) for i in (index, *winners)])
         picture = preprocessing.pixels(data[index][0]).clamp(0, 1)
         projections = signed_image(preprocessing.rgb(signals).cpu())
         rows.append(Row(f"image {index}", picture, maps, projections, classes, own[index]))
@@ -272,7 +272,7 @@ def _numbers(maps: OcclusionMaps, classes: Sequence[str]) -> dict[str, Any]:
 def on_object(swept: Iterable[tuple[OcclusionMaps, Any]]) -> dict[str, Any]:
     """How often the centre of the square at a map's minimum lies on the object (mask (H, W)), against chance.
 
-    Chance is the share of all squares whose centre does.  Intervals are Wilson's, of 95 %.
+    Chance is the share of all squares whose centre does. Intervals are Wilson's, of 95 %.
     """
     hits = {"probability": 0, "activity": 0}
     chance, count = 0.0, 0
@@ -330,8 +330,8 @@ def _image(figure: Figure, row: Row, x: float, y: float, tile: int) -> None:
     upper, left, lower, right = box.tolist()
     axes.add_patch(Rectangle((left - 0.5, upper - 0.5), right - left, lower - upper, color=(0.49,) * 3, lw=0))
     axes.axis("off")
-    whose = "true" if row.known else "likeliest"
-    text(figure, x, y + tile + 14, f"{whose}: {_short(row.classes[_classified(row.maps)[1]])}", size=6)
+    adjective = "true" if row.known else "likeliest"
+    text(figure, x, y + tile + 14, f"{adjective}: {_short(row.classes[_classified(row.maps)[1]])}", size=6)
 
 
 def _heat(figure: Figure, values: Tensor, x: float, y: float, tile: int, below: str = "") -> None:

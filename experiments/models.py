@@ -131,9 +131,9 @@ def _preprocessing(published: Any) -> Preprocessing:
 def spread(graph: Graph, size: int | Size) -> tuple[list[str], str]:
     """Five layers that stand for the paper's 1 to 5, and one for its 7, of a network for images of that size.
 
-    The five are taken from the steps that all of the image has to come through: ReLUs and what joins branches.  They
+    The five are taken from the steps that all of the image has to come through: ReLUs and what joins branches. They
     are the last of each size of map; where there are more sizes, evenly spread over these, and where there are fewer,
-    the widest gaps are halved.  Layer 7 is the last before the classifier.
+    the widest gaps are halved. Layer 7 is the last before the classifier.
     """
     shapes = graph.shapes(pair(size), graph.output)
     path = [n for n in graph.path([graph.output]) if n in shapes]

@@ -73,7 +73,7 @@ class Networks:
     def trained(self, name: str, architecture: Callable[[], nn.Module], recipe: Recipe) -> Trained:
         """The network of that name, architecture, recipe and seed (the recipe's): trained now, unless it was before.
 
-        A run that was stopped goes on.  InputError where training fails, such as for a loss that is not finite.
+        A run that was stopped goes on. InputError where training fails, such as for a loss that is not finite.
         """
         model = build(architecture, preprocessing=self.preprocessing, seed=recipe.seed).to(self.device)
         metadata = described(model, recipe, self._training, self._validation)

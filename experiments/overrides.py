@@ -66,12 +66,14 @@ def single(config: DictConfig, words: Sequence[str]) -> list[tuple[str, list[str
     if "suite" not in config.experiment:
         return [(config.hydra.runtime.choices.experiment, list(words))]
     rest = [word for word in words if not word.startswith("experiment=")]
-    found = []
+    experiments = []
     for name in config.experiment.suite:
         known = arguments(configured([f"experiment={name}"]))
-        mine = [w for w in rest if not w.startswith("++experiment.") or w[13:].partition("=")[0].split(".")[0] in known]
-        found.append((name, [f"experiment={name}", *mine]))
-    return found
+        subset = [
+            w for w in rest if not w.startswith("++experiment.") or w[13:].partition("=")[0].split(".")[0] in known
+        ]
+        experiments.append((name, [f"experiment={name}", *subset]))
+    return experiments
 
 
 def _parse(word: str) -> Override:
@@ -84,11 +86,11 @@ def _parse(word: str) -> Override:
 
 def _choices(override: Override) -> list[str]:
     """The names chosen in a group; several in a sweep."""
-    value, there = override.value(), names(override.key_or_group)
+    value, options = override.value(), names(override.key_or_group)
     chosen = [str(v) for v in value.list] if isinstance(value, ChoiceSweep) else [str(value)]
     for name in chosen:
-        if name not in there:
-            raise unknown_name({"data": "data set"}.get(override.key_or_group, override.key_or_group), name, there)
+        if name not in options:
+            raise unknown_name({"data": "data set"}.get(override.key_or_group, override.key_or_group), name, options)
     return chosen
 
 
@@ -132,8 +134,8 @@ def check(words: Sequence[str]) -> list[str]:
         _known(config.model.architecture)
     settings: list[str] = []
     for name in chosen.get("experiment", [config.hydra.runtime.choices.experiment]):
-        for _, its in single(configured([*groups, f"experiment={name}"]), [f"experiment={name}"]):
-            settings += arguments(configured([*groups, *its]))
+        for _, experiment_words in single(configured([*groups, f"experiment={name}"]), [f"experiment={name}"]):
+            settings += arguments(configured([*groups, *experiment_words]))
     pairs = zip(words, overrides, strict=True)
     return [_checked(word, override, config, settings) for word, override in pairs]
 

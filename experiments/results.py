@@ -50,9 +50,9 @@ def results(out: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
-        for made in missing:  # empty unless the results are in it
+        for parent in missing:  # empty unless the results are in it
             with contextlib.suppress(OSError):
-                made.rmdir()
+                parent.rmdir()
 
 
 class Provenance:
@@ -64,9 +64,9 @@ class Provenance:
         self.seed = seed
 
     def __call__(self) -> dict[str, Any]:
-        found = {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")}
+        versions = {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")}
         return {
-            "versions": {"zfnet": _zfnet_version(), **found, "python": platform.python_version()},
+            "versions": {"zfnet": _zfnet_version(), **versions, "python": platform.python_version()},
             **_commit(),
             "command": COMMAND,
             "seed": self.seed,

@@ -1,7 +1,7 @@
 """Run an experiment: python experiments/run.py experiment=fig2 [model=...] [data=...] [seed=...] [key=value]
 
-Without arguments: all figures, of a small network on rendered scenes.  The result lies in
-outputs/<experiment>/<model>-<data>/, or where `out=` says.  With -m, `k=4,9` runs one after the other.
+Without arguments: all figures, of a small network on rendered scenes. The result lies in
+outputs/<experiment>/<model>-<data>/, or where `out=` says. With -m, `k=4,9` runs one after the other.
 Training shares its batches among processes: torchrun --nproc-per-node=4 experiments/run.py experiment=train
 """
 
@@ -77,8 +77,8 @@ def check_type(name: str, value: Any, hint: Any) -> None:
     else:
         fits = any(isinstance(value, kind) for kind in kinds)
     if not fits and Any not in kinds:
-        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", type(None): "null"}
-        raise InputError(f"{name} is {value!r}; give {' or '.join(wanted.get(k, 'a list') for k in kinds)}")
+        phrases = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", type(None): "null"}
+        raise InputError(f"{name} is {value!r}; give {' or '.join(phrases.get(k, 'a list') for k in kinds)}")
 
 
 def device(name: str) -> torch.device:
@@ -142,9 +142,9 @@ def trained(config: DictConfig, words: Sequence[str]) -> Path:
     files = trained_files(f"{called(config)}-{data}")
     path = files[0]
     try:
-        asked = configured(words)
-        parts = given(asked, words, ("model", *TRAINING))
-        identity = run_identity(parts["model"], parts["training"], parts["validation"], made(asked.train))
+        settings = configured(words)
+        parts = given(settings, words, ("model", *TRAINING))
+        identity = run_identity(parts["model"], parts["training"], parts["validation"], made(settings.train))
     except InputError as error:
         if not path.exists():
             raise
@@ -174,15 +174,15 @@ def trained_files(name: str) -> list[Path]:
 
 def count_classes(config: DictConfig) -> int | None:
     """How many classes the network's weights say they have, or, for random ones that must be told, the data."""
-    told, classes = config.model.architecture.num_classes, None
+    count, classes = config.model.architecture.num_classes, None
     if config.model.weights and not published(config.model.weights):
         classes = weights.read_metadata(config.model.weights).get("classes")
-    elif told is None:
+    elif count is None:
         classes = dataset(config, made(config.model.preprocessing), split="val").classes
-    if told is None and not classes:
+    if count is None and not classes:
         source = config.model.weights or f"data={config.hydra.runtime.choices.data}"
         raise InputError(f"{source} names no classes: give model.architecture.num_classes=")
-    return len(classes) if classes else told
+    return len(classes) if classes else count
 
 
 def network(config: DictConfig, words: Sequence[str]) -> nn.Module:
@@ -198,7 +198,7 @@ def network(config: DictConfig, words: Sequence[str]) -> nn.Module:
 
 def given(config: DictConfig, words: Sequence[str], names: Collection[str]) -> dict[str, Any]:
     """What an experiment's function is given, of these names: see `conf/` for the rest."""
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     if "networks" in names:  # from scratch
         config.model.weights = None
     if {"model", "networks"} & set(names):
@@ -206,24 +206,24 @@ def given(config: DictConfig, words: Sequence[str], names: Collection[str]) -> d
         how: Preprocessing = model.preprocessing  # type: ignore[assignment]
         with open_dict(config):  # a file of weights brings its own
             config.model.preprocessing.update(how.settings)
-        found["model"] = model
+        arguments["model"] = model
     if "data" in names:
-        found["data"] = dataset(config, how)
+        arguments["data"] = dataset(config, how)
     if {"training", "networks"} & set(names):
         stored = Stored(how, config.train.get("stored_size"))
-        found |= {name: dataset(config, stored, split=split) for name, split in TRAINING.items()}
+        arguments |= {name: dataset(config, stored, split=split) for name, split in TRAINING.items()}
     if "networks" in names:
         choices = config.hydra.runtime.choices
         name = f"{called(config)}-{choices.data}"
-        found["networks"] = Networks(
+        arguments["networks"] = Networks(
             Path("outputs", "networks", name),
-            found["training"],
-            found["validation"],
+            arguments["training"],
+            arguments["validation"],
             how,
             also=trained_files(name),
             device=next(model.parameters()).device,
         )
-    return {name: what for name, what in found.items() if name in names}
+    return {name: what for name, what in arguments.items() if name in names}
 
 
 def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
@@ -251,8 +251,8 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
         if name in settings and not (isinstance(settings[name], dict) and "_target_" in settings[name]):
             check_type(name, settings[name], hint)
     # first: settings may name what it fills in, such as ${model.weights} and the number of classes
-    found = given(config, words, parameters)
-    result = made(config.experiment, _partial_=True)(out=out, **found)
+    arguments = given(config, words, parameters)
+    result = made(config.experiment, _partial_=True)(out=out, **arguments)
     with results(out) as files:
         text = OmegaConf.to_yaml(
             OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True
@@ -273,19 +273,19 @@ def task(config: DictConfig) -> None:
         point = [w.removeprefix("++").removeprefix("experiment.") for w in words if w.split("=")[0] not in PLACED]
         swept = ",".join(point).replace("/", "_")
     with in_one_line():
-        asked = single(configured(words), words)
-        with torchrun([experiment for experiment, _ in asked]):
+        experiments = single(configured(words), words)
+        with torchrun([experiment for experiment, _ in experiments]):
             failed = 0
-            for experiment, mine in asked:
+            for experiment, own_words in experiments:
                 try:
-                    run(experiment, mine, Path(experiment if config.out and len(asked) > 1 else "", swept))
+                    run(experiment, own_words, Path(experiment if config.out and len(experiments) > 1 else "", swept))
                 except InputError as error:
-                    if len(asked) == 1:
+                    if len(experiments) == 1:
                         raise
                     failed += 1  # the others of a suite can still be drawn
                     print(f"run.py: {experiment}: {error}", file=sys.stderr)
             if failed:
-                raise InputError(f"{failed} of {len(asked)} experiments failed")
+                raise InputError(f"{failed} of {len(experiments)} experiments failed")
 
 
 def command_line() -> None:

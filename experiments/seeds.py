@@ -1,4 +1,4 @@
-"""Would another training run give the same units?  Two runs that differ in their seed, map by map.
+"""Would another training run give the same units? Two runs that differ in their seed, map by map.
 
 The feature maps of one run are paired one to one with those of the other, so that the correlations of their
 activations add up to the most: Li, Yosinski, Clune, Lipson & Hopcroft (2016), "Convergent Learning", arXiv:1511.07543.
@@ -60,7 +60,7 @@ def main(
 ) -> dict[str, Any]:
     """Train twice, match the maps of each layer, draw pairs and correlations; return what result.json holds.
 
-    seed, other: of the two runs.  The control, which is not trained, has a third.
+    seed, other: of the two runs. The control, which is not trained, has a third.
     k: of a map's strongest images, which are drawn, and counted where the other map has them too.
     """
     if seed == other:
@@ -80,7 +80,7 @@ def main(
     deconvnets = [Deconvnet(run.model) for run in runs.values()]
     first, second = (deconvnet.graph for deconvnet in deconvnets)
     settings: Any = {"batch_size": batch_size, "workers": workers, "progress": progress}
-    found = {
+    matrices = {
         "trained": correlations(first, second, data, layers, **settings),
         "untrained": correlations(first, control, data, layers, **settings),
         "shuffled": correlations(first, second, data, layers, shuffle_seed=seed, **settings),
@@ -90,7 +90,7 @@ def main(
     compared, curves, lines = {}, {}, []
     for layer in layers:
         pair = [top[layer] for top in tops]
-        compared[layer], curves[layer] = compare({what: each[layer] for what, each in found.items()}, pair)
+        compared[layer], curves[layer] = compare({what: by_layer[layer] for what, by_layer in matrices.items()}, pair)
         if not compared[layer]["pairs"]:
             raise InputError(
                 f"{layer}: no two maps that are ever above 0 are matched; have the networks learnt at all?"
@@ -106,7 +106,7 @@ def main(
         "validation_error": {str(n): run.history[-1].get("validation_error") for n, run in runs.items()},
     }
     kind = type(control.model).__name__
-    about = {
+    description = {
         "model": kind,
         "layers": layers,
         "seeds": list(runs),
@@ -127,31 +127,31 @@ def main(
         figure.savefig(folder / "figure.pdf", dpi=DPI)
         words = f"{_table(ours, k)}\n\n{answer(compared)}"
         (folder / "table.md").write_text(words + "\n", encoding="utf-8")
-        result = write_result(folder, "seeds", dict.fromkeys(ours), ours, about, provenance)
+        result = write_result(folder, "seeds", dict.fromkeys(ours), ours, description, provenance)
     print(words)
     return result
 
 
-def compare(found: Mapping[str, Tensor], tops: Sequence[TopActivations]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def compare(matrices: Mapping[str, Tensor], tops: Sequence[TopActivations]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Numbers of one layer, and the correlations of the first network's live maps with their partners, by curve.
 
-    found: the correlations (C, C) with each other network.  A pair is [map, map, correlation, images among the
+    matrices: the correlations (C, C) with each other network. A pair is [map, map, correlation, images among the
     strongest of both], by falling correlation.
     """
     live = [top.value[:, 0] > 0 for top in tops]
-    curves = {what: maps[tuple(bipartite_matching(maps).T)][live[0]] for what, maps in found.items()}
-    curves["best"] = found["trained"].amax(1)[live[0]]
-    pairs = bipartite_matching(found["trained"])
+    curves = {what: maps[tuple(bipartite_matching(maps).T)][live[0]] for what, maps in matrices.items()}
+    curves["best"] = matrices["trained"].amax(1)[live[0]]
+    pairs = bipartite_matching(matrices["trained"])
     pairs = pairs[live[0][pairs[:, 0]] & live[1][pairs[:, 1]]]
-    correlation = found["trained"][tuple(pairs.T)]
+    correlation = matrices["trained"][tuple(pairs.T)]
     images = [top.image.where(top.value > 0, -1 - n) for n, top in enumerate(tops)]  # what is 0 is no strong activation
-    ones, others = (each[maps] for each, maps in zip(images, pairs.T, strict=True))
+    ones, others = (winners[maps] for winners, maps in zip(images, pairs.T, strict=True))
     shared = (ones[:, :, None] == others[:, None, :]).sum((1, 2))
     order = correlation.argsort(descending=True, stable=True)
     columns = [column[order].tolist() for column in (*pairs.T, correlation, shared)]
     numbers = {
         "maps": len(live[0]),
-        "live": [int(each.sum()) for each in live],
+        "live": [int(mask.sum()) for mask in live],
         **{
             what: {"mean": float(c.mean()), "median": float(c.median()), "alike": float((c > ALIKE).double().mean())}
             for what, c in curves.items()

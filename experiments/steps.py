@@ -2,7 +2,7 @@
 
 What to look for: *unpooling* sends each value to the place where its maximum came from, which the forward pass
 remembered as a switch; *rectification* takes away what is negative; *filtering* with the transposed filters spreads one
-layer's maps over those of the layer below.  What began as one number ends as a pattern in the unit's receptive field.
+layer's maps over those of the layer below. What began as one number ends as a pattern in the unit's receptive field.
 """
 
 from pathlib import Path
@@ -64,8 +64,8 @@ def main(
 ) -> dict[str, Any]:
     """Find a strong activation of the layer, draw its way down to pixels, and return what result.json holds.
 
-    map: the feature map; None: the one with the strongest activation.  rank: 0 for the map's strongest image.
-    images: look for it among the first so many only.  shown: how many maps of each signal are drawn.
+    map: the feature map; None: the one with the strongest activation. rank: 0 for the map's strongest image.
+    images: look for it among the first so many only. shown: how many maps of each signal are drawn.
     """
     provenance = Provenance(model)
     deconvnet = Deconvnet(model)
@@ -94,10 +94,10 @@ def main(
     signal = torch.zeros_like(recording.activations[layer])
     signal[(0, map, row, column)[: signal.ndim]] = value  # type: ignore[index]
     steps = [Step(layer, "start", _maps(signal))]
-    for name, operation, sent in deconvnet.steps(recording, layer, signal):
+    for name, operation, signals in deconvnet.steps(recording, layer, signal):
         verb = VERBS.get(operation.lower(), operation)
         if verb != "pass":
-            steps.append(Step(name, verb, _maps(sent)))
+            steps.append(Step(name, verb, _maps(signals)))
     preprocessing = Preprocessing.of(model)
     box = receptive_field(deconvnet.graph, layer, tuple(image.shape[-2:])).box(row, column)  # type: ignore[arg-type]
     ours = {
@@ -187,8 +187,8 @@ def _explain(step: Step, before: Step | None, unit: tuple[int, int, int, float])
         map, row, column, value = unit
         return f"map {map}, row {row}, column {column}:\n{value:.3g}; all other units 0\n{shape}"
     if step.verb == "rectify":
-        gone = int((before.signal < 0).sum())
-        return f"{gone:,} negative values to 0\n{shape}\n{alive:,} not zero"
+        negatives = int((before.signal < 0).sum())
+        return f"{negatives:,} negative values to 0\n{shape}\n{alive:,} not zero"
     if step.verb == "unpool":
         return f"each value to its switch\n{shape}\n{alive:,} not zero"
     if step.verb == "filter":

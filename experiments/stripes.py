@@ -1,8 +1,8 @@
 """A worked example: what is the largest activation of a unit that sees horizontal stripes, shown vertical stripes?
 
-A network of two filters, one for horizontal and one for vertical stripes, is shown both.  What to look for: exact zeros
-off the diagonal.  A filter's weights sum to zero along every line of the other's stripes, so that nothing is left, and
-in whole numbers not even rounding.  Where the stripes fit, the projection gives them back.
+A network of two filters, one for horizontal and one for vertical stripes, is shown both. What to look for: exact zeros
+off the diagonal. A filter's weights sum to zero along every line of the other's stripes, so that nothing is left, and
+in whole numbers not even rounding. Where the stripes fit, the projection gives them back.
 """
 
 from collections import OrderedDict

@@ -1,11 +1,11 @@
 """Table 1: does masking the same part of different images change their features alike?
 
 The caption's sense: the sign-Hamming distance between the changes of features, of layers 5 and 7, when the right eye,
-the left eye or the nose is masked in images of dogs, and when random places are.  The picture shows the masks, as
+the left eye or the nose is masked in images of dogs, and when random places are. The picture shows the masks, as
 Figure 8.
 
-What to look for: lower than random means that the layer relates the part in different images.  In the paper the eyes
-and the nose are well below random in layer 5 and hardly in layer 7, which tells breeds apart.  Read it beside the share
+What to look for: lower than random means that the layer relates the part in different images. In the paper the eyes
+and the nose are well below random in layer 5 and hardly in layer 7, which tells breeds apart. Read it beside the share
 of features that a mask changes at all: two masks that change little agree a lot.
 """
 
@@ -53,9 +53,9 @@ def main(
 ) -> dict[str, Any]:
     """Mask the parts in every image that has them, print and write the table, return what result.json holds.
 
-    layers: two, which stand for the paper's 5 and 7.  parts: a CSV file (file, part, x, y, side); None: the boxes of
-    scenes, of the class `kind` (None: of all that have the parts).  count: so many of the images, by seed (the paper:
-    5); None: all.  draws: random masks for each part of each image.  fill: the mask, where 0 is the mean colour.
+    layers: two, which stand for the paper's 5 and 7. parts: a CSV file (file, part, x, y, side); None: the boxes of
+    scenes, of the class `kind` (None: of all that have the parts). count: so many of the images, by seed (the paper:
+    5); None: all. draws: random masks for each part of each image. fill: the mask, where 0 is the mean colour.
     zeros: where neither image changes they "agree"; or "drop" such dimensions.
     """
     provenance = Provenance(model, seed=seed)
@@ -66,14 +66,14 @@ def main(
     boxes = parts_of(data, names, table=parts, kind=kind)
     if count is not None and not 2 <= count <= len(boxes):
         raise InputError(f"count is {count}; give 2 to {len(boxes)}: so many images have {', '.join(names)}")
-    some = torch.randperm(len(boxes), generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
-    chosen = [list(boxes)[n] for n in some]
+    indices = torch.randperm(len(boxes), generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
+    chosen = [list(boxes)[n] for n in indices]
     images = [data[i][0] for i in chosen]
-    mine = [boxes[i] for i in chosen]
-    found = correspondence(
+    chosen_boxes = [boxes[i] for i in chosen]
+    consistency = correspondence(
         model,
         images,
-        mine,
+        chosen_boxes,
         layers,
         draws=draws,
         seed=seed,
@@ -83,12 +83,12 @@ def main(
         batch_size=batch_size,
         progress=progress,
     )
-    text = _table(found, layers) + "\n\n" + _notes(len(images), draws, permutations)
+    text = _table(consistency, layers) + "\n\n" + _notes(len(images), draws, permutations)
     print(text)
-    ours: dict[str, Any] = {part: [_entry(found[layer][part]) for layer in layers] for part in (*names, "random")}
+    ours: dict[str, Any] = {part: [_entry(consistency[layer][part]) for layer in layers] for part in (*names, "random")}
     paper: dict[str, Any] = {part: _paper(part) for part in ours}
     ours["images"] = [data.file(i) if hasattr(data, "file") else i for i in chosen]
-    ours["boxes"] = [{part: list(box) for part, box in each.items()} for each in mine]
+    ours["boxes"] = [{part: list(box) for part, box in image_boxes.items()} for image_boxes in chosen_boxes]
     paper |= {"images": None, "boxes": None}
     settings = {
         "model": type(model).__name__,
@@ -106,7 +106,7 @@ def main(
     with results(out) as folder:
         (folder / "table.md").write_text(text + "\n", encoding="utf-8")
         preprocessing = Preprocessing.of(model)
-        figure = draw(images[:5], mine[:5], fill, preprocessing, seed)
+        figure = draw(images[:5], chosen_boxes[:5], fill, preprocessing, seed)
         figure.savefig(folder / "figure.png", dpi=110)
         figure.savefig(folder / "figure.pdf")
         return write_result(folder, "table1", paper, ours, settings, provenance)
@@ -120,15 +120,15 @@ def _paper(part: str) -> list[dict[str, float]] | None:
     return [{"mean": mean, "spread": spread} for mean, spread in PAPER[part]] if part in PAPER else None
 
 
-def _table(found: dict[str, dict[str, Consistency]], layers: Sequence[str]) -> str:
+def _table(consistency: dict[str, dict[str, Consistency]], layers: Sequence[str]) -> str:
     head = ["occluded"]
     for number, layer in zip((5, 7), layers, strict=True):
         head += [f"paper, layer {number}", f"ours, {layer}", "95% of the mean", "p", "changed"]
     rows: list[list[Any]] = []
-    for part in found[layers[0]]:
+    for part in consistency[layers[0]]:
         row = [part]
         for n, layer in enumerate(layers):
-            c = found[layer][part]
+            c = consistency[layer][part]
             published = "{:.3f} ± {:.3f}".format(*PAPER[part][n]) if part in PAPER else ""
             digits = max(3, 1 - int(f"{c.mean:e}"[-3:]))  # two that count
             mean, spread, low, high = (f"{value:.{digits}f}" for value in (c.mean, c.spread, *c.interval))

@@ -4,7 +4,7 @@ The caption's sense: ImageNet 2012 error rates of the architecture of Krizhevsky
 one with 512, 1024 and 512 maps in layers 3 to 5, of several of them together, and of other people's.
 
 What to look for: averaging networks that differ by nothing but their seed lowers the error, and a network of another
-architecture lowers it more.  The networks are those of Table 3, where it has them.
+architecture lowers it more. The networks are those of Table 3, where it has them.
 """
 
 import statistics
@@ -52,16 +52,16 @@ def main(
 ) -> dict[str, Any]:
     """Train the networks that are not there yet, average them; write the table, its picture and result.json.
 
-    nets: how many of Figure 3 are averaged, 5 in the paper.  pad: by how many pixels the border is repeated, to make
-    room for ten crops; None: by what training shifts images, where they leave no margin.  Errors are in %.
+    nets: how many of Figure 3 are averaged, 5 in the paper. pad: by how many pixels the border is repeated, to make
+    room for ten crops; None: by what training shifts images, where they leave no margin. Errors are in %.
     """
     provenance = Provenance(seed=recipe.seed)
     if nets < 1:
         raise InputError(f"nets is {nets}: how many networks are averaged; give at least 1")
     if pad is None:
         pad = 0 if recipe.stored_size else recipe.max_shift
-    wanted = [("krizhevsky", 0), *(("fig3", seed) for seed in range(nets)), ("fig3 512-1024-512", 0)]
-    replication, *several, other = train_each(wanted, networks, architecture, recipe, progress)
+    runs = [("krizhevsky", 0), *(("fig3", seed) for seed in range(nets)), ("fig3 512-1024-512", 0)]
+    replication, *several, other = train_each(runs, networks, architecture, recipe, progress)
     groups: dict[str, list[list[nn.Module]]] = {  # whose answers are averaged; of several groups, each is measured
         "Replication of Krizhevsky et al., 1 net": [[replication]],
         "Figure 3, 1 net": [[model] for model in several],
@@ -71,12 +71,12 @@ def main(
     }
 
     def measured(crops: int = 1, pad: int = 0) -> dict[str, dict[str, list[float]]]:
-        found = {}
-        for row, those in groups.items():
-            rates = [error_rates(models, networks.validation, crops=crops, pad=pad) for models in those]
+        errors = {}
+        for row, ensembles in groups.items():
+            rates = [error_rates(models, networks.validation, crops=crops, pad=pad) for models in ensembles]
             columns = ([percent(rate) for rate in column] for column in zip(*rates, strict=True))
-            found[row] = dict(zip(COLUMNS, columns, strict=True))
-        return found
+            errors[row] = dict(zip(COLUMNS, columns, strict=True))
+        return errors
 
     one, ten = measured(), measured(10, pad)
     text = table(
@@ -107,7 +107,7 @@ def main(
         "deviation": {row: {c: deviation(rates) for c, rates in ten[row].items()} for row in groups},
         "each": ten,
         "one_crop": one,
-        "nets": {row: len(those[0]) for row, those in groups.items()},
+        "nets": {row: len(ensembles[0]) for row, ensembles in groups.items()},
     }
     paper = {**dict.fromkeys(ours), "error": published, "nets": dict(zip(groups, (1, 1, 5, 1, 6), strict=True))}
     settings = {

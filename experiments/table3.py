@@ -3,7 +3,7 @@
 The caption's sense: ImageNet 2012 error rates as the network of Krizhevsky et al. (2012) and that of Figure 3 are
 changed: layers removed, other widths of the fully connected layers, more maps in layers 3 to 5.
 
-What to look for: removing layers 3 and 4, or 6 and 7, costs little, and all four a lot: depth matters.  Wider fully
+What to look for: removing layers 3 and 4, or 6 and 7, costs little, and all four a lot: depth matters. Wider fully
 connected layers fit the training images better and the others no better; more maps in layers 3 to 5 help both.
 """
 
@@ -57,7 +57,7 @@ def main(
     """Train each variant with each of `seeds` seeds; write the table, its picture and result.json.
 
     architecture: makes the network of Figure 3 whose changes the variants are: by it all widths are scaled.
-    variants: the rows to train; None: all.  Errors are in %; training images are measured after training, as they are.
+    variants: the rows to train; None: all. Errors are in %; training images are measured after training, as they are.
     """
     provenance = Provenance(seed=recipe.seed)
     if seeds < 1:
@@ -66,25 +66,27 @@ def main(
         if name not in VARIANTS:
             raise unknown_name("variant", name, VARIANTS)
     names = [name for name in VARIANTS if name in (variants or VARIANTS)]
-    each: dict[str, dict[str, list[float]]] = {name: {column: [] for column in COLUMNS} for name in names}
+    errors: dict[str, dict[str, list[float]]] = {name: {column: [] for column in COLUMNS} for name in names}
     parameters: dict[str, int] = {}
-    wanted = [(name, seed) for name in names for seed in range(seeds)]
-    for (name, _), model in zip(wanted, train_each(wanted, networks, architecture, recipe, progress), strict=True):
+    runs = [(name, seed) for name in names for seed in range(seeds)]
+    for (name, _), model in zip(runs, train_each(runs, networks, architecture, recipe, progress), strict=True):
         rates = *error_rates(model, networks.training, top=(1,)), *error_rates(model, networks.validation, top=(1, 5))
         for column, rate in zip(COLUMNS, rates, strict=True):
-            each[name][column].append(percent(rate))
+            errors[name][column].append(percent(rate))
         parameters[name] = sum(p.numel() for p in model.parameters())
     published = {name: dict(zip(COLUMNS, PAPER[name], strict=True)) for name in names}
-    means = {name: {column: statistics.mean(rates) for column, rates in row.items()} for name, row in each.items()}
+    means = {name: {column: statistics.mean(rates) for column, rates in row.items()} for name, row in errors.items()}
     ours: dict[str, Any] = {
         "error": means,
-        "deviation": {name: {column: deviation(rates) for column, rates in row.items()} for name, row in each.items()},
-        "each": each,
+        "deviation": {
+            name: {column: deviation(rates) for column, rates in row.items()} for name, row in errors.items()
+        },
+        "each": errors,
         "parameters": parameters,
         "rank_correlation": {column: rank_correlation(published, means, column) for column in COLUMNS},
     }
     labels = [TITLES.get(name) or f"- {VARIANTS[name][1]}" for name in names]
-    text = _table(labels, published, each, parameters)
+    text = _table(labels, published, errors, parameters)
     spread = f"mean ± standard deviation (n - 1) of {seeds} networks" if seeds > 1 else "one network"
     rank = ours["rank_correlation"]["validation_top1"]
     notes = [
@@ -108,7 +110,7 @@ def main(
     paper = {**dict.fromkeys(ours), "error": published}
     with results(out) as folder:
         (folder / "table.md").write_text(text, encoding="utf-8")
-        dots(labels, list(published.values()), list(each.values()), COLUMNS).savefig(folder / "figure.png", dpi=150)
+        dots(labels, list(published.values()), list(errors.values()), COLUMNS).savefig(folder / "figure.png", dpi=150)
         return write_result(folder, "table3", paper, ours, settings, provenance)
 
 
@@ -116,7 +118,7 @@ def main(
 
 
 def train_each(
-    wanted: Sequence[tuple[str, int]],
+    runs: Sequence[tuple[str, int]],
     networks: Networks,
     architecture: partial[nn.Module],
     recipe: Recipe,
@@ -125,11 +127,11 @@ def train_each(
     """The networks (variant, seed) in turn, trained or read; seeds count from the recipe's."""
     if getattr(architecture, "func", None) is not ZFNet:
         raise InputError("the tables change ZFNet; give a model that it makes: model=zfnet_mini, zfnet, ...")
-    for name, _ in wanted:  # a network that cannot be changed is refused before hours of training
+    for name, _ in runs:  # a network that cannot be changed is refused before hours of training
         variant(name, **architecture.keywords)
-    for n, (name, seed) in enumerate(wanted, 1):
+    for n, (name, seed) in enumerate(runs, 1):
         if progress:
-            print(f"network {n} of {len(wanted)}: {name}, seed {recipe.seed + seed}", file=sys.stderr)
+            print(f"network {n} of {len(runs)}: {name}, seed {recipe.seed + seed}", file=sys.stderr)
         changed = partial(architecture, **variant(name, **architecture.keywords))
         yield networks.trained(name, changed, replace(recipe, seed=recipe.seed + seed)).model
 
@@ -151,10 +153,10 @@ def shown(rates: Sequence[float]) -> str:
 
 def departures(networks: Networks, recipe: Recipe, architecture: partial[nn.Module]) -> str:
     """What differs from the paper, in a sentence or two."""
-    given = {"image_size": 224, "num_classes": 1000} | architecture.keywords
+    sizes = {"image_size": 224, "num_classes": 1000} | architecture.keywords
     images, checks = len(networks.training), len(networks.validation)
     return (
-        f"What differs from the paper: {images:,} images of {given['image_size']} pixels and {given['num_classes']} "
+        f"What differs from the paper: {images:,} images of {sizes['image_size']} pixels and {sizes['num_classes']} "
         f"classes for {recipe.epochs} epochs, there 1.3 million of 224 pixels and 1000 classes for 70; {checks:,} "
         f"validation images, which tell an error of 30% to ± {100 * (0.21 / checks) ** 0.5:.1f}, there 50,000."
     )
@@ -180,10 +182,10 @@ def dots(
     figure = Figure(figsize=(2.6 + 2.6 * len(columns), 1.1 + 0.3 * len(labels)), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axis, (column, title) in zip(panels, columns.items(), strict=True):
-        for y, (published, found) in enumerate(zip(paper, ours, strict=True)):
+        for y, (published, measurements) in enumerate(zip(paper, ours, strict=True)):
             if published.get(column) is not None:
                 axis.plot(published[column], y, "D", color="0.45", markerfacecolor="white", markersize=6)
-            if rates := found.get(column):
+            if rates := measurements.get(column):
                 axis.plot(rates, [y] * len(rates), "|", color="#d0433a", alpha=0.5, markersize=9)
                 axis.errorbar(statistics.mean(rates), y, xerr=deviation(rates), fmt="o", color="#d0433a", markersize=5)
         axis.set_title(f"{title} error, %", fontsize=10)
@@ -206,15 +208,15 @@ def dots(
 def _table(
     labels: Sequence[str],
     paper: Mapping[str, Mapping[str, float]],
-    each: Mapping[str, Mapping[str, Sequence[float]]],
+    errors: Mapping[str, Mapping[str, Sequence[float]]],
     parameters: Mapping[str, int],
 ) -> str:
     head = ["", *(f"paper {c}" for c in COLUMNS.values()), *(f"ours {c}" for c in COLUMNS.values()), "parameters"]
     return table(
         head,
         [
-            [label, *paper[name].values(), *map(shown, each[name].values()), parameters[name]]
-            for label, name in zip(labels, each, strict=True)
+            [label, *paper[name].values(), *map(shown, errors[name].values()), parameters[name]]
+            for label, name in zip(labels, errors, strict=True)
         ],
     )
 

@@ -4,7 +4,7 @@ The caption's sense: average precision for each of 20 classes, of a pretrained n
 best of the competition.
 
 What to look for: the softmax names one class an image, where several may be, and the paper still comes within reach of
-methods made for it.  A classifier for every class by itself does not have that handicap.
+methods made for it. A classifier for every class by itself does not have that handicap.
 """
 
 import statistics
@@ -75,9 +75,9 @@ def main(
 ) -> dict[str, Any]:
     """Train classifiers of what is in an image; write the table, its picture and result.json.
 
-    layer: its features.  folds: how often half of the images are drawn to train on; where the data have lists of their
-    own (`parts`), one fold is theirs.  scratch: the network of the control, trained by `recipe`, with one softmax;
-    None: no control.  crops, pretraining, threshold, cache: as in `experiments.transfer`.
+    layer: its features. folds: how often half of the images are drawn to train on; where the data have lists of their
+    own (`parts`), one fold is theirs. scratch: the network of the control, trained by `recipe`, with one softmax;
+    None: no control. crops, pretraining, threshold, cache: as in `experiments.transfer`.
     """
     provenance = Provenance(model, seed=seed)
     if folds < 1:
@@ -90,30 +90,30 @@ def main(
     rows = frozen(model, data, [layer], cache, crops=crops, batch_size=batch_size, workers=workers, progress=progress)[
         layer
     ]
-    found: dict[str, list[NDArray[np.float64]]] = {kind: [] for kind in KINDS}
+    fold_precisions: dict[str, list[NDArray[np.float64]]] = {kind: [] for kind in KINDS}
     chosen: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with tqdm(total=len(drawn) * len(KINDS), unit=" folds", desc="classify", disable=not progress) as bar:
         for kind in KINDS:
             for fold, part in enumerate(drawn):
-                each, c = transferred_presence(rows, presence, part, kind, seed + fold)
-                found[kind].append(each)
+                scores, c = transferred_presence(rows, presence, part, kind, seed + fold)
+                fold_precisions[kind].append(scores)
                 chosen[kind].append(c)
                 bar.update()
     if scratch is not None:
         control = Control(data, scratch, recipe or Recipe(), len(classes), workers, progress)
-        found[SCRATCH] = []
+        fold_precisions[SCRATCH] = []
         for fold, part in enumerate(drawn):
             images, labels = (presence[part.train] == 1).nonzero()  # an image once for each class that is in it
             answers = control.probabilities(part.train[images], labels, part.test, seed + fold)
-            found[SCRATCH].append(precisions(answers, presence[part.test]))
-    precision = {kind: by_class(each, classes) for kind, each in found.items()}
+            fold_precisions[SCRATCH].append(precisions(answers, presence[part.test]))
+    precision = {kind: by_class(scores, classes) for kind, scores in fold_precisions.items()}
     published = {name: PAPER.get(name, (None,) * 4) for name in [*classes, "mean"]}
     note = _note(model, layer, data, presence, drawn, scratch, recipe, [*left_out.values()])
     text = f"{_table(published, precision)}\n\n{note}"
     print(text)
     ours = {
-        "precision": {kind: {n: _mean(p) for n, p in each.items()} for kind, each in precision.items()},
-        "deviation": {kind: {n: deviation(p) for n, p in each.items()} for kind, each in precision.items()},
+        "precision": {kind: {n: _mean(p) for n, p in column.items()} for kind, column in precision.items()},
+        "deviation": {kind: {n: deviation(p) for n, p in column.items()} for kind, column in precision.items()},
         "each": precision,
         "C": chosen,
         "left_out": [*left_out.values()],
@@ -150,30 +150,30 @@ def parted(
     classes: Sequence[str],
     without: Mapping[int, str] = {},
 ) -> list[Split]:
-    """The data's own fold, or halves drawn by seed.  InputError for a class that none has to train and test on."""
+    """The data's own fold, or halves drawn by seed. InputError for a class that none has to train and test on."""
     images = np.array([i for i in range(len(presence)) if i not in without], dtype=np.int64)
     if parts is not None:
-        given = np.array([parts[i] for i in images], dtype=object)
-        drawn = [Split(images[given == "train"], images[given == "test"])]
+        part_names = np.array([parts[i] for i in images], dtype=object)
+        drawn = [Split(images[part_names == "train"], images[part_names == "test"])]
     else:
         orders = [np.random.default_rng([seed, fold]).permutation(images) for fold in range(folds)]
         drawn = [Split(*(np.sort(half) for half in np.split(order, [len(order) // 2]))) for order in orders]
-    there = [np.logical_and(*((presence[half] == 1).any(0) for half in part)) for part in drawn]
-    if not (told := np.any(there, 0)).all():
-        name, count = classes[int(told.argmin())], int((presence[images, int(told.argmin())] == 1).sum())
+    coverage = [np.logical_and(*((presence[half] == 1).any(0) for half in part)) for part in drawn]
+    if not (usable := np.any(coverage, 0)).all():
+        name, count = classes[int(usable.argmin())], int((presence[images, int(usable.argmin())] == 1).sum())
         raise InputError(
             f"{name!r} is in {count} image(s), in no fold to train and to test on; give more, or more folds"
         )
     return drawn
 
 
-def by_class(each: Sequence[NDArray[np.float64]], classes: Sequence[str]) -> dict[str, list[float]]:
+def by_class(folds: Sequence[NDArray[np.float64]], classes: Sequence[str]) -> dict[str, list[float]]:
     """Average precisions of each class, %, in the folds that have it to train and test on; means over classes."""
-    rows = np.stack(each)
-    found = {
+    rows = np.stack(folds)
+    columns = {
         name: [percent(p) for p in column if not np.isnan(p)] for name, column in zip(classes, rows.T, strict=True)
     }
-    return found | {"mean": [percent(float(p)) for p in np.nanmean(rows, 1)]}
+    return columns | {"mean": [percent(float(p)) for p in np.nanmean(rows, 1)]}
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -188,7 +188,7 @@ def _table(published: Mapping[str, Sequence[Any]], precision: Mapping[str, Mappi
             [
                 name,
                 *("" if value is None else value for value in values),
-                *(shown(each[name]) if each[name] else "" for each in precision.values()),
+                *(shown(column[name]) if column[name] else "" for column in precision.values()),
             ]
             for name, values in published.items()
         ],
@@ -240,13 +240,13 @@ def draw(
     axis = figure.subplots()
     known = [(values[-1], y) for y, values in enumerate(published.values()) if values[-1] is not None]
     axis.plot(*zip(*known, strict=True), "D", color="0.45", mfc="white", label="paper, VOC 2012 test")
-    for n, (kind, each) in enumerate(precision.items()):
-        for y, found in enumerate(each.values()):
-            if found:
+    for n, (kind, column) in enumerate(precision.items()):
+        for y, percentages in enumerate(column.values()):
+            if percentages:
                 axis.errorbar(
-                    statistics.mean(found),
+                    statistics.mean(percentages),
                     y + 0.16 * (n - 1),
-                    xerr=deviation(found),
+                    xerr=deviation(percentages),
                     fmt="os^"[n],
                     ms=4,
                     lw=0.9,

@@ -3,7 +3,7 @@
 The caption's sense: the features of one layer at a time, with a linear SVM (layers 1 to 5 and 7) or a softmax (5 and 7)
 on top, on Caltech-101 with 30 and Caltech-256 with 60 training images of each class.
 
-What to look for: accuracy rises with depth.  In the paper it does so up to layer 7 on Caltech-256, and on Caltech-101
+What to look for: accuracy rises with depth. In the paper it does so up to layer 7 on Caltech-256, and on Caltech-101
 to layer 5, which is level with layer 7 there.
 """
 
@@ -56,8 +56,8 @@ def main(
 ) -> dict[str, Any]:
     """Train SVM and softmax on each layer's features; write the table, its picture and result.json.
 
-    layers: six, which stand for the paper's 1, 2, 3, 4, 5 and 7.  per_class: training images of each class.
-    max_features: of a layer; larger maps are averaged over areas until they fit.  The rest as in `transfer`.
+    layers: six, which stand for the paper's 1, 2, 3, 4, 5 and 7. per_class: training images of each class.
+    max_features: of a layer; larger maps are averaged over areas until they fit. The rest as in `transfer`.
     """
     provenance = Provenance(model, seed=seed)
     if len(layers) != len(NUMBERS):
@@ -85,8 +85,8 @@ def main(
         for number, layer in zip(NUMBERS, layers, strict=True):
             kinds = [kind for kind in ("SVM", "softmax") if f"{kind} ({number})" in PAPER]
             for fold, part in enumerate(drawn):
-                found = transferred(rows[layer], labels, part, kinds, seed + fold)
-                for kind, (right, _) in found.items():
+                scores = transferred(rows[layer], labels, part, kinds, seed + fold)
+                for kind, (right, _) in scores.items():
                     accuracy[f"{kind} ({number})"].append(percent(right))
                 bar.update()
     widths = {layer: rows[layer].shape[1] for layer in layers}
@@ -149,14 +149,14 @@ def draw(accuracy: dict[str, list[float]], title: str) -> Figure:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     for kind, fill in (("SVM", None), ("softmax", "white")):
-        mine = [row for row in PAPER if row.startswith(kind)]
-        x = [int(row[-2]) for row in mine]
+        rows = [row for row in PAPER if row.startswith(kind)]
+        x = [int(row[-2]) for row in rows]
         line = "-" if kind == "SVM" else "none"
         for n, (name, marker) in enumerate((("Caltech-101", "^"), ("Caltech-256", "v"))):
-            y, spread = zip(*(PAPER[row][n] for row in mine), strict=True)
+            y, spread = zip(*(PAPER[row][n] for row in rows), strict=True)
             axis.errorbar(x, y, spread, color="0.55", marker=marker, mfc=fill, ls=line, label=f"paper, {name}: {kind}")
-        ours = [statistics.mean(accuracy[row]) for row in mine]
-        bars = [deviation(accuracy[row]) or 0 for row in mine]
+        ours = [statistics.mean(accuracy[row]) for row in rows]
+        bars = [deviation(accuracy[row]) or 0 for row in rows]
         axis.errorbar(x, ours, bars, color="#d0433a", marker="o", mfc=fill, ls=line, label=f"ours: {kind}")
     axis.set(xlabel="layer", ylabel="accuracy, mean over classes, %", ylim=(0, 100), xticks=NUMBERS)
     axis.set_title(f"Ours: {title}", fontsize=9)

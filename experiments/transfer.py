@@ -4,7 +4,7 @@ The captions' sense: Caltech-101 with 15 and 30 training images of each class, C
 accuracy against the number of training images; a pretrained network with a new softmax, and the same trained from
 scratch on those images alone.
 
-What to look for: the pretrained network is far ahead, most where there are few images.  In the paper six images of a
+What to look for: the pretrained network is far ahead, most where there are few images. In the paper six images of a
 class are enough to pass what others reached with 60.
 """
 
@@ -108,10 +108,10 @@ def main(
 ) -> dict[str, Any]:
     """Train classifiers on features, and networks from scratch; write the table, its picture and result.json.
 
-    which: whose published numbers stand beside ours: table4, table5 or fig9.  layer: its features.  per_class: training
-    images of each class.  folds: how often they are drawn.  test: at most so many test images of each class.
+    which: whose published numbers stand beside ours: table4, table5 or fig9. layer: its features. per_class: training
+    images of each class. folds: how often they are drawn. test: at most so many test images of each class.
     crops: 1, or 10, whose features are averaged.
-    scratch: the network of the control, trained by `recipe`; None: no control.  pretraining: a folder of images that
+    scratch: the network of the control, trained by `recipe`; None: no control. pretraining: a folder of images that
     the model was trained on, of which near duplicates (normalised correlation above `threshold`) are left out.
     cache: where features are kept.
     """
@@ -137,21 +137,21 @@ def main(
     chosen: dict[int, list[float]] = {}
     with tqdm(total=folds * len(drawn), unit=" folds", desc="classify", disable=not progress) as bar:
         for n, parts in drawn.items():
-            found = []
+            scores = []
             for fold, part in enumerate(parts):
-                found.append(transferred(rows, labels, part, seed=seed + fold)["softmax"])
+                scores.append(transferred(rows, labels, part, seed=seed + fold)["softmax"])
                 bar.update()
-            accuracy["pretrained"][n] = [percent(right) for right, _ in found]
-            chosen[n] = [c for _, c in found]
+            accuracy["pretrained"][n] = [percent(right) for right, _ in scores]
+            chosen[n] = [c for _, c in scores]
     if scratch is not None:
         control = Control(data, scratch, recipe or Recipe(), len(classes), workers, progress)
-        marked = np.asarray(labels)
+        targets = np.asarray(labels)
         accuracy["from scratch"] = {
             n: [
                 percent(
                     balanced_accuracy_score(
-                        marked[part.test],
-                        control.probabilities(part.train, marked[part.train], part.test, seed + fold).argmax(1),
+                        targets[part.test],
+                        control.probabilities(part.train, targets[part.train], part.test, seed + fold).argmax(1),
                     )
                 )
                 for fold, part in enumerate(parts)
@@ -162,11 +162,11 @@ def main(
     note = "\n".join(_notes(published, model, layer, data, labels, classes, folds, test, scratch, recipe, left_out))
     text = f"{_table(published['rows'], accuracy)}\n\n{note}"
     print(text)
-    paper = {row: {str(n): list(pair) for n, pair in found.items()} for row, found in published["rows"].items()}
+    paper = {row: {str(n): list(pair) for n, pair in curve.items()} for row, curve in published["rows"].items()}
     ours = {
-        "accuracy": {row: {str(n): statistics.mean(a) for n, a in found.items()} for row, found in accuracy.items()},
-        "deviation": {row: {str(n): deviation(a) for n, a in found.items()} for row, found in accuracy.items()},
-        "each": {row: {str(n): a for n, a in found.items()} for row, found in accuracy.items()},
+        "accuracy": {row: {str(n): statistics.mean(a) for n, a in curve.items()} for row, curve in accuracy.items()},
+        "deviation": {row: {str(n): deviation(a) for n, a in curve.items()} for row, curve in accuracy.items()},
+        "each": {row: {str(n): a for n, a in curve.items()} for row, curve in accuracy.items()},
         "C": {str(n): c for n, c in chosen.items()},
         "left_out": left_out,
     }
@@ -228,7 +228,7 @@ def duplicates(data: Any, pretraining: str | None, threshold: float, progress: b
     if pretraining is None:
         return {}
     known = Photos(pretraining)
-    images, others = (_bytes(each, THUMBNAIL, progress, "compare").tensors[0] for each in (data, known))
+    images, others = (_bytes(dataset, THUMBNAIL, progress, "compare").tensors[0] for dataset in (data, known))
     return {
         i: f"{data.file(i)} is {known.file(j)} ({correlation:.3f})"
         for i, j, correlation in near_duplicates(images, others, threshold)
@@ -279,15 +279,15 @@ class Control:
         )
         model = networks.trained("scratch", self.architecture, replace(self.recipe, seed=seed)).model
         with evaluating(model):
-            some = self.images[test].split(128)
-            return torch.cat([model(network_input(model, images)).softmax(1).cpu() for images in some]).numpy()
+            batches = self.images[test].split(128)
+            return torch.cat([model(network_input(model, images)).softmax(1).cpu() for images in batches]).numpy()
 
 
 def _table(rows: Mapping[str, Mapping[int, Any]], accuracy: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
     counts = [*next(iter(accuracy.values()))]
     names = [*rows, *(row for row in accuracy if row not in rows)]
     published = {row: [_published(rows.get(row, {}).get(n)) for n in counts] for row in names}
-    ours = {row: [shown(each[n]) for n in counts] for row, each in accuracy.items()}
+    ours = {row: [shown(curve[n]) for n in counts] for row, curve in accuracy.items()}
     if len(counts) > 4:  # a curve, which reads better downwards
         columns = {f"paper, {row}": published[row] for row in rows} | {f"ours, {row}": of for row, of in ours.items()}
         lines = zip(map(str, counts), *columns.values(), strict=True)
@@ -337,14 +337,14 @@ def draw(published: Mapping[str, Any], accuracy: Mapping[str, Mapping[int, Seque
     """Accuracy by training images of each class: the paper's in grey, ours in red."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
-    for (row, found), marker in zip(published["rows"].items(), "v^os", strict=False):
-        x, y = [*found], [pair[0] for pair in found.values()]
-        spread = [pair[1] or 0 for pair in found.values()]
+    for (row, curve), marker in zip(published["rows"].items(), "v^os", strict=False):
+        x, y = [*curve], [pair[0] for pair in curve.values()]
+        spread = [pair[1] or 0 for pair in curve.values()]
         axis.errorbar(x, y, spread, color="0.55", marker=marker, mfc="white", lw=1, label=f"paper: {row}")
     colours = {"pretrained": "#d0433a", "from scratch": "#3a6fd0"}
-    for row, each in accuracy.items():
-        x, y = [*each], [statistics.mean(a) for a in each.values()]
-        bars = [deviation(a) or 0 for a in each.values()]
+    for row, curve in accuracy.items():
+        x, y = [*curve], [statistics.mean(a) for a in curve.values()]
+        bars = [deviation(a) or 0 for a in curve.values()]
         axis.errorbar(x, y, bars, marker="o", lw=1.5, label=f"ours: {row}", color=colours[row])
     axis.set(xlabel="training images of each class", ylabel="accuracy, mean over classes, %", ylim=(0, 100))
     axis.set_title(f"Paper: {published['title']}, {published['classes']} classes.  Ours: {title}", fontsize=9)

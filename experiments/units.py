@@ -1,7 +1,7 @@
 """The table of layers: how many units there are, where a map size comes from, and how large a unit's patch is.
 
-A unit is one element of a layer's output (feature map, row, column).  All units of a feature map share one filter, so a
-layer has as many filters as maps.  What to look for: the receptive fields, which are the sizes of Figure 2's patches.
+A unit is one element of a layer's output (feature map, row, column). All units of a feature map share one filter, so a
+layer has as many filters as maps. What to look for: the receptive fields, which are the sizes of Figure 2's patches.
 """
 
 from pathlib import Path

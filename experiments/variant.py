@@ -25,8 +25,8 @@ def main(
 ) -> dict[str, Any]:
     """Train the variant of that name unless it is there; write its errors by epoch."""
     provenance = Provenance(seed=recipe.seed)
-    made = variant_of(variant, **architecture.keywords)  # type: ignore[attr-defined]
-    _, history = networks.trained(variant, lambda: architecture(**made), recipe)
+    changes = variant_of(variant, **architecture.keywords)  # type: ignore[attr-defined]
+    _, history = networks.trained(variant, lambda: architecture(**changes), recipe)
     ours = {"history": history}
     with results(out) as folder:
         return write_result(folder, "variant", {"history": None}, ours, {"variant": variant}, provenance)

@@ -194,16 +194,16 @@ def bench_ablation(model: ZFNet, device: str, repeats: int) -> list[dict]:
             boxes: Tensor = boxes,
             trunk: nn.Module = trunk,
         ) -> Tensor:
-            found = []
+            activations = []
             with torch.inference_mode():
                 for (i, m, r, c), canvas, (top, left, bottom, right) in zip(
                     units.tolist(), canvases, boxes.tolist(), strict=True
                 ):
-                    covered = images[i : i + 1].clone()
-                    inside = covered[0, :, max(top, 0) : bottom, max(left, 0) : right]
+                    picture = images[i : i + 1].clone()
+                    inside = picture[0, :, max(top, 0) : bottom, max(left, 0) : right]
                     inside[:] = canvas[:, max(-top, 0) :, max(-left, 0) :][:, : inside.shape[1], : inside.shape[2]]
-                    found.append(trunk(covered)[0, m, r, c])
-            return torch.stack(found)
+                    activations.append(trunk(picture)[0, m, r, c])
+            return torch.stack(activations)
 
         def field(layer: str = layer, units: Tensor = units, canvases: Tensor = canvases) -> list[Tensor]:
             pairs = zip(canvases.split(1), units.split(1), strict=True)
@@ -215,13 +215,13 @@ def bench_ablation(model: ZFNet, device: str, repeats: int) -> list[dict]:
         worst = float((ours() - image()).abs().max() / image().abs().max())
         spent = medians(device, max(1, repeats // 2), ours=ours, image=image, field=field)
         total = {name: total[name] + spent[name] for name in total}
-        each = {"ours": spent["ours"], "theirs": spent["image"]}
+        times = {"ours": spent["ours"], "theirs": spent["image"]}
         rows.append(
-            row(f"ablate {layer}", each, len(units), "one image at a time", TARGETS["ablation"], deviation=worst)
+            row(f"ablate {layer}", times, len(units), "one image at a time", TARGETS["ablation"], deviation=worst)
         )
     for name, against in (("image", "one image at a time"), ("field", "one receptive field at a time")):
-        each = {"ours": total["ours"], "theirs": total[name]}
-        rows.append(row("ablate, all five", each, 180, against, TARGETS["ablation"]))
+        times = {"ours": total["ours"], "theirs": total[name]}
+        rows.append(row("ablate, all five", times, 180, against, TARGETS["ablation"]))
     return rows
 
 
@@ -243,10 +243,10 @@ def bench_occlusion(model: ZFNet, device: str, repeats: int) -> Iterator[dict]:
             device, max(1, repeats // 2), ours=lambda g=graph: occlusion_maps(g, image), theirs=batches[best]
         )
         spent["theirs"] *= maps.label.numel() / len(range(0, maps.label.numel(), share))
-        places, (all_, reached) = maps.label.numel(), multiply_adds(graph, tuple(image.shape[-2:]))
+        count, (all_, reached) = maps.label.numel(), multiply_adds(graph, tuple(image.shape[-2:]))
         near = spent["theirs"] / spent["ours"] / (all_ / reached)
         against = f"plain batches of {best}; multiply-adds bound it by {all_ / reached:.2f}, of which it is {near:.0%}"
-        yield row(f"occlude {name}", spent, places, against, TARGETS[name], deviation=worst, bound=all_ / reached)
+        yield row(f"occlude {name}", spent, count, against, TARGETS[name], deviation=worst, bound=all_ / reached)
         if name == "ZFNet":
             captum_ = Occlusion(network)
 
@@ -265,7 +265,7 @@ def bench_occlusion(model: ZFNet, device: str, repeats: int) -> Iterator[dict]:
                 theirs=lambda n=best: theirs(n),
             )
             against = f"Captum's Occlusion, {best} at once"
-            yield row(f"occlude {name}", spent, places, against, TARGETS["Captum"])
+            yield row(f"occlude {name}", spent, count, against, TARGETS["Captum"])
 
 
 def _plain(network: nn.Module, image: Tensor, maps: OcclusionMaps, batch: int, share: int) -> Callable[..., Tensor]:
@@ -273,23 +273,23 @@ def _plain(network: nn.Module, image: Tensor, maps: OcclusionMaps, batch: int, s
     boxes = maps.boxes.flatten(0, 1)[::share].tolist()
 
     def run(count: int | None = None) -> Tensor:
-        found = []
+        probabilities = []
         with torch.inference_mode():
             for first in range(0, len(boxes[:count]), batch):
-                some = boxes[:count][first : first + batch]
-                images = image[None].repeat(len(some), 1, 1, 1).contiguous(memory_format=torch.channels_last)
-                for each, (top, left, bottom, right) in zip(images, some, strict=True):
-                    each[:, top:bottom, left:right] = 0
-                found.append(network(images).softmax(1)[:, maps.target])
-        return torch.cat(found)
+                batch_boxes = boxes[:count][first : first + batch]
+                images = image[None].repeat(len(batch_boxes), 1, 1, 1).contiguous(memory_format=torch.channels_last)
+                for picture, (top, left, bottom, right) in zip(images, batch_boxes, strict=True):
+                    picture[:, top:bottom, left:right] = 0
+                probabilities.append(network(images).softmax(1)[:, maps.target])
+        return torch.cat(probabilities)
 
     return run
 
 
 def row(name: str, spent: dict[str, float], items: int, against: str, target: float, **more: float) -> dict:
     ratio = spent["theirs"] / spent["ours"]
-    each = {f"{who} ms per item": 1e3 * seconds / items for who, seconds in spent.items()}
-    return {"what": name, "against": against, **each, "ratio": ratio, "target": target, **more}
+    times = {f"{who} ms per item": 1e3 * seconds / items for who, seconds in spent.items()}
+    return {"what": name, "against": against, **times, "ratio": ratio, "target": target, **more}
 
 
 def main() -> None:
@@ -308,20 +308,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
-    if wrong := [what for what in given.what if what not in benches]:
+    options = parser.parse_args()
+    if wrong := [what for what in options.what if what not in benches]:
         parser.error(f"no benchmark {wrong[0]!r}; there is: {', '.join(benches)}")
     torch.manual_seed(0)
-    if given.device == "cpu":
+    if options.device == "cpu":
         torch.set_num_threads(2)
-    model = ZFNet(init="he").eval().to(given.device)
-    hardware = torch.cuda.get_device_name() if given.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    model = ZFNet(init="he").eval().to(options.device)
+    hardware = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"ZFNet at 224, {hardware} ({platform.machine()}), torch {torch.__version__}, captum {captum.__version__}")
     print(f"| {'what':20} | {'ours, ms':>9} | {'theirs, ms':>10} | {'ratio':>7} | {'target':>6} | deviation | against")
     print("|---|---|---|---|---|---|---|")
     rows = []
-    for what in given.what or benches:
-        for line in benches[what](model, given.device, given.repeats):
+    for what in options.what or benches:
+        for line in benches[what](model, options.device, options.repeats):
             rows.append(line)
             deviation = f"{line['deviation']:.1e}" if "deviation" in line else ""
             print(
@@ -329,8 +329,8 @@ def main() -> None:
                 f"| {line['ratio']:7.2f} | {line['target']:6} | {deviation:9} | {line['against']}",
                 flush=True,
             )
-    if given.json:
-        given.json.write_text(json.dumps({"hardware": hardware, "torch": torch.__version__, "rows": rows}, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps({"hardware": hardware, "torch": torch.__version__, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
