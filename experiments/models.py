@@ -128,12 +128,12 @@ def _preprocessing(published: Any) -> Preprocessing:
     )
 
 
-def spread(graph: Graph, size: int | Size) -> tuple[list[str], str]:
-    """Five layers that stand for the paper's 1 to 5, and one for its 7, of a network for images of that size.
+def spread(graph: Graph, size: int | Size) -> list[str]:
+    """Five layers that stand for the paper's 1 to 5, of a network for images of that size.
 
-    The five are taken from the steps that all of the image has to come through: ReLUs and what joins branches. They
-    are the last of each size of map; where there are more sizes, evenly spread over these, and where there are fewer,
-    the widest gaps are halved. Layer 7 is the last before the classifier.
+    They are taken from the steps that all of the image has to come through, ReLUs and what joins branches, and are
+    the last of each size of map; where there are more sizes, evenly spread over these, and where there are fewer, the
+    widest gaps are halved.
     """
     shapes = graph.shapes(pair(size), graph.output)
     path = [n for n in graph.path([graph.output]) if n in shapes]
@@ -157,6 +157,13 @@ def spread(graph: Graph, size: int | Size) -> tuple[list[str], str]:
         gaps = [(later - before, before) for before, later in zip([-1, *ends], ends, strict=False)]
         gap, before = max(gaps)
         ends = sorted([*ends, before + (gap + 1) // 2])
+    return [graph.names[trunk[i]] for i in ends]
+
+
+def head(graph: Graph, size: int | Size) -> str:
+    """The layer that stands for the paper's 7: the last before the classifier."""
+    shapes = graph.shapes(pair(size), graph.output)
+    path = [n for n in graph.path([graph.output]) if n in shapes]
     heads = [n for n in path if len(shapes[n]) == 2 and "linear" not in graph.operation(n).lower()]
     heads = [n for n in heads if "dropout" not in graph.operation(n).lower()]
-    return [graph.names[trunk[i]] for i in ends], graph.names[(heads or path)[-1]]
+    return graph.names[(heads or path)[-1]]

@@ -27,7 +27,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from experiments.models import published, spread
+from experiments.models import head, published, spread
 from experiments.networks import Networks, find_trained
 from experiments.overrides import CONF, GIVEN, check, configured, own_model, single
 from experiments.results import results
@@ -40,6 +40,7 @@ from zfnet.training import processes, run_identity
 
 PLACED = ("experiment", "model", "data", "++out")  # the folder's name says these
 TRAINING = {"training": "train", "validation": "val"}  # uint8 images of these splits
+LONGEST = 200  # bytes of a folder's name; file systems take 255
 SHARED = ("train", "variant")  # experiments whose work several processes share
 
 
@@ -120,12 +121,15 @@ def called(config: DictConfig) -> str:
     return str(config.model.architecture._target_).rpartition(".")[2] if name == "own" else name
 
 
-def find_layers(model: DictConfig) -> None:
-    """Put in place of `auto` the layers that stand for the paper's, found in the network."""
-    if "auto" in (model.get("layers"), model.get("layer7")):
-        layers, layer7 = spread(Graph(made(model.architecture)()), made(model.preprocessing).size)
-        model.layers = layers if model.layers == "auto" else model.layers
-        model.layer7 = layer7 if model.layer7 == "auto" else model.layer7
+def find_layers(config: DictConfig) -> None:
+    """Put in place of `auto` the layers that stand for the paper's, found in the network, where the experiment names
+    them."""
+    model, asked = config.model, OmegaConf.to_yaml(config.experiment)
+    finders = {"layers": spread, "layer7": head}
+    names = [name for name in finders if model.get(name) == "auto" and f"model.{name}" in asked]
+    if names:
+        graph, size = Graph(made(model.architecture)()), made(model.preprocessing).size
+        model.update({name: finders[name](graph, size) for name in names})
 
 
 def trained(config: DictConfig, words: Sequence[str]) -> Path:
@@ -235,7 +239,7 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
     parameters = inspect.signature(main).parameters
     needed = {*parameters} | ({"data"} if {"training", "networks"} & {*parameters} else set())
     if {"model", "networks"} & needed and not OmegaConf.is_missing(config.model.architecture, "_target_"):
-        find_layers(config.model)  # before anything reads them
+        find_layers(config)  # before anything reads them
     for key in sorted(OmegaConf.missing_keys(config)):
         group = key.partition(".")[0]
         if group in needed:
@@ -272,6 +276,8 @@ def task(config: DictConfig) -> None:
     if job.mode == RunMode.MULTIRUN:  # each point in a folder of its own
         point = [w.removeprefix("++").removeprefix("experiment.") for w in words if w.split("=")[0] not in PLACED]
         swept = ",".join(point).replace("/", "_")
+        if len(swept.encode()) > LONGEST:
+            swept = f"{swept[: LONGEST // 4]}...{digest(swept)[:8]}"
     with in_one_line():
         experiments = single(configured(words), words)
         with torchrun([experiment for experiment, _ in experiments]):

@@ -301,8 +301,9 @@ FILES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.ste
 
 @pytest.mark.parametrize("name", [*FILES, "resnet18", "mobilenet_v2"])
 def test_every_model_is_built_and_has_its_layers(name):
-    config = configured([f"model={name}"]).model
+    config = configured(["experiment=table1", f"model={name}"])  # which asks for both kinds of layers
     find_layers(config)
+    config = config.model
     classes = {"num_classes": 5} if config.architecture.get("num_classes", 5) is None else {}
     network = instantiate(config.architecture)(**classes)
     graph = Deconvnet(network.eval()).graph
@@ -547,3 +548,32 @@ def test_a_sweep_gives_every_point_its_folder(run, tmp_path):
     assert run("-m", "experiment=stripes", "size=16,24") == (0, [])
     folder = tmp_path / "outputs" / "stripes" / "zfnet_small-scenes"
     assert {path.name for path in folder.iterdir()} == {"size=16", "size=24"}
+
+
+def test_a_sweep_of_long_settings_gives_every_point_its_folder(run, tmp_path):
+    root = tmp_path / ("x" * 200)
+    root.mkdir()
+    assert run("-m", "experiment=stripes", "size=16,24", "data=photos", f"data.root={root}") == (0, [])
+    folders = list((tmp_path / "outputs" / "stripes" / "zfnet_small-photos").iterdir())
+    assert len(folders) == 2 and all("result.json" in files(folder) and len(folder.name) < 256 for folder in folders)
+
+
+def test_a_network_of_fewer_layers_than_the_papers(run, tmp_path):
+    (tmp_path / "lesser.py").write_text(
+        "from torch import nn\n\n\nclass Lesser(nn.Sequential):\n    def __init__(self):\n"
+        "        super().__init__(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 62 * 62, 2))\n"
+    )
+    words = ["model._target_=lesser.Lesser", *SMALL[:2]]
+    figure = ["experiment=fig2", *words, *SMALL[2:], "k=1", "grids=[[1,1]]"]
+    status, lines = run(*figure)
+    assert status == 2 and len(lines) == 1 and "experiment=units lists what there is" in lines[0], lines
+    assert run("experiment=units", *words) == (0, [])
+    assert run(*figure, "model.layers=['1']")[0] == 0
+
+
+def test_the_home_folder_of_weights(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    weights.save(model, tmp_path / "ours.safetensors", classes=["a", "b"])
+    assert weights.read_metadata("~/ours.safetensors")["classes"] == ["a", "b"]
+    assert weights.load(copy.deepcopy(model), "~/ours.safetensors").preprocessing == model.preprocessing

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from torchvision import models
 
-from experiments.models import CLASSIFIERS, architecture, spread
+from experiments.models import CLASSIFIERS, architecture, head, spread
 from scripts.zoo import REFUSED, ZOO, check, drawn
 from zfnet import Deconvnet, InputError, occlusion_maps, scan
 from zfnet.graph import Graph
@@ -73,8 +73,8 @@ def test_the_zoo_is_all_of_torchvisions_relu_classifiers() -> None:
     ],
 )
 def test_layers_spread_over_the_depth(name: str, layers: list[str], layer7: str) -> None:
-    found = spread(Graph(architecture(name)()), 224)
-    assert found == (layers, layer7)
+    graph = Graph(architecture(name)())
+    assert (spread(graph, 224), head(graph, 224)) == (layers, layer7)
 
 
 def test_layers_of_a_network_with_too_few() -> None:

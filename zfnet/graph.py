@@ -406,8 +406,11 @@ class Graph:
         ours = self.run(noise, [self.output], self.call)[self.output]
         self._verified = True
         precision = 1e-3 if ours.dtype in (torch.float32, torch.float64) else 0.1
-        scale = theirs.abs().max().clamp(min=1e-30) if theirs is not None and theirs.numel() else 1
-        if theirs is None or ours.shape != theirs.shape or not ((ours - theirs).abs() <= precision * scale).all():
+        if (
+            theirs is None
+            or ours.shape != theirs.shape
+            or not torch.allclose(ours, theirs, precision, precision * _largest(theirs), equal_nan=True)
+        ):
             raise InputError(
                 f"the traced {type(self.model).__name__} gives another output than the model itself: its forward does "
                 "something that tracing does not see, such as isinstance(x, Tensor), random numbers, or a hidden write"
@@ -538,6 +541,11 @@ def _apart(one: fx.Node, other: fx.Node) -> bool:
     indices: Any = (first, second)
     same_split = one.args[:2] + tuple(split) == other.args[:2] + tuple(other_split) and one.kwargs == other.kwargs
     return bool(same_split and first != second and min(indices) >= 0)
+
+
+def _largest(x: Tensor) -> float:
+    finite = x[x.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def _first_tensor(output: Any) -> Tensor | None:

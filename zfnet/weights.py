@@ -393,7 +393,7 @@ def load(
             only if the file has no others, with a warning.
         sha256: of the file, in hexadecimal; None: not checked.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     with _reading(path):
         if sha256 is not None and (actual := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256.lower():
             raise InputError(f"{path} has SHA-256 {actual}, not {sha256}: another file, or a damaged one")
@@ -447,7 +447,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> Non
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What `save` was told about the model, and its preprocessing, as JSON values; {} for other files."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     with _reading(path, safetensors.SafetensorError):
         with open(path, "rb") as file:
             if file.read(9)[8:] != b"{":

@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import traceback
+import warnings
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -109,6 +110,12 @@ def _forget_frames(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
+
+
+def warn_of_broken(broken: list[str], stacklevel: int = 2) -> None:
+    """A warning that counts the images that were left out, and names the first."""
+    if broken:
+        warnings.warn(f"{len(broken)} image(s) could not be read, first: {min(broken)}", stacklevel=stacklevel + 1)
 
 
 class Batches:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from zfnet.data.batches import Batch, Batches
+from zfnet.data.batches import Batch, Batches, warn_of_broken
 from zfnet.data.preprocessing import Preprocessing, Size
 from zfnet.errors import InputError
 
@@ -33,6 +33,8 @@ def in_memory(
 ) -> Any:
     """All images and labels of a dataset, read once, as a TensorDataset; InputError if no image can be read.
 
+    A warning counts those that cannot.
+
     Args:
         dataset: as for `Batches`; a TensorDataset is returned as it is.
         limit: bytes; a dataset whose images take more is returned as it is.
@@ -49,6 +51,7 @@ def in_memory(
         labels.append(batch.labels)
     if not images:
         raise InputError(f"none of the {len(dataset)} images could be read: {batches.broken[0]}")
+    warn_of_broken(batches.broken)
     return TensorDataset(torch.cat(images), torch.cat(labels))
 
 

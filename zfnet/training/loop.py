@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from zfnet.checks import check_weights, device_and_dtype
-from zfnet.data.batches import Batches
+from zfnet.data.batches import Batches, warn_of_broken
 from zfnet.data.crops import augment, crop_size, mean_image, preprocessing_of
 from zfnet.errors import InputError
 from zfnet.training.checkpoints import Checkpoint, locked, run_identity
@@ -193,6 +193,7 @@ class _Run:
                 share=share,
             )
             yield network_input(self.model, images), labels
+        warn_of_broken(batches.broken)
 
     def _epoch(self, epoch: int) -> None:
         recipe, position = self.recipe, self.position
