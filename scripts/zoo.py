@@ -135,7 +135,7 @@ def check(model: nn.Module, size: int, supports: int = 2) -> Row:
     start = perf_counter()
     images = torch.randn(1, 3, size, size, dtype=torch.float64)
     deconvnet = Deconvnet(model)
-    layers, _ = spread(deconvnet.graph, size)
+    layers = spread(deconvnet.graph, size)
     project, exact, fields, measurements = 0.0, 0.0, 0, 0
     units = {}
     for layer in layers:

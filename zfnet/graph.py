@@ -391,7 +391,7 @@ class Graph:
         return call(self.model, node, args, kwargs)
 
     def verify(self, image: Tensor) -> None:
-        """Compare the traced graph with the model itself on an image like this (1, C, H, W), once; InputError if they
+        """Compare the graph with the model itself on an image of this shape (1, C, H, W), once; InputError if they
         differ.
 
         Tracing does not see everything: `isinstance(x, Tensor)` is false for what fx passes through `forward`.
