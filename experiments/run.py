@@ -120,9 +120,9 @@ def called(config: DictConfig) -> str:
     return str(config.model.architecture._target_).rpartition(".")[2] if name == "own" else name
 
 
-def find_layers(model: DictConfig) -> None:
-    """Put in place of `auto` the layers that stand for the paper's, found in the network."""
-    if "auto" in (model.get("layers"), model.get("layer7")):
+def find_layers(model: DictConfig, asked: Sequence[str] = ("layers", "layer7")) -> None:
+    """Put in place of `auto` the layers that stand for the paper's, found in the network, if any is asked for."""
+    if "auto" in (model.get(key) for key in asked):
         layers, layer7 = spread(Graph(made(model.architecture)()), made(model.preprocessing).size)
         model.layers = layers if model.layers == "auto" else model.layers
         model.layer7 = layer7 if model.layer7 == "auto" else model.layer7
@@ -235,7 +235,8 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
     parameters = inspect.signature(main).parameters
     needed = {*parameters} | ({"data"} if {"training", "networks"} & {*parameters} else set())
     if {"model", "networks"} & needed and not OmegaConf.is_missing(config.model.architecture, "_target_"):
-        find_layers(config.model)  # before anything reads them
+        written = OmegaConf.to_yaml(config.experiment)  # a small network may have fewer than the paper's
+        find_layers(config.model, [key for key in ("layers", "layer7") if f"${{model.{key}" in written])
     for key in sorted(OmegaConf.missing_keys(config)):
         group = key.partition(".")[0]
         if group in needed:
