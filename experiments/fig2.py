@@ -318,7 +318,7 @@ def sizes(boxes: Tensor) -> str:
 
 
 def _filters(deconvnet: Deconvnet, layer: str, maps: list[int], field: ReceptiveField) -> Tensor | None:
-    """The filters (maps, 3, S, S) of a layer with but one convolution between it and the image; None of any other.
+    """The filters (maps, C, S, S) of a layer with but one convolution between it and the image; None of any other.
 
     There all projections of a map are its filter, times the activation.
     """
@@ -332,13 +332,14 @@ def _filters(deconvnet: Deconvnet, layer: str, maps: list[int], field: Receptive
     ]
     convolutions = [module for module, _ in steps if isinstance(module, nn.Conv2d)]
     others = [window for module, window in steps if not isinstance(module, nn.Conv2d)]
-    if len(convolutions) != 1 or convolutions[0].in_channels != 3 or any(w is None or w.span(0) > 1 for w in others):
+    if len(convolutions) != 1 or any(w is None or w.span(0) > 1 for w in others):
         return None
     row, column = shapes[node][2] // 2, shapes[node][3] // 2
     top, left, bottom, right = field.box(row, column)
     if min(top, left) < 0 or bottom > field.image_size[0] or right > field.image_size[1]:
         return None
-    recording = deconvnet.record(torch.zeros(len(maps), 3, *field.image_size), [layer])
+    channels = shapes[graph.inputs[0]][1]
+    recording = deconvnet.record(torch.zeros(len(maps), channels, *field.image_size), [layer])
     signal = torch.zeros_like(recording.activations[layer])
     signal[torch.arange(len(maps)), maps, row, column] = 1
     return deconvnet.project(recording, layer, signal)[..., top:bottom, left:right]

@@ -110,7 +110,8 @@ def layers(model: nn.Module, image_size: int) -> list[Layer]:
     """The blocks of the figure for images of that size, the image first."""
     graph = Graph(model)
     shapes = graph.shapes(pair(image_size), graph.output)
-    drawn = [Layer("image", "image", tuple(shapes[graph.inputs[0]][1:]), "colours")]
+    image = tuple(shapes[graph.inputs[0]][1:])
+    drawn = [Layer("image", "image", image, "channel" if image[0] == 1 else "colours")]
     output = drawn[0].output
     for steps in _stretches(graph, shapes):
         before, shape, last = drawn[-1], output, steps[-1]

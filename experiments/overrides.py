@@ -4,6 +4,7 @@ A setting is known if `conf/` lists it, or if the function it is for (`_target_`
 """
 
 import inspect
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 for _name in CLASSIFIERS:
     if not (CONF / "model" / f"{_name}.yaml").exists():
         ConfigStore.instance().store(_name, settings_of(_name), "model")
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what get_object raises, which is said below
 TARGET = "model.architecture._target_="
 GROUPS = ("experiment", "model", "data", "train")
 GIVEN = ("model", "data", "training", "validation", "networks", "out")  # arguments that run.py makes
@@ -101,7 +103,7 @@ def _known(node: DictConfig) -> tuple[list[str], bool]:
         try:
             parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
         except (ImportError, AttributeError, ValueError, TypeError) as error:
-            why = f"{first_line(error)}; give what Python can import from here, my.module.Net"
+            why = f"{first_line(error.__cause__ or error)}; give what Python can import from here, my.module.Net"
             raise InputError(f"cannot use {node['_target_']}: {why}") from None
         more = any(p.kind is p.VAR_KEYWORD for p in parameters)
         keys += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

@@ -349,13 +349,25 @@ def test_a_network_of_ones_own(run, tmp_path):
     assert result["settings"]["layers"] == ["1", "3", "5", "7", "9"]
     assert len(result["ours"]["layers"]["9"]) == 6
     for wrong, says in [
-        (["model._target_=mine.Nett"], "cannot use mine.Nett"),
-        (["model._target_=nowhere.Net"], "cannot use nowhere.Net"),
+        (["model._target_=mine.Nett"], "cannot use mine.Nett: No module named 'mine.Nett'"),
+        (["model._target_=nowhere.Net"], "cannot use nowhere.Net: No module named 'nowhere'"),
         (["model._target_=mine.Net", "model.architecture.widht=6"], "(did you mean 'model.architecture.width'?)"),
         (["model._target_=mine.Net", "model.weights=DEFAULT"], "torchvision publishes no weights DEFAULT of Net"),
     ]:
         status, lines = run("experiment=fig2", *wrong)
         assert status == 2 and len(lines) == 1 and says in lines[0], lines
+
+
+def test_a_network_of_fewer_layers_than_the_papers(run, tmp_path):
+    (tmp_path / "few.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self):\n"
+        "        super().__init__(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())\n"
+    )
+    own = "model._target_=few.Net"
+    assert run("experiment=units", own)[0] == 0
+    assert run("experiment=fig2", own, *SMALL, "k=1", "model.layers=['1','3']", "grids=[[1,1],[1,1]]")[0] == 0
+    status, lines = run("experiment=fig2", own, *SMALL)
+    assert status == 2 and "Net has 2 layers that all of the image comes through, not 5" in lines[-1], lines
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def check_weights(model: nn.Module) -> None:
-    """InputError for NaN or infinity in a parameter or buffer."""
-    for name, weight in model.state_dict().items():
+    """InputError for NaN or infinity in a parameter or buffer, and for one that a lazy module has not made yet."""
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if nn.parameter.is_lazy(weight):
+            raise InputError(f"{name} of {type(model).__name__} has no size yet; run the model once on images")
+        weight = weight.detach()
         if weight.is_floating_point() and not weight.sum().isfinite() and not weight.isfinite().all():
             raise InputError(f"NaN or infinity in {name} of {type(model).__name__}")
 
