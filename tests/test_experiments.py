@@ -570,7 +570,7 @@ def test_a_sweep_of_long_settings_gives_every_point_its_folder(run, tmp_path):
     assert len(folders) == 2 and all("result.json" in files(folder) and len(folder.name) < 256 for folder in folders)
 
 
-def test_a_network_of_fewer_layers_than_the_papers(run, tmp_path):
+def test_layers_of_a_small_network_that_are_given(run, tmp_path):
     (tmp_path / "lesser.py").write_text(
         "from torch import nn\n\n\nclass Lesser(nn.Sequential):\n    def __init__(self):\n"
         "        super().__init__(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 62 * 62, 2))\n"
