@@ -65,18 +65,21 @@ class _Located:
         if fields.low is None or fields.high is None or fields.stride is None:
             yield torch.arange(len(self.units)), None
             return
-        kinds = torch.cat([fields.low, fields.high], 1).unique(dim=0, return_inverse=True)[1]
-        kind = kinds[self.units[:, 1]]
-        for number in kind.unique():
-            yield (kind == number).nonzero().flatten(), places_of(self.graph, self.node, kinds == number, self.shapes)
+        known = self.shapes.places.setdefault(self.node, {})  # geometry alone: the same for all calls
+        if not known:
+            known["kinds"] = torch.cat([fields.low, fields.high], 1).unique(dim=0, return_inverse=True)[1]
+        kinds = known["kinds"][self.units[:, 1]]
+        for number in kinds.unique().tolist():
+            if number not in known:
+                known[number] = places_of(self.graph, self.node, known["kinds"] == number, self.shapes)
+            yield (kinds == number).nonzero().flatten(), known[number]
 
 
 class _Strategy(Protocol):
     """How a batch of units is run: what the network is given, how its steps see it, and what is cut from the result."""
 
     def batches(self, memory: int) -> Iterator[Tensor]: ...
-    def images(self, batch: Tensor, images: Tensor) -> Tensor: ...
-    def view(self, batch: Tensor) -> View | None: ...
+    def seen(self, batch: Tensor, images: Tensor) -> tuple[Tensor, View | None]: ...
     def index(self, batch: Tensor, activation: Tensor) -> tuple[Tensor, ...]: ...
     def crop(self, batch: Tensor, pixels: Tensor) -> Tensor: ...
 
@@ -91,11 +94,8 @@ class _ByImage:
     def batches(self, memory: int) -> Iterator[Tensor]:
         yield from self.members.split(max(1, memory // max(s.numel() for s in self.located.shapes.values())))
 
-    def images(self, batch: Tensor, images: Tensor) -> Tensor:
-        return images[self.located.units[batch, 0].to(images.device)]
-
-    def view(self, batch: Tensor) -> View | None:
-        return None
+    def seen(self, batch: Tensor, images: Tensor) -> tuple[Tensor, View | None]:
+        return images[self.located.units[batch, 0].to(images.device)], None
 
     def index(self, batch: Tensor, activation: Tensor) -> tuple[Tensor, ...]:
         return self.located.index(batch, activation, windows=False)
@@ -128,15 +128,13 @@ class _ByWindow:
     def batches(self, memory: int) -> Iterator[Tensor]:
         yield from self.members.split(max(1, memory // max(self.elements.values())))
 
-    def _windows(self, batch: Tensor) -> UnitWindows:
+    def windows(self, batch: Tensor) -> UnitWindows:
         rows, columns = self.located.units[batch, 2:].unbind(1)
         return UnitWindows(self.located.graph, self.places, self.located.shapes, rows, columns)
 
-    def images(self, batch: Tensor, images: Tensor) -> Tensor:
-        return self._windows(batch).cut(images, self.located.units[batch, 0].tolist())
-
-    def view(self, batch: Tensor) -> View | None:
-        return self._windows(batch)
+    def seen(self, batch: Tensor, images: Tensor) -> tuple[Tensor, View | None]:
+        view = self.windows(batch)
+        return view.cut(images, self.located.units[batch, 0].tolist()), view
 
     def index(self, batch: Tensor, activation: Tensor) -> tuple[Tensor, ...]:
         return self.located.index(batch, activation, windows=True)
@@ -370,7 +368,7 @@ class Deconvnet:
         with evaluating(self.model):
             for run in self._strategies(located, whole) if count else ():
                 for batch in run.batches(memory // images.element_size()):
-                    view, pixels = run.view(batch), run.images(batch, images)
+                    pixels, view = run.seen(batch, images)
                     recording = record(self.graph, pixels, [layer], self._reads_input, view)
                     activation = recording.activations[name]
                     index = run.index(batch, activation)
@@ -414,7 +412,8 @@ class Deconvnet:
                 run = _ByWindow(located, members, places) if places else _ByImage(located, members)
                 for batch in run.batches(memory // canvases.element_size()):
                     pixels = _filled(run, batch, canvases[batch.to(canvases.device)])
-                    recording = record(self.graph, pixels, [layer], lambda node: False, run.view(batch))
+                    view = run.windows(batch) if isinstance(run, _ByWindow) else None
+                    recording = record(self.graph, pixels, [layer], lambda node: False, view)
                     activation = recording.activations[self.graph.name(layer)]
                     values[batch] = activation[run.index(batch, activation)].to(values)
         return values

@@ -56,6 +56,7 @@ class Shapes(Mapping[fx.Node, torch.Size]):
         self.outputs: dict[fx.Node, torch.Size] = {}
         self.numbers: dict[fx.Node, Any] = {}  # what the others give: sizes, parameters and what is made of them
         self.windows: dict[fx.Node, Window | None] = {}
+        self.places: dict[fx.Node, Any] = {}  # the windows that its units depend on: see deconvnet._Located.by_window
         self.fields: dict[fx.Node, Any] = {}  # of the maps of each step: see receptive_fields.map_fields
 
     def __getitem__(self, node: fx.Node) -> torch.Size:
