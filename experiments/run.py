@@ -27,10 +27,10 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from experiments.models import head, published, spread
-from experiments.networks import Networks, find_trained
-from experiments.overrides import CONF, GIVEN, check, configured, own_model, single
-from experiments.results import results
+from experiments.output.results import results
+from experiments.setup.commands import CONF, GIVEN, check, configured, own_model, single
+from experiments.setup.models import head, published, spread
+from experiments.setup.networks import Networks, find_trained
 from zfnet import weights
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.errors import InputError, first_line

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import nn
 
-from experiments.results import Provenance, results, write_result
+from experiments.output.results import Provenance, results, write_result
 from zfnet import weights
 from zfnet.data.images import as_images
 from zfnet.files import write_atomically

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from experiments.networks import Networks
-from experiments.results import Provenance, results, write_result
+from experiments.output.results import Provenance, results, write_result
+from experiments.setup.networks import Networks
 from zfnet.model import variant as variant_of
 from zfnet.training import Recipe
 

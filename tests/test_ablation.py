@@ -8,8 +8,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import ablation
-from experiments.overrides import configured
+from experiments.ablation import ablation
+from experiments.setup.commands import configured
 from zfnet import Deconvnet, InputError, scan
 from zfnet.analysis.faithfulness import PICTURES
 from zfnet.data.photos import Photos

@@ -21,7 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-from experiments import datasets
+from experiments.setup import datasets
 from zfnet.data.batches import Batches
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.errors import InputError

@@ -16,10 +16,13 @@ from PIL import Image
 from torch import nn
 from torchvision.models import resnet18
 
-from experiments import fig2, results, steps, stripes, train, units
-from experiments.models import build
-from experiments.overrides import CONF, check, configured, names, single
+from experiments import train
+from experiments.figures import fig2
+from experiments.output import results
+from experiments.questions import steps, stripes, units
 from experiments.run import command_line, find_layers
+from experiments.setup.commands import CONF, check, configured, names, single
+from experiments.setup.models import build
 from zfnet import Deconvnet, InputError, receptive_field, scan, weights
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes

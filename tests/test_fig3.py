@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from torch import nn
 
-from experiments import fig3
-from experiments.overrides import configured
+from experiments.figures import fig3
+from experiments.setup.commands import configured
 from zfnet import InputError, ZFNet
 from zfnet.model import VARIANTS, variant
 

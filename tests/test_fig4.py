@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from experiments import fig4
+from experiments.figures import fig4
 from experiments.run import command_line
 from zfnet import Deconvnet, InputError, TopActivations, scan, weights
 from zfnet.data.preprocessing import Preprocessing

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from experiments import fig5
+from experiments.figures import fig5
 from zfnet import InputError
 from zfnet.analysis.invariance import invariance
 from zfnet.data.scenes import Scenes

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import fig6
-from experiments.networks import Trained
+from experiments.figures import fig6
 from experiments.run import command_line
+from experiments.setup.networks import Trained
 from zfnet import Deconvnet, InputError, ZFNet, receptive_field, scan
 from zfnet.analysis.filters import aliased_energy, spectral_energy
 from zfnet.data.preprocessing import Preprocessing

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from experiments import fig7
-from experiments.datasets import class_of
-from experiments.overrides import configured
+from experiments.figures import fig7
+from experiments.setup.commands import configured
+from experiments.setup.datasets import class_of
 from zfnet import InputError, OcclusionMaps, occlusion_maps
 
 
@@ -126,8 +126,8 @@ def test_of_photographs_with_the_published_squeezenet(real_data):
     """A wheel, a dog, a bird: hiding some place lowers the probability, and most places leave the class as it is."""
     from hydra.utils import instantiate
 
-    from experiments.datasets import photos
-    from experiments.models import build
+    from experiments.setup.datasets import photos
+    from experiments.setup.models import build
 
     config = configured(["experiment=fig7", "model=squeezenet1_0"])
     model = build(instantiate(config.model.architecture), weights=real_data / "squeezenet_v1.0/squeezenet_v1.0_dc.npz")

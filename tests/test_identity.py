@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from experiments import ablation
-from experiments.networks import Networks
+from experiments.ablation import ablation
+from experiments.setup.networks import Networks
 from zfnet import InputError, scan
 from zfnet.analysis.features import features
 from zfnet.data.photos import Photos

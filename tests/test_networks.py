@@ -12,9 +12,9 @@ from torch.utils.data import TensorDataset
 
 import experiments.run
 from experiments import train
-from experiments.models import build
-from experiments.networks import Networks
-from experiments.overrides import check, configured
+from experiments.setup.commands import check, configured
+from experiments.setup.models import build
+from experiments.setup.networks import Networks
 from zfnet import InputError, ZFNet, weights
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.training import Recipe
@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def untrained(monkeypatch) -> None:
     """Training fails."""
-    monkeypatch.setattr(sys.modules["experiments.networks"], "train", None)
+    monkeypatch.setattr(sys.modules["experiments.setup.networks"], "train", None)
 
 
 def test_a_network_is_trained_once_whatever_it_is_called(folder, untrained) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import datasets
+from experiments.setup import datasets
 from zfnet import InputError
 from zfnet.data.pascal import CLASSES, Pascal
 from zfnet.data.preprocessing import Preprocessing

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from experiments import seeds
-from experiments.models import build
+from experiments.questions import seeds
 from experiments.run import command_line
+from experiments.setup.models import build
 from zfnet import Deconvnet, InputError, TopActivations, scan
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes

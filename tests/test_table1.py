@@ -4,8 +4,8 @@ import sys
 import pytest
 from PIL import Image
 
-from experiments import table1
 from experiments.run import command_line
+from experiments.tables import table1
 from zfnet import InputError
 from zfnet.analysis.correspondence import correspondence
 from zfnet.data.parts import parts_of

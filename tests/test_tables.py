@@ -10,11 +10,11 @@ import torch
 from torch.utils.data import TensorDataset
 from torchvision.models import alexnet
 
-from experiments import networks as trained_once
-from experiments import table2, table3
-from experiments.networks import Trained
-from experiments.overrides import configured
 from experiments.run import run
+from experiments.setup import networks as trained_once
+from experiments.setup.commands import configured
+from experiments.setup.networks import Trained
+from experiments.tables import table2, table3
 from zfnet import InputError, ZFNet
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.model import VARIANTS
@@ -61,7 +61,7 @@ def printed(text):
 
 
 class Networks:
-    """As `experiments.networks.Networks`, but each network is as it begins."""
+    """As `experiments.setup.networks.Networks`, but each network is as it begins."""
 
     preprocessing = Preprocessing(size=64, resize=72)
 

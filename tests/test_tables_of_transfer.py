@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from experiments import fig9, table4, table5, table6, table7
+from experiments.figures import fig9
 from experiments.run import run
+from experiments.tables import table4, table5, table6, table7
 from zfnet import InputError, ZFNet
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from torchvision import models
 
-from experiments.models import CLASSIFIERS, architecture, head, spread
+from experiments.setup.models import CLASSIFIERS, architecture, head, spread
 from scripts.zoo import REFUSED, ZOO, check, drawn
 from zfnet import Deconvnet, InputError, occlusion_maps, scan
 from zfnet.graph import Graph

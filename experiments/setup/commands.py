@@ -19,10 +19,10 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.models import CLASSIFIERS, settings_of
+from experiments.setup.models import CLASSIFIERS, settings_of
 from zfnet.errors import InputError, first_line, unknown_name
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 for _name in CLASSIFIERS:
     if not (CONF / "model" / f"{_name}.yaml").exists():
         ConfigStore.instance().store(_name, settings_of(_name), "model")

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import nn
 
-from experiments.networks import Networks
-from experiments.results import Provenance, results, table, write_result
+from experiments.output.results import Provenance, results, table, write_result
+from experiments.setup.networks import Networks
 from zfnet import InputError, ZFNet
 from zfnet.errors import unknown_name
 from zfnet.model import VARIANTS, variant

@@ -17,8 +17,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from experiments.fig5 import show_tiles
-from experiments.results import Provenance, results, table, write_result
+from experiments.figures.fig5 import show_tiles
+from experiments.output.results import Provenance, results, table, write_result
 from zfnet import InputError
 from zfnet.analysis.correspondence import Consistency, correspondence, random_boxes
 from zfnet.data.images import Box

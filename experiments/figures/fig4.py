@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from experiments.panels import DPI, check_choice, chosen, frame, how_chosen, norm_rules, page, place, text
-from experiments.results import Provenance, results, table, write_result
+from experiments.output.pages import DPI, check_choice, chosen, frame, how_chosen, norm_rules, page, place, text
+from experiments.output.results import Provenance, results, table, write_result
 from experiments.train import EPOCHS
 from zfnet import Deconvnet, InputError, TopActivations, scan
 from zfnet.analysis import matching

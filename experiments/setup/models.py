@@ -37,7 +37,7 @@ def settings_of(name: str) -> dict[str, Any]:
     """What `conf/model` would say of one of torchvision's classifiers."""
     settings = _preprocessing(models.get_model_weights(name).DEFAULT).settings
     return {
-        "_target_": "experiments.models.build",
+        "_target_": "experiments.setup.models.build",
         "architecture": {
             "_target_": f"torchvision.models.{name}",
             "_partial_": True,

@@ -3,6 +3,6 @@
 What to look for: the curve is steep at first: in the paper six images of a class pass what others reached with 60.
 """
 
-from experiments.transfer import main
+from experiments.tables.transfer import main
 
 __all__ = ["main"]

@@ -19,11 +19,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from experiments.fig2 import LAYER_GAP, MAP_GAP, TILE_GAP, Panel, panel_of
-from experiments.models import build
-from experiments.networks import Networks
-from experiments.panels import DPI, frame, page, place, text
-from experiments.results import Provenance, results, table, write_result
+from experiments.figures.fig2 import LAYER_GAP, MAP_GAP, TILE_GAP, Panel, panel_of
+from experiments.output.pages import DPI, frame, page, place, text
+from experiments.output.results import Provenance, results, table, write_result
+from experiments.setup.models import build
+from experiments.setup.networks import Networks
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.analysis.matching import bipartite_matching, correlations
 from zfnet.data.preprocessing import Preprocessing

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from experiments.results import Provenance, results, table, write_result
+from experiments.output.results import Provenance, results, table, write_result
 from zfnet import layer_table
 
 PAPER = {  # Figure 3: maps, rows, columns

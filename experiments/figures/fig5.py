@@ -19,7 +19,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from experiments.results import Provenance, results, write_result
+from experiments.output.results import Provenance, results, write_result
 from zfnet import InputError
 from zfnet.analysis.invariance import NOTHING, Invariance, invariance, linearity, reach, rise, transformed
 from zfnet.data.preprocessing import Preprocessing

@@ -4,6 +4,6 @@ What to look for: the more classes there are, the more pretraining is worth; fro
 next to nothing.
 """
 
-from experiments.transfer import main
+from experiments.tables.transfer import main
 
 __all__ = ["main"]

@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import nn
 
-from experiments.networks import Networks
-from experiments.results import Provenance, results, table, write_result
-from experiments.table3 import departures, deviation, dots, percent, shown, train_each
+from experiments.output.results import Provenance, results, table, write_result
+from experiments.setup.networks import Networks
+from experiments.tables.table3 import departures, deviation, dots, percent, shown, train_each
 from zfnet import InputError
 from zfnet.training import Recipe, error_rates
 

@@ -23,7 +23,7 @@ from zfnet.errors import InputError
 from zfnet.training import processes
 
 COMMAND = shlex.join(sys.argv)  # as it was typed
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @contextlib.contextmanager

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
-from experiments.results import Provenance, results, table, write_result
-from experiments.table3 import deviation, percent, shown
-from experiments.transfer import checked, frozen
+from experiments.output.results import Provenance, results, table, write_result
+from experiments.tables.table3 import deviation, percent, shown
+from experiments.tables.transfer import checked, frozen
 from zfnet import InputError
 from zfnet.analysis.transfer import split, transferred
 

@@ -28,9 +28,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.models import build
-from experiments.panels import DPI, chosen, page, place, text
-from experiments.results import Provenance, results, table, write_result
+from experiments.output.pages import DPI, chosen, page, place, text
+from experiments.output.results import Provenance, results, table, write_result
+from experiments.setup.models import build
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.analysis.faithfulness import (
     FILLS,

@@ -24,9 +24,9 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.datasets import IMAGENET, class_of
-from experiments.panels import DPI, frame, page, place, text
-from experiments.results import Provenance, results, write_result
+from experiments.output.pages import DPI, frame, page, place, text
+from experiments.output.results import Provenance, results, write_result
+from experiments.setup.datasets import IMAGENET, class_of
 from zfnet import Deconvnet, InputError, OcclusionMaps, occlusion_maps, scan
 from zfnet.checks import device_and_dtype
 from zfnet.data.preprocessing import Preprocessing

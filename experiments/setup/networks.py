@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from experiments.models import build
+from experiments.setup.models import build
 from experiments.train import MEMORY, described
 from zfnet import weights
 from zfnet.data.preprocessing import Preprocessing

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from experiments.results import Provenance, results, write_result
+from experiments.output.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, receptive_field, scan
 from zfnet.checks import device_and_dtype
 from zfnet.data.preprocessing import Preprocessing

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Polygon
 from torch import fx, nn
 
-from experiments.results import Provenance, results, write_result
+from experiments.output.results import Provenance, results, write_result
 from zfnet import InputError, ZFNet
 from zfnet.checks import Pair, pair
 from zfnet.graph import Graph, Shapes

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from experiments.results import Provenance, results, table, write_result
-from experiments.table3 import deviation, percent, shown
-from experiments.transfer import Control, duplicates, frozen
+from experiments.output.results import Provenance, results, table, write_result
+from experiments.tables.table3 import deviation, percent, shown
+from experiments.tables.transfer import Control, duplicates, frozen
 from zfnet import InputError
 from zfnet.analysis.transfer import Split, precisions, transferred_presence
 from zfnet.data.pascal import CLASSES
@@ -77,7 +77,7 @@ def main(
 
     layer: its features. folds: how often half of the images are drawn to train on; where the data have lists of their
     own (`parts`), one fold is theirs. scratch: the network of the control, trained by `recipe`, with one softmax;
-    None: no control. crops, pretraining, threshold, cache: as in `experiments.transfer`.
+    None: no control. crops, pretraining, threshold, cache: as in `experiments.tables.transfer`.
     """
     provenance = Provenance(model, seed=seed)
     if folds < 1:

@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from experiments.panels import DPI, check_choice, how_chosen, norm_rules, page, place, text
-from experiments.panels import chosen as _chosen
-from experiments.results import Provenance, results, write_result
+from experiments.output.pages import DPI, check_choice, how_chosen, norm_rules, page, place, text
+from experiments.output.pages import chosen as _chosen
+from experiments.output.results import Provenance, results, write_result
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.checks import pair
 from zfnet.data.images import as_images

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from experiments.results import Provenance, results, table, write_result
+from experiments.output.results import Provenance, results, table, write_result
 from zfnet import Deconvnet
 from zfnet.rendering import signed_image
 

@@ -24,9 +24,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from experiments.networks import Networks
-from experiments.results import Provenance, results, table, write_result
-from experiments.table3 import deviation, percent, shown
+from experiments.output.results import Provenance, results, table, write_result
+from experiments.setup.networks import Networks
+from experiments.tables.table3 import deviation, percent, shown
 from zfnet import InputError
 from zfnet.analysis.features import features
 from zfnet.analysis.transfer import near_duplicates, split, transferred

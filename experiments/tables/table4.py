@@ -4,6 +4,6 @@ What to look for: a pretrained network with a new softmax is far ahead of the sa
 images alone, and further still where there are fewer.
 """
 
-from experiments.transfer import main
+from experiments.tables.transfer import main
 
 __all__ = ["main"]

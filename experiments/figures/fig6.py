@@ -23,9 +23,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from experiments.fig2 import MAP_GAP, TILE_GAP, _chosen
-from experiments.networks import Networks
-from experiments.results import Provenance, results, table, write_result
+from experiments.figures.fig2 import MAP_GAP, TILE_GAP, _chosen
+from experiments.output.results import Provenance, results, table, write_result
+from experiments.setup.networks import Networks
 from zfnet import Deconvnet, InputError, ZFNet, scan
 from zfnet.analysis.filters import BANDS, aliased_energy, dominance, faint, filter_rms, spectral_energy
 from zfnet.data.preprocessing import Preprocessing
