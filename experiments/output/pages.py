@@ -1,83 +1,201 @@
-"""What figures of feature maps share: which maps are drawn, and a page on which pictures lie pixel for pixel."""
+"""Pages that a paper can print: text of 7 points or more, TrueType fonts, photographs at 200 pixels an inch.
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+A `Page` has the width of a page's text, and is filled from the top down in pixels, so that pictures lie pixel for
+pixel. Its height is that of its content, and its caption stands below. Lines and heat maps are vectors in the PDF.
+"""
 
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import pikepdf
 import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from zfnet.errors import InputError, unknown_name
-from zfnet.operations import DECONVNET, DIFFERENTIATED_NORMS, Rules
-from zfnet.scanning import TopActivations
+from zfnet.rendering import resized
 
 DPI = 200
-NORMS = {"identity": DECONVNET, "gradient": DECONVNET | DIFFERENTIATED_NORMS}  # contrast normalisation in reverse
+WIDTH = 6.9  # inches: the text of a page of a journal
+SIZE = 7.0  # points: the smallest text
+LETTER = 0.53  # mean width of a letter, in sizes of the text
+CAPTION_COLOUR = "0.25"
+LINE = round(1.3 * SIZE * DPI / 72)  # pixels from one line of text to the next
+
+matplotlib.rcParams.update(
+    {
+        "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
+        "font.size": SIZE,
+        "axes.titlesize": SIZE + 1,
+        "axes.labelsize": SIZE,
+        "xtick.labelsize": SIZE,
+        "ytick.labelsize": SIZE,
+        "legend.fontsize": SIZE,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.6,
+        "figure.facecolor": "white",
+    }
+)
 
 
-def norm_rules(norm: str) -> Rules:
-    """The rule set in which contrast normalisation is passed through ("identity"), or differentiated ("gradient")."""
-    if norm not in NORMS:
-        raise unknown_name("norm", norm, NORMS)
-    return NORMS[norm]
+class Style(NamedTuple):
+    """The colours of a figure."""
+
+    heat: str  # name of a colour map
+    lines: Sequence[str]
 
 
-def check_choice(choose: Any, layers: Sequence[str]) -> None:
-    """InputError unless `chosen` knows this way to choose."""
-    if isinstance(choose, str) and choose not in ("random", "strongest"):
-        raise unknown_name("way to choose maps", choose, ("random", "strongest", "[map, ...]"))
-    if isinstance(choose, Mapping):
-        for layer in choose:
-            if layer not in layers:
-                raise unknown_name("layer in choose", layer, layers)
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+STYLES = {  # "safe" can be told apart by colour-blind readers; doi:10.1038/nmeth.1618
+    "safe": Style("viridis", OKABE_ITO),
+    "paper": Style("jet", ("#e41a1c", "#377eb8", "#4daf4a", "#984ea3", "#ff7f00", "#ffff33", "#a65628", "#f781bf")),
+}
 
 
-def chosen(layer: str, top: TopActivations, count: int, choose: Any, random: torch.Generator) -> list[int]:
-    """The maps to draw, at most `count`: by number, by layer and number, or those that are ever above 0.
+def style_of(name: str) -> Style:
+    """The style of that name; InputError for any other."""
+    if name not in STYLES:
+        raise unknown_name("style", name, STYLES)
+    return STYLES[name]
 
-    Of these the "strongest", or any by "random"; maps that are above 0 on fewer than k images come last.
+
+class Page:
+    """A page that is filled from the top down.
+
+    Args:
+        width: inches.
+
+    Attributes:
+        columns: its width in pixels.
+        y: how far down it is filled, in pixels; whoever adds content moves it on.
+        figure: matplotlib's figure; its height is right after `done`.
     """
-    total = len(top.value)
-    if not isinstance(choose, str):
-        maps = list(choose.get(layer, []) if isinstance(choose, Mapping) else choose)
-        for m in maps:
-            if type(m) is not int or not 0 <= m < total:
-                raise InputError(f"no map {m!r} in {layer}: there are {total}")
-        return maps
-    winners = (top.value > 0).sum(1)
-    live = winners.nonzero().flatten()
-    if choose == "strongest":
-        return live[top.value[live, 0].argsort(descending=True, stable=True)][:count].tolist()
-    live = live[torch.randperm(len(live), generator=random)]
-    rare = (winners[live] < top.value.shape[1]).int()
-    return sorted(live[rare.argsort(stable=True)][:count].tolist())
+
+    def __init__(self, width: float = WIDTH):
+        if not 3 <= width <= 40:
+            raise InputError(
+                f"width is {width}: give the width of the page in inches, from 3 to 40; a text is 6.9 wide"
+            )
+        self.columns, self.y = round(width * DPI), 4
+        self.figure = Figure(figsize=(width, 1))
+        self._axes: list[tuple[Axes, tuple[float, float, float, float]]] = []
+        self._texts: list[tuple[Any, float, float]] = []
+
+    def axes(self, x: float, y: float, columns: float, rows: float, **more: Any) -> Axes:
+        """Axes of so many pixels, their top left at pixel (x, y)."""
+        axes = self.figure.add_axes((0, 0, 1, 1), label=str(len(self._axes)), **more)
+        self._axes.append((axes, (x, y, columns, rows)))
+        return axes
+
+    def text(self, x: float, y: float, words: str, **style: Any) -> None:
+        """Text whose middle is at pixel (x, y) from the top left."""
+        artist = self.figure.text(0, 0, words, **{"va": "center", "size": SIZE} | style)
+        self._texts.append((artist, x, y))
+
+    def image(self, image: Tensor, x: float, y: float) -> Axes:
+        """An image (3, H, W) in 0..1 pixel for pixel, its top left at (x, y)."""
+        axes = self.axes(x, y, image.shape[2], image.shape[1])
+        show(axes, image)
+        return axes
+
+    def caption(self, words: str, gap: int = LINE) -> None:
+        """Lines over the whole width, below what is there; a line break in the words is one on the page."""
+        self.y += gap
+        for paragraph in words.splitlines():
+            for line in textwrap.wrap(paragraph, letters(self.columns / DPI)):
+                self.text(0, self.y + LINE / 2, line, color=CAPTION_COLOUR)
+                self.y += LINE
+
+    def done(self) -> Figure:
+        """The figure, as high as the page is filled."""
+        width, height = self.columns, math.ceil(self.y) + 2
+        self.figure.set_size_inches(width / DPI, height / DPI)
+        for axes, (x, y, columns, rows) in self._axes:
+            axes.set_position((x / width, 1 - (y + rows) / height, columns / width, rows / height))
+        for artist, x, y in self._texts:
+            artist.set_position((x / width, 1 - y / height))
+        return self.figure
 
 
-def how_chosen(choose: Any, seed: int) -> str:
-    """The words for a caption."""
-    return f"at random (seed {seed})" if choose == "random" else "by strength" if choose == "strongest" else "by number"
+def letters(inches: float) -> int:
+    """How many letters of the smallest text fit into a line."""
+    return max(int(inches * 72 / (LETTER * SIZE)), 20)
 
 
-def page(width: int, height: int) -> Figure:
-    """An empty figure of so many pixels."""
-    return Figure(figsize=(width / DPI, height / DPI), facecolor="white")
+def plots(height: float, width: float = WIDTH) -> Figure:
+    """A figure of that size in inches whose axes and words matplotlib arranges."""
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def text(figure: Figure, x: float, y: float, words: str, **style: Any) -> None:
-    """Text whose middle is at pixel (x, y) from the top left."""
-    width, height = (side * DPI for side in figure.get_size_inches())
-    figure.text(x / width, 1 - y / height, words, va="center", **style)
+def caption(figure: Figure, words: str) -> None:
+    """The caption of a figure of `plots`, below it."""
+    lines = (line for part in words.splitlines() for line in textwrap.wrap(part, letters(figure.get_figwidth())))
+    figure.supxlabel("\n".join(lines), x=0.005, ha="left", size=SIZE, color=CAPTION_COLOUR)
 
 
-def frame(figure: Figure, x: float, y: float, columns: float, rows: float) -> tuple[float, float, float, float]:
-    """Where matplotlib puts axes of so many pixels, their top left at (x, y)."""
-    width, height = (side * DPI for side in figure.get_size_inches())
-    return x / width, 1 - (y + rows) / height, columns / width, rows / height
-
-
-def place(figure: Figure, image: Tensor, x: float, y: float) -> None:
-    """An image (3, H, W) pixel for pixel, its top left at (x, y)."""
-    rows, columns = image.shape[1:]
-    axes = figure.add_axes(frame(figure, x, y, columns, rows))
-    axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="none", aspect="auto")
+def show(axes: Axes, image: Tensor) -> AxesImage:
+    """An image (3, H, W) in 0..1 that fills the axes, without ticks and frame."""
     axes.axis("off")
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return axes.imshow(pixels, interpolation="none", aspect="auto")
+
+
+def heat(axes: Axes, values: Tensor, colours: str, **limits: Any) -> QuadMesh:
+    """A small map (H, W) as squares of colour, vectors in a PDF."""
+    axes.axis("off")
+    mesh = axes.pcolormesh(values.cpu().numpy(), cmap=colours, edgecolors="face", linewidth=0.05, **limits)
+    axes.invert_yaxis()
+    return mesh
+
+
+def box(axes: Axes, box: Sequence[float], scale: float = 1.0, colour: str = "white", width: float = 1.0) -> None:
+    """A frame (top, left, bottom, right), in image pixels, on an image that is shown `scale` times as large."""
+    top, left, bottom, right = (scale * edge - 0.5 for edge in box)
+    for edge, line in (("black", width + 1), (colour, width)):  # to be seen on any ground
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=edge, lw=line))
+
+
+def hatched(image: Tensor, where: Tensor) -> Tensor:
+    """An image (3, H, W) in 0..1 with diagonal lines on white `where` (H, W) there is no image."""
+    rows, columns = (torch.arange(n, device=image.device) for n in image.shape[-2:])
+    lines = torch.where((rows[:, None] + columns) % 6 == 0, 0.72, 1.0)
+    return torch.where(where, lines, image)
+
+
+def enlarged(images: Tensor, size: tuple[int, int], interpolation: str = "bicubic") -> Tensor:
+    """Images or signals (N, C, H, W) at another size; "nearest" shows each pixel as a square."""
+    if interpolation == "nearest":
+        return torch.nn.functional.interpolate(images, size, mode="nearest-exact")
+    if interpolation != "bicubic":
+        raise unknown_name("interpolation", interpolation, ("bicubic", "nearest"))
+    return resized(images, size)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write path.png and path.pdf, photographs at 200 pixels an inch in both."""
+    figure.savefig(path.with_suffix(".png"), dpi=DPI)
+    pdf = path.with_suffix(".pdf")
+    figure.savefig(pdf, dpi=DPI, metadata={"CreationDate": None})  # the same bytes for the same figure
+    _photographs_as_jpeg(pdf)
+
+
+def _photographs_as_jpeg(path: Path) -> None:
+    """Store a PDF's photographs as JPEG; matplotlib only knows a lossless form, many times as large."""
+    with pikepdf.open(path, allow_overwriting_input=True) as pdf:
+        for stream in pdf.objects:
+            if isinstance(stream, pikepdf.Stream) and stream.get("/ColorSpace") == pikepdf.Name.DeviceRGB:
+                jpeg = io.BytesIO()
+                pikepdf.PdfImage(stream).as_pil_image().save(jpeg, "JPEG", quality=95, subsampling=0)
+                if jpeg.tell() < len(stream.read_raw_bytes()):
+                    stream.write(jpeg.getvalue(), filter=pikepdf.Name.DCTDecode)
+        pdf.save(deterministic_id=True)

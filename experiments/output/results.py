@@ -10,18 +10,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
+from experiments.output.pages import save
 from zfnet.errors import InputError
 from zfnet.training import processes
 
+UNSAID = ("out", "progress", "workers", "batch_size", "reading", "networks", "training", "validation", "result")
 COMMAND = shlex.join(sys.argv)  # as it was typed
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -55,15 +60,68 @@ def results(out: str | os.PathLike[str]) -> Iterator[Path]:
                 parent.rmdir()
 
 
-class Provenance:
-    """Started with an experiment, it says at the end how the result was made."""
+class Result:
+    """What an experiment leaves: figures, tables, and result.json with the paper's numbers beside ours.
 
-    def __init__(self, *models: nn.Module, seed: int | None = None):
+    Args:
+        experiment: its name.
+        out: the folder, which is written at the end, whole or not at all.
+        arguments: of the experiment's function: its `locals()` before anything else. They are the settings that
+            result.json says, without those that decide nothing.
+    """
+
+    def __init__(self, experiment: str, out: str | os.PathLike[str], arguments: Mapping[str, Any]):
+        self.experiment, self.out = experiment, Path(out)
+        self.settings = {name: plain(value) for name, value in arguments.items() if name not in UNSAID}
+        model = arguments.get("model")
+        parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        recipe = arguments.get("recipe")
+        self.seed = arguments.get("seed", getattr(recipe, "seed", None))
+        self.device = torch.device("cpu") if parameter is None else parameter.device
         self.started, self.clock = datetime.now(timezone.utc), time.perf_counter()
-        self.device = next((p.device for m in models for p in m.parameters()), torch.device("cpu"))
-        self.seed = seed
+        self._figures: dict[str, Figure] = {}
+        self._texts: dict[str, str] = {}
+        self._writers: list[Callable[[Path], None]] = []
 
-    def __call__(self) -> dict[str, Any]:
+    def figure(self, figure: Figure, name: str = "figure") -> None:
+        """Keep a figure, which becomes <name>.png and <name>.pdf."""
+        self._figures[name] = figure
+
+    def text(self, text: str, name: str = "table.md", *, printed: bool = True) -> None:
+        """Keep a text for the file of that name, and print it."""
+        self._texts[name] = text.rstrip("\n") + "\n"
+        if printed and processes()[0] == 0:
+            print(text.rstrip("\n"))
+
+    def file(self, write: Callable[[Path], None]) -> None:
+        """Have `write` put a file of its own into the folder."""
+        self._writers.append(write)
+
+    def finish(self, ours: Mapping[str, Any], paper: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Write everything; return what result.json holds.
+
+        Args:
+            ours: our numbers.
+            paper: the paper's, under the same names; None stands for those that it does not print.
+        """
+        result = {
+            "experiment": self.experiment,
+            "paper": {**dict.fromkeys(ours), **(paper or {})},
+            "ours": dict(ours),
+            "settings": self.settings,
+            "provenance": self._provenance(),
+        }
+        with results(self.out) as folder:
+            for name, figure in self._figures.items():
+                save(figure, folder / name)
+            for name, text in self._texts.items():
+                (folder / name).write_text(text, encoding="utf-8")
+            for write in self._writers:
+                write(folder)
+            (folder / "result.json").write_text(to_json(result) + "\n", encoding="utf-8")
+        return result
+
+    def _provenance(self) -> dict[str, Any]:
         versions = {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")}
         return {
             "versions": {"zfnet": _zfnet_version(), **versions, "python": platform.python_version()},
@@ -107,21 +165,6 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def write_result(
-    folder: Path, experiment: str, paper: Any, ours: Any, settings: Mapping[str, Any], provenance: Provenance
-) -> dict[str, Any]:
-    """Write result.json and return what it holds."""
-    result = {
-        "experiment": experiment,
-        "paper": paper,
-        "ours": ours,
-        "settings": dict(settings),
-        "provenance": provenance(),
-    }
-    (folder / "result.json").write_text(to_json(result) + "\n", encoding="utf-8")
-    return result
-
-
 def to_json(value: Any, indent: int = 0) -> str:
     """JSON that can be read and compared: one line for each entry, lists and short mappings on one line."""
     line = json.dumps(value, allow_nan=False)
@@ -132,15 +175,18 @@ def to_json(value: Any, indent: int = 0) -> str:
     return "{\n" + ",\n".join(rows) + "\n" + " " * indent + "}"
 
 
-def table(head: list[str], rows: list[list[Any]]) -> str:
-    """A Markdown table with aligned columns; numbers to the right."""
-    cells = [[format(c, ",") if isinstance(c, int) else str(c) for c in row] for row in rows]
-    right = [all(isinstance(row[n], int | float) or row[n] == "" for row in rows) for n in range(len(head))]
-    widths = [max(len(row[n]) for row in [head, *cells]) for n in range(len(head))]
-
-    def line(row: list[str]) -> str:
-        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
-        return f"| {' | '.join(padded)} |"
-
-    rule = "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|"
-    return "\n".join([line(head), rule, *map(line, cells)])
+def plain(value: Any) -> Any:
+    """A setting as JSON can say it: a network or a dataset by its class, a partial by its arguments."""
+    if isinstance(value, partial):
+        return {str(key): plain(setting) for key, setting in value.keywords.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Sequence | range) and not hasattr(value, "identity"):
+        return [plain(entry) for entry in value]
+    return type(value).__name__

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.setup.models import CLASSIFIERS, settings_of
+from experiments.setup.reading import Reading
 from zfnet.errors import InputError, first_line, unknown_name
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
@@ -60,7 +61,8 @@ def configured(words: Sequence[str]) -> DictConfig:
 
 def arguments(config: DictConfig) -> list[str]:
     """The arguments of the configured experiment that can be set."""
-    return [name for name in _known(config.experiment)[0] if name not in GIVEN]
+    names, reads = _known(config.experiment)
+    return [name for name in names if name not in GIVEN] + (list(Reading.__annotations__) if reads else [])
 
 
 def single(config: DictConfig, words: Sequence[str]) -> list[tuple[str, list[str]]]:

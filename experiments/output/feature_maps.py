@@ -1,0 +1,271 @@
+"""What figures of feature maps share: which maps are drawn, how projections are shown, and a layer's block of tiles."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from experiments.output.pages import enlarged, hatched
+from experiments.setup.checks import one_of, share
+from zfnet import Deconvnet, InputError, TopActivations
+from zfnet.checks import pair
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.deconvnet import project_top
+from zfnet.errors import unknown_name
+from zfnet.graph import Graph
+from zfnet.operations import DIFFERENTIATED_NORMS, RULE_SETS
+from zfnet.receptive_fields import ReceptiveField
+from zfnet.rendering import grid, outside, resized, signed_image
+
+MAP_GAP, TILE_GAP = 7, 1  # pixels between the blocks of two maps, and between two tiles of a map
+COLOURS = ("rgb", "grey")
+
+
+def deconvnet_of(
+    model: nn.Module, rules: str = "deconvnet", norm: str = "identity", collisions: str = "add"
+) -> Deconvnet:
+    """A deconvnet by the names of its choices.
+
+    Args:
+        model: the network.
+        rules: "deconvnet", "guided" or "gradient".
+        norm: contrast normalisation in reverse: passed through ("identity", as in the paper) or "gradient".
+        collisions: see `zfnet.Deconvnet`.
+    """
+    one_of("rule set", rules, RULE_SETS)
+    one_of("norm", norm, ("identity", "gradient"))
+    more = DIFFERENTIATED_NORMS if norm == "gradient" else {}
+    return Deconvnet(model, rules=RULE_SETS[rules] | more, collisions=collisions)
+
+
+class Look(NamedTuple):
+    """How a projection becomes a picture.
+
+    Args:
+        contrast: its scale ends at this quantile of its non-zero absolute values.
+        colour: "rgb", or "grey": the mean of its colours.
+        interpolation: "bicubic", or "nearest", which shows pixels as squares.
+        scale: "patch": each projection has its own scale; "map": those of a map have one.
+    """
+
+    contrast: float = 0.995
+    colour: str = "rgb"
+    interpolation: str = "bicubic"
+    scale: str = "patch"
+
+    def check(self) -> "Look":
+        """Itself; InputError for what there is not."""
+        share(contrast=self.contrast)
+        one_of("colour", self.colour, COLOURS)
+        one_of("interpolation", self.interpolation, ("bicubic", "nearest"))
+        one_of("scale", self.scale, ("patch", "map"))
+        return self
+
+    def pictures(self, signals: Tensor, size: tuple[int, int], together: int = 1) -> Tensor:
+        """Signals (N, 3, H, W) as pictures (N, 3, *size) in 0..1; `together` successive ones share a scale."""
+        signals = enlarged(signals, size, self.interpolation)  # before its contrast is set, or it will be faint
+        if self.colour == "grey":
+            signals = signals.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        return signed_image(signals, together=together, quantile=self.contrast)
+
+    @property
+    def words(self) -> str:
+        """For a caption: how projections are scaled, and what grey means."""
+        whose = (
+            "Each projection has its own scale" if self.scale == "patch" else "The projections of a map share a scale"
+        )
+        end = "its largest value" if self.contrast == 1 else f"the value that {self.contrast:.1%} of it stay below"
+        grey = ", without colour" if self.colour == "grey" else ""
+        return f"{whose}{grey}: mid-grey is 0, black and white are minus and plus {end}."
+
+
+def check_choice(choose: Any, layers: Sequence[str]) -> None:
+    """InputError unless `chosen` knows this way to choose."""
+    if isinstance(choose, str) and choose not in ("random", "strongest"):
+        raise unknown_name("way to choose maps", choose, ("random", "strongest", "[map, ...]"))
+    if isinstance(choose, Mapping):
+        for layer in choose:
+            one_of("layer in choose", layer, layers)
+
+
+def chosen(layer: str, top: TopActivations, count: int, choose: Any, random: torch.Generator) -> list[int]:
+    """The maps to draw, at most `count`: by number, by layer and number, or those that are ever above 0.
+
+    Of these the "strongest", or any by "random"; maps that are above 0 on fewer than k images come last.
+    """
+    total = len(top.value)
+    if not isinstance(choose, str):
+        maps = list(choose.get(layer, []) if isinstance(choose, Mapping) else choose)
+        for m in maps:
+            if type(m) is not int or not 0 <= m < total:
+                raise InputError(f"no map {m!r} in {layer}: there are {total}")
+        return maps
+    winners = (top.value > 0).sum(1)
+    live = winners.nonzero().flatten()
+    if choose == "strongest":
+        return live[top.value[live, 0].argsort(descending=True, stable=True)][:count].tolist()
+    live = live[torch.randperm(len(live), generator=random)]
+    rare = (winners[live] < top.value.shape[1]).int()
+    return sorted(live[rare.argsort(stable=True)][:count].tolist())
+
+
+def how_chosen(choose: Any, seed: int) -> str:
+    """The words for a caption."""
+    return f"at random (seed {seed})" if choose == "random" else "by strength" if choose == "strongest" else "by number"
+
+
+def dead_maps(top: TopActivations) -> list[int]:
+    """The maps that are never above 0."""
+    return (~(top.value[:, 0] > 0)).nonzero().flatten().tolist()
+
+
+@dataclass
+class Panel:
+    """What is drawn of one layer: projections, or filters, beside image patches."""
+
+    title: str
+    layer: str
+    left: str
+    right: str
+    columns: int
+    signals: Tensor  # (maps, n, 3, S, S): projections, where n is k, or filters, where it is 1
+    patches: Tensor  # (maps, k, 3, S, S) in 0..1
+    outside: Tensor  # (maps, k, S, S): beyond the image, or beyond what the unit sees
+    empty: Tensor  # (maps, k): where there is no activation above 0
+    look: Look
+
+    @property
+    def rows(self) -> int:
+        return -(-len(self.signals) // self.columns)
+
+    @property
+    def side(self) -> int:
+        """Tiles along one side of a feature map's block."""
+        return math.isqrt(self.patches.shape[1] - 1) + 1
+
+    def block(self, tile: int) -> int:
+        """Pixels along one side of a feature map's block."""
+        return self.side * (tile + TILE_GAP) - TILE_GAP
+
+    def extent(self, tile: int, maps: int) -> int:
+        """Pixels of a row or column of maps."""
+        return maps * self.block(tile) + (maps - 1) * MAP_GAP
+
+    def enlargement(self, tile: int) -> float:
+        """How many times as large as its pixels a tile is."""
+        return tile / self.patches.shape[-1]
+
+    def draw(self, tile: int) -> tuple[Tensor, Tensor]:
+        """Projections and patches as two images (3, H, W)."""
+        block, (maps, n) = self.block(tile), self.signals.shape[:2]
+        size = (block, block) if n == 1 else (tile, tile)
+        together = n if self.look.scale == "map" else 1
+        look = self.look if n > 1 else self.look._replace(contrast=1.0)  # filters have no few extreme values
+        left = look.pictures(self.signals.flatten(0, 1), size, together).unflatten(0, (maps, n))
+        right = enlarged(self.patches.flatten(0, 1), (tile, tile), self.look.interpolation).clamp(0, 1)
+        right = right.unflatten(0, (maps, -1))
+        beyond = enlarged(self.outside.float(), (tile, tile), "nearest") > 0.5
+        for pictures in (left, right) if n > 1 else (right,):
+            for picture, where in zip(pictures.flatten(0, 1), beyond.flatten(0, 1), strict=True):
+                picture.copy_(hatched(picture, where))
+            pictures[self.empty] = 1
+        return self._page(left, block), self._page(right, block)
+
+    def _page(self, tiles: Tensor, block: int) -> Tensor:
+        columns = self.side if tiles.shape[1] > 1 else 1
+        blocks = tiles.new_ones(len(tiles), 3, block, block)  # k need not fill a square
+        for whole, tiles_of_map in zip(blocks, tiles, strict=True):
+            picture = grid(tiles_of_map, columns, TILE_GAP)
+            whole[:, : picture.shape[1], : picture.shape[2]] = picture
+        return grid(blocks, self.columns, MAP_GAP)
+
+
+def panel_of(
+    title: str,
+    deconvnet: Deconvnet,
+    data: Any,
+    layer: str,
+    top: TopActivations,
+    maps: list[int],
+    columns: int,
+    field: ReceptiveField,
+    preprocessing: Preprocessing,
+    look: Look,
+) -> Panel:
+    """Project and render the strongest activations of some of a layer's maps."""
+    shape = (len(maps), top.value.shape[1])
+    whole = math.prod(field.size) > 2 * math.prod(field.image_size)  # most of a patch would lie beyond the image
+    patches = project_top(deconvnet, data, layer, top, maps, whole=whole)
+    if whole:  # what lies outside its field, as seen from there
+        boxes = torch.tensor([field.box(row, column) for _, _, row, column in top.units(maps).tolist()])
+        corners, image_size = -boxes[:, :2], torch.tensor(field.image_size)
+        beyond = outside(torch.cat([corners, corners + image_size], 1), field.size, field.image_size)
+    else:
+        beyond = outside(patches.boxes, field.image_size, pair(patches.crops.shape[-2:]))
+    crops, signals = preprocessing.pixels(patches.crops).clamp(0, 1).cpu(), patches.projections.cpu()
+    beyond = beyond.to(crops)
+    if not whole:
+        crops, signals, beyond = (fill_canvas(part, patches.boxes.cpu()) for part in (crops, signals, beyond))
+    filters = first_filters(deconvnet, layer, maps, field)
+    extent = sizes(patches.boxes) if not whole else f"{field.size[0]} x {field.size[1]} pixels"
+    return Panel(
+        title,
+        layer,
+        "projections" if filters is None else "filters",
+        f"whole images: a unit sees {extent}" if whole else f"image patches, {extent}",
+        min(columns, len(maps)),
+        preprocessing.rgb(signals.unflatten(0, shape) if filters is None else filters[:, None].cpu()),
+        crops.unflatten(0, shape),
+        (beyond[:, 0] > 0.5).unflatten(0, shape),
+        (patches.values <= 0).unflatten(0, shape).cpu(),
+        look,
+    )
+
+
+def fill_canvas(canvases: Tensor, boxes: Tensor) -> Tensor:
+    """Canvases whose units see less than others, behind joined branches, enlarged to the size of the largest."""
+    size = pair(canvases.shape[-2:])
+    filled = canvases.clone()
+    for n, (rows, columns) in enumerate((boxes[:, 2:] - boxes[:, :2]).tolist()):
+        if 0 < rows < size[0] or 0 < columns < size[1]:
+            filled[n : n + 1] = resized(canvases[n : n + 1, :, :rows, :columns], size)
+    return filled
+
+
+def sizes(boxes: Tensor) -> str:
+    """The sizes of receptive fields in words: one, or from the smallest to the largest."""
+    extents = (boxes[:, 2:] - boxes[:, :2]).unique(dim=0)
+    extents = extents[extents.amin(1) > 0]
+    words = [f"{rows} x {columns}" for rows, columns in extents.tolist()]
+    return f"{words[0]} pixels" if len(words) == 1 else f"{words[0]} to {words[-1]} pixels"
+
+
+def first_filters(deconvnet: Deconvnet, layer: str, maps: list[int], field: ReceptiveField) -> Tensor | None:
+    """The filters (maps, C, S, S) of a layer with but one convolution between it and the image; None of any other.
+
+    There all projections of a map are its filter, times the activation.
+    """
+    graph: Graph = deconvnet.graph
+    node = graph.node(layer)
+    shapes = graph.shapes(field.image_size, node)
+    steps = [
+        (graph.module(n), graph.window(n, shapes))
+        for n in graph.path([node])
+        if n in shapes and n.op.startswith("call")
+    ]
+    convolutions = [module for module, _ in steps if isinstance(module, nn.Conv2d)]
+    others = [window for module, window in steps if not isinstance(module, nn.Conv2d)]
+    if len(convolutions) != 1 or any(w is None or w.span(0) > 1 for w in others):
+        return None
+    row, column = shapes[node][2] // 2, shapes[node][3] // 2
+    top, left, bottom, right = field.box(row, column)
+    if min(top, left) < 0 or bottom > field.image_size[0] or right > field.image_size[1]:
+        return None
+    channels = shapes[graph.inputs[0]][1]
+    recording = deconvnet.record(torch.zeros(len(maps), channels, *field.image_size), [layer])
+    signal = torch.zeros_like(recording.activations[layer])
+    signal[torch.arange(len(maps)), maps, row, column] = 1
+    return deconvnet.project(recording, layer, signal)[..., top:bottom, left:right]

@@ -1,0 +1,76 @@
+"""Tables in Markdown and as pictures, and how a mean and its spread are written."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.output.pages import OKABE_ITO, caption, plots
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    """A Markdown table with aligned columns; numbers to the right."""
+    cells = [[format(c, ",") if isinstance(c, int) else str(c) for c in row] for row in rows]
+    right = [all(isinstance(row[n], int | float) or row[n] == "" for row in rows) for n in range(len(head))]
+    widths = [max(len(row[n]) for row in [head, *cells]) for n in range(len(head))]
+
+    def line(row: list[str]) -> str:
+        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+        return f"| {' | '.join(padded)} |"
+
+    rule = "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|"
+    return "\n".join([line(head), rule, *map(line, cells)])
+
+
+def percent(rate: float) -> float:
+    return round(100 * rate, 6)  # 29, not 28.999999999999996
+
+
+def deviation(rates: Sequence[float]) -> float | None:
+    """The standard deviation of a sample; None of a single number."""
+    return statistics.stdev(rates) if len(rates) > 1 else None
+
+
+def shown(rates: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    spread = deviation(rates)
+    return f"{statistics.mean(rates):.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+
+
+def dots(
+    labels: Sequence[str],
+    paper: Sequence[Mapping[str, float | None]],
+    ours: Sequence[Mapping[str, Sequence[float]]],
+    columns: Mapping[str, str],
+    words: str,
+) -> Figure:
+    """The table as a picture: a line for each row, a panel for each column, the paper's number and ours.
+
+    Args:
+        labels: of the rows.
+        paper, ours: for each row, the paper's number and our measurements by column.
+        columns: the panels' titles by column.
+        words: the caption.
+    """
+    figure = plots(1.3 + 0.2 * len(labels))
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    red = OKABE_ITO[1]
+    for axis, (column, title) in zip(panels, columns.items(), strict=True):
+        for y, (published, measurements) in enumerate(zip(paper, ours, strict=True)):
+            if published.get(column) is not None:
+                axis.plot(published[column], y, "D", color="0.45", markerfacecolor="white", markersize=5)
+            if rates := measurements.get(column):
+                axis.plot(rates, [y] * len(rates), "|", color=red, alpha=0.5, markersize=8)
+                axis.errorbar(statistics.mean(rates), y, xerr=deviation(rates), fmt="o", color=red, markersize=4)
+        axis.set_title(title)
+        axis.grid(axis="y", color="0.92")
+        axis.set_axisbelow(True)
+    panels[0].set_yticks(range(len(labels)), labels)
+    panels[0].invert_yaxis()
+    panels[0].plot([], [], "D", color="0.45", markerfacecolor="white", label="paper")
+    panels[0].errorbar([], [], xerr=[], fmt="o", color=red, label="ours: mean and standard deviation")
+    panels[0].plot([], [], "|", color=red, alpha=0.5, markersize=8, label="each measurement of ours")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    caption(figure, words)
+    return figure

@@ -1,0 +1,44 @@
+"""Checks of settings that several experiments share: each says what is wrong and what to give instead."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from zfnet.errors import InputError, unknown_name
+
+
+def at_least(least: float, **settings: float) -> None:
+    """InputError for the first setting below `least`."""
+    for name, value in settings.items():
+        if value < least:
+            raise InputError(f"{name} is {value}; give at least {least}")
+
+
+def share(**settings: float) -> None:
+    """InputError for the first setting that is not above 0, up to 1."""
+    for name, value in settings.items():
+        if not 0 < value <= 1:
+            raise InputError(f"{name} is {value}; give a number above 0, up to 1")
+
+
+def one_of(what: str, name: str, names: Iterable[str]) -> None:
+    """InputError with the nearest name unless it is one of the names."""
+    if name not in names:
+        raise unknown_name(what, name, names)
+
+
+def stand_for(layers: Sequence[str], numbers: Sequence[int]) -> None:
+    """InputError unless there is one layer for each of the paper's."""
+    if len(layers) != len(numbers):
+        papers = ", ".join(map(str, numbers))
+        raise InputError(f"layers are {', '.join(layers)}; give {len(numbers)}, which stand for the paper's {papers}")
+
+
+def grid(shape: Any, name: str = "a grid") -> None:
+    """InputError unless it is rows and columns of feature maps."""
+    if len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
+        raise InputError(f"{name} is [rows, columns] of feature maps; got {list(shape)}")
+
+
+def as_list(layers: str | Sequence[str]) -> list[str]:
+    """Layers by name; one name alone is a list of one."""
+    return [layers] if isinstance(layers, str) else list(layers)
