@@ -9,21 +9,20 @@ import csv
 import io
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import nn
 
-from experiments.output.results import Provenance, results, write_result
+from experiments.output.pages import DPI, plots
+from experiments.output.results import Result
+from experiments.setup.networks import MEMORY, described
 from zfnet import weights
 from zfnet.data.images import as_images
 from zfnet.files import write_atomically
-from zfnet.training import Checkpoint, Recipe, error_rates, in_memory, processes, run_identity, train
+from zfnet.training import Checkpoint, Recipe, error_rates, in_memory, processes, train
 
-MEMORY = 4 * 2**30  # bytes of images that are read once and kept; larger data sets are read in every epoch
 PAPER = {"epochs": 70, "history": None, "validation_top1": 0.384, "validation_top5": 0.165, "waiting": None}
 EPOCHS = (1, 2, 5, 10, 20, 30, 40, 64)  # Figure 4's
 
@@ -59,8 +58,8 @@ def main(
         workers: processes that read images; None: one for each core, up to eight.
         progress: show progress bars.
     """
-    recipe = recipe or Recipe()
-    provenance, out = Provenance(model, seed=recipe.seed), Path(out)
+    recipe, out = recipe or Recipe(), Path(out)
+    result = Result("train", out, locals())
     reading: dict[str, Any] = {"workers": workers, "progress": progress}
     images = in_memory(training, limit=MEMORY, description="training images", **reading)
     checks = validation and in_memory(validation, limit=MEMORY, description="validation images", **reading)
@@ -83,32 +82,20 @@ def main(
         ours |= {"validation_top1": top1, "validation_top5": top5}
     seconds = sum(entry["seconds"] for entry in history)
     ours["waiting"] = sum(entry["waiting"] * entry["seconds"] for entry in history) / max(seconds, 1e-9)
-    settings = {
-        "model": type(model).__name__,
-        "recipe": asdict(recipe),
-        "images": len(images),
+    result.settings |= {
         "crops": crops,
+        "images": len(images),
         "validation_images": len(checks) if checks else 0,
         "dataset": _name(training),
         "parameters": sum(p.numel() for p in model.parameters()),
         "processes": processes()[1],
     }
-    with results(out) as folder:
-        weights.save(model, folder / "model.safetensors", history=history, **metadata)
-        result = write_result(folder, "train", {key: PAPER[key] for key in ours}, ours, settings, provenance)
+    result.file(lambda folder: weights.save(model, folder / "model.safetensors", history=history, **metadata))
+    written = result.finish(ours, {key: PAPER[key] for key in ours})
     if processes()[0] == 0:
         Checkpoint(out).remove()
         print(summary(ours, crops, seconds, len(images)))
-    return result
-
-
-def described(model: nn.Module, recipe: Recipe, training: Any, validation: Any) -> dict[str, Any]:
-    """What is kept with the weights of a run; `model` has its initial ones."""
-    return {
-        "architecture": type(model).__name__,
-        "identity": run_identity(model, training, validation, recipe),
-        "classes": list(as_images(training).classes),
-    }
+    return written
 
 
 def summary(ours: dict[str, Any], crops: int | None, seconds: float, images: int) -> str:
@@ -169,7 +156,7 @@ def _csv(history: list[dict[str, float]]) -> bytes:
 
 def _picture(history: list[dict[str, float]]) -> bytes:
     """The curves as a PNG file."""
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    figure = plots(2.4, 3.4)
     axes = figure.subplots()
     epochs = [entry["epoch"] for entry in history]
     curves = {"train_error": "training", "validation_error": "validation", "validation_top5": "validation, top 5"}
@@ -180,5 +167,5 @@ def _picture(history: list[dict[str, float]]) -> bytes:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     file = io.BytesIO()
-    figure.savefig(file, dpi=150)
+    figure.savefig(file, dpi=DPI)
     return file.getvalue()

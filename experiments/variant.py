@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from experiments.output.results import Provenance, results, write_result
+from experiments.output.results import Result
 from experiments.setup.networks import Networks
 from zfnet.model import variant as variant_of
 from zfnet.training import Recipe
@@ -23,10 +23,16 @@ def main(
     recipe: Recipe,
     variant: str = "fig3",
 ) -> dict[str, Any]:
-    """Train the variant of that name unless it is there; write its errors by epoch."""
-    provenance = Provenance(seed=recipe.seed)
+    """Train one network of Tables 2 and 3 where they find it, unless it is there.
+
+    Args:
+        out: the folder of the result.
+        networks: where networks are kept.
+        architecture: a partial of ZFNet, from which the variant is made.
+        recipe: how it is trained; its seed is the network's.
+        variant: its name, a row of Table 3.
+    """
+    result = Result("variant", out, locals())
     changes = variant_of(variant, **architecture.keywords)  # type: ignore[attr-defined]
     _, history = networks.trained(variant, lambda: architecture(**changes), recipe)
-    ours = {"history": history}
-    with results(out) as folder:
-        return write_result(folder, "variant", {"history": None}, ours, {"variant": variant}, provenance)
+    return result.finish({"history": history})

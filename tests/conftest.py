@@ -8,6 +8,7 @@ they seed for themselves, so that the same network is made whichever test asks f
 """
 
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,3 +108,26 @@ def tables() -> Iterator[None]:
     yield
     DECONVNET.clear()
     DECONVNET.update(before)
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, list[str]]]:
+    """Runs the command in an empty folder; returns status and the lines of standard error, without progress bars."""
+    monkeypatch.chdir(tmp_path)
+
+    from experiments.run import command_line
+
+    def run(*words: str) -> tuple[int, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["run.py", *words])
+        try:
+            command_line()
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        run.printed, error = capsys.readouterr()
+        lines = error.replace("\r", "\n").splitlines()
+        return status, [line for line in lines if line.strip() and "images/s" not in line]
+
+    return run

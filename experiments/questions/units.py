@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from experiments.output.results import Provenance, results, table, write_result
+from experiments.output.results import Result
+from experiments.output.tables import table
 from zfnet import layer_table
 
 PAPER = {  # Figure 3: maps, rows, columns
@@ -27,41 +28,40 @@ PAPER = {  # Figure 3: maps, rows, columns
 
 
 def main(model: nn.Module, out: str | Path, *, image_size: int | None = None) -> dict[str, Any]:
-    """Print the table for images of that size, by default the network's own; write table.md and result.json."""
-    provenance = Provenance(model)
+    """Print the table of layers: sizes, units, kernels, receptive fields, parameters.
+
+    Args:
+        model: the network.
+        out: the folder of the result.
+        image_size: of the images, pixels; null: the network's own.
+    """
+    result = Result("units", out, locals())
     size: int = image_size or model.preprocessing.size  # type: ignore[union-attr, assignment]
     rows = layer_table(model, size)
-
     head = ["layer", "operation", "output", "units", "kernel", "stride", "patch", "patch stride", "parameters"]
-    pairs = [
-        [_pair(r.kernel), _pair(r.stride), _range(r.smallest_field, r.receptive_field), _pair(r.receptive_stride)]
-        for r in rows
-    ]
-    text = table(
-        head,
-        [
-            [r.layer, r.operation, " x ".join(map(str, r.output)), r.units, *sizes, r.parameters]
-            for r, sizes in zip(rows, pairs, strict=True)
-        ],
-    )
+    lines: list[list[Any]] = []
+    for r in rows:
+        extents = (
+            _pair(r.kernel),
+            _pair(r.stride),
+            _range(r.smallest_field, r.receptive_field),
+            _pair(r.receptive_stride),
+        )
+        lines.append([r.layer, r.operation, " x ".join(map(str, r.output)), r.units, *extents, r.parameters])
     total = sum(p.numel() for p in model.parameters())
-    maps = [r for r in rows if len(r.output) == 3]
-    notes = [f"{type(model).__name__}, images of {size} x {size} pixels; {total:,} parameters."]
-    if maps:
+    notes = f"{type(model).__name__}, images of {size} x {size} pixels; {total:,} parameters."
+    if maps := [r for r in rows if len(r.output) == 3]:
         count, height, width = maps[0].output
-        notes.append(
-            f"Layer 1 has {count} x {height} x {width} = {maps[0].units:,} units: a unit is one element of the output. "
+        notes += (
+            f"\nLayer 1 has {count} x {height} x {width} = {maps[0].units:,} units: a unit is one element of the "
+            "output. "
             f"All {height * width:,} units of a feature map share one filter, so there are {count} filters."
         )
-    text = f"{text}\n\n" + "\n".join(notes) + "\n"
-    print(text)
-    ours = {r.layer: list(r.output) for r in rows}
+    result.text(f"{table(head, lines)}\n\n{notes}")
+    result.settings["image_size"] = size
+    output = {r.layer: list(r.output) for r in rows}
     extra = {"layers": [r._asdict() for r in rows], "image_size": size, "parameters": total}
-    with results(out) as folder:
-        (folder / "table.md").write_text(text, encoding="utf-8")
-        settings = {"image_size": size, "model": type(model).__name__}
-        paper = {"output": {name: PAPER.get(name) for name in ours}, **dict.fromkeys(extra)}
-        return write_result(folder, "units", paper, {"output": ours, **extra}, settings, provenance)
+    return result.finish({"output": output, **extra}, {"output": {name: PAPER.get(name) for name in output}})
 
 
 def _range(smallest: tuple[int, int] | None, largest: tuple[int, int] | None) -> str | int:

@@ -11,11 +11,22 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from experiments.setup.models import build
-from experiments.train import MEMORY, described
 from zfnet import weights
+from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.identity import digest
-from zfnet.training import Checkpoint, Recipe, in_memory, processes, train
+from zfnet.training import Checkpoint, Recipe, in_memory, processes, run_identity, train
+
+MEMORY = 4 * 2**30  # bytes of images that are read once and kept; larger data sets are read in every epoch
+
+
+def described(model: nn.Module, recipe: Recipe, training: Any, validation: Any) -> dict[str, Any]:
+    """What is kept with the weights of a run; `model` has its initial ones."""
+    return {
+        "architecture": type(model).__name__,
+        "identity": run_identity(model, training, validation, recipe),
+        "classes": list(as_images(training).classes),
+    }
 
 
 def find_trained(files: Iterable[Path], identity: dict[str, Any]) -> Path | None:

@@ -1,7 +1,6 @@
-"""Every experiment from end to end on a tiny network, and the command line with all that can be mistyped."""
+"""The command line, with all that can be mistyped, and the configuration behind it."""
 
 import copy
-import csv
 import functools
 import json
 import subprocess
@@ -13,25 +12,17 @@ import pytest
 import torch
 from hydra.utils import get_object, instantiate
 from PIL import Image
-from torch import nn
 from torchvision.models import resnet18
 
-from experiments import train
-from experiments.figures import fig2
-from experiments.output import results
-from experiments.questions import steps, stripes, units
-from experiments.run import command_line, find_layers
+from experiments.questions import stripes
+from experiments.run import find_layers
 from experiments.setup.commands import CONF, check, configured, names, single
 from experiments.setup.models import build
-from zfnet import Deconvnet, InputError, receptive_field, scan, weights
+from zfnet import Deconvnet, InputError, weights
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.data.scenes import Scenes
-from zfnet.errors import BrokenImage
-from zfnet.rendering import GREY, on_image, outside
-from zfnet.training import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {"run", "overrides", "results", "models", "networks", "panels", "datasets", "transfer", "__init__"}
+
 TINY = [
     "model=zfnet_small",
     "model.weights=null",
@@ -41,251 +32,12 @@ TINY = [
 ]
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Runs the command in an empty folder; returns status and the lines of standard error, without progress bars."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, list[str]]:
-        monkeypatch.setattr(sys, "argv", ["run.py", *words])
-        try:
-            command_line()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        run.printed, error = capsys.readouterr()
-        lines = error.replace("\r", "\n").splitlines()
-        return status, [line for line in lines if line.strip() and "images/s" not in line]
-
-    return run
-
-
 def files(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*") if path.is_file()}
 
 
-# ---- Figure 2 --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def figure(model, data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("fig2") / "out"
-    grids = [[2, 2], [1, 2]]
-    result = fig2.main(model, data, out, layers=["relu1", "relu2"], grids=grids, k=4, width=600, progress=False)
-    return out, result
-
-
-def test_fig2_writes_what_it_returns(figure):
-    out, result = figure
-    assert files(out) == {"figure.png", "figure.pdf", "boxes.png", "result.json"}
-    assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
-    assert set(result) == {"experiment", "paper", "ours", "settings", "provenance"}
-    assert set(result["paper"]) == set(result["ours"])
-    assert {"versions", "command", "seed", "device", "threads", "started", "seconds"} <= set(result["provenance"])
-    assert Image.open(out / "figure.png").width == 600
-
-
-def test_fig2_lists_every_winner_of_the_scan(figure, model, data):
-    _, result = figure
-    tops = scan(model, data, ["relu1", "relu2"], 4, progress=False)
-    for layer, top in tops.items():
-        found = result["ours"]["layers"][layer]
-        assert list(found) == [str(m) for m in range(len(top.value))]
-        for m, winners in found.items():
-            for column in ("value", "image", "row", "column"):
-                assert [w[column] for w in winners] == getattr(top, column)[int(m)].tolist()
-            assert all(w["file"] == data.file(w["image"]) for w in winners)
-            assert len({w["image"] for w in winners}) == 4
-
-
-def test_fig2_boxes_are_the_patches_that_are_projected(figure, model, data):
-    _, result = figure
-    for m, winners in result["ours"]["layers"]["relu2"].items():
-        best = winners[0]
-        image = data[best["image"]][0][None]
-        patch = Deconvnet(model).project_units(image, "relu2", [[0, int(m), best["row"], best["column"]]])
-        assert patch.boxes[0].tolist() == best["box"]
-        assert float(patch.values) == pytest.approx(best["value"], rel=1e-5, abs=1e-7)
-    assert result["ours"]["patch_sizes"] == [5, 17]
-
-
-@pytest.mark.parametrize(("dilation", "seen", "shown"), [(1, 9, 9), (5, 25, 16)])
-def test_fig2_shows_whole_images_where_most_of_a_field_lies_beyond(dilation, seen, shown):
-    torch.manual_seed(0)
-    convs = nn.Conv2d(3, 6, 5, 2), nn.Conv2d(6, 8, 3, padding=dilation, dilation=dilation)
-    model = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU()).eval()
-    data = Scenes("val", 6, size=16, transform=Preprocessing(size=16, resize=16))
-    deconvnet, top = Deconvnet(model), scan(model, data, ["3"], 2, progress=False)["3"]
-    field = receptive_field(model, "3", 16)
-    panel = fig2.panel_of("a", deconvnet, data, "3", top, [0, 3, 5], 3, field, Preprocessing(), "patch", 1.0)
-    assert panel.patches.shape == panel.signals.shape == (3, 2, 3, shown, shown)
-    assert panel.right == f"{'image patches,' if seen == shown else 'whole images: a unit sees'} {seen} x {seen} pixels"
-    unit = [[0, 3, int(top.row[3, 1]), int(top.column[3, 1])]]
-    patch = deconvnet.project_units(data[int(top.image[3, 1])][0][None], "3", unit)
-    crop, signal = Preprocessing().pixels(patch.crops), patch.projections
-    if shown < seen:
-        crop, signal = on_image(crop, patch.boxes, (16, 16), GREY), on_image(signal, patch.boxes, (16, 16))
-    else:
-        crop = crop.masked_fill(outside(patch.boxes, (16, 16), (9, 9)), GREY)
-    assert torch.allclose(panel.signals[1, 1], signal[0], atol=1e-6)
-    assert torch.allclose(panel.patches[1, 1], crop[0].clamp(0, 1), atol=1e-6)
-
-
-def test_fig2_maps_by_seed_by_strength_and_by_number(model, data):
-    top = scan(model, data, ["relu1"], 1, progress=False)["relu1"]
-
-    def drawn(choose, seed=0):
-        return fig2._chosen("relu1", top, 2, choose, torch.Generator().manual_seed(seed))
-
-    assert drawn("random", 1) == drawn("random", 1)
-    assert len({tuple(drawn("random", seed)) for seed in range(9)}) > 1
-    assert drawn("strongest") == top.value[:, 0].argsort(descending=True)[:2].tolist()
-    assert drawn([4, 0, 2]) == [4, 0, 2]
-    assert drawn({"relu1": [3]}) == [3]
-    assert drawn({}) == []
-
-
-def test_fig2_counts_dead_maps_and_does_not_draw_them(model, data, tmp_path, capsys):
-    bias = model.conv1.bias.detach().clone()
-    try:
-        model.conv1.bias.data[2] = -1e3
-        result = fig2.main(model, data, tmp_path, layers=["relu1"], grids=[[3, 2]], k=1, width=400, progress=False)
-    finally:
-        model.conv1.bias.data.copy_(bias)
-    assert result["ours"]["dead_maps"] == {"relu1": [2]}
-    assert 2 not in result["ours"]["drawn"]["relu1"]
-    assert "1 of 6 maps" in capsys.readouterr().out
-
-
-def test_fig2_shows_the_filters_of_the_first_layer(model):
-    field = fig2.receptive_field(model, "relu1", 32)
-    filters = fig2._filters(Deconvnet(model), "relu1", [0, 3], field)
-    torch.testing.assert_close(filters, model.conv1.weight[[0, 3]].detach())
-    assert fig2._filters(Deconvnet(model), "pool1", [0], fig2.receptive_field(model, "pool1", 32)) is None
-    assert fig2._filters(Deconvnet(model), "relu2", [0], fig2.receptive_field(model, "relu2", 32)) is None
-
-
-def test_fig2_names_broken_images(model, data, tmp_path, capsys):
-    class Torn(Scenes):
-        def __getitem__(self, i):
-            if i == 3:
-                raise BrokenImage("cannot load 3.jpg: it is torn")
-            return super().__getitem__(i)
-
-    torn = Torn("val", 12, size=32, transform=model.preprocessing)
-    result = fig2.main(model, torn, tmp_path, layers=["relu1"], grids=[[1, 1]], k=2, width=400, progress=False)
-    assert result["ours"]["images"] == 11
-    assert result["ours"]["broken_images"] == ["cannot load 3.jpg: it is torn"]
-    assert "1 image(s) could not be read, first: cannot load 3.jpg" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"layers": ["relu7"]}, "no layer .* 'relu7'"),
-        ({"k": 0}, "k"),
-        ({"k": 13}, "fewer than k=13"),
-        ({"choose": "best"}, "no way to choose maps 'best'"),
-        ({"choose": [6]}, "no map 6 in relu1: there are 6"),
-        ({"choose": {"relu9": [1]}}, "no layer in choose 'relu9'"),
-        ({"grids": [[1, 2], [1, 2]]}, "1 layers and 2 grids"),
-        ({"grids": [[0, 2]]}, "a grid is"),
-        ({"scale": "layer"}, "no scale 'layer'"),
-        ({"quantile": 0}, "quantile"),
-        ({"width": 3}, "narrow"),
-    ],
-)
-def test_fig2_refuses_in_words_and_leaves_nothing(model, data, tmp_path, settings, message):
-    out = tmp_path / "a" / "b"
-    with pytest.raises(InputError, match=message):
-        fig2.main(model, data, out, **{"layers": ["relu1"], "grids": [[1, 2]], "progress": False, **settings})
-    assert not list(tmp_path.iterdir())
-
-
-# ---- the others ------------------------------------------------------------------------------------------------------
-
-
-def test_units_prints_the_table(model, tmp_path, capsys):
-    result = units.main(model, tmp_path)
-    assert result["ours"]["output"]["relu1"] == [6, 14, 14]
-    printed = capsys.readouterr().out
-    assert "6 x 14 x 14 = 1,176 units" in printed
-    assert (tmp_path / "table.md").read_text() == printed.rstrip("\n") + "\n"
-
-
-def test_steps_follows_one_activation_down(model, data, tmp_path):
-    result = steps.main(model, data, tmp_path, layer="relu2", progress=False)
-    unit, path = result["ours"]["unit"], result["ours"]["steps"]
-    top = scan(model, data, ["relu2"], 1, progress=False)["relu2"]
-    assert unit["value"] == float(top.value.max())
-    assert [s["operation"] for s in path] == ["start", "rectify", "filter", "unpool", "rectify", "filter"]
-    assert path[0]["not_zero"] == 1
-    assert path[-1]["shape"] == [3, 32, 32]
-    assert files(tmp_path) == {"figure.png", "figure.pdf", "result.json"}
-    with pytest.raises(InputError, match="no map 8"):
-        steps.main(model, data, tmp_path, layer="relu2", map=8, progress=False)
-
-
-def test_stripes_across_are_exactly_zero(tmp_path, capsys):
-    ours = stripes.main(tmp_path)["ours"]
-    assert ours["largest"]["horizontal"] == {"horizontal": 48, "vertical": 0}
-    assert ours["largest"]["vertical"] == {"horizontal": 0, "vertical": 48}
-    assert ours["range_before_relu"]["horizontal"]["vertical"] == [0, 0]
-    assert "| horizontal filter" in capsys.readouterr().out
-
-
-def test_training_leaves_weights_and_curves(model, data, tmp_path):
-    network, recipe = copy.deepcopy(model), Recipe(epochs=2, batch_size=6)
-    result = train.main(network, data, tmp_path, validation=data, recipe=recipe, progress=False)
-    snapshots = {"epoch-0001.safetensors", "epoch-0002.safetensors"}
-    assert files(tmp_path) == {"figure.png", "model.safetensors", "result.json", "metrics.csv", *snapshots}
-    with open(tmp_path / "metrics.csv", newline="") as lines:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
-    assert rows == result["ours"]["history"]
-    assert [entry["epoch"] for entry in result["ours"]["history"]] == [1, 2]
-    loaded = weights.load(copy.deepcopy(model), tmp_path / "model.safetensors")
-    assert torch.equal(loaded.conv1.weight, network.conv1.weight)
-    assert loaded.preprocessing == model.preprocessing
-    last = weights.load(copy.deepcopy(model), tmp_path / "epochs" / "epoch-0002.safetensors")
-    assert torch.equal(last.conv1.weight, network.conv1.weight)
-    first = weights.load(copy.deepcopy(model), tmp_path / "epochs" / "epoch-0001.safetensors")
-    assert not torch.equal(first.conv1.weight, network.conv1.weight)
-
-
-def test_snapshots_of_an_earlier_run_are_gone(model, data, tmp_path):
-    for epochs in (3, 1):
-        recipe = Recipe(epochs=epochs, batch_size=6)
-        train.main(copy.deepcopy(model), data, tmp_path, recipe=recipe, snapshots=[1, 2, 3], progress=False)
-    assert [path.name for path in (tmp_path / "epochs").iterdir()] == ["epoch-0001.safetensors"]
-
-
-# ---- results ---------------------------------------------------------------------------------------------------------
-
-
-def test_results_are_whole_or_not_at_all(tmp_path):
-    out = tmp_path / "a" / "b"
-    with pytest.raises(RuntimeError), results.results(out) as folder:
-        (folder / "half.txt").write_text("half")
-        raise RuntimeError
-    assert not list(tmp_path.iterdir())
-    with results.results(out) as folder:
-        (folder / "one.txt").write_text("1")
-    with results.results(out) as folder:
-        (folder / "two.txt").write_text("2")
-    assert sorted(path.name for path in out.iterdir()) == ["one.txt", "two.txt"]
-
-
-def test_a_result_in_the_place_of_a_file_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write"), results.results(tmp_path / "file" / "out"):
-        pass
-
-
-# ---- configuration and command line ----------------------------------------------------------------------------------
-
-
 def test_every_experiment_has_its_module_and_every_module_its_configuration():
-    modules = {path.stem for path in (ROOT / "experiments").glob("*.py")} - MODULES
+    modules = {path.stem for path in (ROOT / "experiments").glob("*.py")} - set()
     suites = {name for name in names("experiment") if "suite" in configured([f"experiment={name}"]).experiment}
     assert modules == set(names("experiment")) - suites
 
