@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.output.results import is_first, results
 from experiments.setup.commands import GROUPS, spelled
 from experiments.setup.configuration import CONF, configured, key_of, suite
 from experiments.setup.objects import Objects, called, distributed
@@ -45,8 +46,6 @@ def in_one_line() -> Iterator[None]:
 
 def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
     """Run one experiment as its words say, and return its result; it lies in the folder of results, or `below` it."""
-    from experiments.output.results import results
-
     config = configured(words)
     objects = Objects(config, words, run)
     data = config.hydra.runtime.choices.data
@@ -54,7 +53,7 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
     result = objects.experiment(out)
     with results(out) as folder:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(objects.settings()), encoding="utf-8")
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first():
         random = ", of random weights; model.weights=FILE gives others" if objects.random else ""
         print(f"{experiment}: {out}{random}")
     return result
@@ -95,7 +94,7 @@ def command_line() -> None:
         words = [word for word in sys.argv[1:] if word not in options]
         swept = bool({"-m", "--multirun"} & set(options))
         if {"-h", "--help"} & set(options):
-            print(overview(spelled(words)))
+            print(overview(words))
             return
         words = spelled(words, swept)
         if not swept:

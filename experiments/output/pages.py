@@ -99,7 +99,7 @@ class Page:
 
     def text(self, x: float, y: float, words: str, **style: Any) -> None:
         """Text whose middle is at pixel (x, y) from the top left."""
-        artist = self.figure.text(0, 0, words, **({"va": "center", "size": SIZE} | style))
+        artist = self.figure.text(0, 0, words, {"va": "center", "size": SIZE} | style)
         self._texts.append((artist, x, y))
 
     def image(self, image: Tensor, x: float, y: float) -> Axes:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -82,7 +82,7 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
 def _choose(override: Override) -> None:
     """InputError for names that a group does not have; others than those of `conf/` are added to it."""
     group, value = override.key_or_group, override.value()
-    for name in map(str, value.list if override.is_choice_sweep() else [value]):
+    for name in map(str, value.list if isinstance(value, ChoiceSweep) else [value]):
         if (CONF / group / f"{name}.yaml").exists():
             continue
         settings = None

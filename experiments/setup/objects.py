@@ -136,10 +136,12 @@ class Objects:
         """Networks that are trained on these images, each once."""
         from experiments.setup.networks import Networks
 
-        where = next(self.model.parameters()).device
-        settings = {"also": self._trained_files(self.name), "device": where}
-        folder = Path(self.config.networks, self.name)
-        return Networks(folder, self.training, self.validation, self.preprocessing, **settings)
+        return Networks(
+            Path(self.config.networks, self.name),
+            *(self.training, self.validation, self.preprocessing),
+            also=self._trained_files(self.name),
+            device=next(self.model.parameters()).device,
+        )
 
     def trained(self) -> Path:
         """The weights of the network, trained as configured: by an earlier run, or else now.

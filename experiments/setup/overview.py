@@ -10,7 +10,7 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from experiments.setup.commands import GROUPS, names
+from experiments.setup.commands import GROUPS, names, spelled
 from experiments.setup.configuration import CONF, configured, key_of
 from experiments.setup.reading import Reading
 
@@ -26,7 +26,7 @@ def overview(words: Sequence[str]) -> str:
         filled = "\n\n".join(textwrap.fill(line, 118, subsequent_indent="    ") for line in groups)
         closing = "experiment=NAME --help lists the settings of one. -m runs a sweep: k=4,9."
         return "\n".join([USAGE, "", "experiments:", *lines, "", filled, "", closing])
-    config = configured(words)
+    config = configured(spelled(words))
     if "suite" in config.experiment:
         return f"runs one after the other: {', '.join(config.experiment.suite)}"
     main = get_object(config.experiment._target_)

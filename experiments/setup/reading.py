@@ -17,4 +17,4 @@ class Reading(TypedDict, total=False):
     progress: bool
 
 
-DEFAULTS: Reading = {"batch_size": 64, "workers": None, "progress": True}
+DEFAULTS: dict[str, int | bool | None] = {"batch_size": 64, "workers": None, "progress": True}
