@@ -87,7 +87,7 @@ def schema(target: str) -> Any:
     hints = get_type_hints(main)
     for name, parameter in inspect.signature(main).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
-            settings = [(key, hint, DEFAULTS[key]) for key, hint in get_type_hints(Reading).items()]
+            settings: list[Any] = [(key, hint, DEFAULTS[key]) for key, hint in get_type_hints(Reading).items()]
         elif name == "out":
             continue
         else:
