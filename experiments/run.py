@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.output.results import is_first, results
 from experiments.setup.commands import GROUPS, spelled
 from experiments.setup.configuration import CONF, configured, key_of, suite
-from experiments.setup.objects import Objects, called, distributed
+from experiments.setup.objects import Objects, distributed
 from experiments.setup.overview import overview
 from zfnet.errors import InputError
 from zfnet.identity import digest
@@ -44,15 +44,23 @@ def in_one_line() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
-    """Run one experiment as its words say, and return its result; it lies in the folder of results, or `below` it."""
+def run(experiment: str, words: Sequence[str], below: str | Path = "", swept: Sequence[str] = ()) -> Any:
+    """Run one experiment, and return what its result.json holds.
+
+    Args:
+        experiment: its name.
+        words: the settings, as `spelled` gives them.
+        below: where in the folder of results it lies.
+        swept: the settings of this point of a sweep, for settings.yaml.
+    """
     config = configured(words)
     objects = Objects(config, words, run)
-    data = config.hydra.runtime.choices.data
-    out = Path(config.out or Path("outputs", experiment, f"{called(config)}-{data}"), below)
+    out = Path(config.out or Path("outputs", experiment, objects.name), below)
     result = objects.experiment(out)
     with results(out) as folder:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(objects.settings()), encoding="utf-8")
+        if swept:
+            (folder / "settings.yaml").write_text(OmegaConf.to_yaml(OmegaConf.from_dotlist(list(swept))), "utf-8")
     if is_first():
         random = ", of random weights; model.weights=FILE gives others" if objects.random else ""
         print(f"{experiment}: {out}{random}")
@@ -63,14 +71,17 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "") -> Any:
 def task(config: DictConfig) -> None:
     job = HydraConfig.get()
     words = list(job.overrides.task)
+    swept: list[str] = []
+    if job.mode == RunMode.MULTIRUN:  # each point in a short folder of its own, which says its settings
+        swept = [w.lstrip("+").removeprefix("experiment.") for w in words if key_of(w) not in (*GROUPS, "out")]
     with in_one_line():
-        below = point(words, config) if job.mode == RunMode.MULTIRUN else ""
         experiments = suite(configured(words), words)
         failed = 0
         with distributed([experiment for experiment, _ in experiments]):
             for experiment, own in experiments:
+                below = Path(experiment if config.out and len(experiments) > 1 else "", digest(swept)[:8] * bool(swept))
                 try:
-                    run(experiment, own, Path(experiment if config.out and len(experiments) > 1 else "", below))
+                    run(experiment, own, below, swept)
                 except InputError as error:
                     if len(experiments) == 1:
                         raise
@@ -78,11 +89,6 @@ def task(config: DictConfig) -> None:
                     print(f"run.py: {experiment}: {error}", file=sys.stderr)
         if failed:
             raise InputError(f"{failed} of {len(experiments)} experiments failed")
-
-
-def point(words: Sequence[str], config: DictConfig) -> str:
-    """The folder of one point of a sweep, which holds its settings in settings.yaml."""
-    return digest([word for word in words if key_of(word) not in (*GROUPS, "out")])[:8]
 
 
 def command_line() -> None:

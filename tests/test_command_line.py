@@ -15,9 +15,10 @@ from PIL import Image
 from torchvision.models import resnet18
 
 from experiments.questions import stripes
-from experiments.run import find_layers
-from experiments.setup.commands import CONF, check, configured, names, single
+from experiments.setup.commands import names, spelled
+from experiments.setup.configuration import CONF, configured, suite
 from experiments.setup.models import build
+from experiments.setup.objects import Objects
 from zfnet import Deconvnet, InputError, weights
 from zfnet.data.preprocessing import Preprocessing
 
@@ -37,7 +38,10 @@ def files(folder: Path) -> set[str]:
 
 
 def test_every_experiment_has_its_module_and_every_module_its_configuration():
-    modules = {path.stem for path in (ROOT / "experiments").glob("*.py")} - set()
+    plumbing = {"setup", "output", "run", "measure", "report", "draw", "transfer", "__init__"}
+    modules = {
+        path.stem for path in (ROOT / "experiments").rglob("*.py") if not plumbing & {path.stem, path.parent.name}
+    }
     suites = {name for name in names("experiment") if "suite" in configured([f"experiment={name}"]).experiment}
     assert modules == set(names("experiment")) - suites
 
@@ -45,10 +49,13 @@ def test_every_experiment_has_its_module_and_every_module_its_configuration():
 @pytest.mark.parametrize("experiment", names("experiment"))
 def test_every_experiment_composes(experiment):
     config = configured([f"experiment={experiment}"])
-    for name, words in single(config, [f"experiment={experiment}"]):
+    for name, words in suite(config, [f"experiment={experiment}"]):
         one = configured(words).experiment
-        assert one["_target_"] == f"experiments.{name}.main"
+        module = one["_target_"].split(".")
+        assert module[0] == "experiments" and module[-2:] == [name, "main"]
         assert callable(get_object(one["_target_"]))
+        test = {"variant": "variants", "train": "train_experiment"}.get(name, name)
+        assert (ROOT / "tests" / f"test_{test}.py").exists()
 
 
 FILES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "own")
@@ -56,9 +63,9 @@ FILES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.ste
 
 @pytest.mark.parametrize("name", [*FILES, "resnet18", "mobilenet_v2"])
 def test_every_model_is_built_and_has_its_layers(name):
-    config = configured(["experiment=table1", f"model={name}"])  # which asks for both kinds of layers
-    find_layers(config)
-    config = config.model
+    words = spelled(["experiment=table1", f"model={name}"])  # which asks for both kinds of layers
+    objects = Objects(configured(words), words, run=None)
+    config = objects.config.model
     classes = {"num_classes": 5} if config.architecture.get("num_classes", 5) is None else {}
     network = instantiate(config.architecture)(**classes)
     graph = Deconvnet(network.eval()).graph
@@ -67,9 +74,9 @@ def test_every_model_is_built_and_has_its_layers(name):
 
 def test_torchvisions_classifiers_are_models_with_the_preprocessing_of_their_weights():
     assert {"resnet152", "vit_b_16", "zfnet", "own"} < set(names("model"))
-    how = configured(["model=inception_v3"]).model
+    how = configured(spelled(["model=inception_v3"])).model
     assert (how.preprocessing.size, how.preprocessing.resize) == (299, 342) and how.architecture.transform_input
-    assert configured(["model=efficientnet_b0"]).model.preprocessing.interpolation == "bicubic"
+    assert configured(spelled(["model=efficientnet_b0"])).model.preprocessing.interpolation == "bicubic"
 
 
 SMALL = [
@@ -164,21 +171,24 @@ def test_published_weights_bring_their_preprocessing(monkeypatch):
 
 
 def test_an_argument_is_found_by_its_name():
-    assert check(["experiment=fig2", "k=4", "seed=3"]) == ["experiment=fig2", "++experiment.k=4", "++seed=3"]
-    assert check(["experiment=units", "experiment.image_size=32"]) == ["experiment=units", "++experiment.image_size=32"]
-    assert check(["data=photos", "data.root=/a/b"]) == ["data=photos", "++data.root=/a/b"]
+    assert spelled(["experiment=fig2", "k=4", "seed=3"]) == ["experiment=fig2", "++experiment.k=4", "++seed=3"]
+    assert spelled(["experiment=units", "experiment.image_size=32"]) == [
+        "experiment=units",
+        "++experiment.image_size=32",
+    ]
+    assert spelled(["data=photos", "data.root=/a/b"]) == ["data=photos", "++data.root=/a/b"]
 
 
 def test_a_suite_hands_an_argument_to_those_that_have_it():
-    words = check(["experiment=all", "k=4", "seed=1"])
-    given = dict(single(configured(words), words))
+    words = spelled(["experiment=all", "k=4", "seed=1"])
+    given = dict(suite(configured(words), words))
     assert given["fig2"] == ["experiment=fig2", "++experiment.k=4", "++seed=1"]
     assert given["stripes"] == ["experiment=stripes", "++seed=1"]
 
 
 def test_the_command_line_wins_over_an_experiment():
     assert configured(["experiment=units"]).hydra.runtime.choices.model == "zfnet"
-    assert configured(["experiment=units", "model=alexnet"]).hydra.runtime.choices.model == "alexnet"
+    assert configured(spelled(["experiment=units", "model=alexnet"])).hydra.runtime.choices.model == "alexnet"
 
 
 @pytest.mark.parametrize(
@@ -202,7 +212,7 @@ def test_the_command_line_wins_over_an_experiment():
 )
 def test_what_is_mistyped_is_named(words, message):
     with pytest.raises(InputError) as error:
-        check(words)
+        spelled(words)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -74,8 +74,12 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
         w for w, o in overrides.items() if o.key_or_group in (*GROUPS, ARCHITECTURE) and not o.is_sweep_override()
     ]
     config = configured(groups)
+    if config.hydra.runtime.choices.model == "own":
+        arguments_of(config.model.architecture)  # it can be imported
     experiments = suite(config, groups)
-    known = {str(k): None for name, own in experiments for k in configured(own).experiment if k not in OBJECTS}
+    known = {
+        str(k): None for name, own in experiments for k in configured(own).experiment if k not in (*OBJECTS, "_target_")
+    }
     return [_addressed(word, override, config, list(known)) for word, override in overrides.items()]
 
 

@@ -175,6 +175,8 @@ class Objects:
             path = path.parent.with_name(f"{path.parent.name}-{digest(identity)[:8]}") / path.name
             advice = f"model.weights={files[0]} takes the former"
             reason = f"{files[0]} was trained otherwise ({changes}): training {path} first; {advice}"
+        if "data" in self.asked:
+            self._dataset(made(self.config.model.preprocessing))  # what is wrong with it is said before the training
         print(reason, file=sys.stderr)
         self._run("train", [*words, f"++out={path.parent}"])
         return path
