@@ -27,6 +27,7 @@ from zfnet.rendering import resized
 DPI = 200
 WIDTH = 6.9  # inches: the text of a page of a journal
 SIZE = 7.0  # points: the smallest text
+LARGEST = 3 * 10**6  # bytes of a PDF
 LETTER = 0.53  # mean width of a letter, in sizes of the text
 CAPTION_COLOUR = "0.25"
 LINE = round(1.3 * SIZE * DPI / 72)  # pixels from one line of text to the next
@@ -83,9 +84,7 @@ class Page:
 
     def __init__(self, width: float = WIDTH):
         if not 3 <= width <= 40:
-            raise InputError(
-                f"width is {width}: give the width of the page in inches, from 3 to 40; a text is 6.9 wide"
-            )
+            raise InputError(f"width is {width}; give inches from 3 to 40: the text of a page is 6.9 wide")
         self.columns, self.y = round(width * DPI), 4
         self.figure = Figure(figsize=(width, 1))
         self._axes: list[tuple[Axes, tuple[float, float, float, float]]] = []
@@ -182,20 +181,26 @@ def enlarged(images: Tensor, size: tuple[int, int], interpolation: str = "bicubi
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write path.png and path.pdf, photographs at 200 pixels an inch in both."""
+    """Write path.png and path.pdf, photographs at 200 pixels an inch in both; the PDF has at most 3 MB."""
     figure.savefig(path.with_suffix(".png"), dpi=DPI)
-    pdf = path.with_suffix(".pdf")
-    figure.savefig(pdf, dpi=DPI, metadata={"CreationDate": None})  # the same bytes for the same figure
-    _photographs_as_jpeg(pdf)
+    lossless = io.BytesIO()
+    figure.savefig(lossless, format="pdf", dpi=DPI, metadata={"CreationDate": None})  # the same bytes each time
+    for quality in (95, 85, 70, 50):
+        content = _with_jpeg(lossless, quality)
+        if len(content) <= LARGEST:
+            break
+    path.with_suffix(".pdf").write_bytes(content)
 
 
-def _photographs_as_jpeg(path: Path) -> None:
-    """Store a PDF's photographs as JPEG; matplotlib only knows a lossless form, many times as large."""
-    with pikepdf.open(path, allow_overwriting_input=True) as pdf:
+def _with_jpeg(lossless: io.BytesIO, quality: int) -> bytes:
+    """A PDF with its photographs as JPEG; matplotlib knows a lossless form alone, many times as large."""
+    content = io.BytesIO()
+    with pikepdf.open(lossless) as pdf:
         for stream in pdf.objects:
             if isinstance(stream, pikepdf.Stream) and stream.get("/ColorSpace") == pikepdf.Name.DeviceRGB:
                 jpeg = io.BytesIO()
-                pikepdf.PdfImage(stream).as_pil_image().save(jpeg, "JPEG", quality=95, subsampling=0)
+                pikepdf.PdfImage(stream).as_pil_image().save(jpeg, "JPEG", quality=quality, subsampling=0)
                 if jpeg.tell() < len(stream.read_raw_bytes()):
                     stream.write(jpeg.getvalue(), filter=pikepdf.Name.DCTDecode)
-        pdf.save(deterministic_id=True)
+        pdf.save(content, deterministic_id=True)
+    return content.getvalue()

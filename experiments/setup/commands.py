@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.setup.configuration import CONF, configured, key_of, suite
+from experiments.setup.configuration import CONF, add_model, configured, key_of, suite
 from zfnet.errors import InputError, first_line, unknown_name
 
 GROUPS = {"experiment": "experiment", "model": "model", "data": "data set", "train": "train"}
@@ -69,7 +68,7 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
     overrides = dict(parsed(word, swept) for word in whole)
     for override in overrides.values():
         if override.key_or_group in GROUPS and not override.is_delete():
-            _choose(override)
+            _check_choice(override)
     groups = [
         w for w, o in overrides.items() if o.key_or_group in (*GROUPS, ARCHITECTURE) and not o.is_sweep_override()
     ]
@@ -83,20 +82,13 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
     return [_addressed(word, override, config, list(known)) for word, override in overrides.items()]
 
 
-def _choose(override: Override) -> None:
-    """InputError for names that a group does not have; others than those of `conf/` are added to it."""
+def _check_choice(override: Override) -> None:
+    """InputError for names that a group does not have."""
     group, value = override.key_or_group, override.value()
     for name in map(str, value.list if isinstance(value, ChoiceSweep) else [value]):
-        if (CONF / group / f"{name}.yaml").exists():
-            continue
-        settings = None
-        if group == "model":
-            from experiments.setup.models import settings_of  # a second of import time
-
-            settings = settings_of(name)
-        if settings is None:
+        known = add_model(name) if group == "model" else (CONF / group / f"{name}.yaml").exists()
+        if not known:
             raise unknown_name(GROUPS[group], name, names(group))
-        ConfigStore.instance().store(name, settings, group, "model")
 
 
 def _addressed(word: str, override: Override, config: DictConfig, known: list[str]) -> str:

@@ -58,6 +58,9 @@ def configured(words: Sequence[str]) -> DictConfig:
 
     An experiment has every argument of its function, with its type and default.
     """
+    for word in words:
+        if word.startswith("model="):
+            add_model(word.partition("=")[2])
     with refused():
         if GlobalHydra.instance().is_initialized():
             config = compose("config", list(words), return_hydra_config=True)
@@ -68,6 +71,17 @@ def configured(words: Sequence[str]) -> DictConfig:
             typed = OmegaConf.structured(schema(config.experiment._target_))
             config.experiment = OmegaConf.merge(typed, config.experiment)
     return config
+
+
+def add_model(name: str) -> bool:
+    """Make a classifier of torchvision's, or of timm's as timm/NAME, a choice of `model`; False if there is none."""
+    if not (CONF / "model" / f"{name}.yaml").exists():
+        from experiments.setup.models import settings_of  # a second of import time
+
+        if (settings := settings_of(name)) is None:
+            return False
+        ConfigStore.instance().store(name, settings, "model", "model")
+    return True
 
 
 @contextlib.contextmanager

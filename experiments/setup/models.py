@@ -33,8 +33,10 @@ def architecture(name: str, **settings: Any) -> Callable[..., nn.Module]:
     return partial(getattr(models, name), **(SETTINGS.get(name, {}) | settings))
 
 
-def settings_of(name: str) -> dict[str, Any]:
-    """What `conf/model` would say of one of torchvision's classifiers."""
+def settings_of(name: str) -> dict[str, Any] | None:
+    """What `conf/model` would say of one of torchvision's classifiers; None for any other name."""
+    if name not in CLASSIFIERS:
+        return None
     settings = _preprocessing(models.get_model_weights(name).DEFAULT).settings
     return {
         "_target_": "experiments.setup.models.build",
