@@ -19,6 +19,7 @@ from experiments.setup.commands import names, spelled
 from experiments.setup.configuration import CONF, configured, suite
 from experiments.setup.models import build
 from experiments.setup.objects import Objects
+from experiments.setup.overview import overview
 from zfnet import Deconvnet, InputError, weights
 from zfnet.data.preprocessing import Preprocessing
 
@@ -321,18 +322,90 @@ def test_a_variant_is_trained_where_the_tables_find_it(run, tmp_path):
     assert sorted(trained) == ["fig3 fc 2048, seed 0", "fig3, seed 0"]
 
 
-def test_a_sweep_gives_every_point_its_folder(run, tmp_path):
+def test_a_sweep_gives_every_point_a_short_folder_with_its_settings(run, tmp_path):
     assert run("-m", "experiment=stripes", "size=16,24") == (0, [])
-    folder = tmp_path / "outputs" / "stripes" / "zfnet_small-scenes"
-    assert {path.name for path in folder.iterdir()} == {"size=16", "size=24"}
+    folders = list((tmp_path / "outputs" / "stripes" / "zfnet_small-scenes").iterdir())
+    settings = {(folder / "settings.yaml").read_text() for folder in folders}
+    assert settings == {"size: 16\n", "size: 24\n"}
+    assert all(len(folder.name) == 8 and (folder / "result.json").exists() for folder in folders)
+    assert run("-m", "experiment=stripes", "size=16,24") == (0, [])
+    assert sorted(folders) == sorted((tmp_path / "outputs" / "stripes" / "zfnet_small-scenes").iterdir())
 
 
-def test_a_sweep_of_long_settings_gives_every_point_its_folder(run, tmp_path):
+def test_a_sweep_over_long_paths(run, tmp_path):
     root = tmp_path / ("x" * 200)
     root.mkdir()
     assert run("-m", "experiment=stripes", "size=16,24", "data=photos", f"data.root={root}") == (0, [])
     folders = list((tmp_path / "outputs" / "stripes" / "zfnet_small-photos").iterdir())
-    assert len(folders) == 2 and all("result.json" in files(folder) and len(folder.name) < 256 for folder in folders)
+    assert len(folders) == 2 and all(f"root: {root}" in (folder / "settings.yaml").read_text() for folder in folders)
+
+
+@pytest.mark.parametrize("path", ["~/photos", "/a,b/c", "/a(b)/c d", "C:\\a", "/it's/here", "here,too", "~"])
+def test_a_path_needs_no_quotes(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here,too").mkdir()
+    config = configured(spelled(["data=photos", f"data.root={path}"]))
+    assert config.data.root == path
+
+
+def test_several_values_without_a_sweep_get_a_hint():
+    for word in ("k=3,4", "data.root=a,b"):
+        with pytest.raises(InputError, match="gives several values: add -m to run each, or quote it"):
+            spelled(["experiment=fig2", "data=photos", word])
+    assert "++experiment.k=3,4" in spelled(["experiment=fig2", "k=3,4"], swept=True)
+
+
+def test_the_types_are_those_of_the_signature():
+    words = ["k=3", "distinct=no", "width=5", "choose=[1,2]", "grids=[[1,1]]", "layers=[relu1]", "contrast=1"]
+    settings = configured(spelled(["experiment=fig2", *words])).experiment
+    assert (settings.k, settings.distinct, settings.width, settings.contrast) == (3, False, 5.0, 1.0)
+    assert (settings.seed, settings.rules, settings.progress) == (0, "deconvnet", True)  # defaults, and YAML's
+    for word, says in [
+        ("k=many", "k: Value 'many' of type 'str' could not be converted to Integer"),
+        ("distinct=perhaps", "distinct: Value 'perhaps' is not a valid bool"),
+        ("width=wide", "width: Value 'wide' of type 'str' could not be converted to Float"),
+        ("layers=5", "layers: "),
+        ("progress=5.5", "progress: "),
+    ]:
+        with pytest.raises(InputError) as error:
+            configured(spelled(["experiment=fig2", word]))
+        assert str(error.value).startswith(says) and "\n" not in str(error.value)
+
+
+def test_a_layer_that_stands_for_the_papers():
+    config = configured(["experiment=table7"])
+    assert list(config.experiment.layers) == [f"relu{n}" for n in (1, 2, 3, 4, 5)] + ["relu6"]
+    config.model.layers = ["a", "b"]
+    assert list(config.experiment.layers)[:5] == ["a", "b", "b", "b", "b"]
+
+
+# ---- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_experiment_with_a_line(run):
+    assert run("--help") == (0, [])
+    for name in names("experiment"):
+        (line,) = (line for line in run.printed.splitlines() if line.startswith(f"  {name} "))
+        assert len(line.split()) > 3
+    assert "held_out" in run.printed and "resnet50" in run.printed and "paper" in run.printed
+
+
+@pytest.mark.parametrize(
+    "experiment", [name for name in names("experiment") if name not in ("all", "figures", "tables")]
+)
+def test_help_of_an_experiment_says_what_each_setting_means(experiment):
+    lines = overview([f"experiment={experiment}"]).splitlines()
+    settings = [n for n, line in enumerate(lines) if line.startswith("  ") and line[2] != " "]
+    keys = [key for key in configured([f"experiment={experiment}"]).experiment if key != "_target_"]
+    assert [lines[n].split("=")[0].strip() for n in settings] == keys
+    for n in settings:
+        assert lines[n + 1].startswith("      ") and len(lines[n + 1].split()) > 1, f"{lines[n]} has no meaning"
+
+
+def test_help_of_a_mistyped_experiment_is_a_mistake(run):
+    status, lines = run("experiment=fig22", "--help")
+    assert status == 2 and "did you mean 'fig2'" in lines[0]
+    assert run("experiment=all", "--help")[0] == 0 and "fig2, fig3" in run.printed
 
 
 def test_layers_of_a_small_network_that_are_given(run, tmp_path):
