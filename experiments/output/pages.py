@@ -16,13 +16,14 @@ import pikepdf
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from zfnet.errors import InputError, unknown_name
-from zfnet.rendering import resized
+from zfnet.rendering import grid, resized
 
 DPI = 200
 WIDTH = 6.9  # inches: the text of a page of a journal
@@ -31,6 +32,7 @@ LARGEST = 3 * 10**6  # bytes of a PDF
 LETTER = 0.53  # mean width of a letter, in sizes of the text
 CAPTION_COLOUR = "0.25"
 LINE = round(1.3 * SIZE * DPI / 72)  # pixels from one line of text to the next
+TILE_GAP = 4  # pixels between the tiles of `Page.tiles`
 
 matplotlib.rcParams.update(
     {
@@ -107,6 +109,37 @@ class Page:
         show(axes, image)
         return axes
 
+    def tiles(self, images: Tensor, titles: Sequence[str], x: float, y: float, side: int, frames: Any = ()) -> int:
+        """Images (N, 3, H, W) in 0..1 in rows, below titles of the columns; returns how high they are.
+
+        Args:
+            images: row by row.
+            titles: one for each column.
+            x, y: pixel of the top left, where the titles are.
+            side: width of an image in pixels.
+            frames: a colour for each image, or none.
+        """
+        size = (round(side * images.shape[2] / images.shape[3]), side)
+        pictures = enlarged(images.cpu(), size).clamp(0, 1)
+        for picture, colour in zip(pictures, frames, strict=False):
+            edge = torch.ones(size, dtype=torch.bool)
+            edge[4:-4, 4:-4] = False
+            picture[:, edge] = torch.tensor(to_rgb(colour))[:, None]
+        for n, title in enumerate(titles):
+            self.text(x + side / 2 + n * (side + TILE_GAP), y + LINE / 2, title, ha="center")
+        block = grid(pictures, len(titles), TILE_GAP)
+        self.image(block, x, y + LINE)
+        return LINE + block.shape[1]
+
+    def legend(self, axes: Axes, columns: int = 5) -> None:
+        """The names of the lines of some axes, below what is there."""
+        handles, names = axes.get_legend_handles_labels()
+        height = LINE * math.ceil(len(names) / columns)
+        own = self.axes(0, self.y, self.columns, height)
+        own.axis("off")
+        own.legend(handles, names, loc="center", ncols=columns, frameon=False, borderpad=0)
+        self.y += height
+
     def caption(self, words: str, gap: int = LINE) -> None:
         """Lines over the whole width, below what is there; a line break in the words is one on the page."""
         self.y += gap
@@ -129,6 +162,11 @@ class Page:
 def letters(inches: float) -> int:
     """How many letters of the smallest text fit into a line."""
     return max(int(inches * 72 / (LETTER * SIZE)), 20)
+
+
+def shortened(name: str, letters: int = 18) -> str:
+    """A name of at most so many letters."""
+    return name if len(name) <= letters else name[: letters - 1] + "…"
 
 
 def plots(height: float, width: float = WIDTH) -> Figure:
@@ -155,6 +193,13 @@ def heat(axes: Axes, values: Tensor, colours: str, **limits: Any) -> QuadMesh:
     mesh = axes.pcolormesh(values.cpu().numpy(), cmap=colours, edgecolors="face", linewidth=0.05, **limits)
     axes.invert_yaxis()
     return mesh
+
+
+def frame(axes: Axes) -> None:
+    """A thin grey frame, for a picture that may be white at its edge."""
+    axes.axis("on")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(visible=True, color="0.6", linewidth=0.5)
 
 
 def box(axes: Axes, box: Sequence[float], scale: float = 1.0, colour: str = "white", width: float = 1.0) -> None:
