@@ -149,7 +149,7 @@ def test_fig2_names_broken_images(model, data, tmp_path, capsys):
         ({"colour": "green"}, "no colour 'green'"),
         ({"interpolation": "linear"}, "no interpolation 'linear'"),
         ({"rules": "guide"}, "no rule set 'guide'"),
-        ({"width": 600}, "inches"),
+        ({"width": 60}, "inches"),
     ],
 )
 def test_fig2_refuses_in_words_and_leaves_nothing(model, data, tmp_path, settings, message):

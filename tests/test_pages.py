@@ -36,8 +36,9 @@ def test_images_lie_pixel_for_pixel(photograph, tmp_path) -> None:
 
 def test_a_page_is_as_wide_as_told_and_not_absurd() -> None:
     assert Page().columns == 1380
-    for width in (600, 2, 0):
-        with pytest.raises(InputError, match="give inches from 3 to 40"):
+    assert Page(900).columns == 900  # pixels
+    for width in (50, 10_000, 1.9, 0, -6):
+        with pytest.raises(InputError, match="give inches from 2 to 40"):
             Page(width)
 
 

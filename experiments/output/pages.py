@@ -76,7 +76,7 @@ class Page:
     """A page that is filled from the top down.
 
     Args:
-        width: inches.
+        width: see `inches`.
 
     Attributes:
         columns: its width in pixels.
@@ -85,8 +85,7 @@ class Page:
     """
 
     def __init__(self, width: float = WIDTH):
-        if not 3 <= width <= 40:
-            raise InputError(f"width is {width}; give inches from 3 to 40: the text of a page is 6.9 wide")
+        width = inches(width)
         self.columns, self.y = round(width * DPI), 4
         self.figure = Figure(figsize=(width, 1))
         self._axes: list[tuple[Axes, tuple[float, float, float, float]]] = []
@@ -159,9 +158,17 @@ class Page:
         return self.figure
 
 
-def letters(inches: float) -> int:
-    """How many letters of the smallest text fit into a line."""
-    return max(int(inches * 72 / (LETTER * SIZE)), 20)
+def inches(width: float) -> float:
+    """A width in inches from one in inches, or in pixels (200 to an inch) where it is above 100."""
+    wide = width / DPI if width > 100 else width
+    if not 2 <= wide <= 40:
+        raise InputError(f"width is {width}; give inches from 2 to 40: the text of a page is 6.9 wide")
+    return wide
+
+
+def letters(width: float) -> int:
+    """How many letters of the smallest text fit into a line of so many inches."""
+    return max(int(width * 72 / (LETTER * SIZE)), 20)
 
 
 def shortened(name: str, letters: int = 18) -> str:
@@ -171,7 +178,7 @@ def shortened(name: str, letters: int = 18) -> str:
 
 def plots(height: float, width: float = WIDTH) -> Figure:
     """A figure of that size in inches whose axes and words matplotlib arranges."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(inches(width), height), layout="constrained")
 
 
 def caption(figure: Figure, words: str) -> None:
