@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from experiments.setup import datasets
+from zfnet.data import class_folders
 from zfnet.data.batches import Batches
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.errors import InputError
@@ -177,6 +178,7 @@ def test_names_of_imagenet_and_imagenette_agree():
 
 def test_the_validation_set_of_imagenet_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "IMAGENET", ["tench", "goldfish", "great white shark"])
+    monkeypatch.setattr(class_folders, "IMAGENET_CLASSES", 3)
     both(tmp_path)
     shutil.rmtree(tmp_path / "train")
     check(configured("imagenet", root=str(tmp_path)), 6, ["tench", "goldfish", "great white shark"])

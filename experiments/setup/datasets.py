@@ -11,7 +11,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -19,6 +19,7 @@ from torchvision.datasets import CIFAR10, Imagenette
 from torchvision.datasets.imagenet import parse_devkit_archive, parse_train_archive, parse_val_archive
 from torchvision.models import ResNet18_Weights
 
+from zfnet.data.class_folders import class_folders, home_of, text_of
 from zfnet.data.folders import Folder
 from zfnet.data.images import Images, as_images
 from zfnet.data.pascal import Pascal
@@ -84,7 +85,7 @@ def photos(
 ) -> Photos:
     """Photographs of `root`/`split` if there is such a folder, else all of `root`: to measure on, not to train."""
     root = Path(root).expanduser()
-    home = split and _home(Folder(root), split)
+    home = split and home_of(Folder(root), split)
     if split == "train" and not home:
         raise InputError(f"{root} has no folder 'train' of photographs to train on")
     return Photos(home.path / split if split and home else root, labels=labels, transform=transform)
@@ -105,7 +106,7 @@ def caltech(transform: Transform, /, *, root: str | Path, inside: str, without: 
         raise InputError(f"{home} has no class folders; set data.root to the folder that holds {inside}")
     dataset = Photos(home, transform=transform, classes=classes)
     if "split.csv" in folder:
-        rows = csv.DictReader(io.StringIO(_text(folder, "split.csv"), newline=""))
+        rows = csv.DictReader(io.StringIO(text_of(folder, "split.csv"), newline=""))
         listed = {row.get("file") or "": row.get("split") for row in rows}
         dataset.official_split = [listed.get(dataset.file(i)) for i in range(len(dataset))]
         if unknown := next((part for part in listed.values() if part not in ("train", "test")), None):
@@ -128,13 +129,13 @@ def voc2012(transform: Transform, /, *, root: str | Path, split: str = "val") ->
 
 def tiny_imagenet(transform: Transform, /, *, root: str | Path, split: str = "val") -> Photos:
     """Any train/ and val/ of class folders, in a folder or a zip; also as Tiny ImageNet is handed out."""
-    return _class_folders(transform, root, split)
+    return class_folders(root, split, transform)
 
 
 def imagenet(transform: Transform, /, *, root: str | Path, split: str = "val") -> Photos:
     """ImageNet's class folders in train/ and val/; where only ILSVRC2012_img_<split>.tar is, it is unpacked first."""
     root = Path(root).expanduser()
-    if (tar := root / f"ILSVRC2012_img_{split}.tar").is_file() and not _home(Folder(root), split):
+    if (tar := root / f"ILSVRC2012_img_{split}.tar").is_file() and not home_of(Folder(root), split):
         print(f"unpacking {tar} for the first and only time, which takes long", file=sys.stderr)
         with _whole(root / split) as part:
             if split == "train":
@@ -142,7 +143,7 @@ def imagenet(transform: Transform, /, *, root: str | Path, split: str = "val") -
             else:
                 parse_devkit_archive(root)
                 parse_val_archive(root, folder=str(part / split))
-    dataset = _class_folders(transform, root, split)
+    dataset = class_folders(root, split, transform)
     if len(dataset.classes) == len(IMAGENET):
         dataset.classes = list(IMAGENET)
     return dataset
@@ -156,9 +157,9 @@ def imagenette(transform: Transform, /, *, root: str | Path, split: str = "val",
     if download and not folder.is_dir():
         with _whole(folder) as part:
             Imagenette(part, size="320px", download=True)
-    if not root.exists() or not _home(Folder(root), split):
+    if not root.exists() or not home_of(Folder(root), split):
         raise InputError(f"no Imagenette in {root}: set data.root to the folder that holds it, or data.download=true")
-    return _class_folders(transform, root, split, IMAGENETTE)
+    return class_folders(root, split, transform, IMAGENETTE)
 
 
 def cifar10(transform: Transform, /, *, root: str | Path, split: str = "val", download: bool = False) -> Images:
@@ -200,87 +201,3 @@ def _check_measured(split: str, name: str) -> None:
             f"{name} has no images to train on apart from those to measure on;"
             " sort images into train/ and val/, and use data=tiny_imagenet"
         )
-
-
-def _home(folder: Folder, split: str) -> Folder | None:
-    """The folder that holds the folder `split`: this one, or the only zip or else the only folder in it, and so on."""
-    folders = folder.folders()
-    if split in folders:
-        return folder
-    zips = [path.name for path in folder.path.glob("*.zip")] if folder.path.is_dir() else []
-    inside = zips or folders
-    if len(inside) == 1 and inside[0] not in SPLITS:
-        return _home(Folder(folder.path / inside[0]), split)
-    return None
-
-
-def _class_folders(
-    transform: Transform, root: str | Path, split: str, names: Mapping[str, str] | None = None
-) -> Photos:
-    """The photographs of train/ or val/, labelled in the order of train's class folders; InputError if they differ."""
-    _check(split)
-    folder = Folder(Path(root).expanduser())
-    home = _home(folder, split)
-    if home is None:
-        raise InputError(f"{root} has no folder {split!r} of class folders; there is: {_list(folder.folders())}")
-    photos = Folder(home.path / split)
-    dataset = Photos(photos.path, transform=transform)
-    classes = _classes(home, dataset, photos)
-    order = {name: label for label, name in enumerate(classes)}
-    wnids = _class_of_each(dataset, photos)
-    if unknown := next((name for name in wnids if name not in order), None):
-        raise InputError(
-            f"{photos.path} has the class {unknown!r}, which {home.path / 'train'} has not; remove or add it"
-        )
-    dataset.labels = [order[name] for name in wnids]
-    readable = {**_names(home), **(names or {})}
-    dataset.classes = [readable.get(name, name) for name in classes]
-    return dataset
-
-
-def _classes(home: Folder, dataset: Photos, photos: Folder) -> list[str]:
-    """The names of train's class folders, in the order of their labels."""
-    if not dataset.classes:
-        raise InputError(
-            f"{photos.path} has photographs ({dataset.file(0)}) where class folders belong; sort them into some"
-        )
-    if empty := sorted({*photos.folders()} - {*dataset.classes}):
-        raise InputError(f"{photos.path / empty[0]} has no photographs; put some there, or delete the folder")
-    if "train" in home.folders():
-        classes = Folder(home.path / "train").folders()
-    elif len(dataset.classes) == len(IMAGENET):  # the validation set alone has them all
-        classes = list(dataset.classes)
-    else:
-        raise InputError(f"{home.path} has no folder 'train', which says what classes there are; add it")
-    if len(classes) < 2:
-        raise InputError(f"{home.path / 'train'} has {len(classes)} class folder(s); two are the least")
-    return classes
-
-
-def _class_of_each(dataset: Photos, photos: Folder) -> list[str]:
-    """The class folder of each photograph; in Tiny ImageNet's validation set, what its list says instead."""
-    wnids = [dataset.classes[label] for label in dataset.labels or ()]
-    if "val_annotations.txt" not in photos:
-        return wnids
-    rows = (line.split("\t") for line in _text(photos, "val_annotations.txt").splitlines())
-    listed = {row[0]: row[1] for row in rows if len(row) > 1}  # file, class, box
-    return [listed.get(PurePosixPath(dataset.file(i)).name, name) for i, name in enumerate(wnids)]
-
-
-def _names(home: Folder) -> dict[str, str]:
-    """What the class folders are called (the first of several names), by classes.csv or Tiny ImageNet's words.txt."""
-    pairs: list[list[Any]] = []
-    if "classes.csv" in home:
-        rows = csv.DictReader(io.StringIO(_text(home, "classes.csv"), newline=""))
-        pairs = [[row.get("wnid"), row.get("name")] for row in rows]
-    elif "words.txt" in home:
-        pairs = [line.split("\t") for line in _text(home, "words.txt").splitlines()]
-    return {pair[0]: pair[1].partition(",")[0] for pair in pairs if len(pair) == 2 and all(pair)}
-
-
-def _text(folder: Folder, file: str) -> str:
-    return folder.read(file).decode("utf-8-sig", errors="replace")
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "no folder"
