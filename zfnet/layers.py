@@ -15,7 +15,7 @@ def spread(graph: Graph, size: int | Pair) -> list[str]:
 
     They are taken from the steps that all of the image has to come through, ReLUs and what joins branches, and are
     the last of each size of map; where there are more sizes, evenly spread over these, and where there are fewer, the
-    widest gaps are halved.
+    widest gaps are halved. In place of a ReLU6 stands the step before it: of the ReLU6, all that is strong is 6.
 
     Args:
         graph: the network.
@@ -36,7 +36,11 @@ def spread(graph: Graph, size: int | Pair) -> list[str]:
         gaps = [(later - before, before) for before, later in zip([-1, *ends], ends, strict=False)]
         gap, before = max(gaps)
         ends = sorted([*ends, before + (gap + 1) // 2])
-    return [graph.names[trunk[i]] for i in ends]
+    return [graph.names[_unclipped(graph, trunk[i])] for i in ends]
+
+
+def _unclipped(graph: Graph, node: fx.Node) -> fx.Node:
+    return node.all_input_nodes[0] if graph.operation(node).lower() == "relu6" else node
 
 
 def _trunk(graph: Graph, size: Pair) -> list[fx.Node]:
