@@ -13,6 +13,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pdfplumber
+import pikepdf
 import pytest
 import torch
 from torch import nn
@@ -131,3 +133,45 @@ def run(
         return status, [line for line in lines if line.strip() and "images/s" not in line]
 
     return run
+
+
+def pictures(pdf: pdfplumber.PDF) -> list[float]:
+    """Pixels an inch of the images of a PDF, the coarser of both directions."""
+    sizes = [(im["srcsize"], im["x1"] - im["x0"], im["bottom"] - im["top"]) for p in pdf.pages for im in p.images]
+    return [72 * min(columns / width, rows / height) for (columns, rows), width, height in sizes]
+
+
+@pytest.fixture
+def images_of() -> Callable[[Path], list[float]]:
+    """Finds the resolutions of the images of a PDF."""
+
+    def resolutions(path: Path) -> list[float]:
+        with pdfplumber.open(path) as pdf:
+            return pictures(pdf)
+
+    return resolutions
+
+
+@pytest.fixture(autouse=True)
+def printable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every PDF that a test draws can be printed: TrueType fonts, text of 7 points, images of 150 ppi, 3 MB."""
+    pages = sys.modules.get("experiments.output.pages")
+    if pages is None:
+        return
+    save = pages.save
+
+    def checked(figure: object, path: Path) -> None:
+        save(figure, path)
+        file = path.with_suffix(".pdf")
+        assert file.stat().st_size <= 3 * 10**6, f"{file.name} is too large"
+        with pikepdf.open(file) as pdf:
+            fonts = [str(o.get("/Subtype")) for o in pdf.objects if isinstance(o, pikepdf.Dictionary)]
+            assert "/Type3" not in fonts, f"Type 3 font in {file.name}"
+        with pdfplumber.open(file) as pdf:
+            small = [c["text"] for p in pdf.pages for c in p.chars if c["size"] < 6.99]
+            assert not small, f"small text in {file.name}: {''.join(small)}"
+            assert min(pictures(pdf), default=150) >= 149.5, f"coarse image in {file.name}: {min(pictures(pdf))}"
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "save", None) is save and module.__name__.startswith(("experiments", "test_")):
+            monkeypatch.setattr(module, "save", checked)

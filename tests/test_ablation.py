@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.ablation import ablation
-from experiments.setup.commands import configured
+from experiments.setup.configuration import configured
 from zfnet import Deconvnet, InputError, scan
 from zfnet.analysis.faithfulness import PICTURES
 from zfnet.data.photos import Photos

@@ -15,9 +15,11 @@ from PIL import Image
 from torchvision.models import resnet18
 
 from experiments.questions import stripes
-from experiments.run import find_layers
-from experiments.setup.commands import CONF, check, configured, names, single
+from experiments.setup.commands import names, spelled
+from experiments.setup.configuration import CONF, configured, suite
 from experiments.setup.models import build
+from experiments.setup.objects import Objects
+from experiments.setup.overview import overview
 from zfnet import Deconvnet, InputError, weights
 from zfnet.data.preprocessing import Preprocessing
 
@@ -37,7 +39,10 @@ def files(folder: Path) -> set[str]:
 
 
 def test_every_experiment_has_its_module_and_every_module_its_configuration():
-    modules = {path.stem for path in (ROOT / "experiments").glob("*.py")} - set()
+    plumbing = {"setup", "output", "run", "measure", "report", "draw", "transfer", "__init__"}
+    modules = {
+        path.stem for path in (ROOT / "experiments").rglob("*.py") if not plumbing & {path.stem, path.parent.name}
+    }
     suites = {name for name in names("experiment") if "suite" in configured([f"experiment={name}"]).experiment}
     assert modules == set(names("experiment")) - suites
 
@@ -45,10 +50,13 @@ def test_every_experiment_has_its_module_and_every_module_its_configuration():
 @pytest.mark.parametrize("experiment", names("experiment"))
 def test_every_experiment_composes(experiment):
     config = configured([f"experiment={experiment}"])
-    for name, words in single(config, [f"experiment={experiment}"]):
+    for name, words in suite(config, [f"experiment={experiment}"]):
         one = configured(words).experiment
-        assert one["_target_"] == f"experiments.{name}.main"
+        module = one["_target_"].split(".")
+        assert module[0] == "experiments" and module[-2:] == [name, "main"]
         assert callable(get_object(one["_target_"]))
+        test = {"variant": "variants", "train": "train_experiment"}.get(name, name)
+        assert (ROOT / "tests" / f"test_{test}.py").exists()
 
 
 FILES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "own")
@@ -56,9 +64,9 @@ FILES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.ste
 
 @pytest.mark.parametrize("name", [*FILES, "resnet18", "mobilenet_v2"])
 def test_every_model_is_built_and_has_its_layers(name):
-    config = configured(["experiment=table1", f"model={name}"])  # which asks for both kinds of layers
-    find_layers(config)
-    config = config.model
+    words = spelled(["experiment=table1", f"model={name}"])  # which asks for both kinds of layers
+    objects = Objects(configured(words), words, run=None)
+    config = objects.config.model
     classes = {"num_classes": 5} if config.architecture.get("num_classes", 5) is None else {}
     network = instantiate(config.architecture)(**classes)
     graph = Deconvnet(network.eval()).graph
@@ -67,9 +75,9 @@ def test_every_model_is_built_and_has_its_layers(name):
 
 def test_torchvisions_classifiers_are_models_with_the_preprocessing_of_their_weights():
     assert {"resnet152", "vit_b_16", "zfnet", "own"} < set(names("model"))
-    how = configured(["model=inception_v3"]).model
+    how = configured(spelled(["model=inception_v3"])).model
     assert (how.preprocessing.size, how.preprocessing.resize) == (299, 342) and how.architecture.transform_input
-    assert configured(["model=efficientnet_b0"]).model.preprocessing.interpolation == "bicubic"
+    assert configured(spelled(["model=efficientnet_b0"])).model.preprocessing.interpolation == "bicubic"
 
 
 SMALL = [
@@ -164,21 +172,24 @@ def test_published_weights_bring_their_preprocessing(monkeypatch):
 
 
 def test_an_argument_is_found_by_its_name():
-    assert check(["experiment=fig2", "k=4", "seed=3"]) == ["experiment=fig2", "++experiment.k=4", "++seed=3"]
-    assert check(["experiment=units", "experiment.image_size=32"]) == ["experiment=units", "++experiment.image_size=32"]
-    assert check(["data=photos", "data.root=/a/b"]) == ["data=photos", "++data.root=/a/b"]
+    assert spelled(["experiment=fig2", "k=4", "seed=3"]) == ["experiment=fig2", "++experiment.k=4", "++seed=3"]
+    assert spelled(["experiment=units", "experiment.image_size=32"]) == [
+        "experiment=units",
+        "++experiment.image_size=32",
+    ]
+    assert spelled(["data=photos", "data.root=/a/b"]) == ["data=photos", "++data.root=/a/b"]
 
 
 def test_a_suite_hands_an_argument_to_those_that_have_it():
-    words = check(["experiment=all", "k=4", "seed=1"])
-    given = dict(single(configured(words), words))
+    words = spelled(["experiment=all", "k=4", "seed=1"])
+    given = dict(suite(configured(words), words))
     assert given["fig2"] == ["experiment=fig2", "++experiment.k=4", "++seed=1"]
     assert given["stripes"] == ["experiment=stripes", "++seed=1"]
 
 
 def test_the_command_line_wins_over_an_experiment():
     assert configured(["experiment=units"]).hydra.runtime.choices.model == "zfnet"
-    assert configured(["experiment=units", "model=alexnet"]).hydra.runtime.choices.model == "alexnet"
+    assert configured(spelled(["experiment=units", "model=alexnet"])).hydra.runtime.choices.model == "alexnet"
 
 
 @pytest.mark.parametrize(
@@ -202,7 +213,7 @@ def test_the_command_line_wins_over_an_experiment():
 )
 def test_what_is_mistyped_is_named(words, message):
     with pytest.raises(InputError) as error:
-        check(words)
+        spelled(words)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -311,18 +322,90 @@ def test_a_variant_is_trained_where_the_tables_find_it(run, tmp_path):
     assert sorted(trained) == ["fig3 fc 2048, seed 0", "fig3, seed 0"]
 
 
-def test_a_sweep_gives_every_point_its_folder(run, tmp_path):
+def test_a_sweep_gives_every_point_a_short_folder_with_its_settings(run, tmp_path):
     assert run("-m", "experiment=stripes", "size=16,24") == (0, [])
-    folder = tmp_path / "outputs" / "stripes" / "zfnet_small-scenes"
-    assert {path.name for path in folder.iterdir()} == {"size=16", "size=24"}
+    folders = list((tmp_path / "outputs" / "stripes" / "zfnet_small-scenes").iterdir())
+    settings = {(folder / "settings.yaml").read_text() for folder in folders}
+    assert settings == {"size: 16\n", "size: 24\n"}
+    assert all(len(folder.name) == 8 and (folder / "result.json").exists() for folder in folders)
+    assert run("-m", "experiment=stripes", "size=16,24") == (0, [])
+    assert sorted(folders) == sorted((tmp_path / "outputs" / "stripes" / "zfnet_small-scenes").iterdir())
 
 
-def test_a_sweep_of_long_settings_gives_every_point_its_folder(run, tmp_path):
+def test_a_sweep_over_long_paths(run, tmp_path):
     root = tmp_path / ("x" * 200)
     root.mkdir()
     assert run("-m", "experiment=stripes", "size=16,24", "data=photos", f"data.root={root}") == (0, [])
     folders = list((tmp_path / "outputs" / "stripes" / "zfnet_small-photos").iterdir())
-    assert len(folders) == 2 and all("result.json" in files(folder) and len(folder.name) < 256 for folder in folders)
+    assert len(folders) == 2 and all(f"root: {root}" in (folder / "settings.yaml").read_text() for folder in folders)
+
+
+@pytest.mark.parametrize("path", ["~/photos", "/a,b/c", "/a(b)/c d", "C:\\a", "/it's/here", "here,too", "~"])
+def test_a_path_needs_no_quotes(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here,too").mkdir()
+    config = configured(spelled(["data=photos", f"data.root={path}"]))
+    assert config.data.root == path
+
+
+def test_several_values_without_a_sweep_get_a_hint():
+    for word in ("k=3,4", "data.root=a,b"):
+        with pytest.raises(InputError, match="gives several values: add -m to run each, or quote it"):
+            spelled(["experiment=fig2", "data=photos", word])
+    assert "++experiment.k=3,4" in spelled(["experiment=fig2", "k=3,4"], swept=True)
+
+
+def test_the_types_are_those_of_the_signature():
+    words = ["k=3", "distinct=no", "width=5", "choose=[1,2]", "grids=[[1,1]]", "layers=[relu1]", "contrast=1"]
+    settings = configured(spelled(["experiment=fig2", *words])).experiment
+    assert (settings.k, settings.distinct, settings.width, settings.contrast) == (3, False, 5.0, 1.0)
+    assert (settings.seed, settings.rules, settings.progress) == (0, "deconvnet", True)  # defaults, and YAML's
+    for word, says in [
+        ("k=many", "k: Value 'many' of type 'str' could not be converted to Integer"),
+        ("distinct=perhaps", "distinct: Value 'perhaps' is not a valid bool"),
+        ("width=wide", "width: Value 'wide' of type 'str' could not be converted to Float"),
+        ("layers=5", "layers: "),
+        ("progress=5.5", "progress: "),
+    ]:
+        with pytest.raises(InputError) as error:
+            configured(spelled(["experiment=fig2", word]))
+        assert str(error.value).startswith(says) and "\n" not in str(error.value)
+
+
+def test_a_layer_that_stands_for_the_papers():
+    config = configured(["experiment=table7"])
+    assert list(config.experiment.layers) == [f"relu{n}" for n in (1, 2, 3, 4, 5)] + ["relu6"]
+    config.model.layers = ["a", "b"]
+    assert list(config.experiment.layers)[:5] == ["a", "b", "b", "b", "b"]
+
+
+# ---- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_experiment_with_a_line(run):
+    assert run("--help") == (0, [])
+    for name in names("experiment"):
+        (line,) = (line for line in run.printed.splitlines() if line.startswith(f"  {name} "))
+        assert len(line.split()) > 3
+    assert "held_out" in run.printed and "resnet50" in run.printed and "paper" in run.printed
+
+
+@pytest.mark.parametrize(
+    "experiment", [name for name in names("experiment") if name not in ("all", "figures", "tables")]
+)
+def test_help_of_an_experiment_says_what_each_setting_means(experiment):
+    lines = overview([f"experiment={experiment}"]).splitlines()
+    settings = [n for n, line in enumerate(lines) if line.startswith("  ") and line[2] != " "]
+    keys = [key for key in configured([f"experiment={experiment}"]).experiment if key != "_target_"]
+    assert [lines[n].split("=")[0].strip() for n in settings] == keys
+    for n in settings:
+        assert lines[n + 1].startswith("      ") and len(lines[n + 1].split()) > 1, f"{lines[n]} has no meaning"
+
+
+def test_help_of_a_mistyped_experiment_is_a_mistake(run):
+    status, lines = run("experiment=fig22", "--help")
+    assert status == 2 and "did you mean 'fig2'" in lines[0]
+    assert run("experiment=all", "--help")[0] == 0 and "fig2, fig3" in run.printed
 
 
 def test_layers_of_a_small_network_that_are_given(run, tmp_path):

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from experiments.figures import fig3
-from experiments.setup.commands import configured
+from experiments.setup.configuration import configured
 from zfnet import InputError, ZFNet
 from zfnet.model import VARIANTS, variant
 
@@ -133,6 +133,6 @@ def test_a_deep_network_goes_on_in_the_next_row():
 
 
 def test_too_narrow_a_picture_is_refused(tmp_path):
-    with pytest.raises(InputError, match="a picture of 1 inches is too narrow"):
+    with pytest.raises(InputError, match="width is 1; give at least 4"):
         fig3.main(ZFNet(4, maps=(2, 2, 2, 2, 2), hidden=()), tmp_path / "out", image_size=224, width=1)
     assert not list(tmp_path.iterdir())

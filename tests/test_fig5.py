@@ -2,11 +2,13 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from experiments.figures import fig5
-from zfnet import InputError
+from experiments.output.feature_maps import which_layers
+from zfnet import InputError, ZFNet
 from zfnet.analysis.invariance import invariance
 from zfnet.data.scenes import Scenes
 from zfnet.graph import Graph
@@ -32,7 +34,7 @@ def draw(model, data, out, **settings):
 
 def test_it_writes_what_it_returns(model, data, tmp_path):
     result = draw(model, data, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"figure.png", "figure.pdf", "result.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"figure.png", "figure.pdf", "table.md", "result.json"}
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
     paper, ours = result["paper"], result["ours"]
     assert set(paper) == set(ours) == {"images", "translation", "scale", "rotation"}
@@ -76,7 +78,7 @@ def test_shifts_are_the_papers_share_of_the_image(tmp_path):
 
 def test_images_are_of_different_classes_by_seed_and_right_if_asked(model, data):
     def labels(count, seed=0, correct=False):
-        return [i % 16 for i in fig5._chosen(Graph(model), data, None, count, correct, seed)]
+        return [e.label for e in fig5._examples(Graph(model), data, None, count, correct, seed)]
 
     assert labels(5, seed=1) == labels(5, seed=1)
     assert len({tuple(labels(2, seed)) for seed in range(4)}) > 1
@@ -91,7 +93,8 @@ def test_images_are_of_different_classes_by_seed_and_right_if_asked(model, data)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layers": ["relu1"]}, "give two"),
+        ({"layers": ["relu1"]}, "give 2, which stand for the paper's 1, 7"),
+        ({"layers": ["relu1", "relu1"]}, "give 2, which stand for the paper's 1, 7"),
         ({"layers": ["relu1", "relu7"]}, "no layer of Sequential 'relu7' .did you mean 'relu6'"),
         ({"images": []}, "images is empty"),
         ({"images": [24]}, "no image 24: there are 24"),
@@ -99,12 +102,40 @@ def test_images_are_of_different_classes_by_seed_and_right_if_asked(model, data)
         ({"count": 17}, "show 16 classes, and count is 17; take fewer"),
         ({"scales": [0.0]}, "scale is 0.0"),
         ({"fill": "white"}, "no fill 'white'"),
+        ({"distance": "cosine"}, "no distance 'cosine'"),
+        ({"style": "jet"}, "no style 'jet'"),
     ],
 )
 def test_mistakes_are_refused_in_words_and_leave_nothing(model, data, tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
         draw(model, data, tmp_path / "out", **settings)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_claims_numbers_are_printed_beside_them(model, data, tmp_path, capsys):
+    ours = draw(model, data, tmp_path, count=2)["ours"]
+    printed = capsys.readouterr().out
+    assert (tmp_path / "table.md").read_text() == printed
+    row = next(line for line in printed.splitlines() if line.startswith("| scale"))
+    for number in ours["scale"]["linearity"]:
+        assert f" {number:.2f} " in row
+    for number in ours["scale"]["rise"]:
+        assert f" {number:.0%} " in row
+    assert "dramatic" in row and "quasi-linear" in row
+    assert "Layer 1 is relu1 and 7 is relu6;" in printed
+
+
+def test_what_a_layer_may_mean():
+    graph = Graph(ZFNet(4, maps=(2, 2, 2, 2, 2), hidden=(4, 4)))
+    words = which_layers(graph, ["relu1", "relu7"], (1, 7))
+    assert words.startswith("Layer 1 is relu1 and 7 is relu7, before pooling") and "layers=[norm1,relu7]" in words
+    assert "layers=[norm1,pool5]" in which_layers(graph, ["relu1", "relu5"], (1, 5))
+    assert "layers=[" not in which_layers(graph, ["norm1", "relu7"], (1, 7))
+
+
+def test_as_many_images_as_there_are_colours_and_more(model, data, tmp_path):
+    draw(model, data, tmp_path, images=list(range(10)), rotations=[0, 90], scales=[1, 1.2], style="paper")
+    assert Image.open(tmp_path / "figure.png").width == 1380
 
 
 def test_photographs_without_labels_are_refused(model, tmp_path):

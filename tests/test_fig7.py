@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from experiments.figures import fig7
-from experiments.setup.commands import configured
+from experiments.setup.configuration import configured
 from experiments.setup.datasets import class_of
 from zfnet import InputError, OcclusionMaps, occlusion_maps
 

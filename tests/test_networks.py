@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-import experiments.run
 from experiments import train
-from experiments.setup.commands import check, configured
+from experiments.run import run
+from experiments.setup.commands import spelled
+from experiments.setup.configuration import configured
 from experiments.setup.models import build
 from experiments.setup.networks import Networks
+from experiments.setup.objects import Objects
 from zfnet import InputError, ZFNet, weights
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.training import Recipe
@@ -111,20 +113,20 @@ def asked(home, monkeypatch) -> Iterator[list[list[str]]]:
     """The words of the trainings that are run; the first is, of the others it is only noted that they would be."""
     monkeypatch.chdir(home)
     if not USUAL.exists():
-        experiments.run.trained(*configuration())
-    words: list[list[str]] = []
-    monkeypatch.setattr(experiments.run, "run", lambda experiment, more: words.append(more))
-    return words
+        trained()
+    return []
 
 
-def configuration(*words: str):
-    known = check(["experiment=steps", *WORDS, COUNT, *words])
-    return configured(known), known
+def trained(*words: str, asked: list[list[str]] | None = None) -> Path:
+    """Where the trained weights are; with `asked`, the words of a training are noted and nothing is trained."""
+    known = spelled(["experiment=fig2", *WORDS, COUNT, *words])
+    train = run if asked is None else lambda experiment, more: asked.append(more)
+    return Objects(configured(known), known, train).trained()
 
 
-@pytest.mark.parametrize("words", [[], ["layer=relu1"], ["seed=5"], ["data.split=train"]], ids=str)
+@pytest.mark.parametrize("words", [[], ["k=3"], ["seed=5"], ["data.split=train"]], ids=str)
 def test_trained_weights_are_those_of_this_training(asked, words, capsys) -> None:
-    assert experiments.run.trained(*configuration(*words)) == USUAL
+    assert trained(*words, asked=asked) == USUAL
     assert asked == [] and not capsys.readouterr().err
 
 
@@ -144,7 +146,7 @@ def test_trained_weights_are_those_of_this_training(asked, words, capsys) -> Non
 )
 def test_weights_of_another_training_are_not_taken(asked, word: str, difference: str, capsys) -> None:
     before = USUAL.read_bytes()
-    path = experiments.run.trained(*configuration(word))
+    path = trained(word, asked=asked)
     assert path.parent.parent == USUAL.parent.parent and path.parent.name.startswith("zfnet_small-scenes-")
     assert f"++out={path.parent}" in asked[0] and USUAL.read_bytes() == before
     (line,) = capsys.readouterr().err.splitlines()
@@ -154,10 +156,10 @@ def test_weights_of_another_training_are_not_taken(asked, word: str, difference:
 
 def test_both_trainings_are_kept_and_found(home, monkeypatch, capsys) -> None:
     monkeypatch.chdir(home)
-    first = experiments.run.trained(*configuration())
-    second = experiments.run.trained(*configuration("train.epochs=2"))
+    first = trained()
+    second = trained("train.epochs=2")
     assert second != first == USUAL and "epochs (1, now 2)" in capsys.readouterr().err
-    assert [experiments.run.trained(*configuration(*more)) for more in ((), ("train.epochs=2",))] == [first, second]
+    assert [trained(*more) for more in ((), ("train.epochs=2",))] == [first, second]
     assert len(weights.read_metadata(second)["history"]) == 2
     assert not capsys.readouterr().err
 
@@ -166,6 +168,6 @@ def test_weights_that_cannot_be_told_are_refused(home, asked, monkeypatch) -> No
     def missing(*arguments, **settings):
         raise InputError("no folder 'train' of photographs to train on")
 
-    monkeypatch.setattr(experiments.run, "dataset", missing)
+    monkeypatch.setattr(Objects, "_dataset", missing)
     with pytest.raises(InputError, match=f"to train on; model.weights={USUAL} takes the network that is there"):
-        experiments.run.trained(*configuration())
+        trained()

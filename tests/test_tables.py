@@ -12,7 +12,7 @@ from torchvision.models import alexnet
 
 from experiments.run import run
 from experiments.setup import networks as trained_once
-from experiments.setup.commands import configured
+from experiments.setup.configuration import configured
 from experiments.setup.networks import Trained
 from experiments.tables import table2, table3
 from zfnet import InputError, ZFNet

@@ -25,8 +25,8 @@ def spread(graph: Graph, size: int | Pair) -> list[str]:
     trunk = _trunk(graph, pair(size))
     if not trunk:
         raise InputError(
-            f"{type(graph.model).__name__} has no ReLU and no joint that all of the image comes through: none of its "
-            "layers can stand for the paper's by itself"
+            f"{type(graph.model).__name__} has no ReLU or joint that all of the image comes through, to stand for a "
+            "layer of the paper's: name its layers; zfnet.layer_table lists them"
         )
     shapes = graph.shapes(pair(size), graph.output)
     ends = [i for i, n in enumerate(trunk) if i + 1 == len(trunk) or shapes[n][2:] != shapes[trunk[i + 1]][2:]]

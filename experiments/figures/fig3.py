@@ -20,8 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Polygon
 from torch import fx, nn
 
-from experiments.output.results import Provenance, results, write_result
-from zfnet import InputError, ZFNet
+from experiments.output.pages import SIZE
+from experiments.output.results import Result
+from experiments.setup.checks import at_least
+from zfnet import ZFNet
 from zfnet.checks import Pair, pair
 from zfnet.graph import Graph, Shapes
 
@@ -182,26 +184,25 @@ def _once(sizes: Pair) -> str:
     return str(sizes[0]) if sizes[0] == sizes[1] else _by(sizes)
 
 
-def main(model: nn.Module, out: str | Path, *, image_size: int | None = None, width: float = 13.0) -> dict[str, Any]:
-    """Draw the network for images of that size, by default its own; write the figure and result.json.
+def main(model: nn.Module, out: str | Path, *, image_size: int | None = None, width: float = 6.9) -> dict[str, Any]:
+    """Draw the architecture from the model itself.
 
-    width: of the picture at most, in inches; a deeper network goes on in the next row.
+    Args:
+        model: the network.
+        out: the folder of the result.
+        image_size: of the images, pixels; null: the network's own.
+        width: of the page at most, inches; a deep network goes on in the next row.
     """
-    provenance = Provenance(model)
-    if not width >= 4:
-        raise InputError(f"a picture of {width} inches is too narrow; give a width of at least 4")
+    result = Result("fig3", out, locals())
+    at_least(4, width=width)
     size: int = image_size or model.preprocessing.size  # type: ignore[union-attr, assignment]
     drawn, parameters = layers(model, size), sum(p.numel() for p in model.parameters())
+    result.settings["image_size"] = size
+    result.figure(draw(drawn, f"{type(model).__name__}, {parameters:,} parameters", width))
     sizes = {x.name: {"output": x.output, "kernel": x.kernel, "stride": x.stride} for x in drawn[1:]}
-    ours = {"layers": sizes, "image_size": size, "parameters": parameters}
     known = PAPER if isinstance(model, ZFNet) else {}
-    paper = {"layers": {name: known.get(name) for name in sizes}, "image_size": 224, "parameters": None}
-    settings = {"model": type(model).__name__, "image_size": size, "width": width}
-    with results(out) as folder:
-        figure = draw(drawn, f"{type(model).__name__}, {parameters:,} parameters", width)
-        figure.savefig(folder / "figure.png", dpi=160)
-        figure.savefig(folder / "figure.pdf")
-        return write_result(folder, "fig3", paper, ours, settings, provenance)
+    paper = {"layers": {name: known.get(name) for name in sizes}, "image_size": 224}
+    return result.finish({"layers": sizes, "image_size": size, "parameters": parameters}, paper)
 
 
 # ---- drawing, in inches ----------------------------------------------------------------------------------------------
@@ -222,8 +223,8 @@ def draw(drawn: list[Layer], title: str, width: float) -> Figure:
     figure = Figure(figsize=(wide, high), facecolor="white")
     axis = figure.add_axes((0, 0, 1, 1), xlim=(0, wide), ylim=(0, high))
     axis.axis("off")
-    axis.text(MARGIN, high - 0.12, title, fontsize=11, weight="bold", va="top")
-    axis.text(MARGIN, 0.1, NOTE, fontsize=6.5, color=PALE)
+    axis.text(MARGIN, high - 0.12, title, fontsize=9, weight="bold", va="top")
+    axis.text(MARGIN, 0.1, NOTE, fontsize=SIZE, color=PALE)
     top, source = high - 0.4, None
     for line, blocks, words in zip(lines, above, below, strict=True):
         left = MARGIN
@@ -269,12 +270,12 @@ def _lighter(colour: Any, amount: float) -> tuple[float, ...]:
 
 def _words(axis: Axes, layer: Layer, x: float, top: float, bottom: float) -> None:
     """The size above a block, and beneath it its name, number of maps, and what was done."""
-    style: dict[str, Any] = {"ha": "center", "fontsize": 7.5}
+    style: dict[str, Any] = {"ha": "center", "fontsize": SIZE}
     axis.text(x, top, layer.size, va="bottom", **style)
     axis.text(x, bottom, layer.count, va="top", weight="bold", **style)
-    axis.text(x, bottom - LINE, layer.name, va="top", color=PALE, **style | {"fontsize": 6.5})
+    axis.text(x, bottom - LINE, layer.name, va="top", color=PALE, **style | {"fontsize": SIZE})
     for n, word in enumerate(layer.words, 2):
-        axis.text(x, bottom - n * LINE, word, va="top", **style | {"fontsize": 6.8})
+        axis.text(x, bottom - n * LINE, word, va="top", **style | {"fontsize": SIZE})
 
 
 def _lead(axis: Axes, source: tuple[Layer, float, float] | None, layer: Layer, x: float, y: float) -> None:
@@ -292,7 +293,7 @@ def _lead(axis: Axes, source: tuple[Layer, float, float] | None, layer: Layer, x
             axis.plot(*zip(corner, goal, strict=True), color=INK, lw=0.5)
         _face(axis, "#d9655b", *corners)
         gap = (left + before.width + goal[0]) / 2, (corners[2][1] + goal[1]) / 2
-        axis.text(*gap, _once(layer.kernel), fontsize=7, ha="center", va="bottom")
+        axis.text(*gap, _once(layer.kernel), fontsize=SIZE, ha="center", va="bottom")
         return
     else:
         start = (left + before.width + 0.02, goal[1])

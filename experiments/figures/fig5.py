@@ -9,31 +9,55 @@ enlargement. The answer survives these two, and not a rotation, unless the objec
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from experiments.output.results import Provenance, results, write_result
+from experiments.output.feature_maps import which_layers
+from experiments.output.pages import LINE, TILE_GAP, Page, shortened, style_of
+from experiments.output.results import Result
+from experiments.output.tables import table
+from experiments.setup.checks import at_least, stand_for
+from experiments.setup.reading import Reading
 from zfnet import InputError
 from zfnet.analysis.invariance import NOTHING, Invariance, invariance, linearity, reach, rise, transformed
+from zfnet.data.images import Images, as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.graph import Graph
 from zfnet.recording import activations
-from zfnet.rendering import grid, resized
 
 PAPER: dict[str, Any] = {  # the axes as the arXiv version prints them
     "translation": {"range": [-60, 60], "distance": [10, 0.8]},
     "scale": {"range": [1, 1.8], "distance": [12, 0.7]},
     "rotation": {"range": [0, 360], "distance": [15, 1.4]},
 }
+CLAIMS = {kind: ("dramatic at once", "quasi-linear" if kind != "rotation" else "") for kind in PAPER}  # layers 1 and 7
 UNITS = {"translation": "vertical translation, pixels", "scale": "scale", "rotation": "rotation, degrees"}
 SHOWN = {"translation": (0.0, 1.0), "scale": (0.5, 1.0), "rotation": (1 / 8, 3 / 8)}  # where in the range, besides none
+DISTANCES = {"rms": "Euclidean distance / √units", "euclidean": "Euclidean distance", "relative": "relative distance"}
+CLAIMED = {"linearity": ".2f", "rise": ".0%"}  # and how they are written
+DASHES = ("-", "--", ":")
+TILE = 80  # pixels: 1 cm
+NOTES = (
+    "Linearity: how much of the variance of distances a line through zero explains; 1: proportional, below 0: less "
+    "than a constant. Early rise: the distance at a tenth of the largest transform, as a share of the largest; "
+    '10%: proportional. The paper: small transforms have a "dramatic effect" in layer 1; layer 7 is "quasi-linear" '
+    "for translation and scale."
+)
+
+
+class Example(NamedTuple):
+    """An image that is transformed."""
+
+    number: int
+    file: str | None
+    label: int
+    name: str
+    picture: Tensor
 
 
 def main(
@@ -51,90 +75,84 @@ def main(
     rotations: Sequence[float] | None = None,
     fill: str = "grey",
     distance: str = "rms",
-    batch_size: int = 64,
-    progress: bool = True,
+    style: str = "safe",
+    width: float = 6.9,
+    **reading: Unpack[Reading],
 ) -> dict[str, Any]:
-    """Transform a few images of different classes, draw the curves, and return what result.json holds.
+    """Transform a few images of different classes; draw how far features move and what becomes of the answer.
 
-    layers: two, which stand for the paper's 1 and 7. images: by number; None: `count` by seed, each of another class,
-    and if `correct` only such as the network names rightly. translations: pixels; None: up to 60 of 224, as the
-    paper's, or as large a part of smaller images. scales, rotations (degrees): None: the paper's ranges. fill,
-    distance: see `zfnet.analysis.invariance`.
+    Args:
+        model: the network.
+        data: labelled images.
+        out: the folder of the result.
+        layers: two, which stand for the paper's 1 and 7.
+        images: by number; null: `count` by seed, each of another class.
+        count: of the images.
+        correct: take only images that the network names rightly.
+        seed: of the choice of images.
+        translations: pixels down; null: up to 60 of 224, as the paper's, or as large a part of smaller images.
+        scales: magnifications; null: the paper's, 1 to 1.8.
+        rotations: degrees anticlockwise; null: the paper's, 0 to 360.
+        fill: what the uncovered area becomes: "grey", "black", "edge" or "reflect".
+        distance: "rms": Euclidean, divided by the square root of the number of units; "euclidean"; "relative": to the
+            length of the untransformed image's features.
+        style: colours: "safe" for colour-blind readers, or "paper".
+        width: of the page, inches.
+        reading: see `Reading`.
     """
-    provenance = Provenance(model, seed=seed)
-    if len(layers) != 2:
-        raise InputError(f"layers are {', '.join(layers)}; give two, which stand for the paper's layers 1 and 7")
+    result, page, colours = Result("fig5", out, locals()), Page(width), style_of(style).lines
+    stand_for(layers, (1, 7))
     graph = Graph(model)
-    chosen = _chosen(graph, data, images, count, correct, seed)
-    pictures, labels = zip(*(data[i] for i in chosen), strict=True)
-    side = pictures[0].shape[1]
-    amounts = {
-        "translation": translations or [round(n * side / 224) for n in range(-60, 61, 5)],
-        "scale": scales or [1 + n / 20 for n in range(17)],
-        "rotation": rotations or list(range(0, 361, 10)),
-    }
-    series = {
-        kind: invariance(
-            graph,
-            pictures,
-            labels,
-            layers,
-            kind,
-            values,
-            fill=fill,
-            distance=distance,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        for kind, values in amounts.items()
-    }
-    classes = list(getattr(data, "classes", []))
-    names = [str(classes[label]) if classes else str(label) for label in labels]
-    records = [
-        {"index": i, "file": data.file(i) if hasattr(data, "file") else None, "label": int(label), "class": name}
-        for i, label, name in zip(chosen, labels, names, strict=True)
-    ]
-    ours: dict[str, Any] = {"images": records, **{kind: _numbers(kind, response) for kind, response in series.items()}}
-    paper: dict[str, Any] = {"images": None}
-    for kind, numbers in PAPER.items():
-        paper[kind] = dict.fromkeys(ours[kind]) | numbers | {"probability": [0, 1]}
-    settings = {
-        "model": type(model).__name__,
-        "layers": list(layers),
-        "correct": correct and images is None,
-        "fill": fill,
-        "distance": distance,
-        "image_size": side,
-        "dataset": type(data).__name__,
-    }
-    with results(out) as folder:
-        preprocessing = Preprocessing.of(model)
-        figure = draw(pictures, names, series, layers, fill, distance, preprocessing)
-        figure.savefig(folder / "figure.png", dpi=150)
-        figure.savefig(folder / "figure.pdf")
-        return write_result(folder, "fig5", paper, ours, settings, provenance)
+    examples = _examples(graph, as_images(data), images, count, correct, seed)
+    pictures, labels = [e.picture for e in examples], [e.label for e in examples]
+    how: Any = {"fill": fill, "distance": distance} | {k: v for k, v in reading.items() if k != "workers"}
+    amounts = _amounts(pictures[0].shape[1], translations, scales, rotations)
+    series = {kind: invariance(graph, pictures, labels, layers, kind, a, **how) for kind, a in amounts.items()}
+    numbers = {kind: _numbers(kind, response) for kind, response in series.items()}
+    words = f"{which_layers(graph, layers, (1, 7))}\n{NOTES}"
+    result.text(f"{_table(numbers, layers)}\n\n{words}")
+    draw(page, examples, series, numbers, DISTANCES[distance], colours, Preprocessing.of(model), fill)
+    by = "chosen by number" if images else f"by seed {seed}" + " among those that it names rightly" * correct
+    page.caption(f"{type(model).__name__}, {len(examples)} images, {by}; uncovered areas: {fill}. {words}")
+    result.figure(page.done())
+    result.settings["image_size"] = pictures[0].shape[1]
+    ours = {"images": [{"index": e.number, "file": e.file, "label": e.label, "class": e.name} for e in examples]}
+    paper = {kind: dict.fromkeys(numbers[kind]) | PAPER[kind] | {"probability": [0, 1]} for kind in PAPER}
+    return result.finish(ours | numbers, paper)
 
 
-def _chosen(graph: Graph, data: Any, images: Sequence[int] | None, count: int, correct: bool, seed: int) -> list[int]:
-    """The images' numbers in the dataset."""
-    if images is not None:
-        for i in images:
-            if not 0 <= i < len(data):
-                raise InputError(f"no image {i}: there are {len(data)}")
-        if not images:
-            raise InputError("images is empty: give numbers, or null for some by seed")
-        return list(images)
-    if count < 1:
-        raise InputError(f"count is {count}; give 1 or more images")
-    known = getattr(data, "labels", None)
-    image_of_label: dict[int, int] = {}  # label: image
+def _amounts(side: int, *given: Sequence[float] | None) -> dict[str, Sequence[float]]:
+    """What is given, or the paper's, of images of so many pixels."""
+    papers = [round(n * side / 224) for n in range(-60, 61, 5)], [1 + n / 20 for n in range(17)], range(0, 361, 10)
+    return {kind: own or list(paper) for kind, own, paper in zip(PAPER, given, papers, strict=True)}
+
+
+def _examples(
+    graph: Graph, data: Images, images: Sequence[int] | None, count: int, correct: bool, seed: int
+) -> list[Example]:
+    """The images that are transformed."""
+    if images is None:
+        at_least(1, count=count)
+        images = _of_different_classes(graph, data, count, correct, seed)
+    elif not images:
+        raise InputError("images is empty: give numbers, or null for some by seed")
+    if unknown := [i for i in images if not 0 <= i < len(data)]:
+        raise InputError(f"no image {unknown[0]}: there are {len(data)}")
+    items = [(i, *data[i]) for i in images]
+    names = [str(data.classes[label]) if data.classes else str(label) for _, _, label in items]
+    return [Example(i, data.file(i), label, name, x) for (i, x, label), name in zip(items, names, strict=True)]
+
+
+def _of_different_classes(graph: Graph, data: Images, count: int, correct: bool, seed: int) -> list[int]:
+    """The numbers of so many images by seed; only such as the network names rightly, if that is asked for."""
+    output = graph.layers[-1]
+    image_of_label: dict[int, int] = {}
     for i in torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist():
-        if known and known[i] in image_of_label:
+        if data.labels and data.labels[i] in image_of_label:
             continue
         image, label = data[i]
         if label < 0:
             raise InputError(f"image {i} has no label: give data with labels (labels.csv or class folders)")
-        output = graph.layers[-1]
         if label in image_of_label or (correct and activations(graph, image[None], [output])[output].argmax() != label):
             continue
         image_of_label[label] = i
@@ -172,66 +190,62 @@ def _mean(values: Tensor) -> float | None:
     return mean if math.isfinite(mean) else None  # of an image that nothing changes
 
 
-def show_tiles(axis: Axes, images: Tensor, titles: Sequence[str], frames: Sequence[str] = (), side: int = 150) -> None:
-    """Images (N, 3, H, W) in 0..1 in rows, a title over each column; a frame around each in its colour."""
-    tiles = resized(images.cpu(), (side, side)).clamp(0, 1)
-    for tile, colour in zip(tiles, frames, strict=False):
-        edge = torch.ones(side, side, dtype=torch.bool)
-        edge[6:-6, 6:-6] = False
-        tile[:, edge] = torch.tensor(to_rgb(colour))[:, None]
-    axis.imshow(grid(tiles, len(titles), 6).permute(1, 2, 0).numpy())
-    axis.set_xticks([side / 2 + n * (side + 6) for n in range(len(titles))], titles, fontsize=8)
-    axis.xaxis.tick_top()
-    axis.tick_params(length=0, pad=2)
-    axis.set_yticks([])
-    axis.spines[:].set_visible(False)
+def _shown(of: Mapping[str, Any], n: int) -> list[str]:
+    """Linearity and early rise of a layer."""
+    return ["" if of[name][n] is None else format(of[name][n], how) for name, how in CLAIMED.items()]
+
+
+def _table(numbers: Mapping[str, Any], layers: Sequence[str]) -> str:
+    head: list[str] = ["transform"]
+    for number, layer in zip((1, 7), layers, strict=True):
+        head += [f"layer {number}, {layer}: linearity", "early rise", "paper"]
+    return table(head, [[k, *_shown(of, 0), CLAIMS[k][0], *_shown(of, 1), CLAIMS[k][1]] for k, of in numbers.items()])
 
 
 def draw(
-    pictures: Sequence[Tensor],
-    names: Sequence[str],
-    series: dict[str, Invariance],
-    layers: Sequence[str],
-    fill: str,
+    page: Page,
+    examples: Sequence[Example],
+    series: Mapping[str, Invariance],
+    numbers: Mapping[str, Any],
     distance: str,
+    colours: Sequence[str],
     preprocessing: Preprocessing,
-) -> Figure:
+    fill: str,
+) -> None:
     """Three rows of transforms, four columns: the images, two distances, the probability."""
-    figure = Figure(figsize=(13, 9.4), facecolor="white")
-    outer = figure.add_gridspec(
-        3, 4, width_ratios=[0.58, 1, 1, 1], left=0.035, right=0.99, top=0.945, bottom=0.1, wspace=0.24, hspace=0.27
-    )
-    labels = {"rms": "Euclidean distance / √units", "euclidean": "Euclidean distance", "relative": "relative distance"}
-    colours = [f"C{n}" for n in range(len(pictures))]
-    for row, (kind, response) in enumerate(series.items()):
-        amounts = response.amounts
-        low, high = float(amounts.min()), float(amounts.max())
-        shown = [low + share * (high - low) for share in SHOWN[kind]]
+    left, high = 2 * LINE, max(len(examples) * (TILE + TILE_GAP), 260)
+    first = left + 3 * (TILE + TILE_GAP) + 10
+    wide = (page.columns - first) / 3
+    styles: list[dict[str, Any]] = [
+        {"color": colours[n % len(colours)], "ls": DASHES[n // len(colours) % 3]} for n in range(len(examples))
+    ]
+    one, seven = series["scale"].distance
+    units = {f"layer 1: {one}": distance, f"layer 7: {seven}": distance, "output": "P(true class)"}
+    for column, (title, unit) in enumerate(units.items()):
+        page.text(first + (column + 0.55) * wide, page.y + LINE / 2, title, ha="center", weight="bold", size=8)
+        page.text(first + (column + 0.55) * wide, page.y + 1.5 * LINE, unit, ha="center")
+    page.y += 2 * LINE + 6
+    for kind, response in series.items():
+        low, end = float(response.amounts.min()), float(response.amounts.max())
+        shown = [low + share * (end - low) for share in SHOWN[kind]]
         shown = [shown[0], NOTHING[kind], shown[1]] if kind == "translation" else [NOTHING[kind], *shown]
         tiles = [
-            transformed(picture, kind, amount, fill=fill, preprocessing=preprocessing)
-            for picture in pictures
-            for amount in shown
+            transformed(e.picture, kind, a, fill=fill, preprocessing=preprocessing) for e in examples for a in shown
         ]
-        axis = figure.add_subplot(outer[row, 0])
-        titles = [f"{amount:g}" + ("°" if kind == "rotation" else "") for amount in shown]
-        frames = [colour for colour in colours for _ in shown]
-        show_tiles(axis, preprocessing.pixels(torch.stack(tiles)), titles, frames)
-        axis.set_ylabel(UNITS[kind], fontsize=9, labelpad=6)
-        curves = [*response.distance.values(), response.probability]
-        for column, values in enumerate(curves, 1):
-            axis = figure.add_subplot(outer[row, column])
-            for n, curve in enumerate(values):
-                axis.plot(amounts, curve, color=colours[n], label=names[n], lw=1.5)
-            ylabel = "P(true class)" if column == 3 else labels[distance]
-            axis.set_xlabel(UNITS[kind], fontsize=9)
-            axis.set_ylabel(ylabel, fontsize=9)
-            axis.set(xlim=(low, high) if high > low else None, ylim=(0, 1.03) if column == 3 else (0, None))
-            axis.tick_params(labelsize=8)
-            axis.grid(alpha=0.25)
-            if not row:
-                title = "output" if column == 3 else f"{layers[column - 1]}, for layer {(1, 7)[column - 1]}"
-                axis.set_title(title, fontsize=10, weight="bold")
-    handles, texts = figure.axes[-1].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="lower center", ncols=len(names), fontsize=9, frameon=False)
-    return figure
+        amounts = [f"{amount:g}" + "°" * (kind == "rotation") for amount in shown]
+        frames = [style["color"] for style in styles for _ in shown]
+        page.tiles(preprocessing.pixels(torch.stack(tiles)), amounts, left, page.y, TILE, frames)
+        page.text(LINE / 2, page.y + LINE + high / 2, UNITS[kind], rotation=90, ha="center")
+        for column, values in enumerate([*response.distance.values(), response.probability]):
+            axes = page.axes(first + column * wide + 70, page.y + LINE, wide - 90, high)
+            for style, curve, example in zip(styles, values, examples, strict=True):
+                axes.plot(response.amounts, curve, **style, lw=1.2, label=shortened(example.name))
+            axes.set(xlim=(low, end) if end > low else None, ylim=(0, 1.03) if column == 2 else (0, None))
+            axes.set_xlabel(UNITS[kind], labelpad=2)
+            axes.tick_params(width=0.6, length=2, pad=2)
+            axes.grid(alpha=0.25)
+            if column < 2:
+                words = "linearity {}, early rise {}".format(*_shown(numbers[kind], column))
+                page.text(first + column * wide + 70, page.y + LINE / 2, words, color="0.25")
+        page.y += high + 7 * LINE // 2
+    page.legend(axes)

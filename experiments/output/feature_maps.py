@@ -82,6 +82,23 @@ class Look(NamedTuple):
         return f"{whose}{grey}: mid-grey is 0, black and white are minus and plus {end}."
 
 
+def which_layers(graph: Graph, layers: Sequence[str], numbers: Sequence[int]) -> str:
+    """For a caption: which steps stand for the paper's layers, and what else its layers may mean."""
+    ends = [graph.node(layer) for layer in layers]
+    for n, end in enumerate(ends):
+        while len(end.users) == 1 and any(word in graph.kind(*end.users).lower() for word in ("pool", "norm")):
+            (end,) = end.users
+        ends[n] = end
+    others = [graph.names[end] for end in ends]
+    stand = " and ".join(f"{number} is {layer}" for number, layer in zip(numbers, layers, strict=True))
+    if others == list(layers):
+        return f"Layer {stand}; the paper's may end before or after pooling and normalisation."
+    return (
+        f"Layer {stand}, before pooling; the paper's may end after pooling and normalisation: "
+        f"layers=[{','.join(others)}]."
+    )
+
+
 def check_choice(choose: Any, layers: Sequence[str]) -> None:
     """InputError unless `chosen` knows this way to choose."""
     if isinstance(choose, str) and choose not in ("random", "strongest"):

@@ -16,20 +16,23 @@ import pikepdf
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from zfnet.errors import InputError, unknown_name
-from zfnet.rendering import resized
+from zfnet.rendering import grid, resized
 
 DPI = 200
 WIDTH = 6.9  # inches: the text of a page of a journal
 SIZE = 7.0  # points: the smallest text
+LARGEST = 3 * 10**6  # bytes of a PDF
 LETTER = 0.53  # mean width of a letter, in sizes of the text
 CAPTION_COLOUR = "0.25"
 LINE = round(1.3 * SIZE * DPI / 72)  # pixels from one line of text to the next
+TILE_GAP = 4  # pixels between the tiles of `Page.tiles`
 
 matplotlib.rcParams.update(
     {
@@ -83,9 +86,7 @@ class Page:
 
     def __init__(self, width: float = WIDTH):
         if not 3 <= width <= 40:
-            raise InputError(
-                f"width is {width}: give the width of the page in inches, from 3 to 40; a text is 6.9 wide"
-            )
+            raise InputError(f"width is {width}; give inches from 3 to 40: the text of a page is 6.9 wide")
         self.columns, self.y = round(width * DPI), 4
         self.figure = Figure(figsize=(width, 1))
         self._axes: list[tuple[Axes, tuple[float, float, float, float]]] = []
@@ -99,7 +100,7 @@ class Page:
 
     def text(self, x: float, y: float, words: str, **style: Any) -> None:
         """Text whose middle is at pixel (x, y) from the top left."""
-        artist = self.figure.text(0, 0, words, **({"va": "center", "size": SIZE} | style))
+        artist = self.figure.text(0, 0, words, {"va": "center", "size": SIZE} | style)
         self._texts.append((artist, x, y))
 
     def image(self, image: Tensor, x: float, y: float) -> Axes:
@@ -107,6 +108,37 @@ class Page:
         axes = self.axes(x, y, image.shape[2], image.shape[1])
         show(axes, image)
         return axes
+
+    def tiles(self, images: Tensor, titles: Sequence[str], x: float, y: float, side: int, frames: Any = ()) -> int:
+        """Images (N, 3, H, W) in 0..1 in rows, below titles of the columns; returns how high they are.
+
+        Args:
+            images: row by row.
+            titles: one for each column.
+            x, y: pixel of the top left, where the titles are.
+            side: width of an image in pixels.
+            frames: a colour for each image, or none.
+        """
+        size = (round(side * images.shape[2] / images.shape[3]), side)
+        pictures = enlarged(images.cpu(), size).clamp(0, 1)
+        for picture, colour in zip(pictures, frames, strict=False):
+            edge = torch.ones(size, dtype=torch.bool)
+            edge[4:-4, 4:-4] = False
+            picture[:, edge] = torch.tensor(to_rgb(colour))[:, None]
+        for n, title in enumerate(titles):
+            self.text(x + side / 2 + n * (side + TILE_GAP), y + LINE / 2, title, ha="center")
+        block = grid(pictures, len(titles), TILE_GAP)
+        self.image(block, x, y + LINE)
+        return LINE + block.shape[1]
+
+    def legend(self, axes: Axes, columns: int = 5) -> None:
+        """The names of the lines of some axes, below what is there."""
+        handles, names = axes.get_legend_handles_labels()
+        height = LINE * math.ceil(len(names) / columns)
+        own = self.axes(0, self.y, self.columns, height)
+        own.axis("off")
+        own.legend(handles, names, loc="center", ncols=columns, frameon=False, borderpad=0)
+        self.y += height
 
     def caption(self, words: str, gap: int = LINE) -> None:
         """Lines over the whole width, below what is there; a line break in the words is one on the page."""
@@ -130,6 +162,11 @@ class Page:
 def letters(inches: float) -> int:
     """How many letters of the smallest text fit into a line."""
     return max(int(inches * 72 / (LETTER * SIZE)), 20)
+
+
+def shortened(name: str, letters: int = 18) -> str:
+    """A name of at most so many letters."""
+    return name if len(name) <= letters else name[: letters - 1] + "…"
 
 
 def plots(height: float, width: float = WIDTH) -> Figure:
@@ -158,6 +195,13 @@ def heat(axes: Axes, values: Tensor, colours: str, **limits: Any) -> QuadMesh:
     return mesh
 
 
+def frame(axes: Axes) -> None:
+    """A thin grey frame, for a picture that may be white at its edge."""
+    axes.axis("on")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(visible=True, color="0.6", linewidth=0.5)
+
+
 def box(axes: Axes, box: Sequence[float], scale: float = 1.0, colour: str = "white", width: float = 1.0) -> None:
     """A frame (top, left, bottom, right), in image pixels, on an image that is shown `scale` times as large."""
     top, left, bottom, right = (scale * edge - 0.5 for edge in box)
@@ -182,20 +226,26 @@ def enlarged(images: Tensor, size: tuple[int, int], interpolation: str = "bicubi
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write path.png and path.pdf, photographs at 200 pixels an inch in both."""
+    """Write path.png and path.pdf, photographs at 200 pixels an inch in both; the PDF has at most 3 MB."""
     figure.savefig(path.with_suffix(".png"), dpi=DPI)
-    pdf = path.with_suffix(".pdf")
-    figure.savefig(pdf, dpi=DPI, metadata={"CreationDate": None})  # the same bytes for the same figure
-    _photographs_as_jpeg(pdf)
+    lossless = io.BytesIO()
+    figure.savefig(lossless, format="pdf", dpi=DPI, metadata={"CreationDate": None})  # the same bytes each time
+    for quality in (95, 85, 70, 50):
+        content = _with_jpeg(lossless, quality)
+        if len(content) <= LARGEST:
+            break
+    path.with_suffix(".pdf").write_bytes(content)
 
 
-def _photographs_as_jpeg(path: Path) -> None:
-    """Store a PDF's photographs as JPEG; matplotlib only knows a lossless form, many times as large."""
-    with pikepdf.open(path, allow_overwriting_input=True) as pdf:
+def _with_jpeg(lossless: io.BytesIO, quality: int) -> bytes:
+    """A PDF with its photographs as JPEG; matplotlib knows a lossless form alone, many times as large."""
+    content = io.BytesIO()
+    with pikepdf.open(lossless) as pdf:
         for stream in pdf.objects:
             if isinstance(stream, pikepdf.Stream) and stream.get("/ColorSpace") == pikepdf.Name.DeviceRGB:
                 jpeg = io.BytesIO()
-                pikepdf.PdfImage(stream).as_pil_image().save(jpeg, "JPEG", quality=95, subsampling=0)
+                pikepdf.PdfImage(stream).as_pil_image().save(jpeg, "JPEG", quality=quality, subsampling=0)
                 if jpeg.tell() < len(stream.read_raw_bytes()):
                     stream.write(jpeg.getvalue(), filter=pikepdf.Name.DCTDecode)
-        pdf.save(deterministic_id=True)
+        pdf.save(content, deterministic_id=True)
+    return content.getvalue()

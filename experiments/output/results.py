@@ -16,19 +16,25 @@ from datetime import datetime, timezone
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
+import torch.distributed as dist
 from torch import nn
 
-from experiments.output.pages import save
 from zfnet.errors import InputError
-from zfnet.training import processes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # half a second, which tables do without
 
 UNSAID = ("out", "progress", "workers", "batch_size", "reading", "networks", "training", "validation", "result")
 COMMAND = shlex.join(sys.argv)  # as it was typed
 ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def is_first() -> bool:
+    """Whether this is the first of several processes, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 @contextlib.contextmanager
@@ -37,7 +43,7 @@ def results(out: str | os.PathLike[str]) -> Iterator[Path]:
 
     Of several processes only the first one's files are kept.
     """
-    if processes()[0]:
+    if not is_first():
         with tempfile.TemporaryDirectory() as unwanted:
             yield Path(unwanted)
         return
@@ -83,14 +89,14 @@ class Result:
         self._texts: dict[str, str] = {}
         self._writers: list[Callable[[Path], None]] = []
 
-    def figure(self, figure: Figure, name: str = "figure") -> None:
+    def figure(self, figure: "Figure", name: str = "figure") -> None:
         """Keep a figure, which becomes <name>.png and <name>.pdf."""
         self._figures[name] = figure
 
     def text(self, text: str, name: str = "table.md", *, printed: bool = True) -> None:
         """Keep a text for the file of that name, and print it."""
         self._texts[name] = text.rstrip("\n") + "\n"
-        if printed and processes()[0] == 0:
+        if printed and is_first():
             print(text.rstrip("\n"))
 
     def file(self, write: Callable[[Path], None]) -> None:
@@ -113,6 +119,8 @@ class Result:
         }
         with results(self.out) as folder:
             for name, figure in self._figures.items():
+                from experiments.output.pages import save
+
                 save(figure, folder / name)
             for name, text in self._texts.items():
                 (folder / name).write_text(text, encoding="utf-8")

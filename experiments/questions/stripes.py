@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from experiments.output.results import Provenance, results, table, write_result
+from experiments.output.pages import LINE, Page, frame, heat
+from experiments.output.results import Result
+from experiments.output.tables import table
 from zfnet import Deconvnet
-from zfnet.rendering import signed_image
 
 NAMES = ("horizontal", "vertical")
 
@@ -34,22 +34,27 @@ def two_filters(kernel: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(conv=conv, relu=nn.ReLU()))
 
 
-def main(out: str | Path, *, size: int = 16, kernel: int = 4) -> dict[str, Any]:
-    """Print the table of the largest activations, draw filters, images and activations; write result.json."""
-    provenance = Provenance()
+def main(out: str | Path, *, size: int = 16, kernel: int = 4, width: float = 6.9) -> dict[str, Any]:
+    """Show two images of stripes to two filters of stripes; print the table of the largest activations.
+
+    Args:
+        out: the folder of the result.
+        size: of the images, pixels.
+        kernel: of the filters, pixels; the period of all stripes.
+        width: of the page, inches.
+    """
+    result, page = Result("stripes", out, locals()), Page(width)
     model, images = two_filters(kernel), stripes(size, kernel)
     deconvnet = Deconvnet(model)
     recording = deconvnet.record(images, ["conv", "relu"])
     before, after = recording.activations["conv"], recording.activations["relu"]
     largest = after.amax((2, 3)).T  # (filter, image)
-    text = table(
-        ["largest activation of the", *(f"{name} stripes" for name in NAMES)],
-        [[f"{name} filter", *map(int, row)] for name, row in zip(NAMES, largest.tolist(), strict=True)],
-    )
-    print(text)
+    rows = [[f"{name} filter", *map(int, row)] for name, row in zip(NAMES, largest.tolist(), strict=True)]
+    result.text(table(["largest activation of the", *(f"{name} stripes" for name in NAMES)], rows))
     signal = torch.zeros_like(after)
     signal[torch.arange(2), torch.arange(2), size // 2, size // 2] = largest.diagonal()
-    projections = deconvnet.project(recording, "relu", signal)
+    _draw(page, images, after, stripes(kernel, kernel), deconvnet.project(recording, "relu", signal))
+    result.figure(page.done())
     ours = {
         "largest": {f: dict(zip(NAMES, row, strict=True)) for f, row in zip(NAMES, largest.tolist(), strict=True)},
         "range_before_relu": {
@@ -57,32 +62,32 @@ def main(out: str | Path, *, size: int = 16, kernel: int = 4) -> dict[str, Any]:
             for m, f in enumerate(NAMES)
         },
     }
-    with results(out) as folder:
-        _draw(stripes(kernel, kernel), images, after, projections).savefig(folder / "figure.png", dpi=110)
-        (folder / "table.md").write_text(text + "\n", encoding="utf-8")
-        return write_result(folder, "stripes", dict.fromkeys(ours), ours, {"size": size, "kernel": kernel}, provenance)
+    return result.finish(ours)
 
 
-def _draw(filters: Tensor, images: Tensor, activations: Tensor, projections: Tensor) -> Figure:
-    figure = Figure(figsize=(8.2, 3.6), layout="constrained")
-    axes = figure.subplots(2, 5)
-    columns = (
-        "image",
-        "activations of the\nhorizontal filter",
-        "activations of the\nvertical filter",
-        "filter that fits",
-        "projection of one unit",
-    )
+def _draw(page: Page, images: Tensor, activations: Tensor, filters: Tensor, projections: Tensor) -> None:
+    """A row for each image: itself, the activations of both filters, the filter that fits, and its projection."""
+    titles = ("image", "horizontal filter's\nactivations", "vertical filter's\nactivations")
+    titles += ("filter that fits", "projection of\nthe unit in the middle")
+    left, gap = 2 * LINE, 16
+    tile = (page.columns - left) // len(titles) - gap
     top = float(activations.max())
-    for title, axis in zip(columns, axes[0], strict=True):
-        axis.set_title(title, fontsize=9)
-    for n, line in enumerate(axes):
-        for axis, picture in ((line[0], images[n]), (line[3], filters[n]), (line[4], projections[n])):
-            axis.imshow(signed_image(picture[None], quantile=1.0)[0].permute(1, 2, 0).numpy(), interpolation="nearest")
-        for m in (0, 1):
-            line[1 + m].imshow(activations[n, m].numpy(), cmap="gray", vmin=0, vmax=top, interpolation="nearest")
-            line[1 + m].set_xlabel(f"largest: {activations[n, m].max():g}", fontsize=8)
-        line[0].set_ylabel(f"{NAMES[n]} stripes", fontsize=9)
-        for axis in line:
-            axis.set(xticks=[], yticks=[])
-    return figure
+    for n, name in enumerate(NAMES):
+        high = page.y + (n == 0) * 2 * LINE
+        page.text(LINE / 2, high + tile / 2, f"{name} stripes", rotation=90, ha="center")
+        planes = (images[n, 0], *activations[n], filters[n, 0], projections[n, 0])
+        for column, (title, plane) in enumerate(zip(titles, planes, strict=True)):
+            x, limit = left + column * (tile + gap), top if column in (1, 2) else float(plane.abs().max())
+            if not n:
+                page.text(x + tile / 2, high - LINE - 2, title, ha="center")
+            axes = page.axes(x, high, tile, tile)
+            heat(axes, plane, "gray", vmin=-limit, vmax=limit)
+            frame(axes)
+            if column in (1, 2):
+                page.text(x + tile / 2, high + tile + LINE / 2, f"largest: {plane.max():g}", ha="center")
+        page.y = high + tile + LINE + gap
+    page.caption(
+        f"Two filters of {filters.shape[-1]} x {filters.shape[-1]} pixels, and two images of {images.shape[-1]} x "
+        f"{images.shape[-1]}. Grey is 0 everywhere, white above it and black below. The activations share one scale; "
+        "each other picture has its own. A filter gives exactly 0 on the other's stripes."
+    )

@@ -1,14 +1,13 @@
-"""From `conf/model/*.yaml`, or the name of a classifier of torchvision's or timm's, to a network that knows its images.
+"""From `conf/model/*.yaml`, or the name of a classifier of torchvision's or timm's, to a network ready for photographs.
 
 Which of its layers stand for the paper's is said there, or found in the traced graph (`auto`).
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.error import URLError
 
 import torch
 from torch import nn
@@ -17,8 +16,6 @@ from torchvision import models
 from zfnet import weights as files
 from zfnet.data.preprocessing import Preprocessing, Size
 from zfnet.errors import InputError, first_line, unknown_name
-from zfnet.graph import Graph
-from zfnet.layers import head, spread
 
 CLASSIFIERS = tuple(models.list_models(module=models))
 SETTINGS: dict[str, dict[str, Any]] = {  # transform_input: as the published weights need
@@ -32,18 +29,16 @@ def architecture(name: str, **settings: Any) -> Callable[..., nn.Module]:
     return partial(getattr(models, name), **(SETTINGS.get(name, {}) | settings))
 
 
-def settings_of(name: str) -> dict[str, Any]:
-    """What `conf/model` would say of one of torchvision's classifiers."""
+def settings_of(name: str) -> dict[str, Any] | None:
+    """What `conf/model` would say of a classifier of torchvision's, or of timm's: timm/NAME; None for any other."""
+    if name.startswith("timm/"):
+        known, preprocessing = _timms(name[5:])
+        target = {"_target_": "timm.create_model", "model_name": name[5:], "num_classes": known["num_classes"]}
+        return _settings(target, preprocessing)
+    if name not in CLASSIFIERS:
+        return None
     target = {"_target_": f"torchvision.models.{name}", "num_classes": 1000, **SETTINGS.get(name, {})}
     return _settings(target, _torchvisions(models.get_model_weights(name).DEFAULT))
-
-
-def timm_settings(name: str) -> dict[str, Any]:
-    """What `conf/model` would say of one of timm's classifiers, such as "resnet50.a1_in1k"."""
-    known, preprocessing = _timms(name)
-    return _settings(
-        {"_target_": "timm.create_model", "model_name": name, "num_classes": known["num_classes"]}, preprocessing
-    )
 
 
 def _settings(target: Mapping[str, Any], preprocessing: Preprocessing) -> dict[str, Any]:
@@ -86,7 +81,7 @@ def build(
         theirs = _published(architecture, str(weights))
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        model = _downloaded(architecture, theirs) if theirs else _made(architecture)
+        model = _made(architecture, theirs)
     if theirs or weights is None:
         (theirs.preprocessing if theirs else preprocessing or Preprocessing()).attach(model)
     else:
@@ -111,12 +106,13 @@ def _published(architecture: Callable[..., nn.Module], weights: str) -> _Publish
     make, settings = _function(architecture), getattr(architecture, "keywords", {})
     name = getattr(make, "__name__", str(make))
     if getattr(make, "__module__", "").startswith("timm."):
-        known, preprocessing = _timms(settings["model_name"])
-        if weights != "DEFAULT":
-            raise unknown_name("weights of timm's", weights, ["DEFAULT"])
+        name = settings["model_name"]
+        known, preprocessing = _timms(name)
+        if weights != "DEFAULT" or not (known.get("url") or known.get("hf_hub_id")):
+            raise InputError(f"timm publishes no weights {weights} of {name}; give a file, or DEFAULT of another name")
         if (classes := settings.get("num_classes", known["num_classes"])) != known["num_classes"]:
-            raise InputError(f"timm's {settings['model_name']} has {known['num_classes']} classes, not {classes}")
-        return _Published(f"timm's {settings['model_name']}", {"pretrained": True}, preprocessing)
+            raise InputError(f"timm's weights of {name} are for {known['num_classes']} classes, not {classes}")
+        return _Published(f"timm's {name}", {"pretrained": True}, preprocessing)
     if name not in CLASSIFIERS or getattr(models, name) is not make:
         raise InputError(f"torchvision publishes no weights {weights} of {name}; give a file")
     choices = models.get_model_weights(name)
@@ -138,23 +134,17 @@ def _function(architecture: Callable[..., nn.Module]) -> Any:
     return architecture.func if isinstance(architecture, partial) else architecture
 
 
-def _made(architecture: Callable[..., nn.Module]) -> nn.Module:
+def _made(architecture: Callable[..., nn.Module], theirs: _Published | None) -> nn.Module:
+    name, arguments = (theirs.name, theirs.arguments) if theirs else ("the network", {})
     try:
-        return architecture()
-    except ValueError as error:
-        raise InputError(f"the network does not fit: {first_line(error)}") from error
-
-
-def _downloaded(architecture: Callable[..., nn.Module], theirs: _Published) -> nn.Module:
-    try:
-        return architecture(**theirs.arguments)
-    except (URLError, OSError) as error:  # its cache cannot be written, or it cannot be reached
+        return architecture(**arguments)
+    except OSError as error:  # its cache cannot be written, or it cannot be reached
         raise InputError(
-            f"cannot download {theirs.name} ({first_line(error)}); give a file, model.weights=FILE, or run this once "
+            f"cannot download {name} ({first_line(error)}); give a file, model.weights=FILE, or run this once "
             "where there is a connection"
         ) from None
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"{theirs.name} does not fit: {first_line(error)}") from error
+    except ValueError as error:
+        raise InputError(f"{name} does not fit: {first_line(error)}") from error
 
 
 def _torchvisions(published: Any) -> Preprocessing:
@@ -191,37 +181,3 @@ def _timms(name: str) -> tuple[dict[str, Any], Preprocessing]:
         std=how["std"],
     )
     return settings, preprocessing
-
-
-def stand_ins(
-    architecture: Callable[..., nn.Module],
-    size: int | Size,
-    layers: str | Sequence[str],
-    layer7: str,
-    keys: Collection[str],
-) -> dict[str, Any]:
-    """What stands for the paper's layers, under those of these keys that are asked for.
-
-    `layers`; `layer1` and `layer5`, the first and last of these; `layer7`; and `all_layers`, `layers` and `layer7`.
-
-    Args:
-        architecture: makes the network, which is traced only where something is to be found.
-        size: of its images, pixels.
-        layers: by name, or "auto".
-        layer7: by name, or "auto".
-        keys: what is asked for.
-    """
-    graph, found = cache(lambda: Graph(architecture())), dict[str, Any]()
-    if {"layers", "layer1", "layer5", "all_layers"}.intersection(keys):
-        try:
-            names = spread(graph(), size) if layers == "auto" else list(layers)
-        except InputError as error:
-            raise InputError(f"{error}; model.layers=[...] gives them, experiment=units lists what there is") from None
-        if not names:
-            raise InputError("model.layers is empty; give layers, or auto")
-        found |= {"layers": names, "layer1": names[0], "layer5": names[-1]}
-    if {"layer7", "all_layers"}.intersection(keys):
-        found["layer7"] = head(graph(), size) if layer7 == "auto" else layer7
-    if "all_layers" in keys:
-        found["all_layers"] = [*found["layers"], found["layer7"]]
-    return {key: value for key, value in found.items() if key in keys}

@@ -15,3 +15,6 @@ class Reading(TypedDict, total=False):
     batch_size: int
     workers: int | None
     progress: bool
+
+
+DEFAULTS: dict[str, int | bool | None] = {"batch_size": 64, "workers": None, "progress": True}

@@ -1,0 +1,141 @@
+"""From words to a configuration: Hydra composes it, and OmegaConf checks its types.
+
+The types of an experiment's settings are those of its function's signature, and so are the defaults.
+"""
+
+import contextlib
+import copy
+import inspect
+import logging
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.setup.reading import DEFAULTS, Reading
+from zfnet.errors import InputError, first_line
+
+CONF = Path(__file__).resolve().parent.parent.parent / "conf"
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what get_object raises, which is said below
+
+
+@dataclass
+class Config:
+    """The types of `conf/config.yaml`, which says what each setting is; a group's own settings are not typed here."""
+
+    seed: int = 0
+    device: str = "auto"
+    out: str | None = None
+    training: str = "train"
+    validation: str = "val"
+    networks: str = "outputs/networks"
+    experiment: Any = field(default_factory=dict)
+    model: Any = field(default_factory=dict)
+    data: Any = field(default_factory=dict)
+    train: Any = field(default_factory=dict)
+
+
+ConfigStore.instance().store("types", Config)
+OmegaConf.register_new_resolver(
+    "layer",  # ${layer:5}: the one that stands for the paper's layer 5, the last of a network that has fewer
+    lambda number, *, _root_: _root_.model.layers[min(number, len(_root_.model.layers)) - 1],
+    replace=True,
+)
+
+
+def configured(words: Sequence[str]) -> DictConfig:
+    """The configuration that the words ask for, Hydra's part included; InputError where Hydra or OmegaConf refuse it.
+
+    An experiment has every argument of its function, with its type and default.
+    """
+    for word in words:
+        if word.startswith("model="):
+            add_model(word.partition("=")[2])
+    with refused():
+        if GlobalHydra.instance().is_initialized():
+            config = compose("config", list(words), return_hydra_config=True)
+        else:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                config = compose("config", list(words), return_hydra_config=True)
+        if "_target_" in config.experiment:
+            typed = OmegaConf.structured(schema(config.experiment._target_))
+            config.experiment = OmegaConf.merge(typed, config.experiment)
+    return config
+
+
+def add_model(name: str) -> bool:
+    """Make a classifier of torchvision's, or of timm's as timm/NAME, a choice of `model`; False if there is none."""
+    if not (CONF / "model" / f"{name}.yaml").exists():
+        from experiments.setup.models import settings_of  # a second of import time
+
+        if (settings := settings_of(name)) is None:
+            return False
+        ConfigStore.instance().store(name, settings, "model", "model")
+    return True
+
+
+@contextlib.contextmanager
+def refused() -> Iterator[None]:
+    """What Hydra and OmegaConf refuse, in one line."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+        key = str(getattr(cause, "full_key", None) or "").removeprefix("experiment.")
+        raise InputError(f"{key}: {first_line(cause)}" if key else first_line(cause)) from None
+
+
+def schema(target: str) -> Any:
+    """A function's arguments as a dataclass that OmegaConf checks; of what it has no type for, it takes any."""
+    main, fields = get_object(target), []
+    hints = get_type_hints(main)
+    for name, parameter in inspect.signature(main).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            settings: list[Any] = [(key, hint, DEFAULTS[key]) for key, hint in get_type_hints(Reading).items()]
+        elif name == "out":
+            continue
+        else:
+            settings = [(name, hints[name], "???" if parameter.default is parameter.empty else parameter.default)]
+        for key, hint, value in settings:
+            value = list(value) if isinstance(value, tuple) else value
+            fields.append((key, _checked(hint), field(default_factory=partial(copy.copy, value))))
+    return make_dataclass("Arguments", [*fields, ("_target_", str, field(default=target))])
+
+
+def _checked(hint: Any) -> Any:
+    """A type hint as far as OmegaConf knows such."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if all(kind in (int, float, bool, str, types.NoneType) for kind in kinds):
+        return hint
+    containers = [list[Any] if get_origin(kind) is Sequence else Any for kind in kinds if kind is not types.NoneType]
+    if len(containers) > 1 or containers[0] is Any:
+        return Any
+    return containers[0] | None if types.NoneType in kinds else containers[0]
+
+
+def suite(config: DictConfig, words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The experiments that are asked for, a suite's one by one: each one's name, and the words meant for it."""
+    if "suite" not in config.experiment:
+        return [(config.hydra.runtime.choices.experiment, list(words))]
+    rest = [word for word in words if key_of(word) != "experiment"]
+    experiments = []
+    for name in config.experiment.suite:
+        known = configured([f"experiment={name}"]).experiment
+        own = [w for w in rest if not key_of(w).startswith("experiment.") or key_of(w).split(".")[1] in known]
+        experiments.append((name, [f"experiment={name}", *own]))
+    return experiments
+
+
+def key_of(word: str) -> str:
+    """The setting that a word is for."""
+    return word.lstrip("+~").partition("=")[0].partition("@")[0]

@@ -1,0 +1,259 @@
+"""What a configuration describes: the network, the images, and networks that are trained on them.
+
+An experiment's YAML says which of these its function gets, as `model: ${model}`. Each is made once, when it is first
+asked for, and what the configuration leaves open is filled in: trained weights, the number of classes, the layers.
+"""
+
+import contextlib
+import copy
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
+
+from experiments.setup.configuration import configured, key_of, refused
+from zfnet import weights
+from zfnet.data.preprocessing import Preprocessing, Stored
+from zfnet.errors import InputError, first_line
+from zfnet.identity import difference, digest
+
+OBJECTS = ("model", "data", "training", "validation", "networks")
+TRAINING_KEYS = ("model.architecture", "model.preprocessing", "train", "device")  # what trained weights depend on
+SHARED = ("train", "variant")  # experiments whose work several processes share
+
+
+def made(settings: Any, *arguments: Any, **more: Any) -> Any:
+    """What the configured function makes; its InputError, or one for arguments that it does not have."""
+    try:
+        with refused():
+            return instantiate(settings, *arguments, **more, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        if isinstance(error.__cause__, TypeError) and "argument" in str(error.__cause__):
+            raise InputError(first_line(error.__cause__)) from None
+        raise
+
+
+def called(config: DictConfig) -> str:
+    """The model's name in a folder's; of one's own, its class's."""
+    name = config.hydra.runtime.choices.model
+    return str(config.model.architecture._target_).rpartition(".")[2] if name == "own" else name.replace("/", "-")
+
+
+class Objects:
+    """The objects of one configuration.
+
+    Args:
+        config: what `configured` made of the words; it is completed in place.
+        words: of the command line, of which those about training are handed to it.
+        run: runs an experiment by its name and words: trains a network that is not there yet.
+    """
+
+    def __init__(self, config: DictConfig, words: Sequence[str], run: Callable[..., Any]):
+        self.config, self.words, self._run = config, words, run
+        experiment = OmegaConf.to_yaml(config.experiment)
+        self.asked = {name for name in OBJECTS if f"${{{name}}}" in experiment}
+        groups = set(re.findall(r"\$\{(\w+)", experiment)) | ({"model", "data"} if self.asked else set())
+        if config.experiment.get("data") is None and not self.asked - {"model"}:
+            groups.discard("data")
+        if not OmegaConf.is_missing(config.model.architecture, "_target_"):
+            self._find_layers(experiment)
+        choices = config.hydra.runtime.choices
+        for key in sorted(OmegaConf.missing_keys(config)):
+            if (group := key.partition(".")[0]) in groups - {"experiment"}:
+                raise InputError(f"{group}={choices[group]} needs {key}=...")
+        self.name = f"{called(config)}-{choices.data}"
+
+    def experiment(self, out: Path) -> Any:
+        """Run the experiment's function; its result lies in the folder `out`."""
+        arguments = {name: getattr(self, name) for name in OBJECTS if name in self.asked}
+        settings = self.settings()["experiment"]  # now: they may name what objects filled in, as ${model.weights}
+        settings = {name: value for name, value in settings.items() if name not in arguments}
+        return made(settings, _partial_=True)(out=out, **arguments)
+
+    def settings(self) -> Any:
+        """The completed configuration as a mapping; an object of the experiment is a reference to its group."""
+        config = copy.deepcopy(self.config)
+        with refused(), open_dict(config):
+            del config.hydra
+            for name in self.asked:
+                config.experiment[name] = None
+            settings: Any = OmegaConf.to_container(config, resolve=True)
+        settings["experiment"] |= {name: f"${{{name}}}" for name in sorted(self.asked)}
+        return settings
+
+    @property
+    def random(self) -> bool:
+        """Whether an experiment looks into a network of random weights."""
+        return self.config.model.weights is None and {"model", "data"} <= self.asked
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network with its weights, on its device."""
+        model = self.config.model
+        if model.weights == "trained":
+            model.weights = str(self.trained())
+        if "num_classes" in model.architecture:
+            model.architecture.num_classes = self._count_classes()
+        keys = ["_target_", "architecture", "weights", "preprocessing", "entry", "sha256", "seed"]
+        network: nn.Module = made(OmegaConf.masked_copy(model, keys), seed=self.config.seed)
+        with open_dict(self.config):  # a file of weights brings its own
+            model.preprocessing.update(network.preprocessing.settings)  # type: ignore[union-attr, operator]
+        return network.to(device(self.config.device))
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing.of(self.model)
+
+    @cached_property
+    def data(self) -> Any:
+        """The images as the network sees them."""
+        return self._dataset(self.preprocessing)
+
+    @cached_property
+    def training(self) -> Any:
+        """The images to train on, as bytes."""
+        return self._stored(self.config.training)
+
+    @cached_property
+    def validation(self) -> Any:
+        """The images to measure training by, as bytes."""
+        return self._stored(self.config.validation)
+
+    @cached_property
+    def networks(self) -> Any:
+        """Networks that are trained on these images, each once."""
+        from experiments.setup.networks import Networks
+
+        return Networks(
+            Path(self.config.networks, self.name),
+            *(self.training, self.validation, self.preprocessing),
+            also=self._trained_files(self.name),
+            device=next(self.model.parameters()).device,
+        )
+
+    def trained(self) -> Path:
+        """The weights of the network, trained as configured: by an earlier run, or else now.
+
+        They lie in outputs/train/<model>-<data>/, or beside it if a network that was trained otherwise is there.
+        """
+        choices = self.config.hydra.runtime.choices
+        data = self.config.data.get("trained_on") or choices.data
+        kinds = (*TRAINING_KEYS, "data") if data == choices.data else TRAINING_KEYS
+        words = [word for word in self.words if any(f"{key_of(word)}.".startswith(f"{kind}.") for kind in kinds)]
+        words = [word for word in words if key_of(word) not in ("data", "data.split")]
+        words += ["experiment=train", f"model={choices.model}", f"data={data}"]
+        files = self._trained_files(f"{called(self.config)}-{data}")
+        path = files[0]
+        try:
+            identity = self._identity(words)
+        except InputError as error:
+            if not path.exists():
+                raise
+            advice = f"model.weights={path} takes the network that is there, however trained"
+            raise InputError(f"{error}; {advice}") from None
+        from experiments.setup.networks import find_trained
+
+        if file := find_trained(files, identity):
+            return file
+        if not path.exists():
+            reason = f"{path} is not there yet: training it first"
+        else:
+            before = weights.read_metadata(path).get("identity")
+            changes = difference(before, identity) if before else "an older version did not record how"
+            path = path.parent.with_name(f"{path.parent.name}-{digest(identity)[:8]}") / path.name
+            advice = f"model.weights={files[0]} takes the former"
+            reason = f"{files[0]} was trained otherwise ({changes}): training {path} first; {advice}"
+        if "data" in self.asked:
+            self._dataset(made(self.config.model.preprocessing))  # what is wrong with it is said before the training
+        print(reason, file=sys.stderr)
+        self._run("train", [*words, f"++out={path.parent}"])
+        return path
+
+    def _identity(self, words: Sequence[str]) -> Any:
+        """Of the training that these words ask for."""
+        from zfnet.training import run_identity
+
+        parts = Objects(configured(words), words, self._run)
+        return run_identity(parts.model, parts.training, parts.validation, made(parts.config.train))
+
+    @staticmethod
+    def _trained_files(name: str) -> list[Path]:
+        """Where experiment=train leaves the weights of <model>-<data>, and those that were trained otherwise."""
+        folder = Path("outputs", "train")
+        return [folder / name / "model.safetensors", *sorted(folder.glob(f"{name}-*/model.safetensors"))]
+
+    def _dataset(self, transform: Preprocessing | Stored, **more: Any) -> Any:
+        data = self.config.data
+        settings = OmegaConf.masked_copy(data, [str(key) for key in data if key != "trained_on"])
+        return made(settings)(transform, **more)
+
+    def _stored(self, split: str) -> Any:
+        return self._dataset(Stored(self.preprocessing, self.config.train.get("stored_size")), split=split)
+
+    def _find_layers(self, experiment: str) -> None:
+        """Put in place of `auto` the layers that stand for the paper's, where the experiment names them."""
+        model = self.config.model
+        names = [name for name in ("layers", "layer7") if model.get(name) == "auto"]
+        if "${layer:" not in experiment:
+            names = [name for name in names if f"model.{name}" in experiment]
+        if names:
+            from zfnet.graph import Graph
+            from zfnet.layers import head, spread
+
+            graph, size = Graph(made(model.architecture)()), made(model.preprocessing).size
+            finders = {"layers": spread, "layer7": head}
+            model.update({name: finders[name](graph, size) for name in names})
+
+    def _count_classes(self) -> int | None:
+        """How many classes the weights say they have, or, for random ones that must be told, the data."""
+        from experiments.setup.models import published
+
+        model, classes = self.config.model, None
+        if model.weights and not published(model.weights):
+            classes = weights.read_metadata(model.weights).get("classes")
+        elif model.architecture.num_classes is None:
+            classes = self._dataset(made(model.preprocessing), split="val").classes
+        if model.architecture.num_classes is None and not classes:
+            source = model.weights or f"data={self.config.hydra.runtime.choices.data}"
+            raise InputError(f"{source} names no classes: give model.architecture.num_classes=")
+        return len(classes) if classes else model.architecture.num_classes
+
+
+def device(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one, under torchrun this process's own."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"no device {name!r}: {first_line(error)}") from None
+    return torch.device(name)
+
+
+@contextlib.contextmanager
+def distributed(experiments: Sequence[str]) -> Iterator[None]:
+    """Under torchrun, the group of its processes."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    if not set(experiments) <= set(SHARED):
+        raise InputError(f"torchrun is for experiment={' and '.join(SHARED)}; run {', '.join(experiments)} with python")
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

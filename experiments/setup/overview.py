@@ -1,0 +1,70 @@
+"""What `--help` prints: the experiments with a line each, or one's settings, from docstrings and signatures."""
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from experiments.setup.commands import GROUPS, names, spelled
+from experiments.setup.configuration import CONF, configured, key_of
+from experiments.setup.reading import Reading
+
+USAGE = "python experiments/run.py experiment=NAME [model=...] [data=...] [train=...] [seed=...] [key=value]"
+
+
+def overview(words: Sequence[str]) -> str:
+    """The text for these words: about one experiment, if they name it."""
+    if not any(key_of(word) == "experiment" for word in words):
+        width = max(map(len, names("experiment")))
+        lines = [f"  {name:{width}}  {_about(name)}" for name in names("experiment")]
+        groups = [f"{group}: {', '.join(names(group))}" for group in GROUPS if group != "experiment"]
+        filled = "\n\n".join(textwrap.fill(line, 118, subsequent_indent="    ") for line in groups)
+        closing = "experiment=NAME --help lists the settings of one. -m runs a sweep: k=4,9."
+        return "\n".join([USAGE, "", "experiments:", *lines, "", filled, "", closing])
+    config = configured(spelled(words))
+    if "suite" in config.experiment:
+        return f"runs one after the other: {', '.join(config.experiment.suite)}"
+    main = get_object(config.experiment._target_)
+    meanings = dict(_arguments(main)) | dict(_arguments(Reading))
+    lines = [
+        f"{config.hydra.runtime.choices.experiment}: {inspect.getdoc(main) or ''}".partition("\n")[0],
+        "",
+        USAGE,
+        "",
+    ]
+    raw: Any = OmegaConf.to_container(config.experiment, resolve=False)
+    for name, value in raw.items():
+        if name != "_target_":
+            lines += textwrap.wrap(f"{meanings.get(name, '')}", 92) and _entry(name, value, meanings.get(name, ""))
+    return "\n".join(lines)
+
+
+def _about(name: str) -> str:
+    """The first line of an experiment's module; of a suite, what it runs."""
+    text = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+    if not (target := re.search(r"_target_: ([\w.]+)\.main", text)):
+        return "all of " + text.partition("suite: [")[2].partition("]")[0]
+    module = CONF.parent.joinpath(*target[1].split(".")).with_suffix(".py")
+    return (
+        (ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or "").partition("\n\n")[0].replace("\n", " ")
+    )
+
+
+def _entry(name: str, value: Any, meaning: str) -> list[str]:
+    """A setting with its default, and below it what it means."""
+    default = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+    return [f"  {name}={default}", *textwrap.wrap(meaning, 112, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+
+
+def _arguments(thing: Any) -> Iterator[tuple[str, str]]:
+    """The names and meanings in the section `Args:` of a docstring."""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.getdoc(thing) or "", re.DOTALL | re.MULTILINE)
+    for entry in re.split(r"\n(?= {4}\S)", section[1].rstrip()) if section else ():
+        heads, _, meaning = entry.strip().partition(": ")
+        for name in heads.split(", "):
+            yield name.strip("*"), " ".join(meaning.split())
