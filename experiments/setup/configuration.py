@@ -80,7 +80,8 @@ def add_model(name: str) -> bool:
 
         if (settings := settings_of(name)) is None:
             return False
-        ConfigStore.instance().store(name, settings, "model", "model")
+        folder, _, own = f"model/{name}".rpartition("/")
+        ConfigStore.instance().store(own, settings, folder, "model")
     return True
 
 
