@@ -1,8 +1,13 @@
-"""Rows of Table 3 on a network whose layers 6 and 7 differ in width, so that removing the wrong one is seen."""
+"""Variants of one network, as Tables 2 and 3 train them; layers 6 and 7 of one differ in width, to tell them apart."""
+
+from functools import partial
 
 import pytest
+from torchvision.models import alexnet
 
-from zfnet import ZFNet
+from experiments.tables.variants import departures, train_each
+from tests.stand_ins import ARCHITECTURE, RECIPE, Networks
+from zfnet import InputError, ZFNet
 from zfnet.model import variant
 
 
@@ -21,3 +26,31 @@ def test_a_variant_changes_the_layers_that_it_names(name: str, hidden: tuple[int
     model = ZFNet(**changed)
     assert [layer for layer, _ in model.named_children() if layer.startswith("fc")] == layers
     assert [model.get_submodule(layer).out_features for layer in layers] == [*hidden, 3]
+
+
+def test_it_is_said_which_network_of_how_many_is_trained(capsys):
+    runs = [("krizhevsky", 0), ("fig3", 0), ("fig3 512-1024-512", 2)]
+    networks = Networks()
+    models = list(train_each(runs, networks, ARCHITECTURE, RECIPE))
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("network")] == [
+        "network 1 of 3: krizhevsky, seed 7",
+        "network 2 of 3: fig3, seed 7",
+        "network 3 of 3: fig3 512-1024-512, seed 9",
+    ]
+    assert models == list(networks.made.values())
+    assert models[2].conv4.out_channels > models[1].conv4.out_channels
+
+
+def test_networks_that_cannot_be_changed_are_refused_before_training():
+    networks = Networks()
+    with pytest.raises(InputError, match="the tables change ZFNet"):
+        next(train_each([("fig3", 0)], networks, partial(alexnet), RECIPE))
+    with pytest.raises(InputError, match="no variant 'fig33'"):
+        next(train_each([("fig3", 0), ("fig33", 0)], networks, ARCHITECTURE, RECIPE))
+    assert not networks.asked
+
+
+def test_departures_say_how_far_an_error_can_be_told():
+    words = departures(Networks(), RECIPE, ARCHITECTURE)
+    assert "24 images of 64 pixels and 6 classes for 1 epochs" in words
+    assert "12 validation images, which tell an error of 30% to ± 13.2" in words  # 100 * (0.3 * 0.7 / 12) ** 0.5

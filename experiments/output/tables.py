@@ -1,7 +1,7 @@
 """Tables in Markdown and as pictures, and how a mean and its spread are written."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -27,15 +27,32 @@ def percent(rate: float) -> float:
     return round(100 * rate, 6)  # 29, not 28.999999999999996
 
 
+def mean(rates: Sequence[float]) -> float | None:
+    """The mean; None of no number."""
+    return statistics.mean(rates) if rates else None
+
+
 def deviation(rates: Sequence[float]) -> float | None:
     """The standard deviation of a sample; None of a single number."""
     return statistics.stdev(rates) if len(rates) > 1 else None
 
 
+def plus_minus(value: float, spread: float | None) -> str:
+    return f"{value:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+
+
 def shown(rates: Sequence[float]) -> str:
     """Mean and standard deviation."""
-    spread = deviation(rates)
-    return f"{statistics.mean(rates):.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+    return plus_minus(statistics.mean(rates), deviation(rates))
+
+
+def measured(name: str, each: Mapping[str, Mapping[Any, Sequence[float]]]) -> dict[str, Any]:
+    """What result.json says of repeated measurements by row and column: means, called `name`, deviations, and each."""
+    statistics_of: dict[str, Callable[[Sequence[float]], Any]] = {name: mean, "deviation": deviation, "each": list}
+    return {
+        key: {row: {str(c): statistic(values) for c, values in columns.items()} for row, columns in each.items()}
+        for key, statistic in statistics_of.items()
+    }
 
 
 def dots(

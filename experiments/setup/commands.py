@@ -5,19 +5,16 @@ argument of the experiment's function is given by its name alone (k=4) or in ful
 """
 
 import contextlib
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
-from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from experiments.setup.configuration import CONF, add_model, configured, key_of, suite
-from zfnet.errors import InputError, first_line, unknown_name
+from experiments.setup.configuration import CONF, add_model, arguments_of, configured, key_of, look_up, suite
+from zfnet.errors import InputError, unknown_name
 
 GROUPS = {"experiment": "experiment", "model": "model", "data": "data set", "train": "train"}
 OBJECTS = ("model", "data", "training", "validation", "networks")  # arguments that are made from groups
@@ -69,23 +66,30 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
     for override in overrides.values():
         if override.key_or_group in GROUPS and not override.is_delete():
             _check_choice(override)
-    groups = [
-        w for w, o in overrides.items() if o.key_or_group in (*GROUPS, ARCHITECTURE) and not o.is_sweep_override()
-    ]
-    config = configured(groups)
+    groups = [w for w, o in overrides.items() if o.key_or_group in (*GROUPS, ARCHITECTURE)]
+    single = [w for w, o in overrides.items() if w in groups and not o.is_sweep_override()]
+    config = configured(single)
     if config.hydra.runtime.choices.model == "own":
         arguments_of(config.model.architecture)  # it can be imported
-    experiments = suite(config, groups)
-    known = {
-        str(k): None for name, own in experiments for k in configured(own).experiment if k not in (*OBJECTS, "_target_")
-    }
+    swept_over = [o for o in overrides.values() if o.key_or_group == "experiment" and o.is_sweep_override()]
+    known: dict[str, None] = {}
+    for more in [[f"experiment={name}"] for o in swept_over for name in _choices(o)] or [[]]:
+        for _, own in suite(configured([*single, *more]), [*single, *more]):
+            known |= dict.fromkeys(map(str, configured(own).experiment))
+    for name in (*OBJECTS, "_target_"):
+        known.pop(name, None)
     return [_addressed(word, override, config, list(known)) for word, override in overrides.items()]
+
+
+def _choices(override: Override) -> list[str]:
+    value = override.value()
+    return list(map(str, value.list if isinstance(value, ChoiceSweep) else [value]))
 
 
 def _check_choice(override: Override) -> None:
     """InputError for names that a group does not have."""
-    group, value = override.key_or_group, override.value()
-    for name in map(str, value.list if isinstance(value, ChoiceSweep) else [value]):
+    group = override.key_or_group
+    for name in _choices(override):
         known = add_model(name) if group == "model" else (CONF / group / f"{name}.yaml").exists()
         if not known:
             raise unknown_name(GROUPS[group], name, names(group))
@@ -98,35 +102,9 @@ def _addressed(word: str, override: Override, config: DictConfig, known: list[st
     if key in GROUPS or override.is_delete() or root == "hydra" or key == ARCHITECTURE:
         return word
     if root in config and root != "experiment":
-        _look_up(config, [root, *path])
+        look_up(config, [root, *path])
         return "++" + word.lstrip("+")
     name = path[0] if root == "experiment" and path else root
     if name not in known:
         raise unknown_name("setting", key, dict.fromkeys([*(k for k in map(str, config) if k != "hydra"), *known]))
     return f"++experiment.{word.lstrip('+').removeprefix('experiment.')}"
-
-
-def _look_up(node: Any, path: Sequence[str], before: str = "") -> None:
-    """InputError unless the path leads to a setting below `node`, which is called `before`."""
-    for key in path:
-        if not isinstance(node, DictConfig):
-            return
-        keys, more = arguments_of(node)
-        if key not in keys and not more:
-            raise unknown_name("setting", f"{before}{key}", [f"{before}{name}" for name in keys])
-        node = None if key not in node or OmegaConf.is_missing(node, key) else node[key]
-        before += f"{key}."
-
-
-def arguments_of(node: DictConfig) -> tuple[list[str], bool]:
-    """The keys that may be set in a part of the configuration, and whether any other may be."""
-    keys, more = [str(key) for key in node if not str(key).startswith("_")], False
-    if "_target_" in node and not OmegaConf.is_missing(node, "_target_"):
-        try:
-            parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
-        except (ImportError, AttributeError, ValueError, TypeError) as error:
-            why = f"{first_line(error.__cause__ or error)}; give what Python can import from here, my.module.Net"
-            raise InputError(f"cannot use {node['_target_']}: {why}") from None
-        more = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        keys += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return list(dict.fromkeys(keys)), more

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.setup.reading import DEFAULTS, Reading
-from zfnet.errors import InputError, first_line
+from zfnet.errors import InputError, first_line, unknown_name
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what get_object raises, which is said below
@@ -140,3 +140,29 @@ def suite(config: DictConfig, words: Sequence[str]) -> list[tuple[str, list[str]
 def key_of(word: str) -> str:
     """The setting that a word is for."""
     return word.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def look_up(node: Any, path: Sequence[str], before: str = "") -> None:
+    """InputError unless the path leads to a setting below `node`, which is called `before`."""
+    for key in path:
+        if not isinstance(node, DictConfig):
+            return
+        keys, more = arguments_of(node)
+        if key not in keys and not more:
+            raise unknown_name("setting", f"{before}{key}", [f"{before}{name}" for name in keys])
+        node = None if key not in node or OmegaConf.is_missing(node, key) else node[key]
+        before += f"{key}."
+
+
+def arguments_of(node: DictConfig) -> tuple[list[str], bool]:
+    """The keys that may be set in a part of the configuration, and whether any other may be."""
+    keys, more = [str(key) for key in node if not str(key).startswith("_")], False
+    if "_target_" in node and not OmegaConf.is_missing(node, "_target_"):
+        try:
+            parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
+            why = f"{first_line(error.__cause__ or error)}; give what Python can import from here, my.module.Net"
+            raise InputError(f"cannot use {node['_target_']}: {why}") from None
+        more = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        keys += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return list(dict.fromkeys(keys)), more

@@ -7,19 +7,19 @@ What to look for: averaging networks that differ by nothing but their seed lower
 architecture lowers it more. The networks are those of Table 3, where it has them.
 """
 
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from torch import nn
 
-from experiments.output.results import Provenance, results, table, write_result
+from experiments.output.results import Result
+from experiments.output.tables import dots, measured, percent, shown, table
+from experiments.setup.checks import at_least
 from experiments.setup.networks import Networks
-from experiments.tables.table3 import departures, deviation, dots, percent, shown, train_each
-from zfnet import InputError
+from experiments.tables.variants import counts, departures, train_each
 from zfnet.training import Recipe, error_rates
 
 COLUMNS = {"validation_top1": "val top-1", "validation_top5": "val top-5"}
@@ -38,6 +38,7 @@ PAPER = {  # errors, %: val top-1, val top-5, test top-5; *: trained on the data
     "Howard": (None, None, 13.5),
     "Clarifai": (None, None, 11.7),
 }
+Groups = Mapping[str, Sequence[Sequence[nn.Module]]]  # networks whose answers are averaged; of several, each one
 
 
 def main(
@@ -50,87 +51,70 @@ def main(
     pad: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train the networks that are not there yet, average them; write the table, its picture and result.json.
+    """Compare single networks, trained from scratch, with several whose answers are averaged.
 
-    nets: how many of Figure 3 are averaged, 5 in the paper. pad: by how many pixels the border is repeated, to make
-    room for ten crops; None: by what training shifts images, where they leave no margin. Errors are in %.
+    Args:
+        networks: where networks are kept.
+        out: the folder of the result.
+        architecture: a partial of ZFNet that makes the network of Figure 3; the other networks are changes of it.
+        recipe: how each network is trained; seeds count from the recipe's.
+        nets: networks of Figure 3 that are averaged; 5 in the paper.
+        pad: pixels by which the border is repeated, to make room for ten crops; null: by what training shifts images,
+            where they leave no margin.
+        progress: say which network is trained.
     """
-    provenance = Provenance(seed=recipe.seed)
-    if nets < 1:
-        raise InputError(f"nets is {nets}: how many networks are averaged; give at least 1")
+    result = Result("table2", out, locals())
+    at_least(1, nets=nets)
     if pad is None:
         pad = 0 if recipe.stored_size else recipe.max_shift
     runs = [("krizhevsky", 0), *(("fig3", seed) for seed in range(nets)), ("fig3 512-1024-512", 0)]
     replication, *several, other = train_each(runs, networks, architecture, recipe, progress)
-    groups: dict[str, list[list[nn.Module]]] = {  # whose answers are averaged; of several groups, each is measured
+    groups: Groups = {
         "Replication of Krizhevsky et al., 1 net": [[replication]],
         "Figure 3, 1 net": [[model] for model in several],
         "Figure 3, 5 nets (a)": [several],
         "512-1024-512, 1 net (b)": [[other]],
         "(a) and (b), 6 nets": [[*several, other]],
     }
-
-    def measured(crops: int = 1, pad: int = 0) -> dict[str, dict[str, list[float]]]:
-        errors = {}
-        for row, ensembles in groups.items():
-            rates = [error_rates(models, networks.validation, crops=crops, pad=pad) for models in ensembles]
-            columns = ([percent(rate) for rate in column] for column in zip(*rates, strict=True))
-            errors[row] = dict(zip(COLUMNS, columns, strict=True))
-        return errors
-
-    one, ten = measured(), measured(10, pad)
-    text = table(
-        [
-            "",
-            "paper val top-1",
-            "val top-5",
-            "test top-5",
-            "our nets",
-            "our val top-1",
-            "val top-5",
-            "one crop: val top-1",
-            "val top-5",
-        ],
-        [_row(label, groups.get(label, []), ten.get(label, {}), one.get(label, {})) for label in PAPER],
-    )
+    one, ten = errors(groups, networks), errors(groups, networks, crops=10, pad=pad)
+    spread = f"; one net of Figure 3: mean ± standard deviation (n - 1) of {nets}" if nets > 1 else ""
     notes = (
-        f"Errors in %.  Ours: over ten crops (corners and centre, and mirrored), and of the centre alone"
-        f"{'; one net of Figure 3: mean ± standard deviation (n - 1) of ' + str(nets) if nets > 1 else ''}.\n"
+        f"Errors in %.  Ours: over ten crops (corners and centre, and mirrored), and of the centre alone{spread}.\n"
         "We have no test set.  *: trained on the data of 2011 and 2012.\n"
-        f"{departures(networks, recipe, architecture)}\n"
+        f"{departures(networks, recipe, architecture)}"
     )
-    text = f"{text}\n\n{notes}"
-    print(text)
-    published = {row: dict(zip((*COLUMNS, "test_top5"), errors, strict=True)) for row, errors in PAPER.items()}
-    ours = {
-        "error": {row: {c: statistics.mean(rates) for c, rates in ten[row].items()} for row in groups},
-        "deviation": {row: {c: deviation(rates) for c, rates in ten[row].items()} for row in groups},
-        "each": ten,
-        "one_crop": one,
-        "nets": {row: len(ensembles[0]) for row, ensembles in groups.items()},
-    }
-    paper = {**dict.fromkeys(ours), "error": published, "nets": dict(zip(groups, (1, 1, 5, 1, 6), strict=True))}
-    settings = {
-        "architecture": architecture.keywords,
-        "recipe": asdict(recipe),
-        "nets": nets,
-        "crops": 10,
-        "pad": pad,
-        "images": len(networks.training),
-        "validation_images": len(networks.validation),
-        "unit": "%",
-    }
-    with results(out) as folder:
-        (folder / "table.md").write_text(text, encoding="utf-8")
-        drawn = [row for row in PAPER if PAPER[row][0] is not None]
-        picture = dots(drawn, [published[row] for row in drawn], [ten.get(row, {}) for row in drawn], COLUMNS)
-        picture.savefig(folder / "figure.png", dpi=150)
-        return write_result(folder, "table2", paper, ours, settings, provenance)
+    result.text(f"{_table(groups, ten, one)}\n\n{notes}")
+    words = f"Validation errors, %. Ours: over ten crops{spread}. {departures(networks, recipe, architecture)}"
+    result.figure(_picture(ten, words))
+    result.settings |= {"pad": pad, "crops": 10, "unit": "%", **counts(networks)}
+    published = {row: dict(zip((*COLUMNS, "test_top5"), rates, strict=True)) for row, rates in PAPER.items()}
+    sizes = {row: len(ensembles[0]) for row, ensembles in groups.items()}
+    ours = {**measured("error", ten), "one_crop": one, "nets": sizes}
+    return result.finish(ours, {"error": published, "nets": dict(zip(groups, (1, 1, 5, 1, 6), strict=True))})
 
 
-def _row(
-    label: str, groups: Sequence[Sequence[nn.Module]], ten: Mapping[str, list[float]], one: Mapping[str, list[float]]
-) -> list[Any]:
-    paper = ["" if error is None else error for error in PAPER[label]]
-    ours = [*map(shown, ten.values()), *map(shown, one.values())] or [""] * 4
-    return [label, *paper, len(groups[0]) if groups else "", *ours]
+def errors(groups: Groups, networks: Networks, crops: int = 1, pad: int = 0) -> dict[str, dict[str, list[float]]]:
+    """Validation errors, %, by row and column, of each group of networks."""
+    rows = {}
+    for row, ensembles in groups.items():
+        rates = [error_rates(models, networks.validation, crops=crops, pad=pad) for models in ensembles]
+        columns = ([percent(rate) for rate in column] for column in zip(*rates, strict=True))
+        rows[row] = dict(zip(COLUMNS, columns, strict=True))
+    return rows
+
+
+def _table(groups: Groups, ten: Mapping[str, Any], one: Mapping[str, Any]) -> str:
+    head = ["", "paper val top-1", "val top-5", "test top-5", "our nets", "our val top-1", "val top-5"]
+    rows: list[list[Any]] = []
+    for row, rates in PAPER.items():
+        ours = [shown(each) for crops in (ten, one) for each in crops.get(row, {}).values()] or [""] * 4
+        nets = len(groups[row][0]) if row in groups else ""
+        rows.append([row, *("" if rate is None else rate for rate in rates), nets, *ours])
+    return table([*head, "one crop: val top-1", "val top-5"], rows)
+
+
+def _picture(ten: Mapping[str, Any], words: str) -> Figure:
+    """Those rows for which the paper has validation errors."""
+    drawn = [row for row, rates in PAPER.items() if rates[0] is not None]
+    paper = [dict(zip(COLUMNS, PAPER[row], strict=False)) for row in drawn]
+    return dots(drawn, paper, [ten.get(row, {}) for row in drawn], COLUMNS, words)

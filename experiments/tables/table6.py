@@ -7,7 +7,7 @@ What to look for: the softmax names one class an image, where several may be, an
 methods made for it. A classifier for every class by itself does not have that handicap.
 """
 
-import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,16 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
+from typing_extensions import Unpack
 
-from experiments.output.results import Provenance, results, table, write_result
-from experiments.tables.table3 import deviation, percent, shown
-from experiments.tables.transfer import Control, duplicates, frozen
+from experiments.output.pages import OKABE_ITO, caption, plots
+from experiments.output.results import Result
+from experiments.output.tables import deviation, mean, measured, percent, shown, table
+from experiments.setup.checks import at_least
+from experiments.setup.reading import Reading
+from experiments.tables.transfer import SCRATCH, Control, duplicates, frozen, remarks
 from zfnet import InputError
-from zfnet.analysis.transfer import Split, precisions, transferred_presence
+from zfnet.analysis.transfer import PRESENCE, Split, precisions, transferred_presence
 from zfnet.data.pascal import CLASSES
 from zfnet.training import Recipe
 
@@ -50,9 +54,10 @@ PRINTED = (
     (86.7, 94.5, 91.1, 91.8),
     (77.4, 80.7, 79.8, 76.1),
 )
-PAPER = dict(zip(CLASSES, PRINTED, strict=True)) | {"mean": (74.3, 82.2, 82.8, 79.0)}  # the means as printed
-KINDS = {"exclusive": "one softmax", "each class": "a classifier for each class"}
-SCRATCH = "from scratch"
+PAPER: dict[str, Sequence[Any]] = dict(zip(CLASSES, PRINTED, strict=True))
+PAPER |= {"mean": (74.3, 82.2, 82.8, 79.0), "# won": (0, 11, 6, 3)}  # as printed, by ECCV
+KINDS = {"exclusive": "one softmax", "each class": "a classifier for each class", SCRATCH: SCRATCH}
+Precisions = dict[str, dict[str, list[float]]]  # by column and class: one for each fold that has the class, %
 
 
 def main(
@@ -69,77 +74,74 @@ def main(
     threshold: float = 0.95,
     cache: str | Path = "outputs/features",
     seed: int = 0,
-    batch_size: int = 64,
-    workers: int | None = None,
-    progress: bool = True,
+    **reading: Unpack[Reading],
 ) -> dict[str, Any]:
-    """Train classifiers of what is in an image; write the table, its picture and result.json.
+    """Tell what is in images of several things, by features of a pretrained network, and from scratch.
 
-    layer: its features. folds: how often half of the images are drawn to train on; where the data have lists of their
-    own (`parts`), one fold is theirs. scratch: the network of the control, trained by `recipe`, with one softmax;
-    None: no control. crops, pretraining, threshold, cache: as in `experiments.tables.transfer`.
+    Args:
+        model: the pretrained network.
+        data: images with the classes that are in each (`presence`).
+        out: the folder of the result.
+        layer: whose output is classified.
+        folds: how often half of the images are drawn to train on; data with lists of their own have one fold, theirs.
+        crops: of every image; 1, or 10, whose features are averaged.
+        scratch: a partial that makes the network that is trained from scratch, with one softmax; null: none is.
+        recipe: how that is trained.
+        pretraining: a folder of images that the model was trained on; near duplicates of them are left out.
+        threshold: near duplicates have a normalised correlation above this.
+        cache: the folder of features, which are computed once.
+        seed: of folds, of classifiers and of training from scratch.
+        reading: see `Reading`.
     """
-    provenance = Provenance(model, seed=seed)
-    if folds < 1:
-        raise InputError(f"folds is {folds}; give at least 1")
+    result = Result("table6", out, locals())
+    at_least(1, folds=folds)
     if not hasattr(data, "presence"):
         raise InputError("Table 6 needs images with the classes that are in each: data=voc2012, or data=several")
-    presence, classes = data.presence, list(data.classes)
+    presence, classes, progress = data.presence, list(data.classes), reading.get("progress", True)
     left_out = duplicates(data, pretraining, threshold, progress)
     drawn = parted(presence, data.official_split, folds, seed, classes, left_out)
-    rows = frozen(model, data, [layer], cache, crops=crops, batch_size=batch_size, workers=workers, progress=progress)[
-        layer
-    ]
-    fold_precisions: dict[str, list[NDArray[np.float64]]] = {kind: [] for kind in KINDS}
-    chosen: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    with tqdm(total=len(drawn) * len(KINDS), unit=" folds", desc="classify", disable=not progress) as bar:
-        for kind in KINDS:
-            for fold, part in enumerate(drawn):
-                scores, c = transferred_presence(rows, presence, part, kind, seed + fold)
-                fold_precisions[kind].append(scores)
-                chosen[kind].append(c)
-                bar.update()
+    rows = frozen(model, data, [layer], cache, crops=crops, **reading)[layer]
+    scores, chosen = classified(rows, presence, drawn, seed, progress)
     if scratch is not None:
-        control = Control(data, scratch, recipe or Recipe(), len(classes), workers, progress)
-        fold_precisions[SCRATCH] = []
-        for fold, part in enumerate(drawn):
-            images, labels = (presence[part.train] == 1).nonzero()  # an image once for each class that is in it
-            answers = control.probabilities(part.train[images], labels, part.test, seed + fold)
-            fold_precisions[SCRATCH].append(precisions(answers, presence[part.test]))
-    precision = {kind: by_class(scores, classes) for kind, scores in fold_precisions.items()}
-    published = {name: PAPER.get(name, (None,) * 4) for name in [*classes, "mean"]}
-    note = _note(model, layer, data, presence, drawn, scratch, recipe, [*left_out.values()])
-    text = f"{_table(published, precision)}\n\n{note}"
-    print(text)
-    ours = {
-        "precision": {kind: {n: _mean(p) for n, p in column.items()} for kind, column in precision.items()},
-        "deviation": {kind: {n: deviation(p) for n, p in column.items()} for kind, column in precision.items()},
-        "each": precision,
-        "C": chosen,
-        "left_out": [*left_out.values()],
-    }
+        control = Control(data, scratch, recipe, len(classes), **reading)
+        scores[SCRATCH] = from_scratch(control, presence, drawn, seed)
+    precision = {kind: by_class(each, classes) for kind, each in scores.items()}
+    won = wins(precision, classes)
+    sizes = {"folds": len(drawn), "train": len(drawn[0].train), "test": len(drawn[0].test), "images": len(presence)}
+    notes = _notes(f"{type(model).__name__}, {layer}", data, sizes) + remarks([*left_out.values()], scratch, recipe)
+    published = {name: PAPER.get(name, (None,) * len(COLUMNS)) for name in [*classes, "mean", "# won"]}
+    result.text("\n".join([_table(published, precision, won), "", *notes]))
+    result.figure(draw(published, precision, " ".join(notes)))
+    result.settings |= {**sizes, "classes": classes, "unit": "%"}
+    ours = {**measured("precision", precision), "C": chosen, "left_out": [*left_out.values()], "won": won}
     paper = {name: dict(zip(COLUMNS, values, strict=True)) for name, values in published.items()}
-    settings = {
-        "model": type(model).__name__,
-        "layer": layer,
-        "folds": len(drawn),
-        "images": len(presence),
-        "classes": classes,
-        "crops": crops,
-        "train": len(drawn[0].train),
-        "test": len(drawn[0].test),
-        "seed": seed,
-        "threshold": threshold,
-        "scratch": scratch and {str(k): v for k, v in scratch.keywords.items()},
-        "dataset": type(data).__name__,
-        "unit": "%",
-    }
-    with results(out) as folder:
-        (folder / "table.md").write_text(text + "\n", encoding="utf-8")
-        figure = draw(published, precision, f"{type(model).__name__} {layer}, {len(presence):,} images")
-        figure.savefig(folder / "figure.png", dpi=150)
-        figure.savefig(folder / "figure.pdf")
-        return write_result(folder, "table6", {**dict.fromkeys(ours), "precision": paper}, ours, settings, provenance)
+    return result.finish(ours, {"precision": paper, "won": paper.pop("# won")})
+
+
+def classified(
+    rows: NDArray[Any], presence: NDArray[np.int8], drawn: Sequence[Split], seed: int, progress: bool
+) -> tuple[dict[str, list[NDArray[np.float64]]], dict[str, list[float]]]:
+    """By kind of classifier: for each fold the average precision of each class, and the C chosen."""
+    scores: dict[str, list[NDArray[np.float64]]] = {kind: [] for kind in PRESENCE}
+    chosen: dict[str, list[float]] = {kind: [] for kind in PRESENCE}
+    folds = [(kind, fold, part) for kind in PRESENCE for fold, part in enumerate(drawn)]
+    for kind, fold, part in tqdm(folds, unit=" folds", desc="classify", disable=not progress):
+        values, c = transferred_presence(rows, presence, part, kind, seed + fold)
+        scores[kind].append(values)
+        chosen[kind].append(c)
+    return scores, chosen
+
+
+def from_scratch(
+    control: Control, presence: NDArray[np.int8], drawn: Sequence[Split], seed: int
+) -> list[NDArray[np.float64]]:
+    """For each fold the average precision of each class, by a network trained on nothing but its training images."""
+    scores = []
+    for fold, part in enumerate(drawn):
+        images, labels = (presence[part.train] == 1).nonzero()  # an image once for each class that is in it
+        answers = control.probabilities(part.train[images], labels, part.test, seed + fold)
+        scores.append(precisions(answers, presence[part.test]))
+    return scores
 
 
 def parted(
@@ -176,89 +178,63 @@ def by_class(folds: Sequence[NDArray[np.float64]], classes: Sequence[str]) -> di
     return columns | {"mean": [percent(float(p)) for p in np.nanmean(rows, 1)]}
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.mean(values) if values else None
+def wins(precision: Precisions, classes: Sequence[str]) -> dict[str, int]:
+    """In how many classes each column has the highest mean; columns that are level share none."""
+    won = Counter(dict.fromkeys(precision, 0))
+    for name in classes:
+        means = {kind: mean(column[name]) or 0.0 for kind, column in precision.items()}
+        best = [kind for kind, value in means.items() if value == max(means.values())]
+        won.update(best if len(best) == 1 else [])
+    return dict(won)
 
 
-def _table(published: Mapping[str, Sequence[Any]], precision: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    head = ["", *(f"paper: {column}" for column in COLUMNS), *(f"ours: {KINDS.get(kind, kind)}" for kind in precision)]
-    return table(
-        head,
-        [
-            [
-                name,
-                *("" if value is None else value for value in values),
-                *(shown(column[name]) if column[name] else "" for column in precision.values()),
-            ]
-            for name, values in published.items()
-        ],
-    )
+def _table(published: Mapping[str, Sequence[Any]], precision: Precisions, won: Mapping[str, int]) -> str:
+    rows: list[list[Any]] = []
+    for name, values in published.items():
+        ours = [won[kind] if name == "# won" else column[name] for kind, column in precision.items()]
+        cells = [each if isinstance(each, int) else shown(each) if each else "" for each in ours]
+        rows.append([name, *("" if value is None else value for value in values), *cells])
+    return table(["", *(f"paper: {c}" for c in COLUMNS), *(f"ours: {KINDS[kind]}" for kind in precision)], rows)
 
 
-def _note(
-    model: nn.Module,
-    layer: str,
-    data: Any,
-    presence: NDArray[np.int8],
-    drawn: Sequence[Split],
-    scratch: partial[nn.Module] | None,
-    recipe: Recipe | None,
-    left_out: Sequence[str],
-) -> str:
+def _notes(features: str, data: Any, sizes: Mapping[str, int]) -> list[str]:
     """What the numbers are, and what differs from the paper."""
-    own = data.official_split is not None
-    words = [
+    how = (
+        f"mean ± standard deviation (n - 1) of {sizes['folds']} folds, half of the images to train on, of the folds "
+        "that have the class in both halves."
+        if data.official_split is None
+        else "trained on VOC's train, tested on its val."
+    )
+    return [
         "Average precision, %: the area under the precision-recall curve, each precision the best at that recall or a "
-        "higher one (VOC's rule since 2010); difficult objects left out; "
-        + (
-            "trained on VOC's train, tested on its val."
-            if own
-            else f"mean ± standard deviation (n - 1) of {len(drawn)} folds, half of the images to train on, of the "
-            "folds that have the class in both halves."
-        ),
-        f"Pretrained: {type(model).__name__}, {layer}.  What differs from the paper: network and images, "
-        f"{len(presence):,} of {type(data).__name__}, {len(drawn[0].train):,} to train on; there 11,540 of VOC 2012's "
-        "train and val, tested by VOC's server.  In one softmax an image of several classes counts in parts for each; "
-        "the paper says nothing of them.",
-        "Of the printed means only that of Zeiler & Fergus is the mean of its column.",
+        f"higher one (VOC's rule since 2010); difficult objects left out; {how}",
+        f"Pretrained: {features}.  What differs from the paper: network and images, {sizes['images']:,} of "
+        f"{type(data).__name__}, {sizes['train']:,} to train on; there 11,540 of VOC 2012's train and val, tested by "
+        "VOC's server.  In one softmax an image of several classes counts in parts for each; the paper says nothing of "
+        "them.",
+        "Of the printed means only that of Zeiler & Fergus is the mean of its column.  # won: in how many classes a "
+        "column is the best of the paper's four, as ECCV has it (without Oquab et al., 0, 15 and 5), or the best of "
+        "ours.",
     ]
-    if scratch is not None and recipe is not None:
-        side = scratch.keywords.get("image_size", 224)
-        words.append(
-            f"From scratch: another, smaller network with one softmax, on {side} pixels, {recipe.epochs} epochs."
-        )
-    if left_out:
-        words.append(f"Left out as near duplicates of pretraining images: {len(left_out)}: {'; '.join(left_out[:5])}.")
-    return "\n".join(words)
 
 
-def draw(
-    published: Mapping[str, Sequence[Any]], precision: Mapping[str, Mapping[str, Sequence[float]]], title: str
-) -> Figure:
+def draw(published: Mapping[str, Sequence[Any]], precision: Precisions, words: str) -> Figure:
     """A line for each class: the paper's number and ours."""
-    figure = Figure(figsize=(7.5, 1.2 + 0.27 * len(published)), layout="constrained")
+    names = [name for name in published if name != "# won"]
+    figure = plots(1.5 + 0.18 * len(names))
     axis = figure.subplots()
-    known = [(values[-1], y) for y, values in enumerate(published.values()) if values[-1] is not None]
-    axis.plot(*zip(*known, strict=True), "D", color="0.45", mfc="white", label="paper, VOC 2012 test")
+    known = [(published[name][-1], y) for y, name in enumerate(names) if published[name][-1] is not None]
+    axis.plot(*zip(*known, strict=True), "D", color="0.45", mfc="white", ms=5, label="paper, VOC 2012 test")
     for n, (kind, column) in enumerate(precision.items()):
-        for y, percentages in enumerate(column.values()):
-            if percentages:
-                axis.errorbar(
-                    statistics.mean(percentages),
-                    y + 0.16 * (n - 1),
-                    xerr=deviation(percentages),
-                    fmt="os^"[n],
-                    ms=4,
-                    lw=0.9,
-                    color=f"C{n}",
-                    label="" if y else f"ours: {KINDS.get(kind, kind)}",
-                )
-    axis.set_yticks(range(len(published)), published)
+        rows = [(mean(column[name]), y + 0.2 * (n - 1), deviation(column[name]) or 0) for y, name in enumerate(names)]
+        x, y, bars = zip(*(row for row in rows if row[0] is not None), strict=True)
+        how: dict[str, Any] = {"fmt": "os^"[n], "ms": 3.5, "lw": 0.9, "color": OKABE_ITO[n]}
+        axis.errorbar(x, y, xerr=bars, label=f"ours: {KINDS[kind]}", **how)
+    axis.set_yticks(range(len(names)), names)
     axis.set(xlabel="average precision, %", xlim=(0, 101))
     axis.invert_yaxis()
-    axis.set_title(f"Ours: {title}", fontsize=9)
     axis.grid(color="0.93")
     axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    caption(figure, words)
     return figure

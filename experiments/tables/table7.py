@@ -8,19 +8,22 @@ to layer 5, which is level with layer 7 there.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
+from typing_extensions import Unpack
 
-from experiments.output.results import Provenance, results, table, write_result
-from experiments.tables.table3 import deviation, percent, shown
-from experiments.tables.transfer import checked, frozen
-from zfnet import InputError
-from zfnet.analysis.transfer import split, transferred
+from experiments.output.pages import OKABE_ITO, caption, plots
+from experiments.output.results import Result
+from experiments.output.tables import deviation, percent, plus_minus, shown, table
+from experiments.setup.checks import as_list, at_least, stand_for
+from experiments.setup.reading import Reading
+from experiments.tables.transfer import Labelled, frozen, remarks
+from zfnet.analysis.transfer import transferred
 
 PAPER = {  # accuracy, %: Caltech-101 (30 a class), Caltech-256 (60 a class)
     "SVM (1)": ((44.8, 0.7), (24.6, 0.4)),
@@ -33,6 +36,10 @@ PAPER = {  # accuracy, %: Caltech-101 (30 a class), Caltech-256 (60 a class)
     "softmax (7)": ((85.4, 0.4), (72.6, 0.1)),
 }
 NUMBERS = (1, 2, 3, 4, 5, 7)  # of the paper's layers
+READINGS = (
+    "A layer is what the table names: of ZFNet the ReLU, before pooling and contrast normalisation; the paper may mean "
+    "what comes after these: layers=[norm1, norm2, relu3, relu4, pool5, relu7]."
+)
 
 
 def main(
@@ -50,117 +57,84 @@ def main(
     threshold: float = 0.95,
     cache: str | Path = "outputs/features",
     seed: int = 0,
-    batch_size: int = 64,
-    workers: int | None = None,
-    progress: bool = True,
+    **reading: Unpack[Reading],
 ) -> dict[str, Any]:
-    """Train SVM and softmax on each layer's features; write the table, its picture and result.json.
+    """Classify images by the features of each layer, with a linear SVM and a softmax.
 
-    layers: six, which stand for the paper's 1, 2, 3, 4, 5 and 7. per_class: training images of each class.
-    max_features: of a layer; larger maps are averaged over areas until they fit. The rest as in `transfer`.
+    Args:
+        model: the pretrained network.
+        data: images with labels.
+        out: the folder of the result.
+        layers: six, which stand for the paper's 1, 2, 3, 4, 5 and 7.
+        per_class: training images of each class; in the paper 30 of Caltech-101, 60 of Caltech-256.
+        folds: how often images are drawn to train and to test on.
+        crops: of every image; 1, or 10, whose features are averaged.
+        test: test images of each class, at most.
+        max_features: of a layer; larger maps are averaged over areas until they fit; null: all.
+        pretraining: a folder of images that the model was trained on; near duplicates of them are left out.
+        threshold: near duplicates have a normalised correlation above this.
+        cache: the folder of features, which are computed once.
+        seed: of folds and of classifiers.
+        reading: see `Reading`.
     """
-    provenance = Provenance(model, seed=seed)
-    if len(layers) != len(NUMBERS):
-        raise InputError(f"layers are {', '.join(layers)}; give six, which stand for the paper's {NUMBERS}")
-    if folds < 1:
-        raise InputError(f"folds is {folds}; give at least 1")
-    labels, classes, left_out = checked(data, pretraining, threshold, progress)
-    drawn = [
-        split(labels, per_class, test=test, seed=seed, fold=f, classes=classes, official=data.official_split)
-        for f in range(folds)
-    ]
-    rows = frozen(
-        model,
-        data,
-        layers,
-        cache,
-        crops=crops,
-        max_features=max_features,
-        batch_size=batch_size,
-        workers=workers,
-        progress=progress,
-    )
+    result, layers = Result("table7", out, locals()), as_list(layers)
+    stand_for(layers, NUMBERS)
+    at_least(1, folds=folds)
+    progress = reading.get("progress", True)
+    images = Labelled(data, pretraining, threshold, progress)
+    parts = [*enumerate(images.folds(per_class, folds, test, seed))]
+    rows = frozen(model, data, layers, cache, crops=crops, max_features=max_features, **reading)
     accuracy: dict[str, list[float]] = {row: [] for row in PAPER}
-    with tqdm(total=folds * len(layers), unit=" folds", desc="classify", disable=not progress) as bar:
-        for number, layer in zip(NUMBERS, layers, strict=True):
-            kinds = [kind for kind in ("SVM", "softmax") if f"{kind} ({number})" in PAPER]
-            for fold, part in enumerate(drawn):
-                scores = transferred(rows[layer], labels, part, kinds, seed + fold)
-                for kind, (right, _) in scores.items():
-                    accuracy[f"{kind} ({number})"].append(percent(right))
-                bar.update()
+    drawn = [(n, layer, *part) for n, layer in zip(NUMBERS, layers, strict=True) for part in parts]
+    for number, layer, fold, part in tqdm(drawn, unit=" folds", desc="classify", disable=not progress):
+        kinds = [kind for kind in ("SVM", "softmax") if f"{kind} ({number})" in PAPER]
+        for kind, (right, _) in transferred(rows[layer], images.labels, part, kinds, seed + fold).items():
+            accuracy[f"{kind} ({number})"].append(percent(right))
     widths = {layer: rows[layer].shape[1] for layer in layers}
-    text = table(
-        ["", "paper, Caltech-101", "paper, Caltech-256", "ours", "layer", "features"],
-        [
-            [
-                row,
-                *(f"{mean:.1f} ± {spread:.1f}" for mean, spread in PAPER[row]),
-                shown(accuracy[row]),
-                layer := layers[NUMBERS.index(int(row[-2]))],
-                widths[layer],
-            ]
-            for row in PAPER
-        ],
-    )
-    notes = (
-        f"Mean over classes of the accuracy, %, with {per_class} training images of each class; mean ± standard "
-        f"deviation (n - 1) of {folds} folds{', the first of split.csv' if data.official_split else ''}; "
-        f"up to {test} test images of each class.\n"
-        f"What differs from the paper: {type(model).__name__}; {len(classes)} classes and {len(labels):,} images of "
-        f"{type(data).__name__}; maps of more than {max_features} features are averaged over areas, of which "
-        "the paper says nothing."
-    )
-    if left_out:
-        notes += f"\nLeft out as near duplicates of pretraining images: {len(left_out)}: {'; '.join(left_out[:5])}."
-    text = f"{text}\n\n{notes}"
-    print(text)
+    notes = [
+        images.words(folds, test, per_class),
+        f"What differs from the paper: {type(model).__name__}; {len(images.classes)} classes and "
+        f"{len(images.labels):,} images of {type(data).__name__}; maps of more than {max_features} features are "
+        "averaged over areas, of which the paper says nothing.",
+        READINGS,
+        *remarks(images.left_out),
+    ]
+    result.text("\n".join([_table(accuracy, layers, widths), "", *notes]))
+    result.figure(draw(accuracy, " ".join(notes)))
+    result.settings |= {"images": len(images.labels), "classes": list(images.classes), "unit": "%"}
     ours = {
-        "accuracy": {row: statistics.mean(a) for row, a in accuracy.items()},
-        "deviation": {row: deviation(a) for row, a in accuracy.items()},
+        "accuracy": {row: statistics.mean(rates) for row, rates in accuracy.items()},
+        "deviation": {row: deviation(rates) for row, rates in accuracy.items()},
         "each": accuracy,
         "features": widths,
-        "left_out": left_out,
+        "left_out": images.left_out,
     }
-    settings = {
-        "model": type(model).__name__,
-        "layers": list(layers),
-        "per_class": per_class,
-        "folds": folds,
-        "test": test,
-        "crops": crops,
-        "max_features": max_features,
-        "seed": seed,
-        "images": len(labels),
-        "classes": list(classes),
-        "unit": "%",
-        "dataset": type(data).__name__,
-    }
-    with results(out) as folder:
-        (folder / "table.md").write_text(text + "\n", encoding="utf-8")
-        figure = draw(accuracy, f"{type(model).__name__}, {len(classes)} classes")
-        figure.savefig(folder / "figure.png", dpi=150)
-        figure.savefig(folder / "figure.pdf")
-        return write_result(folder, "table7", {**dict.fromkeys(ours), "accuracy": PAPER}, ours, settings, provenance)
+    return result.finish(ours, {"accuracy": PAPER})
 
 
-def draw(accuracy: dict[str, list[float]], title: str) -> Figure:
-    """Accuracy by layer: the paper's two sets in grey, ours in red; SVM filled, softmax open."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+def _table(accuracy: Mapping[str, Sequence[float]], layers: Sequence[str], widths: Mapping[str, int]) -> str:
+    rows: list[list[Any]] = []
+    for row, published in PAPER.items():
+        layer = layers[NUMBERS.index(int(row[-2]))]
+        rows.append([row, *(plus_minus(*pair) for pair in published), shown(accuracy[row]), layer, widths[layer]])
+    return table(["", "paper, Caltech-101", "paper, Caltech-256", "ours", "layer", "features"], rows)
+
+
+def draw(accuracy: Mapping[str, Sequence[float]], words: str) -> Figure:
+    """Accuracy by layer: the paper's two sets in grey, ours in colour; SVM filled, softmax open."""
+    figure = plots(3.4)
     axis = figure.subplots()
-    for kind, fill in (("SVM", None), ("softmax", "white")):
+    for kind, fill, line in (("SVM", None, "-"), ("softmax", "white", "none")):
         rows = [row for row in PAPER if row.startswith(kind)]
         x = [int(row[-2]) for row in rows]
-        line = "-" if kind == "SVM" else "none"
+        how: dict[str, Any] = {"mfc": fill, "ls": line, "ms": 5, "lw": 1}
         for n, (name, marker) in enumerate((("Caltech-101", "^"), ("Caltech-256", "v"))):
-            y, spread = zip(*(PAPER[row][n] for row in rows), strict=True)
-            axis.errorbar(x, y, spread, color="0.55", marker=marker, mfc=fill, ls=line, label=f"paper, {name}: {kind}")
-        ours = [statistics.mean(accuracy[row]) for row in rows]
-        bars = [deviation(accuracy[row]) or 0 for row in rows]
-        axis.errorbar(x, ours, bars, color="#d0433a", marker="o", mfc=fill, ls=line, label=f"ours: {kind}")
+            y, bars = [PAPER[row][n][0] for row in rows], [PAPER[row][n][1] for row in rows]
+            axis.errorbar(x, y, bars, color="0.5", marker=marker, label=f"paper, {name}: {kind}", **how)
+        y, bars = [statistics.mean(accuracy[row]) for row in rows], [deviation(accuracy[row]) or 0 for row in rows]
+        axis.errorbar(x, y, bars, color=OKABE_ITO[1], marker="o", label=f"ours: {kind}", **how)
     axis.set(xlabel="layer", ylabel="accuracy, mean over classes, %", ylim=(0, 100), xticks=NUMBERS)
-    axis.set_title(f"Ours: {title}", fontsize=9)
-    axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="0.93")
-    axis.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
+    caption(figure, words)
     return figure

@@ -1,20 +1,17 @@
-"""Tables 4 and 5 and Figure 9: features of a frozen network, with a new classifier, on another set of images.
+"""What Tables 4 to 7 and Figure 9 share: features of a frozen network, with a new classifier, on another set of images.
 
-The captions' sense: Caltech-101 with 15 and 30 training images of each class, Caltech-256 with 15 to 60, and its
-accuracy against the number of training images; a pretrained network with a new softmax, and the same trained from
-scratch on those images alone.
-
-What to look for: the pretrained network is far ahead, most where there are few images. In the paper six images of a
-class are enough to pass what others reached with 60.
+Tables 4 and 5 and Figure 9 are one comparison on several sets of images: a pretrained network with a new softmax, and
+one that is trained from scratch on those images alone, by the number of training images of each class.
 """
 
 import copy
+import inspect
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,204 +20,175 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
+from typing_extensions import Unpack
 
-from experiments.output.results import Provenance, results, table, write_result
+from experiments.output.pages import caption, plots, style_of
+from experiments.output.results import Result
+from experiments.output.tables import deviation, measured, percent, plus_minus, shown, table
+from experiments.setup.checks import at_least
 from experiments.setup.networks import Networks
-from experiments.tables.table3 import deviation, percent, shown
+from experiments.setup.reading import Reading
 from zfnet import InputError
 from zfnet.analysis.features import features
-from zfnet.analysis.transfer import near_duplicates, split, transferred
+from zfnet.analysis.transfer import Split, near_duplicates, split, transferred
 from zfnet.checks import evaluating
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing, Stored
-from zfnet.errors import unknown_name
 from zfnet.training import Recipe, in_memory, network_input
 
-THUMBNAIL = Stored(Preprocessing(size=32, resize=32, mode="warp"))  # of which near duplicates are told
-PUBLISHED: dict[str, dict[str, Any]] = {  # accuracy, %, and its deviation, by training images of each class
-    "table4": {
-        "title": "Caltech-101",
-        "classes": 101,
-        "folds": 5,
-        "rows": {
-            "Bo et al. 2013": {30: (81.4, 0.33)},
-            "Yang et al. 2009": {15: (73.2, None), 30: (84.3, None)},
-            "from scratch": {15: (22.8, 1.5), 30: (46.5, 1.7)},
-            "pretrained": {15: (83.8, 0.5), 30: (86.5, 0.5)},
-        },
-    },
-    "table5": {
-        "title": "Caltech-256",
-        "classes": 256,
-        "folds": None,
-        "rows": {
-            "Sohn et al. 2011": {15: (35.1, None), 30: (42.1, None), 45: (45.7, None), 60: (47.9, None)},
-            "Bo et al. 2013": {15: (40.5, 0.4), 30: (48.0, 0.2), 45: (51.9, 0.2), 60: (55.2, 0.3)},
-            "from scratch": {15: (9.0, 1.4), 30: (22.5, 0.7), 45: (31.2, 0.5), 60: (38.8, 1.4)},
-            "pretrained": {15: (65.7, 0.2), 30: (70.6, 0.2), 45: (72.7, 0.4), 60: (74.2, 0.3)},
-        },
-    },
-    "fig9": {
-        "title": "Caltech-256",
-        "classes": 256,
-        "folds": None,
-        "rows": {  # the curve as measured in the paper's plot, its error bars' half width
-            "Bo et al. 2013": {60: (55.2, 0.3)},
-            "pretrained": {
-                1: (27.2, 0.9),
-                2: (39.2, 2.3),
-                3: (46.1, 0.8),
-                4: (51.8, 0.3),
-                5: (54.9, 0.4),
-                6: (57.0, 0.6),
-                7: (58.9, 0.6),
-                10: (62.6, 0.5),
-                15: (65.7, 0.2),
-                30: (70.6, 0.2),
-                45: (72.7, 0.4),
-                60: (74.2, 0.3),
-            },
-        },
-    },
-}
+THUMBNAIL = Stored(Preprocessing(size=32, resize=32, mode="warp"))  # in which near duplicates are recognised
+PRETRAINED, SCRATCH = "pretrained", "from scratch"
+Accuracies = dict[str, dict[int, list[float]]]  # by row and training images of each class: one for each fold, %
 
 
-def main(
+class Published(NamedTuple):
+    """What the paper prints: accuracies, %, and their deviations, by row and training images of each class."""
+
+    dataset: str
+    classes: int
+    rows: Mapping[str, Mapping[int, tuple[float, float | None]]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How networks are compared on another set of images; arguments of the experiments that do so.
+
+    Args:
+        model: the pretrained network.
+        data: images with labels.
+        out: the folder of the result.
+        layer: whose output is classified.
+        per_class: training images of each class.
+        folds: how often images are drawn to train and to test on.
+        test: test images of each class, at most.
+        crops: of every image; 1, or 10, whose features are averaged.
+        scratch: a partial that makes the network that is trained from scratch; null: none is.
+        recipe: how that is trained.
+        pretraining: a folder of images that the model was trained on; near duplicates of them are left out.
+        threshold: near duplicates have a normalised correlation above this.
+        cache: the folder of features, which are computed once.
+        seed: of folds, of classifiers and of training from scratch.
+        width: of the picture, inches.
+        style: of its colours: "safe" for colour-blind readers, or "paper".
+        reading: see `Reading`.
+    """
+
+    layer: str = "relu7"
+    per_class: Sequence[int] = (15, 30)
+    folds: int = 5
+    test: int = 50
+    crops: int = 1
+    scratch: partial[nn.Module] | None = None
+    recipe: Recipe | None = None
+    pretraining: str | None = None
+    threshold: float = 0.95
+    cache: str | Path = "outputs/features"
+    seed: int = 0
+    width: float = 6.9
+    style: str = "safe"
+
+    def check(self) -> None:
+        if not self.per_class or min(self.per_class) < 1:
+            raise InputError(
+                f"per_class is {list(self.per_class)}; give numbers of training images of each class, from 1"
+            )
+        at_least(1, folds=self.folds)
+        at_least(3, width=self.width)
+        style_of(self.style)
+
+
+def comparison(experiment: str, published: Published, summary: str, **defaults: Any) -> Callable[..., dict[str, Any]]:
+    """The main function of an experiment that compares; it takes the fields of `Settings` as keywords.
+
+    Args:
+        experiment: its name.
+        published: the paper's numbers.
+        summary: what it does, in a line.
+        defaults: settings that differ from those of `Settings`.
+    """
+
+    def main(model: nn.Module, data: Any, out: str | Path, **keywords: Any) -> dict[str, Any]:
+        reading = {name: keywords.pop(name) for name in Reading.__annotations__ if name in keywords}
+        return compare(experiment, published, model, data, out, Settings(**(defaults | keywords)), **reading)
+
+    shared = inspect.signature(compare).parameters
+    fields = inspect.signature(partial(Settings, **defaults)).parameters.values()
+    keywords = [p.replace(kind=p.KEYWORD_ONLY) for p in fields]
+    parameters = [*(shared[name] for name in ("model", "data", "out")), *keywords, shared["reading"]]
+    main.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    main.__annotations__ = {p.name: p.annotation for p in parameters}
+    main.__doc__ = f"{summary}\n\n" + inspect.cleandoc(Settings.__doc__ or "").partition("\n\n")[2]
+    return main
+
+
+def compare(
+    experiment: str,
+    published: Published,
     model: nn.Module,
     data: Any,
     out: str | Path,
-    *,
-    which: str = "table4",
-    layer: str = "relu7",
-    per_class: Sequence[int] = (15, 30),
-    folds: int = 5,
-    test: int = 50,
-    crops: int = 1,
-    scratch: partial[nn.Module] | None = None,
-    recipe: Recipe | None = None,
-    pretraining: str | None = None,
-    threshold: float = 0.95,
-    cache: str | Path = "outputs/features",
-    seed: int = 0,
-    batch_size: int = 64,
-    workers: int | None = None,
-    progress: bool = True,
+    settings: Settings,
+    **reading: Unpack[Reading],
 ) -> dict[str, Any]:
-    """Train classifiers on features, and networks from scratch; write the table, its picture and result.json.
+    """Train classifiers on features, and networks from scratch; write the table, its picture and result.json."""
+    result = Result(experiment, out, {"model": model, "data": data, **vars(settings)})
+    settings.check()
+    progress, how = reading.get("progress", True), settings
+    images = Labelled(data, how.pretraining, how.threshold, progress)
+    drawn = {n: images.folds(n, how.folds, how.test, how.seed) for n in how.per_class}
+    rows = frozen(model, data, [how.layer], how.cache, crops=how.crops, **reading)[how.layer]
+    accuracy: Accuracies = {PRETRAINED: {n: [] for n in drawn}}
+    chosen: dict[str, list[float]] = {str(n): [] for n in drawn}
+    folds = [(n, fold, part) for n, parts in drawn.items() for fold, part in enumerate(parts)]
+    for n, fold, part in tqdm(folds, unit=" folds", desc="classify", disable=not progress):
+        right, c = transferred(rows, images.labels, part, seed=how.seed + fold)["softmax"]
+        accuracy[PRETRAINED][n].append(percent(right))
+        chosen[str(n)].append(c)
+    if how.scratch is not None:
+        control = Control(data, how.scratch, how.recipe, len(images.classes), **reading)
+        accuracy[SCRATCH] = {n: control.accuracies(parts, images.labels, how.seed) for n, parts in drawn.items()}
+    notes = _notes(published, settings, type(model).__name__, images)
+    result.text("\n".join([_table(published.rows, accuracy), "", *notes]))
+    result.figure(draw(published, accuracy, settings, " ".join(notes)))
+    result.settings |= {"images": len(images.labels), "classes": list(images.classes), "unit": "%"}
+    ours = {**measured("accuracy", accuracy), "C": chosen, "left_out": images.left_out}
+    paper = {row: {str(n): list(pair) for n, pair in curve.items()} for row, curve in published.rows.items()}
+    return result.finish(ours, {"accuracy": paper})
 
-    which: whose published numbers stand beside ours: table4, table5 or fig9. layer: its features. per_class: training
-    images of each class. folds: how often they are drawn. test: at most so many test images of each class.
-    crops: 1, or 10, whose features are averaged.
-    scratch: the network of the control, trained by `recipe`; None: no control. pretraining: a folder of images that
-    the model was trained on, of which near duplicates (normalised correlation above `threshold`) are left out.
-    cache: where features are kept.
+
+class Labelled:
+    """Images that classifiers are trained and tested on, without near duplicates; InputError where they have no labels.
+
+    Args:
+        data, pretraining, threshold: see `duplicates`.
+        progress: show progress bars.
     """
-    provenance = Provenance(model, seed=seed)
-    if which not in PUBLISHED:
-        raise unknown_name("published table", which, PUBLISHED)
-    if folds < 1:
-        raise InputError(f"folds is {folds}; give at least 1")
-    if not per_class or any(n < 1 for n in per_class):
-        raise InputError(f"per_class is {list(per_class)}; give numbers of training images of each class, from 1")
-    labels, classes, left_out = checked(data, pretraining, threshold, progress)
-    drawn = {
-        n: [
-            split(labels, n, test=test, seed=seed, fold=f, classes=classes, official=data.official_split)
-            for f in range(folds)
-        ]
-        for n in per_class
-    }
-    rows = frozen(model, data, [layer], cache, crops=crops, batch_size=batch_size, workers=workers, progress=progress)[
-        layer
-    ]
-    accuracy: dict[str, dict[int, list[float]]] = {"pretrained": {}}
-    chosen: dict[int, list[float]] = {}
-    with tqdm(total=folds * len(drawn), unit=" folds", desc="classify", disable=not progress) as bar:
-        for n, parts in drawn.items():
-            scores = []
-            for fold, part in enumerate(parts):
-                scores.append(transferred(rows, labels, part, seed=seed + fold)["softmax"])
-                bar.update()
-            accuracy["pretrained"][n] = [percent(right) for right, _ in scores]
-            chosen[n] = [c for _, c in scores]
-    if scratch is not None:
-        control = Control(data, scratch, recipe or Recipe(), len(classes), workers, progress)
-        targets = np.asarray(labels)
-        accuracy["from scratch"] = {
-            n: [
-                percent(
-                    balanced_accuracy_score(
-                        targets[part.test],
-                        control.probabilities(part.train, targets[part.train], part.test, seed + fold).argmax(1),
-                    )
-                )
-                for fold, part in enumerate(parts)
-            ]
-            for n, parts in drawn.items()
-        }
-    published = PUBLISHED[which]
-    note = "\n".join(_notes(published, model, layer, data, labels, classes, folds, test, scratch, recipe, left_out))
-    text = f"{_table(published['rows'], accuracy)}\n\n{note}"
-    print(text)
-    paper = {row: {str(n): list(pair) for n, pair in curve.items()} for row, curve in published["rows"].items()}
-    ours = {
-        "accuracy": {row: {str(n): statistics.mean(a) for n, a in curve.items()} for row, curve in accuracy.items()},
-        "deviation": {row: {str(n): deviation(a) for n, a in curve.items()} for row, curve in accuracy.items()},
-        "each": {row: {str(n): a for n, a in curve.items()} for row, curve in accuracy.items()},
-        "C": {str(n): c for n, c in chosen.items()},
-        "left_out": left_out,
-    }
-    settings = {
-        "model": type(model).__name__,
-        "layer": layer,
-        "per_class": list(per_class),
-        "folds": folds,
-        "test": test,
-        "crops": crops,
-        "seed": seed,
-        "images": len(labels),
-        "classes": list(classes),
-        "dataset": type(data).__name__,
-        "scratch": scratch and {str(k): v for k, v in scratch.keywords.items()},
-        "threshold": threshold,
-        "unit": "%",
-    }
-    with results(out) as folder:
-        (folder / "table.md").write_text(text + "\n", encoding="utf-8")
-        figure = draw(published, accuracy, f"{len(classes)} classes, {type(model).__name__} {layer}")
-        figure.savefig(folder / "figure.png", dpi=150)
-        figure.savefig(folder / "figure.pdf")
-        return write_result(folder, which, {**dict.fromkeys(ours), "accuracy": paper}, ours, settings, provenance)
 
+    def __init__(self, data: Any, pretraining: str | None, threshold: float, progress: bool):
+        self.data, self.labels = data, list(getattr(data, "labels", []))
+        self.classes: list[str] = list(getattr(data, "classes", []))
+        if len(self.classes) < 2 or min(self.labels, default=-1) < 0:
+            raise InputError(
+                "transfer needs images of two classes or more, each labelled: class folders, or labels.csv"
+            )
+        left_out = duplicates(data, pretraining, threshold, progress)
+        for i in left_out:
+            self.labels[i] = -1  # in no fold
+        self.left_out = [*left_out.values()]
 
-def checked(
-    data: Any, pretraining: str | None, threshold: float, progress: bool
-) -> tuple[list[int], Sequence[str], list[str]]:
-    """The label of each image, -1 for near duplicates of images that the network was trained on; classes; which."""
-    labels, classes = list(getattr(data, "labels", [])), list(getattr(data, "classes", []))
-    if len(classes) < 2 or min(labels, default=-1) < 0:
-        raise InputError("transfer needs images of two classes or more, each labelled: class folders, or labels.csv")
-    left_out = duplicates(data, pretraining, threshold, progress)
-    for i in left_out:
-        labels[i] = -1  # in no fold
-    return labels, classes, [*left_out.values()]
+    def folds(self, per_class: int, folds: int, test: int, seed: int) -> list[Split]:
+        """See `split`."""
+        how: dict[str, Any] = {"classes": self.classes, "official": self.data.official_split}
+        return [split(self.labels, per_class, test=test, seed=seed, fold=fold, **how) for fold in range(folds)]
 
-
-def frozen(
-    model: nn.Module,
-    data: Any,
-    layers: Sequence[str],
-    cache: str | Path,
-    *,
-    crops: int = 1,
-    progress: bool = True,
-    workers: int | None = None,
-    **how: Any,
-) -> dict[str, np.ndarray]:
-    """`features` of a data set, of its images with their margins where they are of ten crops."""
-    if crops != 1:
-        data = _bytes(data, Stored(Preprocessing.of(model)), progress, "images", workers)
-    return features(model, data, layers, cache, crops=crops, progress=progress, workers=workers, **how)
+    def words(self, folds: int, test: int, per_class: int | None = None) -> str:
+        """What an accuracy is."""
+        training = f"with {per_class}" if per_class else "by"
+        first = "the first of split.csv, the others " if self.data.official_split else ""
+        return (
+            f"Mean over classes of the accuracy, %, {training} training images of each class; mean ± standard "
+            f"deviation (n - 1) of {folds} folds, {first}drawn from all images; up to {test} test images of each class."
+        )
 
 
 def duplicates(data: Any, pretraining: str | None, threshold: float, progress: bool) -> dict[int, str]:
@@ -228,39 +196,43 @@ def duplicates(data: Any, pretraining: str | None, threshold: float, progress: b
     if pretraining is None:
         return {}
     known = Photos(pretraining)
-    images, others = (_bytes(dataset, THUMBNAIL, progress, "compare").tensors[0] for dataset in (data, known))
+    images, others = (_stored(d, THUMBNAIL, "compare", progress=progress).tensors[0] for d in (data, known))
     return {
         i: f"{data.file(i)} is {known.file(j)} ({correlation:.3f})"
         for i, j, correlation in near_duplicates(images, others, threshold)
     }
 
 
-def _bytes(data: Any, how: Stored, progress: bool, description: str, workers: int | None = None) -> TensorDataset:
+def frozen(
+    model: nn.Module, data: Any, layers: Sequence[str], cache: str | Path, *, crops: int = 1, **how: Any
+) -> dict[str, np.ndarray]:
+    """`features` of a data set, of its images with their margins where they are of ten crops."""
+    if crops != 1:
+        reading = {name: how[name] for name in ("workers", "progress") if name in how}
+        data = _stored(data, Stored(Preprocessing.of(model)), "images", **reading)
+    return features(model, data, layers, cache, crops=crops, **how)
+
+
+def _stored(data: Any, transform: Stored, description: str, **reading: Any) -> TensorDataset:
     """The images of a data set as bytes, and their labels, in memory."""
     other = copy.copy(data)
-    other.transform = how
+    other.transform = transform
     if hasattr(other, "size"):  # what is rendered, at that size
-        other.size = (how.size, how.size)
-    return in_memory(other, workers=workers, progress=progress, description=description)
+        other.size = (transform.size, transform.size)
+    return in_memory(other, description=description, **reading)
 
 
 class Control:
     """Networks trained from scratch on nothing but a fold's training images."""
 
     def __init__(
-        self,
-        data: Any,
-        architecture: partial[nn.Module],
-        recipe: Recipe,
-        classes: int,
-        workers: int | None,
-        progress: bool,
+        self, data: Any, architecture: partial[nn.Module], recipe: Recipe | None, classes: int, **reading: Any
     ):
-        self.architecture = partial(architecture, num_classes=classes)
+        self.architecture, self.recipe = partial(architecture, num_classes=classes), recipe or Recipe()
         side = architecture.keywords.get("image_size", 224)
         self.preprocessing = Preprocessing(size=side, resize=round(side * 9 / 8))
-        self.recipe, self.workers, self.progress = recipe, workers, progress
-        self.images = _bytes(data, Stored(self.preprocessing), progress, "images", workers).tensors[0]
+        self.reading = {"workers": reading.get("workers"), "progress": reading.get("progress", True)}
+        self.images = _stored(data, Stored(self.preprocessing), "images", **self.reading).tensors[0]
 
     def probabilities(self, train: Any, labels: Any, test: Any, seed: int) -> np.ndarray:
         """Of each image `test` the probability of each class (m, C), by the network of that seed.
@@ -269,24 +241,53 @@ class Control:
         """
         order = np.random.default_rng(seed).permutation(len(train))
         training = TensorDataset(self.images[train[order]], torch.from_numpy(labels[order]))
-        networks = Networks(
-            Path("outputs", "networks", "scratch"),
-            training,
-            None,
-            self.preprocessing,
-            workers=0,
-            progress=self.progress,
-        )
+        folder = Path("outputs", "networks", "scratch")
+        networks = Networks(folder, training, None, self.preprocessing, **self.reading | {"workers": 0})
         model = networks.trained("scratch", self.architecture, replace(self.recipe, seed=seed)).model
         with evaluating(model):
             batches = self.images[test].split(128)
             return torch.cat([model(network_input(model, images)).softmax(1).cpu() for images in batches]).numpy()
 
+    def accuracies(self, parts: Sequence[Split], labels: Sequence[int], seed: int) -> list[float]:
+        """Of each fold the mean over classes of the accuracy, %."""
+        numbers, rates = np.asarray(labels), []
+        for fold, (train, test) in enumerate(parts):
+            answers = self.probabilities(train, numbers[train], test, seed + fold).argmax(1)
+            rates.append(percent(balanced_accuracy_score(numbers[test], answers)))
+        return rates
 
-def _table(rows: Mapping[str, Mapping[int, Any]], accuracy: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
-    counts = [*next(iter(accuracy.values()))]
+
+def remarks(
+    left_out: Sequence[str], scratch: partial[nn.Module] | None = None, recipe: Recipe | None = None
+) -> list[str]:
+    """What is to be said of training from scratch and of near duplicates, where there are any."""
+    words = []
+    if scratch is not None:
+        side, epochs = scratch.keywords.get("image_size", 224), (recipe or Recipe()).epochs
+        words.append(
+            f"From scratch: another, smaller network, on images of {side} pixels, {epochs} epochs; in the paper the "
+            "same network on 224."
+        )
+    if left_out:
+        words.append(f"Left out as near duplicates of pretraining images: {len(left_out)}: {'; '.join(left_out[:5])}.")
+    return words
+
+
+def _notes(published: Published, settings: Settings, model: str, images: Labelled) -> list[str]:
+    """What the numbers are, and what differs from the paper."""
+    return [
+        images.words(settings.folds, settings.test),
+        f"Pretrained: {model}, {settings.layer}, a new softmax.  What differs from the paper: network and images, "
+        f"{len(images.classes)} classes and {len(images.labels):,} images of {type(images.data).__name__}, there "
+        f"{published.dataset} with {published.classes} classes.",
+        *remarks(images.left_out, settings.scratch, settings.recipe),
+    ]
+
+
+def _table(rows: Mapping[str, Mapping[int, Any]], accuracy: Accuracies) -> str:
+    counts = [*accuracy[PRETRAINED]]
     names = [*rows, *(row for row in accuracy if row not in rows)]
-    published = {row: [_published(rows.get(row, {}).get(n)) for n in counts] for row in names}
+    published = {row: [plus_minus(*rows[row][n]) if n in rows.get(row, {}) else "" for n in counts] for row in names}
     ours = {row: [shown(curve[n]) for n in counts] for row, curve in accuracy.items()}
     if len(counts) > 4:  # a curve, which reads better downwards
         columns = {f"paper, {row}": published[row] for row in rows} | {f"ours, {row}": of for row, of in ours.items()}
@@ -296,59 +297,20 @@ def _table(rows: Mapping[str, Mapping[int, Any]], accuracy: Mapping[str, Mapping
     return table(head, [[row, *published[row], *ours.get(row, [""] * len(counts))] for row in names])
 
 
-def _published(pair: tuple[float, float | None] | None) -> str:
-    return "" if pair is None else f"{pair[0]:.1f}" + ("" if pair[1] is None else f" ± {pair[1]:.1f}")
-
-
-def _notes(
-    published: Mapping[str, Any],
-    model: nn.Module,
-    layer: str,
-    data: Any,
-    labels: Sequence[int],
-    classes: Sequence[str],
-    folds: int,
-    test: int,
-    scratch: partial[nn.Module] | None,
-    recipe: Recipe | None,
-    left_out: Sequence[str],
-) -> list[str]:
-    """What the numbers are, and what differs from the paper."""
-    words = [
-        f"Mean over classes of the accuracy, %, by training images of each class; mean ± standard deviation (n - 1) of "
-        f"{folds} folds, {'the first of split.csv, the others ' if data.official_split else ''}drawn from all "
-        f"images; up to {test} test images of each class.",
-        f"Pretrained: {type(model).__name__}, {layer}, a new softmax.  What differs from the paper: network and "
-        f"images, {len(classes)} classes and {len(labels):,} images of {type(data).__name__}, there "
-        f"{published['title']} with {published['classes']} classes.",
-    ]
-    if scratch is not None and recipe is not None:
-        side = scratch.keywords.get("image_size", 224)
-        words.append(
-            f"From scratch: another, smaller network, on images of {side} pixels, {recipe.epochs} epochs; in the paper "
-            "the same network on 224."
-        )
-    if left_out:
-        words.append(f"Left out as near duplicates of pretraining images: {len(left_out)}: {'; '.join(left_out[:5])}.")
-    return words
-
-
-def draw(published: Mapping[str, Any], accuracy: Mapping[str, Mapping[int, Sequence[float]]], title: str) -> Figure:
-    """Accuracy by training images of each class: the paper's in grey, ours in red."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+def draw(published: Published, accuracy: Accuracies, settings: Settings, words: str) -> Figure:
+    """Accuracy by training images of each class: the paper's in grey, ours in colour."""
+    figure = plots(3.4, settings.width)
     axis = figure.subplots()
-    for (row, curve), marker in zip(published["rows"].items(), "v^os", strict=False):
-        x, y = [*curve], [pair[0] for pair in curve.values()]
-        spread = [pair[1] or 0 for pair in curve.values()]
-        axis.errorbar(x, y, spread, color="0.55", marker=marker, mfc="white", lw=1, label=f"paper: {row}")
-    colours = {"pretrained": "#d0433a", "from scratch": "#3a6fd0"}
-    for row, curve in accuracy.items():
-        x, y = [*curve], [statistics.mean(a) for a in curve.values()]
-        bars = [deviation(a) or 0 for a in curve.values()]
-        axis.errorbar(x, y, bars, marker="o", lw=1.5, label=f"ours: {row}", color=colours[row])
+    how: dict[str, Any] = {"ms": 4, "lw": 1, "mfc": "white", "color": "0.5"}
+    for (row, curve), marker in zip(published.rows.items(), "v^sDP", strict=False):
+        y, bars = [value for value, _ in curve.values()], [spread or 0 for _, spread in curve.values()]
+        axis.errorbar([*curve], y, bars, marker=marker, label=f"paper: {row}", **how)
+    for (row, rates), colour in zip(accuracy.items(), style_of(settings.style).lines, strict=False):
+        y, bars = [*map(statistics.mean, rates.values())], [deviation(each) or 0 for each in rates.values()]
+        how |= {"mfc": colour, "color": colour}
+        axis.errorbar([*rates], y, bars, marker="o", label=f"ours: {row}", **how)
     axis.set(xlabel="training images of each class", ylabel="accuracy, mean over classes, %", ylim=(0, 100))
-    axis.set_title(f"Paper: {published['title']}, {published['classes']} classes.  Ours: {title}", fontsize=9)
-    axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="0.93")
-    axis.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
+    caption(figure, words)
     return figure
