@@ -161,7 +161,7 @@ def test_a_network_of_timms_is_built_with_random_weights(name):
 
     settings = of_timm(name)
     assert settings["layers"] == settings["layer7"] == "auto"
-    model = made(settings, seed=3)
+    model = build(made(settings["architecture"]), preprocessing=made(settings["preprocessing"]), seed=3)
     torch.manual_seed(3)
     again = timm.create_model(name)
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
