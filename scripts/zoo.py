@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from experiments.setup.models import architecture, spread
+from experiments.setup.models import architecture
 from tests.oracles import deconvnet_by_autograd, extent, measured_support, on_the_image
 from zfnet import Deconvnet, InputError, occlusion_maps, receptive_field
+from zfnet.layers import spread
 
 FAMILIES = (
     "alexnet",

@@ -56,6 +56,13 @@ def test_features_are_the_networks_and_are_read_again(model, data, tmp_path, mon
     assert {file.suffix for file in tmp_path.iterdir()} == {".npy", ".json"}
 
 
+def test_features_that_the_next_step_overwrites_are_those_before(model, data, tmp_path):
+    model[1].inplace = True
+    found = compute(model, data, ["0", "4"], tmp_path, progress=False)
+    with torch.no_grad():
+        np.testing.assert_allclose(found["0"], model[0](images_of(data)).flatten(1), atol=1e-5)
+
+
 def other_weights(model, data):
     changed = copy.deepcopy(model)
     changed[0].bias.data[0] += 1

@@ -73,7 +73,8 @@ def test_fig2_shows_whole_images_where_most_of_a_field_lies_beyond(dilation, see
     field = receptive_field(model, "3", 16)
     panel = panel_of("a", deconvnet, data, "3", top, [0, 3, 5], 3, field, Preprocessing(), Look(contrast=1.0))
     assert panel.patches.shape == panel.signals.shape == (3, 2, 3, shown, shown)
-    assert panel.right == f"{'image patches,' if seen == shown else 'whole images: a unit sees'} {seen} x {seen} pixels"
+    words = f"image patches, {seen} x {seen} pixels" if seen == shown else f"whole images, field {seen} x {seen}"
+    assert panel.right == words
     unit = [[0, 3, int(top.row[3, 1]), int(top.column[3, 1])]]
     patch = deconvnet.project_units(data[int(top.image[3, 1])][0][None], "3", unit)
     crop, signal = Preprocessing().pixels(patch.crops), patch.projections

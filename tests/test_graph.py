@@ -268,6 +268,16 @@ def test_work_in_place_on_the_image() -> None:
     assert torch.equal(images, kept)
 
 
+def test_what_a_later_step_overwrites_is_returned_as_it_was() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3)).eval()
+    images, graph = torch.randn(2, 3, 8, 8), Graph(model)
+    before, last = graph.node("0"), graph.node("2")
+    with torch.no_grad():
+        values = graph.run(images, [before, last], graph.call)
+        assert torch.equal(values[before], model[0](images)) and (values[before] < 0).any()
+        assert torch.equal(values[last], model(images))
+
+
 def test_residual_sums_in_place() -> None:
     model = models.resnet18().eval()
     images = torch.randn(1, 3, 64, 64)

@@ -21,6 +21,7 @@ ORDER = [
     "operations",
     "tracing",
     "graph",
+    "layers",
     "views",
     "recording",
     "receptive_fields",

@@ -133,6 +133,20 @@ def test_strides_with_gaps_dilation_groups_and_branches():
     assert_equal_to_plain(odd(), torch.randn(3, 41, 50), "cat", (3, 1), (4, 7))
 
 
+def test_of_a_layer_that_the_next_step_overwrites():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(392, 3)
+    )
+    image = torch.randn(3, 18, 18)
+    assert_equal_to_plain(lively(model), image, "0", 5, 4)
+    maps = occlusion_maps(model, image, size=5, step=4, layer="0", incremental=False)
+    with torch.no_grad():
+        squared = image.clone()
+        squared[:, :5, :5] = 0
+        expected = model[0](squared[None])[0, maps.map].sum()
+    assert maps.activity[0, 0].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
 MEANS = {
     "both": lambda x: x.mean((2, 3)),
     "from the end": lambda x: torch.mean(x, dim=[-1, -2]),

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from torchvision import models
 
-from experiments.setup.models import CLASSIFIERS, architecture, head, spread
+from experiments.setup.models import CLASSIFIERS, architecture
 from scripts.zoo import REFUSED, ZOO, check, drawn
 from zfnet import Deconvnet, InputError, occlusion_maps, scan
 from zfnet.graph import Graph
@@ -60,27 +60,6 @@ def thin(model: nn.Module) -> nn.Module:
 def test_the_zoo_is_all_of_torchvisions_relu_classifiers() -> None:
     assert set(ZOO) | set(REFUSED) == set(CLASSIFIERS) and len(ZOO) == 43
     assert {"resnet152", "densenet201", "vgg19_bn", "regnet_x_32gf", "mnasnet1_3"} < set(ZOO)
-
-
-@pytest.mark.parametrize(
-    ("name", "layers", "layer7"),
-    [
-        ("alexnet", ["features.1", "features.4", "features.7", "features.9", "features.11"], "classifier.5"),
-        ("vgg11", ["features.1", "features.4", "features.9", "features.14", "features.19"], "classifier.4"),
-        ("resnet50", ["relu", "layer1.2.relu_2", "layer2.3.relu_2", "layer3.5.relu_2", "layer4.2.relu_2"], "flatten"),
-        ("densenet121", ["features.relu0", *(f"features.transition{n}.relu" for n in (1, 2, 3)), "relu"], "flatten"),
-        ("shufflenet_v2_x0_5", ["conv1.2", "stage2.3.cat", "stage3.3.cat", "stage3.7.cat", "conv5.2"], "mean"),
-    ],
-)
-def test_layers_spread_over_the_depth(name: str, layers: list[str], layer7: str) -> None:
-    graph = Graph(architecture(name)())
-    assert (spread(graph, 224), head(graph, 224)) == (layers, layer7)
-
-
-def test_layers_of_a_network_with_too_few() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
-    with pytest.raises(InputError, match=r"Sequential has 1 layers that all of the image comes through, not 5: give m"):
-        spread(Graph(model), 8)
 
 
 @pytest.mark.parametrize(

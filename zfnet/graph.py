@@ -331,7 +331,7 @@ class Graph:
             steps: of those that carry a signal, run these alone; the value of another is None.
         A value is freed after its last reader. An InputError names the step that failed.
         """
-        path = self.path(last)
+        path, keep = self.path(last), {*keep, *last}  # in place, a later step would overwrite what is returned
         if steps is not None:
             path = [node for node in path if node in steps or node not in self.carriers]
         left = dict.fromkeys(path, 0)
@@ -348,7 +348,7 @@ class Graph:
                 self._run_step(node, values, left, keep, apply, read, images.shape)
             for source in node.all_input_nodes:
                 left[source] -= 1
-                if not left[source] and source not in keep and source not in last:
+                if not left[source] and source not in keep:
                     values.pop(source, None)
         return values
 

@@ -232,7 +232,7 @@ def panel_of(
         title,
         layer,
         "projections" if filters is None else "filters",
-        f"whole images: a unit sees {extent}" if whole else f"image patches, {extent}",
+        f"whole images, field {field.size[0]} x {field.size[1]}" if whole else f"image patches, {extent}",
         min(columns, len(maps)),
         preprocessing.rgb(signals.unflatten(0, shape) if filters is None else filters[:, None].cpu()),
         crops.unflatten(0, shape),

@@ -17,7 +17,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -80,7 +80,8 @@ def add_model(name: str) -> bool:
 
         if (settings := settings_of(name)) is None:
             return False
-        ConfigStore.instance().store(name, settings, "model", "model")
+        folder, _, own = f"model/{name}".rpartition("/")
+        ConfigStore.instance().store(own, settings, folder, "model")
     return True
 
 
@@ -89,6 +90,8 @@ def refused() -> Iterator[None]:
     """What Hydra and OmegaConf refuse, in one line."""
     try:
         yield
+    except InstantiationException:  # what a function that was called says is not hydra's
+        raise
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         key = str(getattr(cause, "full_key", None) or "").removeprefix("experiment.")

@@ -209,8 +209,8 @@ class Objects:
         if "${layer:" not in experiment:
             names = [name for name in names if f"model.{name}" in experiment]
         if names:
-            from experiments.setup.models import head, spread
             from zfnet.graph import Graph
+            from zfnet.layers import head, spread
 
             graph, size = Graph(made(model.architecture)()), made(model.preprocessing).size
             finders = {"layers": spread, "layer7": head}
