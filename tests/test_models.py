@@ -14,7 +14,7 @@ from torchvision.models import resnet18
 
 from experiments.setup.configuration import configured
 from experiments.setup.efficientnet_lite import EfficientNetLite0, SamePad
-from experiments.setup.models import CLASSIFIERS, build, settings_of
+from experiments.setup.models import build, classifiers, settings_of
 from experiments.setup.objects import made
 from scripts.zoo import check, randomised
 from zfnet import Deconvnet, InputError, receptive_field
@@ -124,7 +124,7 @@ def test_the_package_names_photographs(step, real_data):
 
 def test_classifiers_by_name():
     assert settings_of("resnet500") is None
-    assert all(settings_of(name)["architecture"]["_target_"] == f"torchvision.models.{name}" for name in CLASSIFIERS)
+    assert all(settings_of(name)["architecture"]["_target_"] == f"torchvision.models.{name}" for name in classifiers())
     assert settings_of("inception_v3")["architecture"]["transform_input"]
 
 

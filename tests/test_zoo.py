@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from torchvision import models
 
-from experiments.setup.models import CLASSIFIERS, architecture
+from experiments.setup.models import architecture, classifiers
 from scripts.zoo import REFUSED, ZOO, check, drawn
 from zfnet import Deconvnet, InputError, occlusion_maps, scan
 from zfnet.graph import Graph
@@ -58,7 +58,7 @@ def thin(model: nn.Module) -> nn.Module:
 
 
 def test_the_zoo_is_all_of_torchvisions_relu_classifiers() -> None:
-    assert set(ZOO) | set(REFUSED) == set(CLASSIFIERS) and len(ZOO) == 43
+    assert set(ZOO) | set(REFUSED) == set(classifiers()) and len(ZOO) == 43
     assert {"resnet152", "densenet201", "vgg19_bn", "regnet_x_32gf", "mnasnet1_3"} < set(ZOO)
 
 

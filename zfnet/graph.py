@@ -33,7 +33,7 @@ from zfnet.operations import (
     through_dropout,
 )
 from zfnet.switches import pool
-from zfnet.tracing import call, first_channels, make_tracer, runs_torchs_forward, tells_shape, unwrapped
+from zfnet.tracing import Tracer, call, first_channels, runs_torchs_forward, tells_shape, unwrapped
 from zfnet.windows import WHOLE, Window
 
 # operations whose output may share the memory of their input
@@ -84,7 +84,7 @@ class Graph:
             raise InputError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
         self.model = unwrapped(model)
         self.operations = dict(operations)
-        tracer = make_tracer(self._is_leaf, inputs, self._example)
+        tracer = Tracer(self._is_leaf, inputs, self._example)
         try:
             with evaluating(self.model):
                 graph = tracer.trace(self.model)
@@ -102,7 +102,7 @@ class Graph:
         self.carriers: set[fx.Node] = set()  # the steps that depend on what is in the image, not on its size alone
         self._overwrites: set[fx.Node] = set()
         self._memory: dict[fx.Node, fx.Node] = {}  # the first of the steps whose outputs share memory
-        self._read(graph, tracer.node_to_qualname)
+        self._read(graph, tracer.names)
         self.output = self._first_output(graph)
         self.inputs = [node for node in self.nodes if node.op == "placeholder"]
         self._by_name = {self.names[n]: n for n in self.nodes if n.op.startswith("call") and n in self.carriers}

@@ -8,6 +8,7 @@ are looked up for an example image and noted as guards.
 import functools
 import inspect
 import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -90,14 +91,25 @@ for _name in ("add", "sub", "mul", "truediv"):
     setattr(_Proxy, f"__i{_name}__", _in_place(_name))
 
 
-class _Reading(fx.Tracer):
-    """What this project adds to a tracer."""
+class Tracer(fx.Tracer):
+    """`trace(model)` gives an fx.Graph; the tracer then holds names, constants and guards.
+
+    The names are those of torchvision's `create_feature_extractor`: a module's path, and within it the operation.
+
+    Args:
+        is_leaf: whether a module is one step.
+        inputs: values for arguments of `forward` besides the image.
+        image: makes the example for which conditions on sizes are looked up.
+    """
 
     def __init__(
         self, is_leaf: Callable[[nn.Module], bool], inputs: Mapping[str, Any], image: Callable[[], Tensor]
     ) -> None:
         super().__init__()
         self.is_leaf, self.inputs, self.image = is_leaf, inputs, image
+        self.names: dict[fx.Node, str] = {}
+        self.module = ""  # the module whose forward is traced
+        self.repeats: dict[str, int] = {}  # how often a name was used
         self.constants: dict[str, Tensor] = {}
         self.guards: list[tuple[fx.Node, bool]] = []
         self.failed = ""  # the innermost module that could not be traced
@@ -106,11 +118,23 @@ class _Reading(fx.Tracer):
         return self.is_leaf(m)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        outer, self.module = self.module, self.path_of_module(m)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            self.failed = self.failed or f" at {self.path_of_module(m)} ({type(m).__name__})"
+            self.failed = self.failed or f" at {self.module} ({type(m).__name__})"
             raise
+        finally:
+            self.module = outer
+
+    def create_proxy(self, kind: str, *arguments: Any, **more: Any) -> fx.Proxy:
+        proxy: fx.Proxy = super().create_proxy(kind, *arguments, **more)
+        within = f"{self.module}." if self.module else ""
+        name = self.module if kind == "call_module" else f"{within}{proxy.node}"
+        name = re.sub(r"_[0-9]+$", "", name)  # fx counts in the whole graph, torchvision within a module
+        repeats = self.repeats[name] = self.repeats.get(name, -1) + 1
+        self.names[proxy.node] = f"{name}_{repeats}" if repeats else name
+        return proxy
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         name, by_position, by_name = _arguments(root_fn, self.inputs)
@@ -166,20 +190,6 @@ class _Reading(fx.Tracer):
         if node.op == "call_module":  # to call it would trace it
             return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
         return call(self.root, node, args, kwargs)
-
-
-def make_tracer(is_leaf: Callable[[nn.Module], bool], inputs: Mapping[str, Any], image: Callable[[], Tensor]) -> Any:
-    """A tracer: `trace(model)` gives an fx.Graph, and the tracer then holds names, constants and guards.
-
-    Args:
-        is_leaf: whether a module is one step.
-        inputs: values for arguments of `forward` besides the image.
-        image: makes the example for which conditions on sizes are looked up.
-    """
-    # torchvision takes a second to import, which only those who trace a model should wait for
-    from torchvision.models.feature_extraction import NodePathTracer
-
-    return type("Tracer", (_Reading, NodePathTracer), {})(is_leaf, inputs, image)
 
 
 def _arguments(forward: Callable[..., Any], inputs: Mapping[str, Any]) -> tuple[str, list[Any], dict[str, Any]]:

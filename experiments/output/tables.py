@@ -2,11 +2,10 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-
-from experiments.output.pages import OKABE_ITO, caption, plots
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # half a second, which tables alone do without
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
@@ -61,7 +60,7 @@ def dots(
     ours: Sequence[Mapping[str, Sequence[float]]],
     columns: Mapping[str, str],
     words: str,
-) -> Figure:
+) -> "Figure":
     """The table as a picture: a line for each row, a panel for each column, the paper's number and ours.
 
     Args:
@@ -70,6 +69,8 @@ def dots(
         columns: the panels' titles by column.
         words: the caption.
     """
+    from experiments.output.pages import OKABE_ITO, caption, plots
+
     figure = plots(1.3 + 0.2 * len(labels))
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     red = OKABE_ITO[1]

@@ -25,9 +25,9 @@ def names(group: str) -> list[str]:
     """Those of `conf/`; as models, torchvision's classifiers too."""
     files = {path.stem for path in (CONF / group).glob("*.yaml")}
     if group == "model":
-        from experiments.setup.models import CLASSIFIERS  # a second of import time
+        from experiments.setup.models import classifiers
 
-        files |= set(CLASSIFIERS)
+        files |= set(classifiers())
     return sorted(files)
 
 
@@ -71,11 +71,11 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
     config = configured(single)
     if config.hydra.runtime.choices.model == "own":
         arguments_of(config.model.architecture)  # it can be imported
-    swept_over = [o for o in overrides.values() if o.key_or_group == "experiment" and o.is_sweep_override()]
+    several = [o for o in overrides.values() if o.key_or_group == "experiment" and o.is_sweep_override()]
     known: dict[str, None] = {}
-    for more in [[f"experiment={name}"] for o in swept_over for name in _choices(o)] or [[]]:
-        for _, own in suite(configured([*single, *more]), [*single, *more]):
-            known |= dict.fromkeys(map(str, configured(own).experiment))
+    for more in [[f"experiment={name}"] for o in several for name in _choices(o)] or [[]]:
+        for _, words_of_one in suite(configured([*single, *more]), [*single, *more]):
+            known |= dict.fromkeys(map(str, configured(words_of_one).experiment))
     for name in (*OBJECTS, "_target_"):
         known.pop(name, None)
     return [_addressed(word, override, config, list(known)) for word, override in overrides.items()]

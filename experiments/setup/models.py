@@ -11,22 +11,33 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torchvision import models
 
 from zfnet import weights as files
 from zfnet.data.preprocessing import Preprocessing, Size
 from zfnet.errors import InputError, first_line, unknown_name
 
-CLASSIFIERS = tuple(models.list_models(module=models))
 SETTINGS: dict[str, dict[str, Any]] = {  # transform_input: as the published weights need
     "googlenet": {"transform_input": True, "init_weights": True},
     "inception_v3": {"transform_input": True, "init_weights": True},
 }
 
 
+def zoo() -> Any:
+    """The module `torchvision.models`, whose import takes a second."""
+    from torchvision import models
+
+    return models
+
+
+def classifiers() -> list[str]:
+    """The names of torchvision's classifiers."""
+    names: list[str] = zoo().list_models(module=zoo())
+    return names
+
+
 def architecture(name: str, **settings: Any) -> Callable[..., nn.Module]:
     """What makes one of torchvision's classifiers, with random weights unless it is told otherwise."""
-    return partial(getattr(models, name), **(SETTINGS.get(name, {}) | settings))
+    return partial(getattr(zoo(), name), **(SETTINGS.get(name, {}) | settings))
 
 
 def settings_of(name: str) -> dict[str, Any] | None:
@@ -35,10 +46,10 @@ def settings_of(name: str) -> dict[str, Any] | None:
         known, preprocessing = _timms(name[5:])
         target = {"_target_": "timm.create_model", "model_name": name[5:], "num_classes": known["num_classes"]}
         return _settings(target, preprocessing)
-    if name not in CLASSIFIERS:
+    if name not in classifiers():
         return None
     target = {"_target_": f"torchvision.models.{name}", "num_classes": 1000, **SETTINGS.get(name, {})}
-    return _settings(target, _torchvisions(models.get_model_weights(name).DEFAULT))
+    return _settings(target, _torchvisions(zoo().get_model_weights(name).DEFAULT))
 
 
 def _settings(target: Mapping[str, Any], preprocessing: Preprocessing) -> dict[str, Any]:
@@ -113,9 +124,9 @@ def _published(architecture: Callable[..., nn.Module], weights: str) -> _Publish
         if (classes := settings.get("num_classes", known["num_classes"])) != known["num_classes"]:
             raise InputError(f"timm's weights of {name} are for {known['num_classes']} classes, not {classes}")
         return _Published(f"timm's {name}", {"pretrained": True}, preprocessing)
-    if name not in CLASSIFIERS or getattr(models, name) is not make:
+    if name not in classifiers() or getattr(zoo(), name) is not make:
         raise InputError(f"torchvision publishes no weights {weights} of {name}; give a file")
-    choices = models.get_model_weights(name)
+    choices = zoo().get_model_weights(name)
     if weights not in choices.__members__:
         raise unknown_name(f"weights of {name}", weights, choices.__members__)
     return _Published(str(choices[weights]), {"weights": choices[weights]}, _torchvisions(choices[weights]))
