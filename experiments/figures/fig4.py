@@ -7,12 +7,13 @@ taking the maximum.
 What to look for: lower layers are what they will be within a few epochs, upper ones only after many (40 to 50 of the
 paper's 70). The curves below the panels measure it: how the activations of a layer's maps on fixed images correlate
 with those of the last snapshot; how like the last projection the same unit's is, on the same image; and on how many
-maps the strongest image is another than at the snapshot before.
+maps the strongest image is another than at the snapshot before. A run that was stopped goes on from the last half
+minute of its scan.
 """
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,8 +101,6 @@ def main(
 ) -> dict[str, Any]:
     """Draw feature maps at several epochs of training, and measure when each layer becomes what it is at the end.
 
-    A run that was stopped goes on from the last half minute of its scan.
-
     Args:
         model: the network.
         data: the training images.
@@ -142,8 +141,6 @@ def main(
     )
     tops, random = {layer: [scan[layer] for scan in scans] for layer in layers}, torch.Generator().manual_seed(seed)
     drawn = {layer: chosen(layer, tops[layer][-1], maps, choose, random) for layer in layers}
-    if not any(drawn.values()):
-        raise InputError(f"no feature map of {', '.join(layers)} is ever above 0 on these {scans[0].images} images")
     panels = panels_of(deconvnets, data, tops, drawn, Preprocessing.of(model))
     subset = Subset(data, torch.randperm(len(data), generator=random)[:probes].tolist())
     curves = measured(deconvnets, data, subset, tops, reading)
@@ -152,7 +149,7 @@ def main(
     draw_curves(page, list(files), curves, settled, lines)
     total = sum(len(series[-1].value) for series in tops.values())
     page.caption(
-        f"{type(model).__name__}, {scans[0].images:,} training images, after {listed(files)} epochs. "
+        f"{type(model).__name__}, {scans[0].images:,} training images, after {', '.join(map(str, files))} epochs. "
         f"{sum(map(len, drawn.values()))} of {total:,} feature maps, chosen {how_chosen(choose, seed)}; of each, the "
         f"strongest activation at that epoch, projected{'' if rules == 'deconvnet' else f' by {rules} rules'}. "
         + words(panels, look, enhance, len(subset), read_metadata(list(files.values())[-1]))
@@ -174,7 +171,7 @@ def snapshots(weights: str | Path | None, epochs: Sequence[int] | None = None) -
         raise InputError(f"no snapshots epoch-*.safetensors in {folder}; train the network with experiment=train")
     for n in epochs or ():
         if n not in files:
-            raise InputError(f"no snapshot of epoch {n} in {folder}; there are {listed(sorted(files))}")
+            raise InputError(f"no snapshot of epoch {n} in {folder}; there are {', '.join(map(str, sorted(files)))}")
     return {n: files[n] for n in sorted(set(epochs or files))}
 
 
@@ -198,6 +195,8 @@ def panels_of(
             columns = (torch.cat(column, 1) for column in list(zip(*series, strict=True))[:4])
             tiles = Tiles._make((*columns, series[0].words))
             panels.append(Panel(f"Layer {number}" if len(drawn) == 5 else layer, layer, maps, tiles))
+    if not panels:
+        raise InputError(f"no feature map of {', '.join(drawn)} is ever above 0 on these images")
     return panels
 
 
@@ -265,28 +264,20 @@ def summary(ours: Mapping[str, Any], settled: float) -> str:
     return "\n".join([table(head, rows), *([""] if notes else []), *notes])
 
 
-def listed(epochs: Iterable[int]) -> str:
-    return ", ".join(map(str, epochs))
-
-
 def words(panels: Sequence[Panel], look: Look, enhance: float, probes: int, metadata: Mapping[str, Any]) -> str:
     """For the caption: how tiles are scaled, what the curves are, and what they cannot say."""
-    sentences = [look.words, f"Tiles are enlarged ({look.interpolation}) as is said."]
-    if enhance != 1 and look.colour == "rgb":
-        sentences.append(f"Colours are enhanced: their distance from grey, times {enhance:g}.")
-    sentences.append("Hatched: outside the image.")
-    if any(bool(panel.tiles.empty.any()) for panel in panels):
-        sentences.append("White: never above 0 at that epoch.")
-    sentences.append(
-        f"Curves: means over all maps. Activations: correlation on {probes} training images, everywhere. Projections: "
-        "cosine, of the unit that is strongest at the end, on its image."
+    colours = f" Colours are enhanced: their distance from grey, times {enhance:g}."
+    white = " White: never above 0 at that epoch."
+    falls = " The learning rate of this training falls to 0 at its end: every layer settles by construction."
+    return (
+        f"{look.words}{colours if enhance != 1 and look.colour == 'rgb' else ''} Tiles are enlarged "
+        f"({look.interpolation}) as is said. Hatched: outside the image."
+        f"{white if any(bool(panel.tiles.empty.any()) for panel in panels) else ''} Curves: likeness to the last "
+        f"epoch, means over all maps. Left: of activations, on {probes} training images, everywhere. Middle: of "
+        "projections, of the unit that is strongest at the end, on its image. Right: maps whose strongest image is "
+        "another than at the epoch before."
+        + (falls if metadata.get("identity", {}).get("schedule") == "cosine" else "")
     )
-    if metadata.get("identity", {}).get("schedule") == "cosine":
-        sentences.append(
-            "The learning rate of this training falls to 0 at its end: every layer settles by construction, whatever "
-            "it has learnt."
-        )
-    return " ".join(sentences)
 
 
 def draw_panels(page: Page, panels: Sequence[Panel], epochs: Sequence[int], look: Look, enhance: float) -> None:
@@ -321,7 +312,7 @@ def draw_curves(
     page: Page, epochs: Sequence[int], curves: Mapping[str, Mapping[str, Curve]], settled: float, colours: Sequence[str]
 ) -> None:
     """Three small plots in a line: a curve for each layer."""
-    titles = ("activations, like the last", "projections, like the last", "maps with another image")
+    titles = ("correlation of activations", "cosine of projections", "share of maps with another image")
     span, ticks = math.log(epochs[-1] / epochs[0]), [epochs[-1]]
     for n in reversed(epochs):  # those whose labels do not overlap
         ticks += [n] if math.log(ticks[-1] / n) > 0.09 * span else []
@@ -329,11 +320,9 @@ def draw_curves(
     for n, (title, by_layer) in enumerate(zip(titles, curves.values(), strict=True)):
         axes = page.axes(n * wide + 60, page.y + 2 * LINE, wide - 85, CURVES - 4 * LINE - 16)
         for depth, (layer, curve) in enumerate(by_layer.items()):
-            known = [(epoch, value) for epoch, value in zip(epochs, curve, strict=True) if value is not None]
             marker, colour = MARKERS[depth % len(MARKERS)], colours[depth % len(colours)]
-            axes.plot(
-                *zip(*known, strict=True), marker=marker, color=colour, label=layer, lw=1, ms=3
-            ) if known else None
+            values = [math.nan if value is None else value for value in curve]
+            axes.plot(epochs, values, marker=marker, color=colour, label=layer, lw=1, ms=3)
         axes.set_title(title, loc="left")
         axes.set_xscale("log")
         axes.set_xticks(ticks, map(str, ticks))

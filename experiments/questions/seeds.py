@@ -80,7 +80,7 @@ def main(
         architecture: of the network.
         recipe: how both are trained, but for the seed.
         layers: by name.
-        seed: of the first run; the control, which is not trained, has a third.
+        seed: of the first run; the control, which is not trained, has a third, or it would be kin to a run.
         other: the seed of the second run.
         k: strongest images of a map, counted where the other map has them too.
         drawn: how many of these activations are drawn.
@@ -93,8 +93,7 @@ def main(
         reading: see `Reading`.
     """
     result, page, colours = Result("seeds", out, locals()), Page(width), style_of(style)
-    layers = as_list(layers)
-    result.settings |= {"layers": layers, "alike": ALIKE, "dataset": type(data).__name__}
+    result.settings |= {"layers": (layers := as_list(layers)), "alike": ALIKE, "dataset": type(data).__name__}
     look = Look(contrast, colour, interpolation).check()
     at_least(1, drawn=drawn)
     one_of("rule set", rules, RULE_SETS)
@@ -102,7 +101,6 @@ def main(
         raise InputError(f"seed and other are both {seed}: two runs need two seeds")
     if not 1 <= k <= len(data):
         raise InputError(f"k is {k}; give a number from 1 to that of the images, {len(data)}")
-    # a seed of its own: a network that began as one of the runs would be its kin
     control = Graph(build(architecture, preprocessing=networks.preprocessing, seed=max(seed, other) + 1))
     control.model.to(networks.device)
     for layer in layers:  # before minutes of training
@@ -127,15 +125,11 @@ def main(
         lines.append(line_of(layer, deconvnets, data, tops, compared[layer]["pairs"], drawn, look))
     draw_pairs(page, lines)
     draw_curves(page, curves, colours)
-    who = f"{type(control.model).__name__}, trained twice (seeds {seed} and {other}), {scans[0].images:,} images. "
-    page.caption(who + caption(k, drawn, rules, look))
+    who, images = f"{type(control.model).__name__}, trained twice (seeds {seed} and {other})", scans[0].images
+    page.caption(f"{who}, {images:,} images. {caption(k, drawn, rules, look)}")
     result.figure(page.done())
-    ours = {
-        "layers": compared,
-        "images": scans[0].images,
-        "shared_by_chance": k * k / scans[0].images,
-        "validation_error": {str(n): run.history[-1].get("validation_error") for n, run in runs.items()},
-    }
+    errors = {str(n): run.history[-1].get("validation_error") for n, run in runs.items()}
+    ours = {"layers": compared, "images": images, "shared_by_chance": k * k / images, "validation_error": errors}
     result.text(f"{summary(ours, k)}\n\n{answer(compared)}")
     return result.finish(ours)
 
@@ -207,6 +201,8 @@ def line_of(
     look: Look,
 ) -> Line:
     """The best, the median and the worst pair of a layer, each map by its strongest activations."""
+    if not pairs:
+        raise InputError(f"{layer}: no two maps that are ever above 0 are matched; have the networks learnt at all?")
     graph, k = next(iter(deconvnets.values())).graph, tops[0].value.shape[1]
     field = receptive_field(graph, layer, data[0][0].shape[-2:])
     often = [top.value[:, -1] > 0 for top in tops]
@@ -231,8 +227,8 @@ def caption(k: int, drawn: int, rules: str, look: Look) -> str:
         f"Pairs of feature maps, matched one to one; drawn are those above 0 on {k} images or more, by their "
         f"{min(drawn, k)} strongest activations, from different images: {projections} left (of the first convolution, "
         f"the filter, up to its largest value), image patches right. {look.words} Tiles are enlarged "
-        f"({look.interpolation}) as is said. Hatched: outside the image. White: no activation above 0. Curves: all maps "
-        "of the first run that are ever above 0."
+        f"({look.interpolation}) as is said. Hatched: outside the image. White: no activation above 0. Curves: all "
+        "maps of the first run that are ever above 0."
     )
 
 
