@@ -155,6 +155,8 @@ def test_rules_and_number_of_tiles_change_the_picture_alone(compared, monkeypatc
         assert (one.signals.shape[1], other.signals.shape[1]) == (4, 3)
         assert torch.equal(one.patches[:, :3], other.patches)
         assert not torch.equal(one.signals[:, :3], other.signals)
+        for width in (50, 97, 300):
+            assert one.extent(one.tile(width), 1) <= width < one.extent(one.tile(width) + 1, 1)
 
 
 def test_worked_example() -> None:

@@ -274,8 +274,8 @@ def words(panels: Sequence[Panel], look: Look, enhance: float, probes: int, meta
         f"({look.interpolation}) as is said. Hatched: outside the image."
         f"{white if any(bool(panel.tiles.empty.any()) for panel in panels) else ''} Curves: likeness to the last "
         f"epoch, means over all maps. Left: of activations, on {probes} training images, everywhere. Middle: of "
-        "projections, of the unit that is strongest at the end, on its image. Right: maps whose strongest image is "
-        "another than at the epoch before."
+        "projections, of the unit that is strongest at the end, on its image. Right: the share of maps whose strongest "
+        "image is another than at the epoch before."
         + (falls if metadata.get("identity", {}).get("schedule") == "cosine" else "")
     )
 
@@ -312,7 +312,7 @@ def draw_curves(
     page: Page, epochs: Sequence[int], curves: Mapping[str, Mapping[str, Curve]], settled: float, colours: Sequence[str]
 ) -> None:
     """Three small plots in a line: a curve for each layer."""
-    titles = ("correlation of activations", "cosine of projections", "share of maps with another image")
+    titles = ("correlation of activations", "cosine of projections", "maps with another image")
     span, ticks = math.log(epochs[-1] / epochs[0]), [epochs[-1]]
     for n in reversed(epochs):  # those whose labels do not overlap
         ticks += [n] if math.log(ticks[-1] / n) > 0.09 * span else []

@@ -254,8 +254,8 @@ def draw_pairs(page: Page, lines: Sequence[Line]) -> None:
 
 def draw_curves(page: Page, curves: Mapping[str, Mapping[str, Tensor]], style: Style) -> None:
     """Sorted correlations of each layer in its own axes."""
-    left, gap = 60, 24
-    wide = (page.columns - left - 10 + gap) // len(curves) - gap
+    left, right, gap = 84, 24, 46
+    wide = (page.columns - left - right + gap) // len(curves) - gap
     lowest = min(float(values.min()) for sorts in curves.values() for values in sorts.values())
     for n, (layer, sorts) in enumerate(curves.items()):
         axes = page.axes(left + n * (wide + gap), page.y + 3.6 * LINE, wide, PLOTS - 6 * LINE)
@@ -269,6 +269,6 @@ def draw_curves(page: Page, curves: Mapping[str, Mapping[str, Tensor]], style: S
         if not n:
             axes.set_ylabel("correlation")
             axes.set_xlabel("live maps, sorted, %", labelpad=1)
-            axes.legend(loc="lower left", bbox_to_anchor=(-0.3, 1.18), ncols=4, frameon=False)
+            axes.legend(loc="lower left", bbox_to_anchor=(-0.42, 1.16), ncols=4, frameon=False)
     page.text(0, page.y + LINE / 2, "How like its partner is each map of the first run?", weight="bold", size=8)
     page.y += PLOTS
