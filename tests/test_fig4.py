@@ -1,4 +1,4 @@
-"""Figure 4 on a tiny network with snapshots made here: its winners are the scan's, its curves the slow twins'."""
+"""Figure 4 on a tiny network with snapshots made here: its winners are the scan's, its pictures their projections."""
 
 import copy
 import json
@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
 from experiments.figures import fig4
+from experiments.output.feature_maps import Look
 from experiments.run import command_line
-from zfnet import Deconvnet, InputError, TopActivations, scan, weights
+from zfnet import Deconvnet, InputError, scan, weights
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
-from zfnet.graph import Graph
+from zfnet.rendering import outside
 
 LAYERS = ["relu1", "relu2"]
 EPOCHS = [1, 2, 5, 9]  # 5 and 9 are one and the same
@@ -70,22 +70,33 @@ def data():
 def small(data, weights, out, **more):
     """Figure 4 of a network that is none of the snapshots."""
     model = more.pop("model", None) or network(0)
-    return fig4.main(model, data, out, weights=weights, **{"layers": LAYERS, "width": 500, "progress": False, **more})
+    return fig4.main(model, data, out, weights=weights, **{"layers": LAYERS, "width": 3, "progress": False, **more})
 
 
 @pytest.fixture(scope="module")
 def figure(data, trained, tmp_path_factory):
     out = tmp_path_factory.mktemp("fig4") / "out"
-    return out, small(data, trained, out, maps=4)
+    return out, small(data, trained, out, maps=4, batch_size=4)
 
 
 @pytest.fixture
 def seen(monkeypatch) -> list[fig4.Panel]:
     """The panels that are drawn."""
     panels: list[fig4.Panel] = []
-    draw = fig4.draw
-    monkeypatch.setattr(fig4, "draw", lambda these, *rest, **more: panels.extend(these) or draw(these, *rest, **more))
+    draw = fig4.draw_panels
+    monkeypatch.setattr(
+        fig4, "draw_panels", lambda page, these, *rest: panels.extend(these) or draw(page, these, *rest)
+    )
     return panels
+
+
+@pytest.fixture
+def captions(monkeypatch) -> list[str]:
+    """The captions that are written."""
+    written: list[str] = []
+    write = fig4.Page.caption
+    monkeypatch.setattr(fig4.Page, "caption", lambda page, words: written.append(words) or write(page, words))
+    return written
 
 
 def test_it_writes_what_it_returns(figure):
@@ -94,7 +105,7 @@ def test_it_writes_what_it_returns(figure):
     assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
     assert set(result["paper"]) == set(result["ours"])
     assert result["ours"]["epochs"] == EPOCHS
-    assert Image.open(out / "figure.png").width == 500
+    assert Image.open(out / "figure.png").width == 600
 
 
 def test_winners_are_those_of_each_snapshots_scan(figure, networks, data):
@@ -131,8 +142,8 @@ def test_dead_maps_are_counted_and_left_empty(figure, data, trained, tmp_path, s
     assert ours["dead_maps"]["relu2"][9] == [2]
     assert 2 not in ours["drawn"]["relu2"]
     small(data, trained, tmp_path, layers=["relu1"], choose=[3, 0])
-    assert seen[0].empty.tolist() == [[True, False, False, False], [False] * 4]
-    picture = seen[0].draw(10, quantile=1.0, enhance=1.0)
+    assert seen[0].tiles.empty.tolist() == [[True, False, False, False], [False] * 4]
+    picture = seen[0].draw(10, Look(contrast=1.0), enhance=1.0)
     assert picture.shape == (3, 2 * 10 + fig4.GAP, 4 * 10 + 3 * fig4.GAP)
     assert (picture[:, :10, :10] == 1).all()
     assert not (picture[:, :10, 10 + fig4.GAP : 20] == 1).all()
@@ -147,79 +158,46 @@ def test_what_is_drawn_is_the_winners_projection(networks, data, trained, tmp_pa
         deconvnet, image = Deconvnet(networks[n]), data[winner["image"]][0][None]
         patch = deconvnet.project_units(image, "relu2", [[0, 4, winner["row"], winner["column"]]])
         expected = Preprocessing(size=32, resize=36).rgb(patch.projections)[0]
-        torch.testing.assert_close(seen[0].signals[0, place], expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(seen[0].tiles.signals[0, place], expected, rtol=1e-4, atol=1e-6)
+        beyond = outside(patch.boxes, (32, 32), expected.shape[-2:])[0, 0]
+        assert torch.equal(seen[0].tiles.outside[0, place], beyond)
 
 
-def test_correlations_are_those_of_all_activations(networks, data):
-    images = torch.stack([data[i][0] for i in (0, 3, 4, 7)])
-    deconvnets = [Deconvnet(networks[n]) for n in (1, 2, 9)]
-    found = fig4.correlations_with_last(deconvnets, data, LAYERS, torch.tensor([7, 0, 3, 4]), progress=False)
-    for layer in LAYERS:
-        depth = [name for name, _ in networks[9].named_children()].index(layer) + 1
-        with torch.no_grad():
-            each = [networks[n][:depth](images).double().movedim(1, 0).flatten(1) for n in (1, 2, 9)]
-        for n, x in enumerate(each):
-            for m in range(len(x)):
-                expected = float(torch.corrcoef(torch.stack([x[m], each[-1][m]]))[0, 1])
-                if not each[-1][m].any():
-                    assert found[layer][n, m].isnan()
-                else:
-                    assert float(found[layer][n, m]) == pytest.approx(
-                        expected if x[m].any() else 0, rel=1e-9, abs=1e-12
-                    )
+def test_what_lies_outside_the_image_is_not_grey(data, trained, tmp_path, seen):
+    small(data, trained, tmp_path, layers=["relu2"])
+    picture, tiles = seen[0].draw(17, Look(), enhance=1.5), seen[0].tiles  # a pixel for each
+    pixels = picture.unfold(1, 17, 17 + fig4.GAP).unfold(2, 17, 17 + fig4.GAP)
+    beyond = tiles.outside & ~tiles.empty[:, :, None, None]
+    assert beyond.any() and not beyond.all()
+    assert {round(value, 2) for value in pixels[0][beyond].tolist()} == {0.72, 1.0}
 
 
-def test_likenesses_are_the_cosines_of_whole_projections(networks, data):
-    models = [networks[n] for n in (1, 2, 9)]
-    top = scan(models[-1], data, ["relu2"], 1, progress=False)["relu2"]
-    found = fig4.likenesses([Deconvnet(m) for m in models], data, {"relu2": top}, at_once=3, progress=False)["relu2"]
-    for m in range(7):
-        image, row, column = (int(places[m, 0]) for places in (top.image, top.row, top.column))
-        projections = []
-        for model in models:
-            deconvnet = Deconvnet(model)
-            recording = deconvnet.record(data[image][0][None], ["relu2"])
-            signal = torch.zeros_like(recording.activations["relu2"])
-            signal[0, m, row, column] = recording.activations["relu2"][0, m, row, column]
-            projections.append(deconvnet.project(recording, "relu2", signal).double().flatten())
-        if top.value[m, 0] <= 0:
-            assert found[:, m].isnan().all()
-            continue
-        expected = [float(F.cosine_similarity(p, projections[-1], dim=0)) for p in projections]
-        assert found[:, m].tolist() == pytest.approx(expected, abs=1e-5)
-        assert found[-1, m] == 1
+def test_colours_are_enhanced_and_grey_has_none(data, trained, tmp_path, seen):
+    small(data, trained, tmp_path, layers=["relu1"])
+    plain, strong, grey = (
+        seen[0].draw(5, Look(contrast=1.0, colour=colour), enhance)
+        for colour, enhance in (("rgb", 1.0), ("rgb", 1.5), ("grey", 1.5))
+    )
+    spread = [(picture.amax(0) - picture.amin(0)).mean() for picture in (plain, strong, grey)]
+    assert spread[1] > 1.2 * spread[0] > 0
+    assert spread[2] < 1e-6
 
 
-def test_settled_is_where_a_curve_stays_above():
-    assert fig4.settled_epoch([1, 2, 5, 9], [0.1, 0.9, 0.95, 1.0], 0.9) == 2
-    assert fig4.settled_epoch([1, 2, 5, 9], [0.95, 0.2, 0.95, 1.0], 0.9) == 5
-    assert fig4.settled_epoch([1, 2, 5, 9], [0.9, 0.9, 0.9, 1.0], 0.9) == 1
-    assert fig4.settled_epoch([1, 2, 5, 9], [0.1, 0.2, 0.3, 1.0], 0.9) is None
-    assert fig4.settled_epoch([1, 2, 5, 9], [None, None, None, None], 0.9) is None
+def test_rules_change_projections_and_not_winners(figure, data, trained, tmp_path, captions):
+    ours = small(data, trained, tmp_path, maps=4, rules="guided", batch_size=4)["ours"]
+    assert "projected by guided rules" in captions[0]
+    for name in ("winners", "activations", "drawn"):
+        assert json.dumps(ours[name]) == json.dumps(figure[1]["ours"][name])
+    assert ours["projections"]["relu2"] != figure[1]["ours"]["projections"]["relu2"]
 
 
-def test_a_map_whose_image_stays_has_not_changed():
-    def top(value, image):
-        places = torch.tensor(image)[:, None]
-        return TopActivations(torch.tensor(value)[:, None], places, places, places)
-
-    tops = [top([1.0, 1.0, 0.0, 1.0], [0, 1, 2, 3]), top([2.0, 2.0, 2.0, 2.0], [0, 5, 6, 3]), top([0.0] * 4, [0] * 4)]
-    assert fig4.changed(tops) == [None, 1 / 3, None]
-
-
-def test_snapshots_in_one_network_keep_their_layers_names():
-    class Branches(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.two = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-
-        def forward(self, x):
-            x = F.relu(self.one(x))
-            return F.relu(F.relu(self.two(x)) + x).mean((2, 3))
-
-    alone = Graph(Branches()).layers
-    both = Graph(fig4.Snapshots({"epoch1": Branches(), "epoch2": Branches()})).layers
-    assert both == [f"epoch{n}.{layer}" for n in (1, 2) for layer in alone]
+@pytest.mark.parametrize("schedule", ["cosine", "plateau", None])
+def test_a_rate_that_falls_to_zero_is_said(schedule, networks, data, tmp_path, captions):
+    metadata = {"identity": {"schedule": schedule}} if schedule else {}
+    for n in (1, 9):
+        weights.save(networks[n], tmp_path / "train" / "epochs" / f"epoch-{n:04d}.safetensors", **metadata)
+    small(data, tmp_path / "train" / "model.safetensors", tmp_path / "out", layers=["relu1"], maps=1)
+    assert ("every layer settles by construction" in captions[0]) == (schedule == "cosine")
 
 
 def test_the_model_is_left_as_it_was_found(data, trained, tmp_path):
@@ -253,14 +231,15 @@ def test_a_run_that_was_stopped_goes_on(where, figure, data, trained, tmp_path, 
     assert files(tmp_path) == {"scan.partial"}
     monkeypatch.undo()
     scanned: list[int] = []
+    scan_together = fig4.scan_together
 
     def counted(*arguments, **settings):
         before = Interrupted.reads
-        found = scan(*arguments, **settings)
+        found = scan_together(*arguments, **settings)
         scanned.append(Interrupted.reads - before)
         return found
 
-    monkeypatch.setattr(fig4, "scan", counted)
+    monkeypatch.setattr(fig4, "scan_together", counted)
     result = small(images, trained, tmp_path / "out", maps=4, batch_size=4)
     assert scanned == [4 if where == "scan" else 0]  # of 12
     ours, expected = ({**r["ours"], "dataset": None} for r in (result, figure[1]))
@@ -283,9 +262,12 @@ def test_a_run_that_was_stopped_goes_on(where, figure, data, trained, tmp_path, 
         ({"maps": 0}, "maps is 0"),
         ({"probes": 0}, "probes is 0"),
         ({"enhance": -1}, "enhance is -1"),
-        ({"quantile": 0}, "quantile is 0"),
+        ({"contrast": 0}, "contrast is 0"),
         ({"settled": 1.5}, "settled is 1.5"),
-        ({"width": 3}, "width is 3"),
+        ({"width": 500}, "width is 500"),
+        ({"rules": "guide"}, "no rule set 'guide'"),
+        ({"colour": "green"}, "no colour 'green'"),
+        ({"style": "dark"}, "no style 'dark'"),
     ],
 )
 def test_it_refuses_in_words_and_leaves_nothing(data, trained, tmp_path, settings, message):
@@ -305,7 +287,7 @@ def test_one_snapshot_is_a_figure_too(data, trained, tmp_path):
 def test_the_command_trains_first_and_finds_its_snapshots(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["model.architecture.maps=[4,4,4,4,4]", "model.architecture.hidden=[8]", "data.count={train: 24, val: 8}"]
-    words += ["train.epochs=3", "maps=2", "width=800"]
+    words += ["train.epochs=3", "maps=2", "width=4"]
     monkeypatch.setattr(sys, "argv", ["run.py", "experiment=fig4", *words])
     command_line()
     out = tmp_path / "outputs" / "fig4" / "zfnet_small-scenes"

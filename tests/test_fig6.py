@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from experiments.figures import fig6
+from experiments.output.feature_maps import Look
 from experiments.run import command_line
 from experiments.setup.networks import Trained
 from zfnet import Deconvnet, InputError, ZFNet, receptive_field, scan
@@ -47,7 +48,7 @@ def data():
 
 
 def main(data, out, networks, **settings):
-    settings = {"maps": [1, 2], "k": 4, "width": 600, "progress": False, "workers": 0, **settings}
+    settings = {"maps": [1, 2], "k": 4, "width": 4, "progress": False, "workers": 0, **settings}
     return fig6.main(data, out, networks=networks, **{"architecture": ARCHITECTURE, "recipe": RECIPE, **settings})
 
 
@@ -70,7 +71,7 @@ def test_it_writes_what_it_returns(drawn):
     assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
     assert list(result["paper"]) == list(result["ours"]) == NAMES
     assert all(set(result["paper"][name]) == set(result["ours"][name]) for name in NAMES)
-    assert Image.open(out / "figure.png").width == 600
+    assert Image.open(out / "figure.png").width == 800
     assert len((out / "table.md").read_text().splitlines()) == 2 + len(fig6.ROWS)
 
 
@@ -106,6 +107,27 @@ def test_shares_are_the_mean_of_filters_that_live(drawn):
     assert numbers["aliased"] == pytest.approx(float(aliased_energy(live, 2).mean()))
 
 
+@pytest.mark.parametrize(("name", "stride"), [("fig3 not renormalised", 2), ("krizhevsky", 4), ("fig3", 2)])
+def test_filters_are_compared_with_the_patches_that_they_respond_to(drawn, data, name, stride):
+    model, numbers = drawn[2].asked[name][0], drawn[1]["ours"][name]
+    top, field = (
+        scan(model, data, ["relu1"], 4, progress=False, workers=0)["relu1"],
+        receptive_field(model, "relu1", 67),
+    )
+    lost = []
+    for m, rank in (top.value > 0).nonzero().tolist():
+        if numbers["each_filter"]["dead"][m] or numbers["each_filter"]["faint"][m]:
+            continue
+        upper, left, lower, right = field.box(int(top.row[m, rank]), int(top.column[m, rank]))
+        whole = torch.nn.functional.pad(data[int(top.image[m, rank])][0][None], [20] * 4)
+        lost.append(float(aliased_energy(whole[..., upper + 20 : lower + 20, left + 20 : right + 20], stride)))
+    assert numbers["patches_aliased"] == pytest.approx(sum(lost) / len(lost), rel=1e-4)
+    for prefix in ("", "layer2_"):
+        ratio = numbers[f"{prefix}aliased"] / numbers[f"{prefix}patches_aliased"]
+        assert numbers[f"{prefix}aliased_ratio"] == pytest.approx(ratio, rel=1e-12)
+    assert f"{numbers['aliased_ratio']:.3g}" in (drawn[0] / "table.md").read_text()
+
+
 @pytest.mark.parametrize(("name", "stride"), [("krizhevsky", 4), ("fig3", 2)])
 def test_projections_are_measured_one_by_one(drawn, data, name, stride):
     model, _ = drawn[2].asked[name]
@@ -132,10 +154,21 @@ def test_projections_are_measured_one_by_one(drawn, data, name, stride):
 def test_one_that_dominates_leaves_the_others_grey(scale):
     filters = torch.randn(4, 3, 7, 7)
     filters[0] *= 100
-    picture = fig6._filters(filters, scale, 40)
+    picture, enlarged = fig6.picture_of(fig6.Seen({}, filters, None), 1, scale, Look(), 40)
+    assert picture.shape == (3, 38, 38) and enlarged == 18 / 7
     half = picture.shape[-1] // 2
     strength = (picture[:, half + 2 :, half + 2 :] - 0.5).abs().max()
     assert (strength < 0.05) == (scale == "panel")
+
+
+def test_rules_change_projections_and_not_filters(drawn, data, tmp_path):
+    before, ours = (
+        drawn[1]["ours"]["krizhevsky"],
+        main(data, tmp_path, Networks(), rules="guided")["ours"]["krizhevsky"],
+    )
+    for name in ("aliased", "patches_aliased", "layer2_dead_maps", "layer2_patches_aliased", "layer2_drawn"):
+        assert ours[name] == before[name]
+    assert ours["layer2_aliased"] != before["layer2_aliased"]
 
 
 def test_networks_that_are_the_same_are_said_to_be(drawn, data, tmp_path):
@@ -165,6 +198,8 @@ def test_layers_that_are_all_dead_are_drawn_as_such(data, tmp_path):
     ours = main(data, tmp_path, Networks(change))["ours"]["fig3"]
     assert (ours["dead_filters"], ours["faint_filters"], ours["layer2_dead_maps"]) == (1, 1, 1)
     assert ours["largest_rms_over_median"] is ours["low"] is ours["layer2_aliased"] is None
+    assert ours["patches_aliased"] is ours["aliased_ratio"] is ours["layer2_aliased_ratio"] is None
+    assert "nan" not in fig6.panel_words(ours, 1) + fig6.panel_words(ours, 2)
 
 
 def diverging(name, model):
@@ -184,21 +219,25 @@ def failing(name, model):
         ({"recipe": Recipe(max_filter_rms=None)}, "give train.max_filter_rms"),
         ({"maps": [0, 2]}, "maps is"),
         ({"scale": "map"}, "no scale 'map'"),
-        ({"quantile": 2}, "quantile"),
-        ({"width": 3}, "narrow"),
+        ({"contrast": 2}, "contrast is 2"),
+        ({"width": 600}, "inches"),
+        ({"rules": "guide"}, "no rule set 'guide'"),
+        ({"colour": "green"}, "no colour 'green'"),
         ({"k": 7}, "fewer than k=7"),
     ],
 )
 def test_refused_in_words_with_nothing_left(data, tmp_path, settings, message):
     settings = copy.copy(settings)
+    networks = settings.pop("networks", Networks())
     with pytest.raises(InputError, match=message):
-        main(data, tmp_path / "out", settings.pop("networks", Networks()), **settings)
+        main(data, tmp_path / "out", networks, **settings)
     assert not list(tmp_path.iterdir())
+    assert not networks.asked or "fewer" in message  # before minutes of training
 
 
 def test_the_command_trains_all_three(tmp_path, monkeypatch):
     words = ["model.architecture.maps=[4,4,4,4,4]", "model.architecture.hidden=[8,8]", "data.count={train: 16, val: 6}"]
-    words += ["experiment=fig6", "train.epochs=1", "maps=[1,1]", "k=1", "width=500", "device=cpu"]
+    words += ["experiment=fig6", "train.epochs=1", "maps=[1,1]", "k=1", "width=4", "device=cpu"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["run.py", *words])
     command_line()

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from experiments.output.feature_maps import Look, Panel
 from experiments.questions import seeds
 from experiments.run import command_line
 from experiments.setup.models import build
@@ -59,7 +60,7 @@ def data() -> Scenes:
 @pytest.fixture
 def compared(data, tmp_path):
     def compared(networks=None, **settings):
-        settings = {"layers": LAYERS, "k": 4, "width": 1200, "progress": False} | settings
+        settings = {"layers": LAYERS, "k": 4, "width": 6, "progress": False} | settings
         networks = networks or Untrained()
         return seeds.main(
             data, tmp_path / "a" / "b", networks=networks, architecture=architecture, recipe=Recipe(), **settings
@@ -135,11 +136,27 @@ def test_maps_that_fire_often_are_drawn_first(data) -> None:
     pairs = [[0, 0, 1.0, 1], [1, 1, 0.5, 2], [2, 2, 0.25, 2]]
 
     def shown(*pairs: list) -> list[str]:
-        line = seeds._line("relu1", [Deconvnet(model)] * 2, data, [top, top], pairs, [0, 1], PREPROCESSING, 1.0)
+        deconvnets = {"seed 0": Deconvnet(model), "seed 1": Deconvnet(model)}
+        line = seeds.line_of("relu1", deconvnets, data, [top, top], pairs, 2, Look(contrast=1.0))
         return [panels[0].title for _, panels in line.pairs]
 
     assert shown(*pairs) == ["seed 0, map 1", "seed 0, map 1", "seed 0, map 2"]
     assert shown(pairs[0]) == ["seed 0, map 0"] * 3
+
+
+def test_rules_and_number_of_tiles_change_the_picture_alone(compared, monkeypatch) -> None:
+    panels: list[Panel] = []
+    panel_of = seeds.panel_of
+    monkeypatch.setattr(seeds, "panel_of", lambda *given: panels.append(panel_of(*given)) or panels[-1])
+    both = [compared(**settings)["ours"]["layers"] for settings in ({}, {"rules": "guided", "drawn": 3})]
+    assert both[0] == both[1]
+    plain, guided = panels[6:12], panels[18:]  # six of each layer
+    for one, other in zip(plain, guided, strict=True):
+        assert (one.signals.shape[1], other.signals.shape[1]) == (4, 3)
+        assert torch.equal(one.patches[:, :3], other.patches)
+        assert not torch.equal(one.signals[:, :3], other.signals)
+        for width in (50, 97, 300):
+            assert one.extent(one.tile(width), 1) <= width < one.extent(one.tile(width) + 1, 1)
 
 
 def test_worked_example() -> None:
@@ -179,7 +196,12 @@ def test_the_answer_follows_the_numbers() -> None:
         ({"seed": 1}, "seed and other are both 1"),
         ({"layers": ["relu7"]}, "no layer of Sequential 'relu7'"),
         ({"k": 13}, "k is 13"),
-        ({"width": 30}, "too narrow"),
+        ({"width": 1200}, "inches"),
+        ({"drawn": 0}, "drawn is 0"),
+        ({"contrast": 0}, "contrast is 0"),
+        ({"colour": "green"}, "no colour 'green'"),
+        ({"rules": "guide"}, "no rule set 'guide'"),
+        ({"style": "dark"}, "no style 'dark'"),
     ],
 )
 def test_refuses_in_words_before_it_trains(compared, tmp_path: Path, settings, message: str) -> None:
@@ -202,7 +224,7 @@ def test_refuses_a_network_that_is_dead(compared, tmp_path: Path) -> None:
 
 
 def test_the_command_trains_twice_and_not_again(tmp_path: Path, monkeypatch, capsys) -> None:
-    words = ["experiment=seeds", "layers=[relu1]", "data.count={train: 12, val: 9}", "train.epochs=1", "width=1000"]
+    words = ["experiment=seeds", "layers=[relu1]", "data.count={train: 12, val: 9}", "train.epochs=1", "width=5"]
     words += ["model.architecture.maps=[4,4,4,4,4]", "model.architecture.hidden=[8]", "model.preprocessing.size=64"]
     words += ["model.architecture.image_size=64", "workers=0", "device=cpu"]
     monkeypatch.chdir(tmp_path)

@@ -139,6 +139,14 @@ def dead_maps(top: TopActivations) -> list[int]:
     return (~(top.value[:, 0] > 0)).nonzero().flatten().tolist()
 
 
+def marked(pictures: Tensor, outside: Tensor, empty: Tensor) -> Tensor:
+    """Pictures (N, 3, H, W) hatched `outside` (N, h, w) the image, and white where `empty` (N,) says that none is."""
+    beyond = enlarged(outside[:, None].float(), pair(pictures.shape[-2:]), "nearest")[:, 0] > 0.5
+    pictures = torch.stack([hatched(*tile) for tile in zip(pictures, beyond, strict=True)])
+    pictures[empty] = 1
+    return pictures
+
+
 @dataclass
 class Panel:
     """What is drawn of one layer: projections, or filters, beside image patches."""
@@ -175,21 +183,22 @@ class Panel:
         """How many times as large as its pixels a tile is."""
         return tile / self.patches.shape[-1]
 
+    def tile(self, width: int) -> int:
+        """Pixels along one side of the largest tile that keeps projections or patches within a width; 4 or more."""
+        block = (width + MAP_GAP) // self.columns - MAP_GAP
+        return max((block + TILE_GAP) // self.side - TILE_GAP, 4)
+
     def draw(self, tile: int) -> tuple[Tensor, Tensor]:
         """Projections and patches as two images (3, H, W)."""
         block, (maps, n) = self.block(tile), self.signals.shape[:2]
         size = (block, block) if n == 1 else (tile, tile)
         together = n if self.look.scale == "map" else 1
         look = self.look if n > 1 else self.look._replace(contrast=1.0)  # filters have no few extreme values
-        left = look.pictures(self.signals.flatten(0, 1), size, together).unflatten(0, (maps, n))
+        left = look.pictures(self.signals.flatten(0, 1), size, together)
         right = enlarged(self.patches.flatten(0, 1), (tile, tile), self.look.interpolation).clamp(0, 1)
-        right = right.unflatten(0, (maps, -1))
-        beyond = enlarged(self.outside.float(), (tile, tile), "nearest") > 0.5
-        for pictures in (left, right) if n > 1 else (right,):
-            for picture, where in zip(pictures.flatten(0, 1), beyond.flatten(0, 1), strict=True):
-                picture.copy_(hatched(picture, where))
-            pictures[self.empty] = 1
-        return self._page(left, block), self._page(right, block)
+        marks = self.outside.flatten(0, 1), self.empty.flatten()
+        left, right = left if n == 1 else marked(left, *marks), marked(right, *marks)
+        return self._page(left.unflatten(0, (maps, n)), block), self._page(right.unflatten(0, (maps, -1)), block)
 
     def _page(self, tiles: Tensor, block: int) -> Tensor:
         columns = self.side if tiles.shape[1] > 1 else 1
@@ -198,6 +207,48 @@ class Panel:
             picture = grid(tiles_of_map, columns, TILE_GAP)
             whole[:, : picture.shape[1], : picture.shape[2]] = picture
         return grid(blocks, self.columns, MAP_GAP)
+
+
+class Tiles(NamedTuple):
+    """The strongest activations of some maps, as they are drawn."""
+
+    signals: Tensor  # (maps, k, 3, S, S): projections, RGB
+    patches: Tensor  # (maps, k, 3, S, S) in 0..1
+    outside: Tensor  # (maps, k, S, S): beyond the image, or beyond what the unit sees
+    empty: Tensor  # (maps, k): where there is no activation above 0
+    words: str  # what the patches are
+
+
+def tiles_of(
+    deconvnet: Deconvnet,
+    data: Any,
+    layer: str,
+    top: TopActivations,
+    maps: Sequence[int],
+    field: ReceptiveField,
+    preprocessing: Preprocessing,
+) -> Tiles:
+    """Project the strongest activations of some of a layer's maps, and cut out what they see."""
+    shape = (len(maps), top.value.shape[1])
+    whole = math.prod(field.size) > 2 * math.prod(field.image_size)  # most of a patch would lie beyond the image
+    patches = project_top(deconvnet, data, layer, top, maps, whole=whole)
+    crops, signals = preprocessing.pixels(patches.crops).clamp(0, 1).cpu(), patches.projections.cpu()
+    if whole:  # what lies outside its field, as seen from there
+        boxes = torch.tensor([field.box(row, column) for _, _, row, column in top.units(maps).tolist()])
+        corners, image_size = -boxes[:, :2], torch.tensor(field.image_size)
+        beyond = outside(torch.cat([corners, corners + image_size], 1), field.size, field.image_size).to(crops)
+        words = f"whole images: a unit sees {field.size[0]} x {field.size[1]} pixels"
+    else:
+        beyond = outside(patches.boxes, field.image_size, pair(crops.shape[-2:])).to(crops)
+        crops, signals, beyond = (fill_canvas(part, patches.boxes.cpu()) for part in (crops, signals, beyond))
+        words = f"image patches, {sizes(patches.boxes)}"
+    return Tiles(
+        preprocessing.rgb(signals).unflatten(0, shape),
+        crops.unflatten(0, shape),
+        (beyond[:, 0] > 0.5).unflatten(0, shape),
+        (patches.values <= 0).unflatten(0, shape).cpu(),
+        words,
+    )
 
 
 def panel_of(
@@ -213,31 +264,22 @@ def panel_of(
     look: Look,
 ) -> Panel:
     """Project and render the strongest activations of some of a layer's maps."""
-    shape = (len(maps), top.value.shape[1])
-    whole = math.prod(field.size) > 2 * math.prod(field.image_size)  # most of a patch would lie beyond the image
-    patches = project_top(deconvnet, data, layer, top, maps, whole=whole)
-    if whole:  # what lies outside its field, as seen from there
-        boxes = torch.tensor([field.box(row, column) for _, _, row, column in top.units(maps).tolist()])
-        corners, image_size = -boxes[:, :2], torch.tensor(field.image_size)
-        beyond = outside(torch.cat([corners, corners + image_size], 1), field.size, field.image_size)
-    else:
-        beyond = outside(patches.boxes, field.image_size, pair(patches.crops.shape[-2:]))
-    crops, signals = preprocessing.pixels(patches.crops).clamp(0, 1).cpu(), patches.projections.cpu()
-    beyond = beyond.to(crops)
-    if not whole:
-        crops, signals, beyond = (fill_canvas(part, patches.boxes.cpu()) for part in (crops, signals, beyond))
+    tiles = tiles_of(deconvnet, data, layer, top, maps, field, preprocessing)
     filters = first_filters(deconvnet, layer, maps, field)
-    extent = sizes(patches.boxes) if not whole else f"{field.size[0]} x {field.size[1]} pixels"
     return Panel(
         title,
         layer,
         "projections" if filters is None else "filters",
+<<<<<<< HEAD
         f"whole images, field {field.size[0]} x {field.size[1]}" if whole else f"image patches, {extent}",
+=======
+        tiles.words,
+>>>>>>> h1
         min(columns, len(maps)),
-        preprocessing.rgb(signals.unflatten(0, shape) if filters is None else filters[:, None].cpu()),
-        crops.unflatten(0, shape),
-        (beyond[:, 0] > 0.5).unflatten(0, shape),
-        (patches.values <= 0).unflatten(0, shape).cpu(),
+        tiles.signals if filters is None else preprocessing.rgb(filters[:, None].cpu()),
+        tiles.patches,
+        tiles.outside,
+        tiles.empty,
         look,
     )
 

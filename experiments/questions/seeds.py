@@ -9,36 +9,46 @@ What to look for: the best pairs show the same patches and the same projections,
 whether the curve of the two runs stands as far above that of the untrained network in high layers as in low ones.
 """
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from experiments.figures.fig2 import LAYER_GAP, MAP_GAP, TILE_GAP, Panel, panel_of
-from experiments.output.pages import DPI, frame, page, place, text
-from experiments.output.results import Provenance, results, table, write_result
+from experiments.output.feature_maps import MAP_GAP, Look, Panel, deconvnet_of, panel_of
+from experiments.output.pages import LINE, Page, Style, style_of
+from experiments.output.results import Result
+from experiments.output.tables import table
+from experiments.setup.checks import as_list, at_least, one_of
 from experiments.setup.models import build
 from experiments.setup.networks import Networks
+from experiments.setup.reading import Reading
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.analysis.matching import bipartite_matching, correlations
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.graph import Graph
+from zfnet.operations import RULE_SETS
 from zfnet.training import Recipe
 
 SHOWN = {"best": 0.0, "median": 0.5, "worst": 1.0}  # where in a layer's pairs, by falling correlation
 ALIKE = 0.5  # maps of two runs with a correlation above this count as the same
-CURVES: dict[str, tuple[str, dict[str, Any]]] = {  # of figure.png
-    "best": ("best partner, shared or not", {"color": "C0", "ls": ":"}),
-    "trained": ("one to one", {"color": "C0"}),
-    "untrained": ("with an untrained network", {"color": "C1"}),
-    "shuffled": ("with other images (chance)", {"color": "0.6"}),
+CURVES = {  # each one's label, colour by number, and line
+    "best": ("best partner, shared or not", 0, ":"),
+    "trained": ("one to one", 0, "-"),
+    "untrained": ("with an untrained network", 1, "--"),
+    "shuffled": ("with other images (chance)", 7, "-."),
 }
-MARGIN, HEAD, PLOTS, PAIR_GAP, HALF_GAP = 20, 100, 460, 54, 20  # pixels
+HEAD, PLOTS, PAIR_GAP, HALF_GAP, LINE_GAP = 3 * LINE + 4, 300, 32, 12, 18  # pixels
+
+
+class Line(NamedTuple):
+    """What is drawn of one layer: for each shown pair its words, and the map of each run."""
+
+    title: str
+    pairs: list[tuple[str, list[Panel]]]
 
 
 def main(
@@ -52,91 +62,86 @@ def main(
     seed: int = 0,
     other: int = 1,
     k: int = 9,
-    quantile: float = 0.995,
-    batch_size: int = 64,
-    workers: int | None = None,
-    width: int = 2400,
-    progress: bool = True,
+    drawn: int = 4,
+    rules: str = "deconvnet",
+    contrast: float = 0.995,
+    colour: str = "rgb",
+    interpolation: str = "bicubic",
+    style: str = "safe",
+    width: float = 6.9,
+    **reading: Unpack[Reading],
 ) -> dict[str, Any]:
-    """Train twice, match the maps of each layer, draw pairs and correlations; return what result.json holds.
+    """Train a network twice, match the maps of each layer, and draw pairs of maps and their correlations.
 
-    seed, other: of the two runs. The control, which is not trained, has a third.
-    k: of a map's strongest images, which are drawn, and counted where the other map has them too.
+    Args:
+        data: the images.
+        out: the folder of the result.
+        networks: of the data set, by their training.
+        architecture: of the network.
+        recipe: how both are trained, but for the seed.
+        layers: by name.
+        seed: of the first run; the control, which is not trained, has a third, or it would be kin to a run.
+        other: the seed of the second run.
+        k: strongest images of a map, counted where the other map has them too.
+        drawn: how many of these activations are drawn.
+        rules: how the signal goes back: "deconvnet", "guided" or "gradient".
+        contrast: the scale ends at this quantile of a projection's non-zero absolute values.
+        colour: "rgb", or "grey": the mean of a projection's colours.
+        interpolation: "bicubic", or "nearest", which shows pixels as squares.
+        style: colours of the curves: "safe" for colour-blind readers, or "paper".
+        width: of the page, inches.
+        reading: see `Reading`.
     """
+    result, page, colours = Result("seeds", out, locals()), Page(width), style_of(style)
+    result.settings |= {"layers": (layers := as_list(layers)), "alike": ALIKE, "dataset": type(data).__name__}
+    look = Look(contrast, colour, interpolation).check()
+    at_least(1, drawn=drawn)
+    one_of("rule set", rules, RULE_SETS)
     if seed == other:
         raise InputError(f"seed and other are both {seed}: two runs need two seeds")
     if not 1 <= k <= len(data):
         raise InputError(f"k is {k}; give a number from 1 to that of the images, {len(data)}")
-    if width < 1000:
-        raise InputError(f"a picture of {width} pixels is too narrow; give a width of at least 1000")
-    layers = [layers] if isinstance(layers, str) else list(layers)
-    # a seed of its own: a network that began as one of the runs would be its kin
     control = Graph(build(architecture, preprocessing=networks.preprocessing, seed=max(seed, other) + 1))
     control.model.to(networks.device)
-    provenance = Provenance(control.model, seed=seed)
     for layer in layers:  # before minutes of training
         control.node(layer)
     runs = {n: networks.trained("network", architecture, replace(recipe, seed=n)) for n in (seed, other)}
-    deconvnets = [Deconvnet(run.model) for run in runs.values()]
-    first, second = (deconvnet.graph for deconvnet in deconvnets)
-    settings: Any = {"batch_size": batch_size, "workers": workers, "progress": progress}
+    deconvnets = {f"seed {n}": deconvnet_of(run.model, rules) for n, run in runs.items()}
+    first, second = (deconvnet.graph for deconvnet in deconvnets.values())
     matrices = {
-        "trained": correlations(first, second, data, layers, **settings),
-        "untrained": correlations(first, control, data, layers, **settings),
-        "shuffled": correlations(first, second, data, layers, shuffle_seed=seed, **settings),
+        "trained": correlations(first, second, data, layers, **reading),
+        "untrained": correlations(first, control, data, layers, **reading),
+        "shuffled": correlations(first, second, data, layers, shuffle_seed=seed, **reading),
     }
-    tops = [scan(graph, data, layers, k, **settings) for graph in (first, second)]
-
+    scans = [scan(graph, data, layers, k, **reading) for graph in (first, second)]
     compared, curves, lines = {}, {}, []
     for layer in layers:
-        pair = [top[layer] for top in tops]
-        compared[layer], curves[layer] = compare({what: by_layer[layer] for what, by_layer in matrices.items()}, pair)
+        tops = [found[layer] for found in scans]
+        compared[layer], curves[layer] = compare({what: by_layer[layer] for what, by_layer in matrices.items()}, tops)
         if not compared[layer]["pairs"]:
             raise InputError(
                 f"{layer}: no two maps that are ever above 0 are matched; have the networks learnt at all?"
             )
-        lines.append(
-            _line(layer, deconvnets, data, pair, compared[layer]["pairs"], list(runs), networks.preprocessing, quantile)
-        )
-    count = tops[0].images
-    ours = {
-        "layers": compared,
-        "images": count,
-        "shared_by_chance": k * k / count,
-        "validation_error": {str(n): run.history[-1].get("validation_error") for n, run in runs.items()},
-    }
-    kind = type(control.model).__name__
-    description = {
-        "model": kind,
-        "layers": layers,
-        "seeds": list(runs),
-        "k": k,
-        "alike": ALIKE,
-        "recipe": asdict(recipe),
-        "dataset": type(data).__name__,
-    }
-    note = (
-        f"{kind}, trained twice (seeds {seed} and {other}), {count:,} images.  Pairs of feature maps, "
-        f"matched one to one; shown are maps above 0 on {k} images or more, by their {k} strongest activations: "
-        "projections left (of the first convolution, the filter), image patches right.  Curves: all maps of the first "
-        "run that are not dead."
-    )
-    with results(out) as folder:
-        figure = draw(lines, curves, width, note)
-        figure.savefig(folder / "figure.png", dpi=DPI)
-        figure.savefig(folder / "figure.pdf", dpi=DPI)
-        words = f"{_table(ours, k)}\n\n{answer(compared)}"
-        (folder / "table.md").write_text(words + "\n", encoding="utf-8")
-        result = write_result(folder, "seeds", dict.fromkeys(ours), ours, description, provenance)
-    print(words)
-    return result
+        lines.append(line_of(layer, deconvnets, data, tops, compared[layer]["pairs"], drawn, look))
+    draw_pairs(page, lines)
+    draw_curves(page, curves, colours)
+    who, images = f"{type(control.model).__name__}, trained twice (seeds {seed} and {other})", scans[0].images
+    page.caption(f"{who}, {images:,} images. {caption(k, drawn, rules, look)}")
+    result.figure(page.done())
+    errors = {str(n): run.history[-1].get("validation_error") for n, run in runs.items()}
+    ours = {"layers": compared, "images": images, "shared_by_chance": k * k / images, "validation_error": errors}
+    result.text(f"{summary(ours, k)}\n\n{answer(compared)}")
+    return result.finish(ours)
 
 
 def compare(matrices: Mapping[str, Tensor], tops: Sequence[TopActivations]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Numbers of one layer, and the correlations of the first network's live maps with their partners, by curve.
 
-    matrices: the correlations (C, C) with each other network. A pair is [map, map, correlation, images among the
-    strongest of both], by falling correlation.
+    A pair is [map, map, correlation, images among the strongest of both]; pairs stand by falling correlation.
+
+    Args:
+        matrices: the correlations (C, C) with each other network.
+        tops: the strongest activations in both runs.
     """
     live = [top.value[:, 0] > 0 for top in tops]
     curves = {what: maps[tuple(bipartite_matching(maps).T)][live[0]] for what, maps in matrices.items()}
@@ -162,27 +167,14 @@ def compare(matrices: Mapping[str, Tensor], tops: Sequence[TopActivations]) -> t
     return numbers, curves
 
 
-def _table(ours: Mapping[str, Any], k: int) -> str:
-    head = [
-        "layer",
-        "maps",
-        "live",
-        "matched: mean",
-        "median",
-        f"above {ALIKE}",
-        "best partner: mean",
-        "untrained: mean",
-        "median",
-        f"above {ALIKE}",
-        "shuffled: mean",
-        f"shared of {k} images",
-        "by chance",
-    ]
+def summary(ours: Mapping[str, Any], k: int) -> str:
+    """The numbers as a table."""
+    three = ["mean", "median", f"above {ALIKE}"]
+    head = ["layer", "maps", "live", f"matched: {three[0]}", *three[1:], "best partner: mean"]
+    head += [f"untrained: {three[0]}", *three[1:], "shuffled: mean", f"shared of {k} images", "by chance"]
     rows = []
     for layer, n in ours["layers"].items():
-        matched, best, untrained, shuffled = (n[what] for what in ("trained", "best", "untrained", "shuffled"))
-        cells = [matched["mean"], matched["median"], matched["alike"], best["mean"]]
-        cells += [untrained["mean"], untrained["median"], untrained["alike"], shuffled["mean"]]
+        cells = [*n["trained"].values(), n["best"]["mean"], *n["untrained"].values(), n["shuffled"]["mean"]]
         cells += [n["shared"], ours["shared_by_chance"]]
         rows.append([layer, n["maps"], " and ".join(map(str, n["live"])), *(f"{cell:.2f}" for cell in cells)])
     return table(head, rows)
@@ -199,90 +191,84 @@ def answer(compared: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-@dataclass
-class Line:
-    """What is drawn of one layer: for each shown pair its caption, and each run's map."""
-
-    title: str
-    pairs: list[tuple[str, list[Panel]]]
-
-
-def _line(
+def line_of(
     layer: str,
-    deconvnets: Sequence[Deconvnet],
+    deconvnets: Mapping[str, Deconvnet],
     data: Any,
     tops: Sequence[TopActivations],
     pairs: Sequence[Sequence[Any]],
-    seeds: Sequence[int],
-    preprocessing: Preprocessing,
-    quantile: float,
+    drawn: int,
+    look: Look,
 ) -> Line:
-    k = tops[0].value.shape[1]
-    field = receptive_field(deconvnets[0].graph, layer, tuple(data[0][0].shape[-2:]))  # type: ignore[arg-type]
+    """The best, the median and the worst pair of a layer, each map by its strongest activations."""
+    if not pairs:
+        raise InputError(f"{layer}: no two maps that are ever above 0 are matched; have the networks learnt at all?")
+    graph, k = next(iter(deconvnets.values())).graph, tops[0].value.shape[1]
+    field = receptive_field(graph, layer, data[0][0].shape[-2:])
     often = [top.value[:, -1] > 0 for top in tops]
     pairs = [p for p in pairs if often[0][p[0]] and often[1][p[1]]] or pairs  # one image in common is no likeness
     line = Line(f"{layer}, patches of {field.size[0]} x {field.size[1]} pixels", [])
     for name, rank in SHOWN.items():
         *maps, correlation, shared = pairs[round(rank * (len(pairs) - 1))]
-        panels = [
-            panel_of(f"seed {n}, map {m}", deconvnet, data, layer, top, [m], 1, field, preprocessing, "patch", quantile)
-            for n, m, deconvnet, top in zip(seeds, maps, deconvnets, tops, strict=True)
-        ]
-        line.pairs.append(
-            (f"{name}: correlation {round(correlation, 2) + 0.0:.2f}, {shared} of {k} images shared", panels)
-        )
+        panels = []
+        for m, top, (run, deconvnet) in zip(maps, tops, deconvnets.items(), strict=True):
+            few = TopActivations(*(column[:, :drawn] for column in top))
+            more = layer, few, [m], 1, field, Preprocessing.of(graph.model), look
+            panels.append(panel_of(f"{run}, map {m}", deconvnet, data, *more))
+        words = f"{name}: correlation {round(correlation, 2) + 0.0:.2f}, {shared} of {k} images shared"
+        line.pairs.append((words, panels))
     return line
 
 
-def draw(lines: Sequence[Line], curves: Mapping[str, Mapping[str, Tensor]], width: int, note: str) -> Figure:
-    """The figure: a line of pairs for each layer, the two runs side by side; below them the sorted correlations."""
-    side = lines[0].pairs[0][1][0].side
-    room = (width - 2 * MARGIN - (len(SHOWN) - 1) * PAIR_GAP) // len(SHOWN)  # for a pair
-    block = ((room - HALF_GAP) // 2 - MAP_GAP) // 2
-    tile = (block - side * TILE_GAP) // side
-    block = side * (tile + TILE_GAP) - TILE_GAP
-    notes = textwrap.wrap(note, (width - 2 * MARGIN) // 11)
-    height = 2 * MARGIN + len(lines) * (HEAD + block + LAYER_GAP) + PLOTS + 24 * len(notes)
-    figure = page(width, height)
-    y = MARGIN
+def caption(k: int, drawn: int, rules: str, look: Look) -> str:
+    """What is drawn, and how it is scaled."""
+    projections = "projections" if rules == "deconvnet" else f"projections by {rules} rules"
+    return (
+        f"Pairs of feature maps, matched one to one; drawn are those above 0 on {k} images or more, by their "
+        f"{min(drawn, k)} strongest activations, from different images: {projections} left (of the first convolution, "
+        f"the filter, up to its largest value), image patches right. {look.words} Tiles are enlarged "
+        f"({look.interpolation}) as is said. Hatched: outside the image. White: no activation above 0. Curves: all "
+        "maps of the first run that are ever above 0."
+    )
+
+
+def draw_pairs(page: Page, lines: Sequence[Line]) -> None:
+    """A line of pairs for each layer, the two runs side by side."""
+    room = (page.columns - (len(SHOWN) - 1) * PAIR_GAP) // len(SHOWN)  # for a pair
     for line in lines:
-        text(figure, MARGIN, y + 18, line.title, weight="bold", size=9)
-        for n, (caption, panels) in enumerate(line.pairs):
-            x = MARGIN + n * (room + PAIR_GAP)
-            text(figure, x, y + 54, caption, size=7.5)
+        sample = line.pairs[0][1][0]
+        tile = sample.tile(((room - HALF_GAP) // 2 - MAP_GAP) // 2)
+        block, title = sample.block(tile), f"{line.title}, enlarged {sample.enlargement(tile):.2g} times"
+        page.text(0, page.y + LINE / 2, title, weight="bold", size=8)
+        for n, (words, panels) in enumerate(line.pairs):
+            x = n * (room + PAIR_GAP)
+            page.text(x, page.y + 1.7 * LINE, words)
             for panel in panels:
-                text(figure, x, y + 82, panel.title, size=6.5, color="0.35")
+                page.text(x, page.y + 2.7 * LINE, panel.title, color="0.35")
                 for image in panel.draw(tile):
-                    place(figure, image, x, y + HEAD)
+                    page.image(image, x, page.y + HEAD)
                     x += block + MAP_GAP
                 x += HALF_GAP - MAP_GAP
-        y += HEAD + block + LAYER_GAP
-    _plots(figure, curves, width, y)
-    for n, line_of_note in enumerate(notes):
-        text(figure, MARGIN, y + PLOTS + 24 * n + 12, line_of_note, size=6.5, color="0.35")
-    return figure
+        page.y += HEAD + block + LINE_GAP
 
 
-def _plots(figure: Figure, curves: Mapping[str, Mapping[str, Tensor]], width: int, y: int) -> None:
-    """Sorted correlations of each layer in its own axes, from y pixels down."""
-    text(figure, MARGIN, y + 18, "How like its partner is each map?", weight="bold", size=9)
-    left, top, gap = MARGIN + 70, y + 74, 34
-    wide, high = (width - left - MARGIN + gap) // len(curves) - gap, PLOTS - 170
+def draw_curves(page: Page, curves: Mapping[str, Mapping[str, Tensor]], style: Style) -> None:
+    """Sorted correlations of each layer in its own axes."""
+    left, right, gap = 84, 24, 46
+    wide = (page.columns - left - right + gap) // len(curves) - gap
     lowest = min(float(values.min()) for sorts in curves.values() for values in sorts.values())
     for n, (layer, sorts) in enumerate(curves.items()):
-        x = left + n * (wide + gap)
-        axes = figure.add_axes(frame(figure, x, top, wide, high))
-        for what, (label, style) in CURVES.items():
+        axes = page.axes(left + n * (wide + gap), page.y + 3.6 * LINE, wide, PLOTS - 6 * LINE)
+        for what, (label, number, line) in CURVES.items():
             values = sorts[what].sort(descending=True).values
-            axes.plot(torch.linspace(0, 100, len(values)), values, label=label, lw=1.2, **style)
+            axes.plot(torch.linspace(0, 100, len(values)), values, line, color=style.lines[number], label=label, lw=1.1)
         axes.set(xlim=(0, 100), ylim=(min(lowest, -0.05) - 0.05, 1.02), yticks=(0, 0.5, 1), xticks=(0, 50, 100))
-        axes.set_title(layer, fontsize=7.5, pad=3)
-        axes.tick_params(labelsize=6, labelleft=n == 0, length=2)
+        axes.set_title(layer, pad=3)
+        axes.tick_params(labelleft=n == 0, length=2)
         axes.grid(color="0.9", lw=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
         if not n:
-            axes.set_ylabel("correlation", fontsize=6.5)
-            axes.set_xlabel("live maps of the first run, sorted, %", fontsize=6.5)
-    corner = frame(figure, width - MARGIN, y, 0, 0)[:2]
-    handles = axes.get_legend_handles_labels()
-    figure.legend(*handles, loc="upper right", bbox_to_anchor=corner, ncols=4, fontsize=6.5, frameon=False)
+            axes.set_ylabel("correlation")
+            axes.set_xlabel("live maps, sorted, %", labelpad=1)
+            axes.legend(loc="lower left", bbox_to_anchor=(-0.42, 1.16), ncols=4, frameon=False)
+    page.text(0, page.y + LINE / 2, "How like its partner is each map of the first run?", weight="bold", size=8)
+    page.y += PLOTS
