@@ -270,11 +270,7 @@ def panel_of(
         title,
         layer,
         "projections" if filters is None else "filters",
-<<<<<<< HEAD
-        f"whole images, field {field.size[0]} x {field.size[1]}" if whole else f"image patches, {extent}",
-=======
         tiles.words,
->>>>>>> h1
         min(columns, len(maps)),
         tiles.signals if filters is None else preprocessing.rgb(filters[:, None].cpu()),
         tiles.patches,
