@@ -185,7 +185,7 @@ def test_colours_are_enhanced_and_grey_has_none(data, trained, tmp_path, seen):
 
 def test_rules_change_projections_and_not_winners(figure, data, trained, tmp_path, captions):
     ours = small(data, trained, tmp_path, maps=4, rules="guided", batch_size=4)["ours"]
-    assert "projected by guided rules" in captions[0]
+    assert "Projected by guided rules" in captions[0]
     for name in ("winners", "activations", "drawn"):
         assert json.dumps(ours[name]) == json.dumps(figure[1]["ours"][name])
     assert ours["projections"]["relu2"] != figure[1]["ours"]["projections"]["relu2"]
@@ -264,7 +264,7 @@ def test_a_run_that_was_stopped_goes_on(where, figure, data, trained, tmp_path, 
         ({"enhance": -1}, "enhance is -1"),
         ({"contrast": 0}, "contrast is 0"),
         ({"settled": 1.5}, "settled is 1.5"),
-        ({"width": 500}, "width is 500"),
+        ({"width": 50}, "width is 50"),
         ({"rules": "guide"}, "no rule set 'guide'"),
         ({"colour": "green"}, "no colour 'green'"),
         ({"style": "dark"}, "no style 'dark'"),

@@ -220,7 +220,7 @@ def failing(name, model):
         ({"maps": [0, 2]}, "maps is"),
         ({"scale": "map"}, "no scale 'map'"),
         ({"contrast": 2}, "contrast is 2"),
-        ({"width": 600}, "inches"),
+        ({"width": 60}, "inches"),
         ({"rules": "guide"}, "no rule set 'guide'"),
         ({"colour": "green"}, "no colour 'green'"),
         ({"k": 7}, "fewer than k=7"),

@@ -196,7 +196,7 @@ def test_the_answer_follows_the_numbers() -> None:
         ({"seed": 1}, "seed and other are both 1"),
         ({"layers": ["relu7"]}, "no layer of Sequential 'relu7'"),
         ({"k": 13}, "k is 13"),
-        ({"width": 1200}, "inches"),
+        ({"width": 1}, "inches"),
         ({"drawn": 0}, "drawn is 0"),
         ({"contrast": 0}, "contrast is 0"),
         ({"colour": "green"}, "no colour 'green'"),

@@ -17,25 +17,18 @@ from matplotlib.figure import Figure
 from torch import nn
 from typing_extensions import Unpack
 
-from experiments.output.feature_maps import (
-    Look,
-    Panel,
-    check_choice,
-    chosen,
-    dead_maps,
-    deconvnet_of,
-    how_chosen,
-    panel_of,
-)
+from experiments.output.feature_maps import Look, Panel, check_choice, chosen, dead_maps, how_chosen, panel_of
 from experiments.output.pages import LINE, Page, box, enlarged, show
 from experiments.output.results import Result
 from experiments.setup.checks import as_list, grid
-from experiments.setup.reading import Reading
-from zfnet import InputError, TopActivations, receptive_field, scan
-from zfnet.data.images import as_images
+from experiments.setup.options import Showing
+from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
+from zfnet.checks import pair
+from zfnet.data.images import as_images, read_item
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.graph import Graph
 from zfnet.receptive_fields import ReceptiveField
+from zfnet.scanning import Scan
 
 GRIDS = ((3, 3), (4, 4), (3, 4), (5, 2), (5, 2))  # rows and columns of feature maps, layers 1 to 5
 PAPER = {
@@ -59,15 +52,8 @@ def main(
     choose: str | Sequence[int] | Mapping[str, Sequence[int]] = "random",
     seed: int = 0,
     distinct: bool = True,
-    rules: str = "deconvnet",
-    collisions: str = "add",
-    norm: str = "identity",
     scale: str = "patch",
-    contrast: float = 0.995,
-    colour: str = "rgb",
-    interpolation: str = "bicubic",
-    width: float = 6.9,
-    **reading: Unpack[Reading],
+    **options: Unpack[Showing],
 ) -> dict[str, Any]:
     """Draw the strongest activations of feature maps, projected, beside the patches that caused them.
 
@@ -79,85 +65,90 @@ def main(
         k: activations of each map.
         grids: rows and columns of feature maps for each layer; null: the paper's for five layers, else 4 x 4.
         choose: which maps are drawn: "random" by seed, as in the paper, "strongest", or maps by number, for all layers
-            or by layer. Maps that are never above 0 are dead: they are counted, and not drawn. Maps that are above 0
-            on fewer than k images are drawn at random only where there are not enough others.
+            or by layer. Dead maps, which are never above 0, are counted and not drawn; maps that are above 0 on fewer
+            than k images are drawn at random only where there are not enough others.
         seed: of the choice.
         distinct: take at most one activation of an image.
-        rules: how the signal goes back: "deconvnet", "guided" or "gradient".
-        collisions: what overlapping pooling windows do with a place that several of them send to: "add", "max", ...
-        norm: contrast normalisation in reverse: "identity", as in the paper, or "gradient".
         scale: each projection has its own scale ("patch"), or those of a map share one ("map").
-        contrast: the scale ends at this quantile of a projection's non-zero absolute values.
-        colour: "rgb", or "grey": the mean of a projection's colours.
-        interpolation: "bicubic", or "nearest", which shows pixels as squares.
-        width: of the page, inches.
-        reading: see `Reading`.
+        options: see `Showing` and `Reading`.
     """
-    result = Result("fig2", out, locals())
-    layers = as_list(layers)
-    grids = list(grids or (GRIDS if len(layers) == len(GRIDS) else [(4, 4)] * len(layers)))
-    if len(grids) != len(layers):
-        raise InputError(f"{len(layers)} layers and {len(grids)} grids; give one grid, [rows, columns], for each layer")
-    for shape in grids:
-        grid(shape)
+    result, (look, reading) = Result("fig2", out, locals()), Look.of(options, scale)
+    result.settings["layers"] = layers = as_list(layers)
+    grids = checked_grids(layers, grids)
     check_choice(choose, layers)
-    look, page = Look(contrast, colour, interpolation, scale).check(), Page(width)
-    preprocessing, deconvnet = Preprocessing.of(model), deconvnet_of(model, rules, norm, collisions)
-    state = Path(out) / "scan.partial"
-    tops = scan(deconvnet.graph, data, layers, k, distinct=distinct, state=state, **reading)
-    images = {i for top in tops.values() for i in top.image.flatten().tolist() if i >= 0}
-    size = tuple(data[min(images)][0].shape[-2:])
-    fields = {layer: receptive_field(deconvnet.graph, layer, size) for layer in layers}  # type: ignore[arg-type]
+    page, deconvnet = Page(look.width), look.deconvnet(model)
+    tops = scan(deconvnet.graph, data, layers, k, distinct=distinct, state=Path(out) / "scan.partial", **reading)
+    first = min(i for top in tops.values() for i in top.image.flatten().tolist() if i >= 0)
+    size = pair(read_item(as_images(data), first)[0].shape[-2:])
+    fields = {layer: receptive_field(deconvnet.graph, layer, size) for layer in layers}
     random = torch.Generator().manual_seed(seed)
-    drawn = {
-        layer: chosen(layer, tops[layer], rows * columns, choose, random)
-        for layer, (rows, columns) in zip(layers, grids, strict=True)
-    }
-    if not any(drawn.values()):
-        raise InputError(f"no feature map of {', '.join(layers)} is ever above 0 on these {tops.images} images")
-    panels = [
-        panel_of(
-            f"Layer {number}" if len(layers) == len(GRIDS) else layer,
-            *(deconvnet, data, layer, tops[layer], drawn[layer], columns, fields[layer], preprocessing, look),
-        )
-        for number, (layer, (_, columns)) in enumerate(zip(layers, grids, strict=True), 1)
-        if drawn[layer]
-    ]
-    dead = {layer: dead_maps(top) for layer, top in tops.items()}
-    total = sum(len(top.value) for top in tops.values())
-    words = (
-        f"{type(model).__name__}, {tops.images:,} images. {sum(map(len, drawn.values()))} of {total:,} feature maps, "
-        f"chosen {how_chosen(choose, seed)}; of each, the {k} strongest activations"
-        f"{', from different images' if distinct else ''}: the top {k / tops.images:.2%} (paper: 9 of 50,000, 0.02%). "
-        f"Never above 0, and not drawn: {counted(dead, tops)}. "
-    )
-    compose(page, panels, words + ("" if rules == "deconvnet" else f"Projected by {rules} rules. ") + look.words)
+    counts = zip(layers, [rows * columns for rows, columns in grids], strict=True)
+    drawn = {layer: chosen(layer, tops[layer], count, choose, random) for layer, count in counts}
+    panels = panels_of(deconvnet, data, tops, drawn, fields, grids, look)
+    how = f"chosen {how_chosen(choose, seed)}; of each, the {k} strongest activations"
+    words = caption(tops, drawn, how + (", from different images" if distinct else ""))
+    compose(page, panels, f"{type(model).__name__}, {words} {look.words}")
     result.figure(page.done())
+    print(words)
     boxes = {layer: (tops[layer], drawn[layer], fields[layer]) for layer in layers if drawn[layer]}
-    result.figure(draw_boxes(data, preprocessing, boxes, width), "boxes")
-    result.settings |= {"image_size": list(size), "layers": layers}
+    result.figure(draw_boxes(data, Preprocessing.of(model), boxes, look.width), "boxes")
+    result.settings["image_size"] = list(size)
     ours = {
         "layers": {layer: winners(deconvnet.graph, layer, tops[layer], fields[layer], data) for layer in layers},
         "k": k,
         "grids": [list(shape) for shape in grids],
-        "patch_sizes": [s[0] if s[0] == s[1] else list(s) for s in (f.size for f in fields.values())],
+        "patch_sizes": [f.size[0] if f.size[0] == f.size[1] else list(f.size) for f in fields.values()],
         "drawn": drawn,
-        "dead_maps": dead,
+        "dead_maps": {layer: dead_maps(top) for layer, top in tops.items()},
         "images": tops.images,
         "broken_images": tops.broken,
         "dataset": type(data).__name__,
     }
-    written = result.finish(ours, PAPER)
-    print(f"never above 0 on these images: {counted(dead, tops)}")
-    if tops.broken:
-        print(f"{len(tops.broken)} image(s) could not be read, first: {tops.broken[0]}")
-    return written
+    return result.finish(ours, PAPER)
 
 
-def counted(dead: Mapping[str, Sequence[int]], tops: Mapping[str, TopActivations]) -> str:
-    """How many maps of each layer are dead, in words."""
-    counts = [f"{len(maps)} of {len(tops[layer].value)} maps of {layer}" for layer, maps in dead.items() if maps]
-    return ", ".join(counts) or "none"
+def checked_grids(layers: Sequence[str], grids: Sequence[Sequence[int]] | None) -> list[Sequence[int]]:
+    """Rows and columns of maps for each layer; InputError for what is none."""
+    known = list(grids or (GRIDS if len(layers) == len(GRIDS) else [(4, 4)] * len(layers)))
+    if len(known) != len(layers):
+        raise InputError(f"{len(layers)} layers and {len(known)} grids; give one grid, [rows, columns], for each layer")
+    for shape in known:
+        grid(shape)
+    return known
+
+
+def panels_of(
+    deconvnet: Deconvnet,
+    data: Any,
+    tops: Scan,
+    drawn: Mapping[str, list[int]],
+    fields: Mapping[str, ReceptiveField],
+    grids: Sequence[Sequence[int]],
+    look: Look,
+) -> list[Panel]:
+    """The panels of the layers that have maps to draw."""
+    if not any(drawn.values()):
+        raise InputError(f"no feature map of {', '.join(drawn)} is ever above 0 on these {tops.images} images")
+    preprocessing = Preprocessing.of(deconvnet.model)
+    panels = []
+    for number, ((layer, maps), (_, columns)) in enumerate(zip(drawn.items(), grids, strict=True), 1):
+        title = f"Layer {number}" if len(drawn) == len(GRIDS) else layer
+        if maps:
+            shown = (maps, columns, fields[layer], preprocessing, look)
+            panels.append(panel_of(title, deconvnet, data, layer, tops[layer], *shown))
+    return panels
+
+
+def caption(tops: Scan, drawn: Mapping[str, Sequence[int]], how: str) -> str:
+    """How many images, how many maps of how many, and how many are dead."""
+    total, k = sum(len(top.value) for top in tops.values()), next(iter(tops.values())).value.shape[1]
+    broken = f" {len(tops.broken)} image(s) could not be read, first: {tops.broken[0]}." if tops.broken else ""
+    counts = {layer: len(dead_maps(top)) for layer, top in tops.items()}
+    dead = [f"{n} of {len(tops[layer].value)} maps of {layer}" for layer, n in counts.items() if n]
+    return (
+        f"{tops.images:,} images.{broken} {sum(map(len, drawn.values()))} of {total:,} feature maps, {how}: the top "
+        f"{k / tops.images:.2%} (paper: 9 of 50,000, 0.02%). Never above 0, and not drawn: {', '.join(dead) or 'none'}."
+    )
 
 
 def winners(
@@ -230,7 +221,7 @@ def draw_boxes(
         page.text(left - 14, page.y + LINE + high / 2, words, ha="right")
         for n, m in enumerate(maps[:columns]):
             if top.image[m, 0] >= 0:
-                image = preprocessing.pixels(data[int(top.image[m, 0])][0]).clamp(0, 1)
+                image = preprocessing.pixels(read_item(as_images(data), int(top.image[m, 0]))[0]).clamp(0, 1)
                 x = left + n * (tile + gap)
                 page.text(x + tile / 2, page.y + LINE / 2, f"map {m}", ha="center")
                 axes = page.axes(x, page.y + LINE, tile, high)

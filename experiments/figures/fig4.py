@@ -23,22 +23,12 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from typing_extensions import Unpack
 
-from experiments.output.feature_maps import (
-    Look,
-    Tiles,
-    check_choice,
-    chosen,
-    dead_maps,
-    deconvnet_of,
-    how_chosen,
-    marked,
-    tiles_of,
-)
+from experiments.output.feature_maps import Look, Tiles, check_choice, chosen, dead_maps, how_chosen, marked, tiles_of
 from experiments.output.pages import LINE, Page, style_of
 from experiments.output.results import Result
 from experiments.output.tables import table
 from experiments.setup.checks import as_list, at_least, share
-from experiments.setup.reading import Reading
+from experiments.setup.options import Reading, Showing
 from experiments.train import EPOCHS
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field
 from zfnet.analysis.development import changed, correlations_with_last, likenesses, scan_together, settled_epoch
@@ -89,15 +79,8 @@ def main(
     enhance: float = 1.5,
     probes: int = 256,
     settled: float = 0.9,
-    rules: str = "deconvnet",
-    collisions: str = "add",
-    norm: str = "identity",
-    contrast: float = 0.995,
-    colour: str = "rgb",
-    interpolation: str = "bicubic",
     style: str = "safe",
-    width: float = 6.9,
-    **reading: Unpack[Reading],
+    **options: Unpack[Showing],
 ) -> dict[str, Any]:
     """Draw feature maps at several epochs of training, and measure when each layer becomes what it is at the end.
 
@@ -115,26 +98,19 @@ def main(
         enhance: colour contrast: the distance of each pixel from its own grey, times this; 1: as in Figure 2.
         probes: training images on which activations are correlated with those of the last snapshot.
         settled: the mean correlation from which on a layer counts as settled.
-        rules: how the signal goes back: "deconvnet", "guided" or "gradient".
-        collisions: what overlapping pooling windows do with a place that several of them send to: "add", "max", ...
-        norm: contrast normalisation in reverse: "identity", as in the paper, or "gradient".
-        contrast: the scale ends at this quantile of a projection's non-zero absolute values.
-        colour: "rgb", or "grey": the mean of a projection's colours.
-        interpolation: "bicubic", or "nearest", which shows pixels as squares.
         style: colours of the curves: "safe" for colour-blind readers, or "paper".
-        width: of the page, inches.
-        reading: see `Reading`.
+        options: see `Showing` and `Reading`.
     """
-    result = Result("fig4", out, locals())
+    result, (look, reading) = Result("fig4", out, locals()), Look.of(options)
     result.settings["layers"] = layers = as_list(layers)
     check_choice(choose, layers)
     at_least(1, maps=maps, probes=probes)
     at_least(0, enhance=enhance)
     share(settled=settled)
-    look, page, lines = Look(contrast, colour, interpolation).check(), Page(width), style_of(style).lines
+    page, lines = Page(look.width), style_of(style).lines
     files = snapshots(weights, epochs)
     networks = [load(copy.deepcopy(model), file).eval() for file in files.values()]
-    deconvnets = [deconvnet_of(network, rules, norm, collisions) for network in networks]
+    deconvnets = [look.deconvnet(network) for network in networks]
     state = Path(out) / "scan.partial"
     scans = scan_together(
         [deconvnet.graph for deconvnet in deconvnets], data, layers, 1, state=state, keep_state=True, **reading
@@ -151,7 +127,7 @@ def main(
     page.caption(
         f"{type(model).__name__}, {scans[0].images:,} training images, after {', '.join(map(str, files))} epochs. "
         f"{sum(map(len, drawn.values()))} of {total:,} feature maps, chosen {how_chosen(choose, seed)}; of each, the "
-        f"strongest activation at that epoch, projected{'' if rules == 'deconvnet' else f' by {rules} rules'}. "
+        "strongest activation at that epoch, projected. "
         + words(panels, look, enhance, len(subset), read_metadata(list(files.values())[-1]))
     )
     result.figure(page.done())

@@ -22,7 +22,7 @@ from experiments.output.pages import LINE, TILE_GAP, Page, shortened, style_of
 from experiments.output.results import Result
 from experiments.output.tables import table
 from experiments.setup.checks import at_least, stand_for
-from experiments.setup.reading import Reading
+from experiments.setup.options import Reading
 from zfnet import InputError
 from zfnet.analysis.invariance import NOTHING, Invariance, invariance, linearity, reach, rise, transformed
 from zfnet.data.images import Images, as_images

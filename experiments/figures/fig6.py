@@ -22,19 +22,18 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from experiments.output.feature_maps import TILE_GAP, Look, Panel, chosen, deconvnet_of, panel_of
+from experiments.output.feature_maps import TILE_GAP, Look, Panel, chosen, panel_of
 from experiments.output.pages import DPI, LINE, Page, letters
 from experiments.output.results import Result
 from experiments.output.tables import table
 from experiments.setup.checks import at_least, grid, one_of
 from experiments.setup.networks import Networks
-from experiments.setup.reading import Reading
+from experiments.setup.options import Showing
 from zfnet import Deconvnet, InputError, Patches, TopActivations, ZFNet, receptive_field, rendering, scan
 from zfnet.analysis.filters import BANDS, aliased_energy, dominance, faint, filter_rms, spectral_energy
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import project_top
 from zfnet.model import variant
-from zfnet.operations import RULE_SETS
 from zfnet.scanning import Scan
 from zfnet.training import Diverged, Recipe
 
@@ -92,12 +91,7 @@ def main(
     k: int = 9,
     seed: int = 0,
     scale: str = "panel",
-    rules: str = "deconvnet",
-    contrast: float = 0.995,
-    colour: str = "rgb",
-    interpolation: str = "bicubic",
-    width: float = 6.9,
-    **reading: Unpack[Reading],
+    **options: Unpack[Showing],
 ) -> dict[str, Any]:
     """Draw and measure filters and projections of three networks, which are trained unless they are there.
 
@@ -114,23 +108,11 @@ def main(
         seed: of the choice of maps.
         scale: all filters of a panel have one scale ("panel"), so that one that dominates leaves the others grey, or
             each its own ("filter").
-        rules: how the signal goes back: "deconvnet", "guided" or "gradient".
-        contrast: the scale ends at this quantile of a projection's non-zero absolute values.
-        colour: "rgb", or "grey": the mean of the colours.
-        interpolation: "bicubic", or "nearest", which shows pixels as squares.
-        width: of the page, inches.
-        reading: see `Reading`.
+        options: see `Showing` and `Reading`.
     """
-    result, page, look = Result("fig6", out, locals()), Page(width), Look(contrast, colour, interpolation).check()
-    if (network := getattr(architecture, "func", architecture)) is not ZFNet:
-        name = getattr(network, "__name__", network)
-        raise InputError(f"Figure 6 compares forms of ZFNet; {name} is none: take model=zfnet")
-    if recipe.max_filter_rms is None:
-        raise InputError("Figure 6 renormalises filters in all trainings but one: give train.max_filter_rms")
-    at_least(1, k=k)
-    grid(maps, "maps")
-    one_of("rule set", rules, RULE_SETS)  # before minutes of training
-    one_of("scale", scale, ("panel", "filter"))
+    result, (look, reading) = Result("fig6", out, locals()), Look.of(options)
+    page = Page(look.width)
+    check(architecture, recipe, maps, k, scale)
     krizhevsky = functools.partial(ZFNet, **variant("krizhevsky", **architecture.keywords))  # type: ignore[attr-defined]
     forms: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
         "fig3 not renormalised": (architecture, replace(recipe, max_filter_rms=None)),
@@ -144,20 +126,32 @@ def main(
         except Diverged as error:
             seen[name] = str(error).partition(":")[0]
             continue
-        deconvnet = deconvnet_of(model, rules)
+        deconvnet = look.deconvnet(model)
         tops = scan(deconvnet.graph, data, LAYERS, k, **reading)
-        numbers = measured(deconvnet, data, tops, recipe.max_filter_rms)
+        numbers = measured(deconvnet, data, tops, recipe.max_filter_rms)  # type: ignore[arg-type]
         numbers["validation_error"] = history[-1].get("validation_error")
         seen[name] = seen_of(deconvnet, data, tops[LAYERS[1]], numbers, maps, seed, look)
     if all(isinstance(outcome, str) for outcome in seen.values()):
         raise InputError(f"all three trainings diverged: lower the learning rate ({recipe.learning_rate})")
     enlargements = compose(page, seen, scale, look)
-    page.caption(caption(enlargements, len(data), k, seed, scale, rules, look) + " ".join(remarks(seen)))
+    page.caption(caption(enlargements, len(data), k, seed, scale, look) + " ".join(remarks(seen)))
     result.figure(page.done())
     result.text("\n\n".join([summary(seen), *remarks(seen)]))
     result.settings |= {"bands": list(BANDS), "images": len(data), "dataset": type(data).__name__}
     ours = {n: {"diverged": s} if isinstance(s, str) else {"diverged": None, **s.numbers} for n, s in seen.items()}
     return result.finish(ours, {name: dict.fromkeys(numbers) | PAPER[name] for name, numbers in ours.items()})
+
+
+def check(architecture: Any, recipe: Recipe, maps: Sequence[int], k: int, scale: str) -> None:
+    """InputError, before minutes of training, for what the figure cannot be drawn of."""
+    if (network := getattr(architecture, "func", architecture)) is not ZFNet:
+        name = getattr(network, "__name__", network)
+        raise InputError(f"Figure 6 compares forms of ZFNet; {name} is none: take model=zfnet")
+    if recipe.max_filter_rms is None:
+        raise InputError("Figure 6 renormalises filters in all trainings but one: give train.max_filter_rms")
+    at_least(1, k=k)
+    grid(maps, "maps")
+    one_of("scale", scale, ("panel", "filter"))
 
 
 def measured(deconvnet: Deconvnet, data: Any, tops: Scan, limit: float) -> dict[str, Any]:
@@ -270,14 +264,13 @@ def compose(page: Page, seen: dict[str, Seen | str], scale: str, look: Look) -> 
     return enlargements
 
 
-def caption(enlargements: dict[str, float], images: int, k: int, seed: int, scale: str, rules: str, look: Look) -> str:
+def caption(enlargements: dict[str, float], images: int, k: int, seed: int, scale: str, look: Look) -> str:
     """What is drawn, how it is scaled, and what the numbers are."""
     whose = "All filters of a panel have one scale" if scale == "panel" else "Each filter has its own scale"
     factors = ", ".join(f"({letter}) {factor:.2g}" for letter, factor in enlargements.items())
-    projected = "" if rules == "deconvnet" else f" Projected by {rules} rules."
     return (
         f"Three ZFNets, {images:,} images. (d, e): maps chosen at random (seed {seed}), of each the projections "
-        f"of its {k} strongest activations, from different images.{projected} {whose}, up to its largest value. "
+        f"of its {k} strongest activations, from different images. {whose}, up to its largest value. "
         f"{look.words} Tiles are enlarged ({look.interpolation}) by {factors}. Hatched: outside the image. White: no "
         "activation above 0. Energy: low is below 1/6, high above 1/3 cycles per pixel. A stride aliases what is "
         "beyond half its lattice's frequency. As the two strides differ in it, compare the ratios to the image patches "

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from experiments.output.pages import enlarged, hatched
+from experiments.output.pages import WIDTH, enlarged, hatched
 from experiments.setup.checks import one_of, share
+from experiments.setup.options import READING, Reading
 from zfnet import Deconvnet, InputError, TopActivations
 from zfnet.checks import pair
 from zfnet.data.preprocessing import Preprocessing
@@ -21,48 +22,37 @@ from zfnet.receptive_fields import ReceptiveField
 from zfnet.rendering import grid, outside, resized, signed_image
 
 MAP_GAP, TILE_GAP = 7, 1  # pixels between the blocks of two maps, and between two tiles of a map
-COLOURS = ("rgb", "grey")
-
-
-def deconvnet_of(
-    model: nn.Module, rules: str = "deconvnet", norm: str = "identity", collisions: str = "add"
-) -> Deconvnet:
-    """A deconvnet by the names of its choices.
-
-    Args:
-        model: the network.
-        rules: "deconvnet", "guided" or "gradient".
-        norm: contrast normalisation in reverse: passed through ("identity", as in the paper) or "gradient".
-        collisions: see `zfnet.Deconvnet`.
-    """
-    one_of("rule set", rules, RULE_SETS)
-    one_of("norm", norm, ("identity", "gradient"))
-    more = DIFFERENTIATED_NORMS if norm == "gradient" else {}
-    return Deconvnet(model, rules=RULE_SETS[rules] | more, collisions=collisions)
 
 
 class Look(NamedTuple):
-    """How a projection becomes a picture.
+    """How projections are made and shown: see `Showing`, and for a scale of their own ("patch") or a map's ("map")."""
 
-    Args:
-        contrast: its scale ends at this quantile of its non-zero absolute values.
-        colour: "rgb", or "grey": the mean of its colours.
-        interpolation: "bicubic", or "nearest", which shows pixels as squares.
-        scale: "patch": each projection has its own scale; "map": those of a map have one.
-    """
-
+    rules: str = "deconvnet"
+    collisions: str = "add"
+    norm: str = "identity"
     contrast: float = 0.995
     colour: str = "rgb"
     interpolation: str = "bicubic"
+    width: float = WIDTH
     scale: str = "patch"
 
-    def check(self) -> "Look":
-        """Itself; InputError for what there is not."""
-        share(contrast=self.contrast)
-        one_of("colour", self.colour, COLOURS)
-        one_of("interpolation", self.interpolation, ("bicubic", "nearest"))
-        one_of("scale", self.scale, ("patch", "map"))
-        return self
+    @classmethod
+    def of(cls, options: Mapping[str, Any], scale: str = "patch") -> tuple["Look", Reading]:
+        """The look that an experiment's options ask for, and how images are read; InputError for what there is not."""
+        look = cls(**{name: value for name, value in options.items() if name not in READING}, scale=scale)
+        share(contrast=look.contrast)
+        one_of("rule set", look.rules, RULE_SETS)
+        one_of("norm", look.norm, ("identity", "gradient"))
+        one_of("colour", look.colour, ("rgb", "grey"))
+        one_of("interpolation", look.interpolation, ("bicubic", "nearest"))
+        one_of("scale", look.scale, ("patch", "map"))
+        reading: Any = {name: value for name, value in options.items() if name in READING}
+        return look, reading
+
+    def deconvnet(self, model: nn.Module) -> Deconvnet:
+        """A deconvnet with these rules."""
+        more = DIFFERENTIATED_NORMS if self.norm == "gradient" else {}
+        return Deconvnet(model, rules=RULE_SETS[self.rules] | more, collisions=self.collisions)
 
     def pictures(self, signals: Tensor, size: tuple[int, int], together: int = 1) -> Tensor:
         """Signals (N, 3, H, W) as pictures (N, 3, *size) in 0..1; `together` successive ones share a scale."""
@@ -73,13 +63,14 @@ class Look(NamedTuple):
 
     @property
     def words(self) -> str:
-        """For a caption: how projections are scaled, and what grey means."""
+        """For a caption: how projections are made and scaled, and what grey means."""
         whose = (
             "Each projection has its own scale" if self.scale == "patch" else "The projections of a map share a scale"
         )
         end = "its largest value" if self.contrast == 1 else f"the value that {self.contrast:.1%} of it stay below"
         grey = ", without colour" if self.colour == "grey" else ""
-        return f"{whose}{grey}: mid-grey is 0, black and white are minus and plus {end}."
+        rules = "" if self.rules == "deconvnet" else f"Projected by {self.rules} rules. "
+        return f"{rules}{whose}{grey}: mid-grey is 0, black and white are minus and plus {end}."
 
 
 def which_layers(graph: Graph, layers: Sequence[str], numbers: Sequence[int]) -> str:
@@ -237,7 +228,7 @@ def tiles_of(
         boxes = torch.tensor([field.box(row, column) for _, _, row, column in top.units(maps).tolist()])
         corners, image_size = -boxes[:, :2], torch.tensor(field.image_size)
         beyond = outside(torch.cat([corners, corners + image_size], 1), field.size, field.image_size).to(crops)
-        words = f"whole images: a unit sees {field.size[0]} x {field.size[1]} pixels"
+        words = f"whole images, field {field.size[0]} x {field.size[1]}"
     else:
         beyond = outside(patches.boxes, field.image_size, pair(crops.shape[-2:])).to(crops)
         crops, signals, beyond = (fill_canvas(part, patches.boxes.cpu()) for part in (crops, signals, beyond))

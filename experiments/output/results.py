@@ -22,12 +22,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from experiments.setup.options import READING, SHOWING
 from zfnet.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # half a second, which tables do without
 
-UNSAID = ("out", "progress", "workers", "batch_size", "reading", "networks", "training", "validation", "result")
+UNSAID = ("out", "reading", "options", "networks", "training", "validation", *READING)
 COMMAND = shlex.join(sys.argv)  # as it was typed
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -78,6 +79,8 @@ class Result:
 
     def __init__(self, experiment: str, out: str | os.PathLike[str], arguments: Mapping[str, Any]):
         self.experiment, self.out = experiment, Path(out)
+        if "options" in arguments:
+            arguments = {**arguments, **SHOWING, **arguments["options"]}
         self.settings = {name: plain(value) for name, value in arguments.items() if name not in UNSAID}
         model = arguments.get("model")
         parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None

@@ -18,19 +18,18 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from experiments.output.feature_maps import MAP_GAP, Look, Panel, deconvnet_of, panel_of
+from experiments.output.feature_maps import MAP_GAP, Look, Panel, panel_of
 from experiments.output.pages import LINE, Page, Style, style_of
 from experiments.output.results import Result
 from experiments.output.tables import table
-from experiments.setup.checks import as_list, at_least, one_of
+from experiments.setup.checks import as_list, at_least
 from experiments.setup.models import build
 from experiments.setup.networks import Networks
-from experiments.setup.reading import Reading
+from experiments.setup.options import Showing
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.analysis.matching import bipartite_matching, correlations
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.graph import Graph
-from zfnet.operations import RULE_SETS
 from zfnet.training import Recipe
 
 SHOWN = {"best": 0.0, "median": 0.5, "worst": 1.0}  # where in a layer's pairs, by falling correlation
@@ -63,13 +62,8 @@ def main(
     other: int = 1,
     k: int = 9,
     drawn: int = 4,
-    rules: str = "deconvnet",
-    contrast: float = 0.995,
-    colour: str = "rgb",
-    interpolation: str = "bicubic",
     style: str = "safe",
-    width: float = 6.9,
-    **reading: Unpack[Reading],
+    **options: Unpack[Showing],
 ) -> dict[str, Any]:
     """Train a network twice, match the maps of each layer, and draw pairs of maps and their correlations.
 
@@ -84,19 +78,13 @@ def main(
         other: the seed of the second run.
         k: strongest images of a map, counted where the other map has them too.
         drawn: how many of these activations are drawn.
-        rules: how the signal goes back: "deconvnet", "guided" or "gradient".
-        contrast: the scale ends at this quantile of a projection's non-zero absolute values.
-        colour: "rgb", or "grey": the mean of a projection's colours.
-        interpolation: "bicubic", or "nearest", which shows pixels as squares.
         style: colours of the curves: "safe" for colour-blind readers, or "paper".
-        width: of the page, inches.
-        reading: see `Reading`.
+        options: see `Showing` and `Reading`.
     """
-    result, page, colours = Result("seeds", out, locals()), Page(width), style_of(style)
+    result, (look, reading) = Result("seeds", out, locals()), Look.of(options)
+    page, colours = Page(look.width), style_of(style)
     result.settings |= {"layers": (layers := as_list(layers)), "alike": ALIKE, "dataset": type(data).__name__}
-    look = Look(contrast, colour, interpolation).check()
     at_least(1, drawn=drawn)
-    one_of("rule set", rules, RULE_SETS)
     if seed == other:
         raise InputError(f"seed and other are both {seed}: two runs need two seeds")
     if not 1 <= k <= len(data):
@@ -106,7 +94,7 @@ def main(
     for layer in layers:  # before minutes of training
         control.node(layer)
     runs = {n: networks.trained("network", architecture, replace(recipe, seed=n)) for n in (seed, other)}
-    deconvnets = {f"seed {n}": deconvnet_of(run.model, rules) for n, run in runs.items()}
+    deconvnets = {f"seed {n}": look.deconvnet(run.model) for n, run in runs.items()}
     first, second = (deconvnet.graph for deconvnet in deconvnets.values())
     matrices = {
         "trained": correlations(first, second, data, layers, **reading),
@@ -126,7 +114,7 @@ def main(
     draw_pairs(page, lines)
     draw_curves(page, curves, colours)
     who, images = f"{type(control.model).__name__}, trained twice (seeds {seed} and {other})", scans[0].images
-    page.caption(f"{who}, {images:,} images. {caption(k, drawn, rules, look)}")
+    page.caption(f"{who}, {images:,} images. {caption(k, drawn, look)}")
     result.figure(page.done())
     errors = {str(n): run.history[-1].get("validation_error") for n, run in runs.items()}
     ours = {"layers": compared, "images": images, "shared_by_chance": k * k / images, "validation_error": errors}
@@ -220,12 +208,11 @@ def line_of(
     return line
 
 
-def caption(k: int, drawn: int, rules: str, look: Look) -> str:
+def caption(k: int, drawn: int, look: Look) -> str:
     """What is drawn, and how it is scaled."""
-    projections = "projections" if rules == "deconvnet" else f"projections by {rules} rules"
     return (
         f"Pairs of feature maps, matched one to one; drawn are those above 0 on {k} images or more, by their "
-        f"{min(drawn, k)} strongest activations, from different images: {projections} left (of the first convolution, "
+        f"{min(drawn, k)} strongest activations, from different images: projections left (of the first convolution, "
         f"the filter, up to its largest value), image patches right. {look.words} Tiles are enlarged "
         f"({look.interpolation}) as is said. Hatched: outside the image. White: no activation above 0. Curves: all "
         "maps of the first run that are ever above 0."

@@ -22,7 +22,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.setup.reading import DEFAULTS, Reading
+from experiments.setup.options import READING, SHOWING
 from zfnet.errors import InputError, first_line, unknown_name
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
@@ -109,7 +109,8 @@ def schema(target: str) -> Any:
     hints = get_type_hints(main)
     for name, parameter in inspect.signature(main).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
-            settings: list[Any] = [(key, hint, DEFAULTS[key]) for key, hint in get_type_hints(Reading).items()]
+            shared = get_type_hints(get_args(hints[name])[0])
+            settings: list[Any] = [(key, hint, (SHOWING | READING)[key]) for key, hint in shared.items()]
         elif name == "out":
             continue
         else:

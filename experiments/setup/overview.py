@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from experiments.setup.commands import GROUPS, names, spelled
 from experiments.setup.configuration import CONF, configured, key_of
-from experiments.setup.reading import Reading
+from experiments.setup.options import Reading, Showing
 
 USAGE = "python experiments/run.py experiment=NAME [model=...] [data=...] [train=...] [seed=...] [key=value]"
 
@@ -30,7 +30,7 @@ def overview(words: Sequence[str]) -> str:
     if "suite" in config.experiment:
         return f"runs one after the other: {', '.join(config.experiment.suite)}"
     main = get_object(config.experiment._target_)
-    meanings = dict(_arguments(main)) | dict(_arguments(Reading))
+    meanings = {n: meaning for thing in (Reading, Showing, main) for n, meaning in _arguments(thing)}
     lines = [
         f"{config.hydra.runtime.choices.experiment}: {inspect.getdoc(main) or ''}".partition("\n")[0],
         "",

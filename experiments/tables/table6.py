@@ -24,7 +24,7 @@ from experiments.output.pages import OKABE_ITO, caption, plots
 from experiments.output.results import Result
 from experiments.output.tables import deviation, mean, measured, percent, shown, table
 from experiments.setup.checks import at_least
-from experiments.setup.reading import Reading
+from experiments.setup.options import Reading
 from experiments.tables.transfer import SCRATCH, Control, duplicates, frozen, remarks
 from zfnet import InputError
 from zfnet.analysis.transfer import PRESENCE, Split, precisions, transferred_presence

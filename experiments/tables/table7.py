@@ -21,7 +21,7 @@ from experiments.output.pages import OKABE_ITO, caption, plots
 from experiments.output.results import Result
 from experiments.output.tables import deviation, percent, plus_minus, shown, table
 from experiments.setup.checks import as_list, at_least, stand_for
-from experiments.setup.reading import Reading
+from experiments.setup.options import Reading
 from experiments.tables.transfer import Labelled, frozen, remarks
 from zfnet.analysis.transfer import transferred
 

@@ -27,7 +27,7 @@ from experiments.output.results import Result
 from experiments.output.tables import deviation, measured, percent, plus_minus, shown, table
 from experiments.setup.checks import at_least
 from experiments.setup.networks import Networks
-from experiments.setup.reading import Reading
+from experiments.setup.options import Reading
 from zfnet import InputError
 from zfnet.analysis.features import features
 from zfnet.analysis.transfer import Split, near_duplicates, split, transferred
