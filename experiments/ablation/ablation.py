@@ -11,42 +11,24 @@ projection tells units apart better than the crop. And whether it changes when t
 tells of the image, not of the network.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
 from torch import nn
 from typing_extensions import Unpack
 
 from experiments.ablation.draw import draw_curves, draw_likeness, draw_measures, draw_pictures
-from experiments.ablation.measure import (
-    Counts,
-    LayerResult,
-    Measurements,
-    Protocol,
-    Sample,
-    likeness_of_classes,
-    measure_layer,
-)
+from experiments.ablation.measure import STATES, Protocol, measure
 from experiments.ablation.report import report, tables
-from experiments.output.feature_maps import Look, chosen, dead_maps
+from experiments.output.feature_maps import Look
 from experiments.output.pages import Page, style_of
 from experiments.output.results import Result
 from experiments.setup.checks import as_list
-from experiments.setup.models import build
 from experiments.setup.reading import Reading
-from zfnet import Deconvnet, InputError, TopActivations, scan
-from zfnet.data.images import as_images
-from zfnet.data.preprocessing import Preprocessing
-from zfnet.identity import digest, network_identity, read_sealed, write_sealed
 
 SHARES = (0, 1, 2, 5, 10, 20, 35, 50, 75, 100)
-STATES = ("scan.partial", "ablation.partial")  # of a run that was stopped
-EXAMPLES = 2  # maps of each layer whose pictures are drawn
 
 
 def main(
@@ -102,54 +84,7 @@ def main(
     result.text(tables(measured))
     result.text(report(measured, protocol), "report.md", printed=False)
     result.settings |= protocol.settings | {"dataset": measured.dataset, "images": measured.images}
-    written = result.finish(measured.json)
+    written = result.finish(asdict(measured))
     for name in STATES:
         (Path(out) / name).unlink(missing_ok=True)
     return written
-
-
-def measure(
-    model: nn.Module, data: Any, out: Path, protocol: Protocol, **reading: Unpack[Reading]
-) -> tuple[Measurements, dict[str, Sample]]:
-    """All numbers, and of each layer some units whose pictures are shown."""
-    judge = build(torchvision.models.squeezenet1_0, weights=protocol.judge, preprocessing=Preprocessing())
-    judge.to(next(model.parameters()).device)
-    deconvnet, layers, k = Deconvnet(model), protocol.layers, protocol.k
-    scan_state, state = (out / name for name in STATES)
-    tops = scan(deconvnet.graph, data, layers, k, state=scan_state, keep_state=True, **reading)
-    drawn = {
-        layer: chosen(layer, top, protocol.maps, "random", torch.Generator().manual_seed(protocol.seed))
-        for layer, top in tops.items()
-    }
-    if not any(drawn.values()):
-        scan_state.unlink(missing_ok=True)
-        raise InputError(f"no feature map of {', '.join(layers)} is ever above 0 on these {tops.images} images")
-    identity = network_identity(model) | {
-        "images": as_images(data).identity(),
-        "settings": digest(protocol.settings),
-        "judge": digest(judge),
-        "winners": digest({layer: list(top) for layer, top in tops.items()}),
-    }
-    done = json.loads(read_sealed(state, identity, "delete it to measure anew")) if state.exists() else {}
-    results = {layer: LayerResult.of(entries) for layer, entries in done.items()}
-    examples = {}
-    for layer in (layer for layer in layers if drawn[layer]):
-        if layer not in results:
-            progress = reading.get("progress", True)
-            sample = Sample.of(deconvnet, data, layer, tops[layer], drawn[layer], protocol, progress)
-            results[layer] = measure_layer(sample, data, judge)
-            write_sealed(state, identity, json.dumps({name: asdict(entry) for name, entry in results.items()}))
-        strongest = TopActivations(*(column[:, :1] for column in tops[layer]))
-        examples[layer] = Sample.of(deconvnet, data, layer, strongest, drawn[layer][:EXAMPLES], protocol)
-    counts = {
-        layer: Counts(
-            len(top.value),
-            len(dead_maps(top)),
-            len(drawn[layer]),
-            int(((top.value[drawn[layer]] > 0).sum(1) < k).sum()),
-        )
-        for layer, top in tops.items()
-    }
-    classes = likeness_of_classes(deconvnet, data, protocol.seed, protocol.draws)
-    names = type(model).__name__, type(data).__name__
-    return Measurements(*names, tops.images, tops.broken, counts, results, classes), examples

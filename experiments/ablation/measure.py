@@ -1,8 +1,9 @@
-"""What is measured of a layer's units: how much pictures show of what a unit responds to, and what projections depend on.
+"""What is measured of units: how much pictures show of what a unit responds to, and what projections depend on.
 
 `zfnet.analysis.faithfulness` defines pictures and measures. M units of one layer have pictures (M, 3, S, S).
 """
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,11 +13,16 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 from tqdm import tqdm
+from typing_extensions import Unpack
 
+from experiments.output.feature_maps import chosen, dead_maps
 from experiments.setup.checks import at_least, one_of
-from zfnet import Deconvnet, InputError, TopActivations, receptive_field
+from experiments.setup.models import build
+from experiments.setup.reading import Reading
+from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.analysis import faithfulness
 from zfnet.analysis.faithfulness import PICTURES, WEIGHTS, Bootstrap, Estimate, similarity
 from zfnet.checks import pair
@@ -24,9 +30,8 @@ from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import Patches
 from zfnet.graph import graph_of
-from zfnet.identity import digest
+from zfnet.identity import digest, network_identity, read_sealed, write_sealed
 from zfnet.operations import DECONVNET, DIFFERENTIATED_NORMS, GRADIENT, GUIDED, UNRECTIFIED
-from zfnet.receptive_fields import ReceptiveField
 from zfnet.recording import activations
 from zfnet.rendering import GREY, outside, resized, signed_image
 
@@ -42,9 +47,19 @@ MEASURES = {  # all are larger where a picture is better
     "energy on parts": "share of what is shown that is on parts of the object",
     "points at parts": "the strongest pixel is on a part",
 }
+CHOICES: dict[str, dict[str, Any] | None] = {  # how else this reproduction could project: options of `Deconvnet`
+    "windows overwrite": {"collisions": "overwrite"},
+    "windows: max": {"collisions": "max"},
+    "norm differentiated": {"rules": DECONVNET | DIFFERENTIATED_NORMS},
+    "not rectified": {"rules": DECONVNET | UNRECTIFIED},
+    "switches of another image": None,  # the projection of the map's next image: switches are all it knows of an image
+    "signal 1": {},  # in place of the activation
+}
 JUDGED = ("features.4.cat", "features.8.cat", "features.12.cat")  # layers of the second network
 THUMBNAIL, JUDGED_SIZE = (16, 16), (64, 64)  # pixels, to which pictures are resized to be told apart
 PIXELS = 2**27  # of all pictures of a layer of one kind: those of very deep networks are many times the image
+STATES = ("scan.partial", "ablation.partial")  # of a run that was stopped
+EXAMPLES = 2  # maps of each layer whose pictures are drawn
 
 Values = dict[str, dict[str, Tensor]]  # (M,), of each picture, comparison, signal or choice, by measure
 Estimates = dict[str, dict[str, Estimate | None]]  # their means over maps
@@ -78,16 +93,6 @@ COMPARISONS = (
     *(Comparison("masked crop", other) for other in ("masked by gradient", "masked by guided")),
     *(Comparison("projection", other) for other in ("gradient", "guided")),
 )
-
-
-CHOICES: dict[str, dict[str, Any] | None] = {  # how else this reproduction could project: options of `Deconvnet`
-    "windows overwrite": {"collisions": "overwrite"},
-    "windows: max": {"collisions": "max"},
-    "norm differentiated": {"rules": DECONVNET | DIFFERENTIATED_NORMS},
-    "not rectified": {"rules": DECONVNET | UNRECTIFIED},
-    "switches of another image": None,  # the projection of the map's next image: switches are all it knows of an image
-    "signal 1": {},  # in place of the activation
-}
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,8 @@ class LayerResult:
         return cls(**{**entries, **estimates})
 
 
-class Counts(NamedTuple):
+@dataclass
+class Counts:
     """Feature maps of a layer."""
 
     maps: int
@@ -157,9 +163,9 @@ class Measurements:
     network: str
     dataset: str
     images: int
-    broken: list[str]
-    counts: dict[str, Counts]
+    broken_images: Sequence[str]
     layers: dict[str, LayerResult]
+    counts: dict[str, Counts]
     classes: dict[str, Estimate | None] | None  # how alike pictures of two classes are, by signal
 
     @property
@@ -168,76 +174,51 @@ class Measurements:
         rows = [row for result in self.layers.values() for row in result.measures.values()]
         return [measure for measure in MEASURES if any(row.get(measure) for row in rows)]
 
-    @property
-    def json(self) -> dict[str, Any]:
-        return {
-            "layers": {layer: asdict(result) for layer, result in self.layers.items()},
-            "counts": {
-                layer: {"maps": c.maps, "dead": c.dead, "drawn": c.drawn, "fewer than k": c.rare}
-                for layer, c in self.counts.items()
-            },
-            "classes": self.classes,
-            "images": self.images,
-            "broken_images": self.broken,
-        }
 
-
-@dataclass
 class Sample:
-    """The strongest activations of some maps of one layer: M units, and what is drawn by seed for them."""
+    """The activations above 0 of some maps of one layer, M units: their pictures, and what these are worth."""
 
-    deconvnet: Deconvnet
-    layer: str
-    field: ReceptiveField
-    images: Tensor
-    items: list[int]  # (M,): which image of the data each is of
-    units: Tensor  # (M, 4), as in `project_units`
-    patches: Patches
-    inside: Tensor  # (M, S, S) bool: which pixels a unit sees
-    bootstrap: Bootstrap
-    protocol: Protocol
-    progress: bool
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         deconvnet: Deconvnet,
         data: Any,
         layer: str,
         top: TopActivations,
         maps: Sequence[int],
         protocol: Protocol,
+        judge: nn.Module,
         progress: bool = False,
-    ) -> "Sample":
-        """Project all activations above 0 of the maps; InputError for receptive fields too large to hold."""
-        units = top.units(maps)[top.value[list(maps)].flatten() > 0]
-        items, units[:, 0] = units[:, 0].unique(return_inverse=True)
-        images = torch.stack([data[int(i)][0] for i in items])
-        field = receptive_field(deconvnet.graph, layer, pair(images.shape[-2:]))
-        if len(units) * math.prod(field.size) > PIXELS:
+    ):
+        self.deconvnet, self.layer, self.protocol, self.judge, self.progress = (
+            deconvnet,
+            layer,
+            protocol,
+            judge,
+            progress,
+        )
+        self.preprocessing = Preprocessing.of(deconvnet.model)
+        self.units = top.units(maps)[top.value[list(maps)].flatten() > 0]  # (M, 4), as in `project_units`
+        items, self.units[:, 0] = self.units[:, 0].unique(return_inverse=True)
+        self.maps, self.items = self.units[:, 1].contiguous(), items[self.units[:, 0]].tolist()
+        self.images = torch.stack([data[int(i)][0] for i in items])
+        self.field = receptive_field(deconvnet.graph, layer, pair(self.images.shape[-2:]))
+        if len(self.units) * math.prod(self.field.size) > PIXELS:
             raise InputError(
-                f"{layer}: {len(units)} pictures of {field.size[0]} x {field.size[1]} pixels, which its units see, are "
-                "too many to hold; give fewer maps, or other layers"
+                f"{layer}: {len(self.units)} pictures of {self.field.size[0]} x {self.field.size[1]} pixels, which its "
+                "units see, are too many to hold; give fewer maps, or other layers"
             )
-        patches = deconvnet.project_units(images, layer, units)
-        inside = ~outside(patches.boxes, field.image_size, pair(patches.crops.shape[-2:]))[:, 0]
-        bootstrap = Bootstrap(units[:, 1], units[:, 0], torch.Generator().manual_seed(protocol.seed), protocol.draws)
-        unit_items = items[units[:, 0]].tolist()
-        return cls(deconvnet, layer, field, images, unit_items, units, patches, inside, bootstrap, protocol, progress)
+        self.patches = deconvnet.project_units(self.images, layer, self.units)
+        size = pair(self.patches.crops.shape[-2:])
+        self.inside = ~outside(self.patches.boxes, self.field.image_size, size)[:, 0]  # (M, S, S): what a unit sees
+        self.truth = truth_of(data, self.items, self.images, self.patches)
+        self.ground = faithfulness.ground(self.patches.crops, self.inside, protocol.fill, self.random)
+        self.bootstrap = Bootstrap(self.maps, self.units[:, 0], self.random, protocol.draws)
+        self.known: dict[str, Tensor] = {}
 
     @property
     def random(self) -> torch.Generator:
         """The same numbers again and again: so weights that are equal in two pictures are drawn alike in both."""
         return torch.Generator().manual_seed(self.protocol.seed)
-
-    @property
-    def maps(self) -> Tensor:
-        """(M,): the feature map of each unit."""
-        return self.units[:, 1]
-
-    @cached_property
-    def preprocessing(self) -> Preprocessing:
-        return Preprocessing.of(self.deconvnet.model)
 
     @cached_property
     def signals(self) -> dict[str, Tensor]:
@@ -254,11 +235,46 @@ class Sample:
     def ranks(self, weight: str, signals: Mapping[str, Tensor]) -> Tensor:
         return faithfulness.ranks(weight, self.patches.crops, signals, self.inside, self.random)
 
-    def bar(self, steps: Iterable[Any], description: str) -> Iterable[Any]:
-        return tqdm(list(steps), desc=f"{self.layer}, {description}", unit=" steps", disable=not self.progress)
+    def respond(self, canvases: Tensor) -> Tensor:
+        """The units' activations; canvases that were seen before, as curves end alike, are not run again."""
+        if (key := digest(canvases)) not in self.known:
+            size = self.field.image_size
+            self.known[key] = self.deconvnet.activations_of(canvases, self.layer, self.units, size)
+        return self.known[key]
 
-    def estimates(self, values: Values) -> Estimates:
-        return {name: {m: self.bootstrap(v) for m, v in measures.items()} for name, measures in values.items()}
+    def curve(self, content: Tensor, rank: Tensor, *, keep: bool) -> Tensor:
+        """The activation that is left for each share of pixels that are kept, or removed: (M, shares)."""
+        clean, shares = self.patches.values, self.protocol.shares
+        left = faithfulness.curve(self.respond, clean, content, self.ground, rank, self.inside, shares, keep=keep)
+        return left.double().cpu()
+
+    def area(self, curve: Tensor) -> Tensor:
+        return faithfulness.area(curve, self.protocol.shares)
+
+    def displayed(self, signals: Tensor) -> Tensor:
+        """Signals as the network sees the pictures that figures show of them, their zero its mean colour."""
+        picture, grey = signed_image(self.preprocessing.rgb(signals)), torch.full_like(signals, GREY)
+        return self.preprocessing.normalise(picture) - self.preprocessing.normalise(grey)
+
+    def described(self, pictures: Tensor) -> Tensor:
+        """What the second network makes of pictures: the mean of each map of three layers, (M, D)."""
+        pixels = self.preprocessing.pixels(resized(pictures, JUDGED_SIZE))
+        maps = activations(graph_of(self.judge), Preprocessing.of(self.judge).normalise(pixels), JUDGED)
+        return torch.cat([maps[layer].mean((2, 3)) for layer in JUDGED], 1)
+
+    def view(self, shown: Tensor, energy: Tensor, rank: Tensor) -> dict[str, Tensor]:
+        """Measures (M,) of pictures (M, 3, S, S), how much of each pixel is shown (M, S, S), and ranks."""
+        measures = {
+            "pixels": faithfulness.recognised(resized(shown, THUMBNAIL).flatten(1).cpu(), self.maps)[0],
+            "network": faithfulness.recognised(self.described(shown).cpu(), self.maps)[0],
+        }
+        for kind, mask in self.truth.items():
+            mask = mask.to(rank.device)
+            on, off = ((self.inside & each).flatten(1).any(1) for each in (mask, ~mask))
+            partly = on & off  # else no picture can be wrong
+            measures[f"energy on {kind}"] = torch.where(partly, faithfulness.energy_inside(energy, mask), torch.nan)
+            measures[f"points at {kind}"] = torch.where(partly, faithfulness.points_inside(rank, mask), torch.nan)
+        return measures
 
     @cached_property
     def next_of_map(self) -> Tensor:
@@ -273,68 +289,83 @@ class Sample:
         """NaN for the only unit of a map, which would be compared with itself."""
         return torch.where(self.next_of_map == torch.arange(len(values)), torch.nan, values.cpu())
 
+    def estimates(self, values: Values) -> Estimates:
+        return {name: {m: self.bootstrap(v) for m, v in measures.items()} for name, measures in values.items()}
 
-class Observer:
-    """What pictures of a sample's units are worth to its network, to a second one, and beside the truth."""
-
-    def __init__(self, sample: Sample, judge: nn.Module, truth: Mapping[str, Tensor]):
-        self.sample, self.shares, self.judge, self.truth = sample, sample.protocol.shares, judge, truth
-        self.ground = faithfulness.ground(sample.patches.crops, sample.inside, sample.protocol.fill, sample.random)
-        self.known: dict[str, Tensor] = {}
-
-    def respond(self, canvases: Tensor) -> Tensor:
-        """The units' activations; canvases that were seen before, as curves end alike, are not run again."""
-        key = digest(canvases)
-        if key not in self.known:
-            sample, size = self.sample, self.sample.field.image_size
-            self.known[key] = sample.deconvnet.activations_of(canvases, sample.layer, sample.units, size)
-        return self.known[key]
-
-    def curve(self, content: Tensor, rank: Tensor, *, keep: bool) -> Tensor:
-        """The activation that is left for each share of pixels that are kept, or removed: (M, shares)."""
-        values, inside = self.sample.patches.values, self.sample.inside
-        left = faithfulness.curve(self.respond, values, content, self.ground, rank, inside, self.shares, keep=keep)
-        return left.double().cpu()
-
-    def area(self, curve: Tensor) -> Tensor:
-        return faithfulness.area(curve, self.shares)
-
-    def displayed(self, signals: Tensor) -> Tensor:
-        """Signals as the network sees the pictures that figures show of them, their zero its mean colour."""
-        preprocessing = self.sample.preprocessing
-        picture, grey = signed_image(preprocessing.rgb(signals)), torch.full_like(signals, GREY)
-        return preprocessing.normalise(picture) - preprocessing.normalise(grey)
-
-    def described(self, pictures: Tensor) -> Tensor:
-        """What the second network makes of pictures: the mean of each map of three layers, (M, D)."""
-        pixels = self.sample.preprocessing.pixels(resized(pictures, JUDGED_SIZE))
-        maps = activations(graph_of(self.judge), Preprocessing.of(self.judge).normalise(pixels), JUDGED)
-        return torch.cat([maps[layer].mean((2, 3)) for layer in JUDGED], 1)
-
-    def view(self, shown: Tensor, energy: Tensor, rank: Tensor) -> dict[str, Tensor]:
-        """Measures (M,) of pictures (M, 3, S, S), how much of each pixel is shown (M, S, S), and ranks."""
-        maps, inside = self.sample.maps, self.sample.inside
-        measures = {
-            "pixels": faithfulness.recognised(resized(shown, THUMBNAIL).flatten(1).cpu(), maps)[0],
-            "network": faithfulness.recognised(self.described(shown).cpu(), maps)[0],
-        }
-        for kind, mask in self.truth.items():
-            mask = mask.to(inside.device)
-            partly = (mask & inside).any(2).any(1) & (inside & ~mask).any(2).any(1)  # else no picture can be wrong
-            measures[f"energy on {kind}"] = torch.where(partly, faithfulness.energy_inside(energy, mask), torch.nan)
-            measures[f"points at {kind}"] = torch.where(partly, faithfulness.points_inside(rank, mask), torch.nan)
-        return measures
+    def bar(self, steps: Iterable[Any], description: str) -> Iterable[Any]:
+        return tqdm(list(steps), desc=f"{self.layer}, {description}", unit=" steps", disable=not self.progress)
 
 
-def measure_layer(sample: Sample, data: Any, judge: nn.Module) -> LayerResult:
+def truth_of(data: Any, items: Sequence[int], images: Tensor, patches: Patches) -> dict[str, Tensor]:
+    """Where objects, and their parts, are in receptive fields: (M, S, S), bool; nothing where the data do not know."""
+    (rows, columns), size = patches.crops.shape[-2:], images.shape[-2:]
+    planes: dict[int, dict[str, Tensor]] = {}
+    for item in set(items):
+        if truth := as_images(data).truth(item):
+            masks = {"object": _filled(truth.objects, size) if truth.mask is None else truth.mask}
+            masks |= {} if truth.parts is None else {"parts": _filled(truth.parts.values(), size)}
+            planes[item] = {kind: F.pad(mask, (columns, columns, rows, rows)) for kind, mask in masks.items()}
+    cuts: dict[str, list[Tensor]] = {}
+    for item, (top, left) in zip(items, patches.boxes[:, :2].tolist(), strict=True):
+        for kind, plane in planes.get(item, {}).items():
+            cuts.setdefault(kind, []).append(plane[top + rows : top + 2 * rows, left + columns : left + 2 * columns])
+    return {kind: torch.stack(masks) for kind, masks in cuts.items()}
+
+
+def _filled(boxes: Iterable[Sequence[int]], size: Sequence[int]) -> Tensor:
+    plane = torch.zeros(*size, dtype=torch.bool)
+    for top, left, bottom, right in boxes:
+        plane[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = True
+    return plane
+
+
+def measure(
+    model: nn.Module, data: Any, out: Path, protocol: Protocol, **reading: Unpack[Reading]
+) -> tuple[Measurements, dict[str, Sample]]:
+    """All numbers, and of each layer some units whose pictures are shown."""
+    judge = build(torchvision.models.squeezenet1_0, weights=protocol.judge, preprocessing=Preprocessing())
+    judge.to(next(model.parameters()).device)
+    deconvnet, layers, k = Deconvnet(model), protocol.layers, protocol.k
+    scan_state, state = (out / name for name in STATES)
+    tops = scan(deconvnet.graph, data, layers, k, state=scan_state, keep_state=True, **reading)
+    drawn = {
+        layer: chosen(layer, top, protocol.maps, "random", torch.Generator().manual_seed(protocol.seed))
+        for layer, top in tops.items()
+    }
+    if not any(drawn.values()):
+        scan_state.unlink(missing_ok=True)
+        raise InputError(f"no feature map of {', '.join(layers)} is ever above 0 on these {tops.images} images")
+    identity = network_identity(model) | {
+        "images": as_images(data).identity(),
+        "settings": digest(protocol.settings),
+        "judge": digest(judge),
+        "winners": digest({layer: list(top) for layer, top in tops.items()}),
+    }
+    done = json.loads(read_sealed(state, identity, "delete it to measure anew")) if state.exists() else {}
+    results, examples = {layer: LayerResult.of(entries) for layer, entries in done.items()}, {}
+    for layer in filter(drawn.get, layers):
+        if layer not in results:
+            progress = reading.get("progress", True)
+            sample = Sample(deconvnet, data, layer, tops[layer], drawn[layer], protocol, judge, progress)
+            results[layer] = measure_layer(sample)
+            write_sealed(state, identity, json.dumps({name: asdict(entry) for name, entry in results.items()}))
+        strongest = TopActivations(*(column[:, :1] for column in tops[layer]))
+        examples[layer] = Sample(deconvnet, data, layer, strongest, drawn[layer][:EXAMPLES], protocol, judge)
+    counts = {}
+    for layer, top in tops.items():
+        rare = (top.value[drawn[layer]] > 0).sum(1) < k
+        counts[layer] = Counts(len(top.value), len(dead_maps(top)), len(drawn[layer]), int(rare.sum()))
+    names = type(model).__name__, type(data).__name__
+    classes = class_likeness(deconvnet, data, protocol)
+    return Measurements(*names, tops.images, tops.broken, results, counts, classes), examples
+
+
+def measure_layer(sample: Sample) -> LayerResult:
     """All numbers of a layer."""
-    observer = Observer(sample, judge, truth_of(data, sample))
-    values, curves = pictures_of(sample, observer)
+    values, curves = measure_pictures(sample)
     differences = {
-        pictures.name: {
-            m: v - values[pictures.other][m] for m, v in values[pictures.one].items() if m in values[pictures.other]
-        }
-        for pictures in COMPARISONS
+        c.name: {m: v - values[c.other][m] for m, v in values[c.one].items() if m in values[c.other]}
+        for c in COMPARISONS
     }
     return LayerResult(
         size=list(sample.field.size),
@@ -344,70 +375,46 @@ def measure_layer(sample: Sample, data: Any, judge: nn.Module) -> LayerResult:
         curves=curves,
         measures=sample.estimates(values),
         differences=sample.estimates(differences),
-        likeness=sample.estimates(likeness_of(sample)),
-        choices=sample.estimates(choices_of(sample, observer, values)),
+        likeness=sample.estimates(measure_likeness(sample)),
+        choices=sample.estimates(measure_choices(sample, values)),
     )
 
 
-def truth_of(data: Any, sample: Sample) -> dict[str, Tensor]:
-    """Where objects, and their parts, are in receptive fields: (M, S, S), bool; nothing where the data do not know."""
-    (rows, columns), (height, width) = sample.patches.crops.shape[-2:], sample.images.shape[-2:]
-    planes: dict[int, dict[str, Tensor]] = {}
-    for item in set(sample.items):
-        if truth := as_images(data).truth(item):
-            masks = {"object": _filled(truth.objects, height, width) if truth.mask is None else truth.mask}
-            masks |= {} if truth.parts is None else {"parts": _filled(truth.parts.values(), height, width)}
-            planes[item] = {kind: F.pad(mask, (columns, columns, rows, rows)) for kind, mask in masks.items()}
-    cuts: dict[str, list[Tensor]] = {}
-    for item, (top, left) in zip(sample.items, sample.patches.boxes[:, :2].tolist(), strict=True):
-        for kind, plane in planes.get(item, {}).items():
-            cuts.setdefault(kind, []).append(plane[top + rows : top + 2 * rows, left + columns : left + 2 * columns])
-    return {kind: torch.stack(masks) for kind, masks in cuts.items()}
-
-
-def _filled(boxes: Iterable[Sequence[int]], height: int, width: int) -> Tensor:
-    plane = torch.zeros(height, width, dtype=torch.bool)
-    for top, left, bottom, right in boxes:
-        plane[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = True
-    return plane
-
-
-def pictures_of(sample: Sample, observer: Observer) -> tuple[Values, Curves]:
+def measure_pictures(sample: Sample) -> tuple[Values, Curves]:
     """Every measure of every picture, and its mean curves."""
     crops, inside = sample.patches.crops, sample.inside
     rank = {weight: sample.ranks(weight, sample.signals) for weight in (*WEIGHTS, *SIGNALS)}
-    content = {"crop": crops} | {name: observer.displayed(signal) for name, signal in sample.signals.items()}
+    content = {"crop": crops} | {name: sample.displayed(signal) for name, signal in sample.signals.items()}
     pairs = dict.fromkeys((picture.content, picture.weight) for picture in PICTURES.values())
-    kept = {(c, w): observer.curve(content[c], rank[w], keep=True) for c, w in sample.bar(pairs, "keep")}
-    removed = {w: observer.curve(crops, rank[w], keep=False) for w in sample.bar(rank, "remove")}
+    kept = {(c, w): sample.curve(content[c], rank[w], keep=True) for c, w in sample.bar(pairs, "keep")}
+    removed = {w: sample.curve(crops, rank[w], keep=False) for w in sample.bar(rank, "remove")}
     values, curves = Values(), Curves()
     for name, (source, weight, share) in PICTURES.items():
         mask = faithfulness.strongest(rank[weight], inside, share)
         shown = torch.where(mask[:, None], content[source], 0.0)
-        values[name] = {"sufficiency": observer.area(kept[source, weight])}
+        values[name] = {"sufficiency": sample.area(kept[source, weight])}
         curves[name] = {"kept": kept[source, weight].mean(0).tolist()}
         if source == "crop":  # what a signal's pixels are worth is asked of the crop
-            values[name]["necessity"] = 1 - observer.area(removed[weight])
+            values[name]["necessity"] = 1 - sample.area(removed[weight])
             curves[name]["removed"] = removed[weight].mean(0).tolist()
         energy = mask.to(crops) if source == "crop" else shown.square().sum(1)
-        values[name] |= observer.view(shown, energy, rank[weight])
+        values[name] |= sample.view(shown, energy, rank[weight])
     return values, curves
 
 
-def likeness_of(sample: Sample) -> Values:
+def measure_likeness(sample: Sample) -> Values:
     """How like each signal is what it should not be like.
 
     By weights that are shuffled from the top down to each layer below; of another map at the same place, or of the same
     map in another image; the crop's edges; nearness of the centre, where many paths from a unit meet in any network.
     """
-    below = sample.protocol.layers[: sample.protocol.layers.index(sample.layer)]
-    maps, other = sample.maps.unique(), sample.units.clone()
-    other[:, 1] = maps.roll(1)[torch.searchsorted(maps, sample.maps.contiguous())]
+    maps, other, layers = sample.maps.unique(), sample.units.clone(), sample.protocol.layers
+    other[:, 1] = maps.roll(1)[torch.searchsorted(maps, sample.maps)]
     edges, near = (WEIGHTS[w](sample.patches.crops, sample.inside, sample.random)[:, None] for w in ("edges", "disc"))
     values = Values()
     for name, rules in sample.bar(SIGNALS.items(), "shuffle"):
         signal, pictures = sample.signals[name], {}
-        for end in (*reversed(below), None):
+        for end in (*reversed(layers[: layers.index(sample.layer)]), None):
             shuffled = faithfulness.with_shuffled_weights(sample.deconvnet.graph, sample.layer, end, sample.random)
             picture = sample.projected(model=shuffled, rules=rules)
             pictures[f"shuffled above {end}" if end else "all shuffled"] = picture
@@ -415,13 +422,12 @@ def likeness_of(sample: Sample) -> Values:
         if len(maps) > 1:
             pictures["another map, same place"] = sample.projected(units=other, rules=rules)
         values[name] = {title: similarity(signal, picture, sample.inside) for title, picture in pictures.items()}
-        values[name]["same map, another image"] = sample.unless_alone(
-            similarity(signal, signal[sample.next_of_map], sample.inside)
-        )
+        another = similarity(signal, signal[sample.next_of_map], sample.inside)
+        values[name]["same map, another image"] = sample.unless_alone(another)
     return values
 
 
-def choices_of(sample: Sample, observer: Observer, default: Values) -> Values:
+def measure_choices(sample: Sample, default: Values) -> Values:
     """What other choices change: the cosine with the projection, and what is gained on the measures by `default`.
 
     Sufficiency and necessity are those of the masked crop, the others those of the projection.
@@ -431,21 +437,21 @@ def choices_of(sample: Sample, observer: Observer, default: Values) -> Values:
     for name, options in sample.bar(CHOICES.items(), "choices"):
         signal = projections[sample.next_of_map] if options is None else sample.projected(**options)
         rank = sample.ranks("other", {"other": signal})
-        kept, removed = (observer.area(observer.curve(sample.patches.crops, rank, keep=k)) for k in (True, False))
-        shown = torch.where(sample.inside[:, None], observer.displayed(signal), 0.0)
+        kept, removed = (sample.area(sample.curve(sample.patches.crops, rank, keep=k)) for k in (True, False))
+        shown = torch.where(sample.inside[:, None], sample.displayed(signal), 0.0)
         gains = {
             "cosine": faithfulness.cosine(projections, signal),
             "sufficiency": kept - masked["sufficiency"],
             "necessity": 1 - removed - masked["necessity"],
-            **{m: v - whole[m] for m, v in observer.view(shown, shown.square().sum(1), rank).items()},
+            **{m: v - whole[m] for m, v in sample.view(shown, shown.square().sum(1), rank).items()},
         }
         values[name] = {m: sample.unless_alone(v) if options is None else v for m, v in gains.items()}
     return values
 
 
-def likeness_of_classes(deconvnet: Deconvnet, data: Any, seed: int, draws: int) -> dict[str, Estimate | None] | None:
+def class_likeness(deconvnet: Deconvnet, data: Any, protocol: Protocol) -> dict[str, Estimate | None] | None:
     """How alike the pictures of the likeliest class and of another one are, on 16 images; None without classes."""
-    graph, random = deconvnet.graph, torch.Generator().manual_seed(seed)
+    graph, random = deconvnet.graph, torch.Generator().manual_seed(protocol.seed)
     last = graph.names[graph.output]
     images = torch.stack([data[int(i)][0] for i in torch.randperm(len(data), generator=random)[:16]])
     scores = activations(graph, images, [last])[last]
@@ -454,7 +460,7 @@ def likeness_of_classes(deconvnet: Deconvnet, data: Any, seed: int, draws: int) 
     first = scores.argmax(1).cpu()
     second = (first + torch.randint(1, scores.shape[1], first.shape, generator=random)) % scores.shape[1]
     rows, zero = torch.arange(len(images)), torch.zeros(len(images), dtype=torch.int64)
-    bootstrap, mask = Bootstrap(rows, rows, random, draws), torch.ones(len(images), *images.shape[2:]).bool()
+    bootstrap, mask = Bootstrap(rows, rows, random, protocol.draws), torch.ones(len(images), *images.shape[2:]).bool()
     estimates = {}
     for name, rules in SIGNALS.items():
         one, other = (

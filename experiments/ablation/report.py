@@ -1,7 +1,6 @@
 """The ablation in words: every number with its interval in tables, and a page whose sentences are made from them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from experiments.ablation.measure import (
     CHOICES,
@@ -17,19 +16,12 @@ from experiments.ablation.measure import (
 from experiments.output.tables import table
 from zfnet.analysis.faithfulness import SHARE, Estimate
 
-OTHERS = (  # pictures that a projection may be like
-    "all shuffled",
-    "another map, same place",
-    "same map, another image",
-    "edges of the crop",
-    "nearness of the centre",
-)
 LABELS = {"shrunk crop": "central square", "centre": "central disc", "random": "random pixels"}  # what is shown
 
 
 def label(name: str) -> str:
-    """What a picture, or a comparison, is called where people read it."""
-    return " - ".join(LABELS.get(part, part) for part in name.split(" - "))
+    """What a picture, or a comparison of two, is called where people read it."""
+    return " - ".join(LABELS.get(picture, picture) for picture in name.split(" - "))
 
 
 def source(measured: Measurements, protocol: Protocol) -> str:
@@ -37,9 +29,12 @@ def source(measured: Measurements, protocol: Protocol) -> str:
     drawn, units = sum(c.drawn for c in measured.counts.values()), sum(r.units for r in measured.layers.values())
     return (
         f"{measured.network}, {measured.images:,} images ({measured.dataset}): the {protocol.k} strongest activations "
-        f"of {drawn} feature maps in {len(measured.layers)} layers, {units} units, drawn by seed {protocol.seed}. "
-        f"Removed pixels become {protocol.fill}. Intervals are of 95 %, from {protocol.draws:,} draws of maps and images."
+        f"of {drawn} feature maps in {len(measured.layers)} layers, {units} units; maps drawn by seed {protocol.seed}."
     )
+
+
+def intervals(protocol: Protocol) -> str:
+    return f"Means over maps, and their 95% intervals from {protocol.draws:,} draws of maps and images."
 
 
 def cell(estimate: Estimate | None, sign: str = "") -> str:
@@ -61,19 +56,21 @@ def tables(measured: Measurements) -> str:
         others = result.likeness["projection"]
         return {other: {signal: result.likeness[signal].get(other) for signal in SIGNALS} for other in others}
 
-    return "\n\n".join(
-        [
-            "Means over units, with 95 % intervals; larger is better.",
-            rows("picture", lambda result: result.measures, measured.measures),
-            "Paired differences: of the same units and images.",
-            rows("difference", lambda result: result.differences, measured.measures, "+"),
-            "The reproduction's own choices: cosine with its projection, and what is gained by them, in sufficiency and "
-            "necessity by the masked crop, else by the projection.",
-            rows("choice", lambda result: result.choices, ["cosine", *measured.measures], "+"),
-            "How like the picture is another, by the rank correlation of their energies.",
-            rows("other", by_other, list(SIGNALS)),
-        ]
-    )
+    parts = [
+        "Means over units, with 95% intervals; larger is better.",
+        rows("picture", lambda result: result.measures, measured.measures),
+        "Paired differences: of the same units and images.",
+        rows("difference", lambda result: result.differences, measured.measures, "+"),
+        "The reproduction's own choices: cosine with its projection, and what is gained by them, in sufficiency and "
+        "necessity by the masked crop, else by the projection.",
+        rows("choice", lambda result: result.choices, ["cosine", *measured.measures], "+"),
+        "How like the picture is another, by the rank correlation of their energies.",
+        rows("other", by_other, list(SIGNALS)),
+    ]
+    if measured.classes:
+        estimates = ", ".join(f"{signal} {cell(estimate)}" for signal, estimate in measured.classes.items())
+        parts.append(f"Of the likeliest class and of another one, on the same image: {estimates}.")
+    return "\n\n".join(parts)
 
 
 def clear(estimate: Estimate | None) -> int:
@@ -103,54 +100,38 @@ def effects(rows: Mapping[str, Mapping[str, Estimate | None]], measures: Sequenc
 
 def report(measured: Measurements, protocol: Protocol) -> str:
     """One page, whose sentences are made from the numbers."""
-    layers = measured.layers
-    chances = [f"{layer} {result.chance:.2f}" for layer, result in layers.items()]
-    best = {m: [unbeaten(result, m) for result in layers.values()] for m in measured.measures}
-    winners = [
-        [f"{m}: {MEASURES[m]}", *(f"**{n[0]}**" if len(n) == 1 else ", ".join(n) or "-" for n in names)]
-        for m, names in best.items()
-        if any(names)
+    layers, measures = measured.layers, measured.measures
+    chances = ", ".join(f"{layer} {result.chance:.2f}" for layer, result in layers.items())
+    winners = []
+    for measure in measures:
+        names = [unbeaten(result, measure) for result in layers.values()]
+        cells = [f"**{best[0]}**" if len(best) == 1 else ", ".join(best) or "-" for best in names]
+        winners += [[f"{measure}: {MEASURES[measure]}", *cells]] if any(names) else []
+    orders = {label("shrunk crop" if c.other == "crop" else c.other): c.name for c in COMPARISONS if c.of_orders}
+    against = [
+        f"- {other}: {effects({layer: r.differences[name] for layer, r in layers.items()}, measures[:2])}"
+        for other, name in orders.items()
     ]
-    against = {
-        label("shrunk crop" if pair.other == "crop" else pair.other): pair for pair in COMPARISONS if pair.of_orders
-    }
-    similar = [[o, *(cell(r.likeness["projection"].get(o)) for r in layers.values())] for o in OTHERS]
-    classes = ", ".join(f"{signal} {cell(estimate)}" for signal, estimate in (measured.classes or {}).items())
-    return "\n\n".join(
-        [
-            "# Deconvolution or cropping?",
-            f"{source(measured, protocol)} What is not clear of 0 is not counted as a difference.",
-            remarks(measured, protocol.k),
-            "## Which of crop, projection and masked crop?",
-            "A crop has no order of its own: its pixels are kept from its centre outwards. The masked crop keeps them where "
-            f"the projection is strongest; a person sees {SHARE:.0f} % of them. The projection itself is shown to the "
-            "network at a figure's contrast, and may excite the unit more than the crop does: then more than 1 is left. "
-            "Every second picture of a map is known, and the others are to be told apart: by chance at a rate of "
-            f"{', '.join(chances)}. The second network is SqueezeNet ({protocol.settings['judge']}).",
-            "Named are those that none of the other two is clearly better than, in bold where there is but one; how much "
-            "they differ is in `table.md`.",
-            table(["", *layers], winners),
-            "## Against gradients and baselines",
-            "The crop masked by the projection, against",
-            "\n".join(
-                f"- {other}: {effects({layer: r.differences[pair.name] for layer, r in layers.items()}, ['sufficiency', 'necessity'])}"
-                for other, pair in against.items()
-            ),
-            "## Does it only recover the image?",
-            "How like the projection another picture is, by the rank correlation of their energies:",
-            table(["", *layers], similar),
-            *(
-                [f"Pictures of the likeliest class and of another one, on the same image: {classes}."]
-                if classes
-                else []
-            ),
-            "## Do this reproduction's choices matter?",
-            "\n".join(
-                f"- {name}: {effects({layer: r.choices[name] for layer, r in layers.items()}, measured.measures)}"
-                for name in CHOICES
-            ),
-        ]
-    )
+    choices = [f"- {c}: {effects({layer: r.choices[c] for layer, r in layers.items()}, measures)}" for c in CHOICES]
+    parts = [
+        "# Deconvolution or cropping?",
+        f"{source(measured, protocol)} Removed pixels become {protocol.fill}. {intervals(protocol)} What is not clear "
+        f"of 0 is not counted as a difference. {remarks(measured, protocol.k)}",
+        "## Which of crop, projection and masked crop?",
+        "A crop has no order of its own: its pixels are kept from its centre outwards. The masked crop keeps those "
+        f"where the projection is strongest; people see {SHARE:.0f}% of them. The projection itself is shown to the "
+        "network at a figure's contrast, and may excite the unit more than the crop does: then more than 1 is left. "
+        "Every second picture of a map is known, and the others are to be told apart; the rates by chance are "
+        f"{chances}. The second network is SqueezeNet ({protocol.settings['judge']}).",
+        "Named are those that none of the other two is clearly better than, in bold where there is but one; how much "
+        "they differ is in `table.md`.",
+        table(["", *layers], winners),
+        "## Against gradients and baselines",
+        "The crop masked by the projection is, against\n\n" + "\n".join(against),
+        "## Do this reproduction's choices matter?",
+        "\n".join(choices),
+    ]
+    return "\n\n".join(parts)
 
 
 def remarks(measured: Measurements, k: int) -> str:
@@ -162,5 +143,5 @@ def remarks(measured: Measurements, k: int) -> str:
         if count.rare:
             words.append(f"{layer}: {count.rare} of the {count.drawn} maps drawn are above 0 on fewer than {k} images")
     words += [f"{k} images of each map, not the paper's nine"] if k < 9 else []
-    words += [f"{len(measured.broken)} images could not be read"] if measured.broken else []
+    words += [f"{len(measured.broken_images)} images could not be read"] if measured.broken_images else []
     return "; ".join(words) + "." if words else "No map was left out."
