@@ -83,7 +83,7 @@ def main(
     result.figure(draw_pictures(page, measured, examples, look), "pictures")
     result.text(tables(measured))
     result.text(report(measured, protocol), "report.md", printed=False)
-    result.settings |= protocol.settings | {"dataset": measured.dataset, "images": measured.images}
+    result.settings |= protocol.settings
     written = result.finish(asdict(measured))
     for name in STATES:
         (Path(out) / name).unlink(missing_ok=True)
