@@ -321,7 +321,8 @@ def test_fields_too_large_to_hold_are_one_line(model, data, tmp_path, monkeypatc
 def sample(model, data):
     top = scan(model, data, ["relu2"], 4, progress=False)["relu2"]
     protocol = measure.Protocol(["relu1", "relu2"], 3, 4, [0, 100], "grey", None, 100, 0)
-    return measure.Sample(Deconvnet(model), data, "relu2", top, [0, 3], protocol, torch.nn.Identity())
+    study = measure.Study(Deconvnet(model), data, protocol, torch.nn.Identity(), False)
+    return measure.Sample(study, "relu2", top, [0, 3])
 
 
 def test_pictures_show_the_pixels_that_they_keep(sample):
@@ -368,7 +369,8 @@ def test_objects_that_are_known_of_units_that_see_less_than_others(tmp_path):
     data = Scenes("val", 6, size=32, transform=how)
     top = scan(branches, data, ["relu"], 3, progress=False)["relu"]
     protocol = measure.Protocol(["relu"], 4, 3, [0, 100], "grey", None, 100, 0)
-    sample = measure.Sample(Deconvnet(branches), data, "relu", top, [0, 1, 2, 3], protocol, torch.nn.Identity())
+    study = measure.Study(Deconvnet(branches), data, protocol, torch.nn.Identity(), False)
+    sample = measure.Sample(study, "relu", top, [0, 1, 2, 3])
     assert sample.truth["object"].shape == sample.inside.shape
     boxes = sample.patches.boxes.tolist()
     for item, box, truth, inside in zip(sample.items, boxes, sample.truth["object"], sample.inside, strict=True):

@@ -59,7 +59,7 @@ def draw_curves(measured: Measurements, protocol: Protocol, lines: Sequence[str]
     blocks = [layers[n : n + COLUMNS] for n in range(0, len(layers), COLUMNS)]
     rows = [(block, *curves) for block in blocks for curves in CURVES]
     figure = plots(1.1 + 1.25 * len(rows), width)
-    axes = figure.subplots(len(rows), len(blocks[0]), squeeze=False, sharex=True, sharey="row")
+    axes = figure.subplots(len(rows), len(blocks[0]), squeeze=False, sharey="row")
     for line, (block, key, of_crop, words) in zip(axes, rows, strict=True):
         line[0].set_ylabel(f"activation left:\n{words}")
         for axis in line[len(block) :]:
@@ -70,10 +70,12 @@ def draw_curves(measured: Measurements, protocol: Protocol, lines: Sequence[str]
                 if name == "crop" or (name != "shrunk crop" and of_crop == (content == "crop")):
                     style = {"color": MARKS[weight].colour(lines), "linestyle": MARKS[weight].line}
                     axis.plot(protocol.shares, result.curves[name][key], linewidth=1.1, **style)
-            if (key, of_crop) == CURVES[0][:2]:
+            if key == "removed":
+                axis.set_xlabel("pixels, %")
+            else:
+                axis.tick_params(labelbottom=False)
+            if not of_crop:
                 axis.set_title(f"{layer}\n{' x '.join(map(str, result.size))} pixels", size=7)
-    for axis in axes[-1]:
-        axis.set_xlabel("pixels, %")
     for mark in MARKS.values():
         axes[0, 0].plot([], [], color=mark.colour(lines), linestyle=mark.line, label=mark.words)
     figure.legend(loc="outside upper center", ncols=4, frameon=False)

@@ -175,27 +175,22 @@ class Measurements:
         return [measure for measure in MEASURES if any(row.get(measure) for row in rows)]
 
 
+class Study(NamedTuple):
+    """What all samples of a network share."""
+
+    deconvnet: Deconvnet
+    data: Any
+    protocol: Protocol
+    judge: nn.Module  # the second network
+    progress: bool
+
+
 class Sample:
     """The activations above 0 of some maps of one layer, M units: their pictures, and what these are worth."""
 
-    def __init__(
-        self,
-        deconvnet: Deconvnet,
-        data: Any,
-        layer: str,
-        top: TopActivations,
-        maps: Sequence[int],
-        protocol: Protocol,
-        judge: nn.Module,
-        progress: bool = False,
-    ):
-        self.deconvnet, self.layer, self.protocol, self.judge, self.progress = (
-            deconvnet,
-            layer,
-            protocol,
-            judge,
-            progress,
-        )
+    def __init__(self, study: Study, layer: str, top: TopActivations, maps: Sequence[int]):
+        deconvnet, data, protocol, self.judge, self.progress = study
+        self.deconvnet, self.protocol, self.layer = deconvnet, protocol, layer
         self.preprocessing = Preprocessing.of(deconvnet.model)
         self.units = top.units(maps)[top.value[list(maps)].flatten() > 0]  # (M, 4), as in `project_units`
         items, self.units[:, 0] = self.units[:, 0].unique(return_inverse=True)
@@ -325,9 +320,9 @@ def measure(
     """All numbers, and of each layer some units whose pictures are shown."""
     judge = build(torchvision.models.squeezenet1_0, weights=protocol.judge, preprocessing=Preprocessing())
     judge.to(next(model.parameters()).device)
-    deconvnet, layers, k = Deconvnet(model), protocol.layers, protocol.k
-    scan_state, state = (out / name for name in STATES)
-    tops = scan(deconvnet.graph, data, layers, k, state=scan_state, keep_state=True, **reading)
+    study = Study(Deconvnet(model), data, protocol, judge, reading.get("progress", True))
+    layers, k, (scan_state, state) = protocol.layers, protocol.k, (out / name for name in STATES)
+    tops = scan(study.deconvnet.graph, data, layers, k, state=scan_state, keep_state=True, **reading)
     drawn = {
         layer: chosen(layer, top, protocol.maps, "random", torch.Generator().manual_seed(protocol.seed))
         for layer, top in tops.items()
@@ -345,19 +340,16 @@ def measure(
     results, examples = {layer: LayerResult.of(entries) for layer, entries in done.items()}, {}
     for layer in filter(drawn.get, layers):
         if layer not in results:
-            progress = reading.get("progress", True)
-            sample = Sample(deconvnet, data, layer, tops[layer], drawn[layer], protocol, judge, progress)
-            results[layer] = measure_layer(sample)
+            results[layer] = measure_layer(Sample(study, layer, tops[layer], drawn[layer]))
             write_sealed(state, identity, json.dumps({name: asdict(entry) for name, entry in results.items()}))
         strongest = TopActivations(*(column[:, :1] for column in tops[layer]))
-        examples[layer] = Sample(deconvnet, data, layer, strongest, drawn[layer][:EXAMPLES], protocol, judge)
+        examples[layer] = Sample(study, layer, strongest, drawn[layer][:EXAMPLES])
     counts = {}
     for layer, top in tops.items():
         rare = (top.value[drawn[layer]] > 0).sum(1) < k
         counts[layer] = Counts(len(top.value), len(dead_maps(top)), len(drawn[layer]), int(rare.sum()))
     names = type(model).__name__, type(data).__name__
-    classes = class_likeness(deconvnet, data, protocol)
-    return Measurements(*names, tops.images, tops.broken, results, counts, classes), examples
+    return Measurements(*names, tops.images, tops.broken, results, counts, class_likeness(study)), examples
 
 
 def measure_layer(sample: Sample) -> LayerResult:
@@ -449,8 +441,9 @@ def measure_choices(sample: Sample, default: Values) -> Values:
     return values
 
 
-def class_likeness(deconvnet: Deconvnet, data: Any, protocol: Protocol) -> dict[str, Estimate | None] | None:
+def class_likeness(study: Study) -> dict[str, Estimate | None] | None:
     """How alike the pictures of the likeliest class and of another one are, on 16 images; None without classes."""
+    deconvnet, data, protocol = study[:3]
     graph, random = deconvnet.graph, torch.Generator().manual_seed(protocol.seed)
     last = graph.names[graph.output]
     images = torch.stack([data[int(i)][0] for i in torch.randperm(len(data), generator=random)[:16]])
