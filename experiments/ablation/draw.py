@@ -14,6 +14,8 @@ from experiments.output.pages import LINE, Page, caption, enlarged, hatched, plo
 from zfnet.analysis.faithfulness import PICTURES, SHARE, Estimate, strongest
 from zfnet.rendering import GREY
 
+Rows = Mapping[str, Mapping[str, Sequence[Estimate | None]]]  # by title, and by picture: an estimate for each layer
+
 COLUMNS = 5  # layers beside each other
 GAP = 5  # pixels between pictures
 CURVES = (  # rows: which curves, whether of the crop's pixels or of a signal's own, and what they are
@@ -91,16 +93,16 @@ def draw_curves(measured: Measurements, protocol: Protocol, lines: Sequence[str]
 def draw_measures(measured: Measurements, protocol: Protocol, lines: Sequence[str], width: float) -> Figure:
     """Every measure of every picture, layer by layer."""
     results = measured.layers.values()
-    rows = {m: {p: [r.measures[p].get(m) for r in results] for p in PICTURES} for m in measured.measures}
-    figure = by_layer(
-        {f"{m}: {MEASURES[m]}": row for m, row in rows.items()}, list(measured.layers), lines, width, 0.93
-    )
-    for axis, measure in zip(figure.axes, rows, strict=True):
+    rows = {
+        f"{m}: {MEASURES[m]}": {p: [r.measures[p].get(m) for r in results] for p in PICTURES} for m in measured.measures
+    }
+    words = f"Removed pixels become {protocol.fill}. Filled: pixels of the crop; open: a signal; dotted line: chance."
+    words = f"{source(measured, protocol)} {words} Larger is better. {intervals(protocol)}"
+    figure = by_layer(rows, list(measured.layers), lines, (width, 0.93), words)
+    for axis, measure in zip(figure.axes, measured.measures, strict=True):
         if measure in ("pixels", "network"):
             for n, result in enumerate(results):
                 axis.hlines(result.chance, n - 0.5, n + 0.5, color="0.4", linewidth=0.6, linestyle=":", zorder=0)
-    words = f"Removed pixels become {protocol.fill}. Filled: pixels of the crop; open: a signal; dotted line: chance."
-    caption(figure, f"{source(measured, protocol)} {words} Larger is better. {intervals(protocol)}")
     return figure
 
 
@@ -108,42 +110,33 @@ def draw_likeness(measured: Measurements, protocol: Protocol, lines: Sequence[st
     """How like each signal is what it should not be like, layer by layer."""
     results = measured.layers.values()
     rows = {words: {s: [r.likeness[s].get(other) for r in results] for s in SIGNALS} for other, words in OTHERS.items()}
-    figure = by_layer(rows, list(measured.layers), lines, width, 0.75)
-    words = "Rank correlation of the energies of two pictures; no point: one of them is constant."
-    caption(figure, f"{source(measured, protocol)} {words} {intervals(protocol)}")
-    return figure
+    words = (
+        f"Rank correlation of the energies of two pictures; no point: one of them is constant. {intervals(protocol)}"
+    )
+    return by_layer(rows, list(measured.layers), lines, (width, 0.75), f"{source(measured, protocol)} {words}")
 
 
-def by_layer(
-    rows: Mapping[str, Mapping[str, Sequence[Estimate | None]]],
-    layers: Sequence[str],
-    lines: Sequence[str],
-    width: float,
-    height: float,
-) -> Figure:
-    """Rows of points with intervals: in a picture's mark an estimate for each layer."""
-    figure = plots(1 + height * len(rows), width)
+def by_layer(rows: Rows, layers: Sequence[str], lines: Sequence[str], size: tuple[float, float], words: str) -> Figure:
+    """Rows of points with intervals, in the pictures' marks; size: of a row, inches."""
+    figure = plots(1 + size[1] * len(rows), size[0])
     axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (title, pictures) in zip(axes, rows.items(), strict=True):
         for n, (name, estimates) in enumerate(pictures.items()):
-            mark, whole = MARKS[PICTURES[name].weight], PICTURES[name].content == "crop"
+            mark, content = MARKS[PICTURES[name].weight], PICTURES[name].content
+            fill = "bottom" if name == "shrunk crop" else "full" if content == "crop" else "none"
             style = {"color": mark.colour(lines), "fmt": mark.point, "markersize": 4, "linewidth": 0.8}
-            style["fillstyle"] = "bottom" if name == "shrunk crop" else "full" if whole else "none"
-            x = 0.84 * ((n + 0.5) / len(pictures) - 0.5)
-            points = [
-                (i + x, e.mean, max(e.mean - e.low, 0), max(e.high - e.mean, 0)) for i, e in enumerate(estimates) if e
-            ]
-            xs, means, below, above = zip(*points, strict=True) if points else ([], [], [], [])
-            words = label(name) if axis is axes[0] else None
-            axis.errorbar(xs, means, [below, above], label=words, **style)
+            points = [(i + 0.84 * ((n + 0.5) / len(pictures) - 0.5), *e[:3]) for i, e in enumerate(estimates) if e]
+            x, mean, low, high = torch.tensor(points).reshape(-1, 4).T
+            bars = torch.stack([mean - low, high - mean]).clamp(min=0)
+            axis.errorbar(x, mean, bars, fillstyle=fill, label=label(name) if axis is axes[0] else None, **style)
         for n in range(1, len(layers)):
             axis.axvline(n - 0.5, color="0.85", linewidth=0.6, zorder=0)
         axis.set_title(title, loc="left", size=7)
-        axis.margins(y=0.15)
         axis.set_xticks(range(len(layers)), layers)
-        axis.set_xlim(-0.5, len(layers) - 0.5)
+        axis.set(xlim=(-0.5, len(layers) - 0.5), ymargin=0.15)
         axis.tick_params(axis="x", length=0)
     figure.legend(loc="outside upper center", ncols=6, frameon=False)
+    caption(figure, words)
     return figure
 
 

@@ -29,7 +29,7 @@ def source(measured: Measurements, protocol: Protocol) -> str:
     drawn, units = sum(c.drawn for c in measured.counts.values()), sum(r.units for r in measured.layers.values())
     return (
         f"{measured.network}, {measured.images:,} images ({measured.dataset}): the {protocol.k} strongest activations "
-        f"of {drawn} feature maps in {len(measured.layers)} layers, {units} units; maps drawn by seed {protocol.seed}."
+        f"of {drawn} feature maps in {len(measured.layers)} layers, {units:,} units; maps by seed {protocol.seed}."
     )
 
 
