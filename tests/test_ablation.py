@@ -282,7 +282,7 @@ def test_which_comparisons_are_of_which_kind():
     shown = {c.name for c in COMPARISONS if c.of_shown}
     assert shown == {"projection - crop", "masked crop - crop", "masked crop - projection"}
     others = ("crop", "centre", "random", "edges", "masked by gradient", "masked by guided")
-    assert {c for c in COMPARISONS if c.of_orders} == {Comparison("masked crop", other) for other in others}
+    assert {c for c in COMPARISONS if c.of_crops} == {Comparison("masked crop", other) for other in others}
 
 
 def test_a_layers_numbers_come_back_from_json():

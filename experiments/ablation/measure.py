@@ -82,8 +82,8 @@ class Comparison(NamedTuple):
         return self.one in SHOWN and self.other in SHOWN
 
     @property
-    def of_orders(self) -> bool:
-        """Whether both are the crop, its pixels in another order."""
+    def of_crops(self) -> bool:
+        """Whether both show pixels of the crop, in another order."""
         return PICTURES[self.one].content == PICTURES[self.other].content == "crop"
 
 

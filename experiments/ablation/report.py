@@ -107,7 +107,7 @@ def report(measured: Measurements, protocol: Protocol) -> str:
         names = [unbeaten(result, measure) for result in layers.values()]
         cells = [f"**{best[0]}**" if len(best) == 1 else ", ".join(best) or "-" for best in names]
         winners += [[f"{measure}: {MEASURES[measure]}", *cells]] if any(names) else []
-    orders = {label("shrunk crop" if c.other == "crop" else c.other): c.name for c in COMPARISONS if c.of_orders}
+    orders = {label("shrunk crop" if c.other == "crop" else c.other): c.name for c in COMPARISONS if c.of_crops}
     against = [
         f"- {other}: {effects({layer: r.differences[name] for layer, r in layers.items()}, measures[:2])}"
         for other, name in orders.items()
