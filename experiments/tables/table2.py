@@ -19,7 +19,7 @@ from experiments.output.results import Result
 from experiments.output.tables import dots, measured, percent, shown, table
 from experiments.setup.checks import at_least
 from experiments.setup.networks import Networks
-from experiments.tables.variants import counts, departures, train_each
+from experiments.tables.variants import departures, train_each
 from zfnet.training import Recipe, error_rates
 
 COLUMNS = {"validation_top1": "val top-1", "validation_top5": "val top-5"}
@@ -79,14 +79,15 @@ def main(
     one, ten = errors(groups, networks), errors(groups, networks, crops=10, pad=pad)
     spread = f"; one net of Figure 3: mean ± standard deviation (n - 1) of {nets}" if nets > 1 else ""
     notes = (
-        f"Errors in %.  Ours: over ten crops (corners and centre, and mirrored), and of the centre alone{spread}.\n"
-        "We have no test set.  *: trained on the data of 2011 and 2012.\n"
+        f"Errors in %. Ours: over ten crops (corners and centre, and mirrored), and of the centre alone{spread}.\n"
+        "We have no test set. *: trained on the data of 2011 and 2012.\n"
         f"{departures(networks, recipe, architecture)}"
     )
     result.text(f"{_table(groups, ten, one)}\n\n{notes}")
     words = f"Validation errors, %. Ours: over ten crops{spread}. {departures(networks, recipe, architecture)}"
     result.figure(_picture(ten, words))
-    result.settings |= {"pad": pad, "crops": 10, "unit": "%", **counts(networks)}
+    result.settings |= {"images": len(networks.training), "validation_images": len(networks.validation), "unit": "%"}
+    result.settings |= {"pad": pad, "crops": 10}
     published = {row: dict(zip((*COLUMNS, "test_top5"), rates, strict=True)) for row, rates in PAPER.items()}
     sizes = {row: len(ensembles[0]) for row, ensembles in groups.items()}
     ours = {**measured("error", ten), "one_crop": one, "nets": sizes}

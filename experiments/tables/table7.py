@@ -36,10 +36,6 @@ PAPER = {  # accuracy, %: Caltech-101 (30 a class), Caltech-256 (60 a class)
     "softmax (7)": ((85.4, 0.4), (72.6, 0.1)),
 }
 NUMBERS = (1, 2, 3, 4, 5, 7)  # of the paper's layers
-READINGS = (
-    "A layer is what the table names: of ZFNet the ReLU, before pooling and contrast normalisation; the paper may mean "
-    "what comes after these: layers=[norm1, norm2, relu3, relu4, pool5, relu7]."
-)
 
 
 def main(
@@ -94,9 +90,9 @@ def main(
     notes = [
         images.words(folds, test, per_class),
         f"What differs from the paper: {type(model).__name__}; {len(images.classes)} classes and "
-        f"{len(images.labels):,} images of {type(data).__name__}; maps of more than {max_features} features are "
-        "averaged over areas, of which the paper says nothing.",
-        READINGS,
+        f"{len(images.labels):,} images of {type(data).__name__}"
+        + (f"; larger layers are averaged over areas to at most {max_features:,} features." if max_features else "."),
+        _reading(model, layers),
         *remarks(images.left_out),
     ]
     result.text("\n".join([_table(accuracy, layers, widths), "", *notes]))
@@ -110,6 +106,16 @@ def main(
         "left_out": images.left_out,
     }
     return result.finish(ours, {"accuracy": PAPER})
+
+
+def _reading(model: nn.Module, layers: Sequence[str]) -> str:
+    """Where each layer is read, and how to read it after pooling and contrast normalisation where these follow."""
+    ends = {f"relu{n}": [name for name in (f"norm{n}", f"pool{n}") if hasattr(model, name)] for n in NUMBERS}
+    others = ", ".join([*ends.get(layer, []), layer][0] for layer in layers)
+    words = f"Layers are read at {', '.join(layers)}"
+    if not any(ends.get(layer) for layer in layers):
+        return f"{words}."
+    return f"{words}: before pooling and contrast normalisation. The paper may mean after these: layers=[{others}]."
 
 
 def _table(accuracy: Mapping[str, Sequence[float]], layers: Sequence[str], widths: Mapping[str, int]) -> str:
@@ -135,6 +141,6 @@ def draw(accuracy: Mapping[str, Sequence[float]], words: str) -> Figure:
         axis.errorbar(x, y, bars, color=OKABE_ITO[1], marker="o", label=f"ours: {kind}", **how)
     axis.set(xlabel="layer", ylabel="accuracy, mean over classes, %", ylim=(0, 100), xticks=NUMBERS)
     axis.grid(color="0.93")
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     caption(figure, words)
     return figure
