@@ -46,13 +46,15 @@ def shown(rates: Sequence[float]) -> str:
     return plus_minus(statistics.mean(rates), deviation(rates))
 
 
-def measured(name: str, each: Mapping[str, Mapping[Any, Sequence[float]]]) -> dict[str, Any]:
-    """What result.json says of repeated measurements by row and column: means, called `name`, deviations, and each."""
-    statistics_of: dict[str, Callable[[Sequence[float]], Any]] = {name: mean, "deviation": deviation, "each": list}
-    return {
-        key: {row: {str(c): statistic(values) for c, values in columns.items()} for row, columns in each.items()}
-        for key, statistic in statistics_of.items()
-    }
+def measured(name: str, each: Mapping[str, Any]) -> dict[str, Any]:
+    """What result.json says of repeated measurements by row, or by row and column: means, called `name`, and more."""
+
+    def by(statistic: Callable[[Sequence[float]], Any], values: Any) -> Any:
+        if isinstance(values, Mapping):
+            return {str(key): by(statistic, entry) for key, entry in values.items()}
+        return statistic(values)
+
+    return {name: by(mean, each), "deviation": by(deviation, each), "each": by(list, each)}
 
 
 def dots(

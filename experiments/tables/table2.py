@@ -78,14 +78,15 @@ def main(
     }
     one, ten = errors(groups, networks), errors(groups, networks, crops=10, pad=pad)
     spread = f"; one net of Figure 3: mean ± standard deviation (n - 1) of {nets}" if nets > 1 else ""
+    differences = departures(networks, recipe, architecture)
     notes = (
         f"Errors in %. Ours: over ten crops (corners and centre, and mirrored), and of the centre alone{spread}.\n"
         "We have no test set. *: trained on the data of 2011 and 2012.\n"
-        f"{departures(networks, recipe, architecture)}"
+        f"{differences}"
     )
     result.text(f"{_table(groups, ten, one)}\n\n{notes}")
-    words = f"Validation errors, %. Ours: over ten crops{spread}. {departures(networks, recipe, architecture)}"
-    result.figure(_picture(ten, words))
+    words = f"Validation errors, %; *: trained on the data of 2011 and 2012. Ours: ten crops{spread}; in (a) {nets}."
+    result.figure(_picture(ten, f"{words} {differences}"))
     result.settings |= {"images": len(networks.training), "validation_images": len(networks.validation), "unit": "%"}
     result.settings |= {"pad": pad, "crops": 10}
     published = {row: dict(zip((*COLUMNS, "test_top5"), rates, strict=True)) for row, rates in PAPER.items()}

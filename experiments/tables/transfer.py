@@ -291,21 +291,24 @@ def _table(rows: Mapping[str, Mapping[int, Any]], accuracy: Accuracies) -> str:
 
 
 def draw(published: Published, accuracy: Accuracies, settings: Settings, words: str) -> Figure:
-    """Accuracy by training images of each class: the paper's in grey, ours in colour."""
+    """Accuracy by training images of each class: ours filled, the paper's open, others' in grey."""
     figure = plots(3.4, settings.width)
     axis = figure.subplots()
-    how: dict[str, Any] = {"ms": 4, "lw": 1, "mfc": "white", "color": "0.5"}
-    for (row, curve), marker in zip(published.rows.items(), "v^sDP", strict=False):
+    colours = dict(zip((PRETRAINED, SCRATCH), style_of(settings.style).lines, strict=False))
+    how: dict[str, Any] = {"ms": 4, "lw": 1}
+    for (row, curve), marker in zip(published.rows.items(), "v^sD<", strict=False):
         y, bars = [value for value, _ in curve.values()], [spread or 0 for _, spread in curve.values()]
+        own = how | {"color": colours.get(row, "0.5"), "mfc": "white", "ls": "--" if row in colours else ":"}
         if len(curve) == 1:
-            axis.axhline(*y, color="0.5", lw=1, ls=":")
-        line = ":" if len(curve) == 1 else "-"
-        axis.errorbar([*curve], y, bars, marker=marker, ls=line, label=f"paper: {row}", **how)
-    for (row, rates), colour in zip(accuracy.items(), style_of(settings.style).lines, strict=False):
+            axis.axhline(*y, lw=1, ls=":", color="0.5")
+        own["marker"] = "o" if row in colours else marker
+        axis.errorbar([*curve], y, bars, label=f"paper: {row}", **own)
+    for row, rates in accuracy.items():
         y, bars = [*map(statistics.mean, rates.values())], [deviation(each) or 0 for each in rates.values()]
-        how |= {"mfc": colour, "color": colour}
-        axis.errorbar([*rates], y, bars, marker="o", label=f"ours: {row}", **how)
+        axis.errorbar([*rates], y, bars, marker="o", label=f"ours: {row}", color=colours[row], **how)
     axis.set(xlabel="training images of each class", ylabel="accuracy, mean over classes, %", ylim=(0, 100))
+    if len(settings.per_class) <= 4:
+        axis.set_xticks(settings.per_class)
     axis.grid(color="0.93")
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     caption(figure, words)
