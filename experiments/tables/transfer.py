@@ -180,10 +180,11 @@ class Labelled:
     def words(self, folds: int, test: int, per_class: int | None = None) -> str:
         """What an accuracy is."""
         training = f"with {per_class}" if per_class else "by"
+        spread = f"± and bars: standard deviation (n - 1) over {folds} folds" if folds > 1 else "one fold"
         first = "the first of split.csv, the others " if self.data.official_split else ""
         return (
-            f"Accuracy, %, mean over classes, {training} training images of each class; ± and bars: standard deviation "
-            f"(n - 1) over {folds} folds, {first}drawn from all images; up to {test} test images of each class."
+            f"Accuracy, %, mean over classes, {training} training images of each class; {spread}, {first}drawn from "
+            f"all images; up to {test} test images of each class."
         )
 
 
