@@ -308,8 +308,9 @@ def draw(published: Published, accuracy: Accuracies, settings: Settings, words: 
         y, bars = [*map(statistics.mean, rates.values())], [deviation(each) or 0 for each in rates.values()]
         axis.errorbar([*rates], y, bars, marker="o", label=f"ours: {row}", color=colours[row], **how)
     axis.set(xlabel="training images of each class", ylabel="accuracy, mean over classes, %", ylim=(0, 100))
-    if len(settings.per_class) <= 4:
-        axis.set_xticks(settings.per_class)
+    counts = {*settings.per_class}.union(*published.rows.values())
+    if len(counts) <= 6:
+        axis.set_xticks(sorted(counts))
     axis.grid(color="0.93")
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     caption(figure, words)
