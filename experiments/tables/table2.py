@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from torch import nn
 
 from experiments.output.results import Result
@@ -86,7 +85,9 @@ def main(
     )
     result.text(f"{_table(groups, ten, one)}\n\n{notes}")
     words = f"Validation errors, %; *: trained on the data of 2011 and 2012. Ours: ten crops{spread}; in (a) {nets}."
-    result.figure(_picture(ten, f"{words} {differences}"))
+    drawn = [row for row, rates in PAPER.items() if rates[0] is not None]
+    paper = [dict(zip(COLUMNS, PAPER[row], strict=False)) for row in drawn]
+    result.figure(dots(drawn, paper, [ten.get(row, {}) for row in drawn], COLUMNS, f"{words} {differences}"))
     result.settings |= {"images": len(networks.training), "validation_images": len(networks.validation), "unit": "%"}
     result.settings |= {"pad": pad, "crops": 10}
     published = {row: dict(zip((*COLUMNS, "test_top5"), rates, strict=True)) for row, rates in PAPER.items()}
@@ -113,10 +114,3 @@ def _table(groups: Groups, ten: Mapping[str, Any], one: Mapping[str, Any]) -> st
         nets = len(groups[row][0]) if row in groups else ""
         rows.append([row, *("" if rate is None else rate for rate in rates), nets, *ours])
     return table([*head, "one crop: val top-1", "val top-5"], rows)
-
-
-def _picture(ten: Mapping[str, Any], words: str) -> Figure:
-    """Those rows for which the paper has validation errors."""
-    drawn = [row for row, rates in PAPER.items() if rates[0] is not None]
-    paper = [dict(zip(COLUMNS, PAPER[row], strict=False)) for row in drawn]
-    return dots(drawn, paper, [ten.get(row, {}) for row in drawn], COLUMNS, words)

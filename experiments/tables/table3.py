@@ -89,7 +89,10 @@ def main(
         differences,
     ]
     labels = [TITLES.get(name) or f"- {VARIANTS[name][1]}" for name in names]
-    result.text("\n".join([_table(labels, published, errors, parameters), "", *notes]))
+    head = ["", *(f"paper {c}" for c in COLUMNS.values()), *(f"ours {c}" for c in COLUMNS.values()), "parameters"]
+    rows = [[*PAPER[name], *map(shown, errors[name].values()), parameters[name]] for name in names]
+    cells = [[label, *row] for label, row in zip(labels, rows, strict=True)]
+    result.text("\n".join([table(head, cells), "", *notes]))
     words = f"Errors, %. Ours: {spread} for each row. {differences}"
     result.figure(dots(labels, list(published.values()), list(errors.values()), COLUMNS, words))
     result.settings |= {"images": len(networks.training), "validation_images": len(networks.validation), "unit": "%"}
@@ -104,18 +107,6 @@ def rank_correlation(
     if any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
         return None
     return float(spearmanr(pairs).statistic)
-
-
-def _table(
-    labels: Sequence[str],
-    paper: Mapping[str, Mapping[str, float]],
-    errors: Mapping[str, Mapping[str, Sequence[float]]],
-    parameters: Mapping[str, int],
-) -> str:
-    head = ["", *(f"paper {c}" for c in COLUMNS.values()), *(f"ours {c}" for c in COLUMNS.values()), "parameters"]
-    rows = zip(labels, errors, strict=True)
-    cells = [[label, *paper[n].values(), *map(shown, errors[n].values()), parameters[n]] for label, n in rows]
-    return table(head, cells)
 
 
 def _scaled(architecture: partial[nn.Module]) -> str:

@@ -27,7 +27,7 @@ from experiments.setup.checks import at_least
 from experiments.setup.reading import Reading
 from experiments.tables.transfer import SCRATCH, Control, duplicates, frozen, remarks
 from zfnet import InputError
-from zfnet.analysis.transfer import PRESENCE, Split, precisions, transferred_presence
+from zfnet.analysis.transfer import PRESENCE, Presence, Rows, Split, precisions, transferred_presence
 from zfnet.data.pascal import CLASSES
 from zfnet.training import Recipe
 
@@ -123,10 +123,10 @@ def main(
 
 
 def classified(
-    rows: NDArray[Any], presence: NDArray[np.int8], drawn: Sequence[Split], seed: int, progress: bool
-) -> tuple[dict[str, list[NDArray[np.float64]]], dict[str, list[float]]]:
+    rows: NDArray[Any], presence: Presence, drawn: Sequence[Split], seed: int, progress: bool
+) -> tuple[dict[str, list[Rows]], dict[str, list[float]]]:
     """By kind of classifier: for each fold the average precision of each class, and the C chosen."""
-    scores: dict[str, list[NDArray[np.float64]]] = {kind: [] for kind in PRESENCE}
+    scores: dict[str, list[Rows]] = {kind: [] for kind in PRESENCE}
     chosen: dict[str, list[float]] = {kind: [] for kind in PRESENCE}
     folds = [(kind, fold, part) for kind in PRESENCE for fold, part in enumerate(drawn)]
     for kind, fold, part in tqdm(folds, unit=" folds", desc="classify", disable=not progress):
@@ -136,9 +136,7 @@ def classified(
     return scores, chosen
 
 
-def from_scratch(
-    control: Control, presence: NDArray[np.int8], drawn: Sequence[Split], seed: int
-) -> list[NDArray[np.float64]]:
+def from_scratch(control: Control, presence: Presence, drawn: Sequence[Split], seed: int) -> list[Rows]:
     """For each fold the average precision of each class, by a network trained on nothing but its training images."""
     scores = []
     for fold, part in enumerate(drawn):
@@ -149,7 +147,7 @@ def from_scratch(
 
 
 def parted(
-    presence: NDArray[np.int8],
+    presence: Presence,
     parts: Sequence[str] | None,
     folds: int,
     seed: int,
@@ -173,7 +171,7 @@ def parted(
     return drawn
 
 
-def by_class(folds: Sequence[NDArray[np.float64]], classes: Sequence[str]) -> dict[str, list[float]]:
+def by_class(folds: Sequence[Rows], classes: Sequence[str]) -> dict[str, list[float]]:
     """Average precisions of each class, %, in the folds that have it to train and test on; means over classes."""
     rows = np.stack(folds)
     columns = {
