@@ -86,7 +86,7 @@ def dots(
         axis.grid(axis="y", color="0.92")
         axis.set_axisbelow(True)
     panels[0].set_yticks(range(len(labels)), labels)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(labels) - 0.5, -0.5)
     panels[0].plot([], [], "D", color="0.45", markerfacecolor="white", label="paper")
     panels[0].errorbar([], [], xerr=[], fmt="o", color=red, label="ours: mean and standard deviation")
     panels[0].plot([], [], "|", color=red, alpha=0.5, markersize=8, label="each measurement of ours")

@@ -88,7 +88,8 @@ def main(
         _scaled(architecture),
         differences,
     ]
-    labels = [TITLES.get(name) or f"- {VARIANTS[name][1]}" for name in names]
+    below = {name: f"- {change}" if network in names else name for name, (network, change) in VARIANTS.items()}
+    labels = [TITLES.get(name, below[name]) for name in names]
     head = ["", *(f"paper {c}" for c in COLUMNS.values()), *(f"ours {c}" for c in COLUMNS.values()), "parameters"]
     rows = [[*PAPER[name], *map(shown, errors[name].values()), parameters[name]] for name in names]
     cells = [[label, *row] for label, row in zip(labels, rows, strict=True)]

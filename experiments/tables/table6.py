@@ -227,8 +227,7 @@ def draw(published: Mapping[str, Sequence[Any]], precision: Precisions, words: s
         how: dict[str, Any] = {"fmt": "os^"[n], "ms": 3.5, "lw": 0.9, "color": OKABE_ITO[n]}
         axis.errorbar(x, y, xerr=bars, label=f"ours: {KINDS[kind]}", **how)
     axis.set_yticks(range(len(names)), names)
-    axis.set(xlabel="average precision, %", xlim=(0, 101))
-    axis.invert_yaxis()
+    axis.set(xlabel="average precision, %", xlim=(0, 101), ylim=(len(names) - 0.5, -0.5))
     axis.grid(color="0.93")
     axis.set_axisbelow(True)
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
