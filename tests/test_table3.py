@@ -53,6 +53,8 @@ def test_table3_measures_what_it_trained(networks, tmp_path):
         networks, tmp_path, architecture=ARCHITECTURE, recipe=RECIPE, seeds=2, variants=names, progress=False
     )
     assert networks.asked == [(name, seed) for name in reversed(names) for seed in (7, 8)]
+    labels = [line.split("|")[1].strip() for line in (tmp_path / "table.md").read_text().splitlines()[2:4]]
+    assert labels == ["krizhevsky without layers 3, 4", "Figure 3"]  # not "- ...": its own network is not there
     for (name, recipe), model in networks.made.items():
         each = result["ours"]["each"][name]
         top1, top5 = error_rates(model, networks.validation)

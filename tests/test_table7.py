@@ -6,8 +6,10 @@ import re
 import pytest
 
 from experiments.tables import table7
-from tests.stand_ins import held_out, pretrained
+from tests.stand_ins import ARCHITECTURE, held_out, pretrained
 from zfnet import InputError
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.data.scenes import Scenes
 
 FILES = {"table.md", "figure.png", "figure.pdf", "result.json"}
 LAYERS = ["0", "1", "2", "3", "3", "4"]
@@ -32,13 +34,22 @@ def test_table7_from_end_to_end(model, tmp_path):
     assert result["ours"]["features"] == {"0": 8 * 14 * 14, "1": 8 * 14 * 14, "2": 128, "3": 128, "4": 16}
 
 
-def test_it_is_said_which_reading_of_a_layer_is_printed(model, tmp_path):
-    table7.main(model, held_out(), tmp_path, layers=LAYERS, per_class=3, folds=1, progress=False)
-    text = (tmp_path / "table.md").read_text()
-    assert "of ZFNet the ReLU, before pooling" in text
-    assert "layers=[norm1, norm2, relu3, relu4, pool5, relu7]" in text
+def test_it_is_said_which_reading_of_a_layer_is_printed(tmp_path):
+    network = ARCHITECTURE()
+    how = network.preprocessing = Preprocessing(size=64, resize=72)
+    data = Scenes("val", 32, size=64, classes="held_out", transform=how)
+    settings = {"per_class": 2, "folds": 1, "progress": False}
+    first = table7.main(network.eval(), data, tmp_path / "a", **settings)
+    text = (tmp_path / "a" / "table.md").read_text()
+    assert "at relu1, relu2, relu3, relu4, relu5, relu7: before pooling and contrast normalisation" in text
+    after = ["norm1", "norm2", "relu3", "relu4", "pool5", "relu7"]
+    assert f"layers=[{', '.join(after)}]" in text
+    other = table7.main(network, data, tmp_path / "b", layers=after, **settings)
+    text = (tmp_path / "b" / "table.md").read_text()
+    assert f"Layers are read at {', '.join(after)}." in text and "before pooling" not in text
+    assert other["ours"]["features"]["pool5"] < first["ours"]["features"]["relu5"]
     lines = text.split("\n\n")[0].splitlines()[2:]
-    assert [line.split("|")[5].strip() for line in lines] == [*LAYERS, "3", "4"]
+    assert [line.split("|")[5].strip() for line in lines] == [*after, "pool5", "relu7"]
 
 
 def test_features_of_ten_crops(model, tmp_path):

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from experiments.figures import fig9
+from experiments.output.pages import STYLES
 from experiments.setup.commands import check, configured
 from experiments.tables import table4, table5
-from experiments.tables.transfer import Control, Settings
+from experiments.tables.transfer import Control, Settings, draw
 from tests.stand_ins import CONTROL, held_out, pretrained
 from zfnet import InputError
 from zfnet.data.photos import Photos
@@ -91,6 +92,21 @@ def test_near_duplicates_of_pretraining_images_are_left_out_and_told(model, tmp_
     with pytest.raises(InputError, match="class 1 \\('b'\\) has 5 images: too few for 5 to train"):
         arguments["per_class"] = [5]
         table4.main(model, data, tmp_path / "b", pretraining=str(tmp_path / "known"), **arguments)
+
+
+@pytest.mark.parametrize("style", ["safe", "paper"])
+def test_the_picture_tells_the_papers_curves_from_ours(style):
+    accuracy = {"pretrained": {15: [50.0, 60.0], 30: [70.0]}, "from scratch": {15: [10.0], 30: [20.0]}}
+    figure = draw(table4.PAPER, accuracy, Settings(width=5.0, style=style), "What it is.")
+    (axis,) = figure.axes
+    curves = dict(zip(axis.get_legend_handles_labels()[1], (c.lines[0] for c in axis.containers), strict=True))
+    assert [*curves] == [f"paper: {row}" for row in table4.PAPER.rows] + ["ours: pretrained", "ours: from scratch"]
+    assert curves["ours: pretrained"].get_ydata().tolist() == [55.0, 70.0]
+    for row, colour in zip(accuracy, STYLES[style].lines, strict=False):
+        assert curves[f"ours: {row}"].get_color() == curves[f"paper: {row}"].get_color() == colour
+        assert curves[f"paper: {row}"].get_markerfacecolor() == "white" != curves[f"ours: {row}"].get_markerfacecolor()
+    assert curves["paper: DeCAF"].get_color() not in STYLES[style].lines
+    assert figure.get_figwidth() == 5 and axis.get_xticks().tolist() == [15, 30]
 
 
 def test_the_control_learns_from_the_images_of_its_fold_alone(monkeypatch):

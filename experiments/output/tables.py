@@ -45,13 +45,15 @@ def shown(rates: Sequence[float]) -> str:
     return plus_minus(statistics.mean(rates), deviation(rates))
 
 
-def measured(name: str, each: Mapping[str, Mapping[Any, Sequence[float]]]) -> dict[str, Any]:
-    """What result.json says of repeated measurements by row and column: means, called `name`, deviations, and each."""
-    statistics_of: dict[str, Callable[[Sequence[float]], Any]] = {name: mean, "deviation": deviation, "each": list}
-    return {
-        key: {row: {str(c): statistic(values) for c, values in columns.items()} for row, columns in each.items()}
-        for key, statistic in statistics_of.items()
-    }
+def measured(name: str, each: Mapping[str, Any]) -> dict[str, Any]:
+    """What result.json says of repeated measurements by row, or by row and column: means, called `name`, and more."""
+
+    def by(statistic: Callable[[Sequence[float]], Any], values: Any) -> Any:
+        if isinstance(values, Mapping):
+            return {str(key): by(statistic, entry) for key, entry in values.items()}
+        return statistic(values)
+
+    return {name: by(mean, each), "deviation": by(deviation, each), "each": by(list, each)}
 
 
 def dots(
@@ -85,7 +87,7 @@ def dots(
         axis.grid(axis="y", color="0.92")
         axis.set_axisbelow(True)
     panels[0].set_yticks(range(len(labels)), labels)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(labels) - 0.5, -0.5)
     panels[0].plot([], [], "D", color="0.45", markerfacecolor="white", label="paper")
     panels[0].errorbar([], [], xerr=[], fmt="o", color=red, label="ours: mean and standard deviation")
     panels[0].plot([], [], "|", color=red, alpha=0.5, markersize=8, label="each measurement of ours")

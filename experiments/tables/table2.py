@@ -12,14 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from torch import nn
 
 from experiments.output.results import Result
 from experiments.output.tables import dots, measured, percent, shown, table
 from experiments.setup.checks import at_least
 from experiments.setup.networks import Networks
-from experiments.tables.variants import counts, departures, train_each
+from experiments.tables.variants import departures, train_each
 from zfnet.training import Recipe, error_rates
 
 COLUMNS = {"validation_top1": "val top-1", "validation_top5": "val top-5"}
@@ -78,15 +77,19 @@ def main(
     }
     one, ten = errors(groups, networks), errors(groups, networks, crops=10, pad=pad)
     spread = f"; one net of Figure 3: mean ± standard deviation (n - 1) of {nets}" if nets > 1 else ""
+    differences = departures(networks, recipe, architecture)
     notes = (
-        f"Errors in %.  Ours: over ten crops (corners and centre, and mirrored), and of the centre alone{spread}.\n"
-        "We have no test set.  *: trained on the data of 2011 and 2012.\n"
-        f"{departures(networks, recipe, architecture)}"
+        f"Errors in %. Ours: over ten crops (corners and centre, and mirrored), and of the centre alone{spread}.\n"
+        "We have no test set. *: trained on the data of 2011 and 2012.\n"
+        f"{differences}"
     )
     result.text(f"{_table(groups, ten, one)}\n\n{notes}")
-    words = f"Validation errors, %. Ours: over ten crops{spread}. {departures(networks, recipe, architecture)}"
-    result.figure(_picture(ten, words))
-    result.settings |= {"pad": pad, "crops": 10, "unit": "%", **counts(networks)}
+    words = f"Validation errors, %; *: trained on the data of 2011 and 2012. Ours: ten crops{spread}; in (a) {nets}."
+    drawn = [row for row, rates in PAPER.items() if rates[0] is not None]
+    paper = [dict(zip(COLUMNS, PAPER[row], strict=False)) for row in drawn]
+    result.figure(dots(drawn, paper, [ten.get(row, {}) for row in drawn], COLUMNS, f"{words} {differences}"))
+    result.settings |= {"images": len(networks.training), "validation_images": len(networks.validation), "unit": "%"}
+    result.settings |= {"pad": pad, "crops": 10}
     published = {row: dict(zip((*COLUMNS, "test_top5"), rates, strict=True)) for row, rates in PAPER.items()}
     sizes = {row: len(ensembles[0]) for row, ensembles in groups.items()}
     ours = {**measured("error", ten), "one_crop": one, "nets": sizes}
@@ -111,10 +114,3 @@ def _table(groups: Groups, ten: Mapping[str, Any], one: Mapping[str, Any]) -> st
         nets = len(groups[row][0]) if row in groups else ""
         rows.append([row, *("" if rate is None else rate for rate in rates), nets, *ours])
     return table([*head, "one crop: val top-1", "val top-5"], rows)
-
-
-def _picture(ten: Mapping[str, Any], words: str) -> Figure:
-    """Those rows for which the paper has validation errors."""
-    drawn = [row for row, rates in PAPER.items() if rates[0] is not None]
-    paper = [dict(zip(COLUMNS, PAPER[row], strict=False)) for row in drawn]
-    return dots(drawn, paper, [ten.get(row, {}) for row in drawn], COLUMNS, words)

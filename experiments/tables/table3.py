@@ -19,7 +19,7 @@ from experiments.output.results import Result
 from experiments.output.tables import dots, measured, percent, shown, table
 from experiments.setup.checks import at_least, one_of
 from experiments.setup.networks import Networks
-from experiments.tables.variants import counts, departures, train_each
+from experiments.tables.variants import departures, train_each
 from zfnet.model import VARIANTS, variant
 from zfnet.training import Recipe, error_rates
 
@@ -88,11 +88,15 @@ def main(
         _scaled(architecture),
         differences,
     ]
-    labels = [TITLES.get(name) or f"- {VARIANTS[name][1]}" for name in names]
-    result.text("\n".join([_table(labels, published, errors, parameters), "", *notes]))
+    below = {name: f"- {change}" if network in names else name for name, (network, change) in VARIANTS.items()}
+    labels = [TITLES.get(name, below[name]) for name in names]
+    head = ["", *(f"paper {c}" for c in COLUMNS.values()), *(f"ours {c}" for c in COLUMNS.values()), "parameters"]
+    rows = [[*PAPER[name], *map(shown, errors[name].values()), parameters[name]] for name in names]
+    cells = [[label, *row] for label, row in zip(labels, rows, strict=True)]
+    result.text("\n".join([table(head, cells), "", *notes]))
     words = f"Errors, %. Ours: {spread} for each row. {differences}"
     result.figure(dots(labels, list(published.values()), list(errors.values()), COLUMNS, words))
-    result.settings |= {"unit": "%", **counts(networks)}
+    result.settings |= {"images": len(networks.training), "validation_images": len(networks.validation), "unit": "%"}
     return result.finish({**ours, "rank_correlation": ranks}, {"error": published})
 
 
@@ -104,18 +108,6 @@ def rank_correlation(
     if any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
         return None
     return float(spearmanr(pairs).statistic)
-
-
-def _table(
-    labels: Sequence[str],
-    paper: Mapping[str, Mapping[str, float]],
-    errors: Mapping[str, Mapping[str, Sequence[float]]],
-    parameters: Mapping[str, int],
-) -> str:
-    head = ["", *(f"paper {c}" for c in COLUMNS.values()), *(f"ours {c}" for c in COLUMNS.values()), "parameters"]
-    rows = zip(labels, errors, strict=True)
-    cells = [[label, *paper[n].values(), *map(shown, errors[n].values()), parameters[n]] for label, n in rows]
-    return table(head, cells)
 
 
 def _scaled(architecture: partial[nn.Module]) -> str:

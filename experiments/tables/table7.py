@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
@@ -19,11 +20,11 @@ from typing_extensions import Unpack
 
 from experiments.output.pages import OKABE_ITO, caption, plots
 from experiments.output.results import Result
-from experiments.output.tables import deviation, percent, plus_minus, shown, table
+from experiments.output.tables import deviation, measured, percent, plus_minus, shown, table
 from experiments.setup.checks import as_list, at_least, stand_for
 from experiments.setup.options import Reading
 from experiments.tables.transfer import Labelled, frozen, remarks
-from zfnet.analysis.transfer import transferred
+from zfnet.analysis.transfer import Split, transferred
 
 PAPER = {  # accuracy, %: Caltech-101 (30 a class), Caltech-256 (60 a class)
     "SVM (1)": ((44.8, 0.7), (24.6, 0.4)),
@@ -36,10 +37,6 @@ PAPER = {  # accuracy, %: Caltech-101 (30 a class), Caltech-256 (60 a class)
     "softmax (7)": ((85.4, 0.4), (72.6, 0.1)),
 }
 NUMBERS = (1, 2, 3, 4, 5, 7)  # of the paper's layers
-READINGS = (
-    "A layer is what the table names: of ZFNet the ReLU, before pooling and contrast normalisation; the paper may mean "
-    "what comes after these: layers=[norm1, norm2, relu3, relu4, pool5, relu7]."
-)
 
 
 def main(
@@ -82,34 +79,46 @@ def main(
     at_least(1, folds=folds)
     progress = reading.get("progress", True)
     images = Labelled(data, pretraining, threshold, progress)
-    parts = [*enumerate(images.folds(per_class, folds, test, seed))]
+    drawn = images.folds(per_class, folds, test, seed)
     rows = frozen(model, data, layers, cache, crops=crops, max_features=max_features, **reading)
-    accuracy: dict[str, list[float]] = {row: [] for row in PAPER}
-    drawn = [(n, layer, *part) for n, layer in zip(NUMBERS, layers, strict=True) for part in parts]
-    for number, layer, fold, part in tqdm(drawn, unit=" folds", desc="classify", disable=not progress):
-        kinds = [kind for kind in ("SVM", "softmax") if f"{kind} ({number})" in PAPER]
-        for kind, (right, _) in transferred(rows[layer], images.labels, part, kinds, seed + fold).items():
-            accuracy[f"{kind} ({number})"].append(percent(right))
+    accuracy = classified([rows[layer] for layer in layers], images, drawn, seed, progress)
     widths = {layer: rows[layer].shape[1] for layer in layers}
     notes = [
         images.words(folds, test, per_class),
         f"What differs from the paper: {type(model).__name__}; {len(images.classes)} classes and "
-        f"{len(images.labels):,} images of {type(data).__name__}; maps of more than {max_features} features are "
-        "averaged over areas, of which the paper says nothing.",
-        READINGS,
+        f"{len(images.labels):,} images of {type(data).__name__}"
+        + (f"; larger layers are averaged over areas to at most {max_features:,} features." if max_features else "."),
+        _reading(model, layers),
         *remarks(images.left_out),
     ]
     result.text("\n".join([_table(accuracy, layers, widths), "", *notes]))
     result.figure(draw(accuracy, " ".join(notes)))
     result.settings |= {"images": len(images.labels), "classes": list(images.classes), "unit": "%"}
-    ours = {
-        "accuracy": {row: statistics.mean(rates) for row, rates in accuracy.items()},
-        "deviation": {row: deviation(rates) for row, rates in accuracy.items()},
-        "each": accuracy,
-        "features": widths,
-        "left_out": images.left_out,
-    }
+    ours = {**measured("accuracy", accuracy), "features": widths, "left_out": images.left_out}
     return result.finish(ours, {"accuracy": PAPER})
+
+
+def classified(
+    layers: Sequence[np.ndarray], images: Labelled, drawn: Sequence[Split], seed: int, progress: bool
+) -> dict[str, list[float]]:
+    """By row of the table, the accuracy of each fold, %, from the features of six layers."""
+    accuracy: dict[str, list[float]] = {row: [] for row in PAPER}
+    folds = [(n, rows, *part) for n, rows in zip(NUMBERS, layers, strict=True) for part in enumerate(drawn)]
+    for n, rows, fold, part in tqdm(folds, unit=" folds", desc="classify", disable=not progress):
+        kinds = [kind for kind in ("SVM", "softmax") if f"{kind} ({n})" in PAPER]
+        for kind, (right, _) in transferred(rows, images.labels, part, kinds, seed + fold).items():
+            accuracy[f"{kind} ({n})"].append(percent(right))
+    return accuracy
+
+
+def _reading(model: nn.Module, layers: Sequence[str]) -> str:
+    """Where each layer is read, and how to read it after pooling and contrast normalisation where these follow."""
+    ends = {f"relu{n}": [name for name in (f"norm{n}", f"pool{n}") if hasattr(model, name)] for n in NUMBERS}
+    others = ", ".join([*ends.get(layer, []), layer][0] for layer in layers)
+    words = f"Layers are read at {', '.join(layers)}"
+    if not any(ends.get(layer) for layer in layers):
+        return f"{words}."
+    return f"{words}: before pooling and contrast normalisation. The paper may mean after these: layers=[{others}]."
 
 
 def _table(accuracy: Mapping[str, Sequence[float]], layers: Sequence[str], widths: Mapping[str, int]) -> str:
@@ -135,6 +144,6 @@ def draw(accuracy: Mapping[str, Sequence[float]], words: str) -> Figure:
         axis.errorbar(x, y, bars, color=OKABE_ITO[1], marker="o", label=f"ours: {kind}", **how)
     axis.set(xlabel="layer", ylabel="accuracy, mean over classes, %", ylim=(0, 100), xticks=NUMBERS)
     axis.grid(color="0.93")
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     caption(figure, words)
     return figure

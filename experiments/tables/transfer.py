@@ -89,9 +89,7 @@ class Settings:
 
     def check(self) -> None:
         if not self.per_class or min(self.per_class) < 1:
-            raise InputError(
-                f"per_class is {list(self.per_class)}; give numbers of training images of each class, from 1"
-            )
+            raise InputError(f"per_class is {list(self.per_class)}; give numbers of images of each class, from 1")
         at_least(1, folds=self.folds)
         at_least(3, width=self.width)
         style_of(self.style)
@@ -168,9 +166,7 @@ class Labelled:
         self.data, self.labels = data, list(getattr(data, "labels", []))
         self.classes: list[str] = list(getattr(data, "classes", []))
         if len(self.classes) < 2 or min(self.labels, default=-1) < 0:
-            raise InputError(
-                "transfer needs images of two classes or more, each labelled: class folders, or labels.csv"
-            )
+            raise InputError("transfer needs labelled images of two classes or more: class folders, or labels.csv")
         left_out = duplicates(data, pretraining, threshold, progress)
         for i in left_out:
             self.labels[i] = -1  # in no fold
@@ -184,10 +180,11 @@ class Labelled:
     def words(self, folds: int, test: int, per_class: int | None = None) -> str:
         """What an accuracy is."""
         training = f"with {per_class}" if per_class else "by"
+        spread = f"± and bars: standard deviation (n - 1) over {folds} folds" if folds > 1 else "one fold"
         first = "the first of split.csv, the others " if self.data.official_split else ""
         return (
-            f"Mean over classes of the accuracy, %, {training} training images of each class; mean ± standard "
-            f"deviation (n - 1) of {folds} folds, {first}drawn from all images; up to {test} test images of each class."
+            f"Accuracy, %, mean over classes, {training} training images of each class; {spread}, {first}drawn from "
+            f"all images; up to {test} test images of each class."
         )
 
 
@@ -264,10 +261,7 @@ def remarks(
     words = []
     if scratch is not None:
         side, epochs = scratch.keywords.get("image_size", 224), (recipe or Recipe()).epochs
-        words.append(
-            f"From scratch: another, smaller network, on images of {side} pixels, {epochs} epochs; in the paper the "
-            "same network on 224."
-        )
+        words.append(f"From scratch: another network, on {side} pixels, {epochs} epochs; the paper: the same, on 224.")
     if left_out:
         words.append(f"Left out as near duplicates of pretraining images: {len(left_out)}: {'; '.join(left_out[:5])}.")
     return words
@@ -277,7 +271,7 @@ def _notes(published: Published, settings: Settings, model: str, images: Labelle
     """What the numbers are, and what differs from the paper."""
     return [
         images.words(settings.folds, settings.test),
-        f"Pretrained: {model}, {settings.layer}, a new softmax.  What differs from the paper: network and images, "
+        f"Pretrained: {model}, {settings.layer}, a new softmax. What differs from the paper: network and images, "
         f"{len(images.classes)} classes and {len(images.labels):,} images of {type(images.data).__name__}, there "
         f"{published.dataset} with {published.classes} classes.",
         *remarks(images.left_out, settings.scratch, settings.recipe),
@@ -298,19 +292,26 @@ def _table(rows: Mapping[str, Mapping[int, Any]], accuracy: Accuracies) -> str:
 
 
 def draw(published: Published, accuracy: Accuracies, settings: Settings, words: str) -> Figure:
-    """Accuracy by training images of each class: the paper's in grey, ours in colour."""
+    """Accuracy by training images of each class: ours filled, the paper's open, others' in grey."""
     figure = plots(3.4, settings.width)
     axis = figure.subplots()
-    how: dict[str, Any] = {"ms": 4, "lw": 1, "mfc": "white", "color": "0.5"}
-    for (row, curve), marker in zip(published.rows.items(), "v^sDP", strict=False):
+    colours = dict(zip((PRETRAINED, SCRATCH), style_of(settings.style).lines, strict=False))
+    how: dict[str, Any] = {"ms": 4, "lw": 1}
+    for (row, curve), marker in zip(published.rows.items(), "v^sD<", strict=False):
         y, bars = [value for value, _ in curve.values()], [spread or 0 for _, spread in curve.values()]
-        axis.errorbar([*curve], y, bars, marker=marker, label=f"paper: {row}", **how)
-    for (row, rates), colour in zip(accuracy.items(), style_of(settings.style).lines, strict=False):
+        own = how | {"color": colours.get(row, "0.5"), "mfc": "white", "ls": "--" if row in colours else ":"}
+        if len(curve) == 1:
+            axis.axhline(*y, lw=1, ls=":", color="0.5")
+        own["marker"] = "o" if row in colours else marker
+        axis.errorbar([*curve], y, bars, label=f"paper: {row}", **own)
+    for row, rates in accuracy.items():
         y, bars = [*map(statistics.mean, rates.values())], [deviation(each) or 0 for each in rates.values()]
-        how |= {"mfc": colour, "color": colour}
-        axis.errorbar([*rates], y, bars, marker="o", label=f"ours: {row}", **how)
+        axis.errorbar([*rates], y, bars, marker="o", label=f"ours: {row}", color=colours[row], **how)
     axis.set(xlabel="training images of each class", ylabel="accuracy, mean over classes, %", ylim=(0, 100))
+    counts = {*settings.per_class}.union(*published.rows.values())
+    if len(counts) <= 6:
+        axis.set_xticks(sorted(counts))
     axis.grid(color="0.93")
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
     caption(figure, words)
     return figure

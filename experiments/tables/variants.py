@@ -32,15 +32,10 @@ def train_each(
         yield networks.trained(name, changed, replace(recipe, seed=recipe.seed + seed)).model
 
 
-def counts(networks: Networks) -> dict[str, int]:
-    """How many images there are, as settings of a result."""
-    return {"images": len(networks.training), "validation_images": len(networks.validation)}
-
-
 def departures(networks: Networks, recipe: Recipe, architecture: partial[nn.Module]) -> str:
     """What differs from the paper, in a sentence or two."""
     sizes = {"image_size": 224, "num_classes": 1000} | architecture.keywords
-    images, checks = counts(networks).values()
+    images, checks = len(networks.training), len(networks.validation)
     return (
         f"What differs from the paper: {images:,} images of {sizes['image_size']} pixels and {sizes['num_classes']} "
         f"classes for {recipe.epochs} epochs, there 1.3 million of 224 pixels and 1000 classes for 70; {checks:,} "
