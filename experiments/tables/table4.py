@@ -12,7 +12,7 @@ PAPER = Published(
     rows={
         "Bo et al. 2013": {30: (81.4, 0.33)},
         "Yang et al. 2009": {15: (73.2, None), 30: (84.3, None)},
-        "DeCAF": {30: (86.1, None)},  # in the text of the paper of ECCV, not in its table
+        "DeCAF": {30: (86.1, None)},  # in the text of ECCV alone, which does not say of how many images: as we read it
         SCRATCH: {15: (22.8, 1.5), 30: (46.5, 1.7)},
         PRETRAINED: {15: (83.8, 0.5), 30: (86.5, 0.5)},
     },
