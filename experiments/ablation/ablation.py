@@ -26,7 +26,7 @@ from experiments.output.feature_maps import Look
 from experiments.output.pages import Page, style_of
 from experiments.output.results import Result
 from experiments.setup.checks import as_list
-from experiments.setup.reading import Reading
+from experiments.setup.options import Reading
 
 SHARES = (0, 1, 2, 5, 10, 20, 35, 50, 75, 100)
 
@@ -74,7 +74,8 @@ def main(
         reading: see `Reading`.
     """
     result = Result("ablation", out, locals())
-    look, page, lines = Look(contrast, colour, interpolation).check(), Page(width), style_of(style).lines
+    look, _ = Look.of({"contrast": contrast, "colour": colour, "interpolation": interpolation, "width": width})
+    page, lines = Page(width), style_of(style).lines
     protocol = Protocol(as_list(layers), maps, k, shares, fill, judge, draws, seed).check(len(data))
     measured, examples = measure(model, data, Path(out), protocol, **reading)
     result.figure(draw_curves(measured, protocol, lines, width))

@@ -21,7 +21,7 @@ from typing_extensions import Unpack
 from experiments.output.feature_maps import chosen, dead_maps
 from experiments.setup.checks import at_least, one_of
 from experiments.setup.models import build
-from experiments.setup.reading import Reading
+from experiments.setup.options import Reading
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.analysis import faithfulness
 from zfnet.analysis.faithfulness import PICTURES, WEIGHTS, Bootstrap, Estimate, similarity

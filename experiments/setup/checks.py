@@ -27,8 +27,8 @@ def one_of(what: str, name: str, names: Iterable[str]) -> None:
 
 
 def stand_for(layers: Sequence[str], numbers: Sequence[int]) -> None:
-    """InputError unless there is one layer for each of the paper's, and no layer twice."""
-    if not len(layers) == len(set(layers)) == len(numbers):
+    """InputError unless there is one layer for each of the paper's; two must be different layers."""
+    if len(layers) != len(numbers) or (len(layers) == 2 and len(set(layers)) == 1):
         papers = ", ".join(map(str, numbers))
         raise InputError(f"layers are {', '.join(layers)}; give {len(numbers)}, which stand for the paper's {papers}")
 
