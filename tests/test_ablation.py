@@ -215,7 +215,7 @@ def test_of_fewer_than_nine_images_all_are_taken(model, tmp_path):
         ({"contrast": 0}, "^contrast is 0; give a number above 0, up to 1$"),
         ({"colour": "red"}, "^no colour 'red'"),
         ({"interpolation": "linear"}, "^no interpolation 'linear'"),
-        ({"width": 1}, "^width is 1: give the width of the page in inches"),
+        ({"width": 1}, "^width is 1; give inches"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(model, data, tmp_path, wrong, says):

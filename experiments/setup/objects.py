@@ -214,7 +214,11 @@ class Objects:
 
             graph, size = Graph(made(model.architecture)()), made(model.preprocessing).size
             finders = {"layers": spread, "layer7": head}
-            model.update({name: finders[name](graph, size) for name in names})
+            try:
+                model.update({name: finders[name](graph, size) for name in names})
+            except InputError as error:
+                advice = "on the command line: model.layers=[...]; experiment=units lists them"
+                raise InputError(f"{error}; {advice}") from None
 
     def _count_classes(self) -> int | None:
         """How many classes the weights say they have, or, for random ones that must be told, the data."""
