@@ -2,6 +2,7 @@
 
 import json
 from collections import OrderedDict
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,15 +11,18 @@ from PIL import Image
 from torch import nn
 
 from experiments.figures import fig7
+from experiments.output.pages import Page
 from experiments.setup.configuration import configured
 from experiments.setup.datasets import class_of
-from zfnet import InputError, OcclusionMaps, occlusion_maps
+from zfnet import InputError, OcclusionMaps, occlusion_maps, receptive_field
+from zfnet.graph import Graph
+from zfnet.recording import activations
 
 
 @pytest.fixture(scope="module")
 def figure(model, data, tmp_path_factory):
     out = tmp_path_factory.mktemp("fig7") / "out"
-    result = fig7.main(model, data, out, layer="relu2", images=[3, 0], measured=4, width=900, progress=False)
+    result = fig7.main(model, data, out, layer="relu2", images=[3, 0], measured=4, width=4.5, progress=False)
     return out, result
 
 
@@ -28,7 +32,7 @@ def test_it_writes_what_it_returns(figure):
     assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
     assert set(result) == {"experiment", "paper", "ours", "settings", "provenance"}
     assert set(result["paper"]) == set(result["ours"])
-    assert Image.open(out / "figure.png").width == 900
+    assert Image.open(out / "figure.png").width == 900  # 4.5 inches
 
 
 def test_its_numbers_are_those_of_the_maps(figure, model, data):
@@ -36,8 +40,14 @@ def test_its_numbers_are_those_of_the_maps(figure, model, data):
     ours = result["ours"]
     assert (ours["square"], ours["step"], ours["places"]) == (7, 1, [26, 26])  # 50 of 224 pixels, of 32
     for index, found, r in zip((3, 0), ours["images"], ours["correlation"], strict=True):
-        maps = occlusion_maps(model, data[index][0], size=7, step=1, layer="relu2", target=data[index][1])
+        image, label = data[index]
+        planes = activations(Graph(model), image[None], ["relu2"])["relu2"][0]
+        peak = int(planes.amax((1, 2)).argmax())
+        maps = occlusion_maps(model, image, size=7, step=1, layer="relu2", map=peak, target=label)
         assert found["image"] == index
+        unit = divmod(int(planes[peak].argmax()), planes.shape[2])
+        assert found["field"] == list(receptive_field(model, "relu2", 32).box(*unit))
+        assert found["changed"] == (maps.label != maps.clean[2]).sum()
         assert found["class"] == data.classes[data[index][1]]
         assert found["map"] == maps.map
         assert sum(found["labels"].values()) == 26 * 26
@@ -46,6 +56,17 @@ def test_its_numbers_are_those_of_the_maps(figure, model, data):
         assert found["probability"]["at"] == [int(place) // 26, int(place) % 26]
         pairs = torch.stack([maps.activity.flatten(), maps.probability.flatten()])
         assert r == pytest.approx(float(torch.corrcoef(pairs)[0, 1]), abs=1e-4)
+
+
+def test_the_map_by_its_sum_is_the_papers(model, data, tmp_path):
+    result = fig7.main(
+        model, data, tmp_path, layer="relu1", images=range(12), by="sum", step=25, measured=0, progress=False
+    )
+    image = [occlusion_maps(model, data[i][0], size=7, step=25, layer="relu1", target=0) for i in range(12)]
+    assert [found["map"] for found in result["ours"]["images"]] == [maps.map for maps in image]
+    planes = activations(Graph(model), torch.stack([data[i][0] for i in range(12)]), ["relu1"])["relu1"]
+    peaks = planes.amax((2, 3)).argmax(1).tolist()
+    assert peaks != [maps.map for maps in image]  # or the choice would make no difference here
 
 
 def test_a_constant_map_has_no_correlation():
@@ -66,6 +87,10 @@ def test_on_the_object_or_beside_it():
     found = fig7.on_object([(maps, mask.numpy()), (maps, ~mask.numpy())])
     assert (found["images"], found["chance"]) == (2, 0.5)
     assert (found["probability"]["share"], found["activity"]["share"]) == (0.5, 0.5)
+    assert found["best_place"]["share"] == 0.5
+    twice = fig7.on_object([(maps, mask.numpy()), (maps, mask.numpy()), (maps, ~mask.numpy())])
+    assert twice["best_place"]["share"] == pytest.approx(2 / 3)  # the upper right; any other: 1 / 3
+    assert fig7.on_object([]) is None
     assert fig7.wilson(8, 10) == pytest.approx([0.490, 0.943], abs=1e-3)
     assert fig7.wilson(0, 10)[0] == pytest.approx(0, abs=1e-9)
 
@@ -73,7 +98,17 @@ def test_on_the_object_or_beside_it():
 def test_images_by_seed_are_as_many_as_asked_for(model, data, tmp_path):
     runs = [
         fig7.main(
-            model, data, tmp_path, layer="relu2", images=2, step=9, measured=0, seed=seed, width=800, progress=False
+            model,
+            data,
+            tmp_path,
+            layer="relu2",
+            images=2,
+            candidates=1,
+            step=9,
+            measured=0,
+            seed=seed,
+            width=4,
+            progress=False,
         )
         for seed in (1, 1, 2)
     ]
@@ -81,6 +116,44 @@ def test_images_by_seed_are_as_many_as_asked_for(model, data, tmp_path):
     assert images[0] == images[1] != images[2]
     assert [len(each) for each in images] == [2, 2, 2]
     assert runs[0]["ours"]["on_object"] is None
+
+
+def captions(monkeypatch):
+    """What the captions of pages will say."""
+    said = []
+    monkeypatch.setattr(Page, "caption", lambda self, words: said.append(words))
+    return said
+
+
+def test_images_by_seed_are_such_that_squares_change_the_answer(model, data, tmp_path, monkeypatch):
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
+    changing = [order[4], order[7]]
+
+    def occluded(graph, image, **how):
+        index = next(i for i in range(len(data)) if torch.equal(data[i][0], image))
+        maps = occlusion_maps(graph, image, **how)
+        label = torch.full_like(maps.label, maps.clean[2])
+        label[0, 0] += index in changing
+        return replace(maps, label=label)
+
+    monkeypatch.setattr(fig7, "occlusion_maps", occluded)
+    said = captions(monkeypatch)
+    few = {"layer": "relu2", "step": 25, "measured": 0, "progress": False}
+    runs = [
+        fig7.main(model, data, tmp_path, **few, **settings)["ours"]
+        for settings in ({"images": 2}, {"images": 2, "candidates": 6}, {"images": 1}, {"images": order[:2]})
+    ]
+    assert [[found["image"] for found in ours["images"]] for ours in runs] == [
+        changing,
+        [order[4], order[0]],
+        [order[4]],
+        order[:2],
+    ]
+    assert [ours["tried"] for ours in runs] == [8, 6, 5, 0]
+    assert [ours["images"][0]["changed"] for ours in runs] == [1, 1, 1, 0]
+    unchanged = ["No square changes the answer in row" in words for words in said]
+    assert unchanged == [False, True, False, True]
+    assert "in row 2." in said[1] and "in row 1, 2." in said[3]
 
 
 class Relabelled(torch.utils.data.Dataset):
@@ -103,6 +176,11 @@ class Relabelled(torch.utils.data.Dataset):
         ({"size": 33}, "^a square of 33 x 33 pixels does not fit in an image of 32 x 32$"),
         ({"step": 0}, "^the step is 0 pixels; give at least 1$"),
         ({"layer": "relu9"}, "^no layer of Sequential 'relu9'"),
+        ({"by": "mean"}, "^no way to choose a map 'mean'"),
+        ({"candidates": 0}, "^candidates is 0; give at least 1$"),
+        ({"others": -1}, "^others is -1; give at least 0$"),
+        ({"rules": "guide"}, "^no rule set 'guide'"),
+        ({"style": "jet"}, "^no style 'jet'"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(model, data, tmp_path, wrong, says):
@@ -112,7 +190,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(model, data, tmp_path, wrong, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("label", "says"), [(16, "no class 16"), (-1, "image 0 has no label")])
+@pytest.mark.parametrize(("label", "says"), [(16, "no class 16"), (-1, "item 0 has no label")])
 def test_an_unknown_label_is_one_line(model, data, tmp_path, label, says):
     with pytest.raises(InputError, match=says):
         fig7.main(model, Relabelled(data, label), tmp_path, layer="relu2", images=[0], progress=False)
@@ -164,7 +242,7 @@ def test_where_the_network_knows_no_such_class_its_likeliest_stands_for_it(data,
         )
     ).eval()
     other.preprocessing = data.transform
-    result = fig7.main(other, data, tmp_path, layer="relu", images=[3], measured=4, width=900, progress=False)
+    result = fig7.main(other, data, tmp_path, layer="relu", images=[3], measured=4, width=4.5, progress=False)
     likeliest = int(other(data[3][0][None]).argmax())
     assert result["ours"]["images"][0]["class"] == f"class {likeliest}"
     assert result["ours"]["on_object"] is None  # of classes that it was not trained on

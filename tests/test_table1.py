@@ -42,6 +42,8 @@ def test_it_writes_what_it_returns_and_prints_the_papers_numbers_beside(model, d
     assert [line.split("|")[1].strip() for line in lines[:6] if line] == ["occluded", "-" * 11, *NAMES, "random"]
     assert "0.107 ± 0.017" in lines[5] and "0.073 ± 0.014" in lines[5]
     assert f"{result['ours']['nose'][1]['mean']:.3f} ± " in lines[4]
+    assert "Layer 5 is relu1 and 7 is relu6; the paper's may end before or after pooling" in lines[-1]
+    assert Image.open(tmp_path / "figure.png").width == 1380
 
 
 def test_its_numbers_are_those_of_the_library(model, data, tmp_path):
@@ -87,7 +89,7 @@ def test_photographs_with_a_table_of_parts(model, tmp_path, data):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layers": ["relu1"]}, "give two"),
+        ({"layers": ["relu1"]}, "give 2, which stand for the paper's 5, 7"),
         ({"layers": ["relu1", "relu7"]}, "no layer of Sequential 'relu7'"),
         ({"names": []}, "names is empty"),
         ({"names": ["left eyes"]}, "no part 'left eyes' .did you mean 'eye left'|did you mean 'left eye'"),

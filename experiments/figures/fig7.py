@@ -12,80 +12,56 @@ objects' masks are known it is counted how often the minimum of (d) is on the ob
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from matplotlib import colormaps
-from matplotlib.figure import Figure
+from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 from scipy.stats import binomtest
 from torch import Tensor, nn
 from tqdm import tqdm
+from typing_extensions import Unpack
 
-from experiments.output.pages import DPI, frame, page, place, text
-from experiments.output.results import Provenance, results, write_result
+from experiments.output.feature_maps import TILE_GAP, Look, Panel, deconvnet_of, panel_of
+from experiments.output.pages import LINE, Page, Style, box, enlarged, heat, shortened, show, style_of
+from experiments.output.results import Result
+from experiments.setup.checks import at_least, one_of
 from experiments.setup.datasets import IMAGENET, class_of
-from zfnet import Deconvnet, InputError, OcclusionMaps, occlusion_maps, scan
-from zfnet.checks import device_and_dtype
+from experiments.setup.options import Reading
+from zfnet import Deconvnet, InputError, OcclusionMaps, TopActivations, occlusion_maps, receptive_field, scan
+from zfnet.checks import pair
+from zfnet.data.images import Box, Images, as_images
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.graph import Graph
-from zfnet.rendering import resized, signed_image
+from zfnet.recording import activations
 
 SIDE, SQUARE, PLACES = 224, 50, 30  # measured in the paper's bitmaps: a 50-pixel square, every 6 pixels
-LABELS = 8  # classes that a legend names
+LABELS = 7  # classes that a legend names
+SHARES, BAR, LEGEND, GAP = (1.5, 1, 1.75, 1, 1), 90, 236, 12  # widths of (a) to (e), and pixels beside them
+CHOICES = {"peak": "largest activation", "sum": "largest sum over space"}
 
+
+def _published(name: str, spread: Sequence[float], places: Sequence[Sequence[int]], labels: Any) -> dict[str, Any]:
+    probability = dict(zip(("lowest", "median", "highest"), spread, strict=True)) | {"at": places[0]}
+    return {"class": name, "probability": probability, "activity": {"at": places[1]}, "labels": labels}
+
+
+POMERANIAN = {"Pomeranian": 879, "tennis ball": 9, "Pekinese": 9, "Keeshond": 3}
+WHEEL = {"cab": 435, "racer": 326, "car wheel": 129, "police van": 10}
+HOUND = {"Afghan hound": 762, "Gordon setter": 48, "mortarboard": 27, "ice lolly": 21, "fur coat": 17}
+HOUND |= {"academic gown": 11, "Irish setter": 6, "Vizsla": 5, "Australian terrier": 2, "neck brace": 1}
 PAPER: dict[str, Any] = {
     "square": SQUARE,
     "step": 6,
     "places": [PLACES, PLACES],
     "correlation": [0.66, -0.39, -0.19],  # of (b) and (d), by the rank of their colours
     "images": [
-        {
-            "class": "Pomeranian",
-            "probability": {"lowest": 0.053, "median": 0.957, "highest": 0.987, "at": [84, 96]},
-            "activity": {"at": [72, 114]},
-            "labels": {"Pomeranian": 879, "tennis ball": 9, "Pekinese": 9, "Keeshond": 3},
-        },
-        {
-            "class": "car wheel",
-            "probability": {"lowest": 0.006, "median": 0.144, "highest": 0.295, "at": [12, 156]},
-            "activity": {"at": [84, 42]},
-            "labels": {"cab": 435, "racer": 326, "car wheel": 129, "police van": 10},
-        },
-        {
-            "class": "Afghan hound",
-            "probability": {"lowest": 0.004, "median": 0.375, "highest": 0.757, "at": [144, 102]},
-            "activity": {"at": [78, 156]},
-            "labels": {
-                "Afghan hound": 762,
-                "Gordon setter": 48,
-                "mortarboard": 27,
-                "ice lolly": 21,
-                "fur coat": 17,
-                "academic gown": 11,
-                "Irish setter": 6,
-                "Vizsla": 5,
-                "Australian terrier": 2,
-                "neck brace": 1,
-            },
-        },
+        _published("Pomeranian", (0.053, 0.957, 0.987), ([84, 96], [72, 114]), POMERANIAN),
+        _published("car wheel", (0.006, 0.144, 0.295), ([12, 156], [84, 42]), WHEEL),
+        _published("Afghan hound", (0.004, 0.375, 0.757), ([144, 102], [78, 156]), HOUND),
     ],
-    "on_object": None,
 }
-
-
-@dataclass
-class Row:
-    """One image of the figure."""
-
-    name: str
-    picture: Tensor  # (3, H, W) in 0..1
-    maps: OcclusionMaps
-    projections: Tensor  # (n, 3, S, S) in 0..1, this image's first
-    classes: Sequence[str]
-    known: bool  # whether the class is the image's own
 
 
 def main(
@@ -95,141 +71,252 @@ def main(
     *,
     layer: str = "relu5",
     images: int | Sequence[int] = 3,
+    candidates: int = 24,
+    by: str = "peak",
     size: int | Sequence[int] | None = None,
     step: int | Sequence[int] | None = None,
     fill: float | Sequence[float] = 0.0,
     others: int = 3,
     measured: int = 64,
     seed: int = 0,
-    batch_size: int = 64,
-    workers: int | None = None,
-    width: int = 2400,
-    progress: bool = True,
+    rules: str = "deconvnet",
+    contrast: float = 0.995,
+    colour: str = "rgb",
+    style: str = "safe",
+    width: float = 6.9,
+    **reading: Unpack[Reading],
 ) -> dict[str, Any]:
-    """Slide the square over each image, draw the five columns, measure; return what result.json holds.
+    """Slide a grey square over images; draw what it does to a feature map and to the answer.
 
-    images: so many at random, by seed, or these. size: of the square, pixels; None: the paper's share of the image's
-    side, 50 of 224. step: None: what comes nearest to the paper's 30 x 30 places. fill: of normalised images; 0 is
-    the mean, the paper's grey. others: images beside this one that the map is projected into, its strongest.
-    measured: where masks are known, images on which it is counted whether the lowest probability is on the object.
-    Where the network does not know an image's class, its likeliest one stands for it, and nothing is counted.
+    Args:
+        model: the network.
+        data: labelled images; where the network does not know a class, its likeliest one stands for it.
+        out: the folder of the result.
+        layer: whose map is drawn.
+        images: by number; or how many, by seed, on which some squares change the answer, as on the paper's.
+        candidates: images that are tried for that; if too few do, others are drawn too, and the caption says so.
+        by: the map is the one of the largest activation, its "peak", or of the largest "sum" over space.
+        size: of the square, pixels; null: the paper's share of the image's side, 50 of 224.
+        step: pixels from square to square; null: what comes nearest to the paper's 30 x 30 places.
+        fill: the square, in normalised images, one number or one a channel; 0 is the mean, the paper's grey.
+        others: images beside this one that the map is projected into, its strongest.
+        measured: images on which it is counted, where masks are known, whether (d) is least on the object.
+        seed: of the order of images.
+        rules: how the signal goes back: "deconvnet", "guided" or "gradient".
+        contrast: the scale ends at this quantile of a projection's non-zero absolute values.
+        colour: of projections: "rgb", or "grey": the mean of the colours.
+        style: colours: "safe" for colour-blind readers, or the "paper"'s.
+        width: of the page, inches.
+        reading: see `Reading`.
     """
-    provenance = Provenance(model, seed=seed)
-    random = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(data), generator=random).tolist()
-    drawn = _chosen(images, shuffled, len(data))
-    if others < 0 or measured < 0 or width < 800:
-        raise InputError(f"others={others}, measured={measured}, width={width}: give at least 0, 0 and 800")
-    deconvnet = Deconvnet(model)
-    deconvnet.graph.node(layer)
-    extent = tuple(data[drawn[0]][0].shape[-2:])
-    side = min(extent)
-    size = round(SQUARE / SIDE * side) if size is None else size
-    step = max(1, round((side - max(_pair(size))) / (PLACES - 1))) if step is None else step
+    result, page, look = Result("fig7", out, locals()), Page(width), Look(contrast, colour).check()
+    colours, order = style_of(style), torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
+    at_least(0, others=others, measured=measured)
+    at_least(1, candidates=candidates)
+    occluder = Occluder(deconvnet_of(model, rules), as_images(data), layer, by, size, step, fill)
+    chosen, tried = occluder.choose(images, order, candidates, reading.get("progress", True))
+    tops = scan(occluder.graph, data, [layer], others + 1, state=Path(out) / "scan.partial", **reading)
+    rows = [occluder.row(i, tops[layer], others, look) for i in chosen]
+    swept = occluder.with_masks(order[:measured] if all(row.known for row in rows) else [], reading)
+    measure = on_object(swept)
+    draw(page, rows, colours)
+    how = f"the first by seed {seed}, of {tried} tried, on which squares change the answer" if tried else "by number"
+    words = f"{type(model).__name__}, {layer}; {len(rows)} images, {how}. {occluder.words(rows, tops.images)}"
+    page.caption(f"{words} {look.words} Hatched: outside the image. {in_words(measure)}")
+    result.figure(page.done())
+    result.settings |= {"images": chosen, "size": occluder.size, "step": occluder.step, "scanned": tops.images}
+    print(in_words(measure))
+    return result.finish(occluder.numbers(rows) | {"on_object": measure, "tried": tried}, PAPER)
 
-    classes = _classes(deconvnet.graph, data, extent)
 
-    def occluded(index: int) -> OcclusionMaps:
-        image, label = data[index]
+class Row(NamedTuple):
+    """One image of the figure."""
+
+    number: int
+    image: Tensor  # (3, H, W) in 0..1, under the square where the class is least probable
+    maps: OcclusionMaps
+    field: Box  # what the projected unit sees
+    panel: Panel  # of its projections, this image's first
+    classes: Sequence[str]
+    known: bool  # whether the class is the image's own
+
+    @property
+    def changed(self) -> int:
+        """How many squares change the answer."""
+        labels, _, answer = answers(self.maps)
+        return int((labels != answer).sum())
+
+    def numbers(self) -> dict[str, Any]:
+        """Minima, medians and maxima, and at how many places each class is the likeliest."""
+        maps, (labels, target, answer) = self.maps, answers(self.maps)
+        spread: dict[str, Any] = {}
+        for name, values, clean in (
+            ("probability", maps.probability, maps.clean[1]),
+            ("activity", maps.activity, maps.clean[0]),
+        ):
+            numbers = {"clean": clean, "lowest": float(values.min()), "median": float(values.median())}
+            place = maps.boxes.flatten(0, 1)[int(values.argmin()), :2].tolist()
+            spread[name] = numbers | {"highest": float(values.max()), "at": place}
+        names, counts = labels.unique(return_counts=True)
+        order = counts.argsort(descending=True, stable=True)
+        return {
+            "class": self.classes[target],
+            "without_square": self.classes[answer],
+            "map": maps.map,
+            **spread,
+            "labels": {self.classes[int(names[i])]: int(counts[i]) for i in order},
+            "changed": self.changed,
+            "field": list(self.field),
+        }
+
+
+def answers(maps: OcclusionMaps) -> tuple[Tensor, int, int]:
+    """The most probable class at each place, the class of the probabilities, the most probable one without a square."""
+    if maps.label is None or maps.target is None or maps.clean[2] is None:
+        raise InputError("Figure 7 needs a network that tells classes apart")
+    return maps.label.cpu(), maps.target, maps.clean[2]
+
+
+@dataclass
+class Occluder:
+    """Slides squares over a dataset's images, and reads the answer and a feature map; the fields as in `main`."""
+
+    deconvnet: Deconvnet
+    data: Images
+    layer: str
+    by: str
+    size: Any
+    step: Any
+    fill: float | Sequence[float]
+    done: dict[int, OcclusionMaps] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        one_of("way to choose a map", self.by, CHOICES)
+        self.graph = self.deconvnet.graph
+        self.graph.node(self.layer)
+        self.extent = pair(self.data[0][0].shape[-2:])
+        self.size = round(SQUARE / SIDE * min(self.extent)) if self.size is None else self.size
+        gaps = (min(self.extent) - max(pair(self.size))) / (PLACES - 1)
+        self.step = max(1, round(gaps)) if self.step is None else self.step
+        count = max(2, self.graph.shapes(self.extent, self.graph.output)[self.graph.output][-1])  # 1 tells 2 apart
+        names, numbers = [str(name) for name in self.data.classes], [f"class {n}" for n in range(count)]
+        self.classes = list(IMAGENET) if count == len(IMAGENET) else names if len(names) == count else numbers
+
+    def target(self, index: int) -> int | None:
+        """The image's class, as the network numbers it; None where the network knows no such class."""
+        label = self.data[index][1]
         if label < 0:
-            raise InputError(f"image {index}{_named(data, index)} has no label; give data.labels, or class folders")
-        target = class_of(data, label, len(classes))
-        return occlusion_maps(deconvnet.graph, image, size=size, step=step, fill=fill, layer=layer, target=target)
+            raise InputError(f"{self.data.name(index)} has no label; give data.labels, or class folders")
+        return class_of(self.data, label, len(self.classes))
 
-    swept = {i: occluded(i) for i in tqdm(drawn, unit=" images", desc="occlude", disable=not progress)}
-    tops = scan(
-        deconvnet.graph,
-        data,
-        [layer],
-        others + 1,
-        batch_size=batch_size,
-        workers=workers,
-        state=Path(out) / "scan.partial",
-        progress=progress,
+    def activations(self, index: int) -> Tensor:
+        """The layer's maps (C, H, W) of an image."""
+        maps = activations(self.graph, self.data[index][0][None], [self.layer])[self.layer][0]
+        return maps if maps.ndim == 3 else maps[:, None, None]
+
+    def maps(self, index: int) -> OcclusionMaps:
+        """What the squares do to an image."""
+        if index not in self.done:
+            map = int(self.activations(index).amax((1, 2)).argmax()) if self.by == "peak" else None
+            how: Any = {"size": self.size, "step": self.step, "fill": self.fill, "layer": self.layer, "map": map}
+            target = self.target(index)
+            self.done[index] = occlusion_maps(self.graph, self.data[index][0], target=target, **how)
+            answers(self.done[index])
+        return self.done[index]
+
+    def with_masks(self, images: Sequence[int], reading: Reading) -> Iterable[tuple[OcclusionMaps, Tensor]]:
+        """The maps of those images whose objects are known, with the objects' masks."""
+        for i in tqdm(images, unit=" images", desc="measure", disable=not (images and reading.get("progress", True))):
+            truth = self.data.truth(i)
+            if truth is not None and truth.mask is not None:
+                yield self.maps(i), truth.mask
+
+    def choose(
+        self, images: int | Sequence[int], order: Sequence[int], candidates: int, progress: bool
+    ) -> tuple[list[int], int]:
+        """The images to draw, and how many were tried for that: none where they are given by number."""
+        given = [] if isinstance(images, int) else list(dict.fromkeys(images))
+        if unknown := [i for i in given if type(i) is not int or not 0 <= i < len(self.data)]:
+            raise InputError(f"no image {unknown[0]!r} in the data: there are {len(self.data)}")
+        count = images if isinstance(images, int) else len(given)
+        if count < 1:
+            raise InputError("no image is asked for; give how many, or their numbers: images=[0,5]")
+        changed: dict[int, bool] = {}
+        for i in tqdm(given or order[: max(candidates, count)], unit=" images", desc="occlude", disable=not progress):
+            labels, _, answer = answers(self.maps(i))
+            changed[i] = bool((labels != answer).any())
+            if not given and sum(changed.values()) == count:
+                break
+        best = sorted(changed, key=lambda i: not changed[i])  # stable: in the order of the seed
+        return (given, 0) if given else (best[:count], len(changed))
+
+    def row(self, index: int, top: TopActivations, others: int, look: Look) -> Row:
+        """What is drawn of an image."""
+        maps, preprocessing = self.maps(index), Preprocessing.of(self.graph.model)
+        picture = self.data[index][0].clone()
+        upper, left, lower, right = maps.boxes.flatten(0, 1)[int(maps.probability.argmin())].tolist()
+        picture[:, upper:lower, left:right] = torch.as_tensor(self.fill).reshape(-1, 1, 1)
+        plane = self.activations(index)[maps.map]
+        row, column = divmod(int(plane.argmax()), plane.shape[1])
+        keep = [0, *[n for n, i in enumerate(top.image[maps.map].tolist()) if i not in (index, -1)][:others]]
+        winners = TopActivations(*(values[:, keep] for values in top))
+        for values, value in zip(winners, (float(plane.max()), index, row, column, float(plane.max())), strict=True):
+            values[maps.map, 0] = value
+        field = receptive_field(self.graph, self.layer, self.extent, maps.map)
+        how = (self.deconvnet, self.data, self.layer, winners, [maps.map], 1, field, preprocessing, look)
+        shown, known = preprocessing.pixels(picture).clamp(0, 1), self.target(index) is not None
+        return Row(index, shown, maps, field.box(row, column), panel_of("", *how), self.classes, known)
+
+    def words(self, rows: Sequence[Row], scanned: int) -> str:
+        """What the columns show, for the caption."""
+        still = [f"{n}" for n, row in enumerate(rows, 1) if not row.changed]
+        unchanged = f" No square changes the answer in row {', '.join(still)}." if still else ""
+        square = f"Squares of {self.size} pixels, every {self.step}: {rows[0].maps.probability.numel():,} places."
+        return (
+            f"{square}{unchanged} (a) The square where (d) is least; the frame is what the unit of (c) sees. (b) The "
+            f"sum over space of the map with the {CHOICES[self.by]}. (c) Its strongest activation in this image, "
+            f"framed, and in others, of {scanned:,}. (e) At how many places a class is likeliest; bold: without square."
+        )
+
+    def numbers(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """What result.json holds of the images."""
+        images = [{"image": row.number, "file": self.data.file(row.number)} | row.numbers() for row in rows]
+        correlations = [correlation(row.maps.activity, row.maps.probability) for row in rows]
+        places = list(rows[0].maps.probability.shape)
+        return {"square": self.size, "step": self.step, "places": places, "correlation": correlations, "images": images}
+
+
+def on_object(swept: Iterable[tuple[OcclusionMaps, Any]]) -> dict[str, Any] | None:
+    """How often the centre of the square at a map's minimum lies on the object (mask (H, W)); None without images.
+
+    Beside it chance, the share of all squares whose centre does, and the best place, which is on the object in more of
+    these images than any other. Intervals are Wilson's, of 95 %.
+    """
+    hits: dict[str, list[bool]] = {"probability": [], "activity": []}
+    covered = []
+    for maps, mask in swept:
+        rows, columns = ((maps.boxes[..., n] + maps.boxes[..., n + 2]) // 2 for n in (0, 1))
+        covered.append(torch.as_tensor(mask)[rows.cpu(), columns.cpu()].flatten())
+        for name, values in (("probability", maps.probability), ("activity", maps.activity)):
+            hits[name].append(bool(covered[-1][int(values.argmin())]))
+    if not covered:
+        return None
+    squares, count = torch.stack(covered), len(covered)
+    hits["best_place"] = squares[:, squares.sum(0).argmax()].tolist()  # left out, an image would hide the best place
+    shares = {name: {"share": sum(of) / count, "interval": wilson(sum(of), count)} for name, of in hits.items()}
+    return {"images": count, "chance": sum(float(own.float().mean()) for own in squares) / count, **shares}
+
+
+def in_words(measure: dict[str, Any] | None) -> str:
+    """The hit rate, for the caption."""
+    if measure is None:
+        return ""
+    low, high = measure["probability"]["interval"]
+    return (
+        f"The square where (d) is least is centred on the object in {measure['probability']['share']:.0%} of "
+        f"{measure['images']} images (95%: {low:.0%} to {high:.0%}); no fixed "
+        f"place is in more than {measure['best_place']['share']:.0%}, the mean over places is {measure['chance']:.0%}."
     )
-    preprocessing = Preprocessing.of(model)
-    own = {i: class_of(data, data[i][1], len(classes)) is not None for i in drawn}
-    known = all(own.values())
-    rows = []
-    for index, maps in swept.items():
-        winners = [i for i in tops[layer].image[maps.map].tolist() if i not in (index, -1)][:others]
-        signals = torch.cat([_projected(deconvnet, data[i][0], layer, maps.map) for i in (index, *winners)])
-        picture = preprocessing.pixels(data[index][0]).clamp(0, 1)
-        projections = signed_image(preprocessing.rgb(signals).cpu())
-        rows.append(Row(f"image {index}", picture, maps, projections, classes, own[index]))
-    first = rows[0].maps
-    ours = {
-        "square": size,
-        "step": step,
-        "places": list(first.probability.shape),
-        "correlation": [correlation(row.maps.activity, row.maps.probability) for row in rows],
-        "images": [{"image": i, "file": _file(data, i)} | _numbers(maps, classes) for i, maps in swept.items()],
-        "on_object": None,
-    }
-    if hasattr(data, "scene") and measured and known:
-        chosen = tqdm(shuffled[:measured], unit=" images", desc="measure", disable=not progress)
-        ours["on_object"] = on_object((swept.get(i) or occluded(i), data.scene(i).mask) for i in chosen)
-    settings = {
-        "model": type(model).__name__,
-        "images": list(swept),
-        "layer": layer,
-        "size": size,
-        "step": step,
-        "fill": fill,
-        "seed": seed,
-        "scanned": tops.images,
-        "measured": measured,
-    }
-    note = (
-        f"{type(model).__name__}, {layer}.  "
-        f"Squares of {size} pixels, every {step}: {first.probability.numel()} places.  "
-        f"In (a) the square is where the {'true' if known else 'likeliest'} class is least probable."
-    )
-    with results(out) as folder:
-        figure = draw(rows, note, width)
-        figure.savefig(folder / "figure.png", dpi=DPI)
-        figure.savefig(folder / "figure.pdf")
-        return write_result(folder, "fig7", PAPER, ours, settings, provenance)
-
-
-def _pair(value: int | Sequence[int]) -> Sequence[int]:
-    return (value, value) if isinstance(value, int) else value
-
-
-def _chosen(images: int | Sequence[int], shuffled: list[int], count: int) -> list[int]:
-    if isinstance(images, int):
-        images = shuffled[: max(images, 0)]
-    if not images:
-        raise InputError("no image is asked for; give how many, or their numbers: images=[0,5]")
-    for i in images:
-        if type(i) is not int or not 0 <= i < count:
-            raise InputError(f"no image {i!r} in the data: there are {count}")
-    return list(dict.fromkeys(images))
-
-
-def _file(data: Any, index: int) -> str | None:
-    return data.file(index) if hasattr(data, "file") else None
-
-
-def _named(data: Any, index: int) -> str:
-    return f" ({_file(data, index)})" if _file(data, index) else ""
-
-
-def _classes(graph: Graph, data: Any, size: tuple[int, int]) -> list[str]:
-    """The names of the network's classes: ImageNet's if it has 1000, or the data's; else their numbers."""
-    names = [str(name) for name in getattr(data, "classes", ())]
-    count = max(2, graph.shapes(size, graph.output)[graph.output][-1])  # one output tells two classes apart
-    if count == len(IMAGENET):
-        return list(IMAGENET)
-    return names if len(names) == count else [f"class {n}" for n in range(count)]
-
-
-def _projected(deconvnet: Deconvnet, image: Tensor, layer: str, map: int) -> Tensor:
-    """The map's strongest place on an image, projected: (1, 3, S, S)."""
-    image = image[None].to(**device_and_dtype(deconvnet.model))
-    plane = deconvnet.record(image, [layer]).activations[layer][0, map]
-    row, column = divmod(int(plane.argmax()), plane.shape[-1]) if plane.ndim == 2 else (0, 0)
-    return deconvnet.project_units(image, layer, [[0, map, row, column]]).projections
 
 
 def correlation(a: Tensor, b: Tensor) -> float | None:
@@ -238,149 +325,60 @@ def correlation(a: Tensor, b: Tensor) -> float | None:
     return None if math.isnan(r) else r
 
 
-def _classified(maps: OcclusionMaps) -> tuple[Tensor, int, int]:
-    """The most probable class at each place, the class of the probabilities, the most probable one without a square."""
-    if maps.label is None or maps.target is None or maps.clean[2] is None:
-        raise InputError("Figure 7 needs a network that tells classes apart")
-    return maps.label.cpu(), maps.target, maps.clean[2]
-
-
-def _numbers(maps: OcclusionMaps, classes: Sequence[str]) -> dict[str, Any]:
-    def spread(of: Tensor, clean: float) -> dict[str, Any]:
-        box = maps.boxes.flatten(0, 1)[int(of.argmin())]
-        return {
-            "clean": clean,
-            "lowest": float(of.min()),
-            "median": float(of.median()),
-            "highest": float(of.max()),
-            "at": box[:2].tolist(),
-        }
-
-    label, target, unoccluded = _classified(maps)
-    labels, counts = label.unique(return_counts=True)
-    order = counts.argsort(descending=True, stable=True)
-    return {
-        "class": classes[target],
-        "without_square": classes[unoccluded],
-        "map": maps.map,
-        "probability": spread(maps.probability, maps.clean[1]),
-        "activity": spread(maps.activity, maps.clean[0]),
-        "labels": {classes[int(labels[i])]: int(counts[i]) for i in order},
-    }
-
-
-def on_object(swept: Iterable[tuple[OcclusionMaps, Any]]) -> dict[str, Any]:
-    """How often the centre of the square at a map's minimum lies on the object (mask (H, W)), against chance.
-
-    Chance is the share of all squares whose centre does. Intervals are Wilson's, of 95 %.
-    """
-    hits = {"probability": 0, "activity": 0}
-    chance, count = 0.0, 0
-    for maps, mask in swept:
-        on = torch.as_tensor(mask)[_centres(maps.boxes[..., 0::2]), _centres(maps.boxes[..., 1::2])]
-        for name, values in (("probability", maps.probability), ("activity", maps.activity)):
-            hits[name] += int(on.flatten()[int(values.argmin())])
-        chance, count = chance + float(on.float().mean()), count + 1
-    shares = {name: {"share": n / count, "interval": wilson(n, count)} for name, n in hits.items()}
-    return {"images": count, "chance": chance / count, **shares}
-
-
-def _centres(edges: Tensor) -> Tensor:
-    return (edges.sum(-1) // 2).cpu()
-
-
 def wilson(hits: int, count: int) -> list[float]:
     """The 95 % interval of a share (Wilson, 1927)."""
     return list(binomtest(hits, count).proportion_ci(method="wilson"))
 
 
-def draw(rows: Sequence[Row], note: str, width: int) -> Figure:
+def draw(page: Page, rows: Sequence[Row], style: Style) -> None:
     """One line for each image: (a) to (e) of the paper."""
-    margin, tile, gap = width // 60, round(0.142 * width), width // 80
-    bar = round(0.05 * width)
-    across = [margin]
-    for extra in (0, bar, 0, bar):
-        across.append(across[-1] + tile + extra + gap)
-    top, line = round(0.045 * width), tile + round(0.022 * width)
-    figure = page(width, top + line * len(rows) + margin)
-    titles = (
-        "(a) image",
-        "(b) activity of the map",
-        "(c) its projections",
-        "(d) p(true class)" if all(row.known for row in rows) else "(d) p(likeliest)",
-        "(e) likeliest class",
-    )
-    for x, title in zip(across, titles, strict=True):
-        text(figure, x + tile / 2, top / 2, title, size=7.5, ha="center")
-    for n, row in enumerate(rows):
-        y = top + n * line
-        _image(figure, row, across[0], y, tile)
-        _heat(figure, row.maps.activity, across[1], y, tile, f"map {row.maps.map}")
-        _projections(figure, row.projections, across[2], y, tile)
-        _heat(figure, row.maps.probability, across[3], y, tile)
-        _labels(figure, row, across[4], y, tile)
-    text(figure, margin, top + line * len(rows) + margin / 3, note, size=6, color="0.35")
-    return figure
+    unit = (page.columns - 2 * BAR - LEGEND - 4 * GAP) / sum(SHARES)
+    wide, across = [int(unit * share) for share in SHARES], [0]
+    for side, more in zip(wide, (0, BAR, 0, BAR), strict=False):
+        across.append(across[-1] + side + more + GAP)
+    true = "true" if all(row.known for row in rows) else "likeliest"
+    titles = ("(a) image", "(b) activity", "(c) projections", f"(d) p({true})", "(e) answer")
+    for x, side, title in zip(across, wide, titles, strict=True):
+        page.text(x + side / 2, page.y + LINE / 2, title, ha="center", weight="bold")
+    page.y += LINE + 4
+    for row in rows:
+        image, (high, columns) = page.axes(0, page.y, wide[0], wide[0]), row.maps.image_size
+        show(image, enlarged(row.image[None], (wide[0], wide[0]))[0])
+        top, left, bottom, right = row.field
+        box(image, (max(top, 0), max(left, 0), min(bottom, high), min(right, columns)), wide[0] / columns)
+        image.set(xlim=(-0.5, wide[0] - 0.5), ylim=(wide[0] - 0.5, -0.5))
+        name = row.classes[answers(row.maps)[1]]
+        page.text(0, page.y + wide[0] + LINE / 2, f"{'true' if row.known else 'likeliest'}: {shortened(name)}")
+        r = correlation(row.maps.activity, row.maps.probability)
+        words = f"map {row.maps.map}", "" if r is None else f"r with (b): {r:.2f}"
+        for n, values, below in zip((1, 3), (row.maps.activity, row.maps.probability), words, strict=True):
+            mesh = heat(page.axes(across[n], page.y, wide[n], wide[n]), values, style.heat)
+            bar = page.figure.colorbar(mesh, cax=page.axes(across[n] + wide[n] + 8, page.y, 12, wide[n]))
+            bar.ax.tick_params(width=0.5, length=2, pad=1)
+            bar.outline.set_linewidth(0.5)
+            page.text(across[n], page.y + wide[n] + LINE / 2, below)
+        side = (wide[2] - (row.panel.side - 1) * TILE_GAP) // row.panel.side
+        page.text(across[2], page.y + wide[2] + LINE / 2, f"enlarged {row.panel.enlargement(side):.2g} times")
+        axes = page.image(row.panel.draw(side)[0], across[2], page.y)
+        axes.add_patch(Rectangle((0.5, 0.5), side - 2, side - 2, fill=False, lw=1.5))
+        _labels(page, row, across[4], wide[4], style.lines)
+        page.y += wide[2] + LINE + GAP
 
 
-def _image(figure: Figure, row: Row, x: float, y: float, tile: int) -> None:
-    axes = figure.add_axes(frame(figure, x, y, tile, tile))
-    axes.imshow(row.picture.permute(1, 2, 0).numpy())
-    box = row.maps.boxes.flatten(0, 1)[int(row.maps.probability.argmin())]
-    upper, left, lower, right = box.tolist()
-    axes.add_patch(Rectangle((left - 0.5, upper - 0.5), right - left, lower - upper, color=(0.49,) * 3, lw=0))
-    axes.axis("off")
-    adjective = "true" if row.known else "likeliest"
-    text(figure, x, y + tile + 14, f"{adjective}: {_short(row.classes[_classified(row.maps)[1]])}", size=6)
-
-
-def _heat(figure: Figure, values: Tensor, x: float, y: float, tile: int, below: str = "") -> None:
-    axes = figure.add_axes(frame(figure, x, y, tile, tile))
-    shown = axes.imshow(values.cpu().numpy(), cmap="jet", interpolation="nearest", aspect="auto")
-    axes.axis("off")
-    bar = figure.colorbar(shown, cax=figure.add_axes(frame(figure, x + tile + 10, y, tile // 14, tile)))
-    bar.ax.tick_params(labelsize=5, width=0.5, length=2)
-    bar.outline.set_linewidth(0.5)
-    text(figure, x, y + tile + 14, below, size=6)
-
-
-def _projections(figure: Figure, tiles: Tensor, x: float, y: float, tile: int) -> None:
-    """Side by side, this image's first and framed in black."""
-    wide, gap = max(1, math.ceil(math.sqrt(len(tiles)))), 6
-    side = (tile - gap * (wide - 1)) // wide
-    for n, picture in enumerate(resized(tiles, (side, side)).clamp(0, 1)):
-        left, upper = x + n % wide * (side + gap), y + n // wide * (side + gap)
-        if not n:
-            axes = figure.add_axes(frame(figure, left - 4, upper - 4, side + 8, side + 8))
-            axes.set_facecolor("black")
-            axes.set(xticks=[], yticks=[])
-        place(figure, picture, left, upper)
-
-
-def _labels(figure: Figure, row: Row, x: float, y: float, tile: int) -> None:
+def _labels(page: Page, row: Row, x: float, tile: int, colours: Sequence[str]) -> None:
     """Each place in the colour of its class; the legend lists the most frequent classes, the rest is grey."""
-    labels, *_ = _classified(row.maps)
+    labels, _, answer = answers(row.maps)
     names, counts = labels.unique(return_counts=True)
-    names = names[counts.argsort(descending=True, stable=True)][:LABELS].tolist()
-    shade = dict(zip(names, colormaps["Set1"](range(LABELS))[:, :3].tolist(), strict=False))
-    picture = torch.full((*labels.shape, 3), 0.8)
-    for label, colour in shade.items():
-        picture[labels == label] = torch.tensor(colour)
-    axes = figure.add_axes(frame(figure, x, y, tile, tile))
-    axes.imshow(picture.numpy(), interpolation="nearest", aspect="auto")
-    axes.axis("off")
-    total, step = labels.numel(), tile / (LABELS + 1)
-    entries = [(shade[n], row.classes[n], int((labels == n).sum())) for n in names]
-    if rest := total - sum(count for *_, count in entries):
-        entries.append(((0.8, 0.8, 0.8), "others", rest))
-    for n, (colour, name, count) in enumerate(entries):
-        key = figure.add_axes(frame(figure, x + tile + 12, y + n * step + step / 4, step / 2, step / 2))
-        key.set_facecolor(colour)
-        key.set(xticks=[], yticks=[])
-        for spine in key.spines.values():
-            spine.set_visible(False)
-        text(figure, x + tile + 22 + step / 2, y + (n + 0.5) * step, f"{_short(name)}, {count}", size=5.5)
-
-
-def _short(name: str, letters: int = 18) -> str:
-    return name if len(name) <= letters else name[: letters - 1] + "…"
+    order = counts.argsort(descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+    shades = ListedColormap([*colours[:LABELS], "0.8"])
+    places = rank[torch.searchsorted(names, labels)].clamp(max=LABELS)
+    heat(page.axes(x, page.y, tile, tile), places, shades, vmin=-0.5, vmax=LABELS + 0.5)
+    entries = [(int(counts[n]), row.classes[names[n]], names[n] == answer) for n in order[:LABELS].tolist()]
+    if rest := int(counts[order[LABELS:]].sum()):
+        entries.append((rest, "others", False))
+    for n, (count, name, bold) in enumerate(entries):
+        y = page.y + n * LINE
+        key = page.axes(x + tile + 10, y + 6, 14, 14, facecolor=shades(n), xticks=[], yticks=[])
+        key.spines[:].set_visible(False)
+        page.text(x + tile + 30, y + LINE / 2, f"{shortened(name)}, {count}", weight="bold" if bold else "normal")

@@ -16,7 +16,7 @@ import pikepdf
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import to_rgb
+from matplotlib.colors import Colormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
@@ -194,7 +194,7 @@ def show(axes: Axes, image: Tensor) -> AxesImage:
     return axes.imshow(pixels, interpolation="none", aspect="auto")
 
 
-def heat(axes: Axes, values: Tensor, colours: str, **limits: Any) -> QuadMesh:
+def heat(axes: Axes, values: Tensor, colours: str | Colormap, **limits: Any) -> QuadMesh:
     """A small map (H, W) as squares of colour, vectors in a PDF."""
     axes.axis("off")
     mesh = axes.pcolormesh(values.cpu().numpy(), cmap=colours, edgecolors="face", linewidth=0.05, **limits)

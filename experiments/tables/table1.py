@@ -14,16 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from experiments.figures.fig5 import show_tiles
-from experiments.output.results import Provenance, results, table, write_result
+from experiments.output.feature_maps import which_layers
+from experiments.output.pages import TILE_GAP, Page
+from experiments.output.results import Result
+from experiments.output.tables import table
+from experiments.setup.checks import stand_for
+from experiments.setup.options import Reading
 from zfnet import InputError
 from zfnet.analysis.correspondence import Consistency, correspondence, random_boxes
-from zfnet.data.images import Box
+from zfnet.data.images import Box, as_images
 from zfnet.data.parts import parts_of
 from zfnet.data.preprocessing import Preprocessing
+from zfnet.graph import Graph
 
 PAPER = {  # layers 5 and 7; what is behind the +- is not said
     "right eye": ([0.067, 0.007], [0.069, 0.015]),
@@ -48,68 +53,66 @@ def main(
     fill: float = 0.0,
     zeros: str = "agree",
     permutations: int = 9999,
-    batch_size: int = 64,
-    progress: bool = True,
+    width: float = 6.9,
+    **reading: Unpack[Reading],
 ) -> dict[str, Any]:
-    """Mask the parts in every image that has them, print and write the table, return what result.json holds.
+    """Mask the same parts of different images; print how alike the changes of features are, and draw the masks.
 
-    layers: two, which stand for the paper's 5 and 7. parts: a CSV file (file, part, x, y, side); None: the boxes of
-    scenes, of the class `kind` (None: of all that have the parts). count: so many of the images, by seed (the paper:
-    5); None: all. draws: random masks for each part of each image. fill: the mask, where 0 is the mean colour.
-    zeros: where neither image changes they "agree"; or "drop" such dimensions.
+    Args:
+        model: the network.
+        data: the images.
+        out: the folder of the result.
+        layers: two, which stand for the paper's 5 and 7.
+        parts: a CSV file (file, part, x, y, side); null: the boxes that the data knows.
+        names: of the parts to mask.
+        kind: the class of the images, where the data knows the boxes; null: all that have the parts.
+        count: so many of the images, by seed (the paper: 5); null: all.
+        draws: random masks for each part of each image.
+        seed: of images, random masks and permutations.
+        fill: the mask, in normalised images, where 0 is the mean colour.
+        zeros: where neither image changes they "agree"; or "drop" such features.
+        permutations: for p.
+        width: of the page, inches.
+        reading: see `Reading`.
     """
-    provenance = Provenance(model, seed=seed)
-    if len(layers) != 2:
-        raise InputError(f"layers are {', '.join(layers)}; give two, which stand for the paper's layers 5 and 7")
+    result, page = Result("table1", out, locals()), Page(width)
+    stand_for(layers, (5, 7))
+    boxes = _boxes(data, names, parts, kind, count, seed)
+    images, chosen_boxes = [data[i][0] for i in boxes], list(boxes.values())
+    how: Any = {"fill": fill, "zeros": zeros} | {k: v for k, v in reading.items() if k != "workers"}
+    graph = Graph(model)
+    consistency = correspondence(
+        graph, images, chosen_boxes, layers, draws=draws, seed=seed, permutations=permutations, **how
+    )
+    words = which_layers(graph, layers, (5, 7))
+    result.text(f"{_table(consistency, layers)}\n\n{_notes(len(images), draws, permutations)}\n{words}")
+    drawn = min(5, len(images))
+    draw(page, images[:drawn], chosen_boxes[:drawn], fill, Preprocessing.of(model), seed)
+    page.caption(
+        f"The masks of Table 1, on {drawn} of the {len(images)} images that {type(model).__name__} is given: the value "
+        f"{fill:g} in normalised images, where 0 is the mean colour. Random masks have the size of the first part's."
+    )
+    result.figure(page.done())
+    ours: dict[str, Any] = {part: [_entry(consistency[layer][part]) for layer in layers] for part in (*names, "random")}
+    paper: dict[str, Any] = {part: _paper(part) for part in ours}
+    ours["images"] = [as_images(data).file(i) or i for i in boxes]
+    ours["boxes"] = [{part: list(box) for part, box in of.items()} for of in chosen_boxes]
+    result.settings["image_size"] = images[0].shape[-1]
+    return result.finish(ours, paper)
+
+
+def _boxes(
+    data: Any, names: Sequence[str], parts: str | None, kind: str | None, count: int | None, seed: int
+) -> dict[int, dict[str, Box]]:
+    """The boxes of the parts by image, of all images that have them, or so many."""
     if not names:
         raise InputError("names is empty: give the parts to mask")
     boxes = parts_of(data, names, table=parts, kind=kind)
     if count is not None and not 2 <= count <= len(boxes):
         raise InputError(f"count is {count}; give 2 to {len(boxes)}: so many images have {', '.join(names)}")
-    indices = torch.randperm(len(boxes), generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
-    chosen = [list(boxes)[n] for n in indices]
-    images = [data[i][0] for i in chosen]
-    chosen_boxes = [boxes[i] for i in chosen]
-    consistency = correspondence(
-        model,
-        images,
-        chosen_boxes,
-        layers,
-        draws=draws,
-        seed=seed,
-        fill=fill,
-        zeros=zeros,
-        permutations=permutations,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    text = _table(consistency, layers) + "\n\n" + _notes(len(images), draws, permutations)
-    print(text)
-    ours: dict[str, Any] = {part: [_entry(consistency[layer][part]) for layer in layers] for part in (*names, "random")}
-    paper: dict[str, Any] = {part: _paper(part) for part in ours}
-    ours["images"] = [data.file(i) if hasattr(data, "file") else i for i in chosen]
-    ours["boxes"] = [{part: list(box) for part, box in image_boxes.items()} for image_boxes in chosen_boxes]
-    paper |= {"images": None, "boxes": None}
-    settings = {
-        "model": type(model).__name__,
-        "layers": list(layers),
-        "draws": draws,
-        "seed": seed,
-        "fill": fill,
-        "zeros": zeros,
-        "permutations": permutations,
-        "parts": parts or "scenes",
-        "kind": None if parts else kind,
-        "image_size": images[0].shape[-1],
-        "dataset": type(data).__name__,
-    }
-    with results(out) as folder:
-        (folder / "table.md").write_text(text + "\n", encoding="utf-8")
-        preprocessing = Preprocessing.of(model)
-        figure = draw(images[:5], chosen_boxes[:5], fill, preprocessing, seed)
-        figure.savefig(folder / "figure.png", dpi=110)
-        figure.savefig(folder / "figure.pdf")
-        return write_result(folder, "table1", paper, ours, settings, provenance)
+    chosen = torch.randperm(len(boxes), generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
+    images = list(boxes)
+    return {images[n]: boxes[images[n]] for n in chosen}
 
 
 def _entry(c: Consistency) -> dict[str, Any]:
@@ -148,8 +151,13 @@ def _notes(images: int, draws: int, permutations: int) -> str:
 
 
 def draw(
-    images: Sequence[Tensor], parts: Sequence[dict[str, Box]], fill: float, preprocessing: Preprocessing, seed: int
-) -> Figure:
+    page: Page,
+    images: Sequence[Tensor],
+    parts: Sequence[dict[str, Box]],
+    fill: float,
+    preprocessing: Preprocessing,
+    seed: int,
+) -> None:
     """Each image as it is, with each part masked, and with masks at two random places."""
     random = torch.Generator().manual_seed(seed)
     titles = ["image", *parts[0], "random", "random"]
@@ -163,6 +171,5 @@ def draw(
             picture = image.clone()
             picture[:, top:bottom, left:right] = fill
             tiles.append(preprocessing.pixels(picture))
-    figure = Figure(figsize=(1.4 * len(titles), 1.4 * len(images) + 0.3), facecolor="white", layout="constrained")
-    show_tiles(figure.subplots(), torch.stack(tiles), titles)
-    return figure
+    side = (page.columns + TILE_GAP) // len(titles) - TILE_GAP
+    page.y += page.tiles(torch.stack(tiles), titles, 0, page.y, side)
