@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from typing_extensions import Unpack
 
-from experiments.output.feature_maps import TILE_GAP, Look, Panel, deconvnet_of, panel_of
+from experiments.output.feature_maps import TILE_GAP, Look, Panel, panel_of
 from experiments.output.pages import LINE, Page, Style, box, enlarged, heat, shortened, show, style_of
 from experiments.output.results import Result
 from experiments.setup.checks import at_least, one_of
 from experiments.setup.datasets import IMAGENET, class_of
-from experiments.setup.options import Reading
+from experiments.setup.options import Reading, Showing
 from zfnet import Deconvnet, InputError, OcclusionMaps, TopActivations, occlusion_maps, receptive_field, scan
 from zfnet.checks import pair
 from zfnet.data.images import Box, Images, as_images
@@ -79,12 +79,8 @@ def main(
     others: int = 3,
     measured: int = 64,
     seed: int = 0,
-    rules: str = "deconvnet",
-    contrast: float = 0.995,
-    colour: str = "rgb",
     style: str = "safe",
-    width: float = 6.9,
-    **reading: Unpack[Reading],
+    **options: Unpack[Showing],
 ) -> dict[str, Any]:
     """Slide a grey square over images; draw what it does to a feature map and to the answer.
 
@@ -102,18 +98,15 @@ def main(
         others: images beside this one that the map is projected into, its strongest.
         measured: images on which it is counted, where masks are known, whether (d) is least on the object.
         seed: of the order of images.
-        rules: how the signal goes back: "deconvnet", "guided" or "gradient".
-        contrast: the scale ends at this quantile of a projection's non-zero absolute values.
-        colour: of projections: "rgb", or "grey": the mean of the colours.
         style: colours: "safe" for colour-blind readers, or the "paper"'s.
-        width: of the page, inches.
-        reading: see `Reading`.
+        options: see `Showing` and `Reading`.
     """
-    result, page, look = Result("fig7", out, locals()), Page(width), Look(contrast, colour).check()
-    colours, order = style_of(style), torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
+    result, (look, reading) = Result("fig7", out, locals()), Look.of(options)
+    page, colours = Page(look.width), style_of(style)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
     at_least(0, others=others, measured=measured)
     at_least(1, candidates=candidates)
-    occluder = Occluder(deconvnet_of(model, rules), as_images(data), layer, by, size, step, fill)
+    occluder = Occluder(look.deconvnet(model), as_images(data), layer, by, size, step, fill)
     chosen, tried = occluder.choose(images, order, candidates, reading.get("progress", True))
     tops = scan(occluder.graph, data, [layer], others + 1, state=Path(out) / "scan.partial", **reading)
     rows = [occluder.row(i, tops[layer], others, look) for i in chosen]
