@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from experiments.output.pages import DPI, plots
-from experiments.output.results import Result
+from experiments.output.results import Result, is_first
 from experiments.setup.networks import MEMORY, described
 from zfnet import weights
 from zfnet.data.images import as_images
@@ -42,8 +42,8 @@ def main(
 ) -> dict[str, Any]:
     """Train the model in place; write model.safetensors, the curves and the error rates.
 
-    From the first epoch on `out` holds a checkpoint, from which a stopped run resumes, metrics.csv, the curves
-    (figure.png, and TensorBoard's if it is installed), and in epochs/ the weights after `snapshots` and the last epoch.
+    From the first epoch on `out` holds a checkpoint, from which a stopped run resumes, metrics.csv, the curves, and in
+    epochs/ the weights after `snapshots` and the last epoch.
 
     Args:
         model: with its initial weights and its preprocessing.
@@ -51,11 +51,10 @@ def main(
         out: the folder of the result.
         validation: as `training`.
         recipe: how to train.
-        crops: of every validation image, 1 or 10, whose probabilities are averaged at the end; None: 10 if images leave
-            a margin for them.
+        crops: of every validation image, averaged at the end, 1 or 10; null: 10 if images leave a margin for them.
         snapshots: epochs whose weights are kept.
         fresh: start anew, and remove the checkpoint of a stopped run.
-        workers: processes that read images; None: one for each core, up to eight.
+        workers: processes that read images; null: one for each core, up to eight.
         progress: show progress bars.
     """
     recipe, out = recipe or Recipe(), Path(out)
@@ -68,34 +67,31 @@ def main(
 
         def on_epoch(history: list[dict[str, float]]) -> None:
             _show(history, out, board)
-            epoch = len(history)
-            if epoch in snapshots or epoch == recipe.epochs:
+            if (epoch := len(history)) in (*snapshots, recipe.epochs):
                 weights.save(model, out / "epochs" / f"epoch-{epoch:04d}.safetensors", epoch=epoch, **metadata)
 
         history = train(model, images, checks, recipe, folder=out, fresh=fresh, on_epoch=on_epoch, **reading)
     ours: dict[str, Any] = {"epochs": len(history), "history": history}
     if checks:
-        margin = recipe.stored_size or recipe.max_shift
-        crops = crops or (10 if margin else 1)
+        crops = crops or (10 if recipe.stored_size or recipe.max_shift else 1)
         pad = 0 if recipe.stored_size else recipe.max_shift
-        top1, top5 = error_rates(model, checks, crops=crops, pad=pad, **reading)
-        ours |= {"validation_top1": top1, "validation_top5": top5}
+        rates = error_rates(model, checks, crops=crops, pad=pad, **reading)
+        ours |= dict(zip(("validation_top1", "validation_top5"), rates, strict=True))
     seconds = sum(entry["seconds"] for entry in history)
     ours["waiting"] = sum(entry["waiting"] * entry["seconds"] for entry in history) / max(seconds, 1e-9)
-    result.settings |= {
-        "crops": crops,
-        "images": len(images),
-        "validation_images": len(checks) if checks else 0,
-        "dataset": _name(training),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "processes": processes()[1],
-    }
+    result.settings |= {"crops": crops, "images": len(images), "validation_images": len(checks) if checks else 0}
+    result.settings |= {"dataset": _name(training), "processes": processes()[1], "parameters": size_of(model)}
     result.file(lambda folder: weights.save(model, folder / "model.safetensors", history=history, **metadata))
     written = result.finish(ours, {key: PAPER[key] for key in ours})
-    if processes()[0] == 0:
+    if is_first():
         Checkpoint(out).remove()
         print(summary(ours, crops, seconds, len(images)))
     return written
+
+
+def size_of(model: nn.Module) -> int:
+    """How many parameters a network has."""
+    return sum(p.numel() for p in model.parameters())
 
 
 def summary(ours: dict[str, Any], crops: int | None, seconds: float, images: int) -> str:

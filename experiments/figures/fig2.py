@@ -65,15 +65,14 @@ def main(
         k: activations of each map.
         grids: rows and columns of feature maps for each layer; null: the paper's for five layers, else 4 x 4.
         choose: which maps are drawn: "random" by seed, as in the paper, "strongest", or maps by number, for all layers
-            or by layer. Dead maps, which are never above 0, are counted and not drawn; maps that are above 0 on fewer
-            than k images are drawn at random only where there are not enough others.
+            or by layer. Dead maps, which are never above 0, are not; those above 0 on fewer than k images come last.
         seed: of the choice.
         distinct: take at most one activation of an image.
         scale: each projection has its own scale ("patch"), or those of a map share one ("map").
         options: see `Showing` and `Reading`.
     """
     result, (look, reading) = Result("fig2", out, locals()), Look.of(options, scale)
-    result.settings["layers"] = layers = as_list(layers)
+    layers = as_list(layers)
     grids = checked_grids(layers, grids)
     check_choice(choose, layers)
     page, deconvnet = Page(look.width), look.deconvnet(model)
@@ -81,18 +80,15 @@ def main(
     first = min(i for top in tops.values() for i in top.image.flatten().tolist() if i >= 0)
     size = pair(read_item(as_images(data), first)[0].shape[-2:])
     fields = {layer: receptive_field(deconvnet.graph, layer, size) for layer in layers}
-    random = torch.Generator().manual_seed(seed)
-    counts = zip(layers, [rows * columns for rows, columns in grids], strict=True)
-    drawn = {layer: chosen(layer, tops[layer], count, choose, random) for layer, count in counts}
+    random, counts = torch.Generator().manual_seed(seed), [rows * columns for rows, columns in grids]
+    drawn = {x: chosen(x, tops[x], count, choose, random) for x, count in zip(layers, counts, strict=True)}
+    words = caption(tops, drawn, how_chosen(choose, seed), distinct)
     panels = panels_of(deconvnet, data, tops, drawn, fields, grids, look)
-    how = f"chosen {how_chosen(choose, seed)}; of each, the {k} strongest activations"
-    words = caption(tops, drawn, how + (", from different images" if distinct else ""))
     compose(page, panels, f"{type(model).__name__}, {words} {look.words}")
     result.figure(page.done())
     print(words)
-    boxes = {layer: (tops[layer], drawn[layer], fields[layer]) for layer in layers if drawn[layer]}
-    result.figure(draw_boxes(data, Preprocessing.of(model), boxes, look.width), "boxes")
-    result.settings["image_size"] = list(size)
+    result.figure(draw_boxes(data, Preprocessing.of(model), tops, drawn, fields, look.width), "boxes")
+    result.settings |= {"layers": layers, "image_size": list(size)}
     ours = {
         "layers": {layer: winners(deconvnet.graph, layer, tops[layer], fields[layer], data) for layer in layers},
         "k": k,
@@ -139,14 +135,15 @@ def panels_of(
     return panels
 
 
-def caption(tops: Scan, drawn: Mapping[str, Sequence[int]], how: str) -> str:
+def caption(tops: Scan, drawn: Mapping[str, Sequence[int]], chosen_how: str, distinct: bool) -> str:
     """How many images, how many maps of how many, and how many are dead."""
     total, k = sum(len(top.value) for top in tops.values()), next(iter(tops.values())).value.shape[1]
     broken = f" {len(tops.broken)} image(s) could not be read, first: {tops.broken[0]}." if tops.broken else ""
     counts = {layer: len(dead_maps(top)) for layer, top in tops.items()}
     dead = [f"{n} of {len(tops[layer].value)} maps of {layer}" for layer, n in counts.items() if n]
     return (
-        f"{tops.images:,} images.{broken} {sum(map(len, drawn.values()))} of {total:,} feature maps, {how}: the top "
+        f"{tops.images:,} images.{broken} {sum(map(len, drawn.values()))} of {total:,} feature maps, chosen "
+        f"{chosen_how}; of each, the {k} strongest activations{', from different images' if distinct else ''}: the top "
         f"{k / tops.images:.2%} (paper: 9 of 50,000, 0.02%). Never above 0, and not drawn: {', '.join(dead) or 'none'}."
     )
 
@@ -207,14 +204,19 @@ def _wide(line: Sequence[Panel], tile: int) -> int:
 def draw_boxes(
     data: Any,
     preprocessing: Preprocessing,
-    layers: Mapping[str, tuple[TopActivations, Sequence[int], ReceptiveField]],
+    tops: Scan,
+    drawn: Mapping[str, Sequence[int]],
+    fields: Mapping[str, ReceptiveField],
     width: float,
     columns: int = 6,
 ) -> Figure:
     """The strongest winners of some maps as boxes on their whole images: how large is a patch?"""
     page, left, gap = Page(width), 200, 8
     tile = (page.columns - left) // columns - gap
-    for layer, (top, maps, field) in layers.items():
+    for layer, maps in drawn.items():
+        if not maps:
+            continue
+        top, field = tops[layer], fields[layer]
         rows, wide = field.image_size
         words = f"{layer}\n{field.size[0]} x {field.size[1]}\nof {rows} x {wide} pixels"
         scale, high = tile / wide, round(tile * rows / wide)

@@ -91,8 +91,7 @@ def main(
         weights: the trained network's file, beside which epochs/epoch-<number>.safetensors lie.
         layers: by name; five stand for the paper's 1 to 5.
         maps: how many are drawn of each layer.
-        choose: which maps are drawn, of those that are above 0 at the last epoch: "random" by seed, as in the paper,
-            "strongest", or maps by number, for all layers or by layer.
+        choose: which maps are drawn, of those above 0 at the last epoch: see Figure 2's.
         epochs: those to show; null: all whose weights were kept.
         seed: of the choice, and of the images on which activations are correlated.
         enhance: colour contrast: the distance of each pixel from its own grey, times this; 1: as in Figure 2.
@@ -104,17 +103,12 @@ def main(
     result, (look, reading) = Result("fig4", out, locals()), Look.of(options)
     result.settings["layers"] = layers = as_list(layers)
     check_choice(choose, layers)
-    at_least(1, maps=maps, probes=probes)
-    at_least(0, enhance=enhance)
-    share(settled=settled)
+    check(maps, probes, enhance, settled)
     page, lines = Page(look.width), style_of(style).lines
     files = snapshots(weights, epochs)
-    networks = [load(copy.deepcopy(model), file).eval() for file in files.values()]
-    deconvnets = [look.deconvnet(network) for network in networks]
-    state = Path(out) / "scan.partial"
-    scans = scan_together(
-        [deconvnet.graph for deconvnet in deconvnets], data, layers, 1, state=state, keep_state=True, **reading
-    )
+    deconvnets = [look.deconvnet(load(copy.deepcopy(model), file).eval()) for file in files.values()]
+    graphs, state = [deconvnet.graph for deconvnet in deconvnets], Path(out) / "scan.partial"
+    scans = scan_together(graphs, data, layers, 1, state=state, keep_state=True, **reading)
     tops, random = {layer: [scan[layer] for scan in scans] for layer in layers}, torch.Generator().manual_seed(seed)
     drawn = {layer: chosen(layer, tops[layer][-1], maps, choose, random) for layer in layers}
     panels = panels_of(deconvnets, data, tops, drawn, Preprocessing.of(model))
@@ -123,18 +117,21 @@ def main(
     ours = numbers(list(files), scans, curves, settled, data) | {"drawn": drawn}
     draw_panels(page, panels, list(files), look, enhance)
     draw_curves(page, list(files), curves, settled, lines)
+    which = f"{type(model).__name__}, {scans[0].images:,} training images, after {', '.join(map(str, files))} epochs."
     total = sum(len(series[-1].value) for series in tops.values())
-    page.caption(
-        f"{type(model).__name__}, {scans[0].images:,} training images, after {', '.join(map(str, files))} epochs. "
-        f"{sum(map(len, drawn.values()))} of {total:,} feature maps, chosen {how_chosen(choose, seed)}; of each, the "
-        "strongest activation at that epoch, projected. "
-        + words(panels, look, enhance, len(subset), read_metadata(list(files.values())[-1]))
-    )
+    which += f" {sum(map(len, drawn.values()))} of {total:,} feature maps, chosen {how_chosen(choose, seed)}; "
+    page.caption(which + words(panels, look, enhance, len(subset), list(files.values())[-1]))
     result.figure(page.done())
     result.text(summary(ours, settled))
-    written = result.finish(ours, PAPER)
     state.unlink(missing_ok=True)
-    return written
+    return result.finish(ours, PAPER)
+
+
+def check(maps: int, probes: int, enhance: float, settled: float) -> None:
+    """InputError for settings out of range."""
+    at_least(1, maps=maps, probes=probes)
+    at_least(0, enhance=enhance)
+    share(settled=settled)
 
 
 def snapshots(weights: str | Path | None, epochs: Sequence[int] | None = None) -> dict[int, Path]:
@@ -240,12 +237,14 @@ def summary(ours: Mapping[str, Any], settled: float) -> str:
     return "\n".join([table(head, rows), *([""] if notes else []), *notes])
 
 
-def words(panels: Sequence[Panel], look: Look, enhance: float, probes: int, metadata: Mapping[str, Any]) -> str:
+def words(panels: Sequence[Panel], look: Look, enhance: float, probes: int, last: Path) -> str:
     """For the caption: how tiles are scaled, what the curves are, and what they cannot say."""
     colours = f" Colours are enhanced: their distance from grey, times {enhance:g}."
     white = " White: never above 0 at that epoch."
     falls = " The learning rate of this training falls to 0 at its end: every layer settles by construction."
+    metadata = read_metadata(last)
     return (
+        "of each, the strongest activation at that epoch, projected. "
         f"{look.words}{colours if enhance != 1 and look.colour == 'rgb' else ''} Tiles are enlarged "
         f"({look.interpolation}) as is said. Hatched: outside the image."
         f"{white if any(bool(panel.tiles.empty.any()) for panel in panels) else ''} Curves: likeness to the last "

@@ -123,7 +123,7 @@ def main(
 
 def _amounts(side: int, *given: Sequence[float] | None) -> dict[str, Sequence[float]]:
     """What is given, or the paper's, of images of so many pixels."""
-    papers = [round(n * side / 224) for n in range(-60, 61, 5)], [1 + n / 20 for n in range(17)], range(0, 361, 10)
+    papers: Any = [round(n * side / 224) for n in range(-60, 61, 5)], [1 + n / 20 for n in range(17)], range(0, 361, 10)
     return {kind: own or list(paper) for kind, own, paper in zip(PAPER, given, papers, strict=True)}
 
 

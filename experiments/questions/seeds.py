@@ -81,18 +81,13 @@ def main(
         style: colours of the curves: "safe" for colour-blind readers, or "paper".
         options: see `Showing` and `Reading`.
     """
-    result, (look, reading) = Result("seeds", out, locals()), Look.of(options)
-    page, colours = Page(look.width), style_of(style)
-    result.settings |= {"layers": (layers := as_list(layers)), "alike": ALIKE, "dataset": type(data).__name__}
+    result, (look, reading), colours = Result("seeds", out, locals()), Look.of(options), style_of(style)
+    page, layers = Page(look.width), as_list(layers)
+    result.settings |= {"layers": layers, "alike": ALIKE, "dataset": type(data).__name__}
     at_least(1, drawn=drawn)
-    if seed == other:
-        raise InputError(f"seed and other are both {seed}: two runs need two seeds")
-    if not 1 <= k <= len(data):
-        raise InputError(f"k is {k}; give a number from 1 to that of the images, {len(data)}")
-    control = Graph(build(architecture, preprocessing=networks.preprocessing, seed=max(seed, other) + 1))
-    control.model.to(networks.device)
-    for layer in layers:  # before minutes of training
-        control.node(layer)
+    if seed == other or not 1 <= k <= len(data):
+        raise InputError(f"seed={seed}, other={other}, k={k}; give two seeds, and k from 1 to {len(data)}, the images")
+    control = untrained(networks, architecture, max(seed, other) + 1, layers)
     runs = {n: networks.trained("network", architecture, replace(recipe, seed=n)) for n in (seed, other)}
     deconvnets = {f"seed {n}": look.deconvnet(run.model) for n, run in runs.items()}
     first, second = (deconvnet.graph for deconvnet in deconvnets.values())
@@ -104,22 +99,27 @@ def main(
     scans = [scan(graph, data, layers, k, **reading) for graph in (first, second)]
     compared, curves, lines = {}, {}, []
     for layer in layers:
-        tops = [found[layer] for found in scans]
-        compared[layer], curves[layer] = compare({what: by_layer[layer] for what, by_layer in matrices.items()}, tops)
-        if not compared[layer]["pairs"]:
-            raise InputError(
-                f"{layer}: no two maps that are ever above 0 are matched; have the networks learnt at all?"
-            )
+        tops = [maxima[layer] for maxima in scans]
+        compared[layer], curves[layer] = compare({what: by[layer] for what, by in matrices.items()}, tops)
         lines.append(line_of(layer, deconvnets, data, tops, compared[layer]["pairs"], drawn, look))
     draw_pairs(page, lines)
     draw_curves(page, curves, colours)
-    who, images = f"{type(control.model).__name__}, trained twice (seeds {seed} and {other})", scans[0].images
-    page.caption(f"{who}, {images:,} images. {caption(k, drawn, look)}")
+    kind, images = type(control.model).__name__, scans[0].images
+    page.caption(f"{kind}, trained twice (seeds {seed} and {other}), {images:,} images. {caption(k, drawn, look)}")
     result.figure(page.done())
     errors = {str(n): run.history[-1].get("validation_error") for n, run in runs.items()}
     ours = {"layers": compared, "images": images, "shared_by_chance": k * k / images, "validation_error": errors}
     result.text(f"{summary(ours, k)}\n\n{answer(compared)}")
     return result.finish(ours)
+
+
+def untrained(networks: Networks, architecture: Callable[[], nn.Module], seed: int, layers: Sequence[str]) -> Graph:
+    """The control; InputError, before minutes of training, for layers that it does not have."""
+    control = Graph(build(architecture, preprocessing=networks.preprocessing, seed=seed))
+    control.model.to(networks.device)
+    for layer in layers:
+        control.node(layer)
+    return control
 
 
 def compare(matrices: Mapping[str, Tensor], tops: Sequence[TopActivations]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -67,8 +67,8 @@ def main(out: str | Path, *, size: int = 16, kernel: int = 4, width: float = 6.9
 
 def _draw(page: Page, images: Tensor, activations: Tensor, filters: Tensor, projections: Tensor) -> None:
     """A row for each image: itself, the activations of both filters, the filter that fits, and its projection."""
-    titles = ("image", "horizontal filter's\nactivations", "vertical filter's\nactivations")
-    titles += ("filter that fits", "projection of\nthe unit in the middle")
+    titles = ["image", "horizontal filter's\nactivations", "vertical filter's\nactivations"]
+    titles += ["filter that fits", "projection of\nthe unit in the middle"]
     left, gap = 2 * LINE, 16
     tile = (page.columns - left) // len(titles) - gap
     top = float(activations.max())

@@ -81,9 +81,8 @@ def main(
     images, chosen_boxes = [data[i][0] for i in boxes], list(boxes.values())
     how: Any = {"fill": fill, "zeros": zeros} | {k: v for k, v in reading.items() if k != "workers"}
     graph = Graph(model)
-    consistency = correspondence(
-        graph, images, chosen_boxes, layers, draws=draws, seed=seed, permutations=permutations, **how
-    )
+    how |= {"draws": draws, "seed": seed, "permutations": permutations}
+    consistency = correspondence(graph, images, chosen_boxes, layers, **how)
     words = which_layers(graph, layers, (5, 7))
     result.text(f"{_table(consistency, layers)}\n\n{_notes(len(images), draws, permutations)}\n{words}")
     drawn = min(5, len(images))
@@ -95,8 +94,8 @@ def main(
     result.figure(page.done())
     ours: dict[str, Any] = {part: [_entry(consistency[layer][part]) for layer in layers] for part in (*names, "random")}
     paper: dict[str, Any] = {part: _paper(part) for part in ours}
-    ours["images"] = [as_images(data).file(i) or i for i in boxes]
-    ours["boxes"] = [{part: list(box) for part, box in of.items()} for of in chosen_boxes]
+    places = [{part: list(box) for part, box in of.items()} for of in chosen_boxes]
+    ours |= {"images": [as_images(data).file(i) or i for i in boxes], "boxes": places}
     result.settings["image_size"] = images[0].shape[-1]
     return result.finish(ours, paper)
 
