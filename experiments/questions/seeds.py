@@ -84,9 +84,7 @@ def main(
     result, (look, reading), colours = Result("seeds", out, locals()), Look.of(options), style_of(style)
     page, layers = Page(look.width), as_list(layers)
     result.settings |= {"layers": layers, "alike": ALIKE, "dataset": type(data).__name__}
-    at_least(1, drawn=drawn)
-    if seed == other or not 1 <= k <= len(data):
-        raise InputError(f"seed={seed}, other={other}, k={k}; give two seeds, and k from 1 to {len(data)}, the images")
+    check(seed, other, k, drawn, len(data))
     control = untrained(networks, architecture, max(seed, other) + 1, layers)
     runs = {n: networks.trained("network", architecture, replace(recipe, seed=n)) for n in (seed, other)}
     deconvnets = {f"seed {n}": look.deconvnet(run.model) for n, run in runs.items()}
@@ -111,6 +109,15 @@ def main(
     ours = {"layers": compared, "images": images, "shared_by_chance": k * k / images, "validation_error": errors}
     result.text(f"{summary(ours, k)}\n\n{answer(compared)}")
     return result.finish(ours)
+
+
+def check(seed: int, other: int, k: int, drawn: int, images: int) -> None:
+    """InputError for settings out of range."""
+    at_least(1, drawn=drawn)
+    if seed == other:
+        raise InputError(f"seed and other are both {seed}: two runs need two seeds")
+    if not 1 <= k <= images:
+        raise InputError(f"k is {k}; give a number from 1 to that of the images, {images}")
 
 
 def untrained(networks: Networks, architecture: Callable[[], nn.Module], seed: int, layers: Sequence[str]) -> Graph:
