@@ -5,35 +5,45 @@ remembered as a switch; *rectification* takes away what is negative; *filtering*
 layer's maps over those of the layer below. What began as one number ends as a pattern in the unit's receptive field.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib import colormaps
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from experiments.output.results import Provenance, results, write_result
-from zfnet import Deconvnet, InputError, receptive_field, scan
-from zfnet.checks import device_and_dtype
+from experiments.output.feature_maps import Look, deconvnet_of
+from experiments.output.pages import LINE, Page, box, enlarged, frame, heat, show
+from experiments.output.results import Result
+from experiments.setup.checks import at_least
+from experiments.setup.reading import Reading
+from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
+from zfnet.checks import pair
+from zfnet.data.images import Box, as_images
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.rendering import contrast, signed_image
+from zfnet.graph import Graph
+from zfnet.recording import Recording
+from zfnet.rendering import contrast as scaled
 
-VERBS = {
-    "relu": "rectify",
-    "relu_": "rectify",
-    "conv2d": "filter",
-    "linear": "filter",
-    "maxpool2d": "unpool",
-    "switchmaxpool2d": "unpool",
-    "max_pool2d": "unpool",
-    "contrastnorm": "pass",
-    "dropout": "pass",
-    "cat": "split",
-    "add": "branch",
-    "iadd": "branch",
-}
+VERBS = dict.fromkeys(("relu", "relu_"), "rectify") | dict.fromkeys(("conv2d", "linear"), "filter")
+VERBS |= dict.fromkeys(("maxpool2d", "switchmaxpool2d", "max_pool2d"), "unpool")
+VERBS |= dict.fromkeys(("contrastnorm", "dropout"), "pass") | {"cat": "split", "add": "branch", "iadd": "branch"}
+FEW, GAP, LETTERS = 20, 6, 25  # steps that are all drawn; pixels between tiles; in a line of words
+
+
+class Unit(NamedTuple):
+    """The activation whose way is followed."""
+
+    image: int
+    map: int
+    row: int
+    column: int
+    value: float
+    box: Box  # what it sees
+    inside: bool  # whether all of that is in the image
 
 
 class Step(NamedTuple):
@@ -42,6 +52,8 @@ class Step(NamedTuple):
     layer: str
     verb: str
     signal: Tensor  # (C, H, W)
+    before: int  # the step whose signal it undoes the operation for
+    branches: str  # where ways part or meet
 
     @property
     def alive(self) -> int:
@@ -55,67 +67,123 @@ def main(
     *,
     layer: str = "relu5",
     map: int | None = None,
-    rank: int = 0,
-    images: int | None = None,
+    rank: int | None = None,
+    images: int | None = 64,
     shown: int = 3,
-    batch_size: int = 64,
-    workers: int | None = None,
-    progress: bool = True,
+    every: bool = False,
+    rules: str = "deconvnet",
+    contrast: float = 0.995,
+    colour: str = "rgb",
+    interpolation: str = "bicubic",
+    width: float = 6.9,
+    **reading: Unpack[Reading],
 ) -> dict[str, Any]:
-    """Find a strong activation of the layer, draw its way down to pixels, and return what result.json holds.
+    """Follow one strong activation down to pixels, step by step.
 
-    map: the feature map; None: the one with the strongest activation. rank: 0 for the map's strongest image.
-    images: look for it among the first so many only. shown: how many maps of each signal are drawn.
+    Args:
+        model: the network.
+        data: the images.
+        out: the folder of the result.
+        layer: where it starts.
+        map: the feature map; null: any.
+        rank: 0 for the map's strongest image, 1 for the next; null: the strongest activation whose receptive field
+            lies inside its image, if there is one.
+        images: look for it among the first so many only; null: among all.
+        shown: how many maps of each signal are drawn, the strongest.
+        every: draw every step of a deep network, too, and not only those around poolings.
+        rules: how the signal goes back: "deconvnet", "guided" or "gradient".
+        contrast: the scale of the projection ends at this quantile of its non-zero absolute values.
+        colour: of the projection: "rgb", or "grey": the mean of the colours.
+        interpolation: "bicubic", or "nearest", which shows pixels as squares.
+        width: of the page, inches.
+        reading: see `Reading`.
     """
-    provenance = Provenance(model)
-    deconvnet = Deconvnet(model)
-    count = len(data) if images is None else min(images, len(data))
-    tops = scan(
-        deconvnet.graph,
-        data,
-        [layer],
-        rank + 1,
-        indices=range(count),
-        batch_size=batch_size,
-        workers=workers,
-        progress=progress,
+    result, page, look = Result("steps", out, locals()), Page(width), Look(contrast, colour, interpolation).check()
+    at_least(1, images=images or 1, shown=shown)
+    at_least(0, rank=rank or 0)
+    deconvnet, photographs = deconvnet_of(model, rules), as_images(data)
+    count = min(images or len(data), len(data))
+    k = min(9, count) if rank is None else rank + 1
+    tops = scan(deconvnet.graph, data, [layer], k, indices=range(count), **reading)
+    unit = strongest(deconvnet.graph, layer, tops[layer], map, rank, pair(photographs[0][0].shape[-2:]))
+    image = photographs[unit.image][0]
+    recording = deconvnet.record(image[None], [layer])
+    steps = way_down(deconvnet, recording, layer, unit)
+    drawn = range(len(steps)) if every or len(steps) <= FEW else around_poolings(steps)
+    draw(page, steps, drawn[:-1], unit, shown)
+    draw_pictures(page, image, steps[-1], unit, look, Preprocessing.of(model))
+    place = "inside it" if unit.inside else "partly outside it"
+    some = "" if len(drawn) == len(steps) else f" Of {len(steps)} steps those around poolings; every=true draws all."
+    page.caption(
+        f"{type(model).__name__}, image {unit.image}, of {tops.images:,}; the unit's field is {place}. Down the left "
+        f"side, then down the right.{some} All maps: the strength at each place; single maps: the strongest, red above "
+        f"0, blue below. Each has its own scale. {look.words}"
     )
-    top = tops[layer]
-    if map is None:
-        map = int(top.value[:, rank].argmax())
-    if not 0 <= map < len(top.value):
-        raise InputError(f"no map {map} in {layer}: there are {len(top.value)}")
-    if not top.value[map, rank] > 0:
-        raise InputError(f"map {map} of {layer} has no activation above 0 of rank {rank} on these {tops.images} images")
-    value = float(top.value[map, rank])
-    index, _, row, column = top.units([map])[rank].tolist()
-    image = data[int(index)][0][None].to(**device_and_dtype(model))
-    recording = deconvnet.record(image, [layer])
-    signal = torch.zeros_like(recording.activations[layer])
-    signal[(0, map, row, column)[: signal.ndim]] = value  # type: ignore[index]
-    steps = [Step(layer, "start", _maps(signal))]
-    for name, operation, signals in deconvnet.steps(recording, layer, signal):
-        verb = VERBS.get(operation.lower(), operation)
-        if verb != "pass":
-            steps.append(Step(name, verb, _maps(signals)))
-    preprocessing = Preprocessing.of(model)
-    box = receptive_field(deconvnet.graph, layer, tuple(image.shape[-2:])).box(row, column)  # type: ignore[arg-type]
+    result.figure(page.done())
+    result.settings |= {"map": unit.map, "images": tops.images}
     ours = {
-        "unit": {"layer": layer, "map": map, "row": row, "column": column, "value": value},
-        "image": index,
-        "file": data.file(index) if hasattr(data, "file") else None,
-        "box": list(box),
+        "unit": {"layer": layer, **{name: getattr(unit, name) for name in ("map", "row", "column", "value")}},
+        "image": unit.image,
+        "file": photographs.file(unit.image),
+        "box": list(unit.box),
         "steps": [
             {"layer": s.layer, "operation": s.verb, "shape": list(s.signal.shape), "not_zero": s.alive} for s in steps
         ],
     }
-    settings = {"model": type(model).__name__, "layer": layer, "map": map, "rank": rank, "images": tops.images}
-    with results(out) as folder:
-        picture = preprocessing.pixels(image[0]).clamp(0, 1).cpu()
-        figure = draw(picture, preprocessing, steps, box, (map, row, column, value), shown)
-        figure.savefig(folder / "figure.png", dpi=110)
-        figure.savefig(folder / "figure.pdf")
-        return write_result(folder, "steps", dict.fromkeys(ours), ours, settings, provenance)
+    return result.finish(ours)
+
+
+def strongest(
+    graph: Graph, layer: str, top: TopActivations, map: int | None, rank: int | None, size: tuple[int, int]
+) -> Unit:
+    """The strongest activation whose field lies inside the image, if there is one, or that is given by rank."""
+    count, k = top.value.shape
+    if map is not None and not 0 <= map < count:
+        raise InputError(f"no map {map} in {layer}: there are {count}")
+    asked = torch.ones(count, k, dtype=torch.bool)
+    for n, axis in ((map, torch.arange(count)[:, None]), (rank, torch.arange(k))):
+        asked &= (axis == n) if n is not None else True
+    units = []
+    for place in top.value.where(asked, -torch.inf).flatten().argsort(descending=True, stable=True).tolist():
+        found: Any = [values.flatten()[place].item() for values in top]
+        value, image, row, column, _ = found
+        if not value > 0 or not asked.flatten()[place]:
+            break
+        seen = receptive_field(graph, layer, size, place // k).box(row, column)
+        inside = min(seen[:2]) >= 0 and seen[2] <= size[0] and seen[3] <= size[1]
+        units.append(Unit(image, place // k, row, column, value, seen, inside))
+        if inside or rank is not None:
+            return units[-1]
+    if not units:
+        which = f"map {map} of {layer} has" if map is not None else f"{layer} has"
+        raise InputError(f"{which} no activation above 0 of rank {rank or 0} on these images; try more images")
+    return units[0]
+
+
+def way_down(deconvnet: Deconvnet, recording: Recording, layer: str, unit: Unit) -> list[Step]:
+    """The signal at the start and after each step that changes it, to the projection."""
+    graph, start = deconvnet.graph, deconvnet.graph.node(layer)
+    signal = torch.zeros_like(recording.activations[layer])
+    signal[(0, unit.map, unit.row, unit.column)[: signal.ndim]] = unit.value  # type: ignore[index]
+    path = set(graph.path([start]))
+    steps, last = [Step(layer, "start", _maps(signal), 0, "")], {start: 0}  # where signals came from, by node
+    parts: Counter[Any] = Counter()
+    for name, operation, sent in deconvnet.steps(recording, layer, signal):
+        node, verb = graph.node(name), VERBS.get(operation.lower(), operation)
+        sources = [source for source in node.all_input_nodes if source in recording.outputs]
+        source = sources[parts[node]]
+        parts[node] += 1
+        parts[source, "met"] += 1
+        meeting = sum(user in path for user in source.users)
+        if verb == "pass":
+            last[source] = last[node]
+            continue
+        branches = f"branch {parts[node]} of {len(sources)}" if len(sources) > 1 else ""
+        if meeting > 1:
+            branches = f"{parts[source, 'met']} of {meeting} branches summed"
+        steps.append(Step(name, verb, _maps(sent), last[node], branches))
+        last[source] = len(steps) - 1
+    return steps
 
 
 def _maps(signal: Tensor) -> Tensor:
@@ -123,99 +191,91 @@ def _maps(signal: Tensor) -> Tensor:
     return signal[0].detach().cpu() if signal.ndim == 4 else signal.detach().cpu().reshape(1, 1, -1)
 
 
-def draw(
-    image: Tensor,
-    preprocessing: Preprocessing,
-    steps: list[Step],
-    box: tuple[int, int, int, int],
-    unit: tuple[int, int, int, float],
-    shown: int,
-) -> Figure:
-    """One line for each step: what was done, where the signal is, and its strongest maps."""
-    *steps, last = steps
-    half = -(-(len(steps) + 2) // 2)
-    wide = shown + 2
-    figure = Figure(figsize=(2 * (1.15 * wide + 1.3), 1.22 * half + 0.9), facecolor="white")
-    ratios = [1.5, *[1] * (wide - 1)]
-    axes = figure.subplots(half, 2 * wide + 1, squeeze=False, width_ratios=[*ratios, 0.15, *ratios])
-    for axis in axes.flat:
-        axis.axis("off")
-    lines = [axes[n % half][(wide + 1) * (n // half) :][:wide] for n in range(2 * half)]
-    for line in (lines[1], lines[half]):
-        line[1].set_title("all maps", fontsize=7, pad=2)
-    _words(lines[0][0], "image", f"box: what the unit sees,\n{box[2] - box[0]} x {box[3] - box[1]} pixels")
-    _picture(lines[0][1], image, box)
-    chosen: list[int] = []
-    before: Step | None = None
-    for line, step in zip(lines[1:], steps, strict=False):
-        if before is None or step.verb not in ("rectify", "unpool") or len(step.signal) != len(before.signal):
+def around_poolings(steps: Sequence[Step]) -> list[int]:
+    """The start and the end, what comes to each pooling and leaves it, and what a rectification behind it leaves."""
+    chosen = {0, len(steps) - 1}
+    for n, step in enumerate(steps):
+        if step.verb == "unpool":
+            chosen |= {step.before, n}
+        elif step.verb == "rectify" and steps[step.before].verb == "unpool":
+            chosen.add(n)
+    return sorted(chosen)
+
+
+def draw(page: Page, steps: Sequence[Step], drawn: Sequence[int], unit: Unit, shown: int) -> None:
+    """Two columns of steps: what was done, where the signal is, and its strongest maps."""
+    half, wide = -(-len(drawn) // 2), (page.columns - LINE) // 2
+    text = round(wide * 0.38)
+    tile = min((wide - text) // (shown + 1) - GAP, 4 * LINE)
+    if tile < LINE:
+        raise InputError(f"{shown} maps do not fit side by side; give a smaller shown, or a larger width")
+    high, top = 6 * LINE, page.y
+    for n, step in enumerate(steps[which] for which in drawn):
+        if not n or step.before != drawn[n - 1] or step.verb not in ("rectify", "unpool"):
             strength = step.signal.clamp(min=0).sum((1, 2))  # what the next rectification lets through
-            chosen = [m for m in strength.argsort(descending=True, stable=True)[:shown].tolist() if strength[m] > 0]
-        _words(line[0], _title(step), _explain(step, before, unit))
-        _show(line[1], step.signal.abs().sum(0), signed=False)
-        for axis, m in zip(line[2:], chosen, strict=False):
-            _show(axis, step.signal[m], signed=True)
-            axis.set_title(f"map {m}", fontsize=7, pad=2)
-        before = step
-    line = lines[len(steps) + 1]
-    _words(line[0], f"{last.layer}: {last.verb}", f"the projection,\n{_shape(last.signal)}")
-    pixels = preprocessing.rgb(last.signal)
-    _picture(line[1], signed_image(pixels[None])[0], box)
-    top, left, bottom, right = (max(edge, 0) for edge in box)
-    for axis, picture, name in ((line[2], pixels, "in its box"), (line[3], image, "the patch")) if shown > 1 else ():
-        crop = picture[:, top:bottom, left:right]
-        _picture(axis, signed_image(crop[None])[0] if picture is pixels else crop)
-        axis.set_title(name, fontsize=7, pad=2)
-    note = "Down the left side, then down the right.  All maps: the strength at each place.  Red above 0, blue below."
-    figure.text(0.01, 0.008, f"{note}  Each picture has its own scale.", fontsize=7, color="0.35")
-    figure.subplots_adjust(0.01, 0.035, 0.99, 0.975, 0.06, 0.22)
-    return figure
+            maps = [m for m in strength.argsort(descending=True, stable=True)[:shown].tolist() if strength[m] > 0]
+        x, y = n // half * (wide + LINE), top + n % half * high
+        title = broken(step.layer)
+        page.text(x, y + LINE / 2, title, weight="bold", va="top")
+        page.text(x, y + (title.count("\n") + 1.6) * LINE, explained(step, steps[step.before], unit), va="top")
+        planes = [(step.signal.abs().sum(0), "all maps"), *((step.signal[m], f"map {m}") for m in maps)]
+        for column, (plane, name) in enumerate(planes):
+            left = x + text + column * (tile + GAP)
+            page.text(left + tile / 2, y + LINE / 2, name, ha="center")
+            draw_plane(page, plane, left, y + LINE, tile, signed=column > 0)
+    page.y += half * high
 
 
-def _shape(signal: Tensor) -> str:
-    return " x ".join(str(n) for n in signal.shape)
-
-
-def _title(step: Step) -> str:
-    return f"{step.layer}: one activation" if step.verb == "start" else f"{step.layer}: {step.verb}"
-
-
-def _explain(step: Step, before: Step | None, unit: tuple[int, int, int, float]) -> str:
-    """What was done, in numbers."""
-    shape, alive = _shape(step.signal), step.alive
-    if before is None:
-        map, row, column, value = unit
-        return f"map {map}, row {row}, column {column}:\n{value:.3g}; all other units 0\n{shape}"
-    if step.verb == "rectify":
-        negatives = int((before.signal < 0).sum())
-        return f"{negatives:,} negative values to 0\n{shape}\n{alive:,} not zero"
-    if step.verb == "unpool":
-        return f"each value to its switch\n{shape}\n{alive:,} not zero"
-    if step.verb == "filter":
-        return f"transposed filters\n{shape}\n{alive:,} not zero"
-    return f"{shape}\n{alive:,} not zero"
-
-
-def _words(axis: Axes, title: str, text: str) -> None:
-    axis.text(0, 0.92, title, weight="bold", fontsize=8.5, va="top")
-    axis.text(0, 0.72, text, fontsize=7.2, va="top", linespacing=1.35)
-    axis.set(xlim=(0, 1), ylim=(0, 1))
-
-
-def _picture(axis: Axes, image: Tensor, box: tuple[int, int, int, int] | None = None) -> None:
-    axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="antialiased")
-    if box:
-        top, left, bottom, right = box
-        axis.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, color="red", lw=1.4))
-        axis.set(xlim=(-0.5, image.shape[2] - 0.5), ylim=(image.shape[1] - 0.5, -0.5))
-
-
-def _show(axis: Axes, plane: Tensor, *, signed: bool) -> None:
+def draw_plane(page: Page, plane: Tensor, x: float, y: float, tile: int, *, signed: bool) -> None:
     """A plane (H, W): red above zero and blue below it, or the strength alone as ink."""
-    strength = contrast(plane[None], quantile=0.999)[0].numpy()
-    low, colours = (-1, "RdBu_r") if signed else (0, "Greys")
-    axis.imshow(strength, cmap=colours, vmin=low, vmax=1, interpolation="nearest", aspect="equal")
-    axis.axis("on")
-    axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set(color="0.7", linewidth=0.5)
+    values, low, colours = scaled(plane[None], quantile=0.999)[0], -1 if signed else 0, "RdBu_r" if signed else "Greys"
+    if max(plane.shape) <= tile // 2:
+        axes = page.axes(x, y, tile, tile)
+        heat(axes, values, colours, vmin=low, vmax=1)
+    else:
+        extent = [min(n, tile) for n in plane.shape]
+        where = torch.nn.functional.adaptive_max_pool2d(values.abs()[None], extent, return_indices=True)[1]
+        values = values.flatten()[where[0]]  # of the cells in a pixel the strongest
+        shades = torch.as_tensor(colormaps[colours]((values.numpy() - low) / (1 - low))[..., :3])
+        axes = page.image(enlarged(shades.permute(2, 0, 1)[None], (tile, tile), "nearest")[0], x, y)
+    frame(axes)
+
+
+def broken(name: str, letters: int = LETTERS) -> str:
+    """A long name in several lines, behind its dots and underscores."""
+    if len(name) <= letters:
+        return name
+    cut = max(name.rfind(mark, 0, letters) for mark in "._") + 1 or letters
+    return f"{name[:cut]}\n{broken(name[cut:], letters)}"
+
+
+def explained(step: Step, before: Step, unit: Unit) -> str:
+    """What was done, in numbers."""
+    shape = " x ".join(str(n) for n in step.signal.shape)
+    if step.verb == "start":
+        words = f"map {unit.map}: {unit.value:.4g}\nrow {unit.row}, column {unit.column}"
+    elif step.verb == "rectify":
+        words = f"rectify: {before.alive - step.alive:,} values to 0"
+    else:
+        words = {"unpool": "unpool, to the switches", "filter": "filter, transposed"}.get(step.verb, step.verb)
+    return "\n".join(filter(None, [words, shape, f"{step.alive:,} not 0", step.branches]))
+
+
+def draw_pictures(page: Page, image: Tensor, last: Step, unit: Unit, look: Look, preprocessing: Preprocessing) -> None:
+    """The image and the projection, whole and in the unit's box."""
+    side = (page.columns - 3 * GAP) // 4
+    whole, signal = preprocessing.pixels(image).clamp(0, 1), preprocessing.rgb(last.signal)
+    top, left, bottom, right = (max(edge, 0) for edge in unit.box)
+    part = (slice(None), slice(top, bottom), slice(left, right))
+    pictures = {"image": whole, "projection": signal, "projection, in its box": signal[part], "patch": whole[part]}
+    for n, (name, picture) in enumerate(list(pictures.items())[: 2 if whole[part].shape == whole.shape else 4]):
+        factor = side / max(picture.shape[1:])
+        size = (round(picture.shape[1] * factor), round(picture.shape[2] * factor))
+        shown = look.pictures(picture[None], size) if n in (1, 2) else enlarged(picture[None], size, look.interpolation)
+        page.text(n * (side + GAP), page.y + LINE / 2, f"{name}, x {factor:.2g}")
+        axes = page.axes(n * (side + GAP), page.y + LINE, size[1], size[0])
+        show(axes, shown[0])
+        if n < 2:
+            box(axes, unit.box, factor)
+            axes.set(xlim=(-0.5, size[1] - 0.5), ylim=(size[0] - 0.5, -0.5))
+    page.y += LINE + side
