@@ -15,11 +15,11 @@ from matplotlib import colormaps
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from experiments.output.feature_maps import Look, deconvnet_of
+from experiments.output.feature_maps import Look
 from experiments.output.pages import LINE, Page, box, enlarged, frame, heat, show
 from experiments.output.results import Result
 from experiments.setup.checks import at_least
-from experiments.setup.reading import Reading
+from experiments.setup.options import Showing
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.checks import pair
 from zfnet.data.images import Box, as_images
@@ -59,6 +59,12 @@ class Step(NamedTuple):
     def alive(self) -> int:
         return int((self.signal != 0).sum())
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """For result.json."""
+        shape = list(self.signal.shape)
+        return {"layer": self.layer, "operation": self.verb, "shape": shape, "not_zero": self.alive}
+
 
 def main(
     model: nn.Module,
@@ -71,12 +77,7 @@ def main(
     images: int | None = 64,
     shown: int = 3,
     every: bool = False,
-    rules: str = "deconvnet",
-    contrast: float = 0.995,
-    colour: str = "rgb",
-    interpolation: str = "bicubic",
-    width: float = 6.9,
-    **reading: Unpack[Reading],
+    **options: Unpack[Showing],
 ) -> dict[str, Any]:
     """Follow one strong activation down to pixels, step by step.
 
@@ -91,17 +92,13 @@ def main(
         images: look for it among the first so many only; null: among all.
         shown: how many maps of each signal are drawn, the strongest.
         every: draw every step of a deep network, too, and not only those around poolings.
-        rules: how the signal goes back: "deconvnet", "guided" or "gradient".
-        contrast: the scale of the projection ends at this quantile of its non-zero absolute values.
-        colour: of the projection: "rgb", or "grey": the mean of the colours.
-        interpolation: "bicubic", or "nearest", which shows pixels as squares.
-        width: of the page, inches.
-        reading: see `Reading`.
+        options: see `Showing` and `Reading`.
     """
-    result, page, look = Result("steps", out, locals()), Page(width), Look(contrast, colour, interpolation).check()
+    result, (look, reading) = Result("steps", out, locals()), Look.of(options)
+    page = Page(look.width)
     at_least(1, images=images or 1, shown=shown)
     at_least(0, rank=rank or 0)
-    deconvnet, photographs = deconvnet_of(model, rules), as_images(data)
+    deconvnet, photographs = look.deconvnet(model), as_images(data)
     count = min(images or len(data), len(data))
     k = min(9, count) if rank is None else rank + 1
     tops = scan(deconvnet.graph, data, [layer], k, indices=range(count), **reading)
@@ -126,9 +123,7 @@ def main(
         "image": unit.image,
         "file": photographs.file(unit.image),
         "box": list(unit.box),
-        "steps": [
-            {"layer": s.layer, "operation": s.verb, "shape": list(s.signal.shape), "not_zero": s.alive} for s in steps
-        ],
+        "steps": [step.numbers for step in steps],
     }
     return result.finish(ours)
 
