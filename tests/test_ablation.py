@@ -6,13 +6,19 @@ from dataclasses import asdict
 
 import pytest
 import torch
+import torchvision
 from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.ablation import ablation, draw, measure, report
 from experiments.ablation.measure import CHOICES, COMPARISONS, SHOWN, Comparison, LayerResult
 from experiments.output.feature_maps import Look
+<<<<<<< HEAD
 from experiments.setup.configuration import configured
+=======
+from experiments.setup.commands import configured
+from experiments.setup.models import build
+>>>>>>> h4
 from zfnet import Deconvnet, InputError, scan
 from zfnet.analysis.faithfulness import PICTURES, Estimate
 from zfnet.data.photos import Photos
@@ -321,7 +327,8 @@ def test_fields_too_large_to_hold_are_one_line(model, data, tmp_path, monkeypatc
 def sample(model, data):
     top = scan(model, data, ["relu2"], 4, progress=False)["relu2"]
     protocol = measure.Protocol(["relu1", "relu2"], 3, 4, [0, 100], "grey", None, 100, 0)
-    study = measure.Study(Deconvnet(model), data, protocol, torch.nn.Identity(), False)
+    judge = build(torchvision.models.squeezenet1_0, preprocessing=Preprocessing())
+    study = measure.Study(Deconvnet(model), data, protocol, judge, False)
     return measure.Sample(study, "relu2", top, [0, 3])
 
 
@@ -396,3 +403,17 @@ def test_figures_of_other_numbers_of_layers(model, data, tmp_path, layers):
     points = draw.draw_measures(several, protocol, lines, 6.9).axes
     assert len(points) == len(several.measures)
     assert sum(len(c.lines[0].get_xdata()) for c in points[0].containers) == layers * len(PICTURES)
+
+
+def test_images_of_which_nothing_is_known_do_not_count(model, data, sample, monkeypatch):
+    truth, unknown = Scenes.truth, sample.items[0]
+    monkeypatch.setattr(Scenes, "truth", lambda self, i: None if i == unknown else truth(self, i))
+    again = measure.truth_of(data, sample.items, sample.images, sample.patches)
+    for kind, masks in sample.truth.items():
+        for item, before, now in zip(sample.items, masks, again[kind], strict=True):
+            assert not now.any() if item == unknown else torch.equal(before, now)
+    assert unknown in sample.items and len(set(sample.items)) > 1 and sample.truth["object"].any()
+    sample.truth = again
+    values = sample.view(sample.patches.crops, sample.inside.float(), sample.ranks("square", {}))
+    known = torch.tensor([item != unknown for item in sample.items])
+    assert values["points at object"][~known].isnan().all()

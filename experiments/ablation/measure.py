@@ -292,18 +292,20 @@ class Sample:
 
 
 def truth_of(data: Any, items: Sequence[int], images: Tensor, patches: Patches) -> dict[str, Tensor]:
-    """Where objects, and their parts, are in receptive fields: (M, S, S), bool; nothing where the data do not know."""
+    """Where objects, and their parts, are in receptive fields: (M, S, S), bool; nowhere if the data do not know."""
     (rows, columns), size = patches.crops.shape[-2:], images.shape[-2:]
-    planes: dict[int, dict[str, Tensor]] = {}
-    for item in set(items):
+    planes: dict[int, dict[str, Tensor]] = {item: {} for item in items}
+    for item in planes:
         if truth := as_images(data).truth(item):
             masks = {"object": _filled(truth.objects, size) if truth.mask is None else truth.mask}
             masks |= {} if truth.parts is None else {"parts": _filled(truth.parts.values(), size)}
             planes[item] = {kind: F.pad(mask, (columns, columns, rows, rows)) for kind, mask in masks.items()}
-    cuts: dict[str, list[Tensor]] = {}
+    kinds = dict.fromkeys(kind for masks in planes.values() for kind in masks)
+    cuts: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
     for item, (top, left) in zip(items, patches.boxes[:, :2].tolist(), strict=True):
-        for kind, plane in planes.get(item, {}).items():
-            cuts.setdefault(kind, []).append(plane[top + rows : top + 2 * rows, left + columns : left + 2 * columns])
+        for kind in kinds:
+            plane = planes[item].get(kind, torch.zeros(size[0] + 2 * rows, size[1] + 2 * columns).bool())
+            cuts[kind].append(plane[top + rows : top + 2 * rows, left + columns : left + 2 * columns])
     return {kind: torch.stack(masks) for kind, masks in cuts.items()}
 
 
