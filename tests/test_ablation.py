@@ -13,12 +13,8 @@ from PIL import Image
 from experiments.ablation import ablation, draw, measure, report
 from experiments.ablation.measure import CHOICES, COMPARISONS, SHOWN, Comparison, LayerResult
 from experiments.output.feature_maps import Look
-<<<<<<< HEAD
 from experiments.setup.configuration import configured
-=======
-from experiments.setup.commands import configured
 from experiments.setup.models import build
->>>>>>> h4
 from zfnet import Deconvnet, InputError, scan
 from zfnet.analysis.faithfulness import PICTURES, Estimate
 from zfnet.data.photos import Photos
