@@ -2,8 +2,7 @@
 
 Without arguments: all figures, of a small network on rendered scenes. `--help` lists the experiments, and
 `experiment=fig2 --help` its settings. The result lies in outputs/<experiment>/<model>-<data>/, or where `out=` says.
-With -m, `k=4,9` runs one after the other. Training shares its batches among processes:
-torchrun --nproc-per-node=4 experiments/run.py experiment=train
+With -m, `k=4,9` runs one after the other; `torchrun --nproc-per-node=4` shares training among processes.
 """
 
 import contextlib
@@ -45,14 +44,7 @@ def in_one_line() -> Iterator[None]:
 
 
 def run(experiment: str, words: Sequence[str], below: str | Path = "", swept: Sequence[str] = ()) -> Any:
-    """Run one experiment, and return what its result.json holds.
-
-    Args:
-        experiment: its name.
-        words: the settings, as `spelled` gives them.
-        below: where in the folder of results it lies.
-        swept: the settings of this point of a sweep, for settings.yaml.
-    """
+    """Run one experiment; return what its result.json holds. `swept`: the settings of this point of a sweep."""
     config = configured(words)
     objects = Objects(config, words, run)
     out = Path(config.out or Path("outputs", experiment, objects.name), below)
@@ -62,26 +54,24 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "", swept: Se
         if swept:
             (folder / "settings.yaml").write_text(OmegaConf.to_yaml(OmegaConf.from_dotlist(list(swept))), "utf-8")
     if is_first():
-        random = ", of random weights; model.weights=FILE gives others" if objects.random else ""
-        print(f"{experiment}: {out}{random}")
+        print(f"{experiment}: {out}{', of random weights; model.weights=FILE gives others' * objects.random}")
     return result
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def task(config: DictConfig) -> None:
-    job = HydraConfig.get()
-    words = list(job.overrides.task)
+    words = list(HydraConfig.get().overrides.task)
     swept: list[str] = []
-    if job.mode == RunMode.MULTIRUN:  # each point in a short folder of its own, which says its settings
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # each point in a short folder, which says its settings
         swept = [w.lstrip("+").removeprefix("experiment.") for w in words if key_of(w) not in (*GROUPS, "out")]
     with in_one_line():
         experiments = suite(configured(words), words)
         failed = 0
         with distributed([experiment for experiment, _ in experiments]):
             for experiment, own in experiments:
-                below = Path(experiment if config.out and len(experiments) > 1 else "", digest(swept)[:8] * bool(swept))
+                folder = experiment if config.out and len(experiments) > 1 else ""
                 try:
-                    run(experiment, own, below, swept)
+                    run(experiment, own, Path(folder, digest(swept)[:8] * bool(swept)), swept)
                 except InputError as error:
                     if len(experiments) == 1:
                         raise
@@ -92,20 +82,19 @@ def task(config: DictConfig) -> None:
 
 
 def command_line() -> None:
-    # jobs that a launcher starts elsewhere import this, too
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
+    path = [sys.path[0], os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))  # for jobs that a launcher starts elsewhere
     sys.path.append(os.getcwd())  # where a network of one's own may lie
     with in_one_line():
-        options = [word for n, word in enumerate(sys.argv) if n and (word[0] == "-" or sys.argv[n - 1] in VALUED)]
+        options = [word for n, word in enumerate(sys.argv) if n and (word[:1] == "-" or sys.argv[n - 1] in VALUED)]
         words = [word for word in sys.argv[1:] if word not in options]
-        swept = bool({"-m", "--multirun"} & set(options))
         if {"-h", "--help"} & set(options):
             print(overview(words))
             return
-        words = spelled(words, swept)
+        swept = bool({"-m", "--multirun"} & set(options))
+        sys.argv[1:] = [*options, *(words := spelled(words, swept))]
         if not swept:
             configured(words)
-        sys.argv[1:] = [*options, *words]
         task()
 
 

@@ -17,14 +17,13 @@ from torch import nn
 
 from experiments.output.pages import DPI, plots
 from experiments.output.results import Result, is_first
-from experiments.setup.networks import MEMORY, described
+from experiments.setup.networks import EPOCHS, MEMORY, described
 from zfnet import weights
 from zfnet.data.images import as_images
 from zfnet.files import write_atomically
 from zfnet.training import Checkpoint, Recipe, error_rates, in_memory, processes, train
 
 PAPER = {"epochs": 70, "history": None, "validation_top1": 0.384, "validation_top5": 0.165, "waiting": None}
-EPOCHS = (1, 2, 5, 10, 20, 30, 40, 64)  # Figure 4's
 
 
 def main(

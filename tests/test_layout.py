@@ -72,6 +72,37 @@ def test_imports_point_back(file: Path) -> None:
     assert used <= allowed, f"{sorted(used - allowed)} come after {part(file)}"
 
 
+# plumbing knows no experiment; what experiments share stands in setup, output, and the modules named here
+SHARED = {"tables": {"transfer", "variants"}, "ablation": {"measure", "report", "draw"}}
+
+
+@pytest.mark.parametrize("file", [f for f in EXPERIMENTS if f.stem != "run"], ids=name_of)
+def test_experiments_import_no_other_experiment(file: Path) -> None:
+    folder = file.parent.name
+    for name in imported(file):
+        parts = name.split(".")
+        if parts[0] != "experiments" or len(parts) < 2 or parts[1] in ("setup", "output"):
+            assert parts[0] != "experiments" or len(parts) > 2 or name == "experiments", f"{name}: import from a module"
+            assert folder != "setup" or parts[:2] != ["experiments", "output"], "setup comes before output"
+            continue
+        assert folder not in ("setup", "output"), f"{name_of(file)} imports the experiment {name}"
+        shared = next((stem for stem in SHARED.get(parts[1], ()) if name.endswith(f".{stem}")), None)
+        assert shared, f"{name_of(file)} imports the experiment {name}"
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=name_of)
+def test_functions_of_experiments_fit_a_screen(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= 60, f"{node.name} has {lines} lines"
+
+
+def test_what_reads_the_command_line_is_short() -> None:
+    files = [ROOT / "experiments" / name for name in ("run.py", "setup/commands.py")]
+    assert sum(len(file.read_text().splitlines()) for file in files) < 200
+
+
 @pytest.mark.parametrize("file", LIBRARY, ids=name_of)
 def test_the_library_knows_nothing_of_the_experiments(file: Path) -> None:
     assert not {name.split(".")[0] for name in imported(file)} & (FOR_EXPERIMENTS | {"experiments", "tests"})

@@ -28,8 +28,8 @@ from experiments.output.pages import LINE, Page, style_of
 from experiments.output.results import Result
 from experiments.output.tables import table
 from experiments.setup.checks import as_list, at_least, share
+from experiments.setup.networks import EPOCHS
 from experiments.setup.options import Reading, Showing
-from experiments.train import EPOCHS
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field
 from zfnet.analysis.development import changed, correlations_with_last, likenesses, scan_together, settled_epoch
 from zfnet.data.images import as_images

@@ -1,7 +1,6 @@
 """What the command line says: every name and setting is looked up before anything runs, and the nearest is named.
 
-A setting is known if `conf/` lists it, or if the function that it is for (`_target_`) has an argument of that name. An
-argument of the experiment's function is given by its name alone (k=4) or in full (experiment.k=4).
+An argument of the experiment's function is given by its name alone (k=4) or in full (experiment.k=4).
 """
 
 import contextlib
@@ -50,14 +49,7 @@ def parsed(word: str, swept: bool = False) -> tuple[str, Override]:
 
 
 def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
-    """The words as Hydra is to be given them.
-
-    InputError for the first word that means nothing, with the nearest name of what there is.
-
-    Args:
-        words: as they were typed.
-        swept: several values may be given to a setting.
-    """
+    """The words as Hydra is to be given them; InputError for the first that means nothing, with the nearest name."""
     whole: list[str] = []
     for word in words:  # a network of one's own is the model `own`, and what makes it
         own = key_of(word) == "model._target_"
@@ -65,7 +57,7 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
     overrides = dict(parsed(word, swept) for word in whole)
     for override in overrides.values():
         if override.key_or_group in GROUPS and not override.is_delete():
-            _check_choice(override)
+            _choices(override)
     groups = [w for w, o in overrides.items() if o.key_or_group in (*GROUPS, ARCHITECTURE)]
     single = [w for w, o in overrides.items() if w in groups and not o.is_sweep_override()]
     config = configured(single)
@@ -82,17 +74,13 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
 
 
 def _choices(override: Override) -> list[str]:
-    value = override.value()
-    return list(map(str, value.list if isinstance(value, ChoiceSweep) else [value]))
-
-
-def _check_choice(override: Override) -> None:
-    """InputError for names that a group does not have."""
-    group = override.key_or_group
-    for name in _choices(override):
-        known = add_model(name) if group == "model" else (CONF / group / f"{name}.yaml").exists()
-        if not known:
+    """The names chosen in a group; InputError for one that it does not have."""
+    group, value = override.key_or_group, override.value()
+    chosen = list(map(str, value.list if isinstance(value, ChoiceSweep) else [value]))
+    for name in chosen:
+        if not (add_model(name) if group == "model" else (CONF / group / f"{name}.yaml").exists()):
             raise unknown_name(GROUPS[group], name, names(group))
+    return chosen
 
 
 def _addressed(word: str, override: Override, config: DictConfig, known: list[str]) -> str:
