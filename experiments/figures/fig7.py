@@ -38,7 +38,7 @@ from zfnet.recording import activations
 
 SIDE, SQUARE, PLACES = 224, 50, 30  # measured in the paper's bitmaps: a 50-pixel square, every 6 pixels
 LABELS = 7  # classes that a legend names
-SHARES, BAR, LEGEND, GAP = (1.5, 1, 1.75, 1, 1), 90, 236, 12  # widths of (a) to (e), and pixels beside them
+SHARES, BAR, LEGEND, GAP = (1.5, 1, 1.75, 1, 1), 90, 270, 12  # widths of (a) to (e), and pixels beside them
 CHOICES = {"peak": "largest activation", "sum": "largest sum over space"}
 
 
@@ -115,10 +115,11 @@ def main(
     draw(page, rows, colours)
     how = f"the first by seed {seed}, of {tried} tried, on which squares change the answer" if tried else "by number"
     words = f"{type(model).__name__}, {layer}; {len(rows)} images, {how}. {occluder.words(rows, tops.images)}"
-    page.caption(f"{words} {look.words} Hatched: outside the image. {in_words(measure)}")
+    page.caption(f"{words} Projected by {rules} rules. {look.words} Hatched: outside the image. {in_words(measure)}")
     result.figure(page.done())
     result.settings |= {"images": chosen, "size": occluder.size, "step": occluder.step, "scanned": tops.images}
-    print(in_words(measure))
+    if measure:
+        print(in_words(measure))
     return result.finish(occluder.numbers(rows) | {"on_object": measure, "tried": tried}, PAPER)
 
 
@@ -374,4 +375,4 @@ def _labels(page: Page, row: Row, x: float, tile: int, colours: Sequence[str]) -
         y = page.y + n * LINE
         key = page.axes(x + tile + 10, y + 6, 14, 14, facecolor=shades(n), xticks=[], yticks=[])
         key.spines[:].set_visible(False)
-        page.text(x + tile + 30, y + LINE / 2, f"{shortened(name)}, {count}", weight="bold" if bold else "normal")
+        page.text(x + tile + 30, y + LINE / 2, f"{shortened(name, 16)}, {count}", weight="bold" if bold else "normal")
