@@ -45,9 +45,8 @@ def in_one_line() -> Iterator[None]:
 
 def run(experiment: str, words: Sequence[str], below: str | Path = "", swept: Sequence[str] = ()) -> Any:
     """Run one experiment; return what its result.json holds. `swept`: the settings of this point of a sweep."""
-    config = configured(words)
-    objects = Objects(config, words, run)
-    out = Path(config.out or Path("outputs", experiment, objects.name), below)
+    objects = Objects(configured(words), words, run)
+    out = Path(objects.config.out or Path("outputs", experiment, objects.name), below)
     result = objects.experiment(out)
     with results(out) as folder:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(objects.settings()), encoding="utf-8")

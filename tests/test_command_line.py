@@ -39,7 +39,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_every_experiment_has_its_module_and_every_module_its_configuration():
-    plumbing = {"setup", "output", "run", "measure", "report", "draw", "transfer", "__init__"}
+    plumbing = {"setup", "output", "run", "measure", "report", "draw", "transfer", "variants", "__init__"}
     modules = {
         path.stem for path in (ROOT / "experiments").rglob("*.py") if not plumbing & {path.stem, path.parent.name}
     }
@@ -245,7 +245,7 @@ def test_the_script_runs_from_any_folder(tmp_path):
     settings = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
     done = subprocess.run([*command, "experiment=stripes"], **settings)
     assert done.returncode == 0, done.stderr
-    assert files(tmp_path) == {"figure.png", "table.md", "result.json", "config.yaml"}
+    assert files(tmp_path) == {"figure.png", "figure.pdf", "table.md", "result.json", "config.yaml"}
     failed = subprocess.run([*command, "experiment=stripe"], **settings)
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.startswith("run.py: no experiment 'stripe' (did you mean 'stripes'?)")
@@ -277,7 +277,7 @@ def test_a_network_is_trained_once(run, tmp_path):
     trained, drawn = (tmp_path / "outputs" / name / "zfnet_small-scenes" for name in ("train", "fig2"))
     results = {"model.safetensors", "figure.png", "result.json", "config.yaml"}
     assert files(trained) == {*results, "metrics.csv", "epoch-0001.safetensors"}
-    assert files(drawn) == {"figure.png", "figure.pdf", "boxes.png", "result.json", "config.yaml"}
+    assert files(drawn) == {"figure.png", "figure.pdf", "boxes.png", "boxes.pdf", "result.json", "config.yaml"}
     assert "weights: outputs/train/zfnet_small-scenes/model.safetensors" in (drawn / "config.yaml").read_text()
 
     status, lines = run("experiment=steps", "layer=relu1", *words[:-3])
