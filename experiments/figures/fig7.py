@@ -115,7 +115,7 @@ def main(
     draw(page, rows, colours)
     how = f"the first by seed {seed}, of {tried} tried, on which squares change the answer" if tried else "by number"
     words = f"{type(model).__name__}, {layer}; {len(rows)} images, {how}. {occluder.words(rows, tops.images)}"
-    page.caption(f"{words} Projected by {rules} rules. {look.words} Hatched: outside the image. {in_words(measure)}")
+    page.caption(f"{words} {look.words} Hatched: outside the image. {in_words(measure)}")
     result.figure(page.done())
     result.settings |= {"images": chosen, "size": occluder.size, "step": occluder.step, "scanned": tops.images}
     if measure:

@@ -114,7 +114,7 @@ def main(
     page.caption(
         f"{type(model).__name__}, image {unit.image}, of {tops.images:,}; the unit's field is {place}. Down the left "
         f"side, then down the right.{some} All maps: the strength at each place; single maps: the strongest, red above "
-        f"0, blue below. Each has its own scale. By {rules} rules. {look.words}"
+        f"0, blue below. Each has its own scale. {look.words}"
     )
     result.figure(page.done())
     result.settings |= {"map": unit.map, "images": tops.images}
