@@ -2,16 +2,21 @@
 
 import copy
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
+import torchvision
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.ablation import ablation
+from experiments.ablation import ablation, draw, measure, report
+from experiments.ablation.measure import CHOICES, COMPARISONS, SHOWN, Comparison, LayerResult
+from experiments.output.feature_maps import Look
 from experiments.setup.commands import configured
+from experiments.setup.models import build
 from zfnet import Deconvnet, InputError, scan
-from zfnet.analysis.faithfulness import PICTURES
+from zfnet.analysis.faithfulness import PICTURES, Estimate
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
@@ -26,42 +31,42 @@ def model(model):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Without the figure, which takes longer than all it shows."""
-    monkeypatch.setattr(ablation, "draw", lambda *_: Figure((1, 1)))
+    """Without the figures, which take longer than all they show."""
+    for name in ("draw_curves", "draw_measures", "draw_likeness", "draw_pictures"):
+        monkeypatch.setattr(ablation, name, lambda *_: Figure((1, 1)))
 
 
-def measure(model, data, out, **settings):
+def measured(model, data, out, **settings):
     return ablation.main(model, data, out, **{**FEW, **settings})
 
 
 def test_it_writes_what_it_returns_and_says_it_in_words(model, data, tmp_path, capsys):
-    result = measure(model, data, tmp_path)
-    names = {"figure.png", "figure.pdf", "pictures.png", "result.json", "table.md", "report.md"}
-    assert {path.name for path in tmp_path.iterdir()} == names
+    result = measured(model, data, tmp_path, width=5)
+    figures = {f"{name}.{kind}" for name in ("figure", "measures", "likeness", "pictures") for kind in ("png", "pdf")}
+    assert {path.name for path in tmp_path.iterdir()} == figures | {"result.json", "table.md", "report.md"}
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
     assert set(result["paper"]) == set(result["ours"])
-    assert Image.open(tmp_path / "figure.png").width > 1000
+    assert {Image.open(tmp_path / name).width for name in figures if name.endswith("png")} == {1000}
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "table.md").read_text()
     layers = result["ours"]["layers"]
     for layer in ("relu1", "relu2"):
         rows = [line for line in printed.splitlines() if line.startswith(f"| {layer} | ")]
-        assert len(rows) == len(PICTURES) + len(ablation.PAIRS) + len(ablation.CHOICES) + len(
-            layers[layer]["likeness"]["projection"]
-        )
+        likeness = layers[layer]["likeness"]["projection"]
+        assert len(rows) == len(PICTURES) + len(COMPARISONS) + len(CHOICES) + len(likeness)
     crop = layers["relu2"]["measures"]["crop"]["sufficiency"]
     assert f"{crop[0]:.2f} ({crop[1]:.2f} to {crop[2]:.2f})" in printed
     words = (tmp_path / "report.md").read_text()
     assert "4 images of each map, not the paper's nine" in words
     named = {line.split(":")[0]: line.split(" | ")[1:] for line in words.splitlines() if line.startswith("| ")}
-    for measure_ in ("sufficiency", "necessity", "pixels", "network", "energy on object", "points at parts"):
-        for cell, numbers in zip(named[f"| {measure_}"], layers.values(), strict=True):
-            assert cell.strip("|* ") == ", ".join(ablation.unbeaten(numbers, measure_))
+    for name in ("sufficiency", "necessity", "pixels", "network", "energy on object", "points at parts"):
+        for cell, numbers in zip(named[f"| {name}"], json.loads(json.dumps(layers)).values(), strict=True):
+            assert cell.strip("|* ") == ", ".join(report.unbeaten(LayerResult.of(numbers), name))
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_what_must_be_so_is_so(model, data, tmp_path):
-    layers = measure(model, data, tmp_path)["ours"]["layers"]
+    layers = measured(model, data, tmp_path)["ours"]["layers"]
     for numbers in layers.values():
         for name, curves in numbers["curves"].items():
             if PICTURES[name].content == "crop":
@@ -82,7 +87,7 @@ def test_what_must_be_so_is_so(model, data, tmp_path):
 
 @pytest.mark.usefixtures("undrawn")
 def test_what_a_crop_shows_of_the_object_is_the_share_of_its_area(model, data, tmp_path):
-    found = measure(model, data, tmp_path, layers=["relu2"], maps=1)["ours"]["layers"]["relu2"]
+    found = measured(model, data, tmp_path, layers=["relu2"], maps=1)["ours"]["layers"]["relu2"]
     (m,) = found["maps"]
     top = scan(model, data, ["relu2"], 4, progress=False)["relu2"]
     shares, hits = [], []
@@ -111,7 +116,7 @@ def test_objects_in_boxes(model, tmp_path):
         )
     model.preprocessing = Preprocessing(size=32, resize=32)
     photos = Photos(tmp_path, transform=model.preprocessing)
-    found = measure(model, photos, tmp_path / "out", layers=["relu2"], maps=1)["ours"]["layers"]["relu2"]
+    found = measured(model, photos, tmp_path / "out", layers=["relu2"], maps=1)["ours"]["layers"]["relu2"]
     (m,) = found["maps"]
     top = scan(model, photos, ["relu2"], 4, progress=False)["relu2"]
     lefts = [4 * column - 4 for column in top.column[m].tolist()]
@@ -124,9 +129,8 @@ def test_objects_in_boxes(model, tmp_path):
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_same_seed_gives_the_same_digits(model, data, tmp_path):
-    runs = [
-        measure(model, data, tmp_path / str(n), layers=["relu2"], seed=seed)["ours"] for n, seed in enumerate((3, 3, 4))
-    ]
+    seeds = enumerate((3, 3, 4))
+    runs = [measured(model, data, tmp_path / str(n), layers=["relu2"], seed=seed)["ours"] for n, seed in seeds]
     assert json.dumps(runs[0]) == json.dumps(runs[1])
     assert runs[2]["layers"]["relu2"]["maps"] != runs[0]["layers"]["relu2"]["maps"]
 
@@ -135,7 +139,7 @@ def test_the_same_seed_gives_the_same_digits(model, data, tmp_path):
 @pytest.mark.parametrize("fill", ["blur", "noise"])
 def test_other_fills_give_other_numbers(model, data, tmp_path, fill):
     found = [
-        measure(model, data, tmp_path, layers=["relu2"], fill=f)["ours"]["layers"]["relu2"] for f in ("grey", fill)
+        measured(model, data, tmp_path, layers=["relu2"], fill=f)["ours"]["layers"]["relu2"] for f in ("grey", fill)
     ]
     one, other = (each["measures"]["random"]["sufficiency"][0] for each in found)
     assert abs(one - other) > 1e-3
@@ -143,20 +147,20 @@ def test_other_fills_give_other_numbers(model, data, tmp_path, fill):
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_that_was_stopped_goes_on(model, data, tmp_path, monkeypatch):
-    whole = measure(model, data, tmp_path / "whole")["ours"]
-    measured, seen = ablation.measured, []
+    whole = measured(model, data, tmp_path / "whole")["ours"]
+    measure_layer, seen = measure.measure_layer, []
 
-    def stopped(sample, *rest):
+    def stopped(sample):
         seen.append(sample.layer)
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return measured(sample, *rest)
+        return measure_layer(sample)
 
-    monkeypatch.setattr(ablation, "measured", stopped)
+    monkeypatch.setattr(measure, "measure_layer", stopped)
     with pytest.raises(KeyboardInterrupt):
-        measure(model, data, tmp_path / "out")
+        measured(model, data, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"scan.partial", "ablation.partial"}
-    again = measure(model, data, tmp_path / "out")["ours"]
+    again = measured(model, data, tmp_path / "out")["ours"]
     assert seen == ["relu1", "relu2", "relu2"]
     assert json.dumps(again) == json.dumps(whole)
     assert not list((tmp_path / "out").glob("*.partial"))
@@ -168,13 +172,13 @@ def test_maps_that_do_not_fire_are_counted(model, data, tmp_path):
     model.conv2.weight.data[1], model.conv2.bias.data[1] = 0, -1
     model.conv1.bias.data[:] = -1e3  # relu1 is dead, and relu2 is its bias
     model.conv2.bias.data[0] = 1
-    result = measure(model, data, tmp_path)
+    result = measured(model, data, tmp_path)
     counts = result["ours"]["counts"]
-    assert counts["relu1"] == {"maps": 6, "dead": 6, "drawn": 0, "fewer than k": 0}
-    assert counts["relu2"] == {"maps": 8, "dead": 7, "drawn": 1, "fewer than k": 0}
+    assert counts["relu1"] == {"maps": 6, "dead": 6, "drawn": 0, "rare": 0}
+    assert counts["relu2"] == {"maps": 8, "dead": 7, "drawn": 1, "rare": 0}
     assert list(result["ours"]["layers"]) == ["relu2"]
     numbers = result["ours"]["layers"]["relu2"]
-    assert numbers["measures"]["random"]["sufficiency"][:3] == [1, 1, 1]  # a constant unit
+    assert numbers["measures"]["random"]["sufficiency"][:3] == (1, 1, 1)  # a constant unit
     assert numbers["likeness"]["gradient"]["all shuffled"] is None  # its gradient is zero
     words = (tmp_path / "report.md").read_text()
     assert "relu1: 6 of 6 maps never fire, and are left out; relu2: 7 of 8 maps" in words
@@ -184,8 +188,8 @@ def test_maps_that_do_not_fire_are_counted(model, data, tmp_path):
 def test_maps_that_fire_on_few_images_are_counted(model, data, tmp_path):
     values = scan(model, data, ["relu1"], 3, progress=False)["relu1"].value
     model.conv1.bias.data -= (values[:, 1] + values[:, 2]) / 2  # above 0 on two images
-    result = measure(model, data, tmp_path, layers=["relu1"])
-    assert result["ours"]["counts"]["relu1"]["fewer than k"] == 3
+    result = measured(model, data, tmp_path, layers=["relu1"])
+    assert result["ours"]["counts"]["relu1"]["rare"] == 3
     assert result["ours"]["layers"]["relu1"]["units"] == 6
     assert "relu1: 3 of the 3 maps drawn are above 0 on fewer than 4 images" in (tmp_path / "report.md").read_text()
 
@@ -193,7 +197,7 @@ def test_maps_that_fire_on_few_images_are_counted(model, data, tmp_path):
 @pytest.mark.usefixtures("undrawn")
 def test_of_fewer_than_nine_images_all_are_taken(model, tmp_path):
     few = Scenes("val", 5, size=32, transform=model.preprocessing)
-    result = measure(model, few, tmp_path, layers=["relu1"], k=9)
+    result = measured(model, few, tmp_path, layers=["relu1"], k=9)
     assert result["settings"]["k"] == 5
     assert "5 images of each map, not the paper's nine" in (tmp_path / "report.md").read_text()
 
@@ -204,16 +208,21 @@ def test_of_fewer_than_nine_images_all_are_taken(model, tmp_path):
         ({"shares": [0, 101]}, "^shares must lie between 0 and 100 percent; got 101$"),
         ({"shares": [-1, 50]}, "^shares must lie between 0 and 100 percent; got -1"),
         ({"fill": "gray"}, "^no fill 'gray'"),
-        ({"maps": 0}, "^maps is 0; give 1 or more$"),
-        ({"k": 0}, "^k is 0; give 1 or more$"),
-        ({"draws": 3}, "^draws is 3; give 100 or more$"),
+        ({"maps": 0}, "^maps is 0; give at least 1$"),
+        ({"k": 0}, "^k is 0; give at least 1$"),
+        ({"draws": 3}, "^draws is 3; give at least 100$"),
         ({"layers": ["relu9"]}, "^no layer of Sequential 'relu9'"),
         ({"judge": "nowhere.npz"}, "nowhere.npz"),
+        ({"style": "bright"}, "^no style 'bright'"),
+        ({"contrast": 0}, "^contrast is 0; give a number above 0, up to 1$"),
+        ({"colour": "red"}, "^no colour 'red'"),
+        ({"interpolation": "linear"}, "^no interpolation 'linear'"),
+        ({"width": 1}, "^width is 1: give the width of the page in inches"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(model, data, tmp_path, wrong, says):
     with pytest.raises(InputError, match=says) as error:
-        measure(model, data, tmp_path / "out", **wrong)
+        measured(model, data, tmp_path / "out", **wrong)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -221,24 +230,25 @@ def test_a_mistake_is_one_line_and_leaves_nothing(model, data, tmp_path, wrong, 
 def test_a_network_that_never_fires_is_one_line(model, data, tmp_path):
     model.conv1.bias.data[:] = -1e3
     with pytest.raises(InputError, match=r"^no feature map of relu1 is ever above 0 on these 12 images$"):
-        measure(model, data, tmp_path, layers=["relu1"])
+        measured(model, data, tmp_path, layers=["relu1"])
     assert not list(tmp_path.iterdir())
 
 
-def numbers_of(crop, projection, masked):
-    """Measures and differences with intervals of ± 0.1."""
-    means = dict(zip(ablation.SHOWN, (crop, projection, masked), strict=True))
-    return {
-        "measures": {name: {"necessity": mean and [mean, mean - 0.1, mean + 0.1, 9]} for name, mean in means.items()},
-        "differences": {
-            f"{a} - {b}": {
-                "necessity": None
-                if None in (means[a], means[b])
-                else [d := means[a] - means[b], round(d - 0.1, 9), round(d + 0.1, 9), 9]
-            }
-            for a, b in ablation.PAIRS[:3]
-        },
-    }
+def result_of(crop, projection, masked):
+    """Of a layer of which but the necessity of the shown pictures is known, with intervals of ± 0.1."""
+    means = dict(zip(SHOWN, (crop, projection, masked), strict=True))
+
+    def estimate(*terms):
+        if None in terms:
+            return None
+        mean = terms[0] - sum(terms[1:])
+        return Estimate(mean, round(mean - 0.1, 9), round(mean + 0.1, 9), 9)
+
+    measures = {name: {"necessity": estimate(mean)} for name, mean in means.items()}
+    shown = [c for c in COMPARISONS if c.of_shown]
+    differences = {c.name: {"necessity": estimate(means[c.one], means[c.other])} for c in shown}
+    rest = {c.name: {} for c in COMPARISONS if not c.of_shown}
+    return LayerResult([7, 7], [0], 9, 0.5, {}, measures, differences | rest, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -253,16 +263,35 @@ def numbers_of(crop, projection, masked):
     ],
 )
 def test_who_is_named_is_beaten_by_none(means, best):
-    assert ablation.unbeaten(numbers_of(*means), "necessity") == best
+    assert report.unbeaten(result_of(*means), "necessity") == best
 
 
 def test_an_interval_that_touches_zero_is_no_difference():
     intervals = ([0.1, 0.02, 0.2, 9], [0.1, 0.0, 0.2, 9], [-0.1, -0.2, -0.01, 9], [1e-9, 1e-10, 1e-8, 9])
-    assert [ablation.clear(i) for i in (*intervals, None)] == [1, 0, -1, 0, 0]
-    signs = {"relu1": 1, "relu2": -1, "relu3": 0}
-    assert ablation._effect(signs) == "better in relu1; worse in relu2"
-    assert ablation._effect({"relu1": 1, "relu2": 1}) == "better in every layer"
-    assert ablation._effect({"relu1": 0}) == "no difference shown"
+    better, touching, worse, tiny = (Estimate(*interval) for interval in intervals)
+    assert [report.clear(estimate) for estimate in (better, touching, worse, tiny, None)] == [1, 0, -1, 0, 0]
+
+    def said(**estimates):
+        return report.effects({layer: {"necessity": e} for layer, e in estimates.items()}, ["sufficiency", "necessity"])
+
+    assert said(relu1=better, relu2=worse, relu3=touching) == "necessity better in relu1; necessity worse in relu2"
+    assert said(relu1=better, relu2=better) == "necessity better in every layer"
+    assert said(relu1=touching) == said(relu1=None) == "no difference shown"
+
+
+def test_which_comparisons_are_of_which_kind():
+    """By what their pictures are, whatever their place in the list."""
+    shown = {c.name for c in COMPARISONS if c.of_shown}
+    assert shown == {"projection - crop", "masked crop - crop", "masked crop - projection"}
+    others = ("crop", "centre", "random", "edges", "masked by gradient", "masked by guided")
+    assert {c for c in COMPARISONS if c.of_crops} == {Comparison("masked crop", other) for other in others}
+
+
+def test_a_layers_numbers_come_back_from_json():
+    result = result_of(0.2, None, 0.6)
+    again = LayerResult.of(json.loads(json.dumps(asdict(result))))
+    assert again == result
+    assert isinstance(again.measures["crop"]["necessity"], Estimate)
 
 
 def test_the_configuration_takes_the_networks_layers():
@@ -279,12 +308,108 @@ def test_no_canvas_is_run_twice(model, data, tmp_path, monkeypatch):
         return activations_of(self, canvases, layer, units, image_size, **options)
 
     monkeypatch.setattr(Deconvnet, "activations_of", noted)
-    measure(model, data, tmp_path)
+    measured(model, data, tmp_path)
     assert len(seen) == len(set(seen)) > 20
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_fields_too_large_to_hold_are_one_line(model, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, "PIXELS", 1000)
+    monkeypatch.setattr(measure, "PIXELS", 1000)
     with pytest.raises(InputError, match=r"^relu2: 12 pictures of 17 x 17 pixels, which its units see, are too many"):
-        measure(model, data, tmp_path, layers=["relu2"])
+        measured(model, data, tmp_path, layers=["relu2"])
+
+
+@pytest.fixture
+def sample(model, data):
+    top = scan(model, data, ["relu2"], 4, progress=False)["relu2"]
+    protocol = measure.Protocol(["relu1", "relu2"], 3, 4, [0, 100], "grey", None, 100, 0)
+    judge = build(torchvision.models.squeezenet1_0, preprocessing=Preprocessing())
+    study = measure.Study(Deconvnet(model), data, protocol, judge, False)
+    return measure.Sample(study, "relu2", top, [0, 3])
+
+
+def test_pictures_show_the_pixels_that_they_keep(sample):
+    """In squares of seven, in which no two pixels of the crop blend: the rest is grey, and hatched beyond the image."""
+    tiles = draw.tiles_of(sample, Look(interpolation="nearest"), (17 * 7, 17 * 7))
+    assert tiles.shape == (len(sample.units), len(PICTURES), 3, 17 * 7, 17 * 7)
+    centres = tiles[..., 3::7, 3::7]
+    crops = sample.preprocessing.pixels(sample.patches.crops).clamp(0, 1)
+    inside = sample.inside[:, None].expand_as(crops)
+    assert not inside.all()
+    for n, (name, picture) in enumerate(PICTURES.items()):
+        if picture.content == "crop":
+            kept = (centres[:, n] == crops) & inside
+            assert ((centres[:, n] == 0.5) | kept)[inside].all()
+            share = kept.all(1).sum((1, 2)) / sample.inside.sum((1, 2))
+            assert torch.allclose(share, torch.tensor(picture.share / 100), atol=0.01), name
+    beyond = ~inside.repeat_interleave(7, 2).repeat_interleave(7, 3)
+    assert tiles[:, 0][beyond].unique().tolist() == pytest.approx([0.72, 1])
+
+
+def test_projections_in_pictures_have_the_contrast_and_colour_that_are_asked_for(sample):
+    which = list(PICTURES).index("projection")
+    look, size = Look(contrast=0.5, colour="grey", interpolation="nearest"), (17, 17)
+    wanted = look.pictures(sample.preprocessing.rgb(sample.patches.projections), size)
+    tiles, default = (draw.tiles_of(sample, each, size)[:, which] for each in (look, Look()))
+    inside = sample.inside[:, None].expand_as(wanted)
+    assert torch.equal(tiles[inside], wanted[inside]) and not torch.equal(tiles, default)
+    assert torch.equal(tiles[:, 0], tiles[:, 2])
+
+
+def test_objects_that_are_known_of_units_that_see_less_than_others(tmp_path):
+    """Behind joined branches, of one and of five pixels, every unit's truth is what the image has in its canvas."""
+
+    class Branches(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow, self.wide = torch.nn.Conv2d(3, 2, 1), torch.nn.Conv2d(3, 2, 5, padding=2)
+
+        def forward(self, x):
+            return torch.cat([self.narrow(x), self.wide(x)], 1).relu()
+
+    branches, how = Branches().eval(), Preprocessing(size=32, resize=32)
+    branches.preprocessing = how
+    data = Scenes("val", 6, size=32, transform=how)
+    top = scan(branches, data, ["relu"], 3, progress=False)["relu"]
+    protocol = measure.Protocol(["relu"], 4, 3, [0, 100], "grey", None, 100, 0)
+    study = measure.Study(Deconvnet(branches), data, protocol, torch.nn.Identity(), False)
+    sample = measure.Sample(study, "relu", top, [0, 1, 2, 3])
+    assert sample.truth["object"].shape == sample.inside.shape
+    boxes = sample.patches.boxes.tolist()
+    for item, box, truth, inside in zip(sample.items, boxes, sample.truth["object"], sample.inside, strict=True):
+        mask = torch.as_tensor(data.scene(item).mask)
+        for row, column in inside.nonzero().tolist():
+            assert truth[row, column] == mask[box[0] + row, box[1] + column]
+
+
+@pytest.mark.parametrize("layers", [1, 7])
+def test_figures_of_other_numbers_of_layers(model, data, tmp_path, layers):
+    """All points and lines are there, in columns of which there are at most five."""
+    result = LayerResult.of(measured(model, data, tmp_path, layers=["relu2"], maps=2, k=2)["ours"]["layers"]["relu2"])
+    named = {f"layer {n}": result for n in range(layers)}
+    counts = {name: measure.Counts(8, 0, 2, 0) for name in named}
+    several = measure.Measurements("net", "Scenes", 12, [], named, counts, None)
+    protocol = measure.Protocol(list(named), 2, 2, FEW["shares"], "grey", None, 100, 0)
+    lines = ["black"] * 8
+    curves = draw.draw_curves(several, protocol, lines, 6.9)
+    shown = [axis for axis in curves.axes if axis.axison]
+    assert len(shown) == 3 * layers and curves.axes[0].get_gridspec().ncols == min(layers, 5)
+    drawn = [line for axis in shown for line in axis.lines if len(line.get_xdata()) == len(FEW["shares"])]
+    assert len(drawn) == layers * (4 + 7 + 7)  # the signals and the crop; seven orders shown, and removed
+    points = draw.draw_measures(several, protocol, lines, 6.9).axes
+    assert len(points) == len(several.measures)
+    assert sum(len(c.lines[0].get_xdata()) for c in points[0].containers) == layers * len(PICTURES)
+
+
+def test_images_of_which_nothing_is_known_do_not_count(model, data, sample, monkeypatch):
+    truth, unknown = Scenes.truth, sample.items[0]
+    monkeypatch.setattr(Scenes, "truth", lambda self, i: None if i == unknown else truth(self, i))
+    again = measure.truth_of(data, sample.items, sample.images, sample.patches)
+    for kind, masks in sample.truth.items():
+        for item, before, now in zip(sample.items, masks, again[kind], strict=True):
+            assert not now.any() if item == unknown else torch.equal(before, now)
+    assert unknown in sample.items and len(set(sample.items)) > 1 and sample.truth["object"].any()
+    sample.truth = again
+    values = sample.view(sample.patches.crops, sample.inside.float(), sample.ranks("square", {}))
+    known = torch.tensor([item != unknown for item in sample.items])
+    assert values["points at object"][~known].isnan().all()

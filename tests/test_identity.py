@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from experiments.ablation import ablation
+from experiments.ablation import ablation, measure
+from experiments.ablation.measure import LayerResult
 from experiments.setup.networks import Networks
 from zfnet import InputError, scan
 from zfnet.analysis.features import features
@@ -408,8 +409,9 @@ def test_measurements_of_another_run_are_not_read(tmp_path) -> None:
         settings = {"layers": ["2"], "maps": 2, "k": 2, "shares": (0, 100), "draws": 100, "progress": False}
         done: list[str] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ablation, "measured", lambda sample, *rest: done.append(sample.layer) or {"units": 2})
-            patch.setattr(ablation, "_classes", interrupt)
+            numbers = LayerResult([1, 1], [0], 2, 0.5, {}, {}, {}, {}, {})
+            patch.setattr(measure, "measure_layer", lambda sample: done.append(sample.layer) or numbers)
+            patch.setattr(measure, "class_likeness", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 ablation.main(run.model, as_tensors(run.data), folder, **settings | run.settings)
         return not done
