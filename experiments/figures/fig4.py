@@ -246,7 +246,7 @@ def words(panels: Sequence[Panel], look: Look, enhance: float, probes: int, last
     return (
         "of each, the strongest activation at that epoch, projected. "
         f"{look.words}{colours if enhance != 1 and look.colour == 'rgb' else ''} Tiles are enlarged "
-        f"({look.interpolation}) as is said. Hatched: outside the image."
+        f"({look.interpolation}) as each heading says. Hatched: outside the image."
         f"{white if any(bool(panel.tiles.empty.any()) for panel in panels) else ''} Curves: likeness to the last "
         f"epoch, means over all maps. Left: of activations, on {probes} training images, everywhere. Middle: of "
         "projections, of the unit that is strongest at the end, on its image. Right: the share of maps whose strongest "
