@@ -9,7 +9,8 @@ from PIL import Image
 
 from experiments.figures import fig9
 from experiments.output.pages import STYLES
-from experiments.setup.commands import check, configured
+from experiments.setup.commands import spelled
+from experiments.setup.configuration import configured
 from experiments.tables import table4, table5
 from experiments.tables.transfer import Control, Settings, draw
 from tests.stand_ins import CONTROL, held_out, pretrained
@@ -44,12 +45,12 @@ def test_every_setting_has_a_name_a_default_and_a_meaning(main, name, per_class)
     assert {*vars(Settings())} <= {*parameters} and list(parameters)[:3] == ["model", "data", "out"]
     meanings = re.findall(r"^    (\w+): \S", inspect.getdoc(main), re.MULTILINE)
     assert meanings == list(parameters)
-    assert check([f"experiment={name}", "folds=3", "workers=0"])[1:] == [
+    assert spelled([f"experiment={name}", "folds=3", "workers=0"])[1:] == [
         "++experiment.folds=3",
         "++experiment.workers=0",
     ]
     with pytest.raises(InputError, match=re.escape("did you mean 'threshold'?")):
-        check([f"experiment={name}", "treshold=0.9"])
+        spelled([f"experiment={name}", "treshold=0.9"])
     assert not {*configured([f"experiment={name}"]).experiment} - {*parameters, "_target_", "which"}
 
 
