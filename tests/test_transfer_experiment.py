@@ -11,6 +11,7 @@ from experiments.figures import fig9
 from experiments.output.pages import STYLES
 from experiments.setup.commands import spelled
 from experiments.setup.configuration import configured
+from experiments.setup.options import READING
 from experiments.tables import table4, table5
 from experiments.tables.transfer import Control, Settings, draw
 from tests.stand_ins import CONTROL, held_out, pretrained
@@ -51,7 +52,7 @@ def test_every_setting_has_a_name_a_default_and_a_meaning(main, name, per_class)
     ]
     with pytest.raises(InputError, match=re.escape("did you mean 'threshold'?")):
         spelled([f"experiment={name}", "treshold=0.9"])
-    assert not {*configured([f"experiment={name}"]).experiment} - {*parameters, "_target_", "which"}
+    assert not {*configured([f"experiment={name}"]).experiment} - {*parameters, *READING, "_target_"}
 
 
 def test_a_setting_that_is_none_is_refused(model, tmp_path):
