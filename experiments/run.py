@@ -46,14 +46,14 @@ def in_one_line() -> Iterator[None]:
 def run(experiment: str, words: Sequence[str], below: str | Path = "", swept: Sequence[str] = ()) -> Any:
     """Run one experiment; return what its result.json holds. `swept`: the settings of this point of a sweep."""
     objects = Objects(configured(words), words, run)
-    out = Path(objects.config.out or Path("outputs", experiment, objects.name), below)
+    out = objects.folder(experiment) / below
     result = objects.experiment(out)
     with results(out) as folder:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(objects.settings()), encoding="utf-8")
         if swept:
             (folder / "settings.yaml").write_text(OmegaConf.to_yaml(OmegaConf.from_dotlist(list(swept))), "utf-8")
     if is_first():
-        print(f"{experiment}: {out}{', of random weights; model.weights=FILE gives others' * objects.random}")
+        print(f"{experiment}: {out}{objects.origin}")
     return result
 
 

@@ -128,7 +128,10 @@ def test_the_claims_numbers_are_printed_beside_them(model, data, tmp_path, capsy
 def test_what_a_layer_may_mean():
     graph = Graph(ZFNet(4, maps=(2, 2, 2, 2, 2), hidden=(4, 4)))
     words = which_layers(graph, ["relu1", "relu7"], (1, 7))
-    assert words.startswith("Layer 1 is relu1 and 7 is relu7, before pooling") and "layers=[norm1,relu7]" in words
+    assert (
+        words.startswith("Layer 1 is relu1 and 7 is relu7; the paper's layers may end after the pooling")
+        and "layers=[norm1,relu7]" in words
+    )
     assert "layers=[norm1,pool5]" in which_layers(graph, ["relu1", "relu5"], (1, 5))
     assert "layers=[" not in which_layers(graph, ["norm1", "relu7"], (1, 7))
 

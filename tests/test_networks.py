@@ -171,3 +171,21 @@ def test_weights_that_cannot_be_told_are_refused(home, asked, monkeypatch) -> No
     monkeypatch.setattr(Objects, "_dataset", missing)
     with pytest.raises(InputError, match=f"to train on; model.weights={USUAL} takes the network that is there"):
         trained()
+
+
+def test_the_training_experiment_keeps_a_network_that_was_trained_otherwise(home, asked, capsys) -> None:
+    before = USUAL.read_bytes()
+    words = ["model=zfnet_small", *WORDS, COUNT, "train.epochs=2", "progress=false"]
+    run("train", spelled(["experiment=train", *words]))
+    printed = capsys.readouterr()
+    assert USUAL.read_bytes() == before and "was trained otherwise and is kept" in printed.err
+    (line,) = (line for line in printed.out.splitlines() if line.startswith("train: "))
+    assert weights.read_metadata(Path(line[7:], "model.safetensors"))["history"][-1]["epoch"] == 2
+    run("train", spelled(["experiment=train", *words[:-2], "progress=false"]))  # the same again is no other network
+    assert f"train: {USUAL.parent}" in capsys.readouterr().out
+
+
+def test_an_experiment_says_which_weights_it_takes(home, asked, capsys) -> None:
+    few = ["layers=[relu1]", "grids=[[1,1]]", "k=1", "progress=false"]
+    run("fig2", spelled(["experiment=fig2", *WORDS, COUNT, *few]))
+    assert capsys.readouterr().out.endswith(f"fig2: outputs/fig2/zfnet_small-scenes, of {USUAL}\n")

@@ -114,7 +114,7 @@ def main(
     measure = on_object(swept)
     draw(page, rows, colours)
     how = f"the first by seed {seed}, of {tried} tried, on which squares change the answer" if tried else "by number"
-    words = f"{type(model).__name__}, {layer}; {len(rows)} images, {how}. {occluder.words(rows, tops.images)}"
+    words = f"{type(model).__name__}, {layer}; {len(rows)} image(s), {how}. {occluder.words(rows, tops.images)}"
     page.caption(f"{words} {look.words} Hatched: outside the image. {in_words(measure)}")
     result.figure(page.done())
     result.settings |= {"images": chosen, "size": occluder.size, "step": occluder.step, "scanned": tops.images}

@@ -85,7 +85,7 @@ def which_layers(graph: Graph, layers: Sequence[str], numbers: Sequence[int]) ->
     if others == list(layers):
         return f"Layer {stand}; the paper's may end before or after pooling and normalisation."
     return (
-        f"Layer {stand}, before pooling; the paper's may end after pooling and normalisation: "
+        f"Layer {stand}; the paper's layers may end after the pooling and normalisation that follow: "
         f"layers=[{','.join(others)}]."
     )
 

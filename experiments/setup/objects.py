@@ -62,6 +62,7 @@ class Objects:
 
     def __init__(self, config: DictConfig, words: Sequence[str], run: Callable[..., Any]):
         self.config, self.words, self._run = config, words, run
+        self._found = False  # whether the weights were found, or trained
         experiment = OmegaConf.to_yaml(config.experiment)
         self.asked = {name for name in OBJECTS if f"${{{name}}}" in experiment}
         groups = set(re.findall(r"\$\{(\w+)", experiment)) | ({"model", "data"} if self.asked else set())
@@ -93,17 +94,43 @@ class Objects:
         settings["experiment"] |= {name: f"${{{name}}}" for name in sorted(self.asked)}
         return settings
 
+    def folder(self, experiment: str) -> Path:
+        """Where the result lies: where `out` says, or outputs/<experiment>/<model>-<data>.
+
+        A network that was trained otherwise is not overwritten: the training lies beside it.
+        """
+        if self.config.out:
+            return Path(self.config.out).expanduser()
+        folder = Path("outputs", experiment, self.name)
+        if experiment == "train" and (folder / "model.safetensors").exists():
+            identity = self.identity
+            if weights.read_metadata(folder / "model.safetensors").get("identity") != identity:
+                folder = folder.with_name(f"{folder.name}-{digest(identity)[:8]}")
+                print(f"{self.name} was trained otherwise and is kept: this training lies in {folder}", file=sys.stderr)
+        return folder
+
     @property
-    def random(self) -> bool:
-        """Whether an experiment looks into a network of random weights."""
-        return self.config.model.weights is None and {"model", "data"} <= self.asked
+    def origin(self) -> str:
+        """For the last line: where the weights of the network come from that an experiment looks into."""
+        if not {"model", "data"} <= self.asked:
+            return ""
+        if self.config.model.weights is None:
+            return ", of random weights; model.weights=FILE gives others"
+        return f", of {self.config.model.weights}" if self._found else ""
+
+    @property
+    def identity(self) -> Any:
+        """Of the training that the configuration asks for."""
+        from zfnet.training import run_identity
+
+        return run_identity(self.model, self.training, self.validation, made(self.config.train))
 
     @cached_property
     def model(self) -> nn.Module:
         """The network with its weights, on its device."""
         model = self.config.model
         if model.weights == "trained":
-            model.weights = str(self.trained())
+            model.weights, self._found = str(self.trained()), True
         if "num_classes" in model.architecture:
             model.architecture.num_classes = self._count_classes()
         keys = ["_target_", "architecture", "weights", "preprocessing", "entry", "sha256", "seed"]
@@ -157,7 +184,7 @@ class Objects:
         files = self._trained_files(f"{called(self.config)}-{data}")
         path = files[0]
         try:
-            identity = self._identity(words)
+            identity = Objects(configured(words), words, self._run).identity
         except InputError as error:
             if not path.exists():
                 raise
@@ -180,13 +207,6 @@ class Objects:
         print(reason, file=sys.stderr)
         self._run("train", [*words, f"++out={path.parent}"])
         return path
-
-    def _identity(self, words: Sequence[str]) -> Any:
-        """Of the training that these words ask for."""
-        from zfnet.training import run_identity
-
-        parts = Objects(configured(words), words, self._run)
-        return run_identity(parts.model, parts.training, parts.validation, made(parts.config.train))
 
     @staticmethod
     def _trained_files(name: str) -> list[Path]:

@@ -116,6 +116,8 @@ def _reading(model: nn.Module, layers: Sequence[str]) -> str:
     ends = {f"relu{n}": [name for name in (f"norm{n}", f"pool{n}") if hasattr(model, name)] for n in NUMBERS}
     others = ", ".join([*ends.get(layer, []), layer][0] for layer in layers)
     words = f"Layers are read at {', '.join(layers)}"
+    if len(set(layers)) < len(layers):
+        words += " (a layer of a small network stands for several of the paper's)"
     if not any(ends.get(layer) for layer in layers):
         return f"{words}."
     return f"{words}: before pooling and contrast normalisation. The paper may mean after these: layers=[{others}]."
