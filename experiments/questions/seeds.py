@@ -221,8 +221,8 @@ def caption(k: int, drawn: int, look: Look) -> str:
         f"Pairs of feature maps, matched one to one; drawn are those above 0 on {k} images or more, by their "
         f"{min(drawn, k)} strongest activations, from different images: projections left (of the first convolution, "
         f"the filter, up to its largest value), image patches right. {look.words} Tiles are enlarged "
-        f"({look.interpolation}) as each heading says. Hatched: outside the image. White: no activation above 0. Curves: "
-        "all maps of the first run that are ever above 0."
+        f"({look.interpolation}) as each heading says. Hatched: outside the image. White: no activation above 0. "
+        "Curves: all maps of the first run that are ever above 0."
     )
 
 
