@@ -1,8 +1,7 @@
 """Run an experiment: python experiments/run.py experiment=fig2 [model=...] [data=...] [seed=...] [key=value]
 
-Without arguments: all figures, of a small network on rendered scenes. `--help` lists the experiments, and
-`experiment=fig2 --help` its settings. The result lies in outputs/<experiment>/<model>-<data>/, or where `out=` says.
-With -m, `k=4,9` runs one after the other; `torchrun --nproc-per-node=4` shares training among processes.
+Without arguments: Figures 2, 4, 5, 6 and 7, of a small network on rendered scenes. `--help` lists the experiments,
+`experiment=fig2 --help` its settings. With -m, `k=4,9` runs one after the other; torchrun shares training.
 """
 
 import contextlib
@@ -20,14 +19,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.output.results import is_first, results
-from experiments.setup.commands import GROUPS, spelled
+from experiments.setup.commands import spelled
 from experiments.setup.configuration import CONF, configured, key_of, suite
 from experiments.setup.objects import Objects, distributed
 from experiments.setup.overview import overview
 from zfnet.errors import InputError
 from zfnet.identity import digest
 
-VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd")  # options of Hydra with a value
+VALUED = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
 
 
 @contextlib.contextmanager
@@ -46,12 +45,13 @@ def in_one_line() -> Iterator[None]:
 def run(experiment: str, words: Sequence[str], below: str | Path = "", swept: Sequence[str] = ()) -> Any:
     """Run one experiment; return what its result.json holds. `swept`: the settings of this point of a sweep."""
     objects = Objects(configured(words), words, run)
-    out = objects.folder(experiment) / below
-    result = objects.experiment(out)
+    result = objects.experiment(out := objects.folder(experiment) / below)
     with results(out) as folder:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(objects.settings()), encoding="utf-8")
         if swept:
-            (folder / "settings.yaml").write_text(OmegaConf.to_yaml(OmegaConf.from_dotlist(list(swept))), "utf-8")
+            pairs = [word.partition("=") for word in swept]
+            settings = {key: OmegaConf.from_dotlist([f"_={value}"])._ for key, _, value in pairs}
+            (folder / "settings.yaml").write_text(OmegaConf.to_yaml(settings), encoding="utf-8")
     if is_first():
         print(f"{experiment}: {out}{objects.origin}")
     return result
@@ -62,7 +62,7 @@ def task(config: DictConfig) -> None:
     words = list(HydraConfig.get().overrides.task)
     swept: list[str] = []
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # each point in a short folder, which says its settings
-        swept = [w.lstrip("+").removeprefix("experiment.") for w in words if key_of(w) not in (*GROUPS, "out")]
+        swept = [w.lstrip("+~").removeprefix("experiment.") for w in words if key_of(w) != "out"]
     with in_one_line():
         experiments = suite(configured(words), words)
         failed = 0
@@ -81,8 +81,8 @@ def task(config: DictConfig) -> None:
 
 
 def command_line() -> None:
-    path = [sys.path[0], os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))  # for jobs that a launcher starts elsewhere
+    path = [sys.path[0], os.environ.get("PYTHONPATH", "")]  # for jobs that a launcher starts elsewhere
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     sys.path.append(os.getcwd())  # where a network of one's own may lie
     with in_one_line():
         options = [word for n, word in enumerate(sys.argv) if n and (word[:1] == "-" or sys.argv[n - 1] in VALUED)]

@@ -326,10 +326,23 @@ def test_a_sweep_gives_every_point_a_short_folder_with_its_settings(run, tmp_pat
     assert run("-m", "experiment=stripes", "size=16,24") == (0, [])
     folders = list((tmp_path / "outputs" / "stripes" / "zfnet_small-scenes").iterdir())
     settings = {(folder / "settings.yaml").read_text() for folder in folders}
-    assert settings == {"size: 16\n", "size: 24\n"}
+    assert settings == {"experiment: stripes\nsize: 16\n", "experiment: stripes\nsize: 24\n"}
     assert all(len(folder.name) == 8 and (folder / "result.json").exists() for folder in folders)
     assert run("-m", "experiment=stripes", "size=16,24") == (0, [])
     assert sorted(folders) == sorted((tmp_path / "outputs" / "stripes" / "zfnet_small-scenes").iterdir())
+
+
+def test_points_of_a_sweep_over_groups_do_not_overwrite_each_other(run, tmp_path):
+    assert run("-m", "experiment=fig3", "model=zfnet,zfnet_small", "model.weights=null", "out=here")[0] == 0
+    folders = list((tmp_path / "here").iterdir())
+    assert len(folders) == 2 and all((folder / "figure.pdf").exists() for folder in folders)
+    settings = [(folder / "settings.yaml").read_text() for folder in folders]
+    assert sorted("model: zfnet_small" in text for text in settings) == [False, True]
+    assert all("model.weights: null" in text for text in settings)
+
+
+def test_a_launcher_of_hydras_is_known():
+    assert "hydra/launcher=slurm" in spelled(["hydra/launcher=slurm", "experiment=variant"], swept=True)
 
 
 def test_a_sweep_over_long_paths(run, tmp_path):
@@ -337,7 +350,7 @@ def test_a_sweep_over_long_paths(run, tmp_path):
     root.mkdir()
     assert run("-m", "experiment=stripes", "size=16,24", "data=photos", f"data.root={root}") == (0, [])
     folders = list((tmp_path / "outputs" / "stripes" / "zfnet_small-photos").iterdir())
-    assert len(folders) == 2 and all(f"root: {root}" in (folder / "settings.yaml").read_text() for folder in folders)
+    assert len(folders) == 2 and all(str(root) in (folder / "settings.yaml").read_text() for folder in folders)
 
 
 @pytest.mark.parametrize("path", ["~/photos", "/a,b/c", "/a(b)/c d", "C:\\a", "/it's/here", "here,too", "~"])

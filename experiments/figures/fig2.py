@@ -141,10 +141,11 @@ def caption(tops: Scan, drawn: Mapping[str, Sequence[int]], chosen_how: str, dis
     broken = f" {len(tops.broken)} image(s) could not be read, first: {tops.broken[0]}." if tops.broken else ""
     counts = {layer: len(dead_maps(top)) for layer, top in tops.items()}
     dead = [f"{n} of {len(tops[layer].value)} maps of {layer}" for layer, n in counts.items() if n]
+    different = ", from different images" if distinct else ""
     return (
         f"{tops.images:,} images.{broken} {sum(map(len, drawn.values()))} of {total:,} feature maps, chosen "
-        f"{chosen_how}; of each, the {k} strongest activations{', from different images' if distinct else ''}: the top "
-        f"{k / tops.images:.2%} (paper: 9 of 50,000, 0.02%). Never above 0, and not drawn: {', '.join(dead) or 'none'}."
+        f"{chosen_how}; of each, the {k} strongest activations{different} (paper: 9, of 50,000 images)."
+        + (f" Never above 0, and not drawn: {', '.join(dead)}." if dead else "")
     )
 
 
@@ -191,9 +192,9 @@ def compose(page: Page, panels: Sequence[Panel], words: str) -> None:
                 x += panel.extent(tile, panel.columns) + SIDE_GAP
             x += LAYER_GAP - SIDE_GAP
         page.y += HEAD + max(p.extent(tile, p.rows) for p in line) + LAYER_GAP // 2
-    factors = ", ".join(f"{title} {factor:.2g}" for title, factor in enlargements.items())
-    how = f"Tiles are enlarged ({panels[0].look.interpolation}) by {factors}. "
-    page.caption(f"{words} {how}Hatched: outside the image. White: no activation above 0.")
+    factors = ", ".join(f"{factor:.2g} times ({title})" for title, factor in enlargements.items())
+    white = " White tiles: no activation above 0." if any(bool(panel.empty.any()) for panel in panels) else ""
+    page.caption(f"{words} Enlarged {factors}, {panels[0].look.interpolation}. Hatched: outside the image.{white}")
 
 
 def _wide(line: Sequence[Panel], tile: int) -> int:

@@ -212,13 +212,16 @@ def draw(drawn: list[Layer], title: str, width: float) -> Figure:
     """The blocks in as many rows as they need, each with its words beneath."""
     spans = [max(layer.width + GAP, COLUMN) for layer in drawn]
     ends = list(accumulate(spans))
-    rows = math.ceil(ends[-1] / (width - 2 * MARGIN))
-    lines: list[list[tuple[Layer, float]]] = [[] for _ in range(rows)]
-    for layer, span, end in zip(drawn, spans, ends, strict=True):
-        lines[int(rows * (end - span / 2) / ends[-1])].append((layer, span))
+    for rows in range(math.ceil(ends[-1] / (width - 2 * MARGIN)), len(drawn) + 1):
+        lines: list[list[tuple[Layer, float]]] = [[] for _ in range(rows)]
+        for layer, span, end in zip(drawn, spans, ends, strict=True):
+            lines[int(rows * (end - span / 2) / ends[-1])].append((layer, span))
+        lines = [line for line in lines if line]
+        if max(sum(span for _, span in line) for line in lines) <= width - 2 * MARGIN:
+            break
     above = [max(layer.height for layer, _ in line) + 0.3 for line in lines]
     below = [LINE * max(len(layer.words) for layer, _ in line) + 0.65 for line in lines]
-    wide = max(sum(span for _, span in line) for line in lines) + 2 * MARGIN
+    wide = max(4.8, *(sum(span for _, span in line) + 2 * MARGIN for line in lines))  # the note needs 4.8
     high = sum(above) + sum(below) + 0.55
     figure = Figure(figsize=(wide, high), facecolor="white")
     axis = figure.add_axes((0, 0, 1, 1), xlim=(0, wide), ylim=(0, high))

@@ -117,7 +117,7 @@ def main(
     ours = numbers(list(files), scans, curves, settled, data) | {"drawn": drawn}
     draw_panels(page, panels, list(files), look, enhance)
     draw_curves(page, list(files), curves, settled, lines)
-    which = f"{type(model).__name__}, {scans[0].images:,} training images, after {', '.join(map(str, files))} epochs."
+    which = f"{type(model).__name__}, {scans[0].images:,} images, after {', '.join(map(str, files))} epochs."
     total = sum(len(series[-1].value) for series in tops.values())
     which += f" {sum(map(len, drawn.values()))} of {total:,} feature maps, chosen {how_chosen(choose, seed)}; "
     page.caption(which + words(panels, look, enhance, len(subset), list(files.values())[-1]))

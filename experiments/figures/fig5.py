@@ -22,9 +22,11 @@ from experiments.output.pages import LINE, TILE_GAP, Page, shortened, style_of
 from experiments.output.results import Result
 from experiments.output.tables import table
 from experiments.setup.checks import at_least, stand_for
+from experiments.setup.datasets import class_of
 from experiments.setup.options import Reading
 from zfnet import InputError
 from zfnet.analysis.invariance import NOTHING, Invariance, invariance, linearity, reach, rise, transformed
+from zfnet.checks import pair
 from zfnet.data.images import Images, as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.graph import Graph
@@ -56,6 +58,7 @@ class Example(NamedTuple):
     number: int
     file: str | None
     label: int
+    target: int  # the network's class of that label
     name: str
     picture: Tensor
 
@@ -104,7 +107,7 @@ def main(
     stand_for(layers, (1, 7))
     graph = Graph(model)
     examples = _examples(graph, as_images(data), images, count, correct, seed)
-    pictures, labels = [e.picture for e in examples], [e.label for e in examples]
+    pictures, labels = [e.picture for e in examples], [e.target for e in examples]
     how: Any = {"fill": fill, "distance": distance} | {k: v for k, v in reading.items() if k != "workers"}
     amounts = _amounts(pictures[0].shape[1], translations, scales, rotations)
     series = {kind: invariance(graph, pictures, labels, layers, kind, a, **how) for kind, a in amounts.items()}
@@ -138,22 +141,31 @@ def _examples(
         raise InputError("images is empty: give numbers, or null for some by seed")
     if unknown := [i for i in images if not 0 <= i < len(data)]:
         raise InputError(f"no image {unknown[0]}: there are {len(data)}")
-    items = [(i, *data[i]) for i in images]
-    names = [str(data.classes[label]) if data.classes else str(label) for _, _, label in items]
-    return [Example(i, data.file(i), label, name, x) for (i, x, label), name in zip(items, names, strict=True)]
+    examples, classes = [], graph.shapes(pair(data[images[0]][0].shape[-2:]), graph.output)[graph.output][-1]
+    for i in images:
+        picture, label = data[i]
+        name = str(data.classes[label]) if data.classes else str(label)
+        if (target := class_of(data, label, classes)) is None:
+            raise InputError(f"image {i} shows {name!r}, which is none of the {classes} classes of the network")
+        examples.append(Example(i, data.file(i), label, target, name, picture))
+    return examples
 
 
 def _of_different_classes(graph: Graph, data: Images, count: int, correct: bool, seed: int) -> list[int]:
     """The numbers of so many images by seed; only such as the network names rightly, if that is asked for."""
     output = graph.layers[-1]
+    classes = graph.shapes(pair(data[0][0].shape[-2:]), graph.output)[graph.output][-1]
     image_of_label: dict[int, int] = {}
     for i in torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist():
-        if data.labels and data.labels[i] in image_of_label:
+        known = data.labels[i] if data.labels else -1
+        if known in image_of_label or (known >= 0 and class_of(data, known, classes) is None):
             continue
         image, label = data[i]
         if label < 0:
             raise InputError(f"image {i} has no label: give data with labels (labels.csv or class folders)")
-        if label in image_of_label or (correct and activations(graph, image[None], [output])[output].argmax() != label):
+        target = class_of(data, label, classes)
+        right = not correct or activations(graph, image[None], [output])[output].argmax() == target
+        if target is None or label in image_of_label or not right:
             continue
         image_of_label[label] = i
         if len(image_of_label) == count:

@@ -113,7 +113,8 @@ def main(
     swept = occluder.with_masks(order[:measured] if all(row.known for row in rows) else [], reading)
     measure = on_object(swept)
     draw(page, rows, colours)
-    how = f"the first by seed {seed}, of {tried} tried, on which squares change the answer" if tried else "by number"
+    first = f"of the first {tried} by seed {seed}, those first on which a square changes the answer"
+    how = first if tried else "by number"
     words = f"{type(model).__name__}, {layer}; {len(rows)} image(s), {how}. {occluder.words(rows, tops.images)}"
     page.caption(f"{words} {look.words} Hatched: outside the image. {in_words(measure)}")
     result.figure(page.done())

@@ -64,12 +64,14 @@ class Look(NamedTuple):
     @property
     def words(self) -> str:
         """For a caption: how projections are made and scaled, and what grey means."""
-        whose = (
-            "Each projection has its own scale" if self.scale == "patch" else "The projections of a map share a scale"
-        )
-        end = "its largest value" if self.contrast == 1 else f"the value that {self.contrast:.1%} of it stay below"
+        own = self.scale == "patch"
+        whose = "Each projection has its own scale" if own else "The projections of a map share a scale"
+        quantile = f"the {100 * self.contrast:g}th percentile of its non-zero absolute values"
+        end = "its largest value" if self.contrast == 1 else quantile
         grey = ", without colour" if self.colour == "grey" else ""
-        rules = "" if self.rules == "deconvnet" else f"Projected by {self.rules} rules. "
+        usual = {"rules": "deconvnet", "norm": "identity", "collisions": "add"}
+        others = [f"{name} {getattr(self, name)}" for name in usual if getattr(self, name) != usual[name]]
+        rules = f"Projected by {', '.join(others)}. " if others else ""
         return f"{rules}{whose}{grey}: mid-grey is 0, black and white are minus and plus {end}."
 
 
@@ -97,6 +99,11 @@ def check_choice(choose: Any, layers: Sequence[str]) -> None:
     if isinstance(choose, Mapping):
         for layer in choose:
             one_of("layer in choose", layer, layers)
+    if isinstance(choose, str | Mapping | Sequence):
+        lists = choose.values() if isinstance(choose, Mapping) else [choose]
+        if all(isinstance(maps, Sequence) for maps in lists):
+            return
+    raise InputError(f"choose is {choose!r}; give random, strongest, maps as [0, 5], or maps by layer")
 
 
 def chosen(layer: str, top: TopActivations, count: int, choose: Any, random: torch.Generator) -> list[int]:
@@ -294,6 +301,7 @@ def first_filters(deconvnet: Deconvnet, layer: str, maps: list[int], field: Rece
 
     There all projections of a map are its filter, times the activation.
     """
+    deconvnet = Deconvnet(deconvnet.model)  # other rules look at the forward pass, of a grey image
     graph: Graph = deconvnet.graph
     node = graph.node(layer)
     shapes = graph.shapes(field.image_size, node)

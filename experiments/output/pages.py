@@ -29,7 +29,7 @@ DPI = 200
 WIDTH = 6.9  # inches: the text of a page of a journal
 SIZE = 7.0  # points: the smallest text
 LARGEST = 3 * 10**6  # bytes of a PDF
-LETTER = 0.5  # mean width of a letter, in sizes of the text
+LETTER = 0.53  # mean width of a letter, in sizes of the text
 CAPTION_COLOUR = "0.25"
 LINE = round(1.3 * SIZE * DPI / 72)  # pixels from one line of text to the next
 TILE_GAP = 4  # pixels between the tiles of `Page.tiles`
@@ -224,10 +224,10 @@ def hatched(image: Tensor, where: Tensor) -> Tensor:
 
 
 def enlarged(images: Tensor, size: tuple[int, int], interpolation: str = "bicubic") -> Tensor:
-    """Images or signals (N, C, H, W) at another size; "nearest" shows each pixel as a square."""
-    if interpolation == "nearest":
+    """Images or signals (N, C, H, W) at another size; "nearest" shows each pixel as a square where that is larger."""
+    if interpolation == "nearest" and min(size) >= min(images.shape[-2:]):
         return torch.nn.functional.interpolate(images, size, mode="nearest-exact")
-    if interpolation != "bicubic":
+    if interpolation not in ("bicubic", "nearest"):
         raise unknown_name("interpolation", interpolation, ("bicubic", "nearest"))
     return resized(images, size)
 

@@ -50,7 +50,7 @@ def main(model: nn.Module, out: str | Path, *, image_size: int | None = None) ->
         lines.append([r.layer, r.operation, " x ".join(map(str, r.output)), r.units, *extents, r.parameters])
     total = sum(p.numel() for p in model.parameters())
     notes = f"{type(model).__name__}, images of {size} x {size} pixels; {total:,} parameters."
-    if maps := [r for r in rows if len(r.output) == 3]:
+    if maps := [r for r in rows if len(r.output) == 3 and r.parameters]:
         count, height, width = maps[0].output
         notes += (
             f"\nLayer 1 has {count} x {height} x {width} = {maps[0].units:,} units: a unit is one element of the "

@@ -35,10 +35,13 @@ def stand_for(layers: Sequence[str], numbers: Sequence[int]) -> None:
 
 def grid(shape: Any, name: str = "a grid") -> None:
     """InputError unless it is rows and columns of feature maps."""
-    if len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
-        raise InputError(f"{name} is [rows, columns] of feature maps; got {list(shape)}")
+    if not isinstance(shape, Sequence) or len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
+        raise InputError(f"{name} is [rows, columns] of feature maps; got {shape}")
 
 
 def as_list(layers: str | Sequence[str]) -> list[str]:
-    """Layers by name; one name alone is a list of one."""
-    return [layers] if isinstance(layers, str) else list(layers)
+    """Layers by name; one name alone is a list of one. InputError for a layer that is given twice."""
+    names = [layers] if isinstance(layers, str) else list(layers)
+    if len({*names}) < len(names):
+        raise InputError(f"layers are {', '.join(names)}; give each once")
+    return names

@@ -87,7 +87,7 @@ def _addressed(word: str, override: Override, config: DictConfig, known: list[st
     """The word with the full address of its setting, which must exist."""
     key = override.key_or_group
     root, *path = key.split(".")
-    if key in GROUPS or override.is_delete() or root == "hydra" or key == ARCHITECTURE:
+    if key in GROUPS or override.is_delete() or root.split("/")[0] == "hydra" or key == ARCHITECTURE:
         return word
     if root in config and root != "experiment":
         look_up(config, [root, *path])

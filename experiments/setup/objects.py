@@ -28,7 +28,8 @@ from zfnet.errors import InputError, first_line
 from zfnet.identity import difference, digest
 
 OBJECTS = ("model", "data", "training", "validation", "networks")
-TRAINING_KEYS = ("model.architecture", "model.preprocessing", "train", "device")  # what trained weights depend on
+# what trained weights depend on, besides the data
+TRAINING_KEYS = ("model.architecture", "model.preprocessing", "train", "training", "validation", "device")
 SHARED = ("train", "variant")  # experiments whose work several processes share
 
 
