@@ -69,8 +69,10 @@ class Look(NamedTuple):
         quantile = f"the {100 * self.contrast:g}th percentile of its non-zero absolute values"
         end = "its largest value" if self.contrast == 1 else quantile
         grey = ", without colour" if self.colour == "grey" else ""
-        usual = {"rules": "deconvnet", "norm": "identity", "collisions": "add"}
-        others = [f"{name} {getattr(self, name)}" for name in usual if getattr(self, name) != usual[name]]
+        others = [f"{self.rules} rules"] * (self.rules != "deconvnet") + [f"norm {self.norm}"] * (
+            self.norm != "identity"
+        )
+        others += [f"collisions {self.collisions}"] * (self.collisions != "add")
         rules = f"Projected by {', '.join(others)}. " if others else ""
         return f"{rules}{whose}{grey}: mid-grey is 0, black and white are minus and plus {end}."
 
