@@ -21,7 +21,7 @@ from typing_extensions import Unpack
 from experiments.output.pages import OKABE_ITO, caption, plots
 from experiments.output.results import Result
 from experiments.output.tables import deviation, measured, percent, plus_minus, shown, table
-from experiments.setup.checks import as_list, at_least, stand_for
+from experiments.setup.checks import at_least, stand_for
 from experiments.setup.options import Reading
 from experiments.tables.transfer import Labelled, frozen, remarks
 from zfnet.analysis.transfer import Split, transferred
@@ -74,7 +74,7 @@ def main(
         seed: of folds and of classifiers.
         reading: see `Reading`.
     """
-    result, layers = Result("table7", out, locals()), as_list(layers)
+    result, layers = Result("table7", out, locals()), list(layers)
     stand_for(layers, NUMBERS)
     at_least(1, folds=folds)
     progress = reading.get("progress", True)
