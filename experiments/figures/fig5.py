@@ -134,14 +134,15 @@ def _examples(
     graph: Graph, data: Images, images: Sequence[int] | None, count: int, correct: bool, seed: int
 ) -> list[Example]:
     """The images that are transformed."""
+    classes = graph.shapes(pair(data[0][0].shape[-2:]), graph.output)[graph.output][-1]
     if images is None:
         at_least(1, count=count)
-        images = _of_different_classes(graph, data, count, correct, seed)
+        images = _of_different_classes(graph, data, classes, count, correct, seed)
     elif not images:
         raise InputError("images is empty: give numbers, or null for some by seed")
     if unknown := [i for i in images if not 0 <= i < len(data)]:
         raise InputError(f"no image {unknown[0]}: there are {len(data)}")
-    examples, classes = [], graph.shapes(pair(data[images[0]][0].shape[-2:]), graph.output)[graph.output][-1]
+    examples = []
     for i in images:
         picture, label = data[i]
         name = str(data.classes[label]) if data.classes else str(label)
@@ -151,10 +152,9 @@ def _examples(
     return examples
 
 
-def _of_different_classes(graph: Graph, data: Images, count: int, correct: bool, seed: int) -> list[int]:
+def _of_different_classes(graph: Graph, data: Images, classes: int, count: int, correct: bool, seed: int) -> list[int]:
     """The numbers of so many images by seed; only such as the network names rightly, if that is asked for."""
     output = graph.layers[-1]
-    classes = graph.shapes(pair(data[0][0].shape[-2:]), graph.output)[graph.output][-1]
     image_of_label: dict[int, int] = {}
     for i in torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist():
         known = data.labels[i] if data.labels else -1

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from experiments.output.pages import WIDTH, enlarged, hatched
+from experiments.output.pages import enlarged, hatched
 from experiments.setup.checks import one_of, share
-from experiments.setup.options import READING, Reading
+from experiments.setup.options import READING, SHOWING, Reading
 from zfnet import Deconvnet, InputError, TopActivations
 from zfnet.checks import pair
 from zfnet.data.preprocessing import Preprocessing
@@ -27,13 +27,13 @@ MAP_GAP, TILE_GAP = 7, 1  # pixels between the blocks of two maps, and between t
 class Look(NamedTuple):
     """How projections are made and shown: see `Showing`, and for a scale of their own ("patch") or a map's ("map")."""
 
-    rules: str = "deconvnet"
-    collisions: str = "add"
-    norm: str = "identity"
-    contrast: float = 0.995
-    colour: str = "rgb"
-    interpolation: str = "bicubic"
-    width: float = WIDTH
+    rules: str = SHOWING["rules"]
+    collisions: str = SHOWING["collisions"]
+    norm: str = SHOWING["norm"]
+    contrast: float = SHOWING["contrast"]
+    colour: str = SHOWING["colour"]
+    interpolation: str = SHOWING["interpolation"]
+    width: float = SHOWING["width"]
     scale: str = "patch"
 
     @classmethod
@@ -303,7 +303,6 @@ def first_filters(deconvnet: Deconvnet, layer: str, maps: list[int], field: Rece
 
     There all projections of a map are its filter, times the activation.
     """
-    deconvnet = Deconvnet(deconvnet.model)  # other rules look at the forward pass, of a grey image
     graph: Graph = deconvnet.graph
     node = graph.node(layer)
     shapes = graph.shapes(field.image_size, node)
@@ -321,6 +320,7 @@ def first_filters(deconvnet: Deconvnet, layer: str, maps: list[int], field: Rece
     if min(top, left) < 0 or bottom > field.image_size[0] or right > field.image_size[1]:
         return None
     channels = shapes[graph.inputs[0]][1]
+    deconvnet = Deconvnet(deconvnet.model)  # other rules look at the forward pass, of a grey image
     recording = deconvnet.record(torch.zeros(len(maps), channels, *field.image_size), [layer])
     signal = torch.zeros_like(recording.activations[layer])
     signal[torch.arange(len(maps)), maps, row, column] = 1

@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 def is_first() -> bool:
     """Whether this is the first of several processes, or the only one."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 @contextlib.contextmanager

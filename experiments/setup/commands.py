@@ -12,11 +12,10 @@ from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from experiments.setup.configuration import CONF, add_model, arguments_of, configured, key_of, look_up, suite
+from experiments.setup.configuration import CONF, OBJECTS, add_model, arguments_of, configured, key_of, look_up, suite
 from zfnet.errors import InputError, unknown_name
 
 GROUPS = {"experiment": "experiment", "model": "model", "data": "data set", "train": "train"}
-OBJECTS = ("model", "data", "training", "validation", "networks")  # arguments that are made from groups
 ARCHITECTURE = "model.architecture._target_"
 
 

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.setup.options import READING, SHOWING
 from zfnet.errors import InputError, first_line, unknown_name
 
+OBJECTS = ("model", "data", "training", "validation", "networks")  # arguments that are made from groups
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what get_object raises, which is said below
 

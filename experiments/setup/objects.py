@@ -21,13 +21,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from experiments.setup.configuration import configured, key_of, refused
+from experiments.setup.configuration import OBJECTS, configured, key_of, refused
 from zfnet import weights
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.errors import InputError, first_line
 from zfnet.identity import difference, digest
 
-OBJECTS = ("model", "data", "training", "validation", "networks")
 # what trained weights depend on, besides the data
 TRAINING_KEYS = ("model.architecture", "model.preprocessing", "train", "training", "validation", "device")
 SHARED = ("train", "variant")  # experiments whose work several processes share
@@ -66,9 +65,9 @@ class Objects:
         self._found = False  # whether the weights were found, or trained
         experiment = OmegaConf.to_yaml(config.experiment)
         self.asked = {name for name in OBJECTS if f"${{{name}}}" in experiment}
-        groups = set(re.findall(r"\$\{(\w+)", experiment)) | ({"model", "data"} if self.asked else set())
-        if config.experiment.get("data") is None and not self.asked - {"model"}:
-            groups.discard("data")
+        groups = set(re.findall(r"\$\{(\w+)", experiment))
+        if self.asked - {"model"}:  # all others are made of both
+            groups |= {"model", "data"}
         if not OmegaConf.is_missing(config.model.architecture, "_target_"):
             self._find_layers(experiment)
         choices = config.hydra.runtime.choices
