@@ -26,16 +26,59 @@ def device_and_dtype(model: nn.Module) -> dict[str, Any]:
     return {"device": first.device, "dtype": first.dtype}
 
 
+def in_eval_mode(module: nn.Module, twins: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
+    """A twin of a module in eval mode that shares its parameters and buffers.
+
+    The module itself, which other threads may use or train, is not touched: neither its mode nor its hooks, and what
+    `forward` writes to itself stays with the twin.
+
+    Args:
+        module: what is paired.
+        twins: those that were made already, by module; a module that is used twice has one twin.
+    """
+    twins = {} if twins is None else twins
+    if module not in twins:
+        twin = twins[module] = object.__new__(type(module))
+        own = {name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()}
+        forward: Any = own.get("forward")
+        if getattr(forward, "__self__", None) is module:
+            own["forward"] = forward.__func__.__get__(twin)
+        own["_modules"] = {name: child and in_eval_mode(child, twins) for name, child in module._modules.items()}
+        vars(twin).update(own | {"training": False})
+    return twins[module]
+
+
+def call_in_eval_mode(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What a module gives in eval mode, whatever mode it is in."""
+    if not module.training and not any(child.training for child in module.modules()):
+        return module(*args, **kwargs)
+    twin = in_eval_mode(module)
+    before = dict(vars(twin))
+    output = twin(*args, **kwargs)
+    # weights that a hook sets, as weight normalisation does, are read from the module
+    written = {name: value for name, value in vars(twin).items() if value is not before.get(name)}
+    vars(module).update(written)
+    return output
+
+
+@contextlib.contextmanager
+def undifferentiated(model: nn.Module) -> Iterator[None]:
+    """Without gradients, inference mode or autocast, for this thread alone."""
+    device = device_and_dtype(model)["device"].type
+    with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as stack:
+        if torch.amp.is_autocast_available(device):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients or autocast; each module's mode is restored at the end, also after an error."""
+    """Eval mode, `undifferentiated`, for a model that is called itself and by one thread; each module's mode is
+    restored at the end, also after an error."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        device = device_and_dtype(model)["device"].type
-        with torch.no_grad(), contextlib.ExitStack() as stack:
-            if torch.amp.is_autocast_available(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
+        with undifferentiated(model):
             yield
     finally:
         for module in training:

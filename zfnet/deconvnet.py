@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from zfnet.checks import Pair, check_images, check_weights, evaluating, pair
+from zfnet.checks import Pair, check_images, check_weights, pair, undifferentiated
 from zfnet.data.batches import Batches
 from zfnet.errors import InputError, unknown_name
 from zfnet.graph import Graph, Shapes
@@ -198,7 +198,7 @@ class Deconvnet:
             layers: None keeps every layer.
         Raises InputError for an unknown layer, NaN, or images that are too small.
         """
-        with evaluating(self.model):
+        with undifferentiated(self.model):
             return record(self.graph, check_images(self.model, images), layers, self._reads_input)
 
     def steps(self, recording: Recording, layer: str | nn.Module, signal: Tensor) -> list[tuple[str, str, Tensor]]:
@@ -206,7 +206,7 @@ class Deconvnet:
 
         The last one is the projection, in the shape of the images. Args: see `project`.
         """
-        with evaluating(self.model):
+        with undifferentiated(self.model):
             return list(self._walk(recording, layer, signal))
 
     def _step(self, node: fx.Node, recording: Recording) -> Step:
@@ -281,7 +281,7 @@ class Deconvnet:
             signal: in the shape of the layer's output.
         Returns the projections (N, C, H, W).
         """
-        with evaluating(self.model):
+        with undifferentiated(self.model):
             ((_, _, pixels),) = deque(self._walk(recording, layer, signal), maxlen=1)  # the last step reaches the image
         return pixels
 
@@ -365,7 +365,7 @@ class Deconvnet:
             raise InputError(f"signals have the shape {tuple(signals.shape)}; give one for each of {count} units")
         crops, projections = (images.new_zeros(count, images.shape[1], *located.size) for _ in range(2))
         values = images.new_zeros(count)
-        with evaluating(self.model):
+        with undifferentiated(self.model):
             for run in self._strategies(located, whole) if count else ():
                 for batch in run.batches(memory // images.element_size()):
                     pixels, view = run.seen(batch, images)
@@ -407,7 +407,7 @@ class Deconvnet:
             name = self.graph.name(layer)
             raise InputError(f"{len(units)} units of {name} look at canvases {expected}; got {tuple(canvases.shape)}")
         values = canvases.new_zeros(len(canvases))
-        with evaluating(self.model):
+        with undifferentiated(self.model):
             for members, places in located.by_window() if len(units) else ():
                 run = _ByWindow(located, members, places) if places else _ByImage(located, members)
                 for batch in run.batches(memory // canvases.element_size()):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from zfnet.checks import check_images, check_weights, device_and_dtype, evaluating
+from zfnet.checks import check_images, check_weights, device_and_dtype, undifferentiated
 from zfnet.data.batches import Batch, Batches
 from zfnet.data.images import Images, as_images
 from zfnet.errors import InputError
@@ -153,7 +153,7 @@ def scan(
 
     saved_at = monotonic()
     try:
-        with evaluating(graph.model), bar:
+        with undifferentiated(graph.model), bar:
             for reached in _whole_batches(graph, set(nodes.values()), batches, chosen, start, k, distinct):
                 bar.update(reached.done - bar.n)
                 if monotonic() - saved_at > SAVE_EVERY:
@@ -269,8 +269,7 @@ def _scanned(
         return graph.call(node, args, kwargs)
 
     images = check_images(graph.model, batch.images)
-    graph.check_size(images)
-    graph.verify(images[:1])
+    graph.check_size(images, nodes)
     graph.run(images, nodes, apply)
     return tops
 

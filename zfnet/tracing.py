@@ -9,12 +9,14 @@ import functools
 import inspect
 import operator
 import re
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from zfnet.checks import call_in_eval_mode
 from zfnet.errors import InputError, unknown_name
 
 _TORCH = "torch.nn.modules"
@@ -24,6 +26,7 @@ _SETTINGS = {"__init__", "__repr__", "__setstate__", "extra_repr", "reset_parame
 # methods and attributes that tell of a tensor's shape and type, not of its values
 _SHAPE_METHODS = {"size", "dim", "numel", "ndimension", "new_zeros", "new_ones", "new_full", "new_tensor"}
 _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
+_TRACING = threading.Lock()  # fx patches torch.nn.Module while it traces
 
 
 def runs_torchs_forward(module: nn.Module) -> bool:
@@ -54,6 +57,14 @@ def tells_shape(node: fx.Node) -> bool:
     return node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
 
 
+def gives_number(node: fx.Node) -> bool:
+    """Whether a step gives a number made of the sizes of tensors, not a tensor."""
+    if tells_shape(node):
+        return True
+    inputs = node.all_input_nodes
+    return getattr(node.target, "__module__", "") == "_operator" and bool(inputs) and all(map(gives_number, inputs))
+
+
 def _of_shapes_alone(node: fx.Node) -> bool:
     if tells_shape(node) or node.op == "get_attr":
         return True
@@ -63,7 +74,7 @@ def _of_shapes_alone(node: fx.Node) -> bool:
 def call(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Do what a step does in the model."""
     if node.op == "call_module":
-        return model.get_submodule(str(node.target))(*args, **kwargs)
+        return call_in_eval_mode(model.get_submodule(str(node.target)), *args, **kwargs)
     if node.op == "call_method":
         x = args[0].contiguous() if node.target == "view" else args[0]  # a view needs its elements in order
         return getattr(x, str(node.target))(*args[1:], **kwargs)
@@ -87,8 +98,8 @@ def _in_place(name: str) -> Callable[[Any, Any], Any]:
     return apply
 
 
-for _name in ("add", "sub", "mul", "truediv"):
-    setattr(_Proxy, f"__i{_name}__", _in_place(_name))
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor"):
+    setattr(_Proxy, f"__i{_name.rstrip('_')}__", _in_place(_name))
 
 
 class Tracer(fx.Tracer):
@@ -97,15 +108,21 @@ class Tracer(fx.Tracer):
     The names are those of torchvision's `create_feature_extractor`: a module's path, and within it the operation.
 
     Args:
+        model: what is traced; `trace` is given its twin in eval mode.
         is_leaf: whether a module is one step.
         inputs: values for arguments of `forward` besides the image.
         image: makes the example for which conditions on sizes are looked up.
     """
 
     def __init__(
-        self, is_leaf: Callable[[nn.Module], bool], inputs: Mapping[str, Any], image: Callable[[], Tensor]
+        self,
+        model: nn.Module,
+        is_leaf: Callable[[nn.Module], bool],
+        inputs: Mapping[str, Any],
+        image: Callable[[], Tensor],
     ) -> None:
         super().__init__()
+        self.model, self.thread = model, threading.get_ident()
         self.is_leaf, self.inputs, self.image = is_leaf, inputs, image
         self.names: dict[fx.Node, str] = {}
         self.module = ""  # the module whose forward is traced
@@ -114,10 +131,30 @@ class Tracer(fx.Tracer):
         self.guards: list[tuple[fx.Node, bool]] = []
         self.failed = ""  # the innermost module that could not be traced
 
+    def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
+        with _TRACING:
+            return super().trace(*args, **kwargs)
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        try:
+            return str(super().path_of_module(mod))
+        except NameError:  # of the model itself, called by a function that holds it
+            names = (name for name, module in self.model.named_modules() if module is mod)
+            if name := next(names, None):
+                return str(name)
+            raise
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def is_leaf_module(self, m: nn.Module, qualname: str) -> bool:
         return self.is_leaf(m)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:  # another thread runs a model
+            return forward(*args, **kwargs)
         outer, self.module = self.module, self.path_of_module(m)
         try:
             return super().call_module(m, forward, args, kwargs)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from zfnet.checks import check_images, check_weights, evaluating
+from zfnet.checks import check_images, check_weights, undifferentiated
 from zfnet.data.batches import Batches
 from zfnet.data.crops import crop_size, views
 from zfnet.data.images import Images, as_images
@@ -78,7 +78,7 @@ def _files(
     graph: Graph, images: Images, layers: Sequence[str], folder: Path, max_features: int | None, crops: int, dtype: str
 ) -> dict[str, "_File"]:
     """The file of each layer, by layer."""
-    with evaluating(graph.model):
+    with undifferentiated(graph.model):
         sample = _views(graph.model, images[0][0][None], crops)[0]
         shapes = graph.shapes((sample.shape[-2], sample.shape[-1]), graph.output)
     preprocessing = Preprocessing.of(graph.model)
@@ -151,7 +151,7 @@ def _rows(graph: Graph, files: Sequence["_File"], images: Tensor, crops: int) ->
     """The features (N, D) of images, averaged over their crops, for each file and of its type."""
     nodes = [file.node for file in files]
     means: list[Any] = [0] * len(files)
-    with evaluating(graph.model):
+    with undifferentiated(graph.model):
         parts = _views(graph.model, images, crops)
         for part in parts:
             values = graph.run(check_images(graph.model, part), nodes, graph.call)
