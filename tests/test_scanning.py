@@ -388,7 +388,7 @@ def test_model_is_left_as_it_was(images) -> None:
         ({"dataset": iter(torch.zeros(9, 3, 64, 64))}, "has no items by index"),
         ({"dataset": torch.zeros(9, 3, 64, 64, dtype=torch.uint8)}, "images must be floats"),
         ({"k": 24}, "the dataset has 23 images, fewer than k=24"),
-        ({"dataset": torch.zeros(9, 3, 8, 8)}, "(9, 3, 8, 8)"),
+        ({"dataset": torch.zeros(9, 3, 8, 8)}, "(1, 3, 8, 8)"),
         ({"dataset": torch.full((9, 3, 64, 64), torch.nan)}, "item 0"),
     ],
     ids=["layer", "no layer", "string", "input", "k", "k", "loader", "iterator", "bytes", "few", "small", "nan"],
