@@ -15,12 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from zfnet.aliases import Aliases
 from zfnet.checks import Pair, device_and_dtype, in_eval_mode, pair, undifferentiated
 from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.operations import (
-    CONTRAST_NORMS,
     DECONVNET,
-    MOVES,
     SIGNATURES,
     SPLITS,
     SWITCHED,
@@ -30,30 +29,12 @@ from zfnet.operations import (
     piece,
     pool_arguments,
     switches_of,
-    through,
-    through_dropout,
+    written,
 )
 from zfnet.switches import pool
 from zfnet.tracing import Tracer, call, first_channels, gives_number, runs_torchs_forward, tells_shape, unwrapped
 from zfnet.verification import unwritten, verified
 from zfnet.windows import WHOLE, Window
-
-# operations whose output may share the memory of their input; `verification.py` finds others
-_VIEWS = {
-    *SPLITS,
-    *MOVES,
-    *named(
-        "Tensor.detach torch.detach Tensor.contiguous Tensor.to Tensor.float Tensor.double Tensor.type Tensor.type_as "
-        "Tensor.cpu Tensor.cuda Tensor.view_as Tensor.reshape_as Tensor.t torch.t Tensor.diagonal torch.diagonal "
-        "Tensor.unfold Tensor.select torch.select Tensor.expand_as torch.broadcast_to Tensor.broadcast_to "
-        "Tensor.swapaxes torch.swapaxes Tensor.swapdims torch.swapdims Tensor.movedim torch.moveaxis Tensor.moveaxis "
-        "Tensor.as_strided torch.as_strided Tensor.ravel torch.ravel Tensor.adjoint torch.adjoint torch.positive "
-        "Tensor.positive Tensor.requires_grad_"
-    ),
-    *(operation for operation, row in DECONVNET.items() if row.back in (through, through_dropout)),
-} - {*CONTRAST_NORMS, Tensor.clone, torch.clone}
-
-_VIEW_ATTRIBUTES = ("data", "T", "mT", "H", "mH", "real")
 
 
 class Shapes(Mapping[fx.Node, torch.Size]):
@@ -137,27 +118,30 @@ class Graph:
         return next((node for node in output.all_input_nodes if node in self.carriers), self.nodes[-1])
 
     def _read(self, graph: fx.Graph, names: Mapping[fx.Node, str]) -> None:
-        memory = self._memory
+        memory, aliases = self._memory, Aliases(self._key, self.refuse_write)
         for node in graph.nodes:
             if node.op == "output" or self._taken_apart(node, names):
                 continue
             if not node.args and "input" in node.kwargs:  # torch's name for the first argument
                 node.kwargs, node.args = {k: v for k, v in node.kwargs.items() if k != "input"}, (node.kwargs["input"],)
+            if node.target is operator.setitem:
+                x, index, value = node.args
+                node.target, node.args = written, (x, value, operator.getitem, (index,), {})
             if node.kwargs.get("out") is not None:
                 raise InputError(f"{node.name} of {type(self.model).__name__} writes to out=: write it without out=")
             self.nodes.append(node)
             self.names[node] = self.names.get(node) or names.get(node, node.name)
             source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-            viewed = self._key(node) in _VIEWS or (node.target is getattr and node.args[1] in _VIEW_ATTRIBUTES)
-            memory[node] = memory.get(source, node) if viewed and source is not None else node
             if source is not None and self._changes_in_place(node):
                 memory[node] = memory[source]
-                self._check_memory(node, source)
-                # whoever reads the overwritten value later reads the result: say so in the graph
-                for user in [user for user in source.users if user > node]:
-                    user.replace_input_with(source, node)
+                self._check_root(node, memory[source])
+                for number, added in enumerate(aliases.write(node, source)):
+                    self.names[added] = f"{self.names[node]}_written_{number}"
                 if not node.meta.get("in_place"):
                     self._overwrites.add(node)
+            else:
+                memory[node] = memory[source] if source is not None and aliases.may_view(node) else node
+                aliases.add(node)
             if node.op == "placeholder" or self.carriers.intersection(node.all_input_nodes):
                 decided = tells_shape(node) or node.target is switches_of
                 self.carriers.update(() if decided else (node,))
@@ -200,20 +184,13 @@ class Graph:
             return True
         return node.op == "call_function" and bool(self.arguments(node, node.args, node.kwargs)("inplace", False))
 
-    def _check_memory(self, node: fx.Node, source: fx.Node) -> None:
-        """InputError if a step overwrites a parameter or buffer, or memory that a later step reads under another
-        name."""
-        root = self._memory[source]
+    def _check_root(self, node: fx.Node, root: fx.Node) -> None:
+        """InputError if a step overwrites a parameter or buffer."""
         if root.op == "get_attr" and root.target not in self._constants:
             raise InputError(
                 f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} writes to {root.target}, "
                 "so its answers would change from call to call: keep forward from changing the model in evaluation"
             )
-        for other in self._memory:
-            if other in (source, node) or not self.shares_memory(other, source) or _apart(other, source):
-                continue
-            if any(user > node for user in other.users):
-                raise self.refuse_write(node, other)
 
     def shares_memory(self, one: fx.Node, other: fx.Node) -> bool:
         """Whether one step's output is, or may be, a view of the other's, or both of a third's."""
@@ -551,16 +528,6 @@ def _signature(function: Any) -> tuple[str, ...]:
     except (TypeError, ValueError):  # of a function that is not written in Python
         return ()
     return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
-
-
-def _apart(one: fx.Node, other: fx.Node) -> bool:
-    """Whether two steps are different pieces of one split, which share no memory."""
-    if one.target is not piece or other.target is not piece:
-        return False
-    (_, first, *split), (_, second, *other_split) = one.args[1:], other.args[1:]
-    indices: Any = (first, second)
-    same_split = one.args[:2] + tuple(split) == other.args[:2] + tuple(other_split) and one.kwargs == other.kwargs
-    return bool(same_split and first != second and min(indices) >= 0)
 
 
 def graph_of(model: "nn.Module | Graph") -> Graph:

@@ -24,7 +24,9 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # methods of torch's layers that a subclass may replace without changing what the layer computes
 _SETTINGS = {"__init__", "__repr__", "__setstate__", "extra_repr", "reset_parameters", "train", "record"}
 # methods and attributes that tell of a tensor's shape and type, not of its values
-_SHAPE_METHODS = {"size", "dim", "numel", "ndimension", "new_zeros", "new_ones", "new_full", "new_tensor"}
+_NUMBER_METHODS = {"size", "dim", "numel", "ndimension"}
+_SHAPE_METHODS = _NUMBER_METHODS | {"new_zeros", "new_ones", "new_full", "new_tensor"}
+_SHAPE_FUNCTIONS = (torch.zeros_like, torch.ones_like, torch.full_like)
 _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
 _TRACING = threading.Lock()  # fx patches torch.nn.Module while it traces
 
@@ -54,12 +56,12 @@ def tells_shape(node: fx.Node) -> bool:
     """Whether a step gives the shape or type of a tensor, or something made of these alone."""
     if node.op == "call_method":
         return node.target in _SHAPE_METHODS
-    return node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
+    return node.target in _SHAPE_FUNCTIONS or (node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES)
 
 
 def gives_number(node: fx.Node) -> bool:
     """Whether a step gives a number made of the sizes of tensors, not a tensor."""
-    if tells_shape(node):
+    if node.target in _NUMBER_METHODS or (node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES):
         return True
     inputs = node.all_input_nodes
     return getattr(node.target, "__module__", "") == "_operator" and bool(inputs) and all(map(gives_number, inputs))
@@ -82,7 +84,17 @@ def call(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
 
 
 class _Proxy(fx.Proxy):
-    """`x += y` changes x, which other names may stand for; by itself fx reads it as `x = x + y`."""
+    """`x += y` changes x, which other names may stand for; by itself fx reads it as `x = x + y`. `x[i] = y` changes it
+    too, and `x.data` is a view of it."""
+
+    @property
+    def data(self) -> fx.Proxy:
+        return self.tracer.create_proxy("call_method", "detach", (self,), {})
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {}).node.meta["in_place"] = (
+            True
+        )
 
     def __len__(self) -> int:
         tracer: Any = self.tracer

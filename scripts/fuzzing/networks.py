@@ -103,7 +103,9 @@ class Program:
         self.tap(self.last)
         if rng.random() < 0.3:
             self.classify()
-        self.source = "\n".join(["def forward(self, x):", *(f"    {line}" for line in self.lines), f"    return {self.last}"])
+        self.source = "\n".join(
+            ["def forward(self, x):", *(f"    {line}" for line in self.lines), f"    return {self.last}"]
+        )
         scope: dict[str, Any] = {"torch": torch, "F": F}
         exec(self.source, scope)
         self.net.__class__ = type("Net", (nn.Module,), {"forward": scope["forward"]})
@@ -219,7 +221,13 @@ class Program:
 
     def pool(self) -> None:
         rng, v, out = self.rng, self.some(), self.new()
-        k, s, p, c, d = rng.choice((2, 3)), rng.choice((1, 2)), rng.choice((0, 1)), rng.random() < 0.5, rng.choice((1, 1, 2))
+        k, s, p, c, d = (
+            rng.choice((2, 3)),
+            rng.choice((1, 2)),
+            rng.choice((0, 1)),
+            rng.random() < 0.5,
+            rng.choice((1, 1, 2)),
+        )
         way = rng.choice(
             (
                 self.module(nn.MaxPool2d(k, s, p, d, ceil_mode=c)) + "({v})",
@@ -516,7 +524,11 @@ def by_autograd(plain: nn.Module, images: Tensor, tap: str, units: list[list[int
     projections, values = [], []
     for unit in units:
         value = seen[0][tuple(unit)]
-        sent = torch.autograd.grad(value, leaf, value.detach(), retain_graph=True, allow_unused=True)[0] if value.requires_grad else None
+        sent = (
+            torch.autograd.grad(value, leaf, value.detach(), retain_graph=True, allow_unused=True)[0]
+            if value.requires_grad
+            else None
+        )
         projections.append(torch.zeros_like(images[0]) if sent is None else sent[unit[0]])
         values.append(value.detach())
     return torch.stack(projections), torch.stack(values)
@@ -571,7 +583,9 @@ def alias(x: Tensor) -> Tensor:
 
 REPLACED: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((F.relu, torch.relu, Tensor.relu), relu),
-    **dict.fromkeys((torch.relu_, Tensor.relu_, Tensor.clamp_, Tensor.clamp_min_), lambda x, *_, **__: rectified(x, inplace=True)),
+    **dict.fromkeys(
+        (torch.relu_, Tensor.relu_, Tensor.clamp_, Tensor.clamp_min_), lambda x, *_, **__: rectified(x, inplace=True)
+    ),
     **dict.fromkeys((torch.clamp, Tensor.clamp, F.threshold), rectified),
     F.relu6: lambda x, inplace=False: rectified(x, top=6.0, inplace=inplace),
     F.hardtanh: hardtanh,
