@@ -87,7 +87,7 @@ class Graph:
                 f"{type(self.model).__name__} cannot be traced{tracer.failed} ({first_line(error)}); a deconvnet needs "
                 "a model without control flow that depends on the data: make that part a module with a rule of its own"
             ) from error
-        self._constants, self._guards = tracer.constants, tracer.guards
+        self._constants, self.guards = tracer.constants, dict(tracer.guards)
         self.given_inputs, self._verify = inputs, verify
         self.names: dict[fx.Node, str] = {}
         self.nodes: list[fx.Node] = []
@@ -127,12 +127,15 @@ class Graph:
             if node.target is operator.setitem:
                 x, index, value = node.args
                 node.target, node.args = written, (x, value, operator.getitem, (index,), {})
-            if node.kwargs.get("out") is not None:
+            out = node.kwargs.get("out")
+            if isinstance(out, fx.Node):  # it becomes a step whose output takes the place of another
+                node.kwargs, node.meta["in_place"] = {k: v for k, v in node.kwargs.items() if k != "out"}, True
+            elif out is not None:
                 raise InputError(f"{node.name} of {type(self.model).__name__} writes to out=: write it without out=")
             self.nodes.append(node)
             self.names[node] = self.names.get(node) or names.get(node, node.name)
-            source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-            if source is not None and self._changes_in_place(node):
+            source = out or (node.args[0] if node.args else None)
+            if isinstance(source, fx.Node) and self._changes_in_place(node):
                 memory[node] = memory[source]
                 self._check_root(node, memory[source])
                 for number, added in enumerate(aliases.write(node, source)):
@@ -140,7 +143,7 @@ class Graph:
                 if not node.meta.get("in_place"):
                     self._overwrites.add(node)
             else:
-                memory[node] = memory[source] if source is not None and aliases.may_view(node) else node
+                memory[node] = memory[source] if isinstance(source, fx.Node) and aliases.may_view(node) else node
                 aliases.add(node)
             if node.op == "placeholder" or self.carriers.intersection(node.all_input_nodes):
                 decided = tells_shape(node) or node.target is switches_of
@@ -198,7 +201,7 @@ class Graph:
 
     def refuse_write(self, node: fx.Node, other: fx.Node) -> InputError:
         """The error for a step that overwrites the output of another, which is read later."""
-        reader = next(user.name for user in other.users if user > node)
+        reader = next((user.name for user in other.users if user > node), "a step")
         return InputError(
             f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} works in place on memory that "
             f"{reader} reads later as {self.names[other]}: write it without the in-place operation"
@@ -444,7 +447,7 @@ class Graph:
         image = torch.zeros(1, self.channels, *image_size, **device_and_dtype(self.model))
         if self._verify and not image.is_meta:
             return verified(self, image, last)
-        path = self.path([last, *(node for node, _ in self._guards)])
+        path = self.path([last, *self.guards])
         values = self.run(image, path, self.call, path)
         self.check_guards(values)
         return values
@@ -452,7 +455,7 @@ class Graph:
     def check_guards(self, values: Mapping[fx.Node, Any]) -> None:
         """InputError if conditions on the sizes of tensors have other values than those that were traced."""
         size = values[self.inputs[0]].shape
-        for node, assumed in self._guards:
+        for node, assumed in self.guards.items():
             if bool(values[node]) != assumed:
                 raise InputError(
                     f"{type(self.model).__name__} takes another path for images of {size[-2]} x {size[-1]} pixels: its "
@@ -517,7 +520,7 @@ class Graph:
         return shapes.windows[node]
 
 
-_CONVOLUTIONS = named("nn.Conv2d F.conv2d torch.conv2d")
+_CONVOLUTIONS = named("nn.Conv2d F.conv2d torch.conv2d nn.ConvTranspose2d F.conv_transpose2d")
 
 
 def _signature(function: Any) -> tuple[str, ...]:

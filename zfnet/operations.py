@@ -776,10 +776,11 @@ DECONVNET: dict[Any, Operation] = {
     **_rows(MOVES, transpose, moved_window),
     **_rows([written], put_back, written_window),
     **_rows(named("Tensor.zero_ Tensor.fill_"), transpose),  # constants
+    **_rows(named("Tensor.index_fill_ Tensor.index_add_ Tensor.index_copy_"), transpose, None),
     **_rows(
         named(
             "operator.add operator.sub torch.add torch.sub Tensor.add Tensor.add_ Tensor.sub Tensor.sub_ operator.neg "
-            "torch.neg Tensor.neg"
+            "torch.neg Tensor.neg Tensor.neg_ torch.neg_ Tensor.copy_"
         ),
         transpose,
         arithmetic_window,

@@ -272,5 +272,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def first_channels(model: nn.Module) -> int:
     """The input channels of a model's first convolution; without one, 3."""
-    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    kinds = nn.Conv2d, nn.ConvTranspose2d
+    convolution = next((module for module in model.modules() if isinstance(module, kinds)), None)
     return convolution.in_channels if convolution else 3

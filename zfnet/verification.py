@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from zfnet.checks import in_eval_mode
-from zfnet.errors import InputError
+from zfnet.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from zfnet.graph import Graph
@@ -35,7 +35,7 @@ def verified(graph: "Graph", image: Tensor, wanted: fx.Node) -> dict[fx.Node, An
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
     theirs = _observed(graph, noise)
     calls = _pairs(graph, theirs)
-    last = list(graph.nodes) if theirs.finished else _reached(calls, wanted)
+    last = list(graph.nodes) if theirs.finished else _reached(graph, calls, wanted)
     values = graph.run(noise, last, lambda *step: _careful(graph, *step), keep=graph.nodes)
     graph.check_guards(values)
     _check_memory(graph, values)
@@ -54,7 +54,11 @@ def verified(graph: "Graph", image: Tensor, wanted: fx.Node) -> dict[fx.Node, An
         with unwritten(graph.model), _Search(values[wanted]) as search:
             _run(graph, in_eval_mode(graph.model), noise)
         if not search.found:
-            raise _difference(graph, f"{graph.names[wanted]} ({graph.operation(wanted)})", "gives")
+            size = f"{noise.shape[-2]} x {noise.shape[-1]} pixels"
+            raise InputError(
+                f"{type(graph.model).__name__} itself fails on images of {size} ({theirs.failure}), and never gives "
+                f"what the traced network gives at {graph.names[wanted]} ({graph.operation(wanted)})"
+            )
     return values
 
 
@@ -75,7 +79,11 @@ class _Observation:
 
     calls: dict[str, list[_Call]] = field(default_factory=dict)  # by the module's name
     output: Any = None
-    finished: bool = False
+    failure: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return not self.failure
 
 
 def _observed(graph: "Graph", noise: Tensor) -> _Observation:
@@ -83,17 +91,18 @@ def _observed(graph: "Graph", noise: Tensor) -> _Observation:
     for name in {str(node.target) for node in graph.nodes if node.op == "call_module"}:
         _note_calls(twin.get_submodule(name), observation.calls.setdefault(name, []))
     with unwritten(graph.model):
-        observation.output, observation.finished = _run(graph, twin, noise)
+        observation.output, observation.failure = _run(graph, twin, noise)
     return observation
 
 
-def _run(graph: "Graph", twin: nn.Module, noise: Tensor) -> tuple[Any, bool]:
+def _run(graph: "Graph", twin: nn.Module, noise: Tensor) -> tuple[Any, str]:
+    """What the model returns, or why it fails."""
     try:
-        return twin(noise.clone(), **graph.given_inputs), True
+        return twin(noise.clone(), **graph.given_inputs), ""
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # the model's own code: it does not take images of this size
-        return None, False
+    except Exception as error:  # the model's own code: it does not take images of this size
+        return None, first_line(error)
 
 
 class _Search(TorchFunctionMode):
@@ -140,10 +149,13 @@ def unwritten(model: nn.Module) -> Iterator[None]:
     held = {f"{path}.{name}".lstrip("."): tensor for path, m in model.named_modules() for name, tensor in _held(m)}
     versions = {name: p._version for name, p in model.named_parameters() if not p.is_inference()}
     before = {name: tensor.clone() for name, tensor in held.items() if not tensor.is_meta}
-    yield
-    changed = [name for name, tensor in before.items() if not _same(held[name], tensor)]
-    for name in changed:
-        held[name].copy_(before[name])
+    changed: list[str] = []
+    try:
+        yield
+    finally:
+        changed += [name for name, tensor in before.items() if not _same(held[name], tensor)]
+        for name in changed:
+            held[name].copy_(before[name])
     changed += [name for name, version in versions.items() if model.get_parameter(name)._version != version]
     if changed:
         raise InputError(
@@ -175,17 +187,17 @@ def _pairs(graph: "Graph", observation: _Observation) -> dict[fx.Node, _Call]:
     return {node: call for node, call in pairs.items() if call is not None}
 
 
-def _reached(calls: Mapping[fx.Node, _Call], wanted: fx.Node) -> list[fx.Node]:
+def _reached(graph: "Graph", calls: Mapping[fx.Node, _Call], wanted: fx.Node) -> list[fx.Node]:
     """The steps to run of a model that fails, besides `wanted`: those that it has come to."""
     done = [node for node, call in calls.items() if call.output is not None]
     failed = [node for node in calls if node not in done]
-    return [wanted, *done, *(source for node in failed for source in node.all_input_nodes)]
+    return [wanted, *done, *(source for node in failed for source in node.all_input_nodes), *graph.guards]
 
 
 def _careful(graph: "Graph", node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Do a step; InputError if it writes to an input of which the graph does not know."""
     inputs = _tensors([*args, *kwargs.values()])
-    before = [None if n == 0 and graph.overwrites(node) else x.clone() for n, x in enumerate(inputs)]
+    before = [None if graph.overwrites(node) and x is args[0] else x.clone() for x in inputs]
     output = graph.call(node, args, kwargs)
     if any(copy is not None and not _same(x, copy) for x, copy in zip(inputs, before, strict=True)):
         raise InputError(

@@ -103,9 +103,7 @@ class Program:
         self.tap(self.last)
         if rng.random() < 0.3:
             self.classify()
-        self.source = "\n".join(
-            ["def forward(self, x):", *(f"    {line}" for line in self.lines), f"    return {self.last}"]
-        )
+        self.source = "\n    ".join(["def forward(self, x):", *self.lines, f"return {self.last}"])
         scope: dict[str, Any] = {"torch": torch, "F": F}
         exec(self.source, scope)
         self.net.__class__ = type("Net", (nn.Module,), {"forward": scope["forward"]})
@@ -125,7 +123,7 @@ class Program:
         values = {name: v.clone() if isinstance(v, Tensor) else v for name, v in self.values.items()}
         try:
             with torch.no_grad():
-                exec("\n".join(self.lines + [line]), values := self.fresh())
+                exec("\n".join([*self.lines, line]), values := self.fresh())
         except (RuntimeError, IndexError, ValueError, TypeError):
             return False
         value = values[then]
@@ -221,13 +219,8 @@ class Program:
 
     def pool(self) -> None:
         rng, v, out = self.rng, self.some(), self.new()
-        k, s, p, c, d = (
-            rng.choice((2, 3)),
-            rng.choice((1, 2)),
-            rng.choice((0, 1)),
-            rng.random() < 0.5,
-            rng.choice((1, 1, 2)),
-        )
+        k, s, p, d = (rng.choice(choices) for choices in ((2, 3), (1, 2), (0, 1), (1, 1, 2)))
+        c = rng.random() < 0.5
         way = rng.choice(
             (
                 self.module(nn.MaxPool2d(k, s, p, d, ceil_mode=c)) + "({v})",
@@ -343,7 +336,7 @@ class Program:
                 "{v}.zero_()",
                 "{v}.fill_(1.0)",
                 "{v}.masked_fill_({v} < 0, 0.0)",
-                "{v}.index_add_(1, torch.tensor([0]), {w}[:, :1])",
+                "{v}.index_add_(1, torch.tensor([0]), ({w} * 2)[:, :1])",
                 "{v}.index_fill_(1, torch.tensor([0]), 0.0)",
                 "torch.mul({v}, 2, out={v})",
                 "torch.add({v}, {w}, out={v})",
@@ -410,6 +403,8 @@ def outcome(program: Program, rng: random.Random) -> str:
     images = torch.randn(IMAGES, program.channels, *program.size, dtype=torch.float64)
     if rng.random() < 0.3:
         images = images.contiguous(memory_format=torch.channels_last)
+    if not runs(copy.deepcopy(net), images):  # `view` asks for its elements in order
+        images = images.contiguous()
     kept, modes = images.clone(), [module.training for module in net.modules()]
     plain = copy.deepcopy(net).eval()
     try:
@@ -424,6 +419,15 @@ def outcome(program: Program, rng: random.Random) -> str:
     return result
 
 
+def runs(net: nn.Module, images: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            net.eval()(images.clone())
+    except RuntimeError:
+        return False
+    return True
+
+
 KINDS = {
     "works in place on memory": "memory read later",
     "item assignment": "item assignment",
@@ -433,6 +437,8 @@ KINDS = {
     "cannot be traced": "not traced",
     "than in the model itself": "differs from the model",
     "writes to its input": "hidden write",
+    "no layer of": "does not depend on the image",
+    "takes another path": "another path for another size",
     "does not depend on the image": "does not depend on the image",
 }
 
@@ -501,9 +507,10 @@ def compare_projections(net: nn.Module, plain: nn.Module, images: Tensor, tap: s
 def placed(canvas: Tensor, box: list[int], shape: torch.Size) -> Tensor:
     """A canvas (C, S, S) at its box in an image of a shape."""
     image, (top, left, bottom, right) = canvas.new_zeros(shape), box
-    inside = canvas[:, max(-top, 0) : shape[1] - top, max(-left, 0) : shape[2] - left]
-    inside = inside[:, : min(bottom, shape[1]) - max(top, 0), : min(right, shape[2]) - max(left, 0)]
-    image[:, max(top, 0) : max(top, 0) + inside.shape[1], max(left, 0) : max(left, 0) + inside.shape[2]] = inside
+    rows, columns = range(max(top, 0), min(bottom, shape[1])), range(max(left, 0), min(right, shape[2]))
+    for row in rows:
+        for column in columns:
+            image[:, row, column] = canvas[:, row - top, column - left]
     return image
 
 
@@ -524,13 +531,12 @@ def by_autograd(plain: nn.Module, images: Tensor, tap: str, units: list[list[int
     projections, values = [], []
     for unit in units:
         value = seen[0][tuple(unit)]
-        sent = (
-            torch.autograd.grad(value, leaf, value.detach(), retain_graph=True, allow_unused=True)[0]
-            if value.requires_grad
-            else None
-        )
-        projections.append(torch.zeros_like(images[0]) if sent is None else sent[unit[0]])
-        values.append(value.detach())
+        signal = value.detach()
+        if not value.requires_grad:  # it does not depend on the image
+            value = value + 0 * leaf.sum()
+        (sent,) = torch.autograd.grad(value, leaf, signal, retain_graph=True)
+        projections.append(sent[unit[0]])
+        values.append(signal)
     return torch.stack(projections), torch.stack(values)
 
 
@@ -555,8 +561,8 @@ def relu(x: Tensor, inplace: bool = False) -> Any:
     return rectified(x, inplace=inplace)
 
 
-def hardtanh(x: Tensor, low: float, high: float) -> Any:
-    return rectified(x, top=high)
+def hardtanh(x: Tensor, min_val: float, max_val: float, inplace: bool = False) -> Any:
+    return rectified(x, top=max_val, inplace=inplace)
 
 
 def pieces(x: Tensor, sizes: list[int], dim: int) -> tuple[Tensor, ...]:
@@ -583,9 +589,8 @@ def alias(x: Tensor) -> Tensor:
 
 REPLACED: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((F.relu, torch.relu, Tensor.relu), relu),
-    **dict.fromkeys(
-        (torch.relu_, Tensor.relu_, Tensor.clamp_, Tensor.clamp_min_), lambda x, *_, **__: rectified(x, inplace=True)
-    ),
+    **dict.fromkeys((torch.relu_, Tensor.relu_, F.relu_), lambda x: rectified(x, inplace=True)),
+    **dict.fromkeys((Tensor.clamp_, Tensor.clamp_min_), lambda x, *_, **__: rectified(x, inplace=True)),
     **dict.fromkeys((torch.clamp, Tensor.clamp, F.threshold), rectified),
     F.relu6: lambda x, inplace=False: rectified(x, top=6.0, inplace=inplace),
     F.hardtanh: hardtanh,
@@ -595,8 +600,11 @@ REPLACED: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((Tensor.detach, Tensor.data.__get__), alias),  # type: ignore[attr-defined]
 }
 # they keep their input for the way back, and a later step may overwrite it
-KEEP_INPUT = {F.conv2d, torch.conv2d, F.conv_transpose2d, F.max_pool2d, torch.max_pool2d, F.max_pool2d_with_indices}
-KEEP_INPUT |= {F.avg_pool2d, F.batch_norm, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.max_unpool2d, F.linear}
+KEEP_INPUT = {
+    *(F.conv2d, torch.conv2d, F.conv_transpose2d, F.linear, F.batch_norm, F.pad),
+    *(F.max_pool2d, torch.max_pool2d, F.max_pool2d_with_indices, F.max_unpool2d),
+    *(F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
+}
 
 
 class Deconvolved(TorchFunctionMode):
@@ -605,4 +613,7 @@ class Deconvolved(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in KEEP_INPUT:
             args = (args[0].clone(), *args[1:])
-        return REPLACED.get(func, func)(*args, **(kwargs or {}))
+        kwargs = dict(kwargs or {})
+        out = kwargs.pop("out", None)
+        result = REPLACED.get(func, func)(*args, **kwargs)
+        return result if out is None else out.copy_(result)
