@@ -1,9 +1,11 @@
 """What is checked before anything runs, and the state that a model is run in."""
 
 import contextlib
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,10 +16,12 @@ Pair = tuple[int, int]  # (rows, columns)
 
 def pair(value: int | Sequence[int]) -> Pair:
     """Rows and columns, from one number for both or from two; InputError for anything else."""
-    sizes = (value, value) if isinstance(value, int) else tuple(value)
-    if len(sizes) != 2 or not all(isinstance(size, int) for size in sizes):
-        raise InputError(f"a size is {value!r}; give one whole number, or (rows, columns)")
-    return sizes[0], sizes[1]
+    with contextlib.suppress(TypeError):
+        return (operator.index(value),) * 2  # type: ignore[arg-type]
+    with contextlib.suppress(TypeError, ValueError):
+        rows, columns = map(operator.index, value)  # type: ignore[arg-type]
+        return rows, columns
+    raise InputError(f"a size is {value!r}; give one whole number, or (rows, columns)")
 
 
 def device_and_dtype(model: nn.Module) -> dict[str, Any]:
@@ -99,6 +103,8 @@ def check_images(model: nn.Module, images: Tensor) -> Tensor:
     """Images (N, C, H, W) on the model's device and of its type; InputError for any other shape, NaN and infinity."""
     if not isinstance(images, Tensor):
         raise InputError(f"images are a {type(images).__name__}; give a float tensor (N, channels, rows, columns)")
+    if not _is_dense(images):
+        raise InputError("images are a sparse, nested, quantised or meta tensor; give a dense one, with its values")
     if images.ndim != 4 or not images.is_floating_point():
         raise InputError(
             f"images must be floats of shape (N, channels, rows, columns); got {images.dtype} {tuple(images.shape)}"
@@ -106,4 +112,57 @@ def check_images(model: nn.Module, images: Tensor) -> Tensor:
     if not images.sum().isfinite() and not images.isfinite().all():
         bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
         raise InputError(f"NaN or infinity in {len(bad)} of {len(images)} images, first in image {bad[0]}")
-    return images.to(**device_and_dtype(model))
+    images = images.detach().to(**device_and_dtype(model))
+    if images.is_inference():
+        with torch.inference_mode(False):  # which others cannot be written to outside of
+            return images.clone()
+    return images
+
+
+def check_units(units: Any) -> Tensor:
+    """Units (M, 4), int64 and on the CPU, from a tensor, an array or rows of numbers; InputError for anything else."""
+    wanted = "give whole numbers (M, 4): image, map, row, column"
+    try:
+        if isinstance(units, Tensor) and not _is_dense(units):
+            raise TypeError
+        entries = torch.as_tensor(units.detach().cpu() if isinstance(units, Tensor) else np.asarray(units))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(f"units are a {type(units).__name__} of something else than numbers; {wanted}") from None
+    if entries.shape == (0,):
+        entries = entries.reshape(0, 4).long()
+    whole = not (entries.is_floating_point() or entries.is_complex() or entries.dtype == torch.bool)
+    if entries.ndim != 2 or entries.shape[1] != 4 or not whole:
+        raise InputError(f"units are {entries.dtype} of shape {tuple(entries.shape)}; {wanted}")
+    return entries.long()
+
+
+def check_signal(signal: Any, shape: Sequence[int], what: str) -> Tensor:
+    """A signal of a shape, from a tensor, an array or numbers; InputError for anything else, NaN and infinity.
+
+    Args:
+        signal: what is checked.
+        shape: that it must have.
+        what: the beginning of the error.
+    """
+    try:
+        if isinstance(signal, Tensor) and not _is_dense(signal):
+            raise TypeError
+        values = signal.detach() if isinstance(signal, Tensor) else torch.as_tensor(np.asarray(signal))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(f"{what}; got a {type(signal).__name__} of something else than numbers") from None
+    if values.shape != tuple(shape) or values.is_complex() or values.dtype == torch.bool:
+        raise InputError(f"{what}; got {values.dtype} {tuple(values.shape)}")
+    if not values.isfinite().all():
+        raise InputError(f"{what}; got NaN or infinity")
+    return values
+
+
+def check_number(name: str, value: Any) -> int:
+    """A whole number from 1; InputError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(f"{name} is {value!r}; give a whole number from 1")
+    return min(int(value), 2**62)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)

@@ -429,6 +429,10 @@ class Graph:
         Raises InputError if the graph does not do what the model does with such images.
         """
         image_size = pair(image_size)
+        if min(image_size) < 1:
+            raise InputError(
+                f"images of {image_size[0]} x {image_size[1]} pixels; give at least one row and one column"
+            )
         with self._lock:
             known = self._shapes.get(image_size, Shapes())
             if last not in known.outputs and last not in known.numbers:
@@ -444,7 +448,10 @@ class Graph:
 
     def _tried(self, image_size: Pair, last: fx.Node) -> dict[fx.Node, Any]:
         """The values of the steps up to `last`, and maybe of others, on an image of that size."""
-        image = torch.zeros(1, self.channels, *image_size, **device_and_dtype(self.model))
+        try:
+            image = torch.zeros(1, self.channels, *image_size, **device_and_dtype(self.model))
+        except RuntimeError as error:
+            raise InputError(f"no memory for an image of {image_size[0]} x {image_size[1]} pixels") from error
         if self._verify and not image.is_meta:
             return verified(self, image, last)
         path = self.path([last, *self.guards])

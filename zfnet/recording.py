@@ -43,8 +43,8 @@ def record(
         reads_input: whether a rule reads the value of this step.
         view: how steps see their sources; None: whole maps.
     """
-    if isinstance(layers, str):
-        raise InputError(f"layers is {layers!r}; give a list of layers, [{layers!r}]")
+    if layers is not None and (isinstance(layers, str) or not isinstance(layers, Collection)):
+        raise InputError(f"layers is {layers!r}; give a list of layers, as in ['relu1']")
     nodes = {graph.name(layer): graph.node(layer) for layer in (graph.layers if layers is None else layers)}
     if view is None:
         view = WholeMaps(graph)
