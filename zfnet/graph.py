@@ -380,9 +380,9 @@ class Graph:
             values[node] = apply(node, args, kwargs)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, IndexError) as error:
-            if isinstance(error, InputError):
-                raise
+        except InputError:
+            raise
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
             raise InputError(
                 f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} fails on images of shape "
                 f"{tuple(shape)}: {first_line(error)}"

@@ -48,7 +48,7 @@ def verified(graph: "Graph", image: Tensor, wanted: fx.Node) -> dict[fx.Node, An
     if theirs.finished:
         ours = _tensors(fx.map_arg(graph.returned, values.__getitem__))
         expected = _tensors(theirs.output)
-        if len(ours) != len(expected) or not all(map(_alike, ours, expected)):
+        if not _all_alike(ours, expected):
             raise _difference(graph, "the output", "has")
     elif isinstance(values[wanted], Tensor) and wanted not in graph.path(calls):
         with unwritten(graph.model), _Search(values[wanted]) as search:
@@ -90,9 +90,25 @@ def _observed(graph: "Graph", noise: Tensor) -> _Observation:
     twin, observation = in_eval_mode(graph.model), _Observation()
     for name in {str(node.target) for node in graph.nodes if node.op == "call_module"}:
         _note_calls(twin.get_submodule(name), observation.calls.setdefault(name, []))
+    before = [dict(vars(module)) for module in twin.modules()]
     with unwritten(graph.model):
         observation.output, observation.failure = _run(graph, twin, noise)
+        if observation.finished and not all(map(_holds, twin.modules(), before)):
+            observation.calls = {name: list(calls) for name, calls in observation.calls.items()}
+            again, _ = _run(graph, twin, noise)
+            if not _all_alike(_tensors(again), _tensors(observation.output)):
+                raise InputError(
+                    f"{type(graph.model).__name__} gives another output when it is called again: keep forward from "
+                    "changing the model in evaluation"
+                )
     return observation
+
+
+def _holds(module: nn.Module, attributes: Mapping[str, Any]) -> bool:
+    """Whether a module has still these attributes."""
+    return vars(module).keys() == attributes.keys() and all(
+        vars(module)[name] is attributes[name] for name in attributes
+    )
 
 
 def _run(graph: "Graph", twin: nn.Module, noise: Tensor) -> tuple[Any, str]:
@@ -170,7 +186,7 @@ def _held(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+    return torch.equal(one, other) or (one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num()))
 
 
 # ---- the graph -------------------------------------------------------------------------------------------------------
@@ -237,10 +253,14 @@ def _difference(graph: "Graph", what: str, verb: str) -> InputError:
     )
 
 
+def _all_alike(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+    return len(ours) == len(theirs) and all(map(_alike, ours, theirs))
+
+
 def _alike(ours: Tensor, theirs: Tensor) -> bool:
     if ours.shape != theirs.shape or ours.is_floating_point() != theirs.is_floating_point():
         return False
-    if not ours.is_floating_point():
+    if torch.equal(ours, theirs) or not ours.is_floating_point():  # mostly they are, to the bit
         return torch.equal(ours, theirs)
     finite = theirs[theirs.isfinite()]
     largest = float(finite.abs().max()) if finite.numel() else 0.0

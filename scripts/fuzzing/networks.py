@@ -430,8 +430,6 @@ def runs(net: nn.Module, images: Tensor) -> bool:
 
 KINDS = {
     "works in place on memory": "memory read later",
-    "item assignment": "item assignment",
-    "writes to out=": "out=",
     "no window": "no window",
     "no deconvnet rule": "no rule",
     "cannot be traced": "not traced",
@@ -445,8 +443,8 @@ KINDS = {
 
 def kind_of(line: str) -> str:
     name = next((name for words, name in KINDS.items() if words in line), line)
-    match = re.search(r"no (?:deconvnet rule|window) for (\w+)( at \S+ [^;,]*)?", line)
-    return f"{name} {match[1]}{re.sub(r'at [^ ;,]+ ?', '', match[2] or '')}" if match else name
+    operation = re.search(r"no (?:deconvnet rule|window) for (\w+)", line)
+    return f"{name} for {operation[1]}" if operation else name
 
 
 def units_of(maps: Tensor, rng: random.Random) -> list[list[int]]:
