@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
@@ -147,9 +147,8 @@ def table(saved: dict[str, Any]) -> str:
     for kind, count in saved.items():
         outcomes = sorted(count["outcomes"].items(), key=lambda entry: -entry[1])
         parts = ", ".join(f"{number:,} {outcome}" for outcome, number in outcomes)
-        rows.append(
-            f"| {kind} | {count['cases']:,} | {parts} | {len(count['failures'])} | {count['peak'] / 2**20:,.0f} |"
-        )
+        cells = kind, f"{count['cases']:,}", parts, str(len(count["failures"])), f"{count['peak'] / 2**20:,.0f}"
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -179,7 +178,7 @@ def main() -> None:
         failures += len(count.failures)
         if options.save:
             saved = json.loads(options.save.read_text()) if options.save.exists() else {}
-            options.save.write_text(json.dumps(saved | {kind: asdict(count)}, indent=1) + "\n")
+            options.save.write_text(json.dumps(saved | {kind: vars(count)}, indent=1) + "\n")
     sys.exit(bool(failures))
 
 
