@@ -136,7 +136,7 @@ def test_a_sealed_file_names_what_differs(tmp_path) -> None:
             {"weights": "1", "k": "8"},
             "is damaged: its content does not match its checksum",
         ),
-        (kept.replace(b'"format": 2', b'"format": 3'), identity, "is of format 3, but this version reads format 2"),
+        (kept.replace(b'"format": 3', b'"format": 4'), identity, "is of format 4, but this version reads format 3"),
         (b"", identity, "is damaged, or of an older format that is no longer read"),
         (b"[\n", identity, "is damaged, or of an older format that is no longer read"),
     ):
@@ -145,7 +145,7 @@ def test_a_sealed_file_names_what_differs(tmp_path) -> None:
             read_sealed(path, now, "delete it")
         assert str(error.value) == f"{path} {message}; delete it"
     path.unlink()
-    with pytest.raises(InputError, match=r"^cannot read .*file \(No such file or directory\); delete it$"):
+    with pytest.raises(InputError, match=r"^cannot read .*file: No such file or directory; delete it$"):
         read_sealed(path, identity, "delete it")
     write_sealed(path, identity, 1)
     write_sealed(path, identity, 2, tmp_path / "previous")
