@@ -2,7 +2,8 @@
 
 Scan states, feature caches, checkpoints, trained networks and stored measurements all use it. A file of `write_sealed`
 keeps an identity, which is one digest for each thing that its content depends on, by name, and a digest of the content
-itself. `read_sealed` compares both, so that an error can name what differs. Files of text have their digest within: `stamped`.
+itself. `read_sealed` compares both, so that an error can name what differs.
+Files of text have their digest within, as `stamped` puts it there.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any, BinaryIO
 

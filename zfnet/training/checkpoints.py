@@ -145,7 +145,7 @@ def _check_keys(name: str, value: Any, expected: set[Any]) -> None:
 
 
 def _check_number(name: str, value: Any, least: float, most: float, whole: bool = False) -> None:
-    if type(value) is not int and (whole or type(value) is not float) or not least <= value <= most:
+    if (type(value) is not int and (whole or type(value) is not float)) or not least <= value <= most:
         limits = f"{least:g} to {most:g}" if most < math.inf else f"{least:g}"
         raise _Stranger(f"{name} is {_shown(value)}, no{' whole' * whole} number from {limits}")
     if not value < 2.0**1000:
@@ -167,7 +167,7 @@ def _check_tensor(name: str, value: Any, like: Tensor, least: float = -math.inf)
     if value.shape != like.shape or value.dtype != like.dtype:
         kinds = (f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in (value, like))
         raise _Stranger("{} is {}, not {}".format(name, *kinds))
-    if not value.isfinite().all() or value.numel() and least > -math.inf and value.min() < least:
+    if not value.isfinite().all() or (value.numel() and least > -math.inf and value.min() < least):
         raise _Stranger(f"{name} has values that no training gives")
 
 
