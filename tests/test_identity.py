@@ -328,7 +328,7 @@ def test_features_with_other_settings_are_not_read(name, tmp_path) -> None:
 def test_a_fresh_scan_overwrites_the_state_of_another(tmp_path) -> None:
     assert not scanned(base("tensors"), tmp_path)
     other = replace(base("tensors"), model=network(1))
-    with pytest.raises(InputError, match="different weights; delete it, or pass fresh=True, to start anew"):
+    with pytest.raises(InputError, match="different weights; delete it, or start anew with fresh=True"):
         scanned(other, tmp_path)
     assert not scanned(replace(other, settings={"fresh": True}), tmp_path)
     assert scanned(other, tmp_path)

@@ -26,6 +26,7 @@ from zfnet.graph import Graph, graph_of
 from zfnet.identity import Identity, digest, network_identity, read_sealed, write_sealed
 
 SAVE_EVERY = 30.0  # seconds between two saves of a scan's state
+ANEW = "delete it, or start anew with fresh=True"
 
 Units = Tensor  # (M, 4), int64: image, map, row and column of each unit, as `Deconvnet.project_units` takes them
 
@@ -142,7 +143,7 @@ def scan(
     identity = _identity(graph, images, chosen, nodes.values(), k, distinct) if file else {}
     start = _Progress(0, {}, [])
     if file and not fresh and file.exists():
-        start = _Progress.of(read_sealed(file, identity, "delete it, or pass fresh=True, to start anew"), graph)
+        start = _Progress.of(read_sealed(file, identity, ANEW), graph)
     reached = start
     batches = Batches(images, batch_size, indices=chosen[start.done :], workers=workers)
     bar = tqdm(total=len(chosen), initial=start.done, unit=" images", desc="scan", disable=not progress)
