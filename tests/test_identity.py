@@ -422,7 +422,7 @@ def test_measurements_of_another_run_are_not_read(tmp_path) -> None:
     assert read_again(measured, base("scenes"), base("scenes"), tmp_path / "same") is True
     for name, change in (("seed", with_settings(seed=1)), ("fill", with_settings(fill="blur"))):
         said = read_again(measured, base("scenes"), change(base("scenes")), tmp_path / name)
-        assert "ablation.partial was made with different settings; delete it to measure anew" in said
+        assert "ablation.partial was made with different settings; delete it, or start anew with fresh=True" in said
     assert "scan.partial was made with different weights" in read_again(
         measured, base("scenes"), changed_weight(base("scenes")), tmp_path / "weight"
     )
