@@ -156,8 +156,6 @@ KINDS = {
     "note, stopped": Kind(lambda folder: write_features(folder, 9), write_features, "*.json"),
     "weights": Kind(write_weights, read_weights, "*.safetensors"),
     "measurements": Kind(write_measurements, read_measurements, "ablation.partial"),
-        write_measurements, lambda folder: read_results(folder / "ablation.partial", IDENTITY), "abl*"
-    ),
     "result": Kind(write_result, lambda folder: read_result(folder / "result.json"), "result.json"),
 }
 
