@@ -74,11 +74,11 @@ def test_two_runs_at_once_do_not_mix_their_files(tmp_path, monkeypatch):
     replace = os.replace
 
     def slow(source, target):
-        sleep(0.01)  # time for the other run to come between
+        sleep(os.urandom(1)[0] / 10_000)  # the other run comes between
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", slow)
-    for _ in range(5):
+    for _ in range(10):
         children = []
         for word in ("one", "two"):
             if not (child := os.fork()):
