@@ -30,9 +30,9 @@ def test_a_result_in_the_place_of_a_file_is_refused(tmp_path):
         pass
 
 
-def write(out, word):
+def write(out, word, names=("figure.png", "result.json", "table.md")):
     with results.results(out) as folder:
-        for name in ("figure.png", "result.json", "table.md"):
+        for name in names:
             (folder / name).write_text(word)
 
 
@@ -82,7 +82,7 @@ def test_two_runs_at_once_do_not_mix_their_files(tmp_path, monkeypatch):
         children = []
         for word in ("one", "two"):
             if not (child := os.fork()):
-                write(tmp_path, word)
+                write(tmp_path, word, [*(f"{n}.png" for n in range(9)), "result.json"])
                 os._exit(0)
             children.append(child)
         for child in children:
