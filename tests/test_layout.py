@@ -20,6 +20,8 @@ ORDER = [
     "windows",
     "operations",
     "tracing",
+    "aliases",
+    "verification",
     "graph",
     "layers",
     "views",

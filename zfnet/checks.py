@@ -30,24 +30,32 @@ def device_and_dtype(model: nn.Module) -> dict[str, Any]:
     return {"device": first.device, "dtype": first.dtype}
 
 
-def in_eval_mode(module: nn.Module, twins: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
-    """A twin of a module in eval mode that shares its parameters and buffers.
+def in_eval_mode(
+    module: nn.Module, *, apart: bool = False, twins: dict[nn.Module, nn.Module] | None = None
+) -> nn.Module:
+    """A twin of a module in eval mode that shares its parameters.
 
     The module itself, which other threads may use or train, is not touched: neither its mode nor its hooks, and what
-    `forward` writes to itself stays with the twin.
+    `forward` sets stays with the twin.
 
     Args:
         module: what is paired.
+        apart: give the twin its own buffers and other tensors, into which `forward` may write.
         twins: those that were made already, by module; a module that is used twice has one twin.
     """
     twins = {} if twins is None else twins
     if module not in twins:
         twin = twins[module] = object.__new__(type(module))
         own = {name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()}
+        if apart:
+            for tensors in (own, own["_buffers"]):
+                tensors |= {name: value.clone() for name, value in tensors.items() if isinstance(value, Tensor)}
         forward: Any = own.get("forward")
         if getattr(forward, "__self__", None) is module:
             own["forward"] = forward.__func__.__get__(twin)
-        own["_modules"] = {name: child and in_eval_mode(child, twins) for name, child in module._modules.items()}
+        own["_modules"] = {
+            name: child and in_eval_mode(child, apart=apart, twins=twins) for name, child in module._modules.items()
+        }
         vars(twin).update(own | {"training": False})
     return twins[module]
 

@@ -126,6 +126,8 @@ class Tracer(fx.Tracer):
         image: makes the example for which conditions on sizes are looked up.
     """
 
+    proxy_buffer_attributes = True  # what is made of buffers is made anew when it is run
+
     def __init__(
         self,
         model: nn.Module,
@@ -178,12 +180,20 @@ class Tracer(fx.Tracer):
 
     def create_proxy(self, kind: str, *arguments: Any, **more: Any) -> fx.Proxy:
         proxy: fx.Proxy = super().create_proxy(kind, *arguments, **more)
+        if kind != "call_module" and kind.startswith("call") and self._is_of_buffers(proxy.node):
+            return proxy  # torchvision computes it while it traces, and does not count it
         within = f"{self.module}." if self.module else ""
         name = self.module if kind == "call_module" else f"{within}{proxy.node}"
         name = re.sub(r"_[0-9]+$", "", name)  # fx counts in the whole graph, torchvision within a module
         repeats = self.repeats[name] = self.repeats.get(name, -1) + 1
         self.names[proxy.node] = f"{name}_{repeats}" if repeats else name
         return proxy
+
+    def _is_of_buffers(self, node: fx.Node) -> bool:
+        """Whether a step depends on buffers alone."""
+        if node.op == "get_attr":
+            return any(node.target == name for name, _ in self.root.named_buffers())
+        return bool(node.all_input_nodes) and all(map(self._is_of_buffers, node.all_input_nodes))
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         name, by_position, by_name = _arguments(root_fn, self.inputs)

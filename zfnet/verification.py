@@ -6,10 +6,9 @@ see: the model itself is left alone. Every step of the graph keeps its input, as
 that writes where the graph does not know of it is refused by name.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,25 +17,26 @@ from torch.overrides import TorchFunctionMode
 from zfnet.checks import in_eval_mode
 from zfnet.errors import InputError, first_line
 
-if TYPE_CHECKING:
-    from zfnet.graph import Graph
-
+Graph = Any  # of graph.py, which imports this file
 _PRECISION = {torch.float64: 1e-8, torch.float32: 1e-4}  # of the largest value; both run the same operations
 _COARSE = 2e-2  # of shorter types
 _REASONS = "such as a hidden write, random numbers, state that it keeps between calls, or isinstance(x, Tensor)"
 
 
-def verified(graph: "Graph", image: Tensor, wanted: fx.Node) -> dict[fx.Node, Any]:
+def verified(graph: Graph, image: Tensor, wanted: fx.Node) -> dict[fx.Node, Any]:
     """The values of the graph's steps on noise in the shape of an image (1, C, H, W), equal to the model's own.
 
     Where the model does not take images of this size, all is compared that it does before it fails, and `wanted`.
     Raises InputError where they differ.
     """
-    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
-    theirs = _observed(graph, noise)
+    for distribution in (torch.randn, torch.rand):  # what gives NaN, such as a root, hides what comes after it
+        noise: Tensor = distribution(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
+        theirs = _observed(graph, noise)
+        if not any(bool(tensor.isnan().any()) for tensor in _tensors(theirs.output)):
+            break
     calls = _pairs(graph, theirs)
     last = list(graph.nodes) if theirs.finished else _reached(graph, calls, wanted)
-    values = graph.run(noise, last, lambda *step: _careful(graph, *step), keep=graph.nodes)
+    values: dict[fx.Node, Any] = graph.run(noise, last, lambda *step: _careful(graph, *step), keep=graph.nodes)
     graph.check_guards(values)
     _check_memory(graph, values)
     for node, call in calls.items():
@@ -51,8 +51,8 @@ def verified(graph: "Graph", image: Tensor, wanted: fx.Node) -> dict[fx.Node, An
         if not _all_alike(ours, expected):
             raise _difference(graph, "the output", "has")
     elif isinstance(values[wanted], Tensor) and wanted not in graph.path(calls):
-        with unwritten(graph.model), _Search(values[wanted]) as search:
-            _run(graph, in_eval_mode(graph.model), noise)
+        with _Search(values[wanted]) as search:
+            _run(graph, in_eval_mode(graph.model, apart=True), noise)
         if not search.found:
             size = f"{noise.shape[-2]} x {noise.shape[-1]} pixels"
             raise InputError(
@@ -86,21 +86,27 @@ class _Observation:
         return not self.failure
 
 
-def _observed(graph: "Graph", noise: Tensor) -> _Observation:
-    twin, observation = in_eval_mode(graph.model), _Observation()
+def _observed(graph: Graph, noise: Tensor) -> _Observation:
+    twin, observation = in_eval_mode(graph.model, apart=True), _Observation()
     for name in {str(node.target) for node in graph.nodes if node.op == "call_module"}:
         _note_calls(twin.get_submodule(name), observation.calls.setdefault(name, []))
-    before = [dict(vars(module)) for module in twin.modules()]
-    with unwritten(graph.model):
-        observation.output, observation.failure = _run(graph, twin, noise)
-        if observation.finished and not all(map(_holds, twin.modules(), before)):
-            observation.calls = {name: list(calls) for name, calls in observation.calls.items()}
-            again, _ = _run(graph, twin, noise)
-            if not _all_alike(_tensors(again), _tensors(observation.output)):
-                raise InputError(
-                    f"{type(graph.model).__name__} gives another output when it is called again: keep forward from "
-                    "changing the model in evaluation"
-                )
+    attributes = [dict(vars(module)) for module in twin.modules()]
+    held = {name: tensor.clone() for name, tensor in _held(twin).items()}
+    observation.output, observation.failure = _run(graph, twin, noise)
+    now = _held(twin)
+    if changed := next((name for name, tensor in held.items() if name in now and not _same(now[name], tensor)), None):
+        raise InputError(
+            f"{type(graph.model).__name__} writes to {changed} when it is run, so its answers may change from call to "
+            "call: keep forward from changing the model in evaluation"
+        )
+    if observation.finished and not all(map(_holds, twin.modules(), attributes)):
+        observation.calls = {name: list(calls) for name, calls in observation.calls.items()}
+        again, _ = _run(graph, twin, noise)
+        if not _all_alike(_tensors(again), _tensors(observation.output)):
+            raise InputError(
+                f"{type(graph.model).__name__} gives another output when it is called again: keep forward from "
+                "changing the model in evaluation"
+            )
     return observation
 
 
@@ -111,7 +117,7 @@ def _holds(module: nn.Module, attributes: Mapping[str, Any]) -> bool:
     )
 
 
-def _run(graph: "Graph", twin: nn.Module, noise: Tensor) -> tuple[Any, str]:
+def _run(graph: Graph, twin: nn.Module, noise: Tensor) -> tuple[Any, str]:
     """What the model returns, or why it fails."""
     try:
         return twin(noise.clone(), **graph.given_inputs), ""
@@ -159,30 +165,14 @@ def _tensors(values: Any) -> list[Tensor]:
     return [] if isinstance(values, str) else [tensor for part in parts for tensor in _tensors(part)]
 
 
-@contextlib.contextmanager
-def unwritten(model: nn.Module) -> Iterator[None]:
-    """InputError for a forward that writes to tensors that the model holds; buffers are restored."""
-    held = {f"{path}.{name}".lstrip("."): tensor for path, m in model.named_modules() for name, tensor in _held(m)}
-    versions = {name: p._version for name, p in model.named_parameters() if not p.is_inference()}
-    before = {name: tensor.clone() for name, tensor in held.items() if not tensor.is_meta}
-    changed: list[str] = []
-    try:
-        yield
-    finally:
-        changed += [name for name, tensor in before.items() if not _same(held[name], tensor)]
-        for name in changed:
-            held[name].copy_(before[name])
-    changed += [name for name, version in versions.items() if model.get_parameter(name)._version != version]
-    if changed:
-        raise InputError(
-            f"{type(model).__name__} writes to {changed[0]} when it is run, so its answers may change from call to "
-            "call: keep forward from changing the model in evaluation"
-        )
-
-
-def _held(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """The buffers of a module, and tensors that are attributes."""
-    return [(n, t) for n, t in (*module._buffers.items(), *vars(module).items()) if isinstance(t, Tensor)]
+def _held(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a model and its modules' other tensors but parameters, by name."""
+    return {
+        f"{path}.{name}".lstrip("."): tensor
+        for path, module in model.named_modules()
+        for name, tensor in (*module._buffers.items(), *vars(module).items())
+        if isinstance(tensor, Tensor)
+    }
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -192,7 +182,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 # ---- the graph -------------------------------------------------------------------------------------------------------
 
 
-def _pairs(graph: "Graph", observation: _Observation) -> dict[fx.Node, _Call]:
+def _pairs(graph: Graph, observation: _Observation) -> dict[fx.Node, _Call]:
     """The calls of modules by their steps: the first call of a module is its first step."""
     left = {name: iter(calls) for name, calls in observation.calls.items()}
     steps = {node: str(node.target) for node in graph.nodes if node.op == "call_module"}
@@ -203,14 +193,14 @@ def _pairs(graph: "Graph", observation: _Observation) -> dict[fx.Node, _Call]:
     return {node: call for node, call in pairs.items() if call is not None}
 
 
-def _reached(graph: "Graph", calls: Mapping[fx.Node, _Call], wanted: fx.Node) -> list[fx.Node]:
+def _reached(graph: Graph, calls: Mapping[fx.Node, _Call], wanted: fx.Node) -> list[fx.Node]:
     """The steps to run of a model that fails, besides `wanted`: those that it has come to."""
     done = [node for node, call in calls.items() if call.output is not None]
     failed = [node for node in calls if node not in done]
     return [wanted, *done, *(source for node in failed for source in node.all_input_nodes), *graph.guards]
 
 
-def _careful(graph: "Graph", node: fx.Node, args: Any, kwargs: Any) -> Any:
+def _careful(graph: Graph, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Do a step; InputError if it writes to an input of which the graph does not know."""
     inputs = _tensors([*args, *kwargs.values()])
     before = [None if graph.overwrites(node) and x is args[0] else x.clone() for x in inputs]
@@ -223,7 +213,7 @@ def _careful(graph: "Graph", node: fx.Node, args: Any, kwargs: Any) -> Any:
     return output
 
 
-def _check_memory(graph: "Graph", values: Mapping[fx.Node, Any]) -> None:
+def _check_memory(graph: Graph, values: Mapping[fx.Node, Any]) -> None:
     """InputError for a step that works in place on memory that a later step reads by a way unknown to the graph."""
     place = {node: _place(value) for node, value in values.items()}
     for node in graph.nodes:
@@ -240,13 +230,13 @@ def _place(value: Any) -> int | None:
     return value.untyped_storage().data_ptr() if isinstance(value, Tensor) and value.layout == torch.strided else None
 
 
-def _compare(graph: "Graph", node: fx.Node, verb: str, ours: Any, theirs: Tensor | None) -> None:
+def _compare(graph: Graph, node: fx.Node, verb: str, ours: Any, theirs: Tensor | None) -> None:
     tensors = _tensors(ours)
     if theirs is not None and tensors and not _alike(tensors[0], theirs):
         raise _difference(graph, f"{graph.names[node]} ({graph.operation(node)})", verb)
 
 
-def _difference(graph: "Graph", what: str, verb: str) -> InputError:
+def _difference(graph: Graph, what: str, verb: str) -> InputError:
     return InputError(
         f"{what} of the traced {type(graph.model).__name__} {verb} another value than in the model itself: its forward "
         f"does something that tracing does not see, {_REASONS}"

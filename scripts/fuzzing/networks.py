@@ -174,14 +174,14 @@ class Program:
         rng, v, out = self.rng, self.some(), self.new()
         maps, wanted = self.values[v].shape[1], rng.choice((2, 4, 6))
         groups = rng.choice([g for g in (1, 1, 1, 2, maps) if maps % g == 0 and wanted % g == 0])
-        arguments = {
+        arguments: Any = {
             "kernel_size": rng.choice((1, 2, 3, 3, (1, 3))),
             "stride": rng.choice((1, 1, 1, 2, (2, 1))),
             "padding": rng.choice((0, 1, 1, 2, (0, 1))),
             "dilation": rng.choice((1, 1, 1, 2)),
         }
-        mode = {"padding_mode": "reflect"} if rng.random() < 0.05 else {}
-        kind = nn.ConvTranspose2d if rng.random() < 0.08 and not mode else nn.Conv2d
+        mode: Any = {"padding_mode": "reflect"} if rng.random() < 0.05 else {}
+        kind: Any = nn.ConvTranspose2d if rng.random() < 0.08 and not mode else nn.Conv2d
         m = self.module(kind(maps, wanted, groups=groups, **arguments, **mode))
         if kind is nn.Conv2d and rng.random() < 0.2:
             shape = ", ".join(f"{name}={value}" for name, value in arguments.items() if name != "kernel_size")
