@@ -45,6 +45,7 @@ _MAYBE = {
     *named("torch.positive Tensor.positive Tensor.requires_grad_"),
     *(operation for operation, row in DECONVNET.items() if row.back is through),
 } - _COPIES
+_SHARING = _SAME | _VIEWS | _MAYBE
 _ATTRIBUTES = ("data", "T", "mT", "H", "mH", "real")
 
 
@@ -111,7 +112,7 @@ class Aliases:
         key = self._key(node)
         if key is operator.getitem:
             return not gives_number(node) and _is_basic(node.args[1])
-        return key in _MAYBE or key in _VIEWS or (node.target is getattr and node.args[1] in _ATTRIBUTES)
+        return key in _SHARING or (node.target is getattr and node.args[1] in _ATTRIBUTES)
 
     def write(self, node: fx.Node, source: fx.Node) -> list[fx.Node]:
         """Take in a step that works in place on its source; returns the steps that it adds behind itself."""
