@@ -1,9 +1,12 @@
 """Threads share a Deconvnet: they get what one thread gets, and none sees the model's mode change."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from time import sleep
+from typing import Any
 
 import pytest
 import torch
@@ -126,9 +129,25 @@ def test_weights_that_a_hook_sets_are_those_of_a_model_in_training() -> None:
     torch.testing.assert_close(projection, nn.functional.conv_transpose2d(signal, model[0].weight))
 
 
+def test_many_are_traced_at_once() -> None:
+    model, interval = Network(), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            layers = list(pool.map(lambda _: Graph(model).layers, range(24)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert layers == [["conv", "norm", "relu", "drop", "pool", "last", "relu_1", "last_1"]] * 24
+
+
 def test_one_graph_is_measured_once_by_many_threads() -> None:
     graph, runs = Graph(nn.Sequential(nn.Conv2d(3, 4, 3))), []
-    graph.model.register_forward_hook(lambda module, args, output: runs.append(1))
+
+    def slow(module: nn.Module, args: Any, output: Tensor) -> None:
+        sleep(0.05)
+        runs.append(1)
+
+    graph.model.register_forward_hook(slow)
     with ThreadPoolExecutor(8) as pool:
         sizes = list(pool.map(lambda _: graph.shapes((9, 9), graph.output)[graph.output], range(16)))
     assert len(set(sizes)) == 1 and len(runs) == 1

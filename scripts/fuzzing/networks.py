@@ -145,7 +145,9 @@ class Program:
             self.taps.append(tap)
 
     def maps(self) -> list[str]:
-        return [name for name, v in self.values.items() if isinstance(v, Tensor) and v.ndim == 4]
+        return [
+            name for name, v in self.values.items() if isinstance(v, Tensor) and v.ndim == 4 and v.is_floating_point()
+        ]
 
     def some(self) -> str:
         """A value to go on with: mostly the last one, and mostly not the image."""
