@@ -236,8 +236,8 @@ def bomb():
         (bomb(), "decompression bomb"),
         (blank(1, 3_000_000), "1 x 3000000 pixels: one side is more than 1,000 times the other"),
         (blank(100_000, 99), "100000 x 99 pixels: one side"),
-        (blank(11_000, 11_000), "11000 x 11000 pixels, more than the 119,304,647 that are read of mode L"),
-        (blank(7_000, 7_000, 6), "7000 x 7000 pixels, more than the 44,739,242 that are read of mode RGBA"),
+        (blank(11_000, 11_000), "11000 x 11000 pixels, more than the 76,69"),
+        (blank(7_000, 7_000, 6), "that are read of a PNG of mode RGBA"),
     ],
     ids=[
         *("empty", "text", "postscript", "jpeg", "png", "bmp", "gif", "tiff", "webp"),
@@ -317,12 +317,12 @@ def test_image_files_that_are_not_read_are_counted(tmp_path):
     photos(tmp_path, ["a/1.png", "b/1.png"])
     for file in ("a/2.HEIC", "b/2.avif", "b/notes.txt"):
         (tmp_path / file).write_bytes(b"what another program reads")
-    with pytest.warns(UserWarning, match=r"2 image file.s. are not read, first a/2.HEIC; convert them to JPEG or PNG"):
+    with pytest.warns(UserWarning, match=r"2 image file.* are not read, first a/2.HEIC \(another format: convert it"):
         dataset = Photos(tmp_path)
     assert dataset.skipped == ["a/2.HEIC", "b/2.avif"] and len(dataset) == 2
     (tmp_path / "heic").mkdir()
     (tmp_path / "heic" / "1.heic").write_bytes(b"")
-    with pytest.warns(UserWarning, match="1 image file.s. are not read"):
+    with pytest.warns(UserWarning, match="1 image file.* not read"):
         assert "no photographs in" in refused(tmp_path / "heic")
 
 

@@ -5,8 +5,6 @@ Splits are "train" and "val" everywhere, and a label means the same class in bot
 """
 
 import contextlib
-import csv
-import io
 import shutil
 import sys
 import tarfile
@@ -19,7 +17,8 @@ from torchvision.datasets import CIFAR10, Imagenette
 from torchvision.datasets.imagenet import parse_devkit_archive, parse_train_archive, parse_val_archive
 from torchvision.models import ResNet18_Weights
 
-from zfnet.data.class_folders import class_folders, home_of, text_of
+from zfnet.data.annotations import read_table
+from zfnet.data.class_folders import class_folders, home_of
 from zfnet.data.folders import Folder
 from zfnet.data.images import Images, as_images
 from zfnet.data.pascal import Pascal
@@ -105,9 +104,8 @@ def caltech(transform: Transform, /, *, root: str | Path, inside: str, without: 
     if len(classes := [name for name in folder.folders() if name != without]) < 2:
         raise InputError(f"{home} has no class folders; set data.root to the folder that holds {inside}")
     dataset = Photos(home, transform=transform, classes=classes)
-    if "split.csv" in folder:
-        rows = csv.DictReader(io.StringIO(text_of(folder, "split.csv"), newline=""))
-        listed = {row.get("file") or "": row.get("split") for row in rows}
+    if folder.mentions("split.csv"):
+        listed = {row.get("file") or "": row.get("split") for _, row in read_table(folder, "split.csv")[1]}
         dataset.official_split = [listed.get(dataset.file(i)) for i in range(len(dataset))]
         if unknown := next((part for part in listed.values() if part not in ("train", "test")), None):
             raise InputError(f"{home / 'split.csv'} has the split {unknown!r}; give train or test")
