@@ -101,7 +101,7 @@ def check(condition: bool, fault: str) -> None:
 
 
 def check_line(message: str) -> None:
-    check(message.isprintable() and 0 < len(message) < 2000, f"not a printable line: {message[:300]!r}")
+    check(message.isprintable() and 0 < len(message) < 6000, f"not a printable line: {message[:300]!r}")
     message.encode()
 
 
@@ -370,9 +370,9 @@ def _jpeg(rng: random.Random) -> bytes:
         place = start + rng.choice((4, 9, 11, 12, 14))
         return data[:place] + bytes([rng.choice((0, 1, 2, 3, 4, 17, 33, 68, 255))]) + data[place + 1 :]
     if trick == 2:  # a scan again and again
-        scan, sides = data.rfind(b"\xff\xda"), rng.choice((44, 5000, 8000))
+        scan, side = data.rfind(b"\xff\xda"), rng.choice((44, 5000, 8000))
         end = data[scan:].removesuffix(b"\xff\xd9")
-        head = data[: start + 5] + struct.pack(">HH", sides, sides) + data[start + 9 : scan]
+        head = data[: start + 5] + struct.pack(">HH", side, side) + data[start + 9 : scan]
         return head + end * rng.choice((1, 20, 3000))
     kind = rng.choice((0xE0, 0xE1, 0xE2, 0xED, 0xFE, 0xDB, 0xC4, 0xDD))
     body = rng.choice((b"Exif\0\0", b"MPF\0", b"ICC_PROFILE\0", b"Photoshop 3.0\0", b"http://ns.adobe.com/xap/1.0/\0"))
@@ -456,7 +456,7 @@ def _gif(rng: random.Random) -> bytes:
     if rng.random() < 0.5:
         return data[:6] + sides + data[10:]
     start = data.rfind(b"\x2c", 0, len(data) // 2)
-    place = struct.pack("<HH", rng.choice((0, 1, 60_000)), rng.choice((0, 1, 60_000)))
+    place = struct.pack("<HH", *(rng.choice((0, 1, 60_000)) for _ in range(2)))
     return data[: start + 1] + place + sides + data[start + 9 :] if start > 0 else data
 
 

@@ -185,12 +185,13 @@ class _Zip:
         self.odd: dict[str, str] = {}
         for entry in self._archive.infolist():
             name = entry.filename
-            if reason := _fault(name, entry) or (name in self.entries and not entry.is_dir() and "listed twice") or "":
-                self.odd[name] = reason
-            else:
-                self.entries[name] = entry
+            if fault := _fault(name, entry):
+                self.odd[name] = fault
+            elif name in self.entries and not name.endswith("/"):
+                self.odd[name] = "listed twice"
+            self.entries[name] = entry
         for name in self.odd:
-            self.entries.pop(name, None)
+            del self.entries[name]
 
     def read(self, name: str) -> bytes:
         if name in self.odd:

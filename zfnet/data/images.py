@@ -208,6 +208,20 @@ def read_item(images: Images, index: int) -> tuple[Tensor, int]:
     return _image_and_label(images[index], images.name(index))
 
 
+def image_size(dataset: Any) -> tuple[int, int]:
+    """Rows and columns of the first image of a dataset that can be read; BrokenImage if there is none."""
+    images = as_images(dataset)
+    error: Exception = InputError("there are no images")
+    for i in range(len(images)):
+        try:
+            height, width = read_item(images, i)[0].shape[-2:]
+        except BrokenImage as broken:
+            error = broken
+        else:
+            return height, width
+    raise error
+
+
 def _image_and_label(item: Any, name: str) -> tuple[Tensor, int]:
     image, label = item, -1
     if isinstance(item, Mapping):

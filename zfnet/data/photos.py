@@ -48,6 +48,7 @@ _BYTE_STRINGS = (1, 2, 6, 7)  # types of tags that stay bytes
 _MOST_SCANS = (
     2**32
 )  # pixels times scans of a progressive JPEG, which has about ten: each takes a second for 2**28 pixels
+_MOST_SLOW = 2**23  # pixels where Pillow's decoder is written in Python: of a PNM with another white, a BMP with runs
 _MOST_VALUES = 2**17  # in the tags of a TIFF, such as places of strips and tiles, that become objects of Python
 # what Pillow and zipfile raise for damaged files. Not AttributeError and NameError, which would be our own mistakes
 _DAMAGED = (*DAMAGED, SyntaxError, TypeError, Image.DecompressionBombError)
@@ -63,6 +64,8 @@ def _decoded(content: bytes) -> Image.Image:
         raise InputError(f"{width} x {height} pixels: one side is more than {_MOST_ASPECT:,} times the other")
     plain = image.format in _PLAIN_FORMATS and image.mode in _PLAIN_MODES and "transparency" not in image.info
     most = (_MOST_BYTES - _COPIES * len(content)) // (_BYTES if plain else _MORE_BYTES)
+    if any(tile[0] in Image.DECODERS for tile in image.tile[:1]):
+        most = min(most, _MOST_SLOW)
     if width * height > most:
         kind = f"{image.format} of mode {image.mode}"
         raise InputError(f"{width} x {height} pixels, more than the {most:,} that are read of a {kind}")
@@ -118,10 +121,13 @@ class ImageFiles(Images):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         assert self.labels is not None
-        image = self.image(index)
-        if self.transform is None:
-            return rgb_tensor(image), self.labels[index]
-        return transformed(self.transform, image, str(self.root / self._files[index])), self.labels[index]
+        image, path, label = self.image(index), self.root / self._files[index], self.labels[index]
+        if self.transform is not None:
+            return transformed(self.transform, image, str(path)), label
+        if image.width * image.height > (most := _MOST_BYTES // _MORE_BYTES):
+            size = f"{image.width} x {image.height} pixels"
+            raise BrokenImage(f"cannot load {path}: {size}, more than the {most:,} that are read without a transform")
+        return rgb_tensor(image), label
 
     def image(self, index: int) -> Image.Image:
         """The photograph (an animation's first frame) as upright RGB, before any transform, or BrokenImage."""

@@ -60,7 +60,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 def rgb_tensor(image: Image.Image) -> Tensor:
     """An RGB image as float32 (3, H, W) in 0..1."""
-    return _bytes(image).float() / 255
+    return _bytes(image).float().div_(255)
 
 
 def _bytes(image: Image.Image) -> Tensor:
