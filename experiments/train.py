@@ -63,8 +63,9 @@ def main(
     recipe, out = recipe or Recipe(), Path(out)
     result = Result("train", out, locals())
     reading: dict[str, Any] = {"workers": workers, "progress": progress}
-    images, broken = _held("training", training, allow_broken, reading)
-    checks, broken_checks = _held("validation", validation, allow_broken, reading) if validation else (None, [])
+    options = reading | {"allow_broken": allow_broken}
+    images, broken = _held("training", training, **options)
+    checks, broken_checks = _held("validation", validation, **options) if validation else (None, [])
     metadata = described(model, recipe, training, validation)
     with _tensorboard(out / "tensorboard") as board:
 
@@ -73,31 +74,33 @@ def main(
             if (epoch := len(history)) in (*snapshots, recipe.epochs):
                 weights.save(model, out / "epochs" / f"epoch-{epoch:04d}.safetensors", epoch=epoch, **metadata)
 
-        options: dict[str, Any] = {"folder": out, "fresh": fresh, "allow_broken": allow_broken, **reading}
-        history = train(model, images, checks, recipe, on_epoch=on_epoch, **options)
+        history = train(model, images, checks, recipe, folder=out, fresh=fresh, on_epoch=on_epoch, **options)
     ours: dict[str, Any] = {"epochs": len(history), "history": history}
     ours["broken_images"] = sorted({*broken, *broken_checks, *chain(*history.broken.values())})
-    if checks:
-        crops = crops or (10 if recipe.stored_size or recipe.max_shift else 1)
-        pad = 0 if recipe.stored_size else recipe.max_shift
-        rates = error_rates(model, checks, crops=crops, pad=pad, **reading)
-        ours |= dict(zip(("validation_top1", "validation_top5"), rates, strict=True))
-    seconds = sum(entry["seconds"] for entry in history)
-    ours["waiting"] = sum(entry["waiting"] * entry["seconds"] for entry in history) / max(seconds, 1e-9)
-    result.settings |= {"crops": crops, "images": len(images), "validation_images": len(checks) if checks else 0}
+    crops = checks and (crops or (10 if recipe.stored_size or recipe.max_shift else 1))
+    ours |= _errors(model, checks, recipe, crops, reading) if checks else {}
+    ours["waiting"] = sum(entry["waiting"] * entry["seconds"] for entry in history) / _seconds(history)
+    result.settings |= {"crops": crops, "images": len(images), "validation_images": len(checks or ())}
     result.settings |= {"dataset": _name(training), "processes": processes()[1], "parameters": size_of(model)}
     result.file(lambda folder: weights.save(model, folder / "model.safetensors", history=history, **metadata))
     written = result.finish(ours, {key: PAPER[key] for key in PAPER if key in ours})
     if is_first():
         Checkpoint(out).remove()
-        print(summary(ours, crops, seconds, len(images)))
+        print(summary(ours, crops, len(images)))
     return written
 
 
-def _held(kind: str, data: Any, allow_broken: bool, reading: dict[str, Any]) -> tuple[Any, list[str]]:
+def _held(kind: str, data: Any, *, allow_broken: bool, **reading: Any) -> tuple[Any, list[str]]:
     """The images in memory, if they fit, and the names of those that could not be read."""
     broken = Broken(kind, len(data), allow_broken)
     return in_memory(data, limit=MEMORY, description=f"{kind} images", broken=broken, **reading), broken.names
+
+
+def _errors(model: nn.Module, checks: Any, recipe: Recipe, crops: int, reading: dict[str, Any]) -> dict[str, float]:
+    """Both error rates on the validation images."""
+    pad = 0 if recipe.stored_size else recipe.max_shift
+    rates = error_rates(model, checks, crops=crops, pad=pad, **reading)
+    return dict(zip(("validation_top1", "validation_top5"), rates, strict=True))
 
 
 def size_of(model: nn.Module) -> int:
@@ -105,9 +108,13 @@ def size_of(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def summary(ours: dict[str, Any], crops: int | None, seconds: float, images: int) -> str:
+def _seconds(history: list[dict[str, float]]) -> float:
+    return max(sum(entry["seconds"] for entry in history), 1e-9)
+
+
+def summary(ours: dict[str, Any], crops: int | None, images: int) -> str:
     """What a training run came to, in a line."""
-    words = [f"{ours['epochs']} epochs", f"{ours['epochs'] * images / max(seconds, 1e-9):,.0f} images/s"]
+    words = [f"{ours['epochs']} epochs", f"{ours['epochs'] * images / _seconds(ours['history']):,.0f} images/s"]
     words.append(f"{ours['waiting']:.1%} of the time waiting for images")
     if "validation_top1" in ours:
         centre = ours["history"][-1]

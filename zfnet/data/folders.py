@@ -97,7 +97,7 @@ class Folder:
             return
         inside = self.path.relative_to(self._zip).parts
         self._prefix = "".join(f"{part}/" for part in inside)
-        if not any(name.startswith(self._prefix) for name in self._archive.entries):
+        if not any(name.startswith(self._prefix) for name in (*self._archive.entries, *self._archive.odd)):
             raise InputError(f"{self._zip} holds no folder {'/'.join(inside)}")
 
     @property
@@ -120,7 +120,11 @@ class Folder:
             names, odd = _below(self.path)
         else:
             names = self._names(self._archive.entries)
-            odd = {name: self._archive.odd[self._prefix + name] for name in self._names(self._archive.odd)}
+            odd = {
+                name.removeprefix(self._prefix): kind
+                for name, kind in self._archive.odd.items()
+                if name.startswith(self._prefix)
+            }
         names = sorted(names, key=lambda name: name.split("/"))
         folders = [name for name in names if name.endswith("/")]
         return Listing([name for name in names if not name.endswith("/")], folders, odd)
@@ -228,9 +232,10 @@ def _below(root: Path) -> tuple[list[str], dict[str, str]]:
     names: list[str] = []
     odd: dict[str, str] = {}
     seen: set[tuple[int, int]] = set()
-    folders, links = deque([""]), deque[str]()  # links are followed when all else is listed
+    folders, links = deque([""]), deque[str]()  # links are followed when all else is listed, the shortest paths first
     while folders or links:
-        prefix = (folders or links).popleft()
+        queue = folders or links
+        prefix = queue.popleft()
         path = os.path.join(root, prefix)
         try:
             about = os.stat(path)
@@ -250,7 +255,7 @@ def _below(root: Path) -> tuple[list[str], dict[str, str]]:
             if entry.is_file(follow_symlinks=False):
                 names.append(name)
             elif entry.is_dir(follow_symlinks=False):
-                folders.append(f"{name}/")
+                queue.append(f"{name}/")
             elif (kind := _kind(entry.path)) is None:
                 names.append(name)
             elif kind == _KINDS[stat.S_IFDIR]:

@@ -28,7 +28,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 Size = tuple[int, int]  # (rows, columns)
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R 601, as in Pillow's mode "L"
-MOST_PIXELS = 2**25  # that are resized to be cropped: a strip of 1 x 100,000 pixels would take gigabytes
+MOST_PIXELS = 2**26  # that are resized to be cropped: a strip of 1 x 100,000 pixels would take gigabytes
 # what Pillow raises for damaged EXIF, when it reads it and when it writes it back
 _BAD_EXIF = (SyntaxError, struct.error, AttributeError, TypeError, ValueError, KeyError, IndexError, OSError)
 
@@ -217,7 +217,7 @@ class Preprocessing:
         interpolation = Image.Resampling[self.interpolation.upper()]
         if new[0] * new[1] <= MOST_PIXELS:
             return image.resize(new, interpolation).crop(box)
-        # of a long image only the part that is seen: it has the same pixels, to the last bit or so
+        # of a long image only the part that is seen, which has the same pixels but for rounding
         across, down = image.width / new[0], image.height / new[1]
         right, bottom = min(box[2] * across, image.width), min(box[3] * down, image.height)
         return image.resize((columns, rows), interpolation, (left * across, top * down, right, bottom))
