@@ -12,7 +12,7 @@ from zfnet.errors import LONGEST, BrokenImage, InputError, first_line, printable
 )
 def test_any_text_is_printed_on_one_line(text):
     line = printable(text)
-    assert line.isprintable() and line.encode() and printable(line) == line
+    assert line.isprintable() and line.encode().decode() == printable(line) == line
     assert line == text or not text.isprintable()
 
 
