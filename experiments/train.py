@@ -96,10 +96,12 @@ def _held(kind: str, data: Any, *, allow_broken: bool, **reading: Any) -> tuple[
     return in_memory(data, limit=MEMORY, description=f"{kind} images", broken=broken, **reading), broken.names
 
 
-def _errors(model: nn.Module, checks: Any, recipe: Recipe, crops: int, reading: dict[str, Any]) -> dict[str, float]:
+def _errors(
+    model: nn.Module, checks: Any, recipe: Recipe, crops: int | None, reading: dict[str, Any]
+) -> dict[str, float]:
     """Both error rates on the validation images."""
     pad = 0 if recipe.stored_size else recipe.max_shift
-    rates = error_rates(model, checks, crops=crops, pad=pad, **reading)
+    rates = error_rates(model, checks, crops=crops or 1, pad=pad, **reading)
     return dict(zip(("validation_top1", "validation_top5"), rates, strict=True))
 
 
