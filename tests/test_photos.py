@@ -558,6 +558,7 @@ def test_labels_by_name(tmp_path, column):
         (["class"], [["x"]], "it needs file"),
         (["file", "class"], [], "no photographs in"),
         (["file", "class"], [["a.png", "x"], ["a.png", "y"]], "lists a.png twice"),
+        (["file", "class"], [["a.png", "x"], [".//a.png", "y"]], "lists a.png twice"),
         (["file", "class"], [["a.png", ""]], "line 2: a.png has no class"),
         (["file", "class"], [["", "x"]], "line 2: file is ''"),
         (["file", "class"], [["../a.png", "x"]], "inside the folder"),

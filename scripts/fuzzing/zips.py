@@ -39,7 +39,7 @@ ODD_NAMES = (
     "ant\\x.png",
     "ant/../x.png",
     "a\x1b[1m/\nx.png",
-    "",
+    ".",
     "/",
     "ant//x.png",
     "é.png",
@@ -119,7 +119,8 @@ def _odd_name(rng: random.Random, archive: zipfile.ZipFile) -> None:
 
 def _twice(rng: random.Random, archive: zipfile.ZipFile) -> None:
     if archive.namelist():
-        archive.writestr(rng.choice(archive.namelist()), photographs()["1.png"][0])
+        name = rng.choice(archive.namelist())
+        archive.writestr(name, photographs().get(name[-5:], [b"again"])[0])
 
 
 def _link(rng: random.Random, archive: zipfile.ZipFile) -> None:

@@ -245,6 +245,7 @@ def _from_row(folder: Folder, position: str, row: dict[str, str | None], roles: 
         file = file.replace("\\", "/")  # as Windows writes paths
     if not file or PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
         raise InputError(f"{position}: {roles.file} is {file!r}; give a path inside the folder")
+    file = str(PurePosixPath(file))  # a//b and a/./b are a/b
     if roles.number is not None:
         if not (index or "").isdecimal() or int((index or "")[:7]) >= _MOST_CLASSES:
             advice = f"give a whole number from 0 to {_MOST_CLASSES - 1:,}"
