@@ -85,8 +85,8 @@ def _stored(path: Path) -> dict[str, str]:
             length = int.from_bytes(start, "little")
             _check_size(path, length, HEADER)
             header = file.read(length)
-        metadata = json.loads(header).get("__metadata__", {})
-        stored = {str(name): str(value) for name, value in metadata.items()}
+        with safetensors.safe_open(path, "pt") as content:
+            stored: dict[str, str] = content.metadata() or {}
     if DIGEST not in stored and "preprocessing" in stored:
         advice = "its weights may be damaged: check them, and save them again"
         warnings.warn(f"{path} has no digest, as files of an older version: {advice}", stacklevel=4)
