@@ -67,7 +67,7 @@ def _reading(path: Path, *damaged: type[Exception]) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {first_line(error)}") from None
     except damaged as error:
-        reason = first_line(error)
+        reason = _short(first_line(error), 300)
         raise InputError(f"cannot read weights from {path}, it may be cut short or damaged: {reason}") from None
 
 
@@ -350,8 +350,8 @@ def _read(path: Path, most: int) -> dict[str, Weights]:
     raise InputError(f"{path} is no file of weights; known are safetensors, npz, torch, onnx")
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 100 else f"{name[:60]}... ({len(name):,} characters)"
+def _short(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]}... ({len(text):,} characters)"
 
 
 # --- weights published under other names
