@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from experiments.ablation import ablation, measure
 from experiments.ablation.measure import LayerResult
 from experiments.setup.networks import Networks
-from zfnet import InputError, scan
+from zfnet import InputError, scan, weights
 from zfnet.analysis.features import features
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
 from zfnet.graph import Graph
-from zfnet.identity import digest, read_sealed, write_sealed
+from zfnet.identity import digest, network_identity, read_sealed, write_sealed
 from zfnet.training import Recipe, train
 
 # ---- the digest ------------------------------------------------------------------------------------------------------
@@ -99,6 +99,15 @@ def test_a_modules_class_settings_weights_and_buffers_count() -> None:
     models = [Scaled(), Scaled(2.0), Scaled(function=torch.sigmoid), Other(), shifted, trained, Scaled().half()]
     assert len({digest(model) for model in models}) == len(models)
     assert digest(Scaled().train()) == digest(Scaled().eval().requires_grad_(False)) == digest(Scaled())
+
+
+def test_a_network_that_was_saved_and_loaded_is_the_same(tmp_path) -> None:
+    model = Preprocessing().attach(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)))
+    before = network_identity(model)
+    weights.save(model, tmp_path / "w.safetensors")
+    twin = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))
+    assert network_identity(twin) != before
+    assert network_identity(weights.load(twin, tmp_path / "w.safetensors")) == before
 
 
 def test_another_process_comes_to_the_same_digest() -> None:

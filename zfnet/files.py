@@ -143,3 +143,19 @@ def locked(file: Path, activity: str) -> Iterator[None]:
         with contextlib.suppress(OSError):  # the folder may be gone
             file.unlink(missing_ok=True)  # before it is released: who has opened this one is refused
         lock.release()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other run is here with the same folder, where the system has locks of folders."""
+    descriptor = None
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl  # of Unix alone
+
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)

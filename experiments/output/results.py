@@ -24,7 +24,7 @@ from torch import nn
 
 from experiments.setup.options import READING, SHOWING
 from zfnet.errors import InputError, first_line
-from zfnet.files import open_regular, part_of, remove_leftovers, sync_folder
+from zfnet.files import alone_in, open_regular, part_of, remove_leftovers, sync_folder
 from zfnet.identity import BLANK, Damaged, is_stamped, stamped
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 UNSAID = ("out", "reading", "options", "networks", "training", "validation", *READING)
 MOST = 2**26  # bytes of a result.json that is read
 COMMAND = shlex.join(sys.argv)  # as it was typed
+RESULT = "result.json"
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -60,9 +61,7 @@ def results(out: str | os.PathLike[str]) -> Iterator[Path]:
         folder = part_of(out / "results")
         folder.mkdir()
         yield folder
-        for file in sorted(folder.iterdir()):
-            os.replace(file, out / file.name)
-        sync_folder(out)
+        _move(folder, out)
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror or error}") from error
     finally:
@@ -71,6 +70,17 @@ def results(out: str | os.PathLike[str]) -> Iterator[Path]:
         for parent in missing:  # empty unless the results are in it
             with contextlib.suppress(OSError):
                 parent.rmdir()
+
+
+def _move(folder: Path, out: Path) -> None:
+    """Move all files, result.json last: where it is, the others are of the same run, also after a kill."""
+    files = sorted(folder.iterdir(), key=lambda file: (file.name == RESULT, file.name))
+    with alone_in(out):
+        if files and files[-1].name == RESULT:
+            (out / RESULT).unlink(missing_ok=True)
+        for file in files:
+            os.replace(file, out / file.name)
+        sync_folder(out)
 
 
 class Result:
@@ -138,7 +148,7 @@ class Result:
                 (folder / name).write_text(text, encoding="utf-8")
             for write in self._writers:
                 write(folder)
-            (folder / "result.json").write_bytes(content)
+            (folder / RESULT).write_bytes(content)
         return result
 
     def _provenance(self) -> dict[str, Any]:
