@@ -268,10 +268,10 @@ def _unusual(tensor: Tensor) -> str:
 
 
 _ZFNET_STEPS = {"Conv": "conv", "Gemm": "fc", "LRN": "norm", "MaxPool": "pool"}
-_USUAL: dict[str, dict[str, Any]] = {  # attributes whose other values are refused
-    "Conv": {"dilations": [1, 1], "group": 1, "auto_pad": b"NOTSET"},
-    "Gemm": {"alpha": 1.0, "beta": 1.0, "transA": 0},
-    "MaxPool": {"dilations": [1, 1], "auto_pad": b"NOTSET", "storage_order": 0},
+_USUAL: dict[str, dict[str, list[Any]]] = {  # attributes whose other values are refused; the first is the default
+    "Conv": {"dilations": [[1, 1]], "group": [1], "auto_pad": [b"NOTSET"]},
+    "Gemm": {"alpha": [1.0], "beta": [1.0], "transA": [0], "transB": [0, 1]},
+    "MaxPool": {"dilations": [[1, 1]], "auto_pad": [b"NOTSET"], "storage_order": [0]},
 }
 _SILENT_STEPS = ("Relu", "Reshape", "Flatten", "Dropout", "Softmax")
 
@@ -289,6 +289,8 @@ def _read_onnx(path: Path, most: int) -> dict[str, Weights]:
             if entry.external_data or entry.data_location == onnx.TensorProto.EXTERNAL:
                 raise InputError(f"{path} is refused: {_short(entry.name)} is in another file; save all in one")
         values = {entry.name: torch.from_numpy(onnx.numpy_helper.to_array(entry).copy()) for entry in graph.initializer}
+        if len(values) < len(graph.initializer):
+            raise InputError(f"{path} is damaged: it has weights of one name twice")
         return {"": _of_nodes(path, graph.node, values, onnx.helper.get_attribute_value)}
 
 
@@ -317,7 +319,7 @@ def _geometry(operation: str, attributes: dict[str, Any]) -> dict[str, Any]:
     """What a step of an ONNX graph says, as attributes of the module that does the same."""
     if operation == "LRN":
         return {"k": attributes["bias"]} | {name: attributes[name] for name in ("size", "alpha", "beta")}
-    others = [name for name, usual in _USUAL[operation].items() if attributes.get(name, usual) != usual]
+    others = [name for name, usual in _USUAL[operation].items() if attributes.get(name, usual[0]) not in usual]
     if others:
         raise InputError(f"it has a {operation} with {others[0]}={attributes[others[0]]}, which ZFNet has not")
     if operation == "Gemm":
