@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import stat
 import sys
 import zipfile
@@ -616,6 +617,7 @@ def test_onnx_files_of_other_networks_and_without_onnx(tmp_path, monkeypatch):
 # --- every bit of what was saved
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_changed_bit_is_found(tmp_path):
     path = saved(tmp_path, classes=["ant", "bee"], rate=1e-05)
     whole, metadata = path.read_bytes(), read_metadata(path)
@@ -623,8 +625,10 @@ def test_a_changed_bit_is_found(tmp_path):
     for place in (*range(0, header, 5), *range(header, len(whole), 97), len(whole) - 1):
         for bit in {5, place % 8}:
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
-            assert str(path) in refused(path)
-            with pytest.raises(InputError) if place < header else contextlib.nullcontext():
+            with pytest.raises((InputError, UserWarning), match=re.escape(str(path))):  # a warning of no digest
+                load(small(1), path)
+            found = pytest.raises((InputError, UserWarning), match=re.escape(str(path)))
+            with found if place < header else contextlib.nullcontext():
                 assert read_metadata(path) == metadata  # damaged weights are found when they are read
     for wrong in (whole[:-1], whole + b"\0", whole[:header], b""):
         path.write_bytes(wrong)

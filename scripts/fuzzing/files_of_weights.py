@@ -26,7 +26,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from scripts.fuzzing import flips
-from zfnet import ZFNet, weights
+from zfnet import ZFNet, formats, weights
 from zfnet.checks import pair
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError
@@ -305,13 +305,13 @@ def write_safetensors(choose: random.Random, path: Path) -> None:
     if choose.random() < 0.4:
         means = [(3, 8, 8), (3, 9, 9), (1, 8, 8), (3, 4, 4), (8, 8), (), (3, 8, 8, 1), (0,)]
         mean = torch.full(choose.choice(means), choose.choice([0.5, float("nan"), float("inf")]))
-        tensors[weights.MEAN_IMAGE] = choose.choice([mean, mean, mean.double(), mean.bool()])
+        tensors[formats.MEAN_IMAGE] = choose.choice([mean, mean, mean.double(), mean.bool()])
     if choose.random() < 0.2:
         path.write_bytes(safetensors.torch.save(tensors))
     elif choose.random() < 0.3:  # by somebody else, or an older version
         path.write_bytes(safetensors.torch.save(tensors, metadata(choose)))
     else:
-        stored = metadata(choose) | {weights.TENSORS: digest(tensors), weights.DIGEST: BLANK}
+        stored = metadata(choose) | {formats.TENSORS: digest(tensors), formats.DIGEST: BLANK}
         path.write_bytes(stamped(safetensors.torch.save(tensors, stored)))  # of the whole file: the wrong one
         if choose.random() < 0.8:
             content = safetensors.torch.save(tensors, stored)
