@@ -633,8 +633,8 @@ def test_a_changed_bit_is_found(tmp_path):
     for wrong in (whole[:-1], whole + b"\0", whole[:header], b""):
         path.write_bytes(wrong)
         refused(path)
-        with pytest.raises(InputError) if len(wrong) < header else contextlib.nullcontext():
-            assert read_metadata(path) == metadata
+        with pytest.raises(InputError):
+            read_metadata(path)
 
 
 def test_a_file_without_a_digest_is_read_with_a_warning(tmp_path):
