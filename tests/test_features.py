@@ -391,3 +391,26 @@ def test_a_photograph_that_is_gone_is_named(model, tmp_path):
     with pytest.raises(InputError, match=r"3\.png.*features need every image: mend or remove it"):
         compute(model, photos, ["4"], tmp_path / "kept", progress=False)
     assert not list((tmp_path / "kept").glob("*.npy"))
+
+
+def test_a_crash_before_a_complete_file_has_its_name_computes_nothing_twice(model, data, tmp_path):
+    dataset, arguments = Stopped(images_of(data), at=-1), {"workers": 0, "progress": False}
+    expected = np.array(compute(model, dataset, ["4"], tmp_path, **arguments)["4"])
+    path = kept(tmp_path)
+    path.rename(path.with_suffix(".part"))
+    dataset.reads = []
+    assert np.array_equal(compute(model, dataset, ["4"], tmp_path, **arguments)["4"], expected)
+    assert dataset.reads == [0]  # for its size
+
+
+def test_a_file_that_is_removed_while_it_is_written_is_said_at_once(model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SAVE_EVERY", -1.0)
+    dataset = Meanwhile(images_of(data), 4, lambda: kept(tmp_path, ".part").unlink())
+    with pytest.raises(InputError, match=r"\.part was removed while it was written$"):
+        compute(model, dataset, ["4"], tmp_path, batch_size=2, workers=0, progress=False)
+    assert max(dataset.reads) == 5
+
+
+def test_a_folder_of_an_impossible_name_is_one_line(model, data, tmp_path):
+    with pytest.raises(InputError, match=r"^cannot write to .*File name too long$"):
+        compute(model, data, ["4"], tmp_path / ("a" * 300), progress=False)

@@ -8,6 +8,7 @@ ranked by the value before the clip: otherwise all nine may be equal, and the or
 Zeiler & Fergus (2014), Figure 2: the top nine of a feature map over the validation set.
 """
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
@@ -142,7 +143,7 @@ def scan(
     file = None if state is None else Path(state)
     identity = _identity(graph, images, chosen, nodes.values(), k, distinct) if file else {}
     start = _Progress(0, {}, [])
-    if file and not fresh and file.exists():
+    if file and not fresh and os.path.exists(file):
         content = read_sealed(file, identity, ANEW)
         start = _Progress.of(content, file, graph, [graph.names[node] for node in nodes.values()], k, chosen)
     reached = start

@@ -5,6 +5,7 @@ A run resumes only from a checkpoint with its own identity and an intact content
 """
 
 import math
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.errors import InputError
+from zfnet.errors import InputError, first_line
 from zfnet.identity import Damaged, Identity, digest, network_identity, read_sealed, write_sealed
 from zfnet.training.processes import processes
 from zfnet.training.recipe import Recipe
@@ -61,7 +62,7 @@ class Checkpoint:
         """The last intact state; None where there is none. InputError if it is of another run, or none is intact."""
         damage: Damaged | None = None
         for path in (self.path, self.previous):
-            if not path.exists():
+            if not os.path.exists(path):
                 continue
             try:
                 state: dict[str, Any] = read_sealed(path, self.identity, ANEW)
@@ -86,8 +87,11 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Remove both states."""
-        for path in (self.path, self.previous):
-            path.unlink(missing_ok=True)
+        try:
+            for path in (self.path, self.previous):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot remove {path}: {first_line(error)}") from None
 
 
 # ---- is a state one of this run? -------------------------------------------------------------------------------------
