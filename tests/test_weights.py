@@ -820,8 +820,14 @@ def test_torch_archives_are_checked_as_torch_does_not(tmp_path):
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr(archive.namelist()[0], b"")
     assert "is damaged: it has" in refused(path, preprocessing=CAFFE)
-    path.write_bytes(b"\x80\2" + b"]" * 99_999 + b"a" * 99_998 + b".")
-    refused(path, preprocessing=CAFFE)
+    deep = b"\x80\2" + b"]" * 99_999 + b"a" * 99_998 + b"."
+    huge = b"\x80\2cbuiltins\nbytearray\n\x8a\5" + (10**10).to_bytes(5, "little") + b"\x85R."  # 10 GB of zeros
+    for content, says in ((deep, "holds list"), (huge, "its bytearray could take any memory")):
+        path.write_bytes(whole)
+        repacked(path, lambda entries, content=content: {n: content if ".pkl" in n else e for n, e in entries.items()})
+        assert says in refused(path, preprocessing=CAFFE)
+        path.write_bytes(content)  # as before torch 1.6
+        refused(path, preprocessing=CAFFE)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="has no such files")

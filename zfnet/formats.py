@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, first_line
-from zfnet.files import declared_size, open_regular
+from zfnet.files import declared_size, makes_bytearrays, open_regular
 from zfnet.identity import Damaged, digest, is_stamped
 
 MEAN_IMAGE = "preprocessing.mean_image"  # among the tensors of a file of ours
@@ -98,6 +98,8 @@ def stored_in(path: Path) -> dict[str, str]:
 
 def _read_safetensors(path: Path, most: int) -> dict[str, Weights]:
     stored = stored_in(path)
+    if DIGEST in stored:  # all of it is read; of others, only what has the right shape
+        _check_size(path, path.stat().st_size, most)
     with reading(path, Exception), safetensors.safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         if DIGEST in stored and digest(tensors) != stored.get(TENSORS):
@@ -210,6 +212,8 @@ def _read_torch(path: Path, most: int) -> dict[str, Weights]:
         raise InputError(f"{path} is a TorchScript archive; load it with torch.jit.load and save its state_dict()")
     with open_regular(path) as file:
         _check_size(path, max(declared_size(file), os.fstat(file.fileno()).st_size), most)
+        if makes_bytearrays(file):
+            raise InputError(f"{path} is refused: its bytearray could take any memory; save the model's state_dict()")
     beside = torch.serialization.safe_globals([(_Beside, name) for name in BESIDE])
     with warnings.catch_warnings(), beside, reading(path, Exception):
         warnings.simplefilter("ignore")  # of pickles it then refuses

@@ -421,6 +421,9 @@ def write_special(choose: random.Random, path: Path) -> None:
                 file.write(choose.choice(starts))
                 file.truncate(choose.choice([2**20, 2**31, 2**40]))
         case 6:
+            bytearrays = [
+                b"cbuiltins\nbytearray\n\x8a\5" + size.to_bytes(5, "little") + b"\x85R." for size in (9, 10**10)
+            ]
             opcodes = [
                 b"]" * 50_000 + b"a" * 49_999 + b".",
                 b"(" * 10**5,
@@ -429,7 +432,9 @@ def write_special(choose: random.Random, path: Path) -> None:
             ]
             path.write_bytes(
                 b"\x80\2"
-                + choose.choice([*opcodes, b"cos\nsystem\n(S'true'\ntR.", b"ctorch\nTensor\n(J\xff\xff\xff\x7ftR."])
+                + choose.choice(
+                    [*opcodes, *bytearrays, b"cos\nsystem\n(S'true'\ntR.", b"ctorch\nTensor\n(J\xff\xff\xff\x7ftR."]
+                )
             )
         case _:
             path.write_bytes(choose.choice([b"PK\3\4", b"\x80\2", b"\x08\7", b"\0" * 8 + b"{"]) + choose.randbytes(300))
