@@ -27,6 +27,7 @@ ORDER = [
     "receptive_fields",
     "scanning",
     "deconvnet",
+    "formats",
     "weights",
     "rendering",
     "training",
