@@ -9,6 +9,7 @@ then come to what the run that nothing killed came to, digit by digit and pictur
 """
 
 import argparse
+import atexit
 import contextlib
 import json
 import os
@@ -109,6 +110,16 @@ SHARES = {"training": 5, "scan": 5, "features": 5, "ablation": 3, COMMAND: 2}  #
 
 # --- processes
 
+groups: list[int] = []  # of the runs that were started
+
+
+@atexit.register
+def end() -> None:
+    """Leave no run behind."""
+    for group in groups[-1:]:
+        with contextlib.suppress(OSError):
+            os.killpg(group, signal.SIGKILL)
+
 
 def start(job: str, folder: Path, photos: Path) -> int:
     """Start a run in a process group of its own; its number."""
@@ -117,14 +128,17 @@ def start(job: str, folder: Path, photos: Path) -> int:
             words = [sys.executable, str(ROOT / "experiments/run.py"), *SMALL]
             environment = os.environ | {"OMP_NUM_THREADS": "1"}  # the same sums in every run
             how: dict[str, Any] = {"stdout": log, "stderr": log, "env": environment}
-            return subprocess.Popen(words, cwd=folder, start_new_session=True, **how).pid
+            groups.append(subprocess.Popen(words, cwd=folder, start_new_session=True, **how).pid)
+            return groups[-1]
     process = os.fork()
     if process:
         with contextlib.suppress(OSError):
             os.setpgid(process, process)
+        groups.append(process)
         return process
     status = 1
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.setpgid(0, 0)
         with open(folder.with_suffix(".log"), "ab", buffering=0) as log:
             os.dup2(log.fileno(), 1)
@@ -250,6 +264,7 @@ def main() -> None:
     jobs = options.jobs.split(",")
     if unknown := set(jobs) - {*SHARES}:
         parser.error(f"no job {min(unknown)!r}; there is: {', '.join(SHARES)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     count, failures = tried(options.kills, jobs, options.first)
     total = sum(count.values())
     print(f"\r{total} kills of {', '.join(f'{number} {job}' for job, number in count.items())}: ", end="")

@@ -29,6 +29,7 @@ ORDER = [
     "receptive_fields",
     "scanning",
     "deconvnet",
+    "formats",
     "weights",
     "rendering",
     "training",

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from zfnet import Deconvnet, InputError, TopActivations, ZFNet, scan
 from zfnet.data.images import Images
 from zfnet.errors import BrokenImage
 from zfnet.graph import Graph
-from zfnet.identity import digest
+from zfnet.identity import digest, write_sealed
 
 LAYERS = ["conv1", "relu1", "pool2", "relu5"]
 
@@ -319,6 +320,45 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="delete it, or start anew with fresh=True") as caught:
             scan(model, images, ["1"], **arguments)
         assert "\n" not in str(caught.value) and str(state) in str(caught.value)
+    scan(model, images, ["1"], fresh=True, **arguments)
+    assert not state.exists()
+
+
+def columns(value, image):
+    return [value, image, image, image, value]
+
+
+ONE, NONE = torch.ones(2, 2), torch.zeros(2, 2, dtype=torch.int64)
+STATES = [
+    *(None, [], {}, {"done": 0, "tops": {}}, {"done": 0, "tops": {}, "broken": [], "more": 1}),
+    *({"done": done, "tops": {"1": columns(ONE, NONE)}, "broken": []} for done in (-1, 10**9, 0.5, "a", True)),
+    *(
+        {"done": 1, "tops": tops, "broken": []}
+        for tops in ([], {}, {"0": columns(ONE, NONE)}, {"1": 3}, {"1": [ONE] * 6})
+    ),
+    *({"done": 1, "tops": {"1": columns(ONE, NONE)}, "broken": broken} for broken in ("a", None, [1])),
+    *(
+        {"done": 1, "tops": {"1": columns(value, image)}, "broken": []}
+        for value, image in (
+            *((ONE[:, :1], NONE), (ONE, NONE[:1]), (ONE * torch.nan, NONE), (ONE.long(), NONE), (ONE, ONE)),
+            *((ONE, NONE - 2), (ONE, NONE + 4), (ONE.to_sparse(), NONE), (ONE[None], NONE[None]), (3, NONE)),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("content", STATES)
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")  # torch's own
+def test_a_state_that_no_scan_wrote_is_named(content, tmp_path: Path) -> None:
+    model, state = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()), tmp_path / "state"
+    images, arguments = torch.rand(4, 3, 8, 8), {"k": 2, "state": state, "progress": False}
+    scan(model, images, ["1"], keep_state=True, **arguments)
+    identity = json.loads(state.read_bytes().partition(b"\n")[0])["identity"]
+    write_sealed(state, identity, content)
+    with pytest.raises(
+        InputError, match=f"^{state} holds what no scan of these layers writes; delete it, or start anew"
+    ):
+        scan(model, images, ["1"], **arguments)
     scan(model, images, ["1"], fresh=True, **arguments)
     assert not state.exists()
 
