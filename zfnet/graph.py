@@ -65,7 +65,8 @@ class Graph:
         model: wrappers (DataParallel, `torch.compile`) are looked into.
         operations: what is known of operations; a module type that is in it is one step.
         verify: compare the graph with the model itself, before anything is said about images of a size (see
-            `verification.py`); it costs about two forward passes of one image, once for each size.
+            `verification.py`); it costs two to three forward passes of one image, once for each
+            size.
         inputs: values for further arguments of `forward`, by name; without them the defaults are taken.
     Raises InputError for a model whose control flow depends on the data, or that writes into parts of its tensors. A
     graph may be shared by threads.
