@@ -71,7 +71,7 @@ def new_run(recipe: Recipe) -> _Run:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
     Preprocessing(size=8, resize=8).attach(model)
-    return _Run(model, images(), images(), recipe, 0, False, None)
+    return _Run(model, images(), images(), recipe, 0, False, False, None)
 
 
 @functools.lru_cache(maxsize=len(RECIPES))

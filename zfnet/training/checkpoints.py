@@ -252,6 +252,14 @@ def _check_position(value: dict[str, Any], recipe: Recipe, steps: int, entries: 
     for key in ("loss", "seconds", "waited"):
         _check_number(f"its {key}", value[key], 0, math.inf)
     broken = value["broken"]
+    if not isinstance(broken, dict) or not set(broken) <= {"training", "validation"}:
+        raise _Stranger(f"its broken images are {_shown(broken)}")
+    for kind, names in broken.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise _Stranger(f"its broken images of {kind} are {_shown(names)}")
+    if step and not value["count"] and not broken.get("training"):
+        raise _Stranger(f"its count of images is 0 after {step} steps")
+    broken = value["broken"]
     lists = isinstance(broken, dict) and all(type(names) is list for names in broken.values())
     if not lists or not all(type(name) is str for name in itertools.chain(broken, *broken.values())):
         raise _Stranger(f"its broken images are {_shown(broken)}")
