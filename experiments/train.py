@@ -10,13 +10,14 @@ import io
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from experiments.output.pages import DPI, plots
 from experiments.output.results import Result, is_first
+from experiments.setup.hints import Count, Natural
 from experiments.setup.networks import EPOCHS, MEMORY, described
 from zfnet import weights
 from zfnet.data.images import as_images
@@ -33,10 +34,10 @@ def main(
     *,
     validation: Any = None,
     recipe: Recipe | None = None,
-    crops: int | None = None,
-    snapshots: Sequence[int] = EPOCHS,
+    crops: Literal[1, 10] | None = None,
+    snapshots: Sequence[Count] = EPOCHS,
     fresh: bool = False,
-    workers: int | None = None,
+    workers: Natural | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train the model in place; write model.safetensors, the curves and the error rates.

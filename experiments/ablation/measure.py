@@ -59,6 +59,7 @@ JUDGED = ("features.4.cat", "features.8.cat", "features.12.cat")  # layers of th
 THUMBNAIL, JUDGED_SIZE = (16, 16), (64, 64)  # pixels, to which pictures are resized to be told apart
 PIXELS = 2**27  # of all pictures of a layer of one kind: those of very deep networks are many times the image
 STATES = ("scan.partial", "ablation.partial")  # of a run that was stopped
+ANEW = "delete it, or pass fresh=True, to measure anew"
 EXAMPLES = 2  # maps of each layer whose pictures are drawn
 
 Values = dict[str, dict[str, Tensor]]  # (M,), of each picture, comparison, signal or choice, by measure
@@ -324,6 +325,7 @@ def measure(
     judge.to(next(model.parameters()).device)
     study = Study(Deconvnet(model), data, protocol, judge, reading.get("progress", True))
     layers, k, (scan_state, state) = protocol.layers, protocol.k, (out / name for name in STATES)
+    fresh = reading.get("fresh", False)
     tops = scan(study.deconvnet.graph, data, layers, k, state=scan_state, keep_state=True, **reading)
     drawn = {
         layer: chosen(layer, top, protocol.maps, "random", torch.Generator().manual_seed(protocol.seed))
@@ -338,7 +340,7 @@ def measure(
         "judge": digest(judge),
         "winners": digest({layer: list(top) for layer, top in tops.items()}),
     }
-    done = json.loads(read_sealed(state, identity, "delete it to measure anew")) if state.exists() else {}
+    done = json.loads(read_sealed(state, identity, ANEW)) if state.exists() and not fresh else {}
     results, examples = {layer: LayerResult.of(entries) for layer, entries in done.items()}, {}
     for layer in filter(drawn.get, layers):
         if layer not in results:

@@ -8,11 +8,11 @@ import copy
 import inspect
 import logging
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -22,10 +22,12 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.setup.hints import PLAIN, Count, Names, Seed, check, hints_of, shown
 from experiments.setup.options import READING, SHOWING
 from zfnet.errors import InputError, first_line, unknown_name
 
 OBJECTS = ("model", "data", "training", "validation", "networks")  # arguments that are made from groups
+LEFT_OPEN = {"layers": Names | Literal["auto"], "layer7": str, "num_classes": Count | None}  # and filled in by objects
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what get_object raises, which is said below
 
@@ -107,10 +109,10 @@ def refused() -> Iterator[None]:
 def schema(target: str) -> Any:
     """A function's arguments as a dataclass that OmegaConf checks; of what it has no type for, it takes any."""
     main, fields = get_object(target), []
-    hints = get_type_hints(main)
+    hints = get_type_hints(main, include_extras=True)
     for name, parameter in inspect.signature(main).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
-            shared = get_type_hints(get_args(hints[name])[0])
+            shared = get_type_hints(get_args(hints[name])[0], include_extras=True)
             settings: list[Any] = [(key, hint, (SHOWING | READING)[key]) for key, hint in shared.items()]
         elif name == "out":
             continue
@@ -123,14 +125,20 @@ def schema(target: str) -> Any:
 
 
 def _checked(hint: Any) -> Any:
-    """A type hint as far as OmegaConf knows such."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if all(kind in (int, float, bool, str, types.NoneType) for kind in kinds):
-        return hint
-    containers = [list[Any] if get_origin(kind) is Sequence else Any for kind in kinds if kind is not types.NoneType]
-    if len(containers) > 1 or containers[0] is Any:
-        return Any
-    return containers[0] | None if types.NoneType in kinds else containers[0]
+    """A type hint as far as OmegaConf knows such; `hints` checks the rest."""
+    if get_origin(hint) is Annotated:
+        return _checked(get_args(hint)[0])
+    if get_origin(hint) is Literal:
+        return type(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = [_checked(kind) for kind in get_args(hint)]
+        if all(kind in PLAIN for kind in kinds):
+            return Union[tuple(dict.fromkeys(kinds))]  # noqa: UP007
+        rest = [kind for kind in kinds if kind is not types.NoneType]
+        return rest[0] | None if len(rest) == 1 < len(kinds) and rest[0] is not Any else Any
+    if get_origin(hint) is Sequence:
+        return list[Any]
+    return hint if hint in PLAIN else Any
 
 
 def suite(config: DictConfig, words: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -175,3 +183,46 @@ def arguments_of(node: DictConfig) -> tuple[list[str], bool]:
         more = any(p.kind is p.VAR_KEYWORD for p in parameters)
         keys += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return list(dict.fromkeys(keys)), more
+
+
+def check_groups(config: DictConfig, groups: Iterable[str]) -> None:
+    """InputError for the first setting of these groups that is not what the function it is for says, or is no setting.
+
+    Of what a user wrote, types are not looked at.
+    """
+    check({"seed": config.seed}, {"seed": Seed})
+    for group in groups:
+        with refused():
+            settings = OmegaConf.to_container(config[group], resolve=True)
+        _check_made(settings, group)
+
+
+def check_experiment(settings: Mapping[str, Any], made: Collection[str]) -> None:
+    """InputError for the first setting of an experiment that is not what its function's signature says.
+
+    Args:
+        settings: without interpolations.
+        made: those that are objects.
+    """
+    function = get_object(settings["_target_"])
+    hints = hints_of(function)
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            hints |= get_type_hints(get_args(hints[parameter.name])[0], include_extras=True)
+    own = {name: value for name, value in settings.items() if name not in made and name != "_target_"}
+    check(own, hints)
+    for name, value in own.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            _check_made(value, name)
+
+
+def _check_made(settings: Any, name: str) -> None:
+    if not isinstance(settings, Mapping) or "_target_" not in settings:
+        raise InputError(f"{name} is {shown(settings)}; give {name}=NAME, or its settings one by one: {name}.KEY=VALUE")
+    values = {key: value for key, value in settings.items() if not key.startswith("_") and value != "???"}
+    target = settings["_target_"]
+    if target.partition(".")[0] in ("zfnet", "experiments"):
+        check(values, hints_of(get_object(target)) | LEFT_OPEN, f"{name}.")
+    for key, value in values.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            _check_made(value, f"{name}.{key}")

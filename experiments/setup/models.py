@@ -4,6 +4,7 @@ Which of its layers stand for the paper's is said there, or found in the traced 
 """
 
 import math
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -154,8 +155,12 @@ def _made(architecture: Callable[..., nn.Module], theirs: _Published | None) -> 
             f"cannot download {name} ({first_line(error)}); give a file, model.weights=FILE, or run this once "
             "where there is a connection"
         ) from None
-    except ValueError as error:
-        raise InputError(f"{name} does not fit: {first_line(error)}") from error
+    except InputError:
+        raise
+    except Exception as error:  # whatever its constructor raises for such settings
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(line.filename).name}, line {line.lineno}"
+        raise InputError(f"{name} cannot be made: {type(error).__name__}: {first_line(error)} ({where})") from error
 
 
 def _torchvisions(published: Any) -> Preprocessing:

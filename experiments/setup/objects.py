@@ -21,7 +21,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from experiments.setup.configuration import OBJECTS, configured, key_of, refused
+from experiments.setup.checks import check_folder
+from experiments.setup.configuration import OBJECTS, check_experiment, check_groups, configured, key_of, refused
 from zfnet import weights
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.errors import InputError, first_line
@@ -68,12 +69,17 @@ class Objects:
         groups = set(re.findall(r"\$\{(\w+)", experiment))
         if self.asked - {"model"}:  # all others are made of both
             groups |= {"model", "data"}
-        if not OmegaConf.is_missing(config.model.architecture, "_target_"):
-            self._find_layers(experiment)
         choices = config.hydra.runtime.choices
         for key in sorted(OmegaConf.missing_keys(config)):
             if (group := key.partition(".")[0]) in groups - {"experiment"}:
                 raise InputError(f"{group}={choices[group]} needs {key}=...")
+        self.device = device(config.device)
+        check_folder(config.out)
+        named = {key_of(word).partition(".")[0] for word in words if "." in key_of(word)}
+        check_groups(config, [group for group in ("model", "data", "train") if group in groups | named])
+        if not OmegaConf.is_missing(config.model.architecture, "_target_"):
+            self._find_layers(experiment)
+        check_experiment(self.settings()["experiment"], self.asked)
         self.name = f"{called(config)}-{choices.data}"
 
     def experiment(self, out: Path) -> Any:
@@ -119,6 +125,11 @@ class Objects:
         return f", of {self.config.model.weights}" if self._found else ""
 
     @property
+    def fresh(self) -> bool:
+        """Whether nothing of a stopped run is taken up."""
+        return bool(self.config.experiment.get("fresh"))
+
+    @property
     def identity(self) -> Any:
         """Of the training that the configuration asks for."""
         from zfnet.training import run_identity
@@ -137,7 +148,7 @@ class Objects:
         network: nn.Module = made(OmegaConf.masked_copy(model, keys), seed=self.config.seed)
         with open_dict(self.config):  # a file of weights brings its own
             model.preprocessing.update(network.preprocessing.settings)  # type: ignore[union-attr, operator]
-        return network.to(device(self.config.device))
+        return network.to(self.device)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -167,7 +178,8 @@ class Objects:
             Path(self.config.networks, self.name),
             *(self.training, self.validation, self.preprocessing),
             also=self._trained_files(self.name),
-            device=next(self.model.parameters()).device,
+            device=self.device,
+            fresh=self.fresh,
         )
 
     def trained(self) -> Path:
@@ -202,6 +214,8 @@ class Objects:
             path = path.parent.with_name(f"{path.parent.name}-{digest(identity)[:8]}") / path.name
             advice = f"model.weights={files[0]} takes the former"
             reason = f"{files[0]} was trained otherwise ({changes}): training {path} first; {advice}"
+        if self.fresh:
+            words.append("++experiment.fresh=true")
         if "data" in self.asked:
             self._dataset(made(self.config.model.preprocessing))  # what is wrong with it is said before the training
         print(reason, file=sys.stderr)
@@ -262,9 +276,9 @@ def device(name: str) -> torch.device:
     if name == "cuda" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"no device {name!r}: {first_line(error)}") from None
+        torch.zeros(1, device=name).cpu()  # "meta" holds no numbers
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputError(f"no device {name!r}: {first_line(error)}; give cpu, cuda or auto") from None
     return torch.device(name)
 
 

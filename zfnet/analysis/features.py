@@ -45,6 +45,7 @@ def features(
     dtype: str = "float32",
     batch_size: int = 64,
     workers: int | None = None,
+    fresh: bool = False,
     progress: bool = True,
 ) -> dict[str, np.ndarray]:
     """The outputs (N, D) of layers for the N images of a dataset, by layer, as memory-mapped arrays.
@@ -57,6 +58,7 @@ def features(
         crops: 1, or 10, whose features are averaged: of images that leave a margin, bytes as `Stored` gives them.
         dtype: "float32", or "float16", which halves the files.
         workers: processes that read images; by default as many as there are cores, up to eight.
+        fresh: compute anew, whatever is kept.
 
     Raises InputError for unknown layers, broken images, values that `dtype` cannot hold, and files that are damaged.
     """
@@ -69,6 +71,9 @@ def features(
         raise InputError("features need a list of layers, as in layers=['relu7'], and a dataset that is not empty")
     check_weights(graph.model)
     files = _files(graph, images, layers, Path(folder), max_features, crops, dtype)
+    if fresh:
+        for file in files.values():
+            file.remove()
     if missing := [file for file in files.values() if not file.complete()]:
         _compute(graph, images, missing, crops, batch_size, workers, progress)
     return {layer: np.load(file.path, mmap_mode="r") for layer, file in files.items()}
@@ -210,6 +215,10 @@ class _File:
     def note(self) -> Path:
         return self.path.with_suffix(".json")
 
+    def remove(self) -> None:
+        for path in (self.path, self.part, self.note):
+            path.unlink(missing_ok=True)
+
     def complete(self) -> bool:
         if not self.path.exists():
             return False
@@ -222,7 +231,7 @@ class _File:
         path = self.path if self.path.exists() else self.part
         if not path.exists() or (path == self.part and not self.note.exists()):
             return 0
-        remedy = f"delete {path} to compute it again"
+        remedy = f"delete {path}, or pass fresh=True, to compute it again"
         if not self.note.exists():
             raise InputError(f"{path} has no {self.note.name} beside it, as files of an older format; {remedy}")
         content = read_sealed(self.note, self.identity, remedy)
