@@ -16,6 +16,7 @@ from experiments.setup.configuration import CONF, OBJECTS, add_model, arguments_
 from zfnet.errors import InputError, unknown_name
 
 GROUPS = {"experiment": "experiment", "model": "model", "data": "data set", "train": "train"}
+HYDRAS = (["launcher"], ["sweeper"], ["sweep"], ["run"])  # how and where jobs are started
 ARCHITECTURE = "model.architecture._target_"
 
 
@@ -54,8 +55,10 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
         own = key_of(word) == "model._target_"
         whole += ["model=own", f"++{ARCHITECTURE}={word.partition('=')[2]}"] if own else [word]
     overrides = dict(parsed(word, swept) for word in whole)
-    for override in overrides.values():
-        if override.key_or_group in GROUPS and not override.is_delete():
+    for word, override in overrides.items():
+        if override.is_delete():
+            raise InputError(f"{word}: no setting is left out; give another value, key=value")
+        if override.key_or_group in GROUPS:
             _choices(override)
     groups = [w for w, o in overrides.items() if o.key_or_group in (*GROUPS, ARCHITECTURE)]
     single = [w for w, o in overrides.items() if w in groups and not o.is_sweep_override()]
@@ -69,7 +72,9 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
             known |= dict.fromkeys(map(str, configured(words_of_one).experiment))
     for name in (*OBJECTS, "_target_"):
         known.pop(name, None)
-    return [_addressed(word, override, config, list(known)) for word, override in overrides.items()]
+    addressed = {_addressed(word, o, config, list(known)): o for word, o in overrides.items()}
+    configured([word for word, o in addressed.items() if not o.is_sweep_override()])
+    return list(addressed)
 
 
 def _choices(override: Override) -> list[str]:
@@ -86,7 +91,9 @@ def _addressed(word: str, override: Override, config: DictConfig, known: list[st
     """The word with the full address of its setting, which must exist."""
     key = override.key_or_group
     root, *path = key.split(".")
-    if key in GROUPS or override.is_delete() or root.split("/")[0] == "hydra" or key == ARCHITECTURE:
+    if root.split("/")[0] == "hydra" and key.replace("/", ".").split(".")[1:2] not in HYDRAS:
+        raise unknown_name("setting", key, [f"hydra.{name}" for (name,) in HYDRAS])
+    if key in GROUPS or root.split("/")[0] == "hydra" or key == ARCHITECTURE:
         return word
     if root in config and root != "experiment":
         look_up(config, [root, *path])

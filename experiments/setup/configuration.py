@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.setup.hints import PLAIN, Count, Names, Seed, check, hints_of, shown
 from experiments.setup.options import READING, SHOWING
+from experiments.setup.trust import check_trusted
 from zfnet.errors import InputError, first_line, unknown_name
 
 OBJECTS = ("model", "data", "training", "validation", "networks")  # arguments that are made from groups
@@ -42,6 +43,7 @@ class Config:
     training: str = "train"
     validation: str = "val"
     networks: str = "outputs/networks"
+    trust: bool = False
     experiment: Any = field(default_factory=dict)
     model: Any = field(default_factory=dict)
     data: Any = field(default_factory=dict)
@@ -75,10 +77,27 @@ def _composed(words: tuple[str, ...]) -> DictConfig:
     else:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("config", list(words), return_hydra_config=True)
+    if not (config.trust and any(key_of(word) == "trust" for word in words)):  # no file says so for the user
+        _check_trust(config)
     if "_target_" in config.experiment:
         typed = OmegaConf.structured(schema(config.experiment._target_))
         config.experiment = OmegaConf.merge(typed, config.experiment)
     return config
+
+
+def _check_trust(config: DictConfig) -> None:
+    """InputError for a `_target_` that asks for trust, also one that an interpolation makes."""
+    for key in map(str, config):
+        if key != "hydra":
+            check_trusted({key: plain(config, key)})
+    for key in ("launcher", "sweeper", "callbacks"):
+        check_trusted({f"hydra.{key}": plain(config.hydra, key)}, launching=True)
+
+
+def plain(config: DictConfig, key: str) -> Any:
+    """A setting, or a group of them, without interpolations."""
+    value = None if OmegaConf.is_missing(config, key) else config[key]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def add_model(name: str) -> bool:
@@ -177,7 +196,7 @@ def arguments_of(node: DictConfig) -> tuple[list[str], bool]:
     if "_target_" in node and not OmegaConf.is_missing(node, "_target_"):
         try:
             parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
-        except (ImportError, AttributeError, ValueError, TypeError) as error:
+        except Exception as error:  # a module of one's own may raise anything
             why = f"{first_line(error.__cause__ or error)}; give what Python can import from here, my.module.Net"
             raise InputError(f"cannot use {node['_target_']}: {why}") from None
         more = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -193,7 +212,7 @@ def check_groups(config: DictConfig, groups: Iterable[str]) -> None:
     check({"seed": config.seed}, {"seed": Seed})
     for group in groups:
         with refused():
-            settings = OmegaConf.to_container(config[group], resolve=True)
+            settings = plain(config, group)
         _check_made(settings, group)
 
 

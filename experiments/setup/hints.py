@@ -14,7 +14,10 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 
 from zfnet.errors import InputError, unknown_name
 
-PLAIN = {int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "null", str: "a name"}
+PLAIN = {int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "null", str: "text"}
+
+
+LARGEST = 2**31 - 1  # what torch, numpy and scikit-learn all take; an error does not name it
 
 
 class Limits(NamedTuple):
@@ -28,7 +31,7 @@ class Limits(NamedTuple):
         return bool(self.least < value <= self.most if self.above else self.least <= value <= self.most)
 
     def __str__(self) -> str:
-        return f" {'above' if self.above else 'from'} {self.least:g}" + f" to {self.most:g}" * (self.most < math.inf)
+        return f" {'above' if self.above else 'from'} {self.least:g}" + f" to {self.most:g}" * (self.most < LARGEST)
 
 
 class Length(NamedTuple):
@@ -43,7 +46,6 @@ class Length(NamedTuple):
         return f" ({self.number} of them)" if self.number else " (one or more)"
 
 
-LARGEST = 2**31 - 1
 Count = Annotated[int, Limits(1, LARGEST)]
 Natural = Annotated[int, Limits(0, LARGEST)]
 Seed = Annotated[int, Limits(0, LARGEST)]

@@ -29,7 +29,7 @@ from zfnet.errors import InputError, first_line
 from zfnet.identity import difference, digest
 
 # what trained weights depend on, besides the data
-TRAINING_KEYS = ("model.architecture", "model.preprocessing", "train", "training", "validation", "device")
+TRAINING_KEYS = ("model.architecture", "model.preprocessing", "train", "training", "validation", "device", "trust")
 SHARED = ("train", "variant")  # experiments whose work several processes share
 
 
@@ -58,7 +58,7 @@ class Objects:
     Args:
         config: what `configured` made of the words; it is completed in place.
         words: of the command line, of which those about training are handed to it.
-        run: runs an experiment by its name and words: trains a network that is not there yet.
+        run: runs the experiment of such objects: trains a network that is not there yet.
     """
 
     def __init__(self, config: DictConfig, words: Sequence[str], run: Callable[..., Any]):
@@ -219,7 +219,8 @@ class Objects:
         if "data" in self.asked:
             self._dataset(made(self.config.model.preprocessing))  # what is wrong with it is said before the training
         print(reason, file=sys.stderr)
-        self._run("train", [*words, f"++out={path.parent}"])
+        words.append(f"++out={path.parent}")
+        self._run(Objects(configured(words), words, self._run))
         return path
 
     @staticmethod
