@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.output.results import is_first, results
-from experiments.setup.commands import spelled
+from experiments.setup.commands import parsed, spelled
 from experiments.setup.configuration import CONF, configured, key_of, refused, suite
 from experiments.setup.flags import options_of
 from experiments.setup.objects import Objects, distributed
@@ -82,9 +82,14 @@ def command_line() -> None:
         if "--help" in options:
             print(overview(words))
             return
-        sys.argv[1:] = [*options, *spelled(words, "--multirun" in options)]
-        with refused():
-            task()
+        swept = "--multirun" in options
+        sys.argv[1:] = [*options, *(words := spelled(words, swept))]
+        configured([word for word in words if not parsed(word, swept)[1].is_sweep_override()])  # one line, if it fails
+        try:
+            with refused():
+                task()
+        except OSError as error:  # of Hydra: experiments end in one line themselves
+            raise InputError(f"cannot write {error.filename}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ An argument of the experiment's function is given by its name alone (k=4) or in 
 """
 
 import contextlib
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
@@ -37,11 +37,11 @@ def parsed(word: str, swept: bool = False) -> tuple[str, Override]:
         override = parser.parse_override(word)
         if swept or not override.is_sweep_override():
             return word, override
-        if not {"/", "\\"} & set(value) and not Path(value).exists():
+        if not {"/", "\\"} & set(value) and not os.path.exists(value):
             hint = f"add -m to run each, or quote it: {key}='\"{value}\"'"
             raise InputError(f"{word} gives several values: {hint}")
     with contextlib.suppress(HydraException):
-        if equals and (not swept or "," not in value) and ({"/", "\\", "~"} & set(value) or Path(value).exists()):
+        if equals and (not swept or "," not in value) and ({"/", "\\", "~"} & set(value) or os.path.exists(value)):
             quoted = value.replace("'", "\\'")
             return f"{key}='{quoted}'", parser.parse_override(f"{key}='{quoted}'")
     hint = f"quote special characters, {key}='\"...\"'" if equals else "a setting is written key=value"
@@ -60,7 +60,7 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
             raise InputError(f"{word}: no setting is left out; give another value, key=value")
         if override.key_or_group in GROUPS:
             _choices(override)
-    groups = [w for w, o in overrides.items() if o.key_or_group in (*GROUPS, ARCHITECTURE)]
+    groups = [w for w, o in overrides.items() if o.key_or_group in (*GROUPS, ARCHITECTURE, "trust")]
     single = [w for w, o in overrides.items() if w in groups and not o.is_sweep_override()]
     config = configured(single)
     if config.hydra.runtime.choices.model == "own":
@@ -72,9 +72,7 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
             known |= dict.fromkeys(map(str, configured(words_of_one).experiment))
     for name in (*OBJECTS, "_target_"):
         known.pop(name, None)
-    addressed = {_addressed(word, o, config, list(known)): o for word, o in overrides.items()}
-    configured([word for word, o in addressed.items() if not o.is_sweep_override()])
-    return list(addressed)
+    return [_addressed(word, override, config, list(known)) for word, override in overrides.items()]
 
 
 def _choices(override: Override) -> list[str]:
@@ -82,7 +80,7 @@ def _choices(override: Override) -> list[str]:
     group, value = override.key_or_group, override.value()
     chosen = list(map(str, value.list if isinstance(value, ChoiceSweep) else [value]))
     for name in chosen:
-        if not (add_model(name) if group == "model" else (CONF / group / f"{name}.yaml").exists()):
+        if not (add_model(name) if group == "model" else os.path.exists(CONF / group / f"{name}.yaml")):
             raise unknown_name(GROUPS[group], name, names(group))
     return chosen
 

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import inspect
 import logging
+import os
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
@@ -28,7 +29,8 @@ from experiments.setup.trust import check_trusted
 from zfnet.errors import InputError, first_line, unknown_name
 
 OBJECTS = ("model", "data", "training", "validation", "networks")  # arguments that are made from groups
-LEFT_OPEN = {"layers": Names | Literal["auto"], "layer7": str, "num_classes": Count | None}  # and filled in by objects
+# of parts of groups, whatever they are for: what objects fill in, and seeds
+PARTS = {"layers": Names | Literal["auto"], "layer7": str, "num_classes": Count | None, "seed": Seed}
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what get_object raises, which is said below
 
@@ -70,13 +72,14 @@ def configured(words: Sequence[str]) -> DictConfig:
         return copy.deepcopy(_composed(tuple(words)))
 
 
-@lru_cache(16)  # it takes a tenth of a second
+@lru_cache(64)  # it takes a tenth of a second
 def _composed(words: tuple[str, ...]) -> DictConfig:
-    if GlobalHydra.instance().is_initialized():
-        config = compose("config", list(words), return_hydra_config=True)
-    else:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+    known = GlobalHydra.instance().is_initialized()
+    with contextlib.nullcontext() if known else initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
             config = compose("config", list(words), return_hydra_config=True)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:  # which it raises for some odd words
+            raise InputError(f"cannot read {' '.join(words)}: {first_line(error)}") from None
     if not (config.trust and any(key_of(word) == "trust" for word in words)):  # no file says so for the user
         _check_trust(config)
     if "_target_" in config.experiment:
@@ -87,7 +90,7 @@ def _composed(words: tuple[str, ...]) -> DictConfig:
 
 def _check_trust(config: DictConfig) -> None:
     """InputError for a `_target_` that asks for trust, also one that an interpolation makes."""
-    for key in map(str, config):
+    for key in sorted(map(str, config), key="experiment".__eq__):  # last: it repeats the groups
         if key != "hydra":
             check_trusted({key: plain(config, key)})
     for key in ("launcher", "sweeper", "callbacks"):
@@ -102,7 +105,7 @@ def plain(config: DictConfig, key: str) -> Any:
 
 def add_model(name: str) -> bool:
     """Make a classifier of torchvision's, or of timm's as timm/NAME, a choice of `model`; False if there is none."""
-    if not (CONF / "model" / f"{name}.yaml").exists():
+    if not os.path.exists(CONF / "model" / f"{name}.yaml"):
         from experiments.setup.models import settings_of  # a second of import time
 
         if (settings := settings_of(name)) is None:
@@ -119,6 +122,8 @@ def refused() -> Iterator[None]:
         yield
     except InstantiationException:  # what a function that was called says is not hydra's
         raise
+    except RecursionError:
+        raise InputError("interpolations ${...} lead in a circle") from None
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         key = str(getattr(cause, "full_key", None) or "").removeprefix("experiment.")
@@ -241,7 +246,7 @@ def _check_made(settings: Any, name: str) -> None:
     values = {key: value for key, value in settings.items() if not key.startswith("_") and value != "???"}
     target = settings["_target_"]
     if target.partition(".")[0] in ("zfnet", "experiments"):
-        check(values, hints_of(get_object(target)) | LEFT_OPEN, f"{name}.")
+        check(values, hints_of(get_object(target)) | PARTS, f"{name}.")
     for key, value in values.items():
         if isinstance(value, Mapping) and "_target_" in value:
             _check_made(value, f"{name}.{key}")

@@ -4,6 +4,7 @@ Which of its layers stand for the paper's is said there, or found in the traced 
 """
 
 import math
+import os
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -104,7 +105,7 @@ def build(
 def published(weights: str | Path | None) -> bool:
     """Whether it is a name that is given to published weights, such as DEFAULT, and no file."""
     name = str(weights or "")
-    return name.isidentifier() and name == name.upper() and not Path(name).exists()
+    return name.isidentifier() and name == name.upper() and not os.path.exists(name)
 
 
 class _Published(NamedTuple):
@@ -159,8 +160,8 @@ def _made(architecture: Callable[..., nn.Module], theirs: _Published | None) -> 
         raise
     except Exception as error:  # whatever its constructor raises for such settings
         line = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(line.filename).name}, line {line.lineno}"
-        raise InputError(f"{name} cannot be made: {type(error).__name__}: {first_line(error)} ({where})") from error
+        where = "" if "hydra" in line.filename else f" ({Path(line.filename).name}, line {line.lineno})"
+        raise InputError(f"{name} cannot be made: {type(error).__name__}: {first_line(error)}{where}") from error
 
 
 def _torchvisions(published: Any) -> Preprocessing:

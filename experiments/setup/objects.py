@@ -43,6 +43,8 @@ def made(settings: Any, *arguments: Any, **more: Any) -> Any:
             raise error.__cause__ from None
         if isinstance(error.__cause__, TypeError) and "argument" in str(error.__cause__):
             raise InputError(first_line(error.__cause__)) from None
+        if error.__cause__ is None:  # Hydra itself calls some functions for nobody
+            raise InputError(first_line(error)) from None
         raise
 
 
@@ -71,12 +73,14 @@ class Objects:
             groups |= {"model", "data"}
         choices = config.hydra.runtime.choices
         for key in sorted(OmegaConf.missing_keys(config)):
-            if (group := key.partition(".")[0]) in groups - {"experiment"}:
-                raise InputError(f"{group}={choices[group]} needs {key}=...")
+            if (group := key.partition(".")[0]) in groups | {"experiment"}:
+                raise InputError(f"{group}={choices[group]} needs {key.removeprefix('experiment.')}=...")
         self.device = device(config.device)
         check_folder(config.out)
         named = {key_of(word).partition(".")[0] for word in words if "." in key_of(word)}
         check_groups(config, [group for group in ("model", "data", "train") if group in groups | named])
+        for part in [config.train] * ("train" in groups | named) + [config.model.preprocessing] * ("model" in groups):
+            made(part)  # and so checked
         if not OmegaConf.is_missing(config.model.architecture, "_target_"):
             self._find_layers(experiment)
         check_experiment(self.settings()["experiment"], self.asked)
@@ -218,6 +222,7 @@ class Objects:
             words.append("++experiment.fresh=true")
         if "data" in self.asked:
             self._dataset(made(self.config.model.preprocessing))  # what is wrong with it is said before the training
+        self._check_layers()
         print(reason, file=sys.stderr)
         words.append(f"++out={path.parent}")
         self._run(Objects(configured(words), words, self._run))
@@ -254,6 +259,17 @@ class Objects:
             except InputError as error:
                 advice = "on the command line: model.layers=[...]; experiment=units lists them"
                 raise InputError(f"{error}; {advice}") from None
+
+    def _check_layers(self) -> None:
+        """InputError for a layer of the experiment that the network does not have, before it is trained."""
+        from zfnet.graph import Graph
+
+        names = self.settings()["experiment"].get("layers", [self.settings()["experiment"].get("layer")])
+        architecture = self.config.model.architecture
+        classes = {"num_classes": 2} if architecture.get("num_classes", 2) is None else {}
+        graph = Graph(made(architecture)(**classes))
+        for name in filter(None, names):
+            graph.node(name)
 
     def _count_classes(self) -> int | None:
         """How many classes the weights say they have, or, for random ones that must be told, the data."""

@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+NO_MEMORY = ("can't allocate memory", "out of memory")  # as torch says it
+LONGEST = 1200  # letters of a line: what was typed may be longer
+
 
 class Stopped(KeyboardInterrupt):
     """A signal that ends the run like Ctrl-C: what keeps a state saves it."""
@@ -81,7 +84,10 @@ def in_one_line() -> Iterator[None]:
         number = error.args[0] if isinstance(error, Stopped) else signal.SIGINT
         say("interrupted; the same command goes on from what was saved", before="\n")
         raise SystemExit(128 + number) from None
-    except Exception:
+    except Exception as error:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+            say("not enough memory; give a smaller batch_size, or smaller images")
+            raise SystemExit(2) from None
         traceback.print_exc()
         raise SystemExit(1) from None
 
@@ -89,4 +95,6 @@ def in_one_line() -> Iterator[None]:
 def say(message: str, before: str = "") -> None:
     """One line on standard error, whatever is in the message: names of files may hold line feeds and escape codes."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST * 2 // 3]} ... {line[-LONGEST // 3 :]}"
     print(f"{before}run.py: {line}", file=sys.stderr)

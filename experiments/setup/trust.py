@@ -8,6 +8,7 @@ must be defined in such a package too: `torch.os.system` is not torch's. See doc
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.machinery import PathFinder
@@ -78,7 +79,7 @@ def is_trusted(target: Any) -> bool:
         return True  # without an import, which may take seconds
     package = target.partition(".")[0]
     if package not in PACKAGES and not is_here(package):
-        return False
+        return not exists(package)
     try:
         thing = _found(target)
     except Exception:  # a module of one's own may raise anything
@@ -97,12 +98,19 @@ def named_by_us() -> set[str]:
     return {target for file in files for target in re.findall(r"_target_: ([\w.]+)", file.read_text(encoding="utf-8"))}
 
 
+def exists(package: str) -> bool:
+    """Whether a top-level module can be imported; nothing is."""
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # such as __main__
+        return package in sys.modules
+
+
 def is_here(package: str) -> bool:
     """Whether the file of a top-level module lies in the current folder, and not elsewhere under the same name."""
-    try:
-        specs = PathFinder.find_spec(package, [str(Path.cwd())]), find_spec(package)
-    except (ImportError, ValueError):
+    if not exists(package):
         return False
+    specs = PathFinder.find_spec(package, [str(Path.cwd())]), find_spec(package)
     here, there = ((spec.origin, list(spec.submodule_search_locations or ())) if spec else None for spec in specs)
     return here is not None and here == there
 
