@@ -22,6 +22,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "pack" / "inner.py").write_text(MINE)
     (folder / "os.py").write_text("def system(command):\n    raise SystemExit('imported')\n")
     (elsewhere / "trust_theirs.py").write_text(f"open({str(elsewhere / 'trace')!r}, 'w')\n\n\ndef make():\n    pass\n")
+    for name in ("trust_mine", "pack", "pack.inner"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(elsewhere)
     monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
@@ -56,7 +58,7 @@ THEIRS = [
     "torch.utils.cpp_extension.load",
     "torch.nn.Module.__subclasses__",
     "torchvision.datasets.utils.download_url",
-    "torchvision.os.system",
+    "torchvision.datasets.utils.os.system",
     "timm.models.load_checkpoint",
     "zfnet.weights.pickle.loads",
     "zfnet.files.write_atomically",

@@ -6,7 +6,6 @@ from typing import NoReturn
 
 from zfnet.errors import InputError, unknown_name
 
-INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 OURS = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
 
 
@@ -22,7 +21,6 @@ def options_of(line: Sequence[str]) -> tuple[list[str], list[str]]:
     for names in (("-h", "--help"), ("-m", "--multirun"), ("--version",)):
         one.add_argument(*names, action="store_true")
     one.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))
-    one.add_argument("-i", "--info", nargs="?", const="all", choices=INFO)
     parser.add_argument("-p", "--package")
     parser.add_argument("--resolve", action="store_true")
     options, words = parser.parse_known_args(line)
