@@ -451,8 +451,8 @@ def plain_occlusion(
     Squares start at every `step` until the image (3, H, W) is covered; the last ones are cut off by its border.
     """
     twin, logits, maps = part_of(model, layer), [], []
-    tops = range(0, image.shape[1] - size[0] + step[0], step[0])
-    lefts = range(0, image.shape[2] - size[1] + step[1], step[1])
+    tops = range(0, min(image.shape[1] - size[0] + step[0], image.shape[1]), step[0])
+    lefts = range(0, min(image.shape[2] - size[1] + step[1], image.shape[2]), step[1])
     with torch.no_grad():
         for top in tops:
             for left in lefts:

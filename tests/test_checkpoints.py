@@ -214,7 +214,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(whole, tmp_path: Path, monke
     sync, count = os.fsync, iter(range(9))
 
     def full(descriptor: int) -> None:
-        if next(count) == 1:
+        if next(count) == 2:  # of the file, the folder, and the next file
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 

@@ -100,7 +100,9 @@ def test_features_of_other_weights_preprocessing_or_images_are_not_read(model, d
     compute(model, data, ["4"], tmp_path, progress=False)
     (known,) = tmp_path.glob("*.npy")
     its = change(model, data)
-    with pytest.raises(InputError, match=re.escape(f" was made with different {CHANGES[change]}; delete {known} to")):
+    with pytest.raises(
+        InputError, match=re.escape(f" was made with different {CHANGES[change]}; delete {known}, or start")
+    ):
         compute(*its, ["4"], known, progress=False)
     compute(*its, ["4"], tmp_path, progress=False)
     assert len(list(tmp_path.glob("*.npy"))) == 2
@@ -184,7 +186,7 @@ def test_damaged_features_are_named(model, data, tmp_path, whole):
         content = path.read_bytes()
         for n in places:
             path.write_bytes(content[:n] + bytes([content[n] ^ 1]) + content[n + 1 :])
-            with pytest.raises(InputError, match=f"delete {kept} to compute it again") as error:
+            with pytest.raises(InputError, match=f"delete {kept}, or start anew with fresh=True") as error:
                 compute(model, dataset, ["4"], tmp_path, **arguments)
             assert "\n" not in str(error.value)
         path.write_bytes(content)

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from experiments.ablation import ablation, measure
 from experiments.ablation.measure import LayerResult
 from experiments.setup.networks import Networks
-from zfnet import InputError, scan
+from zfnet import InputError, scan, weights
 from zfnet.analysis.features import features
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
 from zfnet.graph import Graph
-from zfnet.identity import digest, read_sealed, write_sealed
+from zfnet.identity import digest, network_identity, read_sealed, write_sealed
 from zfnet.training import Recipe, train
 
 # ---- the digest ------------------------------------------------------------------------------------------------------
@@ -101,6 +101,15 @@ def test_a_modules_class_settings_weights_and_buffers_count() -> None:
     assert digest(Scaled().train()) == digest(Scaled().eval().requires_grad_(False)) == digest(Scaled())
 
 
+def test_a_network_that_was_saved_and_loaded_is_the_same(tmp_path) -> None:
+    model = Preprocessing().attach(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)))
+    before = network_identity(model)
+    weights.save(model, tmp_path / "w.safetensors")
+    twin = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))
+    assert network_identity(twin) != before
+    assert network_identity(weights.load(twin, tmp_path / "w.safetensors")) == before
+
+
 def test_another_process_comes_to_the_same_digest() -> None:
     script = """
 import torch
@@ -136,7 +145,7 @@ def test_a_sealed_file_names_what_differs(tmp_path) -> None:
             {"weights": "1", "k": "8"},
             "is damaged: its content does not match its checksum",
         ),
-        (kept.replace(b'"format": 2', b'"format": 3'), identity, "is of format 3, but this version reads format 2"),
+        (kept.replace(b'"format": 3', b'"format": 4'), identity, "is of format 4, but this version reads format 3"),
         (b"", identity, "is damaged, or of an older format that is no longer read"),
         (b"[\n", identity, "is damaged, or of an older format that is no longer read"),
     ):
@@ -145,7 +154,7 @@ def test_a_sealed_file_names_what_differs(tmp_path) -> None:
             read_sealed(path, now, "delete it")
         assert str(error.value) == f"{path} {message}; delete it"
     path.unlink()
-    with pytest.raises(InputError, match=r"^cannot read .*file \(No such file or directory\); delete it$"):
+    with pytest.raises(InputError, match=r"^cannot read .*file: No such file or directory; delete it$"):
         read_sealed(path, identity, "delete it")
     write_sealed(path, identity, 1)
     write_sealed(path, identity, 2, tmp_path / "previous")
@@ -328,7 +337,7 @@ def test_features_with_other_settings_are_not_read(name, tmp_path) -> None:
 def test_a_fresh_scan_overwrites_the_state_of_another(tmp_path) -> None:
     assert not scanned(base("tensors"), tmp_path)
     other = replace(base("tensors"), model=network(1))
-    with pytest.raises(InputError, match="different weights; delete it, or pass fresh=True, to start anew"):
+    with pytest.raises(InputError, match="different weights; delete it, or start anew with fresh=True"):
         scanned(other, tmp_path)
     assert not scanned(replace(other, settings={"fresh": True}), tmp_path)
     assert scanned(other, tmp_path)
@@ -422,7 +431,7 @@ def test_measurements_of_another_run_are_not_read(tmp_path) -> None:
     assert read_again(measured, base("scenes"), base("scenes"), tmp_path / "same") is True
     for name, change in (("seed", with_settings(seed=1)), ("fill", with_settings(fill="blur"))):
         said = read_again(measured, base("scenes"), change(base("scenes")), tmp_path / name)
-        assert "ablation.partial was made with different settings; delete it to measure anew" in said
+        assert "ablation.partial was made with different settings; delete it, or start anew with fresh=True" in said
     assert "scan.partial was made with different weights" in read_again(
         measured, base("scenes"), changed_weight(base("scenes")), tmp_path / "weight"
     )

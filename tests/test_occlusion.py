@@ -228,6 +228,17 @@ def test_the_paper_has_30_by_30_places():
     assert square_boxes((224, 224), (50, 50), (6, 6)).shape == (30, 30, 4)
 
 
+@pytest.mark.parametrize("length", range(5, 20))
+@pytest.mark.parametrize("side", [1, 3, 5])
+@pytest.mark.parametrize("step", range(1, 12))
+def test_every_square_hides_something_and_the_last_one_reaches_the_border(length, side, step):
+    boxes = square_boxes((length, length), (side, side), (step, step))
+    low, high = boxes[:, 0, 0], boxes[:, 0, 2]
+    assert (low < high).all() and (high <= length).all()
+    assert low.tolist() == list(range(0, int(low[-1]) + 1, step))
+    assert high[-1] == length or low[-1] + step >= length
+
+
 @pytest.mark.parametrize(("size", "step"), [((30, 20), (9, 13)), ((16, 16), (16, 16))])
 def test_heat_is_captums_map(size, step):
     model, image = lively(zfnet()), torch.randn(3, 96, 96)

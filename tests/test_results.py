@@ -1,5 +1,10 @@
 """The folder of a result is there whole or not at all."""
 
+import os
+import signal
+from pathlib import Path
+from time import sleep
+
 import pytest
 
 from experiments.output import results
@@ -23,3 +28,63 @@ def test_a_result_in_the_place_of_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"), results.results(tmp_path / "file" / "out"):
         pass
+
+
+def write(out, word, names=("figure.png", "result.json", "table.md")):
+    with results.results(out) as folder:
+        for name in names:
+            (folder / name).write_text(word)
+
+
+def test_after_a_kill_between_two_files_there_is_no_result_that_belongs_to_other_files(tmp_path, monkeypatch):
+    write(tmp_path, "first")
+    moved, replace = [], os.replace
+
+    def dies(source, target):
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, "second")
+    monkeypatch.undo()
+    assert moved == ["figure.png", "table.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == moved
+    write(tmp_path, "second")
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"second"}
+
+
+def test_what_a_killed_run_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    child = os.fork()
+    if not child:
+        with results.results(tmp_path) as folder:
+            (folder / "half.txt").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    (left,) = tmp_path.iterdir()
+    with results.results(tmp_path) as own:
+        write(tmp_path, "another")
+        assert not left.exists()
+        assert own.exists()
+
+
+def test_two_runs_at_once_do_not_mix_their_files(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def slow(source, target):
+        sleep(os.urandom(1)[0] / 10_000)  # the other run comes between
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", slow)
+    for _ in range(10):
+        children = []
+        for word in ("one", "two"):
+            if not (child := os.fork()):
+                write(tmp_path, word, [*(f"{n}.png" for n in range(9)), "result.json"])
+                os._exit(0)
+            children.append(child)
+        for child in children:
+            assert os.waitpid(child, 0)[1] == 0
+        assert len({path.read_text() for path in tmp_path.iterdir()}) == 1

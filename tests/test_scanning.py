@@ -316,7 +316,7 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     whole = state.read_bytes()
     for n in range(8, len(whole), 7):
         state.write_bytes(whole[:n] + bytes([whole[n] ^ 4]) + whole[n + 1 :])
-        with pytest.raises(InputError, match="delete it, or pass fresh=True, to start anew") as caught:
+        with pytest.raises(InputError, match="delete it, or start anew with fresh=True") as caught:
             scan(model, images, ["1"], **arguments)
         assert "\n" not in str(caught.value) and str(state) in str(caught.value)
     scan(model, images, ["1"], fresh=True, **arguments)

@@ -6,8 +6,19 @@ from collections.abc import Iterable
 MOST = 30  # names that an error lists
 
 
+def printable(text: object) -> str:
+    """Text as one line that every terminal and file can take: control codes, newlines and stray bytes are escaped."""
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
 class InputError(ValueError):
     """A mistake in the input: its message is one line that says what is wrong, where, and what to do."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
 
 
 class BrokenImage(InputError):

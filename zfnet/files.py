@@ -1,23 +1,74 @@
-"""Atomic file writes."""
+"""Files that are whole or not at all: atomic writes, one run at a time, and reading what a path really is.
 
+Files are written beside their place, under a name that says who writes them, as in `.weights.pt.3f2a9c1d.4711.0.part`.
+What a killed run left of these is removed by the next write in the same folder.
+"""
+
+import contextlib
+import itertools
 import os
-from collections.abc import Callable
+import re
+import shutil
+import socket
+import stat
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
 
-from zfnet.errors import InputError
+from filelock import FileLock, Timeout
+
+from zfnet.errors import InputError, first_line
+
+_HOST = blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
+_PART = re.compile(rf"\..*\.{_HOST}\.(\d+)\.\d+\.part", re.DOTALL)
+_NUMBERS = itertools.count()  # threads of a process write under different names
+
+
+def part_of(path: Path) -> Path:
+    """Where this process writes what will become `path`."""
+    return path.with_name(f".{path.name[:40]}.{_HOST}.{os.getpid()}.{next(_NUMBERS)}.part")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what runs of this computer that were killed have left of files, or of folders, under names of `part_of`.
+
+    Parts of runs that are alive, or on other computers, stay.
+    """
+    with contextlib.suppress(OSError):  # a folder that cannot be listed will be named by who writes to it
+        for path in list(folder.iterdir()):
+            if (match := _PART.fullmatch(path.name)) and not _alive(int(match[1])):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        pass
+    return True
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], None]) -> None:
-    """Write a temporary file and rename it to `path`: no reader and no crash ever sees half of it.
+    """Write a temporary file and rename it to `path`: no reader, no crash and no power loss leaves half of it.
 
     `content` is bytes, or a function that writes to an open file. Missing folders are made.
     Raises: InputError if the file cannot be written; an existing file is then unchanged.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
         with open(part, "wb") as file:
             if callable(content):
                 content(file)
@@ -26,8 +77,85 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Bi
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+        sync_folder(path.parent)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+        raise InputError(f"cannot write {path}: {first_line(error)}") from None
     finally:
-        if path.parent.is_dir():
+        with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a loss of power, where the file system can promise that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to read; InputError for what is missing, cannot be read, or is a folder, pipe, socket or device."""
+    try:
+        # a pipe without a writer would block
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {os.fspath(path)}: {first_line(error)}") from None
+    if stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    raise InputError(f"cannot read {os.fspath(path)}: {'Is a directory' if stat.S_ISDIR(mode) else 'it is no file'}")
+
+
+def declared_size(file: BinaryIO) -> int:
+    """How many bytes the entries of a zip archive say that they have; 0 where it is damaged or something else."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error):
+        return 0
+    finally:
+        file.seek(0)
+
+
+@contextlib.contextmanager
+def locked(file: Path, activity: str) -> Iterator[None]:
+    """Keep other runs out while one is at work; InputError if one is there already.
+
+    The system frees the lock of a run that is killed, and the file that it leaves behind does no harm.
+
+    Args:
+        file: an empty file that stands for what is locked; its folder is made if it is missing.
+        activity: what a run does and where, for the error, such as "is training in outputs/a".
+    """
+    lock = FileLock(file, timeout=0)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"another run {activity}: wait for it, or use another folder") from None
+    except OSError as error:
+        raise InputError(f"cannot write to {file.parent}: {first_line(error)}") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the folder may be gone
+            file.unlink(missing_ok=True)  # before it is released: who has opened this one is refused
+        lock.release()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other run is here with the same folder, where the system has locks of folders."""
+    descriptor = None
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl  # of Unix alone
+
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)

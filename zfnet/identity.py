@@ -3,6 +3,7 @@
 Scan states, feature caches, checkpoints, trained networks and stored measurements all use it. A file of `write_sealed`
 keeps an identity, which is one digest for each thing that its content depends on, by name, and a digest of the content
 itself. `read_sealed` compares both, so that an error can name what differs.
+Files of text have their digest within, as `stamped` puts it there.
 """
 
 import hashlib
@@ -18,15 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zfnet.errors import InputError
-from zfnet.files import write_atomically
+from zfnet.errors import InputError, first_line
+from zfnet.files import declared_size, open_regular, write_atomically
 
 Identity = Mapping[str, Any]  # a digest, or a short plain value in JSON, of each thing that a result depends on
 
-_FORMAT = 2  # of files with an identity; those of format 1 had a single key
+_FORMAT = 3  # of files with an identity; those of format 2 did not say how long they are
 _LENGTH = 32  # of a digest
+_MOST = 2**24  # bytes of a seal
+BLANK = "the digest of this file is here."  # of the length of a digest, which takes its place; see `stamped`
 # what torch keeps on every module (hooks, and what is visited by itself), and what is no part of the computation
-_MODULE = {*vars(nn.Module()), "preprocessing"}
+_MODULE = {*vars(nn.Module()), "preprocessing", "paddings"}
 
 
 def digest(*parts: Any) -> str:
@@ -74,12 +77,12 @@ def write_sealed(
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    kept = dict(identity)
-    seal = {"format": _FORMAT, "identity": kept, "content": digest(kept, buffer.getbuffer())}
+    kept, raw = dict(identity), buffer.getbuffer()
+    seal = {"format": _FORMAT, "identity": kept, "bytes": len(raw), "content": digest(kept, raw)}
 
     def write(file: BinaryIO) -> None:
-        file.write(json.dumps(seal).encode() + b"\n")
-        file.write(buffer.getbuffer())
+        file.write(_line(seal))
+        file.write(raw)
         if previous is not None and os.path.exists(path):
             file.flush()
             os.fsync(file.fileno())  # the new file is whole before the old one loses its name
@@ -91,6 +94,9 @@ def write_sealed(
 def read_sealed(path: str | os.PathLike[str], identity: Identity, remedy: str) -> Any:
     """The content of a file of `write_sealed`, on the CPU.
 
+    The digest finds damage, not malice: whoever can write the file can make a digest for it. Nothing in a file can run
+    code, but its content may be of any type; a caller that indexes it checks it first.
+
     Args:
         identity: what a result would depend on now.
         remedy: what the user can do, for the error.
@@ -100,22 +106,61 @@ def read_sealed(path: str | os.PathLike[str], identity: Identity, remedy: str) -
         InputError: if it cannot be opened, or was made under another identity.
     """
     try:
-        with open(path, "rb") as file:
-            line, content = file.readline(), file.read()
+        with open_regular(path) as file:
+            known, content = _unsealed(file)
+    except Damaged as error:
+        raise Damaged(f"{path} is {error}; {remedy}") from None
+    except InputError as error:
+        raise InputError(f"{error}; {remedy}") from None
     except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror or error}); {remedy}") from None
-    try:
-        seal = json.loads(line)
-        number, known, expected = seal["format"], seal["identity"], seal["content"]
-    except (ValueError, KeyError, TypeError):
-        raise Damaged(f"{path} is damaged, or of an older format that is no longer read; {remedy}") from None
-    if number != _FORMAT:
-        raise Damaged(f"{path} is of format {number}, but this version reads format {_FORMAT}; {remedy}")
-    if digest(known, content) != expected:
-        raise Damaged(f"{path} is damaged: its content does not match its checksum; {remedy}")
+        raise InputError(f"cannot read {path}: {first_line(error)}; {remedy}") from None
     if changes := difference(known, identity):
         raise InputError(f"{path} was made with different {changes}; {remedy}")
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        if declared_size(file := io.BytesIO(content)) > len(content):
+            raise ValueError("compressed entries")
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # it has the right digest, but no version of ours wrote it
+        raise Damaged(f"{path} holds what no version of zfnet wrote ({first_line(error)}); {remedy}") from None
+
+
+def _line(seal: Mapping[str, Any]) -> bytes:
+    return json.dumps(seal).encode() + b"\n"
+
+
+def _unsealed(file: BinaryIO) -> tuple[dict[str, Any], bytes]:
+    """The identity and the content of a sealed file; Damaged, with what it is, if it is not whole."""
+    line = file.readline(_MOST)
+    try:
+        seal = json.loads(line)
+        number, known, size, expected = (seal[name] for name in ("format", "identity", "bytes", "content"))
+        whole = line == _line(seal) and isinstance(known, dict)  # a changed bit may leave what the JSON means
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise Damaged("damaged, or of an older format that is no longer read") from None
+    if number != _FORMAT:
+        raise Damaged(f"of format {number!r}, but this version reads format {_FORMAT}")
+    length = os.fstat(file.fileno()).st_size - len(line)
+    if not whole or size != length or digest(known, content := file.read(length)) != expected:
+        raise Damaged("damaged: its content does not match its checksum")
+    return known, content
+
+
+def stamped(content: bytes) -> bytes:
+    """The content, with the digest of all of it in the place of its one BLANK; `is_stamped` checks it."""
+    if content.count(BLANK.encode()) != 1:
+        raise ValueError("a digest needs one place")
+    return content.replace(BLANK.encode(), _stamp(content))
+
+
+def is_stamped(content: bytes, stamp: Any) -> bool:
+    """Whether `stamped` gave this content, and the digest in it is this one: no bit was changed since."""
+    known = stamp.encode() if isinstance(stamp, str) else b""
+    blank = content.replace(known, BLANK.encode()) if len(known) == _LENGTH else b""
+    return content.count(known) == 1 and _stamp(blank) == known
+
+
+def _stamp(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_LENGTH // 2).hexdigest().encode()
 
 
 def _digest(part: Any) -> bytes:

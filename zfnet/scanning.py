@@ -26,6 +26,7 @@ from zfnet.graph import Graph, graph_of
 from zfnet.identity import Identity, digest, network_identity, read_sealed, write_sealed
 
 SAVE_EVERY = 30.0  # seconds between two saves of a scan's state
+ANEW = "delete it, or start anew with fresh=True"
 
 Units = Tensor  # (M, 4), int64: image, map, row and column of each unit, as `Deconvnet.project_units` takes them
 
@@ -142,7 +143,8 @@ def scan(
     identity = _identity(graph, images, chosen, nodes.values(), k, distinct) if file else {}
     start = _Progress(0, {}, [])
     if file and not fresh and file.exists():
-        start = _Progress.of(read_sealed(file, identity, "delete it, or pass fresh=True, to start anew"), graph)
+        content = read_sealed(file, identity, ANEW)
+        start = _Progress.of(content, file, graph, [graph.names[node] for node in nodes.values()], k, len(chosen))
     reached = start
     batches = Batches(images, batch_size, indices=chosen[start.done :], workers=workers)
     bar = tqdm(total=len(chosen), initial=start.done, unit=" images", desc="scan", disable=not progress)
@@ -204,10 +206,30 @@ class _Progress(NamedTuple):
         return self._asdict() | {"tops": tops}
 
     @classmethod
-    def of(cls, content: dict[str, Any], graph: Graph) -> "_Progress":
+    def of(cls, content: Any, file: Path, graph: Graph, layers: Sequence[str], k: int, images: int) -> "_Progress":
+        """The progress that a file keeps; InputError if no scan of these layers could have written it."""
         device = device_and_dtype(graph.model)["device"]
-        tops = {layer: TopActivations(*columns).to(device) for layer, columns in content["tops"].items()}
-        return cls(**content | {"tops": tops})
+        try:
+            read = cls(**content)
+            tops = {layer: TopActivations(*columns) for layer, columns in read.tops.items()}
+            valid = type(read.done) is int and 0 <= read.done <= images and set(tops) == set(layers)
+            valid = valid and isinstance(read.broken, list) and all(isinstance(name, str) for name in read.broken)
+            valid = valid and all(_is_top(top, k) for top in tops.values())
+        except (TypeError, ValueError, AttributeError, RuntimeError):
+            valid = False
+        if not valid:
+            raise InputError(f"{file} holds what no scan of these layers writes; {ANEW}")
+        return read._replace(tops={layer: top.to(device) for layer, top in tops.items()})
+
+
+def _is_top(top: TopActivations, k: int) -> bool:
+    """Whether these are k values and places of each map."""
+    plain = all(type(column) is Tensor and column.layout == torch.strided for column in top)
+    shapes = {column.shape for column in top} if plain else set()
+    if len(shapes) != 1 or top.value.ndim != 2 or top.value.shape[1] != k:
+        return False
+    floats = all(column.is_floating_point() and not column.isnan().any() for column in (top.value, top.unclipped))
+    return floats and all(column.dtype == torch.int64 and (column >= -1).all() for column in top[1:4])
 
 
 def _identity(

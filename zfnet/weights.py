@@ -1,7 +1,8 @@
 """Trained weights in files, with the preprocessing that they were trained with.
 
 Weights are of no use without knowing how their photographs were prepared, so neither is saved or loaded
-without the other. A file's format is recognised by its content, and none is read in a way that could run code from it.
+without the other. A file's format is recognised by its content, and none is read in a way that could run code from it,
+or that takes much more memory than the model. Files that `save` wrote have a digest of every byte, which finds damage.
 Weights published under other names are renamed by an adapter: one function in `ADAPTERS`.
 """
 
@@ -15,11 +16,10 @@ import re
 import struct
 import warnings
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -29,9 +29,13 @@ from torch import Tensor, nn
 
 from zfnet.data.preprocessing import Model, Preprocessing
 from zfnet.errors import InputError, first_line, unknown_name
-from zfnet.files import write_atomically
+from zfnet.files import declared_size, open_regular, write_atomically
+from zfnet.identity import BLANK, Damaged, digest, is_stamped, stamped
 
 MEAN_IMAGE = "preprocessing.mean_image"  # among the tensors of a file that `save` wrote
+DIGEST, TENSORS = "zfnet.digest", "zfnet.tensors"  # among its metadata: digests of the header and of the tensors
+HEADER = 2**24  # bytes of a header that is read
+SPARE = 2**28  # bytes that a file may hold beside 16 times what the model does: optimizers, averages, double precision
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.")  # DataParallel, Lightning, torch.compile, own wrappers
 ENTRIES = ("state_dict", "model_state_dict", "model", "net", "weights")  # of checkpoints
 AVERAGED = ("model_ema", "ema", "state_dict_ema")  # entries with an exponential moving average of the weights
@@ -59,57 +63,135 @@ def _reading(path: Path, *damaged: type[Exception]) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+        raise type(error)(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {first_line(error)}") from None
     except damaged as error:
         reason = first_line(error)
         raise InputError(f"cannot read weights from {path}, it may be cut short or damaged: {reason}") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {first_line(error)}") from None
 
 
-def _read_safetensors(path: Path) -> dict[str, Weights]:
-    with _reading(path, safetensors.SafetensorError), safetensors.safe_open(path, "pt") as file:
+def _check_size(path: Path, size: int, most: int) -> None:
+    if size > most:
+        sizes = f"{size / 2**20:,.0f} MiB, and {most / 2**20:,.0f} MiB is the most that is read for this model"
+        raise InputError(f"{path} says that it holds {sizes}; save the weights alone")
+
+
+def _stored(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file. Damaged if it has a digest and any bit of its header was changed."""
+    with _reading(path, Exception):
+        with open_regular(path) as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            _check_size(path, length, HEADER)
+            header = file.read(length)
+        metadata = json.loads(header).get("__metadata__", {})
+        stored = {str(name): str(value) for name, value in metadata.items()}
+    if DIGEST not in stored and "preprocessing" in stored:
+        advice = "its weights may be damaged: check them, and save them again"
+        warnings.warn(f"{path} has no digest, as files of an older version: {advice}", stacklevel=4)
+    elif DIGEST in stored and not is_stamped(start + header, stored[DIGEST]):
+        raise Damaged(f"{path} is damaged: its header does not match its checksum")
+    return stored
+
+
+def _read_safetensors(path: Path, most: int) -> dict[str, Weights]:
+    stored = _stored(path)
+    with _reading(path, Exception), safetensors.safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        stored = file.metadata() or {}
+        if DIGEST in stored and digest(tensors) != stored.get(TENSORS):
+            raise Damaged(f"{path} is damaged: its weights do not match their checksum")
     metadata = _decoded(stored)
-    if not stored.get("preprocessing"):
+    if "preprocessing" not in stored:
         return {"": Weights(tensors, None, metadata)}
-    with _reading(path, AttributeError, TypeError, ValueError):
-        paddings = {name: tuple(map(int, padding)) for name, padding in metadata.pop("paddings", {}).items()}
-    mean = tensors.pop(MEAN_IMAGE, None)
-    preprocessing = replace(Preprocessing.from_json(stored["preprocessing"]), mean_image=mean)
+    with _reading(path, Exception):
+        paddings = _paddings(metadata.pop("paddings", {}))
+        preprocessing = _preprocessing(stored["preprocessing"], tensors.pop(MEAN_IMAGE, None))
     return {"": Weights(tensors, preprocessing, metadata, paddings)}
 
 
 def _decoded(stored: dict[str, str]) -> dict[str, Any]:
-    metadata: dict[str, Any] = dict(stored)
-    for name, text in stored.items():
-        with contextlib.suppress(ValueError):  # other libraries' entries are plain strings
+    metadata: dict[str, Any] = {name: text for name, text in stored.items() if name not in (DIGEST, TENSORS)}
+    for name, text in metadata.items():
+        with contextlib.suppress(ValueError, RecursionError):  # other libraries' entries are plain strings
             metadata[name] = json.loads(text)
     return metadata
 
 
+def _paddings(stored: Any) -> dict[str, tuple[int, ...]]:
+    if not isinstance(stored, dict):
+        raise InputError(f"its paddings are a {type(stored).__name__}")
+    for name, padding in stored.items():
+        if not isinstance(padding, list) or not all(type(n) is int and 0 <= n < 1000 for n in padding):
+            raise InputError(f"its padding of {_short(name)} is no list of pixels")
+    return {name: tuple(padding) for name, padding in stored.items()}
+
+
+def _preprocessing(text: str, mean_image: Tensor | None) -> Preprocessing:
+    settings = json.loads(text)
+    if isinstance(settings, dict) and settings.get("channels", "RGB") not in ("RGB", "BGR", "grey"):
+        _check_count(settings.get("channels"))
+    preprocessing = Preprocessing.from_json(text)
+    if mean_image is not None:
+        size, shape = (preprocessing.channel_count, *preprocessing.image_size), tuple(mean_image.shape)
+        fits = len(shape) == 3 and shape[0] == size[0] and shape[1] >= size[1] and shape[2] >= size[2]
+        if not fits or mean_image.dtype != torch.float32:
+            raise InputError(f"its mean image is {shape} of {mean_image.dtype}, for images {size}")
+        _check_finite({MEAN_IMAGE: mean_image}, "its preprocessing")
+    return replace(preprocessing, mean_image=mean_image)
+
+
+def _check_count(channels: Any) -> None:
+    if type(channels) is not int or not 0 < channels < 2**16:  # each has a mean, which is kept
+        raise InputError(f"its preprocessing has no number of channels below {2**16}")
+
+
 def _archive(path: Path) -> list[str]:
-    """The names in a zip archive; none where it is damaged or something else."""
+    """The names in a zip archive; none where it is damaged or something else. InputError if one is there twice."""
     try:
-        with zipfile.ZipFile(path) as file:
-            return file.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error):
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error):
         return []
+    if len(set(names)) < len(names):  # readers differ in which they take
+        raise InputError(f"{path} is damaged: it has {_short(max(names, key=names.count))} twice")
+    return names
 
 
-def _read_npz(path: Path) -> dict[str, Weights]:
-    damaged = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, SyntaxError, ValueError)
+def _check_archive(path: Path) -> None:
+    """InputError unless every entry of a zip archive matches its checksum, which torch does not look at."""
+    with _reading(path, Exception), zipfile.ZipFile(path) as archive:
+        if (name := archive.testzip()) is not None:
+            raise Damaged(f"{path} is damaged: {_short(name)} does not match its checksum; fetch or save it again")
+
+
+def _read_npz(path: Path, most: int) -> dict[str, Weights]:
+    with open_regular(path) as file:
+        _check_size(path, declared_size(file), most)
     tensors = {}
-    with _reading(path, *damaged), np.load(path, allow_pickle=False) as arrays:
-        for name in arrays.files:
-            try:
-                tensors[name] = torch.from_numpy(arrays[name])
-            except ValueError as error:
-                if "allow_pickle" not in str(error):
-                    raise
-                raise InputError(f"{path} is refused: {name} holds Python objects, which could run code") from None
+    with _reading(path, Exception):
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                with archive.open(entry) as stream:
+                    _check_array(path, _short(entry.filename), entry.file_size, stream)
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                array = arrays[name]
+                tensors[name] = torch.from_numpy(np.asarray(array, array.dtype.newbyteorder("=")))
     return {"": Weights(tensors)}
+
+
+def _check_array(path: Path, name: str, size: int, file: Any) -> None:
+    """InputError for an array of objects, and for one whose header does not say the size that its file has."""
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise InputError(f"{name} is of the unknown version {version}")
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise InputError(f"{path} is refused: {name} holds Python objects, which could run code")
+    if math.prod(shape) * dtype.itemsize != size - file.tell() or min(shape, default=0) < 0:
+        raise InputError(f"{name} says that it is {shape} of {dtype}, but its data are {size - file.tell():,} bytes")
 
 
 class _Beside:
@@ -122,19 +204,22 @@ class _Beside:
         pass
 
 
-def _read_torch(path: Path) -> dict[str, Weights]:
+def _read_torch(path: Path, most: int) -> dict[str, Weights]:
     if any(name.endswith("/constants.pkl") for name in _archive(path)):
         raise InputError(f"{path} is a TorchScript archive; load it with torch.jit.load and save its state_dict()")
+    with open_regular(path) as file:
+        _check_size(path, max(declared_size(file), os.fstat(file.fileno()).st_size), most)
     beside = torch.serialization.safe_globals([(_Beside, name) for name in BESIDE])
-    damaged = (RuntimeError, AssertionError, AttributeError, EOFError, LookupError, TypeError, ValueError, struct.error)
-    try:
-        with warnings.catch_warnings(), beside, _reading(path, *damaged):
-            warnings.simplefilter("ignore")  # of pickles it then refuses
+    with warnings.catch_warnings(), beside, _reading(path, Exception):
+        warnings.simplefilter("ignore")  # of pickles it then refuses
+        try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # its own message says how to load the file all the same
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"its {code[1]} could run code" if code else "it is cut short, or a pickle that could run code"
-        raise InputError(f"{path} is refused: {why}; save the model's state_dict()") from None
+        except pickle.UnpicklingError as error:  # its own message says how to load the file all the same
+            code = re.search(r"GLOBAL (\S+)", str(error))
+            why = (
+                f"its {_short(code[1])} could run code" if code else "it is cut short, or a pickle that could run code"
+            )
+            raise InputError(f"{path} is refused: {why}; save the model's state_dict()") from None
     states = _entries(content)
     problems = {entry: _not_weights(state) for entry, state in states.items()}
     weights = {entry: Weights(dict(state)) for entry, state in states.items() if not problems[entry]}
@@ -161,48 +246,80 @@ def _not_weights(state: Any) -> str:
     """Why what a checkpoint holds is no state dict; nothing if it is one."""
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         return f"{type(state).__name__}; save the model's state_dict() instead"
-    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    return f"more than weights: {others[0]!r} is no tensor; save the state_dict() alone" if others else ""
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            return f"more than weights: {_short(name)!r} is no tensor; save the state_dict() alone"
+        if kind := _unusual(value):
+            return f"a {kind} tensor, {_short(name)!r}; save dense weights of floats"
+    return ""
+
+
+def _unusual(tensor: Tensor) -> str:
+    """What keeps a tensor from being a plain array of numbers; nothing if it is one."""
+    if tensor.is_nested:
+        return "nested"
+    if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+        return type(tensor).__name__
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.is_meta:
+        return "meta (without data)"
+    return "" if tensor.layout == torch.strided else "sparse"
 
 
 _ZFNET_STEPS = {"Conv": "conv", "Gemm": "fc", "LRN": "norm", "MaxPool": "pool"}
+_USUAL: dict[str, dict[str, Any]] = {  # attributes whose other values are refused
+    "Conv": {"dilations": [1, 1], "group": 1, "auto_pad": b"NOTSET"},
+    "Gemm": {"alpha": 1.0, "beta": 1.0, "transA": 0},
+    "MaxPool": {"dilations": [1, 1], "auto_pad": b"NOTSET", "storage_order": 0},
+}
 _SILENT_STEPS = ("Relu", "Reshape", "Flatten", "Dropout", "Softmax")
 
 
-def _read_onnx(path: Path) -> dict[str, Weights]:
+def _read_onnx(path: Path, most: int) -> dict[str, Weights]:
     """A ZFNet's: tensors under the names that `zfnet.ZFNet` has for its layers, and their geometry."""
     try:
         import onnx
-        from google.protobuf.message import DecodeError
     except ImportError:
         raise InputError(f"{path} is read by onnx, which is not installed: pip install 'zfnet[onnx]'") from None
-    with _reading(path, DecodeError, ValueError, TypeError):
+    _check_size(path, path.stat().st_size, most // 4)  # it holds nothing but the weights, and is kept twice
+    with _reading(path, Exception):
         graph = onnx.load(str(path), load_external_data=False).graph
+        for entry in graph.initializer:
+            if entry.external_data or entry.data_location == onnx.TensorProto.EXTERNAL:
+                raise InputError(f"{path} is refused: {_short(entry.name)} is in another file; save all in one")
         values = {entry.name: torch.from_numpy(onnx.numpy_helper.to_array(entry).copy()) for entry in graph.initializer}
+        return {"": _of_nodes(path, graph.node, values, onnx.helper.get_attribute_value)}
+
+
+def _of_nodes(path: Path, nodes: Iterable[Any], values: dict[str, Tensor], value_of: Callable[[Any], Any]) -> Weights:
     tensors, modules, last = {}, {}, {"conv": 0, "fc": 5}
-    for node in graph.node:
+    for node in nodes:
         if node.op_type in _SILENT_STEPS:
             continue
         if node.op_type not in _ZFNET_STEPS:
-            raise InputError(f"{path} is no ZFNet: it has {node.op_type}; of ONNX files only ZFNets are read")
-        attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+            kind = _short(node.op_type)
+            raise InputError(f"{path} is no ZFNet: it has {kind}; of ONNX files only ZFNets are read")
+        attributes = {entry.name: value_of(entry) for entry in node.attribute}
         kind = _ZFNET_STEPS[node.op_type]
         if kind in last:
             last[kind] += 1
         name = f"{kind}{last.get(kind, last['conv'])}"
-        with _reading(path, KeyError, ValueError):
-            modules[name] = _geometry(node.op_type, attributes)
-            for part, entry in zip(("weight", "bias"), node.input[1:], strict=False):
-                tensors[f"{name}.{part}"] = values[entry]
+        modules[name] = _geometry(node.op_type, attributes)
+        for part, entry in zip(("weight", "bias"), node.input[1:], strict=False):
+            tensors[f"{name}.{part}"] = values[entry]
         if kind == "fc" and not attributes.get("transB", 0):
             tensors[f"{name}.weight"] = tensors[f"{name}.weight"].T.contiguous()
-    return {"": Weights(tensors, modules=modules)}
+    return Weights(tensors, modules=modules)
 
 
 def _geometry(operation: str, attributes: dict[str, Any]) -> dict[str, Any]:
     """What a step of an ONNX graph says, as attributes of the module that does the same."""
     if operation == "LRN":
         return {"k": attributes["bias"]} | {name: attributes[name] for name in ("size", "alpha", "beta")}
+    others = [name for name, usual in _USUAL[operation].items() if attributes.get(name, usual) != usual]
+    if others:
+        raise InputError(f"it has a {operation} with {others[0]}={attributes[others[0]]}, which ZFNet has not")
     if operation == "Gemm":
         return {}
     top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
@@ -215,18 +332,26 @@ def _geometry(operation: str, attributes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> dict[str, Weights]:
-    """The weights in a file, by the entry of a checkpoint; "" in files that hold nothing else."""
-    with open(path, "rb") as file:
+def _read(path: Path, most: int) -> dict[str, Weights]:
+    """The weights in a file of so many bytes at most, by the entry of a checkpoint; "" in files of nothing else."""
+    with open_regular(path) as file:
         start = file.read(9)
     if start[8:] == b"{":
-        return _read_safetensors(path)
+        return _read_safetensors(path, most)
     if start.startswith((b"PK", b"\x80")):  # a zip archive or, before torch 1.6, a pickle
         names = _archive(path)
-        return _read_npz(path) if names and all(name.endswith(".npy") for name in names) else _read_torch(path)
+        read = _read_npz if names and all(name.endswith(".npy") for name in names) else _read_torch
+        weights = read(path, most)
+        if names:
+            _check_archive(path)
+        return weights
     if start.startswith(b"\x08"):  # the first field of ONNX, the version of the format
-        return _read_onnx(path)
+        return _read_onnx(path, most)
     raise InputError(f"{path} is no file of weights; known are safetensors, npz, torch, onnx")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 100 else f"{name[:60]}... ({len(name):,} characters)"
 
 
 # --- weights published under other names
@@ -304,7 +429,8 @@ def _versions(weights: Weights) -> Iterator[Weights]:
 
 def _weights_for(model: nn.Module, path: Path, entry: str | None) -> Weights:
     """The weights of a file that are the model's; InputError if there are none, or several."""
-    entries = _read(path)
+    own = _plain_state(model)
+    entries = _read(path, SPARE + 16 * sum(tensor.nbytes for tensor in own.values()))
     if entry is not None and entry not in entries:
         raise unknown_name(f"entry of {path}", entry, entries)
     plain = [name for name in entries if name.split(".")[-1] not in AVERAGED]
@@ -320,7 +446,7 @@ def _weights_for(model: nn.Module, path: Path, entry: str | None) -> Weights:
     problems = [f"{len(misfits)} {kind} (first {misfits[0]})" for kind, misfits in _misfits(model, weights).items()]
     if problems := problems or _other_modules(model, weights.modules):
         saved = weights.metadata.get("architecture")
-        origin = f"; it was saved from {json.dumps(saved)}" if saved else ""
+        origin = f"; it was saved from {_short(json.dumps(saved))}" if saved else ""
         raise InputError(f"{path} does not fit {type(model).__name__}: {', '.join(problems)}{origin}")
     if name not in plain:
         warnings.warn(f"the EMA weights of {path} are used ({name})", stacklevel=3)
@@ -337,35 +463,87 @@ def _other_modules(model: nn.Module, expected: dict[str, dict[str, Any]]) -> lis
             return [f"{first} comes before {second} in the file, and after it in the model"]
     for name, attributes in expected.items():
         for attribute, value in attributes.items():
-            own: Any = getattr(modules[name], attribute)
+            own: Any = getattr(modules[name], attribute, None)
             own = (own, own) if isinstance(value, tuple) and isinstance(own, int) else own
-            close = isinstance(value, float) and math.isclose(own, value, rel_tol=1e-6)  # a file's floats are single
+            numbers = isinstance(value, float) and isinstance(own, int | float)
+            close = numbers and math.isclose(own, value, rel_tol=1e-6)  # a file's floats are single
             if own != value and not close:
                 shown = f"{value:.6g}" if isinstance(value, float) else value
                 return [f"{name}.{attribute} is {shown} in the file, {own} in the model"]
     return []
 
 
+def _plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a model; InputError if weights cannot be copied into one of them."""
+    state: dict[str, Any] = model.state_dict(keep_vars=True)
+    for name, own in state.items():
+        if not isinstance(own, Tensor) or nn.parameter.is_lazy(own) or own.is_meta:
+            raise InputError(f"{name} of {type(model).__name__} has no values yet; run the model once on images")
+    return {name: own.detach() for name, own in state.items()}
+
+
 def _misfits(model: nn.Module, weights: Weights) -> dict[str, list[str]]:
-    """The names of tensors that are missing, unexpected, and misshapen; no entry for what none is."""
+    """The names of tensors that are missing, unexpected, misshapen or of another type; no entry for what none is."""
     own, tensors = model.state_dict(), weights.tensors
     # older files lack BatchNorm's counters, on which no output depends; torch then leaves the model's
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in tensors if name not in own]
-    unexpected = unexpected or [f"padding of {n}" for n in weights.paddings if f"{n}.weight" not in own]
+    unexpected = [_short(name) for name in tensors if name not in own]
+    unexpected = unexpected or [f"padding of {_short(name)}" for name in _wrong_paddings(model, weights.paddings)]
+    both = [name for name in own if name in tensors]
     misshapen = [
         f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
+        for name in both
+        if tensors[name].shape != own[name].shape
     ]
-    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    mistyped = [
+        f"{name}: {tensors[name].dtype} in the file, {own[name].dtype} in the model"
+        for name in both
+        if not _can_hold(own[name], tensors[name])
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen, "of another type": mistyped}
     return {kind: names for kind, names in kinds.items() if names}
+
+
+def _can_hold(own: Tensor, other: Tensor) -> bool:
+    """Whether numbers of another type can be those of a parameter or buffer; `_converted` compares their values."""
+    floats = other.is_floating_point() and other.itemsize > 1  # those of 8 bits need a scale beside them
+    if own.is_floating_point():
+        return floats
+    whole = not (other.is_floating_point() or other.is_complex() or other.dtype == torch.bool)
+    return other.dtype == own.dtype or (own.dtype != torch.bool and not own.is_complex() and (whole or floats))
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype, where: str) -> Tensor:
+    converted = tensor.to(dtype)
+    if not dtype.is_floating_point and not torch.equal(converted.to(tensor.dtype), tensor):
+        raise InputError(f"{where} has values that {dtype} cannot hold")
+    return converted
+
+
+def _wrong_paddings(model: nn.Module, paddings: dict[str, tuple[int, ...]]) -> list[str]:
+    """The modules whose padding is not theirs to have."""
+    modules = dict(model.named_modules())
+    return [
+        name
+        for name, padding in paddings.items()
+        if not isinstance(module := modules.get(name), nn.Conv2d) or module.padding_mode != "zeros" or len(padding) != 2
+    ]
+
+
+def _check_tied(own: dict[str, Tensor], tensors: dict[str, Tensor], where: str) -> None:
+    """InputError for two names of one parameter under which a file has different weights."""
+    names: dict[Any, str] = {}
+    for name, parameter in own.items():
+        first = names.setdefault((parameter.data_ptr(), parameter.shape, parameter.stride()), name)
+        both = first != name and parameter.numel() and {first, name} <= tensors.keys()
+        if both and not torch.equal(tensors[first], tensors[name]):
+            raise InputError(f"{where}: {first} and {name} differ, but are one parameter of the model")
 
 
 def _check_finite(tensors: dict[str, Tensor], where: str) -> None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise InputError(f"{where}: {name} has values that are not finite")
+            raise InputError(f"{where}: {_short(name)} has values that are not finite")
 
 
 def load(
@@ -395,8 +573,8 @@ def load(
     """
     path = Path(os.path.expanduser(path))
     with _reading(path):
-        if sha256 is not None and (actual := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256.lower():
-            raise InputError(f"{path} has SHA-256 {actual}, not {sha256}: another file, or a damaged one")
+        if sha256 is not None:
+            _check_sha256(path, sha256)
         weights = _weights_for(model, path, entry)
     own = weights.preprocessing
     if preprocessing is not None and own is not None and own.identity() != preprocessing.identity():
@@ -407,13 +585,27 @@ def load(
             " (Preprocessing() for torchvision's ImageNet weights)"
         )
     state = model.state_dict()
-    tensors = {name: tensor.to(state[name].dtype) for name, tensor in weights.tensors.items()}
+    tensors = {
+        name: _converted(tensor, state[name].dtype, f"{path}: {name}") for name, tensor in weights.tensors.items()
+    }
     _check_finite(tensors, str(path))
+    _check_tied(state, tensors, str(path))
     model.load_state_dict(tensors)  # copies into the parameters, which keep their device and memory format
     for name, padding in weights.paddings.items():
         model.get_submodule(name).padding = padding  # type: ignore[assignment]
     model.paddings = weights.paddings  # type: ignore[assignment]
     return preprocessing.attach(model)
+
+
+def _check_sha256(path: Path, sha256: Any) -> None:
+    if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", sha256.strip()):
+        raise InputError(f"{path}: sha256 is {_short(repr(sha256))}; give 64 hexadecimal digits in quotes")
+    total = hashlib.sha256()
+    with open_regular(path) as file:
+        while content := file.read(2**20):
+            total.update(content)
+    if (actual := total.hexdigest()) != sha256.strip().lower():
+        raise InputError(f"{path} has SHA-256 {actual}, not {sha256.strip()}: another file, or a damaged one")
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> None:
@@ -436,21 +628,29 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> Non
     _check_finite(tensors, f"{path} not written")
     if getattr(model, "paddings", None):
         metadata["paddings"] = model.paddings
-    stored = {"preprocessing": preprocessing.to_json()}
+    stored = {"preprocessing": preprocessing.to_json(), TENSORS: digest(tensors), DIGEST: BLANK}
     for name, value in metadata.items():
         try:
             stored[name] = json.dumps(value)
         except (TypeError, ValueError) as error:
             raise InputError(f"metadata {name} is not JSON: {error}") from None
-    write_atomically(path, safetensors.torch.save(tensors, stored))
+    content = memoryview(safetensors.torch.save(tensors, stored))
+    length = 8 + int.from_bytes(content[:8], "little")  # of the header
+
+    def write(file: BinaryIO) -> None:
+        file.write(stamped(bytes(content[:length])))
+        file.write(content[length:])
+
+    write_atomically(path, write)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `save` was told about the model, and its preprocessing, as JSON values; {} for other files."""
+    """What `save` was told about the model, and its preprocessing, as JSON values; {} for files of other formats.
+
+    InputError if it cannot be read or is damaged; only the metadata are checked, the weights when they are loaded.
+    """
     path = Path(os.path.expanduser(path))
-    with _reading(path, safetensors.SafetensorError):
-        with open(path, "rb") as file:
-            if file.read(9)[8:] != b"{":
-                return {}
-        with safetensors.safe_open(path, "pt") as content:
-            return _decoded(content.metadata() or {})
+    with open_regular(path) as file:
+        if file.read(9)[8:] != b"{" and path.suffix != ".safetensors":
+            return {}
+    return _decoded(_stored(path))

@@ -30,7 +30,7 @@ from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import Patches
 from zfnet.graph import graph_of
-from zfnet.identity import digest, network_identity, read_sealed, write_sealed
+from zfnet.identity import Identity, digest, network_identity, read_sealed, write_sealed
 from zfnet.operations import DECONVNET, DIFFERENTIATED_NORMS, GRADIENT, GUIDED, UNRECTIFIED
 from zfnet.recording import activations
 from zfnet.rendering import GREY, outside, resized, signed_image
@@ -58,8 +58,8 @@ CHOICES: dict[str, dict[str, Any] | None] = {  # how else this reproduction coul
 JUDGED = ("features.4.cat", "features.8.cat", "features.12.cat")  # layers of the second network
 THUMBNAIL, JUDGED_SIZE = (16, 16), (64, 64)  # pixels, to which pictures are resized to be told apart
 PIXELS = 2**27  # of all pictures of a layer of one kind: those of very deep networks are many times the image
+ANEW = "delete it, or start anew with fresh=True"
 STATES = ("scan.partial", "ablation.partial")  # of a run that was stopped
-ANEW = "delete it, or pass fresh=True, to measure anew"
 EXAMPLES = 2  # maps of each layer whose pictures are drawn
 
 Values = dict[str, dict[str, Tensor]]  # (M,), of each picture, comparison, signal or choice, by measure
@@ -325,7 +325,6 @@ def measure(
     judge.to(next(model.parameters()).device)
     study = Study(Deconvnet(model), data, protocol, judge, reading.get("progress", True))
     layers, k, (scan_state, state) = protocol.layers, protocol.k, (out / name for name in STATES)
-    fresh = reading.get("fresh", False)
     tops = scan(study.deconvnet.graph, data, layers, k, state=scan_state, keep_state=True, **reading)
     drawn = {
         layer: chosen(layer, top, protocol.maps, "random", torch.Generator().manual_seed(protocol.seed))
@@ -340,8 +339,7 @@ def measure(
         "judge's weights": digest(judge),
         "winners": digest({layer: list(top) for layer, top in tops.items()}),
     }
-    done = json.loads(read_sealed(state, identity, ANEW)) if state.exists() and not fresh else {}
-    results, examples = {layer: LayerResult.of(entries) for layer, entries in done.items()}, {}
+    results, examples = {} if reading.get("fresh") else read_results(state, identity), {}
     for layer in filter(drawn.get, layers):
         if layer not in results:
             results[layer] = measure_layer(Sample(study, layer, tops[layer], drawn[layer]))
@@ -354,6 +352,17 @@ def measure(
         counts[layer] = Counts(len(top.value), len(dead_maps(top)), len(drawn[layer]), int(rare.sum()))
     names = type(model).__name__, type(data).__name__
     return Measurements(*names, tops.images, tops.broken, results, counts, class_likeness(study)), examples
+
+
+def read_results(state: Path, identity: Identity) -> dict[str, LayerResult]:
+    """The layers that a run which was stopped has measured, by name; none where there is no state of it."""
+    if not state.exists():
+        return {}
+    content = read_sealed(state, identity, ANEW)
+    try:
+        return {layer: LayerResult.of(entries) for layer, entries in json.loads(content).items()}
+    except (TypeError, ValueError, AttributeError, LookupError, RecursionError):
+        raise InputError(f"{state} holds what no version of this experiment writes; {ANEW}") from None
 
 
 def measure_layer(sample: Sample) -> LayerResult:

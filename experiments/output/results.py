@@ -23,13 +23,17 @@ import torch.distributed as dist
 from torch import nn
 
 from experiments.setup.options import READING, SHOWING
-from zfnet.errors import InputError
+from zfnet.errors import InputError, first_line
+from zfnet.files import alone_in, open_regular, part_of, remove_leftovers, sync_folder
+from zfnet.identity import BLANK, Damaged, is_stamped, stamped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # half a second, which tables do without
 
 UNSAID = ("out", "reading", "options", "networks", "training", "validation", *READING)
+MOST = 2**26  # bytes of a result.json that is read
 COMMAND = shlex.join(sys.argv)  # as it was typed
+RESULT = "result.json"
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -53,10 +57,11 @@ def results(out: str | os.PathLike[str]) -> Iterator[Path]:
     folder = None
     try:
         out.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".part-", dir=out))
+        remove_leftovers(out)
+        folder = part_of(out / "results")
+        folder.mkdir()
         yield folder
-        for file in sorted(folder.iterdir()):
-            os.replace(file, out / file.name)
+        _move(folder, out)
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror or error}") from error
     finally:
@@ -65,6 +70,17 @@ def results(out: str | os.PathLike[str]) -> Iterator[Path]:
         for parent in missing:  # empty unless the results are in it
             with contextlib.suppress(OSError):
                 parent.rmdir()
+
+
+def _move(folder: Path, out: Path) -> None:
+    """Move all files, result.json last: where it is, the others are of the same run, also after a kill."""
+    files = sorted(folder.iterdir(), key=lambda file: (file.name == RESULT, file.name))
+    with alone_in(out):
+        if files and files[-1].name == RESULT:
+            (out / RESULT).unlink(missing_ok=True)
+        for file in files:
+            os.replace(file, out / file.name)
+        sync_folder(out)
 
 
 class Result:
@@ -119,7 +135,10 @@ class Result:
             "ours": dict(ours),
             "settings": self.settings,
             "provenance": self._provenance(),
+            "digest": BLANK,
         }
+        content = stamped(f"{to_json(result)}\n".encode())  # `read_result` checks it
+        result["digest"] = json.loads(content)["digest"]
         with results(self.out) as folder:
             for name, figure in self._figures.items():
                 from experiments.output.pages import save
@@ -129,7 +148,7 @@ class Result:
                 (folder / name).write_text(text, encoding="utf-8")
             for write in self._writers:
                 write(folder)
-            (folder / "result.json").write_text(to_json(result) + "\n", encoding="utf-8")
+            (folder / RESULT).write_bytes(content)
         return result
 
     def _provenance(self) -> dict[str, Any]:
@@ -184,6 +203,25 @@ def to_json(value: Any, indent: int = 0) -> str:
     space = " " * (indent + 2)
     rows = (f"{space}{json.dumps(str(key))}: {to_json(entry, indent + 2)}" for key, entry in value.items())
     return "{\n" + ",\n".join(rows) + "\n" + " " * indent + "}"
+
+
+def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a result.json holds. InputError if it cannot be read, or is not, to the last bit, what was written."""
+    try:
+        with open_regular(path) as file:
+            content = file.read(MOST)
+        result = json.loads(content)
+        whole = isinstance(result, dict) and is_stamped(content, result.get("digest"))
+    except OSError as error:
+        raise InputError(f"cannot read {os.fspath(path)}: {first_line(error)}") from None
+    except InputError:
+        raise
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        advice = "run its experiment again"
+        raise Damaged(f"{os.fspath(path)} is damaged, was changed, or is of an older version without digest; {advice}")
+    return result  # type: ignore[no-any-return]
 
 
 def plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ from experiments.setup.models import build
 from zfnet import weights
 from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
+from zfnet.errors import InputError
 from zfnet.identity import digest
 from zfnet.training import Checkpoint, Recipe, in_memory, processes, run_identity, train
 
@@ -31,9 +32,19 @@ def described(model: nn.Module, recipe: Recipe, training: Any, validation: Any) 
 
 
 def find_trained(files: Iterable[Path], identity: dict[str, Any]) -> Path | None:
-    """The first of these files of weights whose training had this identity; see `zfnet.training.run_identity`."""
-    matches = (file for file in files if file.exists() and weights.read_metadata(file).get("identity") == identity)
-    return next(matches, None)
+    """The first of these files of weights whose training had this identity; see `zfnet.training.run_identity`.
+
+    InputError if one of the files before it is damaged.
+    """
+    for file in files:
+        if file.exists():
+            try:
+                metadata = weights.read_metadata(file)
+            except InputError as error:
+                raise InputError(f"{error}; delete it to train anew") from None
+            if metadata.get("identity") == identity and isinstance(metadata.get("history"), list):
+                return file
+    return None
 
 
 class Trained(NamedTuple):
@@ -95,7 +106,10 @@ class Networks:
         folder = self.folder / f"{name}, seed {recipe.seed}, {key}"
         files = [*self.folder.glob(f"*, {key}/model.safetensors"), *self.also]
         if file := find_trained(files, metadata["identity"]):
-            weights.load(model, file)
+            try:
+                weights.load(model, file)
+            except InputError as error:
+                raise InputError(f"{error}; delete it to train anew") from None
             return Trained(model.eval(), weights.read_metadata(file)["history"])
         if self.progress and processes()[0] == 0:
             print(f"training {name}, seed {recipe.seed}")

@@ -2,11 +2,15 @@
 
 Features are stored one row per image in memory-mapped files, so they need not fit in memory. A file's name has a digest
 of all that its numbers depend on (weights, architecture, preprocessing, images, layer), so features of another network
-are never read, and a note beside it has a digest of its rows, so damage is noticed. Zeiler & Fergus (2014), section 5.
+are never read, and a note beside it has a digest of its bytes, so damage is noticed. One run at a time writes a file.
+Zeiler & Fergus (2014), section 5.
 """
 
+import contextlib
+import errno
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -26,6 +30,7 @@ from zfnet.data.crops import crop_size, views
 from zfnet.data.images import Images, as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, first_line, unknown_name
+from zfnet.files import locked, open_regular, sync_folder
 from zfnet.graph import Graph, graph_of
 from zfnet.identity import Identity, digest, network_identity, read_sealed, write_sealed
 from zfnet.training.evaluation import network_input
@@ -58,9 +63,10 @@ def features(
         crops: 1, or 10, whose features are averaged: of images that leave a margin, bytes as `Stored` gives them.
         dtype: "float32", or "float16", which halves the files.
         workers: processes that read images; by default as many as there are cores, up to eight.
-        fresh: compute anew, whatever is kept.
+        fresh: compute these features anew, whatever there is.
 
-    Raises InputError for unknown layers, broken images, values that `dtype` cannot hold, and files that are damaged.
+    Raises InputError for unknown layers, broken images, values that `dtype` cannot hold, files that are damaged, and
+    features that another run is computing.
     """
     graph, images = graph_of(model), as_images(dataset)
     if dtype not in TYPES:
@@ -70,12 +76,20 @@ def features(
     if isinstance(layers, str) or not len(images):
         raise InputError("features need a list of layers, as in layers=['relu7'], and a dataset that is not empty")
     check_weights(graph.model)
+    if Path(folder).is_file() and (fresh or Path(folder).suffix != ".npy"):
+        raise InputError(f"{folder} is a file{' of another kind' * (not fresh)}; give the folder of features")
     files = _files(graph, images, layers, Path(folder), max_features, crops, dtype)
-    if fresh:
-        for file in files.values():
-            file.remove()
-    if missing := [file for file in files.values() if not file.complete()]:
-        _compute(graph, images, missing, crops, batch_size, workers, progress)
+    if fresh or not all(file.complete() for file in files.values()):
+        _remove_leftovers(Path(folder))
+        with contextlib.ExitStack() as stack:
+            for file in sorted(files.values(), key=lambda file: file.path):
+                stack.enter_context(file.locked())
+            if fresh:
+                for file in files.values():
+                    file.remove()
+            # asked anew: a run that has just ended may have computed them
+            if missing := [file for file in files.values() if not file.complete()]:
+                _compute(graph, images, missing, crops, batch_size, workers, progress)
     return {layer: np.load(file.path, mmap_mode="r") for layer, file in files.items()}
 
 
@@ -92,6 +106,7 @@ def _files(
         "images": images.identity(),
         "crops": str(crops),
         "dtype": dtype,
+        "format": "2",  # of the note: those of format 1 had a digest of the rows alone
     }
     files = {}
     for layer in layers:
@@ -100,7 +115,7 @@ def _files(
             raise InputError(f"{layer} gives no tensor to be features of")
         kept = _kept_shape(tuple(shapes[node][1:]), max_features)
         own = identity | {"layer": graph.names[node], "max_features": str(kept)}  # as far as it changes anything
-        path = folder if folder.is_file() else folder / f"{layer}-{digest(own)[:16]}.npy"
+        path = folder if folder.is_file() else folder / f"{_file_name(layer)}-{digest(own)[:16]}.npy"
         files[layer] = _File(path, layer, node, own, kept, (len(images), math.prod(kept)), np.dtype(dtype))
     if folder.is_file() and len(files) > 1:
         raise InputError(f"{folder} holds one layer; give its folder for {len(files)}")
@@ -119,8 +134,8 @@ def _compute(
     """Write the rows that are missing."""
     first = min(file.done() for file in files)
     arrays = [file.open(first) for file in files]
-    # the rows that are written and the hashes of them: of whole batches, wherever it is interrupted
-    reached = first, [blake2b(_bytes(array[:first])) for array in arrays]
+    # the rows that are written and the hashes up to them: of whole batches, wherever it is interrupted
+    reached = first, [file.hash(file.part, first) for file in files]
     batches = Batches(images, batch_size, indices=range(first, len(images)), workers=workers)
     saved_at = monotonic()
     try:
@@ -144,7 +159,7 @@ def _compute(
         _note(files, arrays, *reached)
     arrays.clear()
     for file in files:
-        os.replace(file.part, file.path)
+        file.finish()
 
 
 def _check_unbroken(batches: Batches) -> None:
@@ -168,16 +183,36 @@ def _rows(graph: Graph, files: Sequence["_File"], images: Tensor, crops: int) ->
 def _note(files: Sequence["_File"], arrays: Sequence[np.memmap], done: int, hashes: Sequence[Any]) -> None:
     for file, array, total in zip(files, arrays, hashes, strict=True):
         array.flush()
-        write_sealed(file.note, file.identity, _content(array, done, total))
-
-
-def _content(array: np.ndarray, done: int, total: Any) -> list[Any]:
-    """What a note says of a file: its rows so far, how they are read, and their hash."""
-    return [done, list(array.shape), array.dtype.str, total.hexdigest()]
+        write_sealed(file.note, file.identity, [done, total.hexdigest()])
 
 
 def _bytes(rows: np.ndarray) -> memoryview:
     return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+
+
+def _reserve(path: Path) -> None:
+    """Have the system find room for a file; without it, a write to a map of the file would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    path.unlink()
+                    raise
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove files that runs left that were killed before they noted how far they came."""
+    for part in folder.glob("*-" + 16 * "[0-9a-f]" + ".part"):
+        if not part.with_suffix(".json").exists():
+            with contextlib.suppress(InputError, OSError), locked(part.with_suffix(".lock"), "is at work"):
+                part.unlink()
+
+
+def _file_name(layer: str) -> str:
+    """A layer's name as part of a file's."""
+    return re.sub(r"[^\w.-]", "_", layer)[:60]
 
 
 def _views(model: nn.Module, images: Tensor, crops: int) -> Sequence[Tensor]:
@@ -215,15 +250,20 @@ class _File:
     def note(self) -> Path:
         return self.path.with_suffix(".json")
 
-    def remove(self) -> None:
-        for path in (self.path, self.part, self.note):
-            path.unlink(missing_ok=True)
+    @property
+    def remedy(self) -> str:
+        path = self.path if self.path.exists() else self.part
+        return f"delete {path}, or start anew with fresh=True"
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other runs from computing these features."""
+        return locked(self.path.with_suffix(".lock"), f"computes features of {self.layer} in {self.path.parent}")
 
     def complete(self) -> bool:
         if not self.path.exists():
             return False
         if (done := self.done()) < self.shape[0]:
-            raise InputError(f"{self.path} has {done} of {self.shape[0]} rows; give its folder to complete it")
+            raise InputError(f"{self.path} has {done} of {self.shape[0]} rows; {self.remedy}")
         return True
 
     def done(self) -> int:
@@ -231,18 +271,38 @@ class _File:
         path = self.path if self.path.exists() else self.part
         if not path.exists() or (path == self.part and not self.note.exists()):
             return 0
-        remedy = f"delete {path}, or pass fresh=True, to compute it again"
         if not self.note.exists():
-            raise InputError(f"{path} has no {self.note.name} beside it, as files of an older format; {remedy}")
-        content = read_sealed(self.note, self.identity, remedy)
-        done = int(content[0])
+            raise InputError(f"{path} has no {self.note.name} beside it, as files of an older format; {self.remedy}")
+        content = read_sealed(self.note, self.identity, self.remedy)
+        if not isinstance(content, list) or len(content) != 2 or content[0] not in range(self.shape[0] + 1):
+            raise InputError(f"{self.note} holds what no version of zfnet wrote; {self.remedy}")
+        done, total = content
+        if self.hash(path, done).hexdigest() != total:
+            raise InputError(f"{path} is damaged: its content does not match its checksum; {self.remedy}")
+        return int(done)
+
+    def hash(self, path: Path, done: int) -> Any:
+        """The hash of a file up to its first rows; InputError if it is no file of these features."""
+        row, damaged = self.shape[1] * self.dtype.itemsize, f"{path} is damaged: it is no file of {self.shape} numbers"
         try:
-            array = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is damaged ({first_line(error)}); {remedy}") from None
-        if content != _content(array, done, blake2b(_bytes(array[:done]))):
-            raise InputError(f"{path} is damaged: its content does not match its checksum; {remedy}")
-        return done
+            with open_regular(path) as file:
+                np.lib.format.read_magic(file)
+                about, start = np.lib.format.read_array_header_1_0(file), file.tell()
+                size = os.fstat(file.fileno()).st_size
+                if about != (self.shape, False, self.dtype) or size != start + self.shape[0] * row:
+                    raise InputError(f"{damaged}; {self.remedy}")
+                file.seek(0)
+                total, left = blake2b(), start + done * row
+                while left and (content := file.read(min(left, 2**20))):
+                    total.update(content)
+                    left -= len(content)
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {first_line(error)}; {self.remedy}") from None
+        except InputError:
+            raise
+        except Exception as error:  # numpy reads the header as Python
+            raise InputError(f"{damaged} ({first_line(error)}); {self.remedy}") from None
+        return total
 
     def open(self, done: int) -> np.memmap:
         """The file to write to, with the rows that are done."""
@@ -251,9 +311,27 @@ class _File:
             if done:
                 return np.lib.format.open_memmap(self.part, "r+")
             self.note.unlink(missing_ok=True)
-            return np.lib.format.open_memmap(self.part, "w+", self.dtype, self.shape)
+            array = np.lib.format.open_memmap(self.part, "w+", self.dtype, self.shape)
+            _reserve(self.part)
+            return array
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot write {self.part}: {first_line(error)}") from None
+
+    def finish(self) -> None:
+        """Give the file its name, once all rows are in it."""
+        try:
+            os.replace(self.part, self.path)
         except OSError as error:
-            raise InputError(f"cannot write {self.part}: {error.strerror or error}") from None
+            raise InputError(f"cannot write {self.path}: {first_line(error)}") from None
+        sync_folder(self.path.parent)
+
+    def remove(self) -> None:
+        """Remove what there is of these features; InputError if it cannot be."""
+        try:
+            for path in (self.path, self.part, self.note):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot remove {path}: {first_line(error)}") from None
 
     def row(self, value: Tensor) -> Tensor:
         """What is kept of an output (N, ...): (N, D)."""

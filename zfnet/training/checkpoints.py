@@ -1,17 +1,18 @@
 """The checkpoint of a training run: what the run depends on, and how far it has come.
 
 A run resumes only from a checkpoint with its own identity and an intact content; else InputError says what differs.
+`check_state` compares all of a state with the run before any of it is loaded.
 """
 
-import contextlib
+import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
@@ -46,30 +47,14 @@ def run_identity(model: nn.Module, dataset: Any, validation: Any, recipe: Recipe
     return identity
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; InputError if one is there already."""
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise InputError(f"another run is training in {folder}: wait for it, or use another folder") from None
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from None
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # before it is released: who has opened this one is refused
-        lock.release()
-
-
 class Checkpoint:
     """The last state of a run and the one before it, in a folder."""
 
     def __init__(self, folder: str | Path, identity: Identity | None = None):
         self.path, self.identity = Path(folder) / "checkpoint.pt", dict(identity or {})
         self.previous = self.path.with_name("checkpoint.previous.pt")
+        self.source = self.path  # the file of the state that was read
+        self.damaged = False  # whether the last state is, and must not take the place of the one before
 
     def read(self) -> dict[str, Any] | None:
         """The last intact state; None where there is none. InputError if it is of another run, or none is intact."""
@@ -82,6 +67,7 @@ class Checkpoint:
             except Damaged as error:
                 damage = damage or error
                 continue
+            self.source, self.damaged = path, damage is not None
             if path == self.previous and processes()[0] == 0:
                 reason = "damaged" if damage else "missing"
                 print(f"{self.path} is {reason}; resuming from {path}", file=sys.stderr)
@@ -92,9 +78,177 @@ class Checkpoint:
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Keep a state of this run, and the one before."""
-        write_sealed(self.path, self.identity, dict(state), self.previous)
+        write_sealed(self.path, self.identity, dict(state), None if self.damaged else self.previous)
+        self.damaged = False
 
     def remove(self) -> None:
         """Remove both states."""
         for path in (self.path, self.previous):
             path.unlink(missing_ok=True)
+
+
+# ---- is a state one of this run? -------------------------------------------------------------------------------------
+
+_ENTRY = {"epoch", "loss", "train_error", "learning_rate", "seconds", "images_per_second", "waiting"}
+_VALIDATION = {"validation_error", "validation_top5"}
+_SLOTS = {  # what an optimizer keeps of a parameter, and the least value; a step is a number, all else has its shape
+    torch.optim.SGD: {"momentum_buffer": -math.inf},
+    torch.optim.AdamW: {"step": 0.0, "exp_avg": -math.inf, "exp_avg_sq": 0.0},
+}
+
+
+class _Stranger(Exception):
+    """What a state has that no state of this run could have."""
+
+
+def check_state(
+    state: Any,
+    source: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    recipe: Recipe,
+    position: Mapping[str, Any],
+    steps: int,
+    validated: bool,
+) -> None:
+    """InputError unless a run of this model, optimizer, scaler and recipe could have kept this state.
+
+    Nothing is loaded or changed. A checkpoint's digest finds damage; this finds a file that somebody else has made.
+
+    Args:
+        source: the file of the state, for the error.
+        position: that of a run that begins, whose names the state's must have.
+        steps: how many an epoch has.
+        validated: whether the run has validation images.
+    """
+    try:
+        _check_keys("the state", state, {"model", "optimizer", "scaler", "position", "mean_image"})
+        _check_tensors("the weights", state["model"], model.state_dict())
+        _check_keys("the position", state["position"], set(position))
+        _check_position(state["position"], recipe, steps, _ENTRY | (_VALIDATION if validated else set()))
+        done = len(state["position"]["history"]) * steps + state["position"]["step"]
+        _check_optimizer(state["optimizer"], model, optimizer, done)
+        _check_scaler(state["scaler"], scaler.state_dict())
+        _check_mean_image(state["mean_image"], Preprocessing.of(model) if recipe.pixel_mean else None)
+    except _Stranger as error:
+        raise InputError(f"{source} is no checkpoint of this run: {error}; {ANEW}") from None
+
+
+def _check_keys(name: str, value: Any, expected: set[Any]) -> None:
+    if not isinstance(value, dict):
+        raise _Stranger(f"{name} is {_shown(value)}")
+    if missing := [key for key in expected if key not in value]:
+        raise _Stranger(f"{name} lacks {min(map(str, missing))}")
+    if extra := [key for key in value if key not in expected]:
+        raise _Stranger(f"{name} has an unknown {_shown(extra[0])}")
+
+
+def _check_number(name: str, value: Any, least: float, most: float, whole: bool = False) -> None:
+    if (type(value) is not int and (whole or type(value) is not float)) or not least <= value <= most:
+        limits = f"{least:g} to {most:g}" if most < math.inf else f"{least:g}"
+        raise _Stranger(f"{name} is {_shown(value)}, no{' whole' * whole} number from {limits}")
+    if not value < 2.0**1000:
+        raise _Stranger(f"{name} is {_shown(value)}")
+
+
+def _check_tensors(name: str, values: Any, expected: Mapping[str, Any]) -> None:
+    _check_keys(name, values, set(expected))
+    for key, own in expected.items():
+        if isinstance(own, Tensor):  # a module may keep other things as well
+            _check_tensor(f"{name} {key}", values[key], own)
+
+
+def _check_tensor(name: str, value: Any, like: Tensor, least: float = -math.inf) -> None:
+    """A plain tensor of this shape and type, whose numbers are finite and not below the least."""
+    plain = type(value) is Tensor and value.layout == torch.strided and not value.is_nested
+    if not plain or value.is_quantized or value.device.type != "cpu":
+        raise _Stranger(f"{name} is {_shown(value)}")
+    if value.shape != like.shape or value.dtype != like.dtype:
+        kinds = (f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in (value, like))
+        raise _Stranger("{} is {}, not {}".format(name, *kinds))
+    if not value.isfinite().all() or (value.numel() and least > -math.inf and value.min() < least):
+        raise _Stranger(f"{name} has values that no training gives")
+
+
+def _check_optimizer(value: Any, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    _check_keys("the optimizer", value, {"state", "param_groups"})
+    own, groups, slots = optimizer.state_dict()["param_groups"], value["param_groups"], value["state"]
+    if not isinstance(groups, list) or len(groups) != len(own):
+        raise _Stranger(f"the optimizer's groups are {_shown(groups)}")
+    for group, ours in zip(groups, own, strict=True):
+        _check_keys("a group of the optimizer", group, set(ours))
+        _check_number("the learning rate", group["lr"], 0, math.inf)
+        for key in ours.keys() - {"lr"}:
+            if type(group[key]) is not type(ours[key]) or group[key] != ours[key]:
+                raise _Stranger(f"the optimizer's {key} is {_shown(group[key])}, not {_shown(ours[key])}")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not isinstance(slots, dict) or not all(type(n) is int and 0 <= n < len(parameters) for n in slots):
+        raise _Stranger(f"the optimizer's state is {_shown(slots)}")
+    least, memory = _SLOTS[type(optimizer)], set()
+    for n, slot in slots.items():
+        name = f"the optimizer's state of {names[id(parameters[n])]}"
+        _check_keys(name, slot, set(least))
+        for key, lowest in least.items():
+            if slot[key] is None and key == "momentum_buffer":  # a parameter without momentum
+                continue
+            like = torch.tensor(0.0) if key == "step" else parameters[n]
+            _check_tensor(f"{key} in {name}", slot[key], like, lowest)
+            storage = slot[key].untyped_storage()  # of its own, because it is not copied
+            if storage.nbytes() != slot[key].nbytes or storage.data_ptr() in memory:
+                raise _Stranger(f"{key} in {name} shares its memory")
+            memory |= {storage.data_ptr()} - {0}
+        if "step" in slot and slot["step"] > steps:
+            raise _Stranger(f"step in {name} is {slot['step']:g} of {steps}")
+
+
+def _check_scaler(value: Any, own: Mapping[str, Any]) -> None:
+    _check_keys("the scaler", value, set(own))
+    for key in own:
+        if key in ("scale", "_growth_tracker"):
+            _check_number(f"the scaler's {key}", value[key], 0, 2.0**126, whole=key != "scale")
+        elif value[key] != own[key]:
+            raise _Stranger(f"the scaler's {key} is {_shown(value[key])}, not {own[key]}")
+
+
+def _check_position(value: dict[str, Any], recipe: Recipe, steps: int, entries: set[str]) -> None:
+    history, step = value["history"], value["step"]
+    if not isinstance(history, list) or len(history) > recipe.epochs:
+        raise _Stranger(f"its history is {_shown(history)} for {recipe.epochs} epochs")
+    for epoch, entry in enumerate(history, 1):
+        name = f"entry {epoch} of its history"
+        _check_keys(name, entry, entries)
+        _check_number(f"the epoch of {name}", entry["epoch"], epoch, epoch, whole=True)
+        for key in entries - {"epoch"}:
+            share = "error" in key or "top5" in key
+            _check_number(f"{key} of {name}", entry[key], 0, 1 if share else math.inf)
+    last = steps if len(history) < recipe.epochs else 0
+    _check_number("its step", step, 0, last, whole=True)
+    _check_number("its count of images", value["count"], 0, step * recipe.batch_size)
+    _check_number("its count of errors", value["wrong"], 0, value["count"])
+    for key in ("loss", "seconds", "waited"):
+        _check_number(f"its {key}", value[key], 0, math.inf)
+
+
+def _check_mean_image(value: Any, preprocessing: Preprocessing | None) -> None:
+    if preprocessing is None:
+        if value is not None:
+            raise _Stranger(f"its mean image is {_shown(value)}, but the recipe has none")
+        return
+    shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+    size = (preprocessing.channel_count, *preprocessing.image_size)
+    if len(shape) != 3 or shape[0] != size[0] or shape[1] < size[1] or shape[2] < size[2]:
+        raise _Stranger(f"its mean image is {_shown(value)}, not of {size}")
+    _check_tensor("its mean image", value, torch.empty(shape, device="meta"))
+
+
+def _shown(value: Any) -> str:
+    """A few words on a value of any kind."""
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} of {value.dtype}" if not value.is_nested else "a nested tensor"
+    if isinstance(value, int) and value.bit_length() > 64:  # of which Python may print no more than 4,300 digits
+        return "an enormous number"
+    if isinstance(value, str | int | float | None) and len(str(value)) < 40:
+        return repr(value)
+    return f"a {type(value).__name__}{f' of {len(value)}' if isinstance(value, list | dict | tuple) else ''}"

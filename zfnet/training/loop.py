@@ -27,7 +27,8 @@ from zfnet.checks import check_weights, device_and_dtype
 from zfnet.data.batches import Batches, warn_of_broken
 from zfnet.data.crops import augment, crop_size, mean_image, preprocessing_of
 from zfnet.errors import InputError
-from zfnet.training.checkpoints import Checkpoint, locked, run_identity
+from zfnet.files import locked
+from zfnet.training.checkpoints import Checkpoint, check_state, run_identity
 from zfnet.training.evaluation import count_errors, network_input
 from zfnet.training.processes import from_first, processes, total
 from zfnet.training.recipe import Recipe
@@ -90,7 +91,8 @@ def train(
     if not len(dataset):
         raise InputError("there are no images to train on")
     run = _Run(model, dataset, validation, recipe, workers, progress and rank == 0, on_epoch)
-    with locked(Path(folder)) if folder and rank == 0 else contextlib.nullcontext():
+    alone = locked(Path(folder, ".lock"), f"is training in {folder}") if folder and rank == 0 else None
+    with alone or contextlib.nullcontext():
         if folder and fresh and rank == 0:
             Checkpoint(folder).remove()
         run.begin(folder)
@@ -144,6 +146,9 @@ class _Run:
             identity = from_first(run_identity(*arguments) if self.rank == 0 else None, self.device)
             self.checkpoint = Checkpoint(folder, identity)
             state = self.checkpoint.read()
+            if state is not None:
+                run = self.model, self.optimizer, self.scaler, self.recipe, asdict(self.position)
+                check_state(state, self.checkpoint.source, *run, self.steps, self.validation is not None)
         if state:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])

@@ -62,7 +62,8 @@ def square_boxes(image_size: Pair, size: Pair, step: Pair) -> Tensor:
         raise InputError(f"the step is {min(step)} pixels; give at least 1")
     edges = []
     for length, side, stride in zip(image_size, size, step, strict=True):
-        low = stride * torch.arange(-(-(length - side) // stride) + 1)
+        low = torch.arange(0, length - side + stride, stride)
+        low = low[low < length]  # a step that is longer than the square may end beyond the image
         edges.append((low, (low + side).clamp(max=length)))
     (top, bottom), (left, right) = edges
     grid = [torch.broadcast_tensors(y[:, None], x) for y, x in ((top, left), (bottom, right))]
