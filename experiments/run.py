@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.output.results import is_first, results
 from experiments.setup.commands import parsed, spelled
-from experiments.setup.configuration import CONF, configured, key_of, refused, suite
+from experiments.setup.configuration import CONF, configured, key_of, listed, refused, suite
 from experiments.setup.flags import options_of
 from experiments.setup.objects import Objects, distributed
 from experiments.setup.overview import overview
@@ -40,9 +40,7 @@ def run(objects: Objects, below: str | Path = "", swept: Sequence[str] = ()) -> 
     with results(out) as folder:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(objects.settings()), encoding="utf-8")
         if swept:
-            pairs = [word.partition("=") for word in swept]
-            settings = {key: OmegaConf.from_dotlist([f"_={value}"])._ for key, _, value in pairs}
-            (folder / "settings.yaml").write_text(OmegaConf.to_yaml(settings), encoding="utf-8")
+            (folder / "settings.yaml").write_text(listed(swept), encoding="utf-8")
     if is_first():
         print(f"{experiment}: {out}{objects.origin}")
     return result
@@ -93,9 +91,5 @@ def command_line() -> None:
 
 
 if __name__ == "__main__":
-    terminal.outlast()
-    terminal.understand(terminal.stop)
-    try:
+    with terminal.attended():
         command_line()
-    finally:
-        terminal.understand(terminal.leave)

@@ -63,7 +63,7 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
     groups = [w for w, o in overrides.items() if o.key_or_group in (*GROUPS, ARCHITECTURE, "trust")]
     single = [w for w, o in overrides.items() if w in groups and not o.is_sweep_override()]
     config = configured(single)
-    if config.hydra.runtime.choices.model == "own":
+    if any(override.key_or_group == ARCHITECTURE for override in overrides.values()):
         arguments_of(config.model.architecture)  # it can be imported
     several = [o for o in overrides.values() if o.key_or_group == "experiment" and o.is_sweep_override()]
     known: dict[str, None] = {}

@@ -29,8 +29,13 @@ from experiments.setup.trust import check_trusted
 from zfnet.errors import InputError, first_line, unknown_name
 
 OBJECTS = ("model", "data", "training", "validation", "networks")  # arguments that are made from groups
-# of parts of groups, whatever they are for: what objects fill in, and seeds
-PARTS = {"layers": Names | Literal["auto"], "layer7": str, "num_classes": Count | None, "seed": Seed}
+PARTS: dict[str, Any] = {  # of groups: what objects fill in, or need where a function does not, and seeds
+    "layers": Names | Literal["auto"],
+    "layer7": str,
+    "num_classes": Count | None,
+    "preprocessing": object,
+    "seed": Seed,
+}
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what get_object raises, which is said below
 
@@ -181,6 +186,12 @@ def suite(config: DictConfig, words: Sequence[str]) -> list[tuple[str, list[str]
 def key_of(word: str) -> str:
     """The setting that a word is for."""
     return word.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def listed(words: Sequence[str]) -> str:
+    """The settings that words give, as YAML."""
+    pairs = [word.partition("=") for word in words]
+    return OmegaConf.to_yaml({key: OmegaConf.from_dotlist([f"_={value}"])._ for key, _, value in pairs})
 
 
 def look_up(node: Any, path: Sequence[str], before: str = "") -> None:

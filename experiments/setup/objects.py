@@ -43,7 +43,7 @@ def made(settings: Any, *arguments: Any, **more: Any) -> Any:
             raise error.__cause__ from None
         if isinstance(error.__cause__, TypeError) and "argument" in str(error.__cause__):
             raise InputError(first_line(error.__cause__)) from None
-        if error.__cause__ is None:  # Hydra itself calls some functions for nobody
+        if error.__cause__ is None or isinstance(error.__cause__, ImportError):  # not found, or not allowed
             raise InputError(first_line(error)) from None
         raise
 

@@ -69,6 +69,17 @@ def outlast() -> None:
 
 
 @contextlib.contextmanager
+def attended() -> Iterator[None]:
+    """Run with streams and signals as above; at the end nothing is left to save."""
+    outlast()
+    understand(stop)
+    try:
+        yield
+    finally:
+        understand(leave)
+
+
+@contextlib.contextmanager
 def in_one_line() -> Iterator[None]:
     """End as the module says, unless all goes well."""
     from zfnet.errors import InputError
