@@ -16,7 +16,7 @@ from experiments.output.pages import LINE, Page, frame, heat
 from experiments.output.results import Result
 from experiments.output.tables import table
 from experiments.setup.hints import Count, Width
-from zfnet import Deconvnet
+from zfnet import Deconvnet, InputError
 
 NAMES = ("horizontal", "vertical")
 
@@ -45,6 +45,8 @@ def main(out: str | Path, *, size: Count = 16, kernel: Count = 4, width: Width =
         width: of the page, inches.
     """
     result, page = Result("stripes", out, locals()), Page(width)
+    if kernel > size - size // 2:
+        raise InputError(f"kernel is {kernel}; give at most half of the images' size, {size}")
     model, images = two_filters(kernel), stripes(size, kernel)
     deconvnet = Deconvnet(model)
     recording = deconvnet.record(images, ["conv", "relu"])

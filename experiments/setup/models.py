@@ -94,7 +94,7 @@ def build(
         theirs = _published(architecture, str(weights))
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        model = _made(architecture, theirs)
+        model = network_of(architecture, theirs)
     if theirs or weights is None:
         (theirs.preprocessing if theirs else preprocessing or Preprocessing()).attach(model)
     else:
@@ -147,7 +147,8 @@ def _function(architecture: Callable[..., nn.Module]) -> Any:
     return architecture.func if isinstance(architecture, partial) else architecture
 
 
-def _made(architecture: Callable[..., nn.Module], theirs: _Published | None) -> nn.Module:
+def network_of(architecture: Callable[..., nn.Module], theirs: _Published | None = None) -> nn.Module:
+    """The network; InputError for whatever its function raises."""
     name, arguments = (theirs.name, theirs.arguments) if theirs else ("the network", {})
     try:
         return architecture(**arguments)

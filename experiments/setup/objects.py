@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -249,10 +249,11 @@ class Objects:
         if "${layer:" not in experiment:
             names = [name for name in names if f"model.{name}" in experiment]
         if names:
+            from experiments.setup.models import network_of
             from zfnet.graph import Graph
             from zfnet.layers import head, spread
 
-            graph, size = Graph(made(model.architecture)()), made(model.preprocessing).size
+            graph, size = Graph(network_of(made(model.architecture))), made(model.preprocessing).size
             finders = {"layers": spread, "layer7": head}
             try:
                 model.update({name: finders[name](graph, size) for name in names})
@@ -262,12 +263,13 @@ class Objects:
 
     def _check_layers(self) -> None:
         """InputError for a layer of the experiment that the network does not have, before it is trained."""
+        from experiments.setup.models import network_of
         from zfnet.graph import Graph
 
         names = self.settings()["experiment"].get("layers", [self.settings()["experiment"].get("layer")])
         architecture = self.config.model.architecture
         classes = {"num_classes": 2} if architecture.get("num_classes", 2) is None else {}
-        graph = Graph(made(architecture)(**classes))
+        graph = Graph(network_of(partial(made(architecture), **classes)))
         for name in filter(None, names):
             graph.node(name)
 
