@@ -11,13 +11,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from experiments.output.pages import DPI, plots
 from experiments.output.results import Result, is_first
+from experiments.setup.hints import Count, Natural
 from experiments.setup.networks import EPOCHS, MEMORY, described
 from zfnet import weights
 from zfnet.data.batches import Broken
@@ -35,10 +36,10 @@ def main(
     *,
     validation: Any = None,
     recipe: Recipe | None = None,
-    crops: int | None = None,
-    snapshots: Sequence[int] = EPOCHS,
+    crops: Literal[1, 10] | None = None,
+    snapshots: Sequence[Count] = EPOCHS,
     fresh: bool = False,
-    workers: int | None = None,
+    workers: Natural | None = None,
     progress: bool = True,
     allow_broken: bool = False,
 ) -> dict[str, Any]:

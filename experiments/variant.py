@@ -22,6 +22,7 @@ def main(
     architecture: Callable[..., nn.Module],
     recipe: Recipe,
     variant: str = "fig3",
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Train one network of Tables 2 and 3 where they find it, unless it is there.
 
@@ -31,6 +32,7 @@ def main(
         architecture: a partial of ZFNet, from which the variant is made.
         recipe: how it is trained; its seed is the network's.
         variant: its name, a row of Table 3.
+        fresh: start a training anew that was stopped.
     """
     result = Result("variant", out, locals())
     changes = variant_of(variant, **architecture.keywords)  # type: ignore[attr-defined]

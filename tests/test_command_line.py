@@ -240,6 +240,93 @@ def test_a_mistake_ends_in_one_line_and_status_2(words, run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+ODD = [
+    ("data=photos data.root=null", "data.root is null; give text or a path"),
+    ("out={a:1}", "out: Cannot convert 'dict' to string"),
+    ("device=meta", "no device 'meta'"),
+    ("device=cuda:99", "no device 'cuda:99'"),
+    ("k=${nope}", "k: Interpolation key 'nope' not found"),
+    ("k=${experiment.k}", "interpolation"),
+    ("k=${oc.env:NO_SUCH_VARIABLE}", "k: KeyError"),
+    ("k=0", "k is 0; give a whole number from 1"),
+    ("k=1.5", "k: Value '1.5'"),
+    ("k=null", "k: "),
+    ("k=99999999999999999999", "k is 99999999999999999999"),
+    ("k=[1]", "k: "),
+    ("k={a: 1}", "k: "),
+    ("seed=-1", "seed is -1"),
+    ("seed=99999999999999999999", "seed is 99999999999999999999"),
+    ("train.seed=-1", "train.seed is -1"),
+    ("train.learning_rate=abc", "train.learning_rate is 'abc'; give a number"),
+    ("train.learning_rate=null", "train.learning_rate is null; give a number"),
+    ("train.learning_rate=0", "learning_rate is 0"),
+    ("train.flip=perhaps", "train.flip is 'perhaps'; give true or false"),
+    ("train.stored_size=-1", "stored_size is -1"),
+    ("train.optimizer=adem", "no optimizer 'adem' (did you mean 'adam'?)"),
+    ("train=5", "no train '5'"),
+    ("model.architecture.num_classes=-1", "model.architecture.num_classes is -1"),
+    ("model.architecture.maps=5", "model.architecture.maps is 5"),
+    ("model.preprocessing.size=0", "preprocessing size is 0"),
+    ("model.preprocessing={_target_: zfnet.data.preprocessing.Preprocessing, size: -1}", "preprocessing size is -1"),
+    ("model.layers=[]", "model.layers is []"),
+    ("model.architecture=5", "model.architecture"),
+    ("data.count=5", "data.count is 5"),
+    ("data.count.val=0", "data.count is {'train': 6000, 'val': 0}"),
+    ("data=null", "no data set"),
+    ("rules=foo", "no rules 'foo'"),
+    ("choose=foo", "no choose 'foo'"),
+    ("choose=[0,foo]", "choose is [0, 'foo']"),
+    ("layers=[]", "layers is []"),
+    ("layers=relu5", "layers: "),
+    ("layers=[nope]", "no layer of ZFNet 'nope'"),
+    ("grids=[[1]]", "grids is [[1]]"),
+    ("width=1", "width is 1.0"),
+    ("contrast=nan", "contrast is nan"),
+    ("batch_size=0", "batch_size is 0"),
+    ("workers=-1", "workers is -1"),
+    ("out=/dev/null", "/dev/null is no folder"),
+    ("out=/dev/null/below", "/dev/null is no folder"),
+    (f"out={'x' * 300}", "File name too long"),
+    ("experiment=", "no experiment ''"),
+    ("~experiment", "no setting is left out"),
+    ("~seed", "no setting is left out"),
+    ("=", "no setting ''"),
+    ("k=1 2", "k: Value '1 2'"),
+    ("é=1", "'é"),
+    ("hydra/launcher=null", ""),
+    ("hydra.run.dir=/dev/null/x experiment=stripes", "cannot write /dev/null/x: Not a directory"),
+    ("--info", "no option '--info'"),
+    ("--nope", "no option '--nope'"),
+    ("--cfg=foo", "argument -c/--cfg"),
+    ("--resolve", "go with --cfg"),
+    ("-m --cfg=job", "not allowed with"),
+    ("--config-dir=/nope", "--config-dir is not taken"),
+    ("--config-name=nope", "--config-name is not taken"),
+    ("-m k=0,1", "k is 0"),
+    ("-m experiment=fig2,fig3 width=wide", "width: "),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), ODD, ids=[line[:60] for line, _ in ODD])
+def test_an_odd_line_is_one_line_before_anything_is_trained(line, says, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.train.train", None)
+    words = line.replace(": ", ":").replace(", ", ",").split(" ") if line != "k=1 2" else [line]
+    status, lines = run(*["experiment=fig2"] * ("experiment=" not in line), *words)
+    assert status == 2 and len(lines) == 1 and lines[0].startswith("run.py: ") and says in lines[0], lines
+    assert not files(tmp_path) - {"multirun.yaml"}
+
+
+def test_all_of_a_suite_is_checked_before_the_first_runs(run, tmp_path):
+    status, lines = run("experiment=figures", "style=loud")
+    assert status == 2 and len(lines) == 1 and "no style 'loud'" in lines[0] and not files(tmp_path)
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--cfg", "job"], ["-h"], ["k=3", "--cfg=job"]])
+def test_what_only_informs(words, run, tmp_path):
+    status, lines = run("experiment=fig2", *words)
+    assert (status, lines, files(tmp_path)) == (0, [], set()) and run.printed
+
+
 def test_the_script_runs_from_any_folder(tmp_path):
     command = [sys.executable, str(ROOT / "experiments" / "run.py")]
     settings = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}

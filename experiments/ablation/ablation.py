@@ -14,7 +14,7 @@ tells of the image, not of the network.
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from torch import nn
 from typing_extensions import Unpack
@@ -26,6 +26,7 @@ from experiments.output.feature_maps import Look
 from experiments.output.pages import Page, style_of
 from experiments.output.results import Result
 from experiments.setup.checks import as_list
+from experiments.setup.hints import LARGEST, Count, Length, Limits, Names, Palette, Seed, Share, Width
 from experiments.setup.options import Reading
 
 SHARES = (0, 1, 2, 5, 10, 20, 35, 50, 75, 100)
@@ -36,19 +37,19 @@ def main(
     data: Any,
     out: str | Path,
     *,
-    layers: Sequence[str] = ("relu1", "relu2", "relu3", "relu4", "relu5"),
-    maps: int = 16,
-    k: int = 9,
-    shares: Sequence[float] = SHARES,
-    fill: str = "grey",
+    layers: Names = ("relu1", "relu2", "relu3", "relu4", "relu5"),
+    maps: Count = 16,
+    k: Count = 9,
+    shares: Annotated[Sequence[Annotated[float, Limits(0, 100)]], Length()] = SHARES,
+    fill: Literal["grey", "blur", "noise"] = "grey",
     judge: str | None = None,
-    draws: int = 2000,
-    seed: int = 0,
-    style: str = "safe",
-    contrast: float = 0.995,
-    colour: str = "rgb",
-    interpolation: str = "bicubic",
-    width: float = 6.9,
+    draws: Annotated[int, Limits(100, LARGEST)] = 2000,
+    seed: Seed = 0,
+    style: Palette = "safe",
+    contrast: Share = 0.995,
+    colour: Literal["rgb", "grey"] = "rgb",
+    interpolation: Literal["bicubic", "nearest"] = "bicubic",
+    width: Width = 6.9,
     **reading: Unpack[Reading],
 ) -> dict[str, Any]:
     """Measure how well crops, projections and masked crops show what units respond to.

@@ -333,10 +333,10 @@ def measure(
     if not any(drawn.values()):
         scan_state.unlink(missing_ok=True)
         raise InputError(f"no feature map of {', '.join(layers)} is ever above 0 on these {tops.images} images")
-    identity = network_identity(model) | {
+    identity = network_identity(model) | {name: str(value) for name, value in protocol.settings.items()}
+    identity |= {
         "images": as_images(data).identity(),
-        "settings": digest(protocol.settings),
-        "judge": digest(judge),
+        "judge's weights": digest(judge),
         "winners": digest({layer: list(top) for layer, top in tops.items()}),
     }
     results, examples = {} if reading.get("fresh") else read_results(state, identity), {}

@@ -10,7 +10,7 @@ the patches differ in (background, colour) is missing from the projections.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -21,6 +21,7 @@ from experiments.output.feature_maps import Look, Panel, check_choice, chosen, d
 from experiments.output.pages import LINE, Page, box, enlarged, show
 from experiments.output.results import Result
 from experiments.setup.checks import as_list, grid
+from experiments.setup.hints import Choice, Count, Grid, Names, Seed
 from experiments.setup.options import Showing
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.checks import pair
@@ -46,13 +47,13 @@ def main(
     data: Any,
     out: str | Path,
     *,
-    layers: Sequence[str] = ("relu1", "relu2", "relu3", "relu4", "relu5"),
-    k: int = 9,
-    grids: Sequence[Sequence[int]] | None = None,
-    choose: str | Sequence[int] | Mapping[str, Sequence[int]] = "random",
-    seed: int = 0,
+    layers: Names = ("relu1", "relu2", "relu3", "relu4", "relu5"),
+    k: Count = 9,
+    grids: Sequence[Grid] | None = None,
+    choose: Choice = "random",
+    seed: Seed = 0,
     distinct: bool = True,
-    scale: str = "patch",
+    scale: Literal["patch", "map"] = "patch",
     **options: Unpack[Showing],
 ) -> dict[str, Any]:
     """Draw the strongest activations of feature maps, projected, beside the patches that caused them.

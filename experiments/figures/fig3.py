@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -23,6 +23,7 @@ from torch import fx, nn
 from experiments.output.pages import SIZE
 from experiments.output.results import Result
 from experiments.setup.checks import at_least
+from experiments.setup.hints import Count, Limits
 from zfnet import ZFNet
 from zfnet.checks import Pair, pair
 from zfnet.graph import Graph, Shapes
@@ -184,7 +185,9 @@ def _once(sizes: Pair) -> str:
     return str(sizes[0]) if sizes[0] == sizes[1] else _by(sizes)
 
 
-def main(model: nn.Module, out: str | Path, *, image_size: int | None = None, width: float = 6.9) -> dict[str, Any]:
+def main(
+    model: nn.Module, out: str | Path, *, image_size: Count | None = None, width: Annotated[float, Limits(4)] = 6.9
+) -> dict[str, Any]:
     """Draw the architecture from the model itself.
 
     Args:

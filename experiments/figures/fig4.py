@@ -15,7 +15,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from matplotlib.ticker import NullLocator
@@ -28,8 +28,9 @@ from experiments.output.pages import LINE, Page, style_of
 from experiments.output.results import Result
 from experiments.output.tables import table
 from experiments.setup.checks import as_list, at_least, share
+from experiments.setup.hints import Choice, Count, Length, Limits, Names, Natural, Palette, Seed, Share
 from experiments.setup.networks import EPOCHS
-from experiments.setup.options import Reading, Showing
+from experiments.setup.options import Reading, Showing, stateless
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field
 from zfnet.analysis.development import changed, correlations_with_last, likenesses, scan_together, settled_epoch
 from zfnet.data.images import as_images
@@ -71,15 +72,15 @@ def main(
     out: str | Path,
     *,
     weights: str | Path | None,
-    layers: Sequence[str] = ("relu1", "relu2", "relu3", "relu4", "relu5"),
-    maps: int = 6,
-    choose: str | Sequence[int] | Mapping[str, Sequence[int]] = "random",
-    epochs: Sequence[int] | None = None,
-    seed: int = 0,
-    enhance: float = 1.5,
-    probes: int = 256,
-    settled: float = 0.9,
-    style: str = "safe",
+    layers: Names = ("relu1", "relu2", "relu3", "relu4", "relu5"),
+    maps: Count = 6,
+    choose: Choice = "random",
+    epochs: Annotated[Sequence[Natural], Length()] | None = None,
+    seed: Seed = 0,
+    enhance: Annotated[float, Limits(0)] = 1.5,
+    probes: Count = 256,
+    settled: Share = 0.9,
+    style: Palette = "safe",
     **options: Unpack[Showing],
 ) -> dict[str, Any]:
     """Draw feature maps at several epochs of training, and measure when each layer becomes what it is at the end.
@@ -188,7 +189,7 @@ def measured(
     last = {layer: series[-1] for layer, series in tops.items()}
     graphs = [deconvnet.graph for deconvnet in deconvnets]
     return {
-        "activations": means(correlations_with_last(graphs, subset, list(tops), **reading)),
+        "activations": means(correlations_with_last(graphs, subset, list(tops), **stateless(reading))),
         "projections": means(likenesses(deconvnets, data, last, progress=reading.get("progress", True))),
         "changed": {layer: changed(series) for layer, series in tops.items()},
     }

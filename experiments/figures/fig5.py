@@ -11,7 +11,7 @@ enlargement. The answer survives these two, and not a rotation, unless the objec
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ from experiments.output.results import Result
 from experiments.output.tables import table
 from experiments.setup.checks import at_least, stand_for
 from experiments.setup.datasets import class_of
-from experiments.setup.options import Reading
+from experiments.setup.hints import Amounts, Count, Length, Limits, Natural, Palette, Seed, Width
+from experiments.setup.options import Reading, stateless
 from zfnet import InputError
 from zfnet.analysis.invariance import NOTHING, Invariance, invariance, linearity, reach, rise, transformed
 from zfnet.data.images import Images, as_images, image_size
@@ -67,18 +68,18 @@ def main(
     data: Any,
     out: str | Path,
     *,
-    layers: Sequence[str] = ("relu1", "relu7"),
-    images: Sequence[int] | None = None,
-    count: int = 5,
+    layers: Annotated[Sequence[str], Length(2)] = ("relu1", "relu7"),
+    images: Annotated[Sequence[Natural], Length()] | None = None,
+    count: Count = 5,
     correct: bool = True,
-    seed: int = 0,
-    translations: Sequence[float] | None = None,
-    scales: Sequence[float] | None = None,
-    rotations: Sequence[float] | None = None,
-    fill: str = "grey",
-    distance: str = "rms",
-    style: str = "safe",
-    width: float = 6.9,
+    seed: Seed = 0,
+    translations: Amounts | None = None,
+    scales: Annotated[Sequence[Annotated[float, Limits(0, 1000, above=True)]], Length()] | None = None,
+    rotations: Amounts | None = None,
+    fill: Literal["grey", "black", "edge", "reflect"] = "grey",
+    distance: Literal["rms", "euclidean", "relative"] = "rms",
+    style: Palette = "safe",
+    width: Width = 6.9,
     **reading: Unpack[Reading],
 ) -> dict[str, Any]:
     """Transform a few images of different classes; draw how far features move and what becomes of the answer.
@@ -107,7 +108,7 @@ def main(
     graph = Graph(model)
     examples = _examples(graph, as_images(data), images, count, correct, seed)
     pictures, labels = [e.picture for e in examples], [e.target for e in examples]
-    how: Any = {"fill": fill, "distance": distance} | {k: v for k, v in reading.items() if k != "workers"}
+    how: Any = {"fill": fill, "distance": distance} | {k: v for k, v in stateless(reading).items() if k != "workers"}
     amounts = _amounts(pictures[0].shape[1], translations, scales, rotations)
     series = {kind: invariance(graph, pictures, labels, layers, kind, a, **how) for kind, a in amounts.items()}
     numbers = {kind: _numbers(kind, response) for kind, response in series.items()}

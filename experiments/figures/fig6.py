@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from experiments.output.pages import DPI, LINE, Page, letters
 from experiments.output.results import Result
 from experiments.output.tables import table
 from experiments.setup.checks import at_least, grid, one_of
+from experiments.setup.hints import Count, Grid, Seed
 from experiments.setup.networks import Networks
 from experiments.setup.options import Showing
 from zfnet import Deconvnet, InputError, Patches, TopActivations, ZFNet, receptive_field, rendering, scan
@@ -88,10 +89,10 @@ def main(
     networks: Networks,
     architecture: Callable[..., nn.Module],
     recipe: Recipe,
-    maps: Sequence[int] = (4, 4),
-    k: int = 9,
-    seed: int = 0,
-    scale: str = "panel",
+    maps: Grid = (4, 4),
+    k: Count = 9,
+    seed: Seed = 0,
+    scale: Literal["panel", "filter"] = "panel",
     **options: Unpack[Showing],
 ) -> dict[str, Any]:
     """Draw and measure filters and projections of three networks, which are trained unless they are there.

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from matplotlib.colors import ListedColormap
@@ -29,6 +29,7 @@ from experiments.output.pages import LINE, Page, Style, box, enlarged, heat, sho
 from experiments.output.results import Result
 from experiments.setup.checks import at_least, one_of
 from experiments.setup.datasets import IMAGENET, class_of
+from experiments.setup.hints import Count, Finite, Grid, Length, Natural, Palette, Seed
 from experiments.setup.options import Reading, Showing
 from zfnet import Deconvnet, InputError, OcclusionMaps, TopActivations, occlusion_maps, receptive_field, scan
 from zfnet.checks import pair
@@ -70,16 +71,16 @@ def main(
     out: str | Path,
     *,
     layer: str = "relu5",
-    images: int | Sequence[int] = 3,
-    candidates: int = 24,
-    by: str = "peak",
-    size: int | Sequence[int] | None = None,
-    step: int | Sequence[int] | None = None,
-    fill: float | Sequence[float] = 0.0,
-    others: int = 3,
-    measured: int = 64,
-    seed: int = 0,
-    style: str = "safe",
+    images: Count | Annotated[Sequence[Natural], Length()] = 3,
+    candidates: Count = 24,
+    by: Literal["peak", "sum"] = "peak",
+    size: Count | Grid | None = None,
+    step: Count | Grid | None = None,
+    fill: Finite | Annotated[Sequence[Finite], Length()] = 0.0,
+    others: Natural = 3,
+    measured: Natural = 64,
+    seed: Seed = 0,
+    style: Palette = "safe",
     **options: Unpack[Showing],
 ) -> dict[str, Any]:
     """Slide a grey square over images; draw what it does to a feature map and to the answer.

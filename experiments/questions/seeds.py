@@ -23,9 +23,10 @@ from experiments.output.pages import LINE, Page, Style, style_of
 from experiments.output.results import Result
 from experiments.output.tables import table
 from experiments.setup.checks import as_list, at_least
+from experiments.setup.hints import Count, Names, Palette, Seed
 from experiments.setup.models import build
 from experiments.setup.networks import Networks
-from experiments.setup.options import Showing
+from experiments.setup.options import Showing, stateless
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.analysis.matching import bipartite_matching, correlations
 from zfnet.data.images import image_size
@@ -58,12 +59,12 @@ def main(
     networks: Networks,
     architecture: Callable[[], nn.Module],
     recipe: Recipe,
-    layers: Sequence[str] = ("relu1", "relu2", "relu3", "relu4", "relu5"),
-    seed: int = 0,
-    other: int = 1,
-    k: int = 9,
-    drawn: int = 4,
-    style: str = "safe",
+    layers: Names = ("relu1", "relu2", "relu3", "relu4", "relu5"),
+    seed: Seed = 0,
+    other: Seed = 1,
+    k: Count = 9,
+    drawn: Count = 4,
+    style: Palette = "safe",
     **options: Unpack[Showing],
 ) -> dict[str, Any]:
     """Train a network twice, match the maps of each layer, and draw pairs of maps and their correlations.
@@ -91,9 +92,9 @@ def main(
     deconvnets = {f"seed {n}": look.deconvnet(run.model) for n, run in runs.items()}
     first, second = (deconvnet.graph for deconvnet in deconvnets.values())
     matrices = {
-        "trained": correlations(first, second, data, layers, **reading),
-        "untrained": correlations(first, control, data, layers, **reading),
-        "shuffled": correlations(first, second, data, layers, shuffle_seed=seed, **reading),
+        "trained": correlations(first, second, data, layers, **stateless(reading)),
+        "untrained": correlations(first, control, data, layers, **stateless(reading)),
+        "shuffled": correlations(first, second, data, layers, shuffle_seed=seed, **stateless(reading)),
     }
     scans = [scan(graph, data, layers, k, **reading) for graph in (first, second)]
     compared, curves, lines = {}, {}, []

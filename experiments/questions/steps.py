@@ -19,6 +19,7 @@ from experiments.output.feature_maps import Look
 from experiments.output.pages import LINE, Page, box, enlarged, frame, heat, show
 from experiments.output.results import Result
 from experiments.setup.checks import at_least
+from experiments.setup.hints import Count, Natural
 from experiments.setup.options import Showing
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.data.images import Box, as_images, image_size
@@ -71,10 +72,10 @@ def main(
     out: str | Path,
     *,
     layer: str = "relu5",
-    map: int | None = None,
-    rank: int | None = None,
-    images: int | None = 64,
-    shown: int = 3,
+    map: Natural | None = None,
+    rank: Natural | None = None,
+    images: Count | None = 64,
+    shown: Count = 3,
     every: bool = False,
     **options: Unpack[Showing],
 ) -> dict[str, Any]:

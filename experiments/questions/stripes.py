@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from experiments.output.pages import LINE, Page, frame, heat
 from experiments.output.results import Result
 from experiments.output.tables import table
-from zfnet import Deconvnet
+from experiments.setup.hints import Count, Width
+from zfnet import Deconvnet, InputError
 
 NAMES = ("horizontal", "vertical")
 
@@ -34,7 +35,7 @@ def two_filters(kernel: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(conv=conv, relu=nn.ReLU()))
 
 
-def main(out: str | Path, *, size: int = 16, kernel: int = 4, width: float = 6.9) -> dict[str, Any]:
+def main(out: str | Path, *, size: Count = 16, kernel: Count = 4, width: Width = 6.9) -> dict[str, Any]:
     """Show two images of stripes to two filters of stripes; print the table of the largest activations.
 
     Args:
@@ -44,6 +45,8 @@ def main(out: str | Path, *, size: int = 16, kernel: int = 4, width: float = 6.9
         width: of the page, inches.
     """
     result, page = Result("stripes", out, locals()), Page(width)
+    if kernel > size - size // 2:
+        raise InputError(f"kernel is {kernel}; give at most half of the images' size, {size}")
     model, images = two_filters(kernel), stripes(size, kernel)
     deconvnet = Deconvnet(model)
     recording = deconvnet.record(images, ["conv", "relu"])

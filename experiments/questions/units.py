@@ -11,6 +11,7 @@ from torch import nn
 
 from experiments.output.results import Result
 from experiments.output.tables import table
+from experiments.setup.hints import Count
 from zfnet import layer_table
 
 PAPER = {  # Figure 3: maps, rows, columns
@@ -27,7 +28,7 @@ PAPER = {  # Figure 3: maps, rows, columns
 }
 
 
-def main(model: nn.Module, out: str | Path, *, image_size: int | None = None) -> dict[str, Any]:
+def main(model: nn.Module, out: str | Path, *, image_size: Count | None = None) -> dict[str, Any]:
     """Print the table of layers: sizes, units, kernels, receptive fields, parameters.
 
     Args:

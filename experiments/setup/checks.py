@@ -1,9 +1,23 @@
 """Checks of settings that several experiments share: each says what is wrong and what to give instead."""
 
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from zfnet.errors import InputError, unknown_name
+from zfnet.errors import InputError, first_line, unknown_name
+
+
+def check_folder(out: str | None) -> None:
+    """InputError unless results can be written to a folder of that name."""
+    path = Path(out or ".").expanduser().absolute()
+    try:
+        nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"cannot write to {path}: {first_line(error)}") from None
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        why = "may not be written to" if nearest.is_dir() else "is no folder"
+        raise InputError(f"cannot write to {path}: {nearest} {why}; give another folder, out=...")
 
 
 def at_least(least: float, **settings: float) -> None:

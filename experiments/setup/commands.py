@@ -4,8 +4,8 @@ An argument of the experiment's function is given by its name alone (k=4) or in 
 """
 
 import contextlib
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
@@ -16,6 +16,7 @@ from experiments.setup.configuration import CONF, OBJECTS, add_model, arguments_
 from zfnet.errors import InputError, unknown_name
 
 GROUPS = {"experiment": "experiment", "model": "model", "data": "data set", "train": "train"}
+HYDRAS = (["launcher"], ["sweeper"], ["sweep"], ["run"])  # how and where jobs are started
 ARCHITECTURE = "model.architecture._target_"
 
 
@@ -36,11 +37,11 @@ def parsed(word: str, swept: bool = False) -> tuple[str, Override]:
         override = parser.parse_override(word)
         if swept or not override.is_sweep_override():
             return word, override
-        if not {"/", "\\"} & set(value) and not Path(value).exists():
+        if not {"/", "\\"} & set(value) and not os.path.exists(value):
             hint = f"add -m to run each, or quote it: {key}='\"{value}\"'"
             raise InputError(f"{word} gives several values: {hint}")
     with contextlib.suppress(HydraException):
-        if equals and (not swept or "," not in value) and ({"/", "\\", "~"} & set(value) or Path(value).exists()):
+        if equals and (not swept or "," not in value) and ({"/", "\\", "~"} & set(value) or os.path.exists(value)):
             quoted = value.replace("'", "\\'")
             return f"{key}='{quoted}'", parser.parse_override(f"{key}='{quoted}'")
     hint = f"quote special characters, {key}='\"...\"'" if equals else "a setting is written key=value"
@@ -54,13 +55,15 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
         own = key_of(word) == "model._target_"
         whole += ["model=own", f"++{ARCHITECTURE}={word.partition('=')[2]}"] if own else [word]
     overrides = dict(parsed(word, swept) for word in whole)
-    for override in overrides.values():
-        if override.key_or_group in GROUPS and not override.is_delete():
+    for word, override in overrides.items():
+        if override.is_delete():
+            raise InputError(f"{word}: no setting is left out; give another value, key=value")
+        if override.key_or_group in GROUPS:
             _choices(override)
-    groups = [w for w, o in overrides.items() if o.key_or_group in (*GROUPS, ARCHITECTURE)]
+    groups = [w for w, o in overrides.items() if o.key_or_group in (*GROUPS, ARCHITECTURE, "trust")]
     single = [w for w, o in overrides.items() if w in groups and not o.is_sweep_override()]
     config = configured(single)
-    if config.hydra.runtime.choices.model == "own":
+    if any(override.key_or_group == ARCHITECTURE for override in overrides.values()):
         arguments_of(config.model.architecture)  # it can be imported
     several = [o for o in overrides.values() if o.key_or_group == "experiment" and o.is_sweep_override()]
     known: dict[str, None] = {}
@@ -77,7 +80,7 @@ def _choices(override: Override) -> list[str]:
     group, value = override.key_or_group, override.value()
     chosen = list(map(str, value.list if isinstance(value, ChoiceSweep) else [value]))
     for name in chosen:
-        if not (add_model(name) if group == "model" else (CONF / group / f"{name}.yaml").exists()):
+        if not (add_model(name) if group == "model" else os.path.exists(CONF / group / f"{name}.yaml")):
             raise unknown_name(GROUPS[group], name, names(group))
     return chosen
 
@@ -86,7 +89,9 @@ def _addressed(word: str, override: Override, config: DictConfig, known: list[st
     """The word with the full address of its setting, which must exist."""
     key = override.key_or_group
     root, *path = key.split(".")
-    if key in GROUPS or override.is_delete() or root.split("/")[0] == "hydra" or key == ARCHITECTURE:
+    if root.split("/")[0] == "hydra" and key.replace("/", ".").split(".")[1:2] not in HYDRAS:
+        raise unknown_name("setting", key, [f"hydra.{name}" for (name,) in HYDRAS])
+    if key in GROUPS or root.split("/")[0] == "hydra" or key == ARCHITECTURE:
         return word
     if root in config and root != "experiment":
         look_up(config, [root, *path])

@@ -7,12 +7,13 @@ import contextlib
 import copy
 import inspect
 import logging
+import os
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -22,10 +23,19 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.setup.hints import PLAIN, Count, Names, Seed, check, hints_of, shown
 from experiments.setup.options import READING, SHOWING
+from experiments.setup.trust import check_trusted
 from zfnet.errors import InputError, first_line, unknown_name
 
 OBJECTS = ("model", "data", "training", "validation", "networks")  # arguments that are made from groups
+PARTS: dict[str, Any] = {  # of groups: what objects fill in, or need where a function does not, and seeds
+    "layers": Names | Literal["auto"],
+    "layer7": str,
+    "num_classes": Count | None,
+    "preprocessing": object,
+    "seed": Seed,
+}
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what get_object raises, which is said below
 
@@ -40,6 +50,7 @@ class Config:
     training: str = "train"
     validation: str = "val"
     networks: str = "outputs/networks"
+    trust: bool = False
     experiment: Any = field(default_factory=dict)
     model: Any = field(default_factory=dict)
     data: Any = field(default_factory=dict)
@@ -66,22 +77,46 @@ def configured(words: Sequence[str]) -> DictConfig:
         return copy.deepcopy(_composed(tuple(words)))
 
 
-@lru_cache(16)  # it takes a tenth of a second
+@lru_cache(64)  # it takes a tenth of a second
 def _composed(words: tuple[str, ...]) -> DictConfig:
-    if GlobalHydra.instance().is_initialized():
-        config = compose("config", list(words), return_hydra_config=True)
-    else:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+    known = GlobalHydra.instance().is_initialized()
+    with contextlib.nullcontext() if known else initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
             config = compose("config", list(words), return_hydra_config=True)
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+            OSError,
+            RecursionError,
+        ) as error:  # which it raises for some odd words
+            raise InputError(f"cannot read {' '.join(words)}: {first_line(error)}") from None
+    if not (config.trust and any(key_of(word) == "trust" for word in words)):  # no file says so for the user
+        _check_trust(config)
     if "_target_" in config.experiment:
         typed = OmegaConf.structured(schema(config.experiment._target_))
         config.experiment = OmegaConf.merge(typed, config.experiment)
     return config
 
 
+def _check_trust(config: DictConfig) -> None:
+    """InputError for a `_target_` that asks for trust, also one that an interpolation makes."""
+    for key in sorted(map(str, config), key="experiment".__eq__):  # last: it repeats the groups
+        if key != "hydra":
+            check_trusted({key: plain(config, key)})
+    for key in ("launcher", "sweeper", "callbacks"):
+        check_trusted({f"hydra.{key}": plain(config.hydra, key)}, launching=True)
+
+
+def plain(config: DictConfig, key: str) -> Any:
+    """A setting, or a group of them, without interpolations."""
+    value = None if OmegaConf.is_missing(config, key) else config[key]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
 def add_model(name: str) -> bool:
     """Make a classifier of torchvision's, or of timm's as timm/NAME, a choice of `model`; False if there is none."""
-    if not (CONF / "model" / f"{name}.yaml").exists():
+    if not os.path.exists(CONF / "model" / f"{name}.yaml"):
         from experiments.setup.models import settings_of  # a second of import time
 
         if (settings := settings_of(name)) is None:
@@ -98,6 +133,8 @@ def refused() -> Iterator[None]:
         yield
     except InstantiationException:  # what a function that was called says is not hydra's
         raise
+    except RecursionError:
+        raise InputError("interpolations ${...} lead in a circle") from None
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         key = str(getattr(cause, "full_key", None) or "").removeprefix("experiment.")
@@ -107,10 +144,10 @@ def refused() -> Iterator[None]:
 def schema(target: str) -> Any:
     """A function's arguments as a dataclass that OmegaConf checks; of what it has no type for, it takes any."""
     main, fields = get_object(target), []
-    hints = get_type_hints(main)
+    hints = get_type_hints(main, include_extras=True)
     for name, parameter in inspect.signature(main).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
-            shared = get_type_hints(get_args(hints[name])[0])
+            shared = get_type_hints(get_args(hints[name])[0], include_extras=True)
             settings: list[Any] = [(key, hint, (SHOWING | READING)[key]) for key, hint in shared.items()]
         elif name == "out":
             continue
@@ -123,14 +160,20 @@ def schema(target: str) -> Any:
 
 
 def _checked(hint: Any) -> Any:
-    """A type hint as far as OmegaConf knows such."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if all(kind in (int, float, bool, str, types.NoneType) for kind in kinds):
-        return hint
-    containers = [list[Any] if get_origin(kind) is Sequence else Any for kind in kinds if kind is not types.NoneType]
-    if len(containers) > 1 or containers[0] is Any:
-        return Any
-    return containers[0] | None if types.NoneType in kinds else containers[0]
+    """A type hint as far as OmegaConf knows such; `hints` checks the rest."""
+    if get_origin(hint) is Annotated:
+        return _checked(get_args(hint)[0])
+    if get_origin(hint) is Literal:
+        return type(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = [_checked(kind) for kind in get_args(hint)]
+        if all(kind in PLAIN for kind in kinds):
+            return Union[tuple(dict.fromkeys(kinds))]  # noqa: UP007
+        rest = [kind for kind in kinds if kind is not types.NoneType]
+        return rest[0] | None if len(rest) == 1 < len(kinds) and rest[0] is not Any else Any
+    if get_origin(hint) is Sequence:
+        return list[Any]
+    return hint if hint in PLAIN else Any
 
 
 def suite(config: DictConfig, words: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -151,6 +194,12 @@ def key_of(word: str) -> str:
     return word.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
+def listed(words: Sequence[str]) -> str:
+    """The settings that words give, as YAML."""
+    pairs = [word.partition("=") for word in words]
+    return OmegaConf.to_yaml({key: OmegaConf.from_dotlist([f"_={value}"])._ for key, _, value in pairs})
+
+
 def look_up(node: Any, path: Sequence[str], before: str = "") -> None:
     """InputError unless the path leads to a setting below `node`, which is called `before`."""
     for key in path:
@@ -169,9 +218,52 @@ def arguments_of(node: DictConfig) -> tuple[list[str], bool]:
     if "_target_" in node and not OmegaConf.is_missing(node, "_target_"):
         try:
             parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
-        except (ImportError, AttributeError, ValueError, TypeError) as error:
+        except Exception as error:  # a module of one's own may raise anything
             why = f"{first_line(error.__cause__ or error)}; give what Python can import from here, my.module.Net"
             raise InputError(f"cannot use {node['_target_']}: {why}") from None
         more = any(p.kind is p.VAR_KEYWORD for p in parameters)
         keys += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return list(dict.fromkeys(keys)), more
+
+
+def check_groups(config: DictConfig, groups: Iterable[str]) -> None:
+    """InputError for the first setting of these groups that is not what the function it is for says, or is no setting.
+
+    Of what a user wrote, types are not looked at.
+    """
+    check({"seed": config.seed}, {"seed": Seed})
+    for group in groups:
+        with refused():
+            settings = plain(config, group)
+        _check_made(settings, group)
+
+
+def check_experiment(settings: Mapping[str, Any], made: Collection[str]) -> None:
+    """InputError for the first setting of an experiment that is not what its function's signature says.
+
+    Args:
+        settings: without interpolations.
+        made: those that are objects.
+    """
+    function = get_object(settings["_target_"])
+    hints = hints_of(function)
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            hints |= get_type_hints(get_args(hints[parameter.name])[0], include_extras=True)
+    own = {name: value for name, value in settings.items() if name not in made and name != "_target_"}
+    check(own, hints)
+    for name, value in own.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            _check_made(value, name)
+
+
+def _check_made(settings: Any, name: str) -> None:
+    if not isinstance(settings, Mapping) or "_target_" not in settings:
+        raise InputError(f"{name} is {shown(settings)}; give {name}=NAME, or its settings one by one: {name}.KEY=VALUE")
+    values = {key: value for key, value in settings.items() if not key.startswith("_") and value != "???"}
+    target = settings["_target_"]
+    if target.partition(".")[0] in ("zfnet", "experiments"):
+        check(values, hints_of(get_object(target)) | PARTS, f"{name}.")
+    for key, value in values.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            _check_made(value, f"{name}.{key}")

@@ -11,13 +11,14 @@ import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 from torchvision.datasets import CIFAR10, Imagenette
 from torchvision.datasets.imagenet import parse_devkit_archive, parse_train_archive, parse_val_archive
 from torchvision.models import ResNet18_Weights
 
+from experiments.setup.hints import Count, Seed
 from zfnet.data.annotations import read_table
 from zfnet.data.class_folders import class_folders, home_of
 from zfnet.data.folders import Folder
@@ -67,10 +68,10 @@ def scenes(
     /,
     *,
     split: str = "val",
-    count: Mapping[str, int],
-    classes: str = "base",
-    objects: int = 1,
-    seed: int = 0,
+    count: Mapping[str, Count],
+    classes: Literal["base", "held_out", "all"] = "base",
+    objects: Count = 1,
+    seed: Seed = 0,
 ) -> Scenes:
     """Rendered scenes, at the size that the transform gives."""
     if split not in count:

@@ -4,6 +4,8 @@ Which of its layers stand for the paper's is said there, or found in the traced 
 """
 
 import math
+import os
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -92,7 +94,7 @@ def build(
         theirs = _published(architecture, str(weights))
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        model = _made(architecture, theirs)
+        model = network_of(architecture, theirs)
     if theirs or weights is None:
         (theirs.preprocessing if theirs else preprocessing or Preprocessing()).attach(model)
     else:
@@ -103,7 +105,7 @@ def build(
 def published(weights: str | Path | None) -> bool:
     """Whether it is a name that is given to published weights, such as DEFAULT, and no file."""
     name = str(weights or "")
-    return name.isidentifier() and name == name.upper() and not Path(name).exists()
+    return name.isidentifier() and name == name.upper() and not os.path.exists(name)
 
 
 class _Published(NamedTuple):
@@ -145,7 +147,8 @@ def _function(architecture: Callable[..., nn.Module]) -> Any:
     return architecture.func if isinstance(architecture, partial) else architecture
 
 
-def _made(architecture: Callable[..., nn.Module], theirs: _Published | None) -> nn.Module:
+def network_of(architecture: Callable[..., nn.Module], theirs: _Published | None = None) -> nn.Module:
+    """The network; InputError for whatever its function raises."""
     name, arguments = (theirs.name, theirs.arguments) if theirs else ("the network", {})
     try:
         return architecture(**arguments)
@@ -154,8 +157,12 @@ def _made(architecture: Callable[..., nn.Module], theirs: _Published | None) -> 
             f"cannot download {name} ({first_line(error)}); give a file, model.weights=FILE, or run this once "
             "where there is a connection"
         ) from None
-    except ValueError as error:
-        raise InputError(f"{name} does not fit: {first_line(error)}") from error
+    except InputError:
+        raise
+    except Exception as error:  # whatever its constructor raises for such settings
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if "hydra" in line.filename else f" ({Path(line.filename).name}, line {line.lineno})"
+        raise InputError(f"{name} cannot be made: {type(error).__name__}: {first_line(error)}{where}") from error
 
 
 def _torchvisions(published: Any) -> Preprocessing:

@@ -62,6 +62,7 @@ class Networks:
         preprocessing: of all the networks.
         also: other files of weights, such as those that experiment=train leaves, to look among first.
         device: where they are trained.
+        fresh: start trainings anew that were stopped.
         workers: processes that read images; None: one for each core, up to eight.
         progress: show progress bars.
     """
@@ -75,11 +76,12 @@ class Networks:
         *,
         also: Iterable[Path] = (),
         device: torch.device | str = "cpu",
+        fresh: bool = False,
         workers: int | None = None,
         progress: bool = True,
     ):
         self.folder, self.preprocessing, self.device = Path(folder), preprocessing, device
-        self.also, self.workers, self.progress = list(also), workers, progress
+        self.also, self.fresh, self.workers, self.progress = list(also), fresh, workers, progress
         self._training, self._validation = training, validation
 
     @functools.cached_property
@@ -111,9 +113,8 @@ class Networks:
             return Trained(model.eval(), weights.read_metadata(file)["history"])
         if self.progress and processes()[0] == 0:
             print(f"training {name}, seed {recipe.seed}")
-        history = train(
-            model, self.training, self.validation, recipe, folder=folder, workers=self.workers, progress=self.progress
-        )
+        how: Any = {"fresh": self.fresh, "workers": self.workers, "progress": self.progress}
+        history = train(model, self.training, self.validation, recipe, folder=folder, **how)
         if processes()[0] == 0:
             weights.save(model, folder / "model.safetensors", name=name, history=history, **metadata)
             Checkpoint(folder).remove()

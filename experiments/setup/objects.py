@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from experiments.setup.configuration import OBJECTS, configured, key_of, refused
+from experiments.setup.checks import check_folder
+from experiments.setup.configuration import OBJECTS, check_experiment, check_groups, configured, key_of, refused
 from zfnet import weights
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.errors import InputError, first_line
 from zfnet.identity import difference, digest
 
 # what trained weights depend on, besides the data
-TRAINING_KEYS = ("model.architecture", "model.preprocessing", "train", "training", "validation", "device")
+TRAINING_KEYS = ("model.architecture", "model.preprocessing", "train", "training", "validation", "device", "trust")
 SHARED = ("train", "variant")  # experiments whose work several processes share
 
 
@@ -42,6 +43,8 @@ def made(settings: Any, *arguments: Any, **more: Any) -> Any:
             raise error.__cause__ from None
         if isinstance(error.__cause__, TypeError) and "argument" in str(error.__cause__):
             raise InputError(first_line(error.__cause__)) from None
+        if error.__cause__ is None or isinstance(error.__cause__, ImportError):  # not found, or not allowed
+            raise InputError(first_line(error)) from None
         raise
 
 
@@ -57,7 +60,7 @@ class Objects:
     Args:
         config: what `configured` made of the words; it is completed in place.
         words: of the command line, of which those about training are handed to it.
-        run: runs an experiment by its name and words: trains a network that is not there yet.
+        run: runs the experiment of such objects: trains a network that is not there yet.
     """
 
     def __init__(self, config: DictConfig, words: Sequence[str], run: Callable[..., Any]):
@@ -68,12 +71,19 @@ class Objects:
         groups = set(re.findall(r"\$\{(\w+)", experiment))
         if self.asked - {"model"}:  # all others are made of both
             groups |= {"model", "data"}
-        if not OmegaConf.is_missing(config.model.architecture, "_target_"):
-            self._find_layers(experiment)
         choices = config.hydra.runtime.choices
         for key in sorted(OmegaConf.missing_keys(config)):
-            if (group := key.partition(".")[0]) in groups - {"experiment"}:
-                raise InputError(f"{group}={choices[group]} needs {key}=...")
+            if (group := key.partition(".")[0]) in groups | {"experiment"}:
+                raise InputError(f"{group}={choices[group]} needs {key.removeprefix('experiment.')}=...")
+        self.device = device(config.device)
+        check_folder(config.out)
+        named = {key_of(word).partition(".")[0] for word in words if "." in key_of(word)}
+        check_groups(config, [group for group in ("model", "data", "train") if group in groups | named])
+        for part in [config.train] * ("train" in groups | named) + [config.model.preprocessing] * ("model" in groups):
+            made(part)  # and so checked
+        if not OmegaConf.is_missing(config.model.architecture, "_target_"):
+            self._find_layers(experiment)
+        check_experiment(self.settings()["experiment"], self.asked)
         self.name = f"{called(config)}-{choices.data}"
 
     def experiment(self, out: Path) -> Any:
@@ -119,6 +129,11 @@ class Objects:
         return f", of {self.config.model.weights}" if self._found else ""
 
     @property
+    def fresh(self) -> bool:
+        """Whether nothing of a stopped run is taken up."""
+        return bool(self.config.experiment.get("fresh"))
+
+    @property
     def identity(self) -> Any:
         """Of the training that the configuration asks for."""
         from zfnet.training import run_identity
@@ -137,7 +152,7 @@ class Objects:
         network: nn.Module = made(OmegaConf.masked_copy(model, keys), seed=self.config.seed)
         with open_dict(self.config):  # a file of weights brings its own
             model.preprocessing.update(network.preprocessing.settings)  # type: ignore[union-attr, operator]
-        return network.to(device(self.config.device))
+        return network.to(self.device)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -167,7 +182,8 @@ class Objects:
             Path(self.config.networks, self.name),
             *(self.training, self.validation, self.preprocessing),
             also=self._trained_files(self.name),
-            device=next(self.model.parameters()).device,
+            device=self.device,
+            fresh=self.fresh,
         )
 
     def trained(self) -> Path:
@@ -202,10 +218,14 @@ class Objects:
             path = path.parent.with_name(f"{path.parent.name}-{digest(identity)[:8]}") / path.name
             advice = f"model.weights={files[0]} takes the former"
             reason = f"{files[0]} was trained otherwise ({changes}): training {path} first; {advice}"
+        if self.fresh:
+            words.append("++experiment.fresh=true")
         if "data" in self.asked:
             self._dataset(made(self.config.model.preprocessing))  # what is wrong with it is said before the training
+        self._check_layers()
         print(reason, file=sys.stderr)
-        self._run("train", [*words, f"++out={path.parent}"])
+        words.append(f"++out={path.parent}")
+        self._run(Objects(configured(words), words, self._run))
         return path
 
     @staticmethod
@@ -229,16 +249,29 @@ class Objects:
         if "${layer:" not in experiment:
             names = [name for name in names if f"model.{name}" in experiment]
         if names:
+            from experiments.setup.models import network_of
             from zfnet.graph import Graph
             from zfnet.layers import head, spread
 
-            graph, size = Graph(made(model.architecture)()), made(model.preprocessing).size
+            graph, size = Graph(network_of(made(model.architecture))), made(model.preprocessing).size
             finders = {"layers": spread, "layer7": head}
             try:
                 model.update({name: finders[name](graph, size) for name in names})
             except InputError as error:
                 advice = "on the command line: model.layers=[...]; experiment=units lists them"
                 raise InputError(f"{error}; {advice}") from None
+
+    def _check_layers(self) -> None:
+        """InputError for a layer of the experiment that the network does not have, before it is trained."""
+        from experiments.setup.models import network_of
+        from zfnet.graph import Graph
+
+        names = self.settings()["experiment"].get("layers", [self.settings()["experiment"].get("layer")])
+        architecture = self.config.model.architecture
+        classes = {"num_classes": 2} if architecture.get("num_classes", 2) is None else {}
+        graph = Graph(network_of(partial(made(architecture), **classes)))
+        for name in filter(None, names):
+            graph.node(name)
 
     def _count_classes(self) -> int | None:
         """How many classes the weights say they have, or, for random ones that must be told, the data."""
@@ -262,9 +295,9 @@ def device(name: str) -> torch.device:
     if name == "cuda" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"no device {name!r}: {first_line(error)}") from None
+        torch.zeros(1, device=name).cpu()  # "meta" holds no numbers
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputError(f"no device {name!r}: {first_line(error)}; give cpu, cuda or auto") from None
     return torch.device(name)
 
 

@@ -1,22 +1,26 @@
 """Settings that many experiments share, documented once: a main takes them as `**options: Unpack[Showing]`."""
 
-from typing import Any
+from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
+from experiments.setup.hints import Count, Natural, Share, Width
+
 
 class Reading(TypedDict, total=False):
-    """How images are read.
+    """How images are read, and what a stopped run has left.
 
     Args:
         batch_size: images in a batch.
         workers: processes that read images; null: one for each core, up to eight.
         progress: show progress bars.
+        fresh: start anew, whatever a stopped run has left: scans, features, measurements, checkpoints.
     """
 
-    batch_size: int
-    workers: int | None
+    batch_size: Count
+    workers: Natural | None
     progress: bool
+    fresh: bool
 
 
 class Showing(Reading, total=False):
@@ -32,16 +36,30 @@ class Showing(Reading, total=False):
         width: of the page, inches; above 100, pixels.
     """
 
-    rules: str
-    collisions: str
-    norm: str
-    contrast: float
-    colour: str
-    interpolation: str
-    width: float
+    rules: Literal["deconvnet", "gradient", "guided"]
+    collisions: Literal["add", "overwrite", "max"]
+    norm: Literal["identity", "gradient"]
+    contrast: Share
+    colour: Literal["rgb", "grey"]
+    interpolation: Literal["bicubic", "nearest"]
+    width: Width
 
 
-READING: dict[str, Any] = {"batch_size": 64, "workers": None, "progress": True}
+class Stateless(TypedDict, total=False):
+    """How images are read by what keeps no state."""
+
+    batch_size: int
+    workers: int | None
+    progress: bool
+
+
+def stateless(reading: Reading) -> Stateless:
+    """`Reading` without `fresh`."""
+    rest: Any = {name: value for name, value in reading.items() if name != "fresh"}
+    return rest
+
+
+READING: dict[str, Any] = {"batch_size": 64, "workers": None, "progress": True, "fresh": False}
 SHOWING: dict[str, Any] = {
     "rules": "deconvnet",
     "collisions": "add",

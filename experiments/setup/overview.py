@@ -24,7 +24,8 @@ def overview(words: Sequence[str]) -> str:
         lines = [f"  {name:{width}}  {_about(name)}" for name in names("experiment")]
         groups = [f"{group}: {', '.join(names(group))}" for group in GROUPS if group != "experiment"]
         filled = "\n\n".join(textwrap.fill(line, 118, subsequent_indent="    ") for line in groups)
-        closing = "experiment=NAME --help lists the settings of one. -m runs a sweep: k=4,9."
+        closing = "experiment=NAME --help lists the settings of one. -m runs a sweep: k=4,9.\n"
+        closing += "trust=true lets it call what is not of zfnet, torch or the current folder: docs/security.md."
         return "\n".join([USAGE, "", "experiments:", *lines, "", filled, "", closing])
     config = configured(spelled(words))
     if "suite" in config.experiment:

@@ -11,7 +11,7 @@ of features that a mask changes at all: two masks that change little agree a lot
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ from experiments.output.pages import TILE_GAP, Page
 from experiments.output.results import Result
 from experiments.output.tables import table
 from experiments.setup.checks import stand_for
-from experiments.setup.options import Reading
+from experiments.setup.hints import Count, Finite, Length, Limits, Names, Seed, Width
+from experiments.setup.options import Reading, stateless
 from zfnet import InputError
 from zfnet.analysis.correspondence import Consistency, correspondence, random_boxes
 from zfnet.data.images import Box, as_images
@@ -43,17 +44,17 @@ def main(
     data: Any,
     out: str | Path,
     *,
-    layers: Sequence[str] = ("relu5", "relu7"),
+    layers: Annotated[Sequence[str], Length(2)] = ("relu5", "relu7"),
     parts: str | None = None,
-    names: Sequence[str] = ("right eye", "left eye", "nose"),
+    names: Names = ("right eye", "left eye", "nose"),
     kind: str | None = "dog",
-    count: int | None = None,
-    draws: int = 20,
-    seed: int = 0,
-    fill: float = 0.0,
-    zeros: str = "agree",
-    permutations: int = 9999,
-    width: float = 6.9,
+    count: Annotated[int, Limits(2)] | None = None,
+    draws: Count = 20,
+    seed: Seed = 0,
+    fill: Finite = 0.0,
+    zeros: Literal["agree", "drop"] = "agree",
+    permutations: Count = 9999,
+    width: Width = 6.9,
     **reading: Unpack[Reading],
 ) -> dict[str, Any]:
     """Mask the same parts of different images; print how alike the changes of features are, and draw the masks.
@@ -79,7 +80,7 @@ def main(
     stand_for(layers, (5, 7))
     boxes = _boxes(data, names, parts, kind, count, seed)
     images, chosen_boxes = [data[i][0] for i in boxes], list(boxes.values())
-    how: Any = {"fill": fill, "zeros": zeros} | {k: v for k, v in reading.items() if k != "workers"}
+    how: Any = {"fill": fill, "zeros": zeros} | {k: v for k, v in stateless(reading).items() if k != "workers"}
     graph = Graph(model)
     how |= {"draws": draws, "seed": seed, "permutations": permutations}
     consistency = correspondence(graph, images, chosen_boxes, layers, **how)

@@ -17,6 +17,7 @@ from torch import nn
 from experiments.output.results import Result
 from experiments.output.tables import dots, measured, percent, shown, table
 from experiments.setup.checks import at_least
+from experiments.setup.hints import Count, Natural
 from experiments.setup.networks import Networks
 from experiments.tables.variants import departures, train_each
 from zfnet.training import Recipe, error_rates
@@ -46,8 +47,9 @@ def main(
     *,
     architecture: partial[nn.Module],
     recipe: Recipe,
-    nets: int = 5,
-    pad: int | None = None,
+    nets: Count = 5,
+    pad: Natural | None = None,
+    fresh: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Compare single networks, trained from scratch, with several whose answers are averaged.
@@ -60,6 +62,7 @@ def main(
         nets: networks of Figure 3 that are averaged; 5 in the paper.
         pad: pixels by which the border is repeated, to make room for ten crops; null: by what training shifts images,
             where they leave no margin.
+        fresh: start trainings anew that were stopped.
         progress: say which network is trained.
     """
     result = Result("table2", out, locals())

@@ -18,6 +18,7 @@ from torch import nn
 from experiments.output.results import Result
 from experiments.output.tables import dots, measured, percent, shown, table
 from experiments.setup.checks import at_least, one_of
+from experiments.setup.hints import Count
 from experiments.setup.networks import Networks
 from experiments.tables.variants import departures, train_each
 from zfnet.model import VARIANTS, variant
@@ -47,8 +48,9 @@ def main(
     *,
     architecture: partial[nn.Module],
     recipe: Recipe,
-    seeds: int = 2,
+    seeds: Count = 2,
     variants: Sequence[str] | None = None,
+    fresh: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train variants of two architectures from scratch, and compare their errors.
@@ -60,6 +62,7 @@ def main(
         recipe: how each network is trained; seeds count from the recipe's.
         seeds: networks of each variant.
         variants: the rows to train, by name; null: all.
+        fresh: start trainings anew that were stopped.
         progress: say which network is trained.
     """
     result = Result("table3", out, locals())

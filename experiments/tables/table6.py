@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,6 +24,7 @@ from experiments.output.pages import OKABE_ITO, caption, plots
 from experiments.output.results import Result
 from experiments.output.tables import deviation, mean, measured, percent, shown, table
 from experiments.setup.checks import at_least
+from experiments.setup.hints import Count, Seed, Share
 from experiments.setup.options import Reading
 from experiments.tables.transfer import SCRATCH, Control, duplicates, frozen, remarks
 from zfnet import InputError
@@ -70,14 +71,14 @@ def main(
     out: str | Path,
     *,
     layer: str = "relu7",
-    folds: int = 5,
-    crops: int = 1,
+    folds: Count = 5,
+    crops: Literal[1, 10] = 1,
     scratch: partial[nn.Module] | None = None,
     recipe: Recipe | None = None,
     pretraining: str | None = None,
-    threshold: float = 0.95,
+    threshold: Share = 0.95,
     cache: str | Path = "outputs/features",
-    seed: int = 0,
+    seed: Seed = 0,
     **reading: Unpack[Reading],
 ) -> dict[str, Any]:
     """Tell what is in images of several things, by features of a pretrained network, and from scratch.

@@ -10,7 +10,7 @@ to layer 5, which is level with layer 7 there.
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,6 +22,7 @@ from experiments.output.pages import OKABE_ITO, caption, plots
 from experiments.output.results import Result
 from experiments.output.tables import deviation, measured, percent, plus_minus, shown, table
 from experiments.setup.checks import at_least, stand_for
+from experiments.setup.hints import Count, Length, Seed, Share
 from experiments.setup.options import Reading
 from experiments.tables.transfer import Labelled, frozen, remarks
 from zfnet.analysis.transfer import Split, transferred
@@ -44,16 +45,16 @@ def main(
     data: Any,
     out: str | Path,
     *,
-    layers: Sequence[str] = ("relu1", "relu2", "relu3", "relu4", "relu5", "relu7"),
-    per_class: int = 30,
-    folds: int = 5,
-    crops: int = 1,
-    test: int = 50,
-    max_features: int | None = 2**15,
+    layers: Annotated[Sequence[str], Length(6)] = ("relu1", "relu2", "relu3", "relu4", "relu5", "relu7"),
+    per_class: Count = 30,
+    folds: Count = 5,
+    crops: Literal[1, 10] = 1,
+    test: Count = 50,
+    max_features: Count | None = 2**15,
     pretraining: str | None = None,
-    threshold: float = 0.95,
+    threshold: Share = 0.95,
     cache: str | Path = "outputs/features",
-    seed: int = 0,
+    seed: Seed = 0,
     **reading: Unpack[Reading],
 ) -> dict[str, Any]:
     """Classify images by the features of each layer, with a linear SVM and a softmax.

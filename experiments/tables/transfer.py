@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from experiments.output.pages import caption, plots, style_of
 from experiments.output.results import Result
 from experiments.output.tables import deviation, measured, percent, plus_minus, shown, table
 from experiments.setup.checks import at_least
+from experiments.setup.hints import Count, Length, Limits, Palette, Seed, Share
 from experiments.setup.networks import Networks
 from experiments.setup.options import Reading
 from zfnet import InputError
@@ -74,18 +75,18 @@ class Settings:
     """
 
     layer: str = "relu7"
-    per_class: Sequence[int] = (15, 30)
-    folds: int = 5
-    test: int = 50
-    crops: int = 1
+    per_class: Annotated[Sequence[Count], Length()] = (15, 30)
+    folds: Count = 5
+    test: Count = 50
+    crops: Literal[1, 10] = 1
     scratch: partial[nn.Module] | None = None
     recipe: Recipe | None = None
     pretraining: str | None = None
-    threshold: float = 0.95
+    threshold: Share = 0.95
     cache: str | Path = "outputs/features"
-    seed: int = 0
-    width: float = 6.9
-    style: str = "safe"
+    seed: Seed = 0
+    width: Annotated[float, Limits(3)] = 6.9
+    style: Palette = "safe"
 
     def check(self) -> None:
         if not self.per_class or min(self.per_class) < 1:
@@ -229,6 +230,7 @@ class Control:
         side = architecture.keywords.get("image_size", 224)
         self.preprocessing = Preprocessing(size=side, resize=round(side * 9 / 8))
         self.reading = {"workers": reading.get("workers"), "progress": reading.get("progress", True)}
+        self.fresh = reading.get("fresh", False)
         self.images = _stored(data, Stored(self.preprocessing), "images", **self.reading).tensors[0]
 
     def probabilities(self, train: Any, labels: Any, test: Any, seed: int) -> np.ndarray:
@@ -239,7 +241,8 @@ class Control:
         order = np.random.default_rng(seed).permutation(len(train))
         training = TensorDataset(self.images[train[order]], torch.from_numpy(labels[order]))
         folder = Path("outputs", "networks", "scratch")
-        networks = Networks(folder, training, None, self.preprocessing, **self.reading | {"workers": 0})
+        how = self.reading | {"workers": 0, "fresh": self.fresh}
+        networks = Networks(folder, training, None, self.preprocessing, **how)
         model = networks.trained("scratch", self.architecture, replace(self.recipe, seed=seed)).model
         with evaluating(model):
             batches = self.images[test].split(128)

@@ -49,9 +49,10 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 0), ("max_shift", 0)):
+        counts = {"epochs": 1, "batch_size": 1, "patience": 0, "max_shift": 0, "stored_size": 1}
+        for name, least in counts.items():
             value = getattr(self, name)
-            if type(value) is not int or value < least:
+            if (name, value) != ("stored_size", None) and (type(value) is not int or value < least):
                 raise InputError(f"{name} is {value!r}; give a whole number from {least}")
         for name, lowest, most in (
             ("learning_rate", 0, math.inf),

@@ -1,0 +1,111 @@
+"""How the command ends: in one line and a status, whatever is mistyped, interrupted or closed.
+
+2: a user's mistake, 1: our own, with its traceback, 130: Ctrl-C, 143: SIGTERM, as from a cluster.
+It imports nothing large: what is pressed while torch is imported is understood as well.
+"""
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+NO_MEMORY = ("can't allocate memory", "out of memory")  # as torch says it
+LONGEST = 1200  # letters of a line: what was typed may be longer
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that ends the run like Ctrl-C: what keeps a state saves it."""
+
+
+def leave(number: int, _: FrameType | None) -> None:
+    """End at once, while there is nothing to save."""
+    os.write(2, b"run.py: interrupted\n")
+    os._exit(128 + number)
+
+
+def stop(number: int, _: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+def understand(handler: Any) -> None:
+    """Have this function called for Ctrl-C and SIGTERM."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and shells in the background ask for
+            signal.signal(number, handler)
+
+
+class Pipe(io.FileIO):
+    """Where output goes; what nobody reads any more, as after `| head`, is dropped, and the work goes on."""
+
+    lost = False
+
+    def write(self, content: Any) -> int:  # type: ignore[override]
+        try:
+            return len(content) if self.lost else super().write(content) or 0
+        except BrokenPipeError:
+            self.lost = True
+            return len(content)
+        except OSError as error:
+            from zfnet.errors import InputError
+
+            self.lost = True
+            raise InputError(f"cannot write what is printed: {error.strerror}") from None
+
+
+def outlast() -> None:
+    """Make the standard streams outlast their readers, and write what their encoding lacks in escapes."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if (stream := getattr(sys, name)) is not None:
+            stream.flush()
+            buffer = io.BufferedWriter(Pipe(number, "wb", closefd=False))
+            terminal = name == "stderr" or stream.isatty()
+            text = io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=terminal)
+            setattr(sys, name, text)
+
+
+@contextlib.contextmanager
+def attended() -> Iterator[None]:
+    """Run with streams and signals as above; at the end nothing is left to save."""
+    outlast()
+    understand(stop)
+    try:
+        yield
+    finally:
+        understand(leave)
+
+
+@contextlib.contextmanager
+def in_one_line() -> Iterator[None]:
+    """End as the module says, unless all goes well."""
+    from zfnet.errors import InputError
+
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except InputError as error:
+        say(str(error).replace("fresh=True", "fresh=true"))
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as error:
+        number = error.args[0] if isinstance(error, Stopped) else signal.SIGINT
+        say("interrupted; the same command goes on from what was saved", before="\n")
+        raise SystemExit(128 + number) from None
+    except Exception as error:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+            say("not enough memory; give a smaller batch_size, or smaller images")
+            raise SystemExit(2) from None
+        traceback.print_exc()
+        raise SystemExit(1) from None
+
+
+def say(message: str, before: str = "") -> None:
+    """One line on standard error, whatever is in the message: names of files may hold line feeds and escape codes."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST * 2 // 3]} ... {line[-LONGEST // 3 :]}"
+    print(f"{before}run.py: {line}", file=sys.stderr)

@@ -1,0 +1,88 @@
+"""How the command ends: signals, closed pipes, and messages with whatever is in them."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.questions import stripes
+from experiments.setup import terminal
+from zfnet import InputError
+
+RUN = Path(__file__).resolve().parent.parent / "experiments" / "run.py"
+
+
+@pytest.fixture
+def signals():
+    """The handlers of signals as they were, afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_in_order(number, status, run, monkeypatch, signals, tmp_path):
+    terminal.understand(terminal.stop)
+    monkeypatch.setattr(stripes, "two_filters", lambda kernel: os.kill(os.getpid(), number))
+    assert run("experiment=stripes") == (status, ["run.py: interrupted; the same command goes on from what was saved"])
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_what_is_ignored_stays_so(signals):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    terminal.understand(terminal.stop)
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN and signal.getsignal(signal.SIGTERM) == terminal.stop
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_during_the_imports(number, status, tmp_path):
+    (tmp_path / "hydra.py").write_text(f"import os\n\nos.kill(os.getpid(), {int(number)})\n")  # the first of them
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, RUN, "--help"], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (status, "run.py: interrupted\n")
+
+
+def test_a_reader_that_has_gone(tmp_path):
+    """As `run.py ... | head -1`: what was read stays, the results are written, and nothing else is said."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, RUN, "experiment=stripes", "out=here"]
+    with open(writing, "w") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, cwd=tmp_path, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "here" / "result.json").exists()
+
+
+def test_output_that_cannot_be_written():
+    with open("/dev/full", "wb", buffering=0) as full:
+        pipe = terminal.Pipe(full.fileno(), "wb", closefd=False)
+        with pytest.raises(InputError, match="cannot write what is printed: No space left"):
+            pipe.write(b"some")
+        assert pipe.write(b"more") == 4  # said once
+
+
+def ended(error: Exception, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    with pytest.raises(SystemExit) as end, terminal.in_one_line():
+        raise error
+    return end.value.code, capsys.readouterr().err
+
+
+def test_a_message_is_one_line_whatever_is_in_it(capsys):
+    assert ended(InputError("a\nb\x1b[31m\udcff ü"), capsys) == (2, "run.py: a\\nb\\x1b[31m\\udcff ü\n")
+    status, said = ended(InputError("x" * 10**5 + " the end"), capsys)
+    assert status == 2 and len(said) < 1300 and said.endswith(" the end\n")
+
+
+def test_the_command_line_has_its_own_spelling(capsys):
+    assert ended(InputError("pass fresh=True"), capsys) == (2, "run.py: pass fresh=true\n")
+
+
+def test_too_little_memory_is_a_mistake_of_the_settings(capsys):
+    error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+    assert ended(error, capsys) == (2, "run.py: not enough memory; give a smaller batch_size, or smaller images\n")
+    status, said = ended(RuntimeError("a fault"), capsys)
+    assert status == 1 and said.startswith("Traceback")
