@@ -72,6 +72,7 @@ def memory(name: str) -> int:
 def work(kind: str, seeds: Sequence[int], results: Connection) -> None:
     """Try the cases one after the other; send (seed,) before each, and (outcome, failure, peak) after it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and others write there whatever they are told
     torch.set_num_threads(1)
     case = importlib.import_module(f"scripts.fuzzing.{kind}").case
     baseline = memory("VmRSS")

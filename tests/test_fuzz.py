@@ -42,13 +42,13 @@ def test_the_harness_sees_failures_and_goes_on_after_each(monkeypatch):
     module = types.ModuleType("scripts.fuzzing.demonstration")
     module.case = fails_in_every_way
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(fuzz, "SECONDS", 1.0)
+    monkeypatch.setattr(fuzz, "SECONDS", 4.0)
     count = fuzz.tried("demonstration", range(7), minutes=1, progress=False)
     assert count.cases == 7
     assert count.outcomes == {"read": 3}
     assert count.failures[1] == "ValueError: two lines"
     assert count.failures[2] == "the process died with -9"
-    assert count.failures[3] == "took more than 1 s"
+    assert count.failures[3] == "took more than 4 s"
     assert count.failures[4].endswith("MiB")
     assert count.peak > fuzz.MEMORY
     assert "--only 3" in "".join(count.lines())
