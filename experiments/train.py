@@ -9,6 +9,7 @@ import csv
 import io
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from experiments.output.results import Result, is_first
 from experiments.setup.hints import Count, Natural
 from experiments.setup.networks import EPOCHS, MEMORY, described
 from zfnet import weights
+from zfnet.data.batches import Broken
 from zfnet.data.images import as_images
 from zfnet.files import write_atomically
 from zfnet.training import Checkpoint, Recipe, error_rates, in_memory, processes, train
@@ -39,6 +41,7 @@ def main(
     fresh: bool = False,
     workers: Natural | None = None,
     progress: bool = True,
+    allow_broken: bool = False,
 ) -> dict[str, Any]:
     """Train the model in place; write model.safetensors, the curves and the error rates.
 
@@ -56,12 +59,14 @@ def main(
         fresh: start anew, and remove the checkpoint of a stopped run.
         workers: processes that read images; null: one for each core, up to eight.
         progress: show progress bars.
+        allow_broken: leave out images that cannot be read even if they are more than 1 %.
     """
     recipe, out = recipe or Recipe(), Path(out)
     result = Result("train", out, locals())
     reading: dict[str, Any] = {"workers": workers, "progress": progress}
-    images = in_memory(training, limit=MEMORY, description="training images", **reading)
-    checks = validation and in_memory(validation, limit=MEMORY, description="validation images", **reading)
+    options = reading | {"allow_broken": allow_broken}
+    images, broken = _held("training", training, **options)
+    checks, broken_checks = _held("validation", validation, **options) if validation else (None, [])
     metadata = described(model, recipe, training, validation)
     with _tensorboard(out / "tensorboard") as board:
 
@@ -70,23 +75,35 @@ def main(
             if (epoch := len(history)) in (*snapshots, recipe.epochs):
                 weights.save(model, out / "epochs" / f"epoch-{epoch:04d}.safetensors", epoch=epoch, **metadata)
 
-        history = train(model, images, checks, recipe, folder=out, fresh=fresh, on_epoch=on_epoch, **reading)
+        history = train(model, images, checks, recipe, folder=out, fresh=fresh, on_epoch=on_epoch, **options)
     ours: dict[str, Any] = {"epochs": len(history), "history": history}
-    if checks:
-        crops = crops or (10 if recipe.stored_size or recipe.max_shift else 1)
-        pad = 0 if recipe.stored_size else recipe.max_shift
-        rates = error_rates(model, checks, crops=crops, pad=pad, **reading)
-        ours |= dict(zip(("validation_top1", "validation_top5"), rates, strict=True))
-    seconds = sum(entry["seconds"] for entry in history)
-    ours["waiting"] = sum(entry["waiting"] * entry["seconds"] for entry in history) / max(seconds, 1e-9)
-    result.settings |= {"crops": crops, "images": len(images), "validation_images": len(checks) if checks else 0}
+    ours["broken_images"] = sorted({*broken, *broken_checks, *chain(*history.broken.values())})
+    crops = checks and (crops or (10 if recipe.stored_size or recipe.max_shift else 1))
+    ours |= _errors(model, checks, recipe, crops, reading) if checks else {}
+    ours["waiting"] = sum(entry["waiting"] * entry["seconds"] for entry in history) / _seconds(history)
+    result.settings |= {"crops": crops, "images": len(images), "validation_images": len(checks or ())}
     result.settings |= {"dataset": _name(training), "processes": processes()[1], "parameters": size_of(model)}
     result.file(lambda folder: weights.save(model, folder / "model.safetensors", history=history, **metadata))
-    written = result.finish(ours, {key: PAPER[key] for key in ours})
+    written = result.finish(ours, {key: PAPER[key] for key in PAPER if key in ours})
     if is_first():
         Checkpoint(out).remove()
-        print(summary(ours, crops, seconds, len(images)))
+        print(summary(ours, crops, len(images)))
     return written
+
+
+def _held(kind: str, data: Any, *, allow_broken: bool, **reading: Any) -> tuple[Any, list[str]]:
+    """The images in memory, if they fit, and the names of those that could not be read."""
+    broken = Broken(kind, len(data), allow_broken)
+    return in_memory(data, limit=MEMORY, description=f"{kind} images", broken=broken, **reading), broken.names
+
+
+def _errors(
+    model: nn.Module, checks: Any, recipe: Recipe, crops: int | None, reading: dict[str, Any]
+) -> dict[str, float]:
+    """Both error rates on the validation images."""
+    pad = 0 if recipe.stored_size else recipe.max_shift
+    rates = error_rates(model, checks, crops=crops or 1, pad=pad, **reading)
+    return dict(zip(("validation_top1", "validation_top5"), rates, strict=True))
 
 
 def size_of(model: nn.Module) -> int:
@@ -94,15 +111,21 @@ def size_of(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def summary(ours: dict[str, Any], crops: int | None, seconds: float, images: int) -> str:
+def _seconds(history: list[dict[str, float]]) -> float:
+    return max(sum(entry["seconds"] for entry in history), 1e-9)
+
+
+def summary(ours: dict[str, Any], crops: int | None, images: int) -> str:
     """What a training run came to, in a line."""
-    words = [f"{ours['epochs']} epochs", f"{ours['epochs'] * images / max(seconds, 1e-9):,.0f} images/s"]
+    words = [f"{ours['epochs']} epochs", f"{ours['epochs'] * images / _seconds(ours['history']):,.0f} images/s"]
     words.append(f"{ours['waiting']:.1%} of the time waiting for images")
     if "validation_top1" in ours:
         centre = ours["history"][-1]
         words.append(f"validation error {centre['validation_error']:.1%} (top 5: {centre['validation_top5']:.1%})")
         if crops != 1:
             words.append(f"averaged over {crops} crops {ours['validation_top1']:.1%} ({ours['validation_top5']:.1%})")
+    if broken := ours["broken_images"]:
+        words.append(f"{len(broken)} image(s) could not be read, first: {broken[0]}")
     return ", ".join(words)
 
 

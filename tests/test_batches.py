@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import ChainDataset, Dataset, Subset, TensorDataset
 
-from zfnet.data.batches import Batches
+from zfnet.data.batches import Batches, Broken
 from zfnet.data.images import Images
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
@@ -307,3 +307,19 @@ def test_ctrl_c_ends_cleanly():
     assert time.monotonic() - sent < 10
     assert errors.count("Traceback") == 1 and errors.strip().endswith("KeyboardInterrupt")
     assert "_worker_loop" not in errors and "Process " not in errors
+
+
+def test_broken_images_are_counted_once_and_too_many_are_refused():
+    broken = Broken("training", 200)
+    broken.add(["b", "a", "b"])
+    with pytest.warns(UserWarning, match="2 training image.s. could not be read, first: a"):
+        broken.warn()
+    broken.add(["a"])
+    broken.warn()  # nothing new
+    assert broken.names == ["b", "a"]
+    says = r"3 of 200 \(1.5%\) training image.s. could not be read, first: a; mend .* with allow_broken=true"
+    with pytest.raises(InputError, match=says):
+        broken.add(["c"])
+    allowed = Broken("training", 3, True, broken.names[:2])
+    with pytest.raises(InputError, match="none of the 3 training image"):
+        allowed.add(["c", "a", "b"])

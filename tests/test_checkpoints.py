@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from zfnet import InputError
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.identity import difference
+from zfnet.identity import difference, read_sealed, write_sealed
 from zfnet.training import Checkpoint, Recipe, run_identity, train
 
 RECIPE = Recipe(epochs=4, batch_size=8)
@@ -225,6 +225,120 @@ def test_a_full_disk_leaves_the_previous_checkpoint(whole, tmp_path: Path, monke
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt"}
     resumed, new = run(tmp_path)
     assert new == 3 and same(whole, resumed)
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(tmp_path: Path) -> None:
+    file, previous = stop(tmp_path, after=2), tmp_path / "checkpoint.previous.pt"
+    good = previous.read_bytes()
+    file.write_bytes(damaged(file.read_bytes()))
+    checkpoint = Checkpoint(tmp_path, run_identity(network(), images(48), images(16), RECIPE))
+    state = checkpoint.read()
+    checkpoint.write(state)
+    assert previous.read_bytes() == good  # a kill while this one was written would have left nothing
+    checkpoint.write(state)
+    assert previous.read_bytes() == file.read_bytes()
+
+
+def begin(folder: Path, change) -> tuple[nn.Module, InputError | None]:
+    """Resume from a checkpoint with the right digest, in which something is changed; the model, and the error."""
+    file, model = stop(folder), network()
+    identity = run_identity(model, images(48), images(16), RECIPE)
+    state = read_sealed(file, identity, "")
+    write_sealed(file, identity, change(state) or state)
+    try:
+        run(folder, model)
+    except InputError as error:
+        assert str(file) in str(error) and "\n" not in str(error) and str(error).endswith(ANEW)
+        return model, error
+    return model, None
+
+
+def put(*keys, value=None):
+    """A change: this value at the place that the keys lead to; a function makes it of what is there."""
+
+    def change(state) -> None:
+        for key in keys[:-1]:
+            state = state[key]
+        state[keys[-1]] = value(state[keys[-1]]) if callable(value) else value
+
+    return change
+
+
+def without(*keys):
+    def change(state) -> None:
+        for key in keys[:-1]:
+            state = state[key]
+        del state[keys[-1]]
+
+    return change
+
+
+SLOT = ("optimizer", "state", 0, "momentum_buffer")
+ABSURD = {
+    "nothing": (lambda state: [1], "it holds a list of 1"),
+    "no model": (without("model"), "the state lacks model"),
+    "more": (put("extra", value=1), "the state has an unknown 'extra'"),
+    "weight missing": (without("model", "0.weight"), "the weights lacks 0.weight"),
+    "weight too much": (put("model", "9.weight", value=torch.ones(1)), "the weights has an unknown '9.weight'"),
+    "weight of another shape": (
+        put("model", "0.weight", value=torch.ones(2)),
+        "0.weight is (2,) of torch.float32, not",
+    ),
+    "weight of another type": (put("model", "0.weight", value=lambda w: w.double()), "of torch.float64, not (4, 3"),
+    "sparse weight": (put("model", "4.weight", value=lambda w: w.to_sparse()), "4.weight is a tensor"),
+    "NaN": (put("model", "0.bias", value=lambda w: w * torch.nan), "0.bias has values that no training gives"),
+    "NaN momentum": (put(*SLOT, value=lambda w: w * torch.nan), "of 0.weight has values that no training gives"),
+    "momentum of another shape": (put(*SLOT, value=torch.ones(3)), "is (3,) of torch.float32, not (4, 3, 3, 3)"),
+    "momentum missing": (without("optimizer", "state", 0), "the optimizer's state of 0.weight is missing"),
+    "no momentum": (put("optimizer", "state", value=lambda _: {}), "the optimizer's state of 0.weight is missing"),
+    "other optimizer": (put("optimizer", "param_groups", 0, "momentum", value=0.5), "momentum is 0.5, not 0.9"),
+    "step absurd": (put("position", "step", value=10**9), "its step is 1000000000, no whole number from 0 to 6"),
+    "step negative": (put("position", "step", value=-1), "its step is -1"),
+    "step huge": (put("position", "step", value=10**400), "its step is an enormous number"),
+    "step no number": (put("position", "step", value="a\nb"), "its step is 'a\\nb'"),
+    "count": (put("position", "count", value=1.0), "its count of images is 1.0, no number from 0 to 0"),
+    "no broken images": (without("position", "broken"), "the position lacks broken"),
+    "broken images": (put("position", "broken", value={"training": [1]}), "its broken images of training are a list"),
+    "broken of what": (put("position", "broken", value={"a": []}), "its broken images are a dict of 1"),
+    "no images": (lambda state: state["position"].update(step=6), "its count of images is 0 after 6 steps"),
+    "epochs beyond": (put("position", "history", value=lambda entries: entries * 4), "for 4 epochs"),
+    "epochs twice": (put("position", "history", value=lambda entries: entries[:1] * 2), "the epoch of entry 2"),
+    "history of words": (put("position", "history", value=["a"]), "entry 1 of its history is 'a'"),
+    "error": (put("position", "history", 0, "train_error", value=1.5), "train_error of entry 1 of its history is 1.5"),
+    "no error": (without("position", "history", 0, "validation_error"), "lacks validation_error"),
+    "mean image": (put("mean_image", value=torch.ones(1)), "its mean image is a tensor (1,) of torch.float32, but"),
+    "scaler": (put("scaler", "scale", value=1.0), "the scaler has an unknown 'scale'"),
+}
+
+
+@pytest.mark.parametrize("change", ABSURD)
+def test_an_absurd_checkpoint_is_refused_and_nothing_of_it_loaded(change: str, tmp_path: Path) -> None:
+    model, error = begin(tmp_path, ABSURD[change][0])
+    assert error and " is no checkpoint of this run: " in str(error) and ABSURD[change][1] in str(error)
+    assert same(model, network())
+
+
+def test_momentum_that_shares_its_memory_is_taken_apart(whole, tmp_path: Path) -> None:
+    def share(state) -> None:
+        slots = state["optimizer"]["state"]
+        memory = torch.cat([slots[n]["momentum_buffer"].flatten() for n in (0, 1)])
+        for n, part in zip((0, 1), memory.split([108, 4]), strict=True):
+            slots[n]["momentum_buffer"] = part.view_as(slots[n]["momentum_buffer"])
+
+    model, error = begin(tmp_path, share)
+    assert error is None and same(model, whole)
+
+
+def test_a_layer_without_gradients_has_no_momentum_and_that_is_no_fault(tmp_path: Path) -> None:
+    def branched() -> nn.Module:
+        model = network()
+        model.unused = nn.Conv2d(3, 4, 3)  # whose filters are shortened all the same
+        model.forward = lambda x: nn.Sequential(*list(model)[:5])(x)
+        return model
+
+    recipe = replace(RECIPE, max_filter_rms=0.05)
+    run(tmp_path, branched(), recipe=replace(recipe, epochs=4))
+    assert run(tmp_path, branched(), recipe=recipe)[1] == 0
 
 
 def test_a_second_run_is_refused_while_the_first_is_alive(tmp_path: Path) -> None:

@@ -253,6 +253,40 @@ def test_data_of_the_wrong_shape_is_one_line(tmp_path, how, split, says, name):
 # ---- ImageNet's archives ---------------------------------------------------------------------------------------------
 
 
+def test_a_split_is_found_however_deep_it_lies(tmp_path, monkeypatch):
+    monkeypatch.setattr(class_folders, "Folder", _Counted)
+    assert class_folders.home_of(_Counted(tmp_path / "0"), "val") is None
+    assert _Counted.made > 1000
+
+
+class _Counted:
+    """A folder in which there is always one other."""
+
+    made = 0
+
+    def __init__(self, path):
+        self.path = path
+        _Counted.made += 1
+
+    def folders(self):
+        return ["1"] if _Counted.made < 1500 else []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such things there")
+def test_a_folder_with_nothing_but_a_link_to_itself_ends(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").symlink_to(tmp_path / "a")
+    assert "has no folder 'val' of class folders; there is: a" in refused("tiny_imagenet", root=str(tmp_path))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such things there")
+@pytest.mark.parametrize("file", ["classes.csv", "words.txt", "val/val_annotations.txt"])
+def test_a_list_that_is_a_pipe_is_not_waited_for(tmp_path, file):
+    both(tmp_path)
+    os.mkfifo(tmp_path / file)
+    assert f"{file}: it is a named pipe, not a file" in refused("tiny_imagenet", root=str(tmp_path))
+
+
 def tar(path, files, mode="w"):
     with tarfile.open(path, mode) as archive:
         for name, content in files.items():

@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import errno
+import os
 import re
 import sys
 
@@ -257,3 +259,158 @@ def test_what_float16_cannot_hold_is_an_error(model, data, tmp_path):
     model[4].bias.data[:] = 1e6
     with pytest.raises(InputError, match="4 has values that float16 cannot hold"):
         compute(model, data, ["4"], tmp_path, dtype="float16", progress=False)
+
+
+# ---- damaged files, and two runs at once -----------------------------------------------------------------------------
+
+
+def kept(folder, suffix=".npy"):
+    (path,) = folder.glob(f"*{suffix}")
+    return path
+
+
+def test_every_bit_of_features_and_of_their_note_counts(model, data, tmp_path):
+    def read():
+        return compute(model, data, ["4"], tmp_path, progress=False)
+
+    read()
+    for path in (kept(tmp_path), kept(tmp_path, ".json")):
+        whole = path.read_bytes()
+        for place in range(0, len(whole), 37):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+            with pytest.raises(InputError, match=re.escape(str(path))) as caught:
+                read()
+            assert "\n" not in str(caught.value) and "or start anew with fresh=True" in str(caught.value)
+        path.write_bytes(whole)
+    assert read()["4"].shape == (10, 5)
+
+
+def pickled(array):
+    return np.array([{}, array], dtype=object)
+
+
+@pytest.mark.parametrize("other", [lambda a: a[:5], lambda a: a.astype("f8"), np.asfortranarray, pickled, None])
+def test_files_that_hold_something_else_are_named(model, data, tmp_path, other):
+    arguments = model, data, ["4"], tmp_path
+    expected = np.array(compute(*arguments, progress=False)["4"])
+    path = kept(tmp_path)
+    np.save(path, other(expected)) if other else path.write_bytes(b"")
+    with pytest.raises(InputError, match=f"^{path} is damaged: it is no file of .*; delete {path}, or start anew with"):
+        compute(*arguments, progress=False)
+    assert np.array_equal(compute(*arguments, fresh=True, progress=False)["4"], expected)
+    assert np.array_equal(compute(*arguments, progress=False)["4"], expected)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no pipes")
+def test_a_pipe_in_the_place_of_features_is_named(model, data, tmp_path):
+    compute(model, data, ["4"], tmp_path, progress=False)
+    path = kept(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="it is no file"):
+        compute(model, data, ["4"], tmp_path, progress=False)
+
+
+def test_a_note_without_a_file_is_overwritten(model, data, tmp_path):
+    expected = np.array(compute(model, data, ["4"], tmp_path, progress=False)["4"])
+    kept(tmp_path).unlink()
+    assert np.array_equal(compute(model, data, ["4"], tmp_path, progress=False)["4"], expected)
+
+
+def test_fresh_features_are_computed_anew(model, data, tmp_path, monkeypatch):
+    layers, calls = ["1", "4"], []
+    before = {layer: np.array(array) for layer, array in compute(model, data, layers, tmp_path, progress=False).items()}
+    run = module._compute
+    monkeypatch.setattr(module, "_compute", lambda *arguments: calls.append(1) or run(*arguments))
+    compute(model, data, layers, tmp_path, progress=False)
+    after = compute(model, data, layers, tmp_path, fresh=True, progress=False)
+    assert len(calls) == 1 and all(np.array_equal(before[layer], after[layer]) for layer in layers)
+    with pytest.raises(InputError, match="is a file; give the folder of features"):
+        compute(model, data, ["4"], tmp_path / kept(tmp_path, "4-*.npy").name, fresh=True, progress=False)
+    (tmp_path / "photo.jpg").write_bytes(b"1")
+    with pytest.raises(InputError, match=r"photo\.jpg is a file of another kind"):
+        compute(model, data, ["4"], tmp_path / "photo.jpg", progress=False)
+    assert (tmp_path / "photo.jpg").read_bytes() == b"1"
+
+
+class Meanwhile(Stopped):
+    """Images of which one, when it is read, has something else done."""
+
+    def __init__(self, images, at, action):
+        super().__init__(images, at=-1)
+        self.when, self.action = at, action
+
+    def __getitem__(self, i):
+        if i == self.when:
+            self.action()
+        return super().__getitem__(i)
+
+
+def test_two_runs_at_once_on_the_same_features_are_refused(model, data, tmp_path):
+    images, seen = images_of(data), []
+    arguments = {"batch_size": 3, "workers": 0, "progress": False}
+
+    def second():
+        dataset.when = -1
+        with pytest.raises(InputError, match=f"^another run computes features of 4 in {tmp_path}: wait for it, or use"):
+            compute(model, dataset, ["1", "4"], tmp_path, **arguments)
+        seen.append(compute(model, dataset, ["0"], tmp_path, **arguments)["0"].shape)  # another layer may be computed
+
+    dataset = Meanwhile(images, 7, second)
+    expected = compute(model, images, ["4"], tmp_path / "alone", **arguments)["4"]
+    assert np.array_equal(compute(model, dataset, ["4"], tmp_path, **arguments)["4"], expected)
+    assert seen == [(10, 6 * 14 * 14)]
+    assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".npy", ".json"}
+
+
+def test_what_a_run_left_that_was_killed_at_once_is_removed(model, data, tmp_path):
+    stopped = Stopped(images_of(data), at=7)
+    with pytest.raises(KeyboardInterrupt):
+        compute(model, stopped, ["1"], tmp_path, batch_size=3, workers=0, progress=False)
+    resumable, lost = kept(tmp_path, ".part"), tmp_path / f"relu-{'0' * 16}.part"
+    lost.write_bytes(b"half")
+    compute(model, data, ["4"], tmp_path, progress=False)
+    assert resumable.exists() and not lost.exists()
+
+
+def test_a_full_disk_is_said_before_anything_is_computed(model, data, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(InputError, match=r"^cannot write .*\.part: No space left on device$"):
+        compute(model, data, ["4"], tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_photograph_that_is_gone_is_named(model, tmp_path):
+    for n in range(5):
+        Image.new("RGB", (40, 40), (n, 0, 0)).save(tmp_path / f"{n}.png")
+    photos = Photos(tmp_path, transform=HOW)
+    (tmp_path / "3.png").unlink()
+    with pytest.raises(InputError, match=r"3\.png.*features need every image: mend or remove it"):
+        compute(model, photos, ["4"], tmp_path / "kept", progress=False)
+    assert not list((tmp_path / "kept").glob("*.npy"))
+
+
+def test_a_crash_before_a_complete_file_has_its_name_computes_nothing_twice(model, data, tmp_path):
+    dataset, arguments = Stopped(images_of(data), at=-1), {"workers": 0, "progress": False}
+    expected = np.array(compute(model, dataset, ["4"], tmp_path, **arguments)["4"])
+    path = kept(tmp_path)
+    path.rename(path.with_suffix(".part"))
+    dataset.reads = []
+    assert np.array_equal(compute(model, dataset, ["4"], tmp_path, **arguments)["4"], expected)
+    assert dataset.reads == [0]  # for its size
+
+
+def test_a_file_that_is_removed_while_it_is_written_is_said_at_once(model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SAVE_EVERY", -1.0)
+    dataset = Meanwhile(images_of(data), 4, lambda: kept(tmp_path, ".part").unlink())
+    with pytest.raises(InputError, match=r"\.part was removed while it was written$"):
+        compute(model, dataset, ["4"], tmp_path, batch_size=2, workers=0, progress=False)
+    assert max(dataset.reads) == 5
+
+
+def test_a_folder_of_an_impossible_name_is_one_line(model, data, tmp_path):
+    with pytest.raises(InputError, match=r"^cannot write to .*File name too long$"):
+        compute(model, data, ["4"], tmp_path / ("a" * 300), progress=False)

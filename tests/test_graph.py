@@ -317,13 +317,6 @@ class Branching(nn.Module):
         return self.conv(x) if x.mean() > 0 else x
 
 
-class Slicing(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        y = x * 1
-        y[:, 0] = 0
-        return y
-
-
 class TestRefusals:
     @pytest.mark.parametrize(("given", "nearest"), [("relu55", "relu5"), ("Conv1", "conv1"), ("pool_2", "pool2")])
     def test_an_unknown_layer_and_the_nearest(self, given: str, nearest: str) -> None:
@@ -357,10 +350,6 @@ class TestRefusals:
     def test_a_model_with_control_flow(self) -> None:
         with pytest.raises(InputError, match=r"Branching cannot be traced .* make that part a module with a rule"):
             Deconvnet(Branching())
-
-    def test_a_model_that_writes_into_slices(self) -> None:
-        with pytest.raises(InputError, match=r"Slicing cannot be traced .*item assignment"):
-            Deconvnet(Slicing())
 
     @pytest.mark.parametrize("side", [8, 30])
     def test_images_too_small(self, side: int) -> None:

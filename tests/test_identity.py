@@ -1,6 +1,8 @@
 """One identity: if anything that a result depends on changes, nothing old is read; if nothing does, it is."""
 
+import contextlib
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
 from zfnet.graph import Graph
-from zfnet.identity import digest, network_identity, read_sealed, write_sealed
+from zfnet.identity import BLANK, Damaged, digest, is_stamped, network_identity, read_sealed, stamped, write_sealed
 from zfnet.training import Recipe, train
 
 # ---- the digest ------------------------------------------------------------------------------------------------------
@@ -159,6 +161,67 @@ def test_a_sealed_file_names_what_differs(tmp_path) -> None:
     write_sealed(path, identity, 1)
     write_sealed(path, identity, 2, tmp_path / "previous")
     assert [read_sealed(tmp_path / name, identity, "") for name in ("previous", "file")] == [1, 2]
+
+
+def test_every_bit_of_a_sealed_file_counts(tmp_path) -> None:
+    # 1E-05 is 1e-05 to JSON, and an escape may have small or capital letters: the same seal with a bit changed
+    path, identity = tmp_path / "file", {"learning_rate": 1e-05, "name": "\u00e9", "sizes": [1, 2]}
+    write_sealed(path, identity, [1.0])
+    whole = path.read_bytes()
+    head = whole.index(b"\n") + 1
+    for place in (*range(head + 30), *range(head + 30, len(whole), 31)):
+        for bit in {5, place % 8}:  # the fifth makes a capital letter of a small one
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            with pytest.raises(Damaged, match=f"^{path} is "):
+                read_sealed(path, identity, "delete it")
+    for wrong in (whole + b"\0", whole[:-1], whole[:head], whole.replace(b"\n", b"", 1), b"\n" + whole):
+        path.write_bytes(wrong)
+        with pytest.raises(Damaged):
+            read_sealed(path, identity, "delete it")
+
+
+class Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_sealed_file_that_somebody_else_made_runs_no_code(tmp_path) -> None:
+    path = tmp_path / "file"
+    write_sealed(path, {}, Trap(tmp_path / "sprung"))
+    with pytest.raises(InputError, match=r"holds what no version of zfnet wrote .*; delete it$") as caught:
+        read_sealed(path, {}, "delete it")
+    assert "\n" not in str(caught.value) and not (tmp_path / "sprung").exists()
+    for line in (b"[" * 99_999, b'{"format": 3, "identity": [], "bytes": 0, "content": ""}', b"\xff", b"9" * 5000):
+        path.write_bytes(line + b"\n")
+        with pytest.raises(Damaged):
+            read_sealed(path, {}, "")
+    with open(path, "wb") as file:
+        file.truncate(2**40)  # of holes
+    with pytest.raises(Damaged):
+        read_sealed(path, {}, "")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="it is no file; delete it"):
+        read_sealed(path, {}, "delete it")
+
+
+def test_every_bit_of_a_stamped_text_counts() -> None:
+    text = stamped(f'{{"rate": 1e-05, "digest": "{BLANK}"}}\n'.encode())
+    stamp = json.loads(text)["digest"]
+    assert is_stamped(text, stamp)
+    for place in range(len(text)):
+        for bit in range(8):
+            wrong = text[:place] + bytes([text[place] ^ 1 << bit]) + text[place + 1 :]
+            assert not is_stamped(wrong, stamp)
+            with contextlib.suppress(ValueError):
+                assert not is_stamped(wrong, json.loads(wrong).get("digest"))
+    assert not is_stamped(text + text, stamp) and not is_stamped(text, None) and not is_stamped(b"", "")
+    for content in (b"", BLANK.encode() * 2):
+        with pytest.raises(ValueError, match="a digest needs one place"):
+            stamped(content)
 
 
 # ---- all users, and all that may change ------------------------------------------------------------------------------
@@ -435,6 +498,16 @@ def test_measurements_of_another_run_are_not_read(tmp_path) -> None:
     assert "scan.partial was made with different weights" in read_again(
         measured, base("scenes"), changed_weight(base("scenes")), tmp_path / "weight"
     )
+    settings = {"fresh": True}
+    assert read_again(measured, base("scenes"), replace(base("scenes"), settings=settings), tmp_path / "new") is False
+    state = tmp_path / "same" / "ablation.partial"
+    known = json.loads(state.read_bytes().partition(b"\n")[0])["identity"]
+    for content in ("[]", '{"2": {}}', '{"2": 3}', "{", 3, None):
+        write_sealed(state, known, content)
+        with pytest.raises(
+            InputError, match=f"^{state} holds what no version of this experiment writes; delete it, or"
+        ):
+            measured(base("scenes"), tmp_path / "same")
     (tmp_path / "same" / "ablation.partial").write_text('{"key": "old", "layers": {"2": {}}}')
     with pytest.raises(InputError, match=r"ablation\.partial is damaged, or of an older format that is no longer read"):
         measured(base("scenes"), tmp_path / "same")

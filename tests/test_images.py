@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from zfnet.data import BrokenImage, Images, Photos, Scenes, as_images
 from zfnet.data.batches import Batches
-from zfnet.data.images import read_item
+from zfnet.data.images import image_size, read_item, transformed
 from zfnet.data.pascal import Pascal
 from zfnet.errors import InputError
 
@@ -402,3 +402,37 @@ def test_read_item_takes_what_a_subclass_of_images_gives(folder):
     assert image.shape == (3, 2, 2) and label == 1
     strings = Photos(folder, transform=str)
     assert "the image of item 0 (ant/1.png) is of type str" in refusal(lambda: read_item(strings, 0))
+
+
+class Half(Images):
+    """Every second image is broken, the first one too."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index % 2 == 0:
+            raise BrokenImage(f"cannot load {index}")
+        return torch.zeros(3, 5, 7), 0
+
+
+def test_the_size_of_images_is_that_of_the_first_that_can_be_read():
+    assert image_size(Half()) == (5, 7)
+    assert image_size(torch.zeros(2, 1, 4, 6)) == (4, 6)
+    with pytest.raises(BrokenImage, match="cannot load 2"):
+        image_size(Subset(Half(), [0, 2]))
+    with pytest.raises(InputError, match="no images"):
+        image_size(torch.zeros(0, 1, 4, 6))
+
+
+def test_an_image_that_is_too_large_for_a_transform_is_broken():
+    def greedy(image):
+        raise MemoryError
+
+    def endless(image):
+        return endless(image)
+
+    with pytest.raises(BrokenImage, match=r"a\.png: too large for the transform function"):
+        transformed(greedy, None, "a.png")
+    with pytest.raises(InputError, match=r"a\.png: the transform function raised RecursionError"):
+        transformed(endless, 1, "a.png")

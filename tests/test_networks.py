@@ -1,6 +1,8 @@
 """A trained network is found by the identity of its training; if anything else was asked for, it is trained."""
 
 import functools
+import re
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -45,6 +47,17 @@ def folder(tmp_path_factory) -> Path:
     model, history = networks(folder).trained("small", SMALL, RECIPE)
     assert model.preprocessing == HOW and len(history) == 1 and not model.training
     return folder
+
+
+def test_a_damaged_network_is_named_and_not_trained_in_silence(folder, untrained, tmp_path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (path,) = tmp_path.rglob("model.safetensors")
+    whole = path.read_bytes()
+    for place in (3, 8, 20, 300, len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(InputError, match=rf"{re.escape(str(path))}.*; delete it to train anew$") as caught:
+            networks(tmp_path).trained("small", SMALL, RECIPE)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

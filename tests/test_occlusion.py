@@ -25,7 +25,7 @@ from zfnet.analysis.occlusion.incremental import (
     make_plan,
 )
 from zfnet.analysis.occlusion.readout import readout
-from zfnet.checks import evaluating, pair
+from zfnet.checks import pair, undifferentiated
 from zfnet.graph import Graph
 from zfnet.views import UnitWindows, WholeMaps, places_of
 from zfnet.windows import Window
@@ -316,7 +316,7 @@ def engine(graph, image, boxes, layer, fill=0.0):
 def test_memory_does_not_grow_with_the_places():
     graph, image = Graph(zfnet().eval()), torch.randn(1, 3, 96, 96)
     for step in (8, 1):
-        with evaluating(graph.model):
+        with undifferentiated(graph.model):
             batches = engine(graph, image, square_boxes((96, 96), (30, 30), (step, step)), "relu5").batches(2**27, 2)
         squares = [len(r.squares) * len(c.squares) for batch in batches for r, c in batch]
         assert max(squares) <= TILE**2
@@ -428,7 +428,7 @@ def assert_place_is_the_transpose_of_read(view, graph, values):
 def test_the_windows_of_squares_keep_the_laws(seed):
     graph, images, last = random_graph(seed)
     boxes = square_boxes((31, 27), (7, 5), (8, 11))
-    with evaluating(graph.model):
+    with undifferentiated(graph.model):
         sweep = engine(graph, images[:1], boxes, graph.names[last], fill=0.7)
         assert last in sweep.plan.changes
         for batch in sweep.batches(2**27, 1):
@@ -448,7 +448,7 @@ def test_the_windows_of_squares_keep_the_laws(seed):
 @pytest.mark.parametrize("seed", range(12))
 def test_whole_maps_keep_the_laws(seed):
     graph, images, last = random_graph(seed)
-    with evaluating(graph.model):
+    with undifferentiated(graph.model):
         view = WholeMaps(graph)
         values = graph.run(images, [last], view.call, set(graph.nodes), view.read)
         assert_place_is_the_transpose_of_read(view, graph, values)
@@ -458,7 +458,7 @@ def test_whole_maps_keep_the_laws(seed):
 @pytest.mark.parametrize("seed", range(12))
 def test_the_windows_of_units_keep_the_laws(seed):
     graph, images, last = random_graph(seed)
-    with evaluating(graph.model):
+    with undifferentiated(graph.model):
         plain = graph.model(images)
         image, row, column = torch.cartesian_prod(torch.arange(2), *map(torch.arange, plain.shape[2:])).unbind(1)
         shapes = graph.shapes((31, 27), last)

@@ -1,6 +1,8 @@
 """PASCAL VOC by its annotations, written here; what is difficult, broken or not there."""
 
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,3 +88,26 @@ def test_what_is_wrong_with_an_annotation_is_one_line(root):
 def test_real_annotations(real_data):
     data = datasets.voc2012(HOW, root=real_data / "voc2012")
     assert data.presence.shape == (100, 20) and (data.presence == 1).any(0).all()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such things there")
+@pytest.mark.parametrize("file", ["Annotations/d.xml", "ImageSets/Main/val.txt", "JPEGImages/a.jpg"])
+def test_what_is_no_file_is_named_and_not_waited_for(root, file):
+    (root / "ImageSets/Main").mkdir(parents=True)
+    (root / "ImageSets/Main/train.txt").write_text("a b c")
+    (root / file).unlink(missing_ok=True)
+    os.mkfifo(root / file)
+    if file.startswith("Annotations"):
+        assert len(Pascal(root)) == 3  # it is no annotation
+        return
+    with pytest.raises(InputError, match=re.escape(Path(file).name)):
+        Pascal(root)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "x", ""])
+def test_a_box_that_is_no_box_is_refused(root, number):
+    box = "".join(f"<{end}>{number}</{end}>" for end in ("ymin", "xmin", "ymax", "xmax"))
+    text = f"<annotation><filename>a.jpg</filename><object><name>cat</name><bndbox>{box}</bndbox></object></annotation>"
+    (root / "Annotations/a.xml").write_text(text)
+    with pytest.raises(InputError, match=r"cannot read .*a\.xml: "):
+        Pascal(root)

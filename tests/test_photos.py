@@ -2,6 +2,7 @@ import csv
 import io
 import os
 import pickle
+import struct
 import warnings
 import zipfile
 import zlib
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from zfnet.data.batches import Batches
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import BrokenImage, InputError
@@ -236,8 +238,8 @@ def bomb():
         (bomb(), "decompression bomb"),
         (blank(1, 3_000_000), "1 x 3000000 pixels: one side is more than 1,000 times the other"),
         (blank(100_000, 99), "100000 x 99 pixels: one side"),
-        (blank(11_000, 11_000), "11000 x 11000 pixels, more than the 119,304,647 that are read of mode L"),
-        (blank(7_000, 7_000, 6), "7000 x 7000 pixels, more than the 44,739,242 that are read of mode RGBA"),
+        (blank(11_000, 11_000), "11000 x 11000 pixels, more than the 76,69"),
+        (blank(7_000, 7_000, 6), "that are read of a PNG of mode RGBA"),
     ],
     ids=[
         *("empty", "text", "postscript", "jpeg", "png", "bmp", "gif", "tiff", "webp"),
@@ -294,6 +296,130 @@ def test_damage_in_a_zip_is_named(tmp_path):
     assert Photos(tmp_path / "a.zip")[1][0].shape == (3, 3, 4)
 
 
+# --- small files with large images
+
+
+def tiff(*tags, data=b""):
+    """A TIFF of these tags (number, type, count, value), with its data at 400."""
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in sorted(tags))
+    return (struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)).ljust(400, b"\0") + data
+
+
+def tiled(side, *more):
+    """A TIFF of 16 x 16 pixels, in one tile of that side that is not there."""
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 400, 325: 9}
+    return tiff(*((number, 4, 1, value) for number, value in tags.items() if number not in {m[0] for m in more}), *more)
+
+
+def scans(count):
+    """A progressive JPEG of 8000 x 8000 pixels with so many scans more than it needs."""
+    file = io.BytesIO()
+    Image.fromarray(BLOCKS).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    start, last = data.index(b"\xff\xc2"), data.rindex(b"\xff\xda")
+    sides = struct.pack(">HH", 8000, 8000)
+    return data[: start + 5] + sides + data[start + 9 : last] + data[last:-2] * count + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (tiled(2**15), "tiles of 32768 x 32768 pixels, more than the 41,"),
+        (tiled(16, (324, 4, 2**17, 400)) + bytes(2**19), "its tags have 131,081 values, more than the 131,072"),
+        (scans(80), "89 scans of 8000 x 8000 pixels, which would take too long"),
+        (b"P6 3000 3000 254\n" + bytes(99), "3000 x 3000 pixels, more than the 8,388,608 that are read of a PPM"),
+        (b"P5 99999999999 9 255\n", "Token too long"),
+        (b"P5 40 40 99999\n", ""),
+    ],
+    ids=["tile", "many strips", "scans", "slow", "absurd", "white"],
+)
+def test_what_would_fill_the_memory_or_take_for_ever_is_named(tmp_path, data, reason):
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(BrokenImage) as caught:
+        Photos(tmp_path)[0]
+    assert reason in str(caught.value)
+
+
+def test_a_decoder_that_takes_too_much_memory_is_named(tmp_path, monkeypatch):
+    photos(tmp_path, ["a.png"])
+    monkeypatch.setattr("zfnet.data.photos.upright_rgb", lambda image: bytearray(2**50))
+    with pytest.raises(BrokenImage, match=r"a\.png: it takes more than 1,024 MiB to decode"):
+        Photos(tmp_path)[0]
+
+
+def test_a_photograph_that_would_be_too_large_as_a_tensor(tmp_path, monkeypatch):
+    photos(tmp_path, ["a.png"])
+    monkeypatch.setattr("zfnet.data.photos._MORE_BYTES", 2**27)  # that is 8 pixels
+    with pytest.raises(BrokenImage, match="4 x 3 pixels, more than the 8 that are read without a transform"):
+        Photos(tmp_path)[0]
+    assert Photos(tmp_path, transform=Preprocessing(size=2, resize=2))[0][0].shape == (3, 2, 2)
+
+
+# --- what is no file, and odd names
+
+
+def left_out(root):
+    with pytest.warns(UserWarning, match="not read") as said:
+        dataset = Photos(root)
+    return dataset.skipped, str(said[0].message)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such things there")
+def test_what_is_no_file_is_named_counted_and_left_out(tmp_path):
+    photos(tmp_path, ["x/1.png"])
+    os.mkfifo(tmp_path / "x/2.png")
+    (tmp_path / "x/3.png").symlink_to("nothing")
+    (tmp_path / "x/4.png").mkdir()
+    (tmp_path / "x/5.png").symlink_to("5.png")
+    os.mkfifo(tmp_path / "x/notes.txt")  # looks like no image
+    (tmp_path / "x/sub.jpg").mkdir()  # a folder like others: it holds a photograph
+    photos(tmp_path, ["x/sub.jpg/1.png"])
+    skipped, message = left_out(tmp_path)
+    assert skipped == ["x/2.png", "x/3.png", "x/4.png", "x/5.png"]
+    assert "4 image file(s) or folder(s) are not read, first x/2.png (a named pipe)" in message
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such things there")
+def test_a_file_that_became_a_pipe_is_named_and_not_waited_for(tmp_path):
+    dataset = Photos(photos(tmp_path, ["a.png"]))
+    (tmp_path / "a.png").unlink()
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(BrokenImage, match=r"a\.png: it is a named pipe, not a file"):
+        dataset[0]
+
+
+def test_a_sparse_file_of_gigabytes_is_named(tmp_path):
+    with open(tmp_path / "a.png", "wb") as file:
+        file.truncate(2**32)
+    with pytest.raises(BrokenImage, match="it has 4,294,967,296 bytes, more than the 134,217,728 that are read"):
+        Photos(tmp_path)[0]
+
+
+def test_a_folder_that_goes_away(tmp_path):
+    dataset = Photos(photos(tmp_path / "root", ["a/1.png"]))
+    (tmp_path / "root").rename(tmp_path / "other")
+    with pytest.raises(BrokenImage, match="No such file"):
+        dataset[0]
+    assert "is missing" in dataset.stamp(0) and dataset.identity()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such names there")
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"\x1b[31mred", b"two\nlines", b"tab\t", "\u202ereversed".encode()])
+def test_odd_names_are_read_and_printed_escaped(tmp_path, name):
+    folder = os.fsencode(tmp_path) + b"/" + name
+    os.mkdir(folder)
+    content = (photos(tmp_path / "outside", ["a.png"]) / "a.png").read_bytes()
+    for file, data in ((b"1.png", content), (b"2" + name + b".png", b"")):
+        Path(os.fsdecode(folder + b"/" + file)).write_bytes(data)
+    dataset = Photos(os.fsdecode(folder))
+    assert dataset[0][0].shape == (3, 3, 4)
+    with pytest.raises(BrokenImage) as caught:
+        dataset[1]
+    for message in (str(caught.value), dataset.name(1), *Batches(dataset, workers=0)._reads([[1]]).__next__().broken):
+        assert message.isprintable() and message.encode()
+    assert dataset.identity() == Photos(os.fsdecode(folder)).identity()
+
+
 # --- labels
 
 
@@ -317,12 +443,12 @@ def test_image_files_that_are_not_read_are_counted(tmp_path):
     photos(tmp_path, ["a/1.png", "b/1.png"])
     for file in ("a/2.HEIC", "b/2.avif", "b/notes.txt"):
         (tmp_path / file).write_bytes(b"what another program reads")
-    with pytest.warns(UserWarning, match=r"2 image file.s. are not read, first a/2.HEIC; convert them to JPEG or PNG"):
+    with pytest.warns(UserWarning, match=r"2 image file.* are not read, first a/2.HEIC \(another format: convert it"):
         dataset = Photos(tmp_path)
     assert dataset.skipped == ["a/2.HEIC", "b/2.avif"] and len(dataset) == 2
     (tmp_path / "heic").mkdir()
     (tmp_path / "heic" / "1.heic").write_bytes(b"")
-    with pytest.warns(UserWarning, match="1 image file.s. are not read"):
+    with pytest.warns(UserWarning, match="1 image file.* not read"):
         assert "no photographs in" in refused(tmp_path / "heic")
 
 
@@ -352,6 +478,67 @@ def test_labels_csv_of_the_folder(tmp_path):
     assert "class_index 3, of 2 classes" in refused(tmp_path, classes=["p", "q"])
 
 
+HEADERS = [("file", "class"), ("filename", "label"), ("Path", " Label "), ("IMAGE", "class_name")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("header", HEADERS, ids="-".join)
+def test_tables_as_other_programs_write_them(tmp_path, header, delimiter, encoding):
+    photos(tmp_path, ["a/1.png", "a/2.png", "b/3.png"])
+    rows = [header, ("a\\1.png", "ant"), ("b/3.png", '"bée; or, wasp"'), (), ("a/2.png", "ant", "")]
+    quoted = [[value if value[:1] == '"' else f'"{value}"' for value in row] for row in rows]
+    text = "\r\n".join(delimiter.join(row) for row in quoted)
+    (tmp_path / "labels.csv").write_bytes(text.encode(encoding))
+    dataset = Photos(tmp_path)
+    named = {dataset.file(i): dataset.classes[label] for i, label in enumerate(dataset.labels)}
+    assert named == {"a/1.png": "ant", "a/2.png": "ant", "b/3.png": "bée; or, wasp"}
+
+
+def test_labels_are_numbers_or_names_and_not_both(tmp_path):
+    photos(tmp_path, ["a.png", "z.png"])
+    table(tmp_path / "labels.csv", ["image", "label"], ["a.png", 2], ["z.png", 0])
+    assert Photos(tmp_path).labels == [2, 0] and Photos(tmp_path).classes == ["0", "1", "2"]
+    table(tmp_path / "labels.csv", ["image", "label"], ["a.png", "2"], ["z.png", "ant"])
+    assert "has the labels '2' in line 2 and 'ant' in line 3; give numbers or names, not both" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("file,class\na.png,caf\xe9\n".encode("latin-1"), "no text in UTF-8 in line 2: "),
+        ("file,class\na.png,x\n".encode("utf-16-le"), "it holds zero bytes, so it is no text; save it as UTF-8"),
+        (b"\xff\xfef\0i\0", "has the columns fi; it needs file, filename, path or image, and class_index, class_name"),
+        (b"file,class\na.png,\0\n", "it holds zero bytes"),
+        (b"file,class\na.png," + b"x" * 200_000, "line 2: field larger than field limit"),
+        (b'file,class\n"a.png,x\nz.png,y\n', "unexpected end of data"),
+        (b"file,class\na.png,x,y\n", "line 2 has 3 values for 2 columns"),
+        (b"file,class,File\na.png,x,y\n", "has the column file twice"),
+        (b"path,image,class\na.png,a.png,x\n", "has the columns path and image; call the one with the paths file"),
+        (b"file,class_index\na.png,99999999999999\n", "give a whole number from 0 to 999,999"),
+        (b"file,class\n..\\a.png,x\n", "give a path inside the folder"),
+        (b"file,class\n\x1b[1m,x\n", "first \\x1b[1m"),
+        (b"", "has the columns none"),
+    ],
+)
+def test_no_table_is_guessed(tmp_path, content, says):
+    photos(tmp_path, ["a.png", "z.png"])
+    (tmp_path / "labels.csv").write_bytes(content)
+    message = refused(tmp_path)
+    assert says in message and message.isprintable() and len(message) < 1000
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such things there")
+@pytest.mark.parametrize("kind", ["a named pipe", "a folder", "a link to nothing"])
+def test_a_table_that_is_no_file_is_not_passed_over(tmp_path, kind):
+    photos(tmp_path, ["x/a.png"])
+    path = tmp_path / "labels.csv"
+    {"a named pipe": os.mkfifo, "a folder": os.mkdir, "a link to nothing": lambda path: path.symlink_to("no")}[kind](
+        path
+    )
+    assert f"labels.csv: it is {kind}" in refused(tmp_path)
+
+
 @pytest.mark.parametrize("column", ["class", "class_name"])
 def test_labels_by_name(tmp_path, column):
     photos(tmp_path, ["x/1.png", "x/2.png", "y/3.png"])
@@ -371,6 +558,7 @@ def test_labels_by_name(tmp_path, column):
         (["class"], [["x"]], "it needs file"),
         (["file", "class"], [], "no photographs in"),
         (["file", "class"], [["a.png", "x"], ["a.png", "y"]], "lists a.png twice"),
+        (["file", "class"], [["a.png", "x"], [".//a.png", "y"]], "lists a.png twice"),
         (["file", "class"], [["a.png", ""]], "line 2: a.png has no class"),
         (["file", "class"], [["", "x"]], "line 2: file is ''"),
         (["file", "class"], [["../a.png", "x"]], "inside the folder"),

@@ -13,7 +13,7 @@ from torch import nn
 from torchvision import transforms as tv
 
 from zfnet.data.preprocessing import MOST_PIXELS, Preprocessing, Stored, upright_rgb
-from zfnet.errors import BrokenImage, InputError
+from zfnet.errors import InputError
 
 CAFFE = Preprocessing(
     size=227, mode="warp", channels="BGR", scale=255.0, mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0)
@@ -319,10 +319,30 @@ def test_mean_images_that_are_not_square():
     torch.testing.assert_close(how.pixels(how.normalise(image)), image)
 
 
-def test_a_strip_is_refused_before_it_fills_the_memory():
-    assert Preprocessing()(Image.new("RGB", (1, MOST_PIXELS // 256**2))).shape == (3, 224, 224)
-    with pytest.raises(BrokenImage, match=r"1 x 100000 pixels is too long: .* 256 it would have 256 x 25600000"):
-        Preprocessing()(Image.new("L", (1, 100_000)))
+@pytest.mark.parametrize("width, height", [(3, 700), (700, 3)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_long_image_is_cropped_before_it_is_enlarged(width, height, interpolation, monkeypatch):
+    smooth = np.add.outer(np.arange(height), np.arange(width)) * 200 // (width + height)
+    image, how = Image.fromarray(smooth.astype(np.uint8)).convert("RGB"), Preprocessing(interpolation=interpolation)
+    enlarged = how.cropped(image).int()
+    monkeypatch.setattr("zfnet.data.preprocessing.MOST_PIXELS", 0)
+    cropped = how.cropped(image).int()
+    assert cropped.shape == (3, 224, 224)
+    assert (cropped - enlarged).abs().max() <= 1
+
+
+def test_a_strip_takes_no_more_memory_than_what_is_seen_of_it(monkeypatch):
+    sizes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda image, size, *rest: sizes.append(size) or resize(image, size, *rest)
+    )
+    for width, height in ((1, 100_000), (100_000, 1)):
+        assert Preprocessing()(Image.new("L", (width, height))).shape == (3, 224, 224)
+        assert Preprocessing(channels="grey", mean=0, std=1)(torch.zeros(1, height, width)).shape == (1, 224, 224)
+    assert set(sizes) == {(224, 224)}
+    Preprocessing()(Image.new("L", (1, MOST_PIXELS // 256**2)))
+    assert sizes[-1] == (256, MOST_PIXELS // 256)
 
 
 def test_too_small_for_a_crop_that_is_not_square():

@@ -1,5 +1,6 @@
 """The folder of a result is there whole or not at all."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -8,6 +9,7 @@ from time import sleep
 import pytest
 
 from experiments.output import results
+from experiments.output.results import Result, read_result
 from zfnet import InputError
 
 
@@ -88,3 +90,26 @@ def test_two_runs_at_once_do_not_mix_their_files(tmp_path, monkeypatch):
         for child in children:
             assert os.waitpid(child, 0)[1] == 0
         assert len({path.read_text() for path in tmp_path.iterdir()}) == 1
+
+
+def test_a_result_is_read_as_it_was_written_and_every_bit_counts(tmp_path):
+    ours = {"error": 1e-05, "name": "\u00e9", "rates": [0.1] * 30}
+    result = Result("fig0", tmp_path, {"k": 9}).finish(ours)
+    path = tmp_path / "result.json"
+    assert read_result(path) == json.loads(path.read_text()) == json.loads(json.dumps(result))
+    whole = path.read_bytes()
+    assert whole.decode().splitlines()[-2] == f'  "digest": "{result["digest"]}"'
+    for place in range(0, len(whole), 3):
+        for bit in {5, place % 8}:  # the fifth makes a capital letter of a small one
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            with pytest.raises(
+                InputError, match=f"^{path} is damaged, was changed, or is of an older version"
+            ) as caught:
+                read_result(path)
+            assert "\n" not in str(caught.value)
+    for wrong in (b"", b"[]", b"[" * 99_999, whole[:-1], whole + b" ", whole.replace(b"digest", b"note")):
+        path.write_bytes(wrong)
+        with pytest.raises(InputError, match="run its experiment again"):
+            read_result(path)
+    with pytest.raises(InputError, match=r"^cannot read .*: Is a directory"):
+        read_result(tmp_path)

@@ -329,8 +329,9 @@ def test_fields(name: str) -> None:
 def test_what_is_not_linear_is_refused_by_name(name: str) -> None:
     deconvnet = Deconvnet(drawn(ACTIVATIONS[name]()))
     recording = deconvnet.record(torch.randn(1, 3, *SIZE), ["relu"])
+    signal = torch.ones_like(recording.activations["relu"])
     with pytest.raises(InputError, match=rf"^no deconvnet rule for _?{name.split(',')[0]}\b.* at step.*; [^\n]*$"):
-        deconvnet.project(recording, "relu", recording.activations["relu"])
+        deconvnet.project(recording, "relu", signal)
 
 
 class SegNet(nn.Module):

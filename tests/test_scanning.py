@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from zfnet import Deconvnet, InputError, TopActivations, ZFNet, scan
 from zfnet.data.images import Images
 from zfnet.errors import BrokenImage
 from zfnet.graph import Graph
-from zfnet.identity import digest
+from zfnet.identity import digest, write_sealed
 
 LAYERS = ["conv1", "relu1", "pool2", "relu5"]
 
@@ -323,6 +324,45 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     assert not state.exists()
 
 
+def columns(value, image):
+    return [value, image, image, image, value]
+
+
+ONE, NONE = torch.ones(2, 2), torch.zeros(2, 2, dtype=torch.int64)
+STATES = [
+    *(None, [], {}, {"done": 0, "tops": {}}, {"done": 0, "tops": {}, "broken": [], "more": 1}),
+    *({"done": done, "tops": {"1": columns(ONE, NONE)}, "broken": []} for done in (-1, 10**9, 0.5, "a", True)),
+    *(
+        {"done": 1, "tops": tops, "broken": []}
+        for tops in ([], {}, {"0": columns(ONE, NONE)}, {"1": 3}, {"1": [ONE] * 6})
+    ),
+    *({"done": 1, "tops": {"1": columns(ONE, NONE)}, "broken": broken} for broken in ("a", None, [1])),
+    *(
+        {"done": 1, "tops": {"1": columns(value, image)}, "broken": []}
+        for value, image in (
+            *((ONE[:, :1], NONE), (ONE, NONE[:1]), (ONE * torch.nan, NONE), (ONE.long(), NONE), (ONE, ONE)),
+            *((ONE, NONE - 2), (ONE, NONE + 4), (ONE.to_sparse(), NONE), (ONE[None], NONE[None]), (3, NONE)),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("content", STATES)
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")  # torch's own
+def test_a_state_that_no_scan_wrote_is_named(content, tmp_path: Path) -> None:
+    model, state = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()), tmp_path / "state"
+    images, arguments = torch.rand(4, 3, 8, 8), {"k": 2, "state": state, "progress": False}
+    scan(model, images, ["1"], keep_state=True, **arguments)
+    identity = json.loads(state.read_bytes().partition(b"\n")[0])["identity"]
+    write_sealed(state, identity, content)
+    with pytest.raises(
+        InputError, match=f"^{state} holds what no scan of these layers writes; delete it, or start anew"
+    ):
+        scan(model, images, ["1"], **arguments)
+    scan(model, images, ["1"], fresh=True, **arguments)
+    assert not state.exists()
+
+
 def test_a_state_of_the_old_format_is_refused(model, images, tmp_path: Path) -> None:
     state = tmp_path / "state"
     save_file({"relu5/value": torch.zeros(8, 5)}, state, metadata={"key": "0", "done": "4", "broken": "[]"})
@@ -388,7 +428,7 @@ def test_model_is_left_as_it_was(images) -> None:
         ({"dataset": iter(torch.zeros(9, 3, 64, 64))}, "has no items by index"),
         ({"dataset": torch.zeros(9, 3, 64, 64, dtype=torch.uint8)}, "images must be floats"),
         ({"k": 24}, "the dataset has 23 images, fewer than k=24"),
-        ({"dataset": torch.zeros(9, 3, 8, 8)}, "(9, 3, 8, 8)"),
+        ({"dataset": torch.zeros(9, 3, 8, 8)}, "(1, 3, 8, 8)"),
         ({"dataset": torch.full((9, 3, 64, 64), torch.nan)}, "item 0"),
     ],
     ids=["layer", "no layer", "string", "input", "k", "k", "loader", "iterator", "bytes", "few", "small", "nan"],

@@ -17,6 +17,7 @@ import zfnet.training.loop
 from zfnet import InputError, ZFNet, weights
 from zfnet.data.crops import mean_image
 from zfnet.data.preprocessing import Preprocessing
+from zfnet.errors import BrokenImage
 from zfnet.training import Recipe, error_rates, renormalise, train
 from zfnet.training.loop import _ahead
 
@@ -143,6 +144,84 @@ def test_killed_run_goes_on_to_the_same_weights(
     history = train(resumed, halves, halves, recipe, folder=tmp_path, progress=False)
     assert without_times(history) == without_times(expected)
     assert same_weights(whole, resumed)
+
+
+# ---- broken images ---------------------------------------------------------------------------------------------------
+
+
+class Spotty(torch.utils.data.Dataset):
+    """Images some of which cannot be read."""
+
+    def __init__(self, dataset, *broken: int):
+        self.dataset, self.broken = dataset, broken
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int):
+        if i in self.broken:
+            raise BrokenImage(f"cannot load {i:02d}.png")
+        return self.dataset[i]
+
+
+@pytest.mark.parametrize("broken", [0, 47, 20], ids=["first", "last", "another"])
+def test_a_broken_image_is_left_out_and_named(halves, broken: int) -> None:
+    many = TensorDataset(*(torch.cat([tensor[:16]] * 3 + [tensor] * 2) for tensor in halves.tensors))  # 144: 1 is < 1 %
+    with pytest.warns(UserWarning, match=f"1 (training|validation) image.s. .* {broken:02d}.png") as said:
+        spotty, recipe = Spotty(many, broken), replace(RECIPE, epochs=2)
+        history = train(network(), spotty, spotty, recipe, workers=0, progress=False)
+    assert history.broken == {
+        "training": [f"cannot load {broken:02d}.png"],
+        "validation": [f"cannot load {broken:02d}.png"],
+    }
+    assert len(said) == 2  # once for each, and not every epoch
+    assert len(history) == 2
+
+
+@pytest.mark.parametrize("role", ["training", "validation"])
+def test_more_than_one_percent_are_left_out_only_if_told(halves, role: str) -> None:
+    spotty, recipe = Spotty(halves, 3, 5), replace(RECIPE, epochs=1)
+    data = (spotty, halves) if role == "training" else (halves, spotty)
+    says = rf"2 of 48 \(4.2%\) {role} image.s. could not be read, first: cannot load 03.png; .* allow_broken=true"
+    with pytest.raises(InputError, match=says if role == "validation" else r"allow_broken=true"):
+        train(network(), *data, recipe, workers=0, progress=False)
+    with pytest.warns(UserWarning, match="2 "):
+        history = train(network(), *data, recipe, workers=0, progress=False, allow_broken=True)
+    assert history.broken[role] and set(history.broken[role]) == {"cannot load 03.png", "cannot load 05.png"}
+    with pytest.raises(InputError, match="none of the 48"):
+        train(network(), Spotty(halves, *range(48)), None, recipe, workers=0, progress=False, allow_broken=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*could not be read")
+def test_a_run_of_which_whole_batches_are_broken_goes_on_to_the_same_weights(
+    halves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zfnet.training.loop, "SAVE_EVERY", 0.0)
+    recipe, spotty = replace(RECIPE, batch_size=2, epochs=2), Spotty(halves, *range(1, 48, 2), *range(0, 16, 2))
+    options = {"workers": 0, "progress": False, "allow_broken": True}
+    whole, resumed = network(), network()
+    expected = train(whole, spotty, None, recipe, **options)
+    forward, steps = ZFNet.forward, iter(range(999))
+
+    def killed(self, images):
+        if next(steps) == 7:
+            raise Killed
+        return forward(self, images)
+
+    monkeypatch.setattr(ZFNet, "forward", killed)
+    with pytest.raises(Killed):
+        train(network(), spotty, None, recipe, folder=tmp_path, **options)
+    monkeypatch.setattr(ZFNet, "forward", forward)
+    history = train(resumed, spotty, None, recipe, folder=tmp_path, **options)
+    assert without_times(history) == without_times(expected)
+    assert sorted(history.broken["training"]) == sorted(expected.broken["training"]) and same_weights(whole, resumed)
+
+
+def test_errors_are_not_measured_on_nothing(halves) -> None:
+    with pytest.raises(InputError, match=r"no image could be read to measure errors on: cannot load 00\.png"):
+        error_rates(network(), Spotty(halves, *range(48)), workers=0)
+    with pytest.warns(UserWarning, match="1 image.s. could not be read, first: cannot load 07.png"):
+        error_rates(network(), Spotty(halves, 7), workers=0)
 
 
 # ---- several processes -----------------------------------------------------------------------------------------------

@@ -2,12 +2,16 @@
 
 import copy
 import csv
+import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from experiments import train
-from zfnet import weights
+from zfnet import InputError, weights
+from zfnet.data.images import Images, as_images
+from zfnet.errors import BrokenImage
 from zfnet.training import Recipe
 
 
@@ -38,3 +42,35 @@ def test_snapshots_of_an_earlier_run_are_gone(model, data, tmp_path):
         recipe = Recipe(epochs=epochs, batch_size=6)
         train.main(copy.deepcopy(model), data, tmp_path, recipe=recipe, snapshots=[1, 2, 3], progress=False)
     assert [path.name for path in (tmp_path / "epochs").iterdir()] == ["epoch-0001.safetensors"]
+
+
+class Spotty(Images):
+    """Images of which some cannot be read."""
+
+    def __init__(self, data, *broken: int):
+        self.data, self.broken, self.classes, self.labels = data, broken, data.classes, data.labels
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int):
+        if i in self.broken:
+            raise BrokenImage(f"cannot load {i}.png")
+        return self.data[i]
+
+
+@pytest.mark.parametrize("limit", [0, 2**30], ids=["read again and again", "in memory"])
+def test_broken_images_are_named_in_the_result_and_on_the_screen(model, data, tmp_path, limit, monkeypatch, capsys):
+    monkeypatch.setattr(train, "MEMORY", limit)
+    spotty, options = (
+        Spotty(as_images(data), 0, len(data) - 1),
+        {"recipe": Recipe(epochs=1, batch_size=6), "workers": 0},
+    )
+    with pytest.raises(InputError, match="allow_broken=true"):
+        train.main(copy.deepcopy(model), spotty, tmp_path, progress=False, **options)
+    with pytest.warns(UserWarning, match="2 training image"):
+        result = train.main(copy.deepcopy(model), spotty, tmp_path, progress=False, allow_broken=True, **options)
+    names = sorted(f"cannot load {i}.png" for i in spotty.broken)
+    assert result["ours"]["broken_images"] == names
+    assert json.loads((tmp_path / "result.json").read_text())["ours"]["broken_images"] == names
+    assert f"2 image(s) could not be read, first: {names[0]}" in capsys.readouterr().out

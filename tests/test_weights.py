@@ -3,10 +3,13 @@ import contextlib
 import hashlib
 import importlib
 import io
+import json
 import os
 import pickle
+import re
 import stat
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -609,3 +612,271 @@ def test_onnx_files_of_other_networks_and_without_onnx(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     says = "is read by onnx, which is not installed: pip install 'zfnet[onnx]'"
     assert says in refused(zfnet512(tmp_path / "there.onnx"), default_preprocessing=CAFFE)
+
+
+# --- every bit of what was saved
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_changed_bit_is_found(tmp_path):
+    path = saved(tmp_path, classes=["ant", "bee"], rate=1e-05)
+    whole, metadata = path.read_bytes(), read_metadata(path)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for place in (*range(0, header, 5), *range(header, len(whole), 97), len(whole) - 1):
+        for bit in {5, place % 8}:
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            with pytest.raises((InputError, UserWarning), match=re.escape(str(path))):  # a warning of no digest
+                load(small(1), path)
+            found = pytest.raises((InputError, UserWarning), match=re.escape(str(path)))
+            with found if place < header else contextlib.nullcontext():
+                assert read_metadata(path) == metadata  # damaged weights are found when they are read
+    for wrong in (whole[:-1], whole + b"\0", whole[:header], b""):
+        path.write_bytes(wrong)
+        refused(path)
+        with pytest.raises(InputError):
+            read_metadata(path)
+
+
+def test_a_file_without_a_digest_is_read_with_a_warning(tmp_path):
+    path = saved(tmp_path, note="1")
+    path.write_bytes(path.read_bytes().replace(b"zfnet.digest", b"zfnet.digesu"))
+    model = small(1)
+    for read in (lambda: load(model, path), lambda: read_metadata(path)):
+        with pytest.warns(UserWarning, match=rf"^{path} has no digest, as files of an older version") as given:
+            read()
+        assert len(given) == 1
+    assert same(model, small())
+
+
+def test_other_files_have_no_metadata_but_those_called_safetensors_must(tmp_path):
+    (tmp_path / "w").write_bytes(b"anything")
+    assert read_metadata(tmp_path / "w") == {}
+    (tmp_path / "w.safetensors").write_bytes(b"anything")
+    for name in ("w.safetensors", "nothing", "."):
+        with pytest.raises(InputError, match=r"cannot read|says that it holds"):
+            read_metadata(tmp_path / name)
+
+
+# --- tensors that are no plain numbers
+
+ODD = {
+    "a sparse tensor, '0.weight'": lambda w: w.to_sparse(),
+    "a quantised tensor, '0.weight'": lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
+    "a meta (without data) tensor, '0.weight'": lambda w: w.to("meta"),
+    "a nested tensor, '0.weight'": lambda w: torch.nested.nested_tensor([w, w[:1]]),
+    "1 of another type (first 0.weight: torch.int64 in the file, torch.float32 in the model)": lambda w: w.long(),
+    "1 of another type (first 0.weight: torch.bool": lambda w: w.bool(),
+    "1 of another type (first 0.weight: torch.complex64": lambda w: w.to(torch.complex64),
+    "1 of another type (first 0.weight: torch.float8_e4m3fn": lambda w: w.to(torch.float8_e4m3fn),
+    "1 misshapen (first 0.weight: (1000000000,) in the file": lambda w: w.flatten()[:1].expand(10**9),
+}
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("says", ODD)
+@pytest.mark.filterwarnings("ignore")  # torch's own, when they are made
+def test_odd_tensors_are_named(tmp_path, says, new):
+    state = small().state_dict()
+    state["0.weight"] = ODD[says](state["0.weight"])
+    path = torch_saved(tmp_path, state, _use_new_zipfile_serialization=new)
+    message = refused(path, preprocessing=CAFFE)
+    assert says in message or (not new and "cannot read weights from" in message)  # some are not in old files at all
+
+
+def test_views_and_shared_memory_are_read_as_what_they_say(tmp_path):
+    state = {name: tensor.clone() for name, tensor in small().state_dict().items()}
+    memory = torch.cat([state["0.weight"].flatten(), state["0.bias"]])
+    state["0.weight"], state["0.bias"] = memory[:-4].view(4, 3, 3, 3), memory[-4:]
+    state["1.bias"] = state["1.bias"][:1].expand(4)
+    assert same(load(small(1), torch_saved(tmp_path, state), preprocessing=CAFFE), small())
+
+
+def test_one_parameter_under_two_names_cannot_have_two_values(tmp_path):
+    layer = nn.Linear(2, 2)
+    model = nn.Sequential(layer, layer)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert same(load(nn.Sequential(layer, layer), torch_saved(tmp_path, state), preprocessing=CAFFE), model)
+    state["1.weight"] += 1
+    with pytest.raises(InputError, match=r"0\.weight and 1\.weight differ, but are one parameter of the model"):
+        load(nn.Sequential(layer, layer), torch_saved(tmp_path, state), preprocessing=CAFFE)
+
+
+@pytest.mark.parametrize("value", [2**40, 0.5, -(2**63)])
+def test_numbers_that_a_buffer_cannot_hold_are_named(tmp_path, value):
+    model = nn.Module()
+    model.register_buffer("count", torch.zeros(2, dtype=torch.int32))
+    path = torch_saved(tmp_path, {"count": torch.tensor([1, value])})
+    assert "count has values that torch.int32 cannot hold" in refused(path, model, preprocessing=CAFFE)
+    torch.save({"count": torch.tensor([1.0, 7.0])}, path)
+    assert load(model, path, preprocessing=CAFFE).count.tolist() == [1, 7]
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2, device="meta"), nn.LazyLinear(2)], ids=["meta", "lazy"])
+def test_a_model_without_values_takes_no_weights(tmp_path, model):
+    path = torch_saved(tmp_path, nn.Linear(2, 2).state_dict())
+    with pytest.raises(InputError, match=r"weight of L.* has no values yet; run the model once on images"):
+        load(model, path, preprocessing=CAFFE)
+
+
+# --- metadata of the wrong type
+
+SETTINGS = {"size": 10**400, "resize": "a", "channels": 10**9, "scale": [1], "mean": 10**400, "std": None, "display": 3}
+
+
+@pytest.mark.filterwarnings("ignore:.*has no digest")
+def test_metadata_of_wrong_types_are_one_line(tmp_path):
+    path, how = tmp_path / "w.safetensors", CAFFE.settings
+    texts = [json.dumps(how | {name: value}) for name, value in SETTINGS.items()]
+    texts += ["", "null", "[" * 99_999, "9" * 5000, '{"mean": NaN}', json.dumps(how | {"new": 1})]
+    for text in texts:
+        safetensors.torch.save_file(small().state_dict(), path, {"preprocessing": text})
+        refused(path)
+    wrong = [{"0": 1}, {"0": [1]}, {"0": [-1, 1]}, {"0": [10**9, 1]}, {"1": [1, 1]}, {"9": [1, 1]}]
+    for paddings in (3, "a", [1], *wrong):
+        metadata = {"preprocessing": CAFFE.to_json(), "paddings": json.dumps(paddings)}
+        safetensors.torch.save_file(small().state_dict(), path, metadata)
+        assert "padding" in refused(path)
+    for mean in (torch.ones(3), torch.ones(1, 227, 227), torch.ones(3, 9, 9), torch.ones(3, 227, 227).long()):
+        state = small().state_dict() | {"preprocessing.mean_image": mean}
+        safetensors.torch.save_file(state, path, {"preprocessing": CAFFE.to_json()})
+        assert "its mean image is" in refused(path)
+    state["preprocessing.mean_image"] = torch.full((3, 227, 227), torch.nan)
+    safetensors.torch.save_file(state, path, {"preprocessing": CAFFE.to_json()})
+    assert "preprocessing.mean_image has values that are not finite" in refused(path)
+
+
+def test_sha256_of_the_wrong_form_is_named(tmp_path):
+    path = saved(tmp_path)
+    correct = hashlib.sha256(path.read_bytes()).hexdigest()
+    load(small(), path, sha256=f" {correct}\n")
+    for sha256 in (correct[:-1], "", 7, "g" * 64, ["a"]):
+        assert "give 64 hexadecimal digits in quotes" in refused(path, sha256=sha256)
+
+
+# --- bombs, and what is no file
+
+
+def repacked(path, change, compression=0):
+    """The zip archive with its entries changed."""
+    with zipfile.ZipFile(path) as old:
+        entries = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as new:
+        for name, content in change(entries).items():
+            new.writestr(name, content)
+    return path
+
+
+def test_an_archive_of_gigabytes_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "w.npz"
+    np.savez(path, **{"0.weight": np.ones(3)})
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("bomb.npy", "w") as file:
+        for _ in range(300):
+            file.write(bytes(2**20))
+    assert path.stat().st_size < 2**20
+    assert "says that it holds 300 MiB, and 256 MiB is the most that is read for this model" in refused(path)
+
+
+def header(shape, descr="<f4", version=b"\1\0"):
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text
+
+
+def test_an_array_whose_header_lies_is_named(tmp_path):
+    path = tmp_path / "w.npz"
+    for content, says in {
+        header("(10**12,)"): "cut short or damaged",
+        header("(1000000000000,)"): "b.npy says that it is (1000000000000,) of float32, but its data are 0 bytes",
+        header("(-1,)") + bytes(4): "b.npy says that it is (-1,)",
+        header("(1,)", version=b"\3\0") + bytes(4): "b.npy is of the unknown version (3, 0)",
+        header("(1,)", "|O"): "is refused: b.npy holds Python objects",
+        header("(1,)") + bytes(5): "but its data are 5 bytes",
+    }.items():
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("b.npy", content)
+        assert says in refused(path)
+
+
+def test_arrays_of_any_order_are_read(tmp_path):
+    state = {name: tensor.numpy() for name, tensor in small().state_dict().items()}
+    state["0.weight"] = np.asfortranarray(state["0.weight"]).astype(">f4")
+    np.savez(tmp_path / "w.npz", **state)
+    assert same(load(small(1), tmp_path / "w.npz", preprocessing=CAFFE), small())
+
+
+def test_torch_archives_are_checked_as_torch_does_not(tmp_path):
+    def first_of(entries):
+        return next(name for name in entries if name.endswith("data/0"))
+
+    whole = torch_saved(tmp_path, small().state_dict()).read_bytes()
+    path = tmp_path / "w.pth"
+    place = whole.index(small().state_dict()["0.weight"].numpy().tobytes()) + 40
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    assert "data/0 does not match its checksum; fetch or save it again" in refused(path, preprocessing=CAFFE)
+    path.write_bytes(whole)
+    repacked(path, lambda entries: entries | {first_of(entries): entries[first_of(entries)][:-4]})
+    assert "record size" in refused(path, preprocessing=CAFFE)
+    path.write_bytes(whole)
+    assert same(load(small(1), repacked(path, dict, zipfile.ZIP_DEFLATED), preprocessing=CAFFE), small())
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr(archive.namelist()[0], b"")
+    assert "is damaged: it has" in refused(path, preprocessing=CAFFE)
+    deep = b"\x80\2" + b"]" * 99_999 + b"a" * 99_998 + b"."
+    huge = b"\x80\2cbuiltins\nbytearray\n\x8a\5" + (10**10).to_bytes(5, "little") + b"\x85R."  # 10 GB of zeros
+    for content, says in ((deep, "holds list"), (huge, "its bytearray could take any memory")):
+        path.write_bytes(whole)
+        repacked(path, lambda entries, content=content: {n: content if ".pkl" in n else e for n, e in entries.items()})
+        assert says in refused(path, preprocessing=CAFFE)
+        path.write_bytes(content)  # as before torch 1.6
+        refused(path, preprocessing=CAFFE)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such files")
+def test_what_is_no_file_is_named(tmp_path):
+    path = tmp_path / "w"
+    path.symlink_to("/dev/zero")
+    assert "it is no file" in refused(path)
+    path.unlink()
+    os.mkfifo(path)
+    assert "it is no file" in refused(path)
+    path.unlink()
+    for start in (b"PK\3\4", b"\x80\2", b"\x08\7", b"\0\0\0\0\2\0\0\0{", b""):
+        with open(path, "wb") as file:
+            file.write(start)
+            file.truncate(2**40)  # of holes
+        refused(path)
+
+
+def changed_onnx(path, change):
+    model = onnx.load(path)
+    change(model.graph)
+    path.write_bytes(model.SerializeToString())
+    return refused(path, ZFNet(10, contrast=(5, 1e-4, 0.75, 1.0), **ZOO), default_preprocessing=CAFFE)
+
+
+def test_onnx_weights_in_another_file_are_refused_wherever_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for where in ("outside", "./outside", str(tmp_path / "outside"), "../outside"):
+
+        def move(graph, where=where):
+            entry = graph.initializer[0]
+            (tmp_path / "outside").write_bytes(entry.raw_data)
+            onnx.external_data_helper.set_external_data(entry, where)
+            entry.ClearField("raw_data")
+            entry.data_location = onnx.TensorProto.EXTERNAL
+
+        path = zfnet512(tmp_path / "w.onnx")
+        assert f"is refused: {onnx.load(path).graph.initializer[0].name} is in another" in changed_onnx(path, move)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda graph: graph.initializer[0].dims.__setitem__(0, 10**12), "cannot reshape"),
+        (lambda graph: graph.initializer.append(graph.initializer[0]), "weights of one name twice"),
+        (lambda graph: graph.node[-2].input.__delitem__(slice(1, 3)), "2 missing (first fc8.weight)"),
+        (lambda graph: graph.node[0].attribute.append(helper.make_attribute("group", 2)), "a Conv with group=2"),
+        (lambda graph: graph.node[-2].attribute.append(helper.make_attribute("alpha", 0.5)), "a Gemm with alpha=0.5"),
+    ],
+)
+def test_onnx_graphs_that_say_something_else_are_named(tmp_path, change, says):
+    assert says in changed_onnx(zfnet512(tmp_path / "w.onnx"), change)

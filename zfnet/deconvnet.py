@@ -9,7 +9,7 @@ rule of their own: what a step's readers send back is added. The rules are those
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -17,11 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from zfnet.checks import Pair, check_images, check_weights, evaluating, pair
+from zfnet.checks import (
+    Pair,
+    check_images,
+    check_number,
+    check_signal,
+    check_units,
+    check_weights,
+    pair,
+    undifferentiated,
+)
 from zfnet.data.batches import Batches
 from zfnet.errors import InputError, unknown_name
 from zfnet.graph import Graph, Shapes
-from zfnet.operations import DECONVNET, RULE_SETS, Rules, Step
+from zfnet.operations import DECONVNET, RULE_SETS, Operation, Rules, Step
 from zfnet.receptive_fields import map_fields, receptive_field
 from zfnet.recording import Recording, record
 from zfnet.scanning import TopActivations, Units
@@ -163,25 +172,30 @@ class _ByWindow:
 
 
 class Deconvnet:
-    """The deconvnet paired with a model, which is used in eval mode and left as it was found.
+    """The deconvnet paired with a model, which is used in eval mode and left as it was found; threads may share it.
 
     Args:
         model: a module, or its Graph.
         rules: a rule set (see `operations.py`), or the name of one: "deconvnet", "gradient", "guided".
         collisions: what becomes of several values that overlapping pooling windows send to one place: "add" (the
             transpose of pooling), "overwrite" (the last window wins), "max".
+        verify: compare the traced network with the model itself, once for each size of images; see Graph.
     Raises InputError for NaN in the weights, and for a model that cannot be traced. Zeiler & Fergus (2014), section
     2.1.
     """
 
-    def __init__(self, model: nn.Module | Graph, *, rules: Rules | str = DECONVNET, collisions: str = "add"):
+    def __init__(
+        self, model: nn.Module | Graph, *, rules: Rules | str = DECONVNET, collisions: str = "add", verify: bool = True
+    ):
         if isinstance(rules, str):
             if rules not in RULE_SETS:
                 raise unknown_name("rule set", rules, RULE_SETS)
             rules = RULE_SETS[rules]
+        elif not isinstance(rules, Mapping) or not all(isinstance(row, Operation) for row in rules.values()):
+            raise InputError("rules are no rule set; give DECONVNET | {operation: Operation(...)}, or a name: 'guided'")
         if collisions not in COLLISIONS:
-            raise unknown_name("collision rule", collisions, COLLISIONS)
-        self.graph = model if isinstance(model, Graph) else Graph(model, rules)
+            raise unknown_name("collision rule", str(collisions), COLLISIONS)
+        self.graph = model if isinstance(model, Graph) else Graph(model, rules, verify=verify)
         self.model, self.rules, self.collisions = self.graph.model, dict(rules), collisions
         check_weights(self.model)
 
@@ -198,7 +212,7 @@ class Deconvnet:
             layers: None keeps every layer.
         Raises InputError for an unknown layer, NaN, or images that are too small.
         """
-        with evaluating(self.model):
+        with undifferentiated(self.model):
             return record(self.graph, check_images(self.model, images), layers, self._reads_input)
 
     def steps(self, recording: Recording, layer: str | nn.Module, signal: Tensor) -> list[tuple[str, str, Tensor]]:
@@ -206,7 +220,7 @@ class Deconvnet:
 
         The last one is the projection, in the shape of the images. Args: see `project`.
         """
-        with evaluating(self.model):
+        with undifferentiated(self.model):
             return list(self._walk(recording, layer, signal))
 
     def _step(self, node: fx.Node, recording: Recording) -> Step:
@@ -249,12 +263,13 @@ class Deconvnet:
 
     def _walk(self, recording: Recording, layer: str | nn.Module, signal: Tensor) -> Iterator[tuple[str, str, Tensor]]:
         graph, start = self.graph, self.graph.node(layer)
+        if not isinstance(recording, Recording):
+            raise InputError(f"a recording is a {type(recording).__name__}; give what record() returns")
         if start not in recording.outputs:
             raise InputError(f"{graph.name(layer)} was not recorded: record it, or a layer above it")
-        if signal.shape != recording.outputs[start]:
-            shapes = f"{tuple(recording.outputs[start])}; got {tuple(signal.shape)}"
-            raise InputError(f"a signal at {graph.name(layer)} has the shape of that layer's output, {shapes}")
-        signals = {start: signal.to(recording.types[start])}
+        shape, like = recording.outputs[start], recording.images
+        what = f"a signal at {graph.name(layer)} has the shape of that layer's output, {tuple(shape)}"
+        signals = {start: check_signal(signal, shape, what).to(like.device, recording.types[start])}
         for node in reversed(graph.path([start])):
             if node in graph.inputs or node not in signals:
                 continue
@@ -281,7 +296,7 @@ class Deconvnet:
             signal: in the shape of the layer's output.
         Returns the projections (N, C, H, W).
         """
-        with evaluating(self.model):
+        with undifferentiated(self.model):
             ((_, _, pixels),) = deque(self._walk(recording, layer, signal), maxlen=1)  # the last step reaches the image
         return pixels
 
@@ -294,12 +309,7 @@ class Deconvnet:
         whole: bool = False,
     ) -> _Located:
         """Units of a layer, of so many images of that size, with their receptive fields."""
-        units = torch.as_tensor(units).cpu()
-        if units.numel() and (units.ndim != 2 or units.shape[1] != 4 or units.is_floating_point()):
-            kind = f"{units.dtype} of shape {tuple(units.shape)}"
-            raise InputError(f"units are {kind}; give whole numbers (M, 4): image, map, row, column")
-        units = units.long()
-        units, node = units.reshape(-1, 4), self.graph.node(layer)
+        units, node = check_units(units), self.graph.node(layer)
         shapes = self.graph.shapes(size, node)
         self.graph.check_maps(node, shapes.get(node))
         extents = zip(("image", "map", "row", "column"), (images, *shapes[node][1:], 1, 1), strict=False)
@@ -358,14 +368,14 @@ class Deconvnet:
             memory: bytes that the largest step of one batch may take.
         Raises InputError for units that do not exist, images that are too small, and NaN.
         """
-        images = check_images(self.model, images)
+        images, memory = check_images(self.model, images), check_number("memory", memory)
         located = self._located(layer, units, len(images), pair(images.shape[-2:]), whole)
         count, name = len(located.units), self.graph.name(layer)
-        if signals is not None and signals.shape != (count,):
-            raise InputError(f"signals have the shape {tuple(signals.shape)}; give one for each of {count} units")
-        crops, projections = (images.new_zeros(count, images.shape[1], *located.size) for _ in range(2))
-        values = images.new_zeros(count)
-        with evaluating(self.model):
+        if signals is not None:
+            signals = check_signal(signals, (count,), f"signals are finite numbers, one for each of {count} units")
+        with undifferentiated(self.model):
+            crops, projections = (images.new_zeros(count, images.shape[1], *located.size) for _ in range(2))
+            values = images.new_zeros(count)
             for run in self._strategies(located, whole) if count else ():
                 for batch in run.batches(memory // images.element_size()):
                     pixels, view = run.seen(batch, images)
@@ -374,7 +384,7 @@ class Deconvnet:
                     index = run.index(batch, activation)
                     values[batch] = activation[index].to(values)
                     signal = torch.zeros_like(activation)
-                    signal[index] = activation[index] if signals is None else signals[batch].to(activation)
+                    signal[index] = activation[index] if signals is None else signals.to(activation)[batch]
                     crops[batch] = run.crop(batch, pixels)
                     projections[batch] = run.crop(batch, self.project(recording, layer, signal))
         return Patches(crops, projections, located.boxes.to(images.device), values)
@@ -399,15 +409,15 @@ class Deconvnet:
             memory: bytes that the largest step of one batch may take.
         Raises InputError for canvases of another size, units that do not exist, and NaN.
         """
-        canvases = check_images(self.model, canvases)
-        units = torch.as_tensor(units).reshape(-1, 4) * torch.tensor((0, 1, 1, 1))
+        canvases, memory = check_images(self.model, canvases), check_number("memory", memory)
+        units = check_units(units) * torch.tensor((0, 1, 1, 1))
         located = self._located(layer, units, 1, pair(image_size))
         if canvases.shape != (len(units), canvases.shape[1], *located.size):
             expected = (len(units), canvases.shape[1], *located.size)
             name = self.graph.name(layer)
             raise InputError(f"{len(units)} units of {name} look at canvases {expected}; got {tuple(canvases.shape)}")
-        values = canvases.new_zeros(len(canvases))
-        with evaluating(self.model):
+        with undifferentiated(self.model):
+            values = canvases.new_zeros(len(canvases))
             for members, places in located.by_window() if len(units) else ():
                 run = _ByWindow(located, members, places) if places else _ByImage(located, members)
                 for batch in run.batches(memory // canvases.element_size()):

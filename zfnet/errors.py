@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 MOST = 30  # names that an error lists
+LONGEST = 5000  # letters of an error: a path has up to 4096
 
 
 def printable(text: object) -> str:
@@ -18,7 +19,8 @@ class InputError(ValueError):
     """A mistake in the input: its message is one line that says what is wrong, where, and what to do."""
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(printable(message))
+        line = printable(message)
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
 
 
 class BrokenImage(InputError):
@@ -36,6 +38,7 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InputError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without an errno; the name of its type if the message is empty."""
+    """The first line of an error's message, cut after 300 letters, without an errno; its type if it is empty."""
     message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)
+    line = next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= 300 else f"{line[:300]} ..."

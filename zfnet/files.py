@@ -13,6 +13,7 @@ import socket
 import stat
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -24,6 +25,7 @@ from zfnet.errors import InputError, first_line
 
 _HOST = blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
 _PART = re.compile(rf"\..*\.{_HOST}\.(\d+)\.\d+\.part", re.DOTALL)
+_BYTEARRAY = re.compile(rb"c(builtins|__builtin__)\nbytearray\n")  # as every pickle that torch reads has to say it
 _NUMBERS = itertools.count()  # threads of a process write under different names
 
 
@@ -117,6 +119,27 @@ def declared_size(file: BinaryIO) -> int:
         return 0
     finally:
         file.seek(0)
+
+
+def makes_bytearrays(file: BinaryIO) -> bool:
+    """Whether a pickle, or one in a zip archive, has a bytearray made, which torch allows: of any size, in no bytes."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            pickles = [archive.read(name) for name in archive.namelist() if name.lower().endswith(".pkl")]
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        OSError,
+        EOFError,
+        zlib.error,
+        struct.error,
+    ):
+        file.seek(0)
+        pickles = [file.read()]
+    file.seek(0)
+    return any(_BYTEARRAY.search(content) for content in pickles)
 
 
 @contextlib.contextmanager

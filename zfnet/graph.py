@@ -7,19 +7,19 @@ split into one step for each output.
 
 import inspect
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from zfnet.checks import Pair, device_and_dtype, evaluating, pair
+from zfnet.aliases import Aliases
+from zfnet.checks import Pair, device_and_dtype, in_eval_mode, pair, undifferentiated
 from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.operations import (
-    CONTRAST_NORMS,
     DECONVNET,
-    MOVES,
     SIGNATURES,
     SPLITS,
     SWITCHED,
@@ -29,23 +29,12 @@ from zfnet.operations import (
     piece,
     pool_arguments,
     switches_of,
-    through,
-    through_dropout,
+    written,
 )
 from zfnet.switches import pool
-from zfnet.tracing import Tracer, call, first_channels, runs_torchs_forward, tells_shape, unwrapped
+from zfnet.tracing import Tracer, call, first_channels, gives_number, runs_torchs_forward, tells_shape, unwrapped
+from zfnet.verification import verified
 from zfnet.windows import WHOLE, Window
-
-# operations whose output may share the memory of their input
-_VIEWS = {
-    *SPLITS,
-    *MOVES,
-    *named(
-        "Tensor.detach Tensor.contiguous Tensor.to Tensor.float Tensor.view_as Tensor.t Tensor.diagonal Tensor.unfold "
-        "Tensor.select torch.select Tensor.expand_as Tensor.swapaxes torch.swapaxes torch.positive Tensor.positive"
-    ),
-    *(operation for operation, row in DECONVNET.items() if row.back in (through, through_dropout)),
-} - {*CONTRAST_NORMS, Tensor.clone, torch.clone}
 
 
 class Shapes(Mapping[fx.Node, torch.Size]):
@@ -63,7 +52,7 @@ class Shapes(Mapping[fx.Node, torch.Size]):
         return self.outputs[node]
 
     def __iter__(self) -> Iterator[fx.Node]:
-        return iter(self.outputs)
+        return iter(list(self.outputs))  # another thread may add some
 
     def __len__(self) -> int:
         return len(self.outputs)
@@ -75,19 +64,23 @@ class Graph:
     Args:
         model: wrappers (DataParallel, `torch.compile`) are looked into.
         operations: what is known of operations; a module type that is in it is one step.
+        verify: compare the graph with the model itself, before anything is said about images of a size (see
+            `verification.py`); it costs two to three forward passes of one image, once for each
+            size.
         inputs: values for further arguments of `forward`, by name; without them the defaults are taken.
-    Raises InputError for a model whose control flow depends on the data, or that writes into parts of its tensors.
+    Raises InputError for a model whose control flow depends on the data, or that writes into parts of its tensors. A
+    graph may be shared by threads.
     """
 
-    def __init__(self, model: nn.Module, operations: Rules = DECONVNET, **inputs: Any):
+    def __init__(self, model: nn.Module, operations: Rules = DECONVNET, *, verify: bool = True, **inputs: Any):
         if not isinstance(model, nn.Module):
             raise InputError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
         self.model = unwrapped(model)
         self.operations = dict(operations)
-        tracer = Tracer(self._is_leaf, inputs, self._example)
+        tracer = Tracer(self.model, self._is_leaf, inputs, self._example)
         try:
-            with evaluating(self.model):
-                graph = tracer.trace(self.model)
+            with undifferentiated(self.model):
+                graph = tracer.trace(in_eval_mode(self.model, apart=True))
         except InputError:
             raise
         except Exception as error:  # the model's own code runs here, and may raise anything
@@ -95,18 +88,20 @@ class Graph:
                 f"{type(self.model).__name__} cannot be traced{tracer.failed} ({first_line(error)}); a deconvnet needs "
                 "a model without control flow that depends on the data: make that part a module with a rule of its own"
             ) from error
-        self._constants, self._guards = tracer.constants, tracer.guards
-        self._given_inputs, self._verified = inputs, False
+        self._constants, self.guards = tracer.constants, dict(tracer.guards)
+        self.given_inputs, self._verify = inputs, verify
         self.names: dict[fx.Node, str] = {}
         self.nodes: list[fx.Node] = []
         self.carriers: set[fx.Node] = set()  # the steps that depend on what is in the image, not on its size alone
         self._overwrites: set[fx.Node] = set()
         self._memory: dict[fx.Node, fx.Node] = {}  # the first of the steps whose outputs share memory
         self._read(graph, tracer.names)
+        self.returned = next(node.args[0] for node in graph.nodes if node.op == "output")
         self.output = self._first_output(graph)
         self.inputs = [node for node in self.nodes if node.op == "placeholder"]
         self._by_name = {self.names[n]: n for n in self.nodes if n.op.startswith("call") and n in self.carriers}
         self._shapes: dict[Pair, Shapes] = {}
+        self._lock = threading.RLock()  # of _shapes
         self._channels: int | None = None
 
     def _is_leaf(self, module: nn.Module) -> bool:
@@ -124,28 +119,33 @@ class Graph:
         return next((node for node in output.all_input_nodes if node in self.carriers), self.nodes[-1])
 
     def _read(self, graph: fx.Graph, names: Mapping[fx.Node, str]) -> None:
-        memory = self._memory
+        memory, aliases = self._memory, Aliases(self._key, self.refuse_write)
         for node in graph.nodes:
             if node.op == "output" or self._taken_apart(node, names):
                 continue
             if not node.args and "input" in node.kwargs:  # torch's name for the first argument
                 node.kwargs, node.args = {k: v for k, v in node.kwargs.items() if k != "input"}, (node.kwargs["input"],)
-            if isinstance(node.kwargs.get("out"), fx.Node):
+            if node.target is operator.setitem:
+                x, index, value = node.args
+                node.target, node.args = written, (x, value, operator.getitem, (index,), {})
+            out = node.kwargs.get("out")
+            if isinstance(out, fx.Node):  # it becomes a step whose output takes the place of another
+                node.kwargs, node.meta["in_place"] = {k: v for k, v in node.kwargs.items() if k != "out"}, True
+            elif out is not None:
                 raise InputError(f"{node.name} of {type(self.model).__name__} writes to out=: write it without out=")
             self.nodes.append(node)
             self.names[node] = self.names.get(node) or names.get(node, node.name)
-            source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-            viewed = self._key(node) in _VIEWS or (node.target is getattr and node.args[1] == "data")
-            memory[node] = memory.get(source, node) if viewed and source is not None else node
-            if self._changes_in_place(node) and source in self.carriers:
-                assert source is not None
+            source = out or (node.args[0] if node.args else None)
+            if isinstance(source, fx.Node) and self._changes_in_place(node):
                 memory[node] = memory[source]
-                self._check_memory(node, source, memory)
-                # whoever reads the overwritten value later reads the result: say so in the graph
-                for user in [user for user in source.users if user > node]:
-                    user.replace_input_with(source, node)
+                self._check_root(node, memory[source])
+                for number, added in enumerate(aliases.write(node, source)):
+                    self.names[added] = f"{self.names[node]}_written_{number}"
                 if not node.meta.get("in_place"):
                     self._overwrites.add(node)
+            else:
+                memory[node] = memory[source] if isinstance(source, fx.Node) and aliases.may_view(node) else node
+                aliases.add(node)
             if node.op == "placeholder" or self.carriers.intersection(node.all_input_nodes):
                 decided = tells_shape(node) or node.target is switches_of
                 self.carriers.update(() if decided else (node,))
@@ -179,7 +179,7 @@ class Graph:
     def _changes_in_place(self, node: fx.Node) -> bool:
         """Whether the step overwrites its first input."""
         if node.meta.get("in_place"):
-            return True
+            return not gives_number(node)  # `n += 1` gives another number
         module = self.module(node)
         if module is not None:
             return getattr(module, "inplace", False) is True
@@ -188,16 +188,25 @@ class Graph:
             return True
         return node.op == "call_function" and bool(self.arguments(node, node.args, node.kwargs)("inplace", False))
 
-    def _check_memory(self, node: fx.Node, source: fx.Node, memory: Mapping[fx.Node, fx.Node]) -> None:
-        """InputError if a step overwrites memory that a later step reads under another name."""
-        for other in memory:
-            if other in (source, node) or memory[other] is not memory[source] or _apart(other, source):
-                continue
-            if reader := next((user.name for user in other.users if user > node), None):
-                raise InputError(
-                    f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} works in place on "
-                    f"memory that {reader} reads later as {self.names[other]}: write it without the in-place operation"
-                )
+    def _check_root(self, node: fx.Node, root: fx.Node) -> None:
+        """InputError if a step overwrites a parameter or buffer."""
+        if root.op == "get_attr" and root.target not in self._constants:
+            raise InputError(
+                f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} writes to {root.target}, "
+                "so its answers would change from call to call: keep forward from changing the model in evaluation"
+            )
+
+    def shares_memory(self, one: fx.Node, other: fx.Node) -> bool:
+        """Whether one step's output is, or may be, a view of the other's, or both of a third's."""
+        return self._memory[one] is self._memory[other]
+
+    def refuse_write(self, node: fx.Node, other: fx.Node) -> InputError:
+        """The error for a step that overwrites the output of another, which is read later."""
+        reader = next((user.name for user in other.users if user > node), "a step")
+        return InputError(
+            f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} works in place on memory that "
+            f"{reader} reads later as {self.names[other]}: write it without the in-place operation"
+        )
 
     # -- steps by name
 
@@ -372,9 +381,9 @@ class Graph:
             values[node] = apply(node, args, kwargs)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, IndexError) as error:
-            if isinstance(error, InputError):
-                raise
+        except InputError:
+            raise
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
             raise InputError(
                 f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} fails on images of shape "
                 f"{tuple(shape)}: {first_line(error)}"
@@ -383,39 +392,18 @@ class Graph:
             values[overwritten] = original  # type: ignore[index]
 
     def _is_kept(self, node: fx.Node, keep: Collection[fx.Node], values: Mapping[fx.Node, Any]) -> bool:
-        """Whether a step's memory holds a value that is to be kept, its own or that of a step it is a view of."""
-        memory = self._memory.get(node)
+        """Whether a step's memory holds a value that is to be kept, its own or that of a step it is a view of.
+
+        Images are the caller's, constants the model's.
+        """
+        memory = self._memory[node]
+        if memory.op in ("placeholder", "get_attr"):
+            return True
         return any(other in values and self._memory.get(other) is memory for other in keep)
 
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Do what the step does in the model."""
         return call(self.model, node, args, kwargs)
-
-    def verify(self, image: Tensor) -> None:
-        """Compare the graph with the model itself on an image of this shape (1, C, H, W), once; InputError if they
-        differ.
-
-        Tracing does not see everything: `isinstance(x, Tensor)` is false for what fx passes through `forward`.
-        """
-        if self._verified or image.device.type == "meta":
-            return
-        noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
-        try:
-            theirs = _first_tensor(self.model(noise.clone(), **self._given_inputs))
-        except (RuntimeError, ValueError, IndexError):
-            return  # the model does not take images of this size, though the layer that is asked for does
-        ours = self.run(noise, [self.output], self.call)[self.output]
-        self._verified = True
-        precision = 1e-3 if ours.dtype in (torch.float32, torch.float64) else 0.1
-        if (
-            theirs is None
-            or ours.shape != theirs.shape
-            or not torch.allclose(ours, theirs, precision, precision * _largest(theirs), equal_nan=True)
-        ):
-            raise InputError(
-                f"the traced {type(self.model).__name__} gives another output than the model itself: its forward does "
-                "something that tracing does not see, such as isinstance(x, Tensor), random numbers, or a hidden write"
-            )
 
     # -- shapes and windows
 
@@ -430,44 +418,63 @@ class Graph:
 
     def _runs(self, node: fx.Node, channels: int) -> bool:
         try:
-            with evaluating(self.model):
+            with undifferentiated(self.model):
                 self.run(torch.zeros(1, channels, 64, 64, **device_and_dtype(self.model)), [node], self.call)
         except InputError:
             return False
         return True
 
     def shapes(self, image_size: Pair, last: fx.Node) -> Shapes:
-        """The output shape of each step up to `last`, for one image of that size."""
+        """The output shape of each step up to `last`, for one image of that size.
+
+        Raises InputError if the graph does not do what the model does with such images.
+        """
         image_size = pair(image_size)
-        known = self._shapes.setdefault(image_size, Shapes())
-        if last not in known.outputs and last not in known.numbers:
-            guards = [node for node, _ in self._guards]
-
-            def apply(node: fx.Node, args: Any, kwargs: Any) -> Any:
-                out = self.call(node, args, kwargs)
-                if isinstance(out, Tensor) and node in self.carriers:
-                    known.outputs[node] = out.shape
-                else:
-                    known.numbers[node] = out
-                return out
-
-            with evaluating(self.model):
-                image = torch.zeros(1, self.channels, *image_size, **device_and_dtype(self.model))
-                known.outputs.update((node, image.shape) for node in self.inputs)
-                self.run(image, [last, *guards], apply)
-                self.verify(image)
-            for node, assumed in self._guards:
-                if bool(known.numbers[node]) != assumed:
-                    raise InputError(
-                        f"{type(self.model).__name__} takes another path for images of {image_size[0]} x "
-                        f"{image_size[1]} pixels: its control flow depends on their size"
-                    )
+        if min(image_size) < 1:
+            raise InputError(
+                f"images of {image_size[0]} x {image_size[1]} pixels; give at least one row and one column"
+            )
+        with self._lock:
+            known = self._shapes.get(image_size, Shapes())
+            if last not in known.outputs and last not in known.numbers:
+                with undifferentiated(self.model):
+                    values = self._tried(image_size, last)
+                for node, value in values.items():
+                    if isinstance(value, Tensor) and node in self.carriers:
+                        known.outputs[node] = value.shape
+                    elif not self.is_given(node):
+                        known.numbers[node] = value
+                self._shapes[image_size] = known  # now that nothing was refused
         return known
 
-    def check_size(self, images: Tensor) -> None:
-        """InputError for images whose size makes the model take another path than the one that was traced."""
-        if self._guards:
-            self.shapes(pair(images.shape[-2:]), self.output)
+    def _tried(self, image_size: Pair, last: fx.Node) -> dict[fx.Node, Any]:
+        """The values of the steps up to `last`, and maybe of others, on an image of that size."""
+        try:
+            image = torch.zeros(1, self.channels, *image_size, **device_and_dtype(self.model))
+        except RuntimeError as error:
+            raise InputError(f"no memory for an image of {image_size[0]} x {image_size[1]} pixels") from error
+        if self._verify and not image.is_meta:
+            return verified(self, image, last)
+        path = self.path([last, *self.guards])
+        values = self.run(image, path, self.call, path)
+        self.check_guards(values)
+        return values
+
+    def check_guards(self, values: Mapping[fx.Node, Any]) -> None:
+        """InputError if conditions on the sizes of tensors have other values than those that were traced."""
+        size = values[self.inputs[0]].shape
+        for node, assumed in self.guards.items():
+            if bool(values[node]) != assumed:
+                raise InputError(
+                    f"{type(self.model).__name__} takes another path for images of {size[-2]} x {size[-1]} pixels: its "
+                    "control flow depends on their size"
+                )
+
+    def check_size(self, images: Tensor, last: Iterable[fx.Node]) -> None:
+        """InputError if the graph does not do what the model does with images (N, C, H, W) of this size, up to
+        `last`."""
+        for node in last:
+            self.shapes(pair(images.shape[-2:]), node)
 
     def _sources(self, node: fx.Node, shapes: Shapes) -> list[fx.Node]:
         return [source for source in node.all_input_nodes if source in shapes]
@@ -521,7 +528,7 @@ class Graph:
         return shapes.windows[node]
 
 
-_CONVOLUTIONS = named("nn.Conv2d F.conv2d torch.conv2d")
+_CONVOLUTIONS = named("nn.Conv2d F.conv2d torch.conv2d nn.ConvTranspose2d F.conv_transpose2d")
 
 
 def _signature(function: Any) -> tuple[str, ...]:
@@ -532,29 +539,6 @@ def _signature(function: Any) -> tuple[str, ...]:
     except (TypeError, ValueError):  # of a function that is not written in Python
         return ()
     return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
-
-
-def _apart(one: fx.Node, other: fx.Node) -> bool:
-    """Whether two steps are different pieces of one split, which share no memory."""
-    if one.target is not piece or other.target is not piece:
-        return False
-    (_, first, *split), (_, second, *other_split) = one.args[1:], other.args[1:]
-    indices: Any = (first, second)
-    same_split = one.args[:2] + tuple(split) == other.args[:2] + tuple(other_split) and one.kwargs == other.kwargs
-    return bool(same_split and first != second and min(indices) >= 0)
-
-
-def _largest(x: Tensor) -> float:
-    finite = x[x.isfinite()]
-    return float(finite.abs().max()) if finite.numel() else 0.0
-
-
-def _first_tensor(output: Any) -> Tensor | None:
-    """The first tensor in what a model returns."""
-    if isinstance(output, Tensor):
-        return output
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
-    return next((tensor for part in parts if (tensor := _first_tensor(part)) is not None), None)
 
 
 def graph_of(model: "nn.Module | Graph") -> Graph:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zfnet.errors import InputError, first_line
-from zfnet.files import declared_size, open_regular, write_atomically
+from zfnet.files import declared_size, makes_bytearrays, open_regular, write_atomically
 
 Identity = Mapping[str, Any]  # a digest, or a short plain value in JSON, of each thing that a result depends on
 
@@ -117,8 +117,8 @@ def read_sealed(path: str | os.PathLike[str], identity: Identity, remedy: str) -
     if changes := difference(known, identity):
         raise InputError(f"{path} was made with different {changes}; {remedy}")
     try:
-        if declared_size(file := io.BytesIO(content)) > len(content):
-            raise ValueError("compressed entries")
+        if declared_size(file := io.BytesIO(content)) > len(content) or makes_bytearrays(file):
+            raise ValueError("entries that grow when they are read")
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # it has the right digest, but no version of ours wrote it
         raise Damaged(f"{path} holds what no version of zfnet wrote ({first_line(error)}); {remedy}") from None

@@ -381,6 +381,33 @@ def moved_window(step: Step) -> Window | None:
     return Window(stride=(down, across), padding=(-top, -left), inside=inside, maps=(maps[:, None],))
 
 
+def written_window(step: Step) -> Window | None:
+    """Of what writes whole maps, each of which then reads the map that was written."""
+    x, value, view, args, kwargs = (step.argument(name) for name in ("x", "value", "view", "args", "kwargs"))
+    shapes = dict(zip(step.sources, step.shapes, strict=True))
+    if x not in shapes or any(source not in (x, value) for source in step.sources) or len(shapes[x]) != 4:
+        return None
+    if view not in (operator.getitem, piece, Tensor.narrow, torch.narrow, Tensor.select, torch.select, Tensor.detach):
+        return None  # given by sizes, which windows have not
+    maps, places = shapes[x][1], shapes[x][-2:].numel()
+    numbers = view(torch.arange(maps * places).view(1, *shapes[x][1:]), *args, **kwargs)
+    if numbers.shape[-2:] != shapes[x][-2:] or not torch.equal(
+        numbers % places, torch.arange(places).view(shapes[x][-2:]).expand_as(numbers)
+    ):
+        return None
+    over = (numbers // places)[..., 0, 0].flatten()
+    own, new = torch.arange(maps), torch.full((maps,), -1)
+    own[over], new[over] = -1, torch.arange(len(over))
+    reads = {x: own[:, None]}
+    if value in shapes:
+        if shapes[value][1:] != numbers.shape[1:]:
+            return None
+        reads[value] = new[:, None]
+    elif isinstance(value, Tensor) and max(value.shape[-2:], default=1) > 1:
+        return None
+    return Window(maps=tuple(reads[source] for source in step.sources))
+
+
 def flipped_window(step: Step) -> Window | None:
     """Of flips and rolls, which move maps or places."""
     return moved_window(step) or measured_window(step)
@@ -617,6 +644,13 @@ def contract(step: Step, signal: Tensor) -> Sequence[Tensor]:
     return transpose(step, signal)
 
 
+def put_back(step: Step, signal: Tensor) -> Sequence[Tensor]:
+    """To what is written goes the signal of its places, and the rest to what it was written into."""
+    if any(source not in step.node.args[:2] for source in step.sources):
+        raise step.refuse(" to places that depend on the image")
+    return transpose(step, signal)
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 _NAMESPACES = {"nn": nn, "F": F, "torch": torch, "Tensor": Tensor, "operator": operator}
@@ -639,6 +673,13 @@ def switches_of(x: Tensor, pooling: Callable[..., Any], arguments: Mapping[str, 
     return indices
 
 
+def written(x: Tensor, value: Any, view: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:
+    """x with a value in place of one of its views."""
+    numbers = view(torch.arange(x.numel(), device=x.device).view(x.shape), *args, **kwargs)
+    value = torch.as_tensor(value, dtype=x.dtype, device=x.device).expand(numbers.shape)
+    return x.flatten().scatter(0, numbers.flatten(), value.flatten()).view(x.shape)
+
+
 SPLITS = named("torch.chunk Tensor.chunk torch.split Tensor.split torch.unbind Tensor.unbind torch.tensor_split")
 MOVES = [  # operations that move elements, and do nothing else
     piece,
@@ -646,7 +687,10 @@ MOVES = [  # operations that move elements, and do nothing else
         "operator.getitem torch.unsqueeze Tensor.unsqueeze torch.squeeze Tensor.squeeze nn.Flatten torch.flatten "
         "Tensor.flatten nn.Unflatten torch.unflatten Tensor.unflatten Tensor.view Tensor.reshape torch.reshape "
         "torch.permute Tensor.permute torch.transpose Tensor.transpose torch.movedim Tensor.movedim Tensor.expand "
-        "Tensor.repeat Tensor.narrow torch.narrow nn.ChannelShuffle F.channel_shuffle torch.channel_shuffle"
+        "Tensor.repeat Tensor.narrow torch.narrow Tensor.select torch.select Tensor.swapaxes torch.swapaxes "
+        "Tensor.swapdims torch.swapdims Tensor.moveaxis torch.moveaxis torch.movedim Tensor.diagonal torch.diagonal "
+        "Tensor.view_as Tensor.expand_as Tensor.broadcast_to torch.broadcast_to Tensor.t torch.t "
+        "nn.ChannelShuffle F.channel_shuffle torch.channel_shuffle"
     ),
 ]
 RECTIFIERS = named(
@@ -730,10 +774,13 @@ DECONVNET: dict[Any, Operation] = {
     **_rows(named("torch.mean Tensor.mean torch.sum Tensor.sum"), transpose, reduced_window),
     **_rows(named("torch.einsum"), contract, einsum_window),
     **_rows(MOVES, transpose, moved_window),
+    **_rows([written], put_back, written_window),
+    **_rows(named("Tensor.zero_ Tensor.fill_"), transpose),  # constants
+    **_rows(named("Tensor.index_fill_ Tensor.index_add_ Tensor.index_copy_"), transpose, None),
     **_rows(
         named(
             "operator.add operator.sub torch.add torch.sub Tensor.add Tensor.add_ Tensor.sub Tensor.sub_ operator.neg "
-            "torch.neg Tensor.neg"
+            "torch.neg Tensor.neg Tensor.neg_ torch.neg_ Tensor.copy_"
         ),
         transpose,
         arithmetic_window,

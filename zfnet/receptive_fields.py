@@ -134,8 +134,8 @@ def receptive_field(
     node, size = graph.node(layer), pair(image_size)
     shapes = graph.shapes(size, node)
     fields, count = map_fields(graph, node, shapes), shapes[node][1]
-    if map is not None and not 0 <= map < count:
-        raise InputError(f"no map {map} in {graph.names[node]}: there are {count}")
+    if map is not None and not (isinstance(map, int) and 0 <= map < count):
+        raise InputError(f"no map {map!r} in {graph.names[node]}: there are {count}")
     maps = torch.ones(count_maps(shapes[node]), dtype=torch.bool)
     if map is not None and len(shapes[node]) == 4:
         maps = torch.arange(count) == map

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from zfnet.checks import check_images, evaluating
+from zfnet.checks import check_images, undifferentiated
 from zfnet.errors import InputError
 from zfnet.graph import Graph
 from zfnet.operations import SWITCHED, pool_arguments
@@ -43,12 +43,12 @@ def record(
         reads_input: whether a rule reads the value of this step.
         view: how steps see their sources; None: whole maps.
     """
-    if isinstance(layers, str):
-        raise InputError(f"layers is {layers!r}; give a list of layers, [{layers!r}]")
+    if layers is not None and (isinstance(layers, str) or not isinstance(layers, Collection)):
+        raise InputError(f"layers is {layers!r}; give a list of layers, as in ['relu1']")
     nodes = {graph.name(layer): graph.node(layer) for layer in (graph.layers if layers is None else layers)}
     if view is None:
         view = WholeMaps(graph)
-        graph.check_size(images)
+        graph.check_size(images, nodes.values())
     recording = Recording(images, view)
 
     def read(node: fx.Node, source: fx.Node, value: Any) -> Any:
@@ -73,7 +73,6 @@ def record(
 
     recording.outputs.update((node, images.shape) for node in graph.inputs)
     recording.types.update((node, images.dtype) for node in graph.inputs)
-    # the image is kept too: it is the caller's, whatever works in place on it
     besides = {node for node in graph.nodes if node.op in ("get_attr", "placeholder") or reads_input(node)}
     last = set(nodes.values())
     values = graph.run(images, last, apply, last | besides, read, view.steps)
@@ -88,9 +87,10 @@ def activations(
     """The outputs of the layers, by name, for images (N, C, H, W); nothing else is kept."""
     nodes = {graph.name(layer): graph.node(layer) for layer in layers}
     parts = []
-    graph.check_size(images)
-    with evaluating(graph.model):
-        for some in check_images(graph.model, images).split(batch_size):
+    images = check_images(graph.model, images)
+    graph.check_size(images, nodes.values())
+    with undifferentiated(graph.model):
+        for some in images.split(batch_size):
             values = graph.run(some, nodes.values(), graph.call, nodes.values())
             parts.append([values[node] for node in nodes.values()])
     return {name: torch.cat(outputs) for name, outputs in zip(nodes, zip(*parts, strict=True), strict=True)}

@@ -8,6 +8,7 @@ ranked by the value before the clip: otherwise all nine may be equal, and the or
 Zeiler & Fergus (2014), Figure 2: the top nine of a feature map over the validation set.
 """
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from zfnet.checks import check_images, check_weights, device_and_dtype, evaluating
+from zfnet.checks import check_images, check_weights, device_and_dtype, undifferentiated
 from zfnet.data.batches import Batch, Batches
 from zfnet.data.images import Images, as_images
 from zfnet.errors import InputError
@@ -142,9 +143,9 @@ def scan(
     file = None if state is None else Path(state)
     identity = _identity(graph, images, chosen, nodes.values(), k, distinct) if file else {}
     start = _Progress(0, {}, [])
-    if file and not fresh and file.exists():
+    if file and not fresh and os.path.exists(file):
         content = read_sealed(file, identity, ANEW)
-        start = _Progress.of(content, file, graph, [graph.names[node] for node in nodes.values()], k, len(chosen))
+        start = _Progress.of(content, file, graph, [graph.names[node] for node in nodes.values()], k, chosen)
     reached = start
     batches = Batches(images, batch_size, indices=chosen[start.done :], workers=workers)
     bar = tqdm(total=len(chosen), initial=start.done, unit=" images", desc="scan", disable=not progress)
@@ -155,7 +156,7 @@ def scan(
 
     saved_at = monotonic()
     try:
-        with evaluating(graph.model), bar:
+        with undifferentiated(graph.model), bar:
             for reached in _whole_batches(graph, set(nodes.values()), batches, chosen, start, k, distinct):
                 bar.update(reached.done - bar.n)
                 if monotonic() - saved_at > SAVE_EVERY:
@@ -206,15 +207,15 @@ class _Progress(NamedTuple):
         return self._asdict() | {"tops": tops}
 
     @classmethod
-    def of(cls, content: Any, file: Path, graph: Graph, layers: Sequence[str], k: int, images: int) -> "_Progress":
+    def of(cls, content: Any, file: Path, graph: Graph, layers: Sequence[str], k: int, chosen: Tensor) -> "_Progress":
         """The progress that a file keeps; InputError if no scan of these layers could have written it."""
         device = device_and_dtype(graph.model)["device"]
         try:
             read = cls(**content)
             tops = {layer: TopActivations(*columns) for layer, columns in read.tops.items()}
-            valid = type(read.done) is int and 0 <= read.done <= images and set(tops) == set(layers)
+            valid = type(read.done) is int and 0 <= read.done <= len(chosen) and set(tops) == set(layers)
             valid = valid and isinstance(read.broken, list) and all(isinstance(name, str) for name in read.broken)
-            valid = valid and all(_is_top(top, k) for top in tops.values())
+            valid = valid and all(_is_top(top, k, chosen) for top in tops.values())
         except (TypeError, ValueError, AttributeError, RuntimeError):
             valid = False
         if not valid:
@@ -222,14 +223,15 @@ class _Progress(NamedTuple):
         return read._replace(tops={layer: top.to(device) for layer, top in tops.items()})
 
 
-def _is_top(top: TopActivations, k: int) -> bool:
-    """Whether these are k values and places of each map."""
+def _is_top(top: TopActivations, k: int, chosen: Tensor) -> bool:
+    """Whether these are k values and places of each map, in the images that were chosen."""
     plain = all(type(column) is Tensor and column.layout == torch.strided for column in top)
     shapes = {column.shape for column in top} if plain else set()
     if len(shapes) != 1 or top.value.ndim != 2 or top.value.shape[1] != k:
         return False
     floats = all(column.is_floating_point() and not column.isnan().any() for column in (top.value, top.unclipped))
-    return floats and all(column.dtype == torch.int64 and (column >= -1).all() for column in top[1:4])
+    places = all(column.dtype == torch.int64 and (column >= -1).all() for column in top[1:4])
+    return floats and places and bool((torch.isin(top.image, chosen) | (top.image == -1)).all())
 
 
 def _identity(
@@ -291,8 +293,7 @@ def _scanned(
         return graph.call(node, args, kwargs)
 
     images = check_images(graph.model, batch.images)
-    graph.check_size(images)
-    graph.verify(images[:1])
+    graph.check_size(images, nodes)
     graph.run(images, nodes, apply)
     return tops
 

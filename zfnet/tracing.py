@@ -9,12 +9,14 @@ import functools
 import inspect
 import operator
 import re
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from zfnet.checks import call_in_eval_mode
 from zfnet.errors import InputError, unknown_name
 
 _TORCH = "torch.nn.modules"
@@ -22,8 +24,11 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # methods of torch's layers that a subclass may replace without changing what the layer computes
 _SETTINGS = {"__init__", "__repr__", "__setstate__", "extra_repr", "reset_parameters", "train", "record"}
 # methods and attributes that tell of a tensor's shape and type, not of its values
-_SHAPE_METHODS = {"size", "dim", "numel", "ndimension", "new_zeros", "new_ones", "new_full", "new_tensor"}
+_NUMBER_METHODS = {"size", "dim", "numel", "ndimension"}
+_SHAPE_METHODS = _NUMBER_METHODS | {"new_zeros", "new_ones", "new_full", "new_tensor"}
+_SHAPE_FUNCTIONS = (torch.zeros_like, torch.ones_like, torch.full_like)
 _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
+_TRACING = threading.Lock()  # fx patches torch.nn.Module while it traces
 
 
 def runs_torchs_forward(module: nn.Module) -> bool:
@@ -51,7 +56,15 @@ def tells_shape(node: fx.Node) -> bool:
     """Whether a step gives the shape or type of a tensor, or something made of these alone."""
     if node.op == "call_method":
         return node.target in _SHAPE_METHODS
-    return node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
+    return node.target in _SHAPE_FUNCTIONS or (node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES)
+
+
+def gives_number(node: fx.Node) -> bool:
+    """Whether a step gives a number made of the sizes of tensors, not a tensor."""
+    if node.target in _NUMBER_METHODS or (node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES):
+        return True
+    inputs = node.all_input_nodes
+    return getattr(node.target, "__module__", "") == "_operator" and bool(inputs) and all(map(gives_number, inputs))
 
 
 def _of_shapes_alone(node: fx.Node) -> bool:
@@ -63,7 +76,7 @@ def _of_shapes_alone(node: fx.Node) -> bool:
 def call(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Do what a step does in the model."""
     if node.op == "call_module":
-        return model.get_submodule(str(node.target))(*args, **kwargs)
+        return call_in_eval_mode(model.get_submodule(str(node.target)), *args, **kwargs)
     if node.op == "call_method":
         x = args[0].contiguous() if node.target == "view" else args[0]  # a view needs its elements in order
         return getattr(x, str(node.target))(*args[1:], **kwargs)
@@ -71,7 +84,17 @@ def call(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
 
 
 class _Proxy(fx.Proxy):
-    """`x += y` changes x, which other names may stand for; by itself fx reads it as `x = x + y`."""
+    """`x += y` changes x, which other names may stand for; by itself fx reads it as `x = x + y`. `x[i] = y` changes it
+    too, and `x.data` is a view of it."""
+
+    @property
+    def data(self) -> fx.Proxy:
+        return self.tracer.create_proxy("call_method", "detach", (self,), {})
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {}).node.meta["in_place"] = (
+            True
+        )
 
     def __len__(self) -> int:
         tracer: Any = self.tracer
@@ -87,8 +110,8 @@ def _in_place(name: str) -> Callable[[Any, Any], Any]:
     return apply
 
 
-for _name in ("add", "sub", "mul", "truediv"):
-    setattr(_Proxy, f"__i{_name}__", _in_place(_name))
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor"):
+    setattr(_Proxy, f"__i{_name.rstrip('_')}__", _in_place(_name))
 
 
 class Tracer(fx.Tracer):
@@ -97,15 +120,23 @@ class Tracer(fx.Tracer):
     The names are those of torchvision's `create_feature_extractor`: a module's path, and within it the operation.
 
     Args:
+        model: what is traced; `trace` is given its twin in eval mode.
         is_leaf: whether a module is one step.
         inputs: values for arguments of `forward` besides the image.
         image: makes the example for which conditions on sizes are looked up.
     """
 
+    proxy_buffer_attributes = True  # what is made of buffers is made anew when it is run
+
     def __init__(
-        self, is_leaf: Callable[[nn.Module], bool], inputs: Mapping[str, Any], image: Callable[[], Tensor]
+        self,
+        model: nn.Module,
+        is_leaf: Callable[[nn.Module], bool],
+        inputs: Mapping[str, Any],
+        image: Callable[[], Tensor],
     ) -> None:
         super().__init__()
+        self.model, self.thread = model, threading.get_ident()
         self.is_leaf, self.inputs, self.image = is_leaf, inputs, image
         self.names: dict[fx.Node, str] = {}
         self.module = ""  # the module whose forward is traced
@@ -114,10 +145,30 @@ class Tracer(fx.Tracer):
         self.guards: list[tuple[fx.Node, bool]] = []
         self.failed = ""  # the innermost module that could not be traced
 
+    def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
+        with _TRACING:
+            return super().trace(*args, **kwargs)
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        try:
+            return str(super().path_of_module(mod))
+        except NameError:  # of the model itself, called by a function that holds it
+            names = (name for name, module in self.model.named_modules() if module is mod)
+            if name := next(names, None):
+                return str(name)
+            raise
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def is_leaf_module(self, m: nn.Module, qualname: str) -> bool:
         return self.is_leaf(m)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:  # another thread runs a model
+            return forward(*args, **kwargs)
         outer, self.module = self.module, self.path_of_module(m)
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -129,12 +180,20 @@ class Tracer(fx.Tracer):
 
     def create_proxy(self, kind: str, *arguments: Any, **more: Any) -> fx.Proxy:
         proxy: fx.Proxy = super().create_proxy(kind, *arguments, **more)
+        if kind != "call_module" and kind.startswith("call") and self._is_of_buffers(proxy.node):
+            return proxy  # torchvision computes it while it traces, and does not count it
         within = f"{self.module}." if self.module else ""
         name = self.module if kind == "call_module" else f"{within}{proxy.node}"
         name = re.sub(r"_[0-9]+$", "", name)  # fx counts in the whole graph, torchvision within a module
         repeats = self.repeats[name] = self.repeats.get(name, -1) + 1
         self.names[proxy.node] = f"{name}_{repeats}" if repeats else name
         return proxy
+
+    def _is_of_buffers(self, node: fx.Node) -> bool:
+        """Whether a step depends on buffers alone."""
+        if node.op == "get_attr":
+            return any(node.target == name for name, _ in self.root.named_buffers())
+        return bool(node.all_input_nodes) and all(map(self._is_of_buffers, node.all_input_nodes))
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         name, by_position, by_name = _arguments(root_fn, self.inputs)
@@ -223,5 +282,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def first_channels(model: nn.Module) -> int:
     """The input channels of a model's first convolution; without one, 3."""
-    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    kinds = nn.Conv2d, nn.ConvTranspose2d
+    convolution = next((module for module in model.modules() if isinstance(module, kinds)), None)
     return convolution.in_channels if convolution else 3

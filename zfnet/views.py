@@ -102,6 +102,8 @@ def follow(
             ]
             if clip:
                 ranges = [(max(a, 0), min(b, shapes[source][axis - 2])) for axis, (a, b) in enumerate(ranges)]
+                if any(low >= high for low, high in ranges):
+                    continue  # it sees nothing but padding
             part = Part(ranges[0], ranges[1], behind)
             parts[source] = part.union(parts[source]) if source in parts else part
     return parts

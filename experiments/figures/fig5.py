@@ -27,8 +27,7 @@ from experiments.setup.hints import Amounts, Count, Length, Limits, Natural, Pal
 from experiments.setup.options import Reading, stateless
 from zfnet import InputError
 from zfnet.analysis.invariance import NOTHING, Invariance, invariance, linearity, reach, rise, transformed
-from zfnet.checks import pair
-from zfnet.data.images import Images, as_images
+from zfnet.data.images import Images, as_images, image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.graph import Graph
 from zfnet.recording import activations
@@ -135,7 +134,7 @@ def _examples(
     graph: Graph, data: Images, images: Sequence[int] | None, count: int, correct: bool, seed: int
 ) -> list[Example]:
     """The images that are transformed."""
-    classes = graph.shapes(pair(data[0][0].shape[-2:]), graph.output)[graph.output][-1]
+    classes = graph.shapes(image_size(data), graph.output)[graph.output][-1]
     if images is None:
         at_least(1, count=count)
         images = _of_different_classes(graph, data, classes, count, correct, seed)

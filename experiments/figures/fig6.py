@@ -32,6 +32,7 @@ from experiments.setup.networks import Networks
 from experiments.setup.options import Showing
 from zfnet import Deconvnet, InputError, Patches, TopActivations, ZFNet, receptive_field, rendering, scan
 from zfnet.analysis.filters import BANDS, aliased_energy, dominance, faint, filter_rms, spectral_energy
+from zfnet.data.images import image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import project_top
 from zfnet.model import variant
@@ -210,7 +211,7 @@ def seen_of(
     """A network by its numbers, all its filters, and the projections of some layer-2 maps."""
     model, preprocessing = deconvnet.graph.model, Preprocessing.of(deconvnet.graph.model)
     drawn = chosen(LAYERS[1], top, maps[0] * maps[1], "random", torch.Generator().manual_seed(seed))
-    field = receptive_field(deconvnet.graph, LAYERS[1], data[0][0].shape[-2:])
+    field = receptive_field(deconvnet.graph, LAYERS[1], image_size(data))
     panel = panel_of("", deconvnet, data, LAYERS[1], top, drawn, maps[1], field, preprocessing, look) if drawn else None
     filters = preprocessing.rgb(model.conv1.weight.detach().float().cpu())  # type: ignore[union-attr, operator]
     return Seen(numbers | {"layer2_drawn": drawn}, filters, panel)

@@ -33,7 +33,7 @@ from experiments.setup.hints import Count, Finite, Grid, Length, Natural, Palett
 from experiments.setup.options import Reading, Showing
 from zfnet import Deconvnet, InputError, OcclusionMaps, TopActivations, occlusion_maps, receptive_field, scan
 from zfnet.checks import pair
-from zfnet.data.images import Box, Images, as_images
+from zfnet.data.images import Box, Images, as_images, image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.recording import activations
 
@@ -190,7 +190,7 @@ class Occluder:
         one_of("way to choose a map", self.by, CHOICES)
         self.graph = self.deconvnet.graph
         self.graph.node(self.layer)
-        self.extent = pair(self.data[0][0].shape[-2:])
+        self.extent = image_size(self.data)
         self.size = round(SQUARE / SIDE * min(self.extent)) if self.size is None else self.size
         gaps = (min(self.extent) - max(pair(self.size))) / (PLACES - 1)
         self.step = max(1, round(gaps)) if self.step is None else self.step

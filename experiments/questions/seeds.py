@@ -29,6 +29,7 @@ from experiments.setup.networks import Networks
 from experiments.setup.options import Showing, stateless
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.analysis.matching import bipartite_matching, correlations
+from zfnet.data.images import image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.graph import Graph
 from zfnet.training import Recipe
@@ -200,7 +201,7 @@ def line_of(
     if not pairs:
         raise InputError(f"{layer}: no two maps that are ever above 0 are matched; have the networks learnt at all?")
     graph, k = next(iter(deconvnets.values())).graph, tops[0].value.shape[1]
-    field = receptive_field(graph, layer, data[0][0].shape[-2:])
+    field = receptive_field(graph, layer, image_size(data))
     often = [top.value[:, -1] > 0 for top in tops]
     pairs = [p for p in pairs if often[0][p[0]] and often[1][p[1]]] or pairs  # one image in common is no likeness
     line = Line(f"{layer}, patches of {field.size[0]} x {field.size[1]} pixels", [])

@@ -22,8 +22,7 @@ from experiments.setup.checks import at_least
 from experiments.setup.hints import Count, Natural
 from experiments.setup.options import Showing
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
-from zfnet.checks import pair
-from zfnet.data.images import Box, as_images
+from zfnet.data.images import Box, as_images, image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.graph import Graph
 from zfnet.recording import Recording
@@ -103,7 +102,7 @@ def main(
     count = min(images or len(data), len(data))
     k = min(9, count) if rank is None else rank + 1
     tops = scan(deconvnet.graph, data, [layer], k, indices=range(count), **reading)
-    unit = strongest(deconvnet.graph, layer, tops[layer], map, rank, pair(photographs[0][0].shape[-2:]))
+    unit = strongest(deconvnet.graph, layer, tops[layer], map, rank, image_size(photographs))
     image = photographs[unit.image][0]
     recording = deconvnet.record(image[None], [layer])
     steps = way_down(deconvnet, recording, layer, unit)

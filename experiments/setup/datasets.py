@@ -5,8 +5,7 @@ Splits are "train" and "val" everywhere, and a label means the same class in bot
 """
 
 import contextlib
-import csv
-import io
+import os
 import shutil
 import sys
 import tarfile
@@ -20,7 +19,8 @@ from torchvision.datasets.imagenet import parse_devkit_archive, parse_train_arch
 from torchvision.models import ResNet18_Weights
 
 from experiments.setup.hints import Count, Seed
-from zfnet.data.class_folders import class_folders, home_of, text_of
+from zfnet.data.annotations import read_table
+from zfnet.data.class_folders import class_folders, home_of
 from zfnet.data.folders import Folder
 from zfnet.data.images import Images, as_images
 from zfnet.data.pascal import Pascal
@@ -101,14 +101,13 @@ def caltech(transform: Transform, /, *, root: str | Path, inside: str, without: 
     _check_measured(split, "Caltech")
     root = Path(root).expanduser()
     candidates = [root / inside, root / "caltech101" / inside, root / "caltech256" / inside]
-    home = next((path for path in candidates if path.is_dir()), root)
+    home = next((path for path in candidates if os.path.isdir(path)), root)
     folder = Folder(home)
     if len(classes := [name for name in folder.folders() if name != without]) < 2:
         raise InputError(f"{home} has no class folders; set data.root to the folder that holds {inside}")
     dataset = Photos(home, transform=transform, classes=classes)
-    if "split.csv" in folder:
-        rows = csv.DictReader(io.StringIO(text_of(folder, "split.csv"), newline=""))
-        listed = {row.get("file") or "": row.get("split") for row in rows}
+    if folder.mentions("split.csv"):
+        listed = {row.get("file") or "": row.get("split") for _, row in read_table(folder, "split.csv")[1]}
         dataset.official_split = [listed.get(dataset.file(i)) for i in range(len(dataset))]
         if unknown := next((part for part in listed.values() if part not in ("train", "test")), None):
             raise InputError(f"{home / 'split.csv'} has the split {unknown!r}; give train or test")
@@ -125,7 +124,7 @@ def voc2012(transform: Transform, /, *, root: str | Path, split: str = "val") ->
     _check_measured(split, "PASCAL VOC")
     root = Path(root).expanduser()
     candidates = [root / "VOCdevkit" / "VOC2012", root / "VOC2012", root]
-    return Pascal(next((path for path in candidates if (path / "Annotations").is_dir()), root), transform=transform)
+    return Pascal(next((path for path in candidates if os.path.isdir(path / "Annotations")), root), transform=transform)
 
 
 def tiny_imagenet(transform: Transform, /, *, root: str | Path, split: str = "val") -> Photos:
@@ -136,7 +135,7 @@ def tiny_imagenet(transform: Transform, /, *, root: str | Path, split: str = "va
 def imagenet(transform: Transform, /, *, root: str | Path, split: str = "val") -> Photos:
     """ImageNet's class folders in train/ and val/; where only ILSVRC2012_img_<split>.tar is, it is unpacked first."""
     root = Path(root).expanduser()
-    if (tar := root / f"ILSVRC2012_img_{split}.tar").is_file() and not home_of(Folder(root), split):
+    if os.path.isfile(tar := root / f"ILSVRC2012_img_{split}.tar") and not home_of(Folder(root), split):
         print(f"unpacking {tar} for the first and only time, which takes long", file=sys.stderr)
         with _whole(root / split) as part:
             if split == "train":
@@ -155,10 +154,10 @@ def imagenette(transform: Transform, /, *, root: str | Path, split: str = "val",
     _check(split)
     root = Path(root).expanduser()
     folder = root / "imagenette2-320"
-    if download and not folder.is_dir():
+    if download and not os.path.isdir(folder):
         with _whole(folder) as part:
             Imagenette(part, size="320px", download=True)
-    if not root.exists() or not home_of(Folder(root), split):
+    if not os.path.exists(root) or not home_of(Folder(root), split):
         raise InputError(f"no Imagenette in {root}: set data.root to the folder that holds it, or data.download=true")
     return class_folders(root, split, transform, IMAGENETTE)
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError
-from zfnet.weights import ADAPTERS, Weights
+from zfnet.formats import Weights
+from zfnet.weights import ADAPTERS
 
 BLOCKS = (  # maps, kernel, stride of the first, times as many maps inside, how many blocks
     (16, 3, 1, 1, 1),

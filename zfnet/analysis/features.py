@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from zfnet.checks import check_images, check_weights, evaluating
+from zfnet.checks import check_images, check_weights, undifferentiated
 from zfnet.data.batches import Batches
 from zfnet.data.crops import crop_size, views
 from zfnet.data.images import Images, as_images
@@ -76,11 +76,12 @@ def features(
     if isinstance(layers, str) or not len(images):
         raise InputError("features need a list of layers, as in layers=['relu7'], and a dataset that is not empty")
     check_weights(graph.model)
-    if Path(folder).is_file() and (fresh or Path(folder).suffix != ".npy"):
+    if os.path.isfile(folder) and (fresh or Path(folder).suffix != ".npy"):
         raise InputError(f"{folder} is a file{' of another kind' * (not fresh)}; give the folder of features")
     files = _files(graph, images, layers, Path(folder), max_features, crops, dtype)
     if fresh or not all(file.complete() for file in files.values()):
-        _remove_leftovers(Path(folder))
+        if os.path.isdir(folder):
+            _remove_leftovers(Path(folder))
         with contextlib.ExitStack() as stack:
             for file in sorted(files.values(), key=lambda file: file.path):
                 stack.enter_context(file.locked())
@@ -97,7 +98,7 @@ def _files(
     graph: Graph, images: Images, layers: Sequence[str], folder: Path, max_features: int | None, crops: int, dtype: str
 ) -> dict[str, "_File"]:
     """The file of each layer, by layer."""
-    with evaluating(graph.model):
+    with undifferentiated(graph.model):
         sample = _views(graph.model, images[0][0][None], crops)[0]
         shapes = graph.shapes((sample.shape[-2], sample.shape[-1]), graph.output)
     preprocessing = Preprocessing.of(graph.model)
@@ -115,9 +116,9 @@ def _files(
             raise InputError(f"{layer} gives no tensor to be features of")
         kept = _kept_shape(tuple(shapes[node][1:]), max_features)
         own = identity | {"layer": graph.names[node], "max_features": str(kept)}  # as far as it changes anything
-        path = folder if folder.is_file() else folder / f"{_file_name(layer)}-{digest(own)[:16]}.npy"
+        path = folder if os.path.isfile(folder) else folder / f"{_file_name(layer)}-{digest(own)[:16]}.npy"
         files[layer] = _File(path, layer, node, own, kept, (len(images), math.prod(kept)), np.dtype(dtype))
-    if folder.is_file() and len(files) > 1:
+    if os.path.isfile(folder) and len(files) > 1:
         raise InputError(f"{folder} holds one layer; give its folder for {len(files)}")
     return files
 
@@ -152,6 +153,7 @@ def _compute(
                 reached = int(batch.index[-1]) + 1, hashes
                 bar.update(len(batch.index))
                 if monotonic() - saved_at > SAVE_EVERY:
+                    _check_there(files)
                     _note(files, arrays, *reached)
                     saved_at = monotonic()
         _check_unbroken(batches)
@@ -160,6 +162,12 @@ def _compute(
     arrays.clear()
     for file in files:
         file.finish()
+
+
+def _check_there(files: Sequence["_File"]) -> None:
+    for file in files:
+        if not os.path.exists(file.part):
+            raise InputError(f"{file.part} was removed while it was written")
 
 
 def _check_unbroken(batches: Batches) -> None:
@@ -171,7 +179,7 @@ def _rows(graph: Graph, files: Sequence["_File"], images: Tensor, crops: int) ->
     """The features (N, D) of images, averaged over their crops, for each file and of its type."""
     nodes = [file.node for file in files]
     means: list[Any] = [0] * len(files)
-    with evaluating(graph.model):
+    with undifferentiated(graph.model):
         parts = _views(graph.model, images, crops)
         for part in parts:
             values = graph.run(check_images(graph.model, part), nodes, graph.call)
@@ -252,7 +260,7 @@ class _File:
 
     @property
     def remedy(self) -> str:
-        path = self.path if self.path.exists() else self.part
+        path = self.path if os.path.exists(self.path) else self.part
         return f"delete {path}, or start anew with fresh=True"
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
@@ -260,7 +268,7 @@ class _File:
         return locked(self.path.with_suffix(".lock"), f"computes features of {self.layer} in {self.path.parent}")
 
     def complete(self) -> bool:
-        if not self.path.exists():
+        if not os.path.exists(self.path):
             return False
         if (done := self.done()) < self.shape[0]:
             raise InputError(f"{self.path} has {done} of {self.shape[0]} rows; {self.remedy}")
@@ -268,10 +276,10 @@ class _File:
 
     def done(self) -> int:
         """How many rows are written. Raises InputError if they are damaged, or of another run."""
-        path = self.path if self.path.exists() else self.part
-        if not path.exists() or (path == self.part and not self.note.exists()):
+        path = self.path if os.path.exists(self.path) else self.part
+        if not os.path.exists(path) or (path == self.part and not os.path.exists(self.note)):
             return 0
-        if not self.note.exists():
+        if not os.path.exists(self.note):
             raise InputError(f"{path} has no {self.note.name} beside it, as files of an older format; {self.remedy}")
         content = read_sealed(self.note, self.identity, self.remedy)
         if not isinstance(content, list) or len(content) != 2 or content[0] not in range(self.shape[0] + 1):

@@ -11,7 +11,7 @@ import pickle
 import signal
 import traceback
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from zfnet.data.images import Images, TensorImages, as_images, read_item
 from zfnet.errors import BrokenImage, InputError
 
+MOST_BROKEN = 0.01  # of the images to train or validate on, unless more are allowed
 _FEW = 256  # below this, starting workers takes longer than reading
 
 
@@ -112,10 +113,49 @@ def _forget_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def warn_of_broken(broken: list[str], stacklevel: int = 2) -> None:
+def warn_of_broken(broken: Sequence[str], stacklevel: int = 2) -> None:
     """A warning that counts the images that were left out, and names the first."""
     if broken:
         warnings.warn(f"{len(broken)} image(s) could not be read, first: {min(broken)}", stacklevel=stacklevel + 1)
+
+
+class Broken:
+    """The images of a dataset that could not be read, each named once; InputError when there are too many.
+
+    Args:
+        kind: what they are for, such as "training".
+        total: images of the dataset.
+        allowed: whether more than 1 % may be broken, though not all.
+        names: those that are known.
+    """
+
+    def __init__(self, kind: str, total: int, allowed: bool = False, names: Iterable[str] = ()) -> None:
+        self.kind, self.total, self.allowed = kind, total, allowed
+        self._names, self._said = dict.fromkeys(names), 0
+
+    @property
+    def names(self) -> list[str]:
+        """One message for each image."""
+        return list(self._names)
+
+    def add(self, messages: Iterable[str]) -> None:
+        """Keep those that are new."""
+        self._names |= dict.fromkeys(messages)
+        count = len(self._names)
+        if count and count >= self.total:
+            raise InputError(f"none of the {self.total} {self._what()}")
+        if count > self.total * MOST_BROKEN and not self.allowed:
+            share = f"{count} of {self.total} ({count / self.total:.1%})"
+            raise InputError(f"{share} {self._what()}; mend or remove them, or leave them out with allow_broken=true")
+
+    def warn(self, stacklevel: int = 2) -> None:
+        """A warning that counts the images and names the first, if there are more than at the last one."""
+        if len(self._names) > self._said:
+            self._said = len(self._names)
+            warnings.warn(f"{self._said} {self._what()}", stacklevel=stacklevel + 1)
+
+    def _what(self) -> str:
+        return f"{self.kind} image(s) could not be read, first: {min(self._names)}"
 
 
 class Batches:

@@ -1,13 +1,13 @@
 """Class folders: train/ and val/ with a folder for each class, in a folder or a zip; Tiny ImageNet too."""
 
-import csv
-import io
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torch import Tensor
 
+from zfnet.data.annotations import read_table, read_text
 from zfnet.data.folders import Folder
 from zfnet.data.photos import Photos
 from zfnet.errors import InputError, unknown_name
@@ -18,14 +18,15 @@ IMAGENET_CLASSES = 1000
 
 def home_of(folder: Folder, split: str) -> Folder | None:
     """The folder that holds the folder `split`: this one, or the only zip or else the only folder in it, and so on."""
-    folders = folder.folders()
-    if split in folders:
-        return folder
-    zips = [path.name for path in folder.path.glob("*.zip")] if folder.path.is_dir() else []
-    inside = zips or folders
-    if len(inside) == 1 and inside[0] not in SPLITS:
-        return home_of(Folder(folder.path / inside[0]), split)
-    return None
+    seen = set()
+    while split not in (folders := folder.folders()):
+        seen.add(os.path.realpath(folder.path))
+        zips = [path.name for path in folder.path.glob("*.zip") if os.path.isfile(path)]
+        inside = zips or folders
+        if len(inside) != 1 or inside[0] in SPLITS or os.path.realpath(folder.path / inside[0]) in seen:
+            return None
+        folder = Folder(folder.path / inside[0])
+    return folder
 
 
 def class_folders(
@@ -85,9 +86,9 @@ def _classes(home: Folder, dataset: Photos, photos: Folder) -> list[str]:
 def _class_of_each(dataset: Photos, photos: Folder) -> list[str]:
     """The class folder of each photograph; in Tiny ImageNet's validation set, what its list says instead."""
     wnids = [dataset.classes[label] for label in dataset.labels or ()]
-    if "val_annotations.txt" not in photos:
+    if not photos.mentions("val_annotations.txt"):
         return wnids
-    rows = (line.split("\t") for line in text_of(photos, "val_annotations.txt").splitlines())
+    rows = (line.split("\t") for line in read_text(photos, "val_annotations.txt").splitlines())
     listed = {row[0]: row[1] for row in rows if len(row) > 1}  # file, class, box
     return [listed.get(PurePosixPath(dataset.file(i)).name, name) for i, name in enumerate(wnids)]
 
@@ -95,16 +96,11 @@ def _class_of_each(dataset: Photos, photos: Folder) -> list[str]:
 def _names(home: Folder) -> dict[str, str]:
     """What the class folders are called (the first of several names), by classes.csv or Tiny ImageNet's words.txt."""
     pairs: list[list[Any]] = []
-    if "classes.csv" in home:
-        rows = csv.DictReader(io.StringIO(text_of(home, "classes.csv"), newline=""))
-        pairs = [[row.get("wnid"), row.get("name")] for row in rows]
-    elif "words.txt" in home:
-        pairs = [line.split("\t") for line in text_of(home, "words.txt").splitlines()]
+    if home.mentions("classes.csv"):
+        pairs = [[row.get("wnid"), row.get("name")] for _, row in read_table(home, "classes.csv")[1]]
+    elif home.mentions("words.txt"):
+        pairs = [line.split("\t") for line in read_text(home, "words.txt").splitlines()]
     return {pair[0]: pair[1].partition(",")[0] for pair in pairs if len(pair) == 2 and all(pair)}
-
-
-def text_of(folder: Folder, file: str) -> str:
-    return folder.read(file).decode("utf-8-sig", errors="replace")
 
 
 def _list(names: list[str]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from zfnet.data.batches import Batch, Batches, warn_of_broken
+from zfnet.data.batches import Batch, Batches, Broken, warn_of_broken
 from zfnet.data.preprocessing import Preprocessing, Size
 from zfnet.errors import InputError
 
@@ -30,6 +30,7 @@ def in_memory(
     workers: int | None = None,
     progress: bool = True,
     description: str = "read",
+    broken: Broken | None = None,
 ) -> Any:
     """All images and labels of a dataset, read once, as a TensorDataset; InputError if no image can be read.
 
@@ -40,6 +41,7 @@ def in_memory(
         limit: bytes; a dataset whose images take more is returned as it is.
         workers: as for `Batches`.
         progress: show a progress bar, with this `description`.
+        broken: keeps the names of images that cannot be read, and says how many may be; None: any number.
     """
     if isinstance(dataset, TensorDataset):
         return dataset
@@ -51,17 +53,36 @@ def in_memory(
         labels.append(batch.labels)
     if not images:
         raise InputError(f"none of the {len(dataset)} images could be read: {batches.broken[0]}")
-    warn_of_broken(batches.broken)
+    _tell(batches.broken, broken)
     return TensorDataset(torch.cat(images), torch.cat(labels))
 
 
+def _tell(messages: list[str], broken: Broken | None) -> None:
+    if broken is None:
+        warn_of_broken(messages, stacklevel=3)
+    else:
+        broken.add(messages)
+        broken.warn(stacklevel=3)
+
+
 def mean_image(
-    dataset: Any, preprocessing: Preprocessing, *, workers: int | None = None, progress: bool = True
+    dataset: Any,
+    preprocessing: Preprocessing,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    broken: Broken | None = None,
 ) -> Tensor:
-    """The mean (3, S, S) at every pixel of uint8 images (3, S, S), in the channels and scale of a preprocessing."""
-    total, count = torch.zeros(()), 0
-    for _, images, _ in with_progress(Batches(dataset, workers=workers), "mean image", progress):
+    """The mean (3, S, S) at every pixel of uint8 images (3, S, S), in the channels and scale of a preprocessing.
+
+    Images that cannot be read are left out; see `in_memory`.
+    """
+    total, count, batches = torch.zeros(()), 0, Batches(dataset, workers=workers)
+    for _, images, _ in with_progress(batches, "mean image", progress):
         total, count = total + images.sum(0, dtype=torch.float64), count + len(images)
+    _tell(batches.broken, broken)
+    if not count:
+        raise InputError("there are no images to take the mean of")
     return (preprocessing.arranged(total / count) * (preprocessing.scale / 255)).float()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from zfnet.data.preprocessing import Preprocessing, rgb_tensor, upright_rgb
-from zfnet.errors import BrokenImage, InputError, first_line
+from zfnet.errors import BrokenImage, InputError, first_line, printable
 from zfnet.identity import digest
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels; ends exclusive
@@ -63,7 +63,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     def name(self, index: int) -> str:
         """What an error calls an item: "item 3 (cat/3.jpg)"."""
         file = self.file(index)
-        return f"item {index}" if file is None else f"item {index} ({file})"
+        return f"item {index}" if file is None else f"item {index} ({printable(file)})"
 
     def identity(self) -> str:
         """A digest of all that the items depend on: if it is the same, so are they."""
@@ -208,6 +208,20 @@ def read_item(images: Images, index: int) -> tuple[Tensor, int]:
     return _image_and_label(images[index], images.name(index))
 
 
+def image_size(dataset: Any) -> tuple[int, int]:
+    """Rows and columns of the first image of a dataset that can be read; BrokenImage if there is none."""
+    images = as_images(dataset)
+    error: Exception = InputError("there are no images")
+    for i in range(len(images)):
+        try:
+            height, width = read_item(images, i)[0].shape[-2:]
+        except BrokenImage as broken:
+            error = broken
+        else:
+            return height, width
+    raise error
+
+
 def _image_and_label(item: Any, name: str) -> tuple[Tensor, int]:
     image, label = item, -1
     if isinstance(item, Mapping):
@@ -233,11 +247,16 @@ def _image_and_label(item: Any, name: str) -> tuple[Tensor, int]:
 
 
 def transformed(transform: Callable[[Any], Any], image: Any, name: str) -> Any:
-    """What a transform makes of an image; InputError, naming the image, for whatever the transform raises."""
+    """What a transform makes of an image; InputError, naming the image, for whatever the transform raises.
+
+    BrokenImage if the memory is too short for it.
+    """
     try:
         return transform(image)
     except InputError as error:
         raise type(error)(f"{name}: {error}") from None
+    except MemoryError:
+        raise BrokenImage(f"{name}: too large for the transform {type(transform).__name__}") from None
     except Exception as error:
         kind = type(transform).__name__
         raise InputError(f"{name}: the transform {kind} raised {type(error).__name__}: {first_line(error)}") from error

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zfnet.data.annotations import Annotation, read_annotation
+from zfnet.data.annotations import Annotation, read_annotation, read_text
 from zfnet.data.folders import Folder
 from zfnet.data.photos import ImageFiles
 from zfnet.errors import InputError, unknown_name
@@ -41,8 +41,8 @@ class Pascal(ImageFiles):
                 raise InputError(f"{root} has no folder {name}; give that of PASCAL VOC, VOCdevkit/VOC2012")
         annotations, images = Folder(Path(root) / "Annotations"), set(Folder(photos).files())
         names = [file.removesuffix(".xml") for file in annotations.files() if file.endswith(".xml")]
-        if all(file in home for file in LISTS.values()):
-            listed = {name: part for part, file in LISTS.items() for name in home.read(file).decode().split()}
+        if all(home.mentions(file) for file in LISTS.values()):
+            listed = {name: part for part, file in LISTS.items() for name in read_text(home, file).split()}
             if absent := listed.keys() - set(names):
                 raise InputError(f"{root}/ImageSets/Main lists {min(absent)}, which has no annotation")
             names = [name for name in names if name in listed]

@@ -6,27 +6,29 @@ format, a photograph is loaded as upright 8-bit RGB; one that cannot be loaded i
 
 import io
 import itertools
+import math
 import os
 import struct
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from zfnet.data.annotations import read_annotation, read_table
-from zfnet.data.folders import Folder
+from zfnet.data.folders import DAMAGED, Folder, Listing
 from zfnet.data.images import Images, Truth, box_after, transform_identity, transformed
+from zfnet.data.memory import memory_limit
 from zfnet.data.preprocessing import rgb_tensor, upright_rgb
-from zfnet.errors import BrokenImage, InputError, first_line, unknown_name
+from zfnet.errors import BrokenImage, InputError, first_line, printable, unknown_name
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".webp", ".tif", ".tiff", ".gif"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpf", ".jpx"),
 )
+_FILE_COLUMNS, _NAME_COLUMNS = ("file", "filename", "path", "image"), ("class_name", "class")
+_MOST_CLASSES = 1_000_000  # a list of their names is made
 # told by content; without this list Pillow would hand a PostScript file named .jpg to an interpreter
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000")
 # of images too, in formats that are not read
@@ -34,35 +36,68 @@ _OTHERS = (
     *(".heic", ".heif", ".avif", ".jxl", ".psd", ".svg", ".tga", ".ico", ".exr", ".hdr", ".eps", ".dcm", ".mpo"),
     *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
 )
-# a worker that decodes one image stays below this
+# A worker that decodes one image stays below this. Decoding and turning upright take up to 13 bytes a pixel in the
+# first formats (JPEG's are CMYK), and up to 25 in others, or with transparency or more than 8 bits.
 _MOST_BYTES = 2**30
-# per pixel while decoding and turning upright: colours and greys; modes that pass through transparency or 16 bits
-_BYTES, _MORE_BYTES = 9, 24
-_PLAIN_MODES = ("1", "L", "RGB", "CMYK", "YCbCr")
-_MOST_ASPECT = 1000  # resizing the shortest side would make the other one enormous
+_BYTES, _MORE_BYTES = 14, 26
+_PLAIN_FORMATS, _PLAIN_MODES = ("JPEG", "MPO", "PNG", "BMP", "GIF", "PPM"), ("1", "L", "P", "RGB", "CMYK")
+_COPIES = 2  # of the file's content, which a decoder may make
+_MOST_ASPECT = 1000
+_SCAN, _TILE_WIDTH, _TILE_LENGTH = b"\xff\xda", 322, 323
+_BYTE_STRINGS = (1, 2, 6, 7)  # types of tags that stay bytes
+_MOST_SCANS = (
+    2**32
+)  # pixels times scans of a progressive JPEG, which has about ten: each takes a second for 2**28 pixels
+_MOST_SLOW = 2**23  # pixels where Pillow's decoder is written in Python: of a PNM with another white, a BMP with runs
+_MOST_VALUES = 2**17  # in the tags of a TIFF, such as places of strips and tiles, that become objects of Python
 # what Pillow and zipfile raise for damaged files. Not AttributeError and NameError, which would be our own mistakes
-_DAMAGED = (
-    *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, MemoryError, RuntimeError),
-    *(struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError),
-)
+_DAMAGED = (*DAMAGED, SyntaxError, TypeError, Image.DecompressionBombError)
 
 
 def _decoded(content: bytes) -> Image.Image:
-    """The image as Pillow decodes it, unless that would take too much memory."""
+    """The image as Pillow opens it, unless decoding would take too much memory or time."""
+    if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        _check_tags(content)
     image = Image.open(io.BytesIO(content), formats=_FORMATS)
     width, height = image.size
     if max(width, height) > _MOST_ASPECT * min(width, height):
         raise InputError(f"{width} x {height} pixels: one side is more than {_MOST_ASPECT:,} times the other")
-    plain = image.mode in _PLAIN_MODES and "transparency" not in image.info
-    most = _MOST_BYTES // (_BYTES if plain else _MORE_BYTES)
+    plain = image.format in _PLAIN_FORMATS and image.mode in _PLAIN_MODES and "transparency" not in image.info
+    most = (_MOST_BYTES - _COPIES * len(content)) // (_BYTES if plain else _MORE_BYTES)
+    if any(tile[0] in Image.DECODERS for tile in image.tile[:1]):
+        most = min(most, _MOST_SLOW)
     if width * height > most:
-        raise InputError(f"{width} x {height} pixels, more than the {most:,} that are read of mode {image.mode}")
+        kind = f"{image.format} of mode {image.mode}"
+        raise InputError(f"{width} x {height} pixels, more than the {most:,} that are read of a {kind}")
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tile = [image.tag_v2.get(tag, 1) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
+        if math.prod(tile) > most:
+            raise InputError(f"tiles of {tile[0]} x {tile[1]} pixels, more than the {most:,} that are read")
+    if image.format in ("JPEG", "MPO") and (scans := content.count(_SCAN)) * width * height > _MOST_SCANS:
+        raise InputError(f"{scans:,} scans of {width} x {height} pixels, which would take too long")
     return image
+
+
+def _check_tags(content: bytes) -> None:
+    """InputError for a TIFF with more values in its first directory than fit in memory as objects."""
+    order, big = "<" if content[:1] == b"I" else ">", content[2:4] in (b"+\0", b"\0+")
+    offset, count, entry = ("Q", "Q", "HHQ8x") if big else ("I", "H", "HHI4x")
+    start = struct.unpack_from(order + offset, content, 8 if big else 4)[0]
+    number = struct.unpack_from(order + count, content, start)[0]
+    start, size = start + struct.calcsize("=" + count), struct.calcsize("=" + entry)
+    whole = memoryview(content)[start : min(start + number * size, len(content))]
+    values = 0
+    for _, kind, length in struct.iter_unpack(order + entry, whole[: len(whole) // size * size]):
+        values += length if kind not in _BYTE_STRINGS and length <= len(content) else 0
+    if max(values, number) > _MOST_VALUES:
+        raise InputError(f"its tags have {max(values, number):,} values, more than the {_MOST_VALUES:,} that are read")
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return "so many pixels that it looks like a decompression bomb"
+    if isinstance(error, MemoryError):
+        return f"it takes more than {_MOST_BYTES // 2**20:,} MiB to decode"
     return "not an image of a known format" if isinstance(error, UnidentifiedImageError) else first_line(error)
 
 
@@ -86,10 +121,13 @@ class ImageFiles(Images):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         assert self.labels is not None
-        image = self.image(index)
-        if self.transform is None:
-            return rgb_tensor(image), self.labels[index]
-        return transformed(self.transform, image, str(self.root / self._files[index])), self.labels[index]
+        image, path, label = self.image(index), self.root / self._files[index], self.labels[index]
+        if self.transform is not None:
+            return transformed(self.transform, image, str(path)), label
+        if image.width * image.height > (most := _MOST_BYTES // _MORE_BYTES):
+            size = f"{image.width} x {image.height} pixels"
+            raise BrokenImage(f"cannot load {path}: {size}, more than the {most:,} that are read without a transform")
+        return rgb_tensor(image), label
 
     def image(self, index: int) -> Image.Image:
         """The photograph (an animation's first frame) as upright RGB, before any transform, or BrokenImage."""
@@ -97,8 +135,9 @@ class ImageFiles(Images):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which pixels do not depend on
             try:
-                content = self._folder.read(self._files[index])
-                return upright_rgb(_decoded(content))
+                with memory_limit(_MOST_BYTES):
+                    content = self._folder.read(self._files[index])
+                    return upright_rgb(_decoded(content))
             except _DAMAGED as error:
                 reason = "the file is empty (zero bytes)" if content == b"" else _reason(error)
                 raise BrokenImage(f"cannot load {self.root / self._files[index]}: {reason}") from None
@@ -137,6 +176,17 @@ class _Photo(NamedTuple):
     name: str | None
 
 
+def _skipped(listing: Listing) -> dict[str, str]:
+    """What looks like an image, or may hold some, and is not read; and why."""
+    empty = {folder[:-1] for folder in listing.folders if folder[:-1].lower().endswith(EXTENSIONS)}
+    empty = empty and empty - {str(parent) for file in listing.files for parent in PurePosixPath(file).parents}
+    odd = {file: kind for file, kind in listing.odd.items() if file.lower().endswith((*EXTENSIONS, *_OTHERS, "/"))}
+    odd |= {
+        file: "another format: convert it to JPEG or PNG" for file in listing.files if file.lower().endswith(_OTHERS)
+    }
+    return odd | dict.fromkeys(empty, "a folder")
+
+
 def _from_folders(folder: Folder, listed: list[str]) -> list[_Photo]:
     files = [file for file in listed if file.lower().endswith(EXTENSIONS)]
     flat = [file for file in files if "/" not in file]
@@ -148,11 +198,8 @@ def _from_folders(folder: Folder, listed: list[str]) -> list[_Photo]:
 
 def _from_table(folder: Folder, table: Path) -> list[_Photo]:
     columns, rows = read_table(Folder(table.parent), table.name)
-    name_column = next((column for column in ("class_name", "class") if column in columns), None)
-    if "file" not in columns or (name_column is None and "class_index" not in columns):
-        needs = "it needs file, and class_index, class_name or class"
-        raise InputError(f"{table} has the columns {', '.join(columns) or 'none'}; {needs}")
-    photos = [_from_row(f"{table} line {line}", row, name_column) for line, row in rows]
+    roles = _roles(table, columns, rows)
+    photos = [_from_row(folder, f"{table} line {line}", row, roles) for line, row in rows]
     photos.sort(key=lambda photo: PurePosixPath(photo.file).parts)
     for photo, following in itertools.pairwise(photos):
         if photo.file == following.file:
@@ -162,16 +209,50 @@ def _from_table(folder: Folder, table: Path) -> list[_Photo]:
     return photos
 
 
-def _from_row(position: str, row: dict[str, str | None], name_column: str | None) -> _Photo:
-    file, index, name = row["file"], row.get("class_index"), row.get(name_column or "")
+class _Roles(NamedTuple):
+    """The columns of a table that say a photograph's path, and its class by number or by name."""
+
+    file: str
+    number: str | None
+    name: str | None
+
+
+def _roles(table: Path, columns: list[str], rows: list[tuple[int, dict[str, Any]]]) -> _Roles:
+    files, names = ([column for column in known if column in columns] for known in (_FILE_COLUMNS, _NAME_COLUMNS))
+    index = "class_index" if "class_index" in columns else None
+    if not files or not (names or index or "label" in columns):
+        needs = f"it needs {_either(_FILE_COLUMNS)}, and {_either(('class_index', *_NAME_COLUMNS, 'label'))}"
+        raise InputError(f"{table} has the columns {', '.join(columns) or 'none'}; {needs}")
+    if len(files) > 1 and files[0] != "file":
+        raise InputError(f"{table} has the columns {' and '.join(files)}; call the one with the paths file")
+    if names or index:
+        return _Roles(files[0], index, names[0] if names else None)
+    numbers = [str(row["label"] or "").isdecimal() for _, row in rows]
+    if len(set(numbers)) > 1:
+        first, second = (rows[numbers.index(kind)] for kind in (True, False))
+        both = " and ".join(f"{row['label']!r} in line {line}" for line, row in (first, second))
+        raise InputError(f"{table} has the labels {both}; give numbers or names, not both")
+    return _Roles(files[0], "label", None) if all(numbers) else _Roles(files[0], None, "label")
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _from_row(folder: Folder, position: str, row: dict[str, str | None], roles: _Roles) -> _Photo:
+    file, index, name = (None if column is None else row[column] for column in roles)
+    if file and "\\" in file and file not in folder:
+        file = file.replace("\\", "/")  # as Windows writes paths
     if not file or PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
-        raise InputError(f"{position}: file is {file!r}; give a path inside the folder")
-    if "class_index" in row:
-        if not (index or "").isdecimal():
-            raise InputError(f"{position}: class_index is {index!r}; give a whole number from 0")
+        raise InputError(f"{position}: {roles.file} is {file!r}; give a path inside the folder")
+    file = str(PurePosixPath(file))  # a//b and a/./b are a/b
+    if roles.number is not None:
+        if not (index or "").isdecimal() or int((index or "")[:7]) >= _MOST_CLASSES:
+            advice = f"give a whole number from 0 to {_MOST_CLASSES - 1:,}"
+            raise InputError(f"{position}: {roles.number} is {index!r}; {advice}")
         return _Photo(file, int(index or ""), name or None)
     if not name:
-        raise InputError(f"{position}: {file} has no {name_column}")
+        raise InputError(f"{position}: {file} has no {roles.name}")
     return _Photo(file, None, name)
 
 
@@ -213,13 +294,15 @@ class Photos(ImageFiles):
     """The photographs of a folder, in an order that is the same everywhere; items are (image, label).
 
     A label is an index into `classes`. Labels come from a CSV file, or else from the class folders, sorted by name and
-    searched in depth; in a flat folder every label is -1. Hidden files and folders are ignored. `skipped` lists image
-    files in formats that are not read; a warning counts them.
+    searched in depth; in a flat folder every label is -1. Hidden files and folders are ignored. `skipped` lists what is
+    not read: image files in other formats, what goes by an image's name and is no file (pipes, links to nothing), and
+    folders that cannot be opened or are listed already. A warning counts them.
 
     Args:
         root: a folder, a zip (`photos.zip`), which is read where it is, or a folder in one (`photos.zip/train`).
-        labels: a CSV file (a path from the folder) with a column `file` and one of `class_index`, `class_name` or
-            `class`. By default the folder's `labels.csv`, if there is one.
+        labels: a CSV file (a path from the folder) with a column `file` (or `filename`, `path`, `image`) and one of
+            `class_index`, `class_name`, `class` or `label` (numbers or names). By default the folder's `labels.csv`, if
+            there is one.
         transform: makes an upright RGB image of Pillow's into an item's image; by default float32 (3, H, W) in 0..1.
         classes: the names in the order of their labels: photographs of other classes are left out; with `class_index`
             it only names them.
@@ -239,15 +322,16 @@ class Photos(ImageFiles):
     ) -> None:
         folder, self.skipped = Folder(root), []
         source = folder.path / ("labels.csv" if labels is None else labels)
-        if labels is not None or "labels.csv" in folder:
+        if labels is not None or folder.mentions("labels.csv"):
             photos = _from_table(folder, source)
         else:
-            source, listed = folder.path, folder.files()
-            photos = _from_folders(folder, listed)
-            self.skipped = [file for file in listed if file.lower().endswith(_OTHERS)]
+            source, listing = folder.path, folder.listing()
+            photos, reasons = _from_folders(folder, listing.files), _skipped(listing)
+            self.skipped = sorted(reasons)
         if self.skipped:
-            message = f"{source}: {len(self.skipped)} image file(s) are not read, first {self.skipped[0]}"
-            warnings.warn(f"{message}; convert them to JPEG or PNG", stacklevel=2)
+            first = f"{self.skipped[0]} ({reasons[self.skipped[0]]})"
+            message = f"{source}: {len(self.skipped)} image file(s) or folder(s) are not read, first {first}"
+            warnings.warn(printable(message), stacklevel=2)
         if not photos:
             raise InputError(f"no photographs in {source}; known are {', '.join(EXTENSIONS)}")
         super().__init__(root, *_chosen(source, photos, classes), transform)

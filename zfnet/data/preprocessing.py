@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from zfnet.errors import BrokenImage, InputError, unknown_name
+from zfnet.errors import InputError, unknown_name
 from zfnet.identity import digest
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -28,7 +28,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 Size = tuple[int, int]  # (rows, columns)
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R 601, as in Pillow's mode "L"
-MOST_PIXELS = 2**26  # of an enlarged image: a strip of 1 x 100,000 pixels would take gigabytes
+MOST_PIXELS = 2**26  # that are resized to be cropped: a strip of 1 x 100,000 pixels would take gigabytes
 # what Pillow raises for damaged EXIF, when it reads it and when it writes it back
 _BAD_EXIF = (SyntaxError, struct.error, AttributeError, TypeError, ValueError, KeyError, IndexError, OSError)
 
@@ -60,7 +60,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 def rgb_tensor(image: Image.Image) -> Tensor:
     """An RGB image as float32 (3, H, W) in 0..1."""
-    return _bytes(image).float() / 255
+    return _bytes(image).float().div_(255)
 
 
 def _bytes(image: Image.Image) -> Tensor:
@@ -178,7 +178,7 @@ class Preprocessing:
             if isinstance(self.channels, int):
                 raise InputError(f"photographs have no {self.channels} channels; give arrays (H, W, {self.channels})")
             upright = upright_rgb(image)
-            return _bytes(self._crop(self._resize(upright.convert("L") if self.channels == "grey" else upright)))
+            return _bytes(self._seen(upright.convert("L") if self.channels == "grey" else upright))
         array = isinstance(image, np.ndarray)
         planes = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 0) if array and image.ndim == 3 else image
         valid = planes.ndim == 3 and len(planes) in self._countable
@@ -190,7 +190,7 @@ class Preprocessing:
                 f"give uint8 (H, W, {count}), or a tensor ({count}, H, W)"
             )
         images = [Image.fromarray(plane.numpy()) for plane in self._mixed(planes.cpu())]
-        return torch.stack([torch.from_numpy(np.array(self._crop(self._resize(plane)))) for plane in images])
+        return torch.stack([torch.from_numpy(np.array(self._seen(plane))) for plane in images])
 
     @property
     def _countable(self) -> tuple[int, ...]:
@@ -207,26 +207,27 @@ class Preprocessing:
             return mix.to(torch.uint8).unsqueeze(-3)
         return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue).unsqueeze(-3)
 
-    def _resize(self, image: Image.Image) -> Image.Image:
-        new = self._resized(*image.size)
-        return image if new == image.size else image.resize(new, Image.Resampling[self.interpolation.upper()])
+    def _seen(self, image: Image.Image) -> Image.Image:
+        """What the network sees of an image: it is resized, then cropped."""
+        new, (rows, columns) = self._resized(*image.size), self.image_size
+        left, top = self._corner(*new)
+        box = left, top, left + columns, top + rows
+        if new == image.size:
+            return image.crop(box)
+        interpolation = Image.Resampling[self.interpolation.upper()]
+        if new[0] * new[1] <= MOST_PIXELS:
+            return image.resize(new, interpolation).crop(box)
+        # of a long image only the part that is seen, which has the same pixels but for rounding
+        across, down = image.width / new[0], image.height / new[1]
+        right, bottom = min(box[2] * across, image.width), min(box[3] * down, image.height)
+        return image.resize((columns, rows), interpolation, (left * across, top * down, right, bottom))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """The (width, height) that an image of this width and height is resized to."""
         if self.resize is None or (height, width) == self.image_size:
             return width, height
         short_width, short_height = (width, height) if self.mode == "warp" else (min(width, height),) * 2
-        new_width, new_height = self.resize * width // short_width, self.resize * height // short_height
-        if new_width * new_height > max(MOST_PIXELS, width * height):
-            raise BrokenImage(
-                f"an image of {width} x {height} pixels is too long: with its shortest side at {self.resize} it would"
-                f" have {new_width} x {new_height}"
-            )
-        return new_width, new_height
-
-    def _crop(self, image: Image.Image) -> Image.Image:
-        left, top = self._corner(*image.size)
-        return image.crop((left, top, left + self.image_size[1], top + self.image_size[0]))
+        return self.resize * width // short_width, self.resize * height // short_height
 
     def _corner(self, width: int, height: int) -> tuple[int, int]:
         """Where the central crop begins: left and top."""

@@ -6,13 +6,14 @@ recipe -> loop -> checkpoints, evaluation. Zeiler & Fergus (2014), section 3.
 from zfnet.data.crops import in_memory
 from zfnet.training.checkpoints import Checkpoint, run_identity
 from zfnet.training.evaluation import error_rates, network_input
-from zfnet.training.loop import Diverged, renormalise, train
+from zfnet.training.loop import Diverged, History, renormalise, train
 from zfnet.training.processes import processes
 from zfnet.training.recipe import Recipe
 
 __all__ = [
     "Checkpoint",
     "Diverged",
+    "History",
     "Recipe",
     "error_rates",
     "in_memory",

@@ -4,7 +4,9 @@ A run resumes only from a checkpoint with its own identity and an intact content
 `check_state` compares all of a state with the run before any of it is loaded.
 """
 
+import itertools
 import math
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.errors import InputError
+from zfnet.errors import InputError, first_line
 from zfnet.identity import Damaged, Identity, digest, network_identity, read_sealed, write_sealed
 from zfnet.training.processes import processes
 from zfnet.training.recipe import Recipe
@@ -60,13 +63,15 @@ class Checkpoint:
         """The last intact state; None where there is none. InputError if it is of another run, or none is intact."""
         damage: Damaged | None = None
         for path in (self.path, self.previous):
-            if not path.exists():
+            if not os.path.exists(path):
                 continue
             try:
                 state: dict[str, Any] = read_sealed(path, self.identity, ANEW)
             except Damaged as error:
                 damage = damage or error
                 continue
+            if not isinstance(state, dict):
+                raise InputError(f"{path} is no checkpoint of this run: it holds {_shown(state)}; {ANEW}")
             self.source, self.damaged = path, damage is not None
             if path == self.previous and processes()[0] == 0:
                 reason = "damaged" if damage else "missing"
@@ -83,8 +88,11 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Remove both states."""
-        for path in (self.path, self.previous):
-            path.unlink(missing_ok=True)
+        try:
+            for path in (self.path, self.previous):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot remove {path}: {first_line(error)}") from None
 
 
 # ---- is a state one of this run? -------------------------------------------------------------------------------------
@@ -114,7 +122,7 @@ def check_state(
 ) -> None:
     """InputError unless a run of this model, optimizer, scaler and recipe could have kept this state.
 
-    Nothing is loaded or changed. A checkpoint's digest finds damage; this finds a file that somebody else has made.
+    Nothing is loaded. A checkpoint's digest finds damage; this finds a file that somebody else has made.
 
     Args:
         source: the file of the state, for the error.
@@ -128,7 +136,9 @@ def check_state(
         _check_keys("the position", state["position"], set(position))
         _check_position(state["position"], recipe, steps, _ENTRY | (_VALIDATION if validated else set()))
         done = len(state["position"]["history"]) * steps + state["position"]["step"]
-        _check_optimizer(state["optimizer"], model, optimizer, done)
+        _check_keys("the optimizer", state["optimizer"], {"state", "param_groups"})
+        _check_groups(state["optimizer"]["param_groups"], optimizer.state_dict()["param_groups"])
+        _check_slots(state["optimizer"]["state"], state["model"], model, optimizer, done)
         _check_scaler(state["scaler"], scaler.state_dict())
         _check_mean_image(state["mean_image"], Preprocessing.of(model) if recipe.pixel_mean else None)
     except _Stranger as error:
@@ -171,9 +181,7 @@ def _check_tensor(name: str, value: Any, like: Tensor, least: float = -math.inf)
         raise _Stranger(f"{name} has values that no training gives")
 
 
-def _check_optimizer(value: Any, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    _check_keys("the optimizer", value, {"state", "param_groups"})
-    own, groups, slots = optimizer.state_dict()["param_groups"], value["param_groups"], value["state"]
+def _check_groups(groups: Any, own: list[dict[str, Any]]) -> None:
     if not isinstance(groups, list) or len(groups) != len(own):
         raise _Stranger(f"the optimizer's groups are {_shown(groups)}")
     for group, ours in zip(groups, own, strict=True):
@@ -182,25 +190,39 @@ def _check_optimizer(value: Any, model: nn.Module, optimizer: torch.optim.Optimi
         for key in ours.keys() - {"lr"}:
             if type(group[key]) is not type(ours[key]) or group[key] != ours[key]:
                 raise _Stranger(f"the optimizer's {key} is {_shown(group[key])}, not {_shown(ours[key])}")
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if not isinstance(slots, dict) or not all(type(n) is int and 0 <= n < len(parameters) for n in slots):
+
+
+def _check_slots(
+    slots: Any, weights: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
+) -> None:
+    """What the optimizer keeps of each parameter; each tensor gets a memory of its own."""
+    parameters = dict(enumerate(model.named_parameters()))
+    if not isinstance(slots, dict) or not all(type(n) is int and n in parameters for n in slots):
         raise _Stranger(f"the optimizer's state is {_shown(slots)}")
-    least, memory = _SLOTS[type(optimizer)], set()
-    for n, slot in slots.items():
-        name = f"the optimizer's state of {names[id(parameters[n])]}"
-        _check_keys(name, slot, set(least))
+    least = {} if optimizer.defaults.get("momentum") == 0 else _SLOTS[type(optimizer)]
+    for n, (name, parameter) in parameters.items():
+        where = f"the optimizer's state of {name}"
+        if n not in slots:
+            if least and steps and parameter.requires_grad and not _is_unused(weights[name], parameter.detach()):
+                raise _Stranger(f"{where} is missing")
+            continue
+        slot = slots[n]
+        if not least and isinstance(slot, dict) and all(value is None for value in slot.values()):
+            continue  # some versions of torch keep no momentum under its name
+        _check_keys(where, slot, set(least))
         for key, lowest in least.items():
-            if slot[key] is None and key == "momentum_buffer":  # a parameter without momentum
-                continue
-            like = torch.tensor(0.0) if key == "step" else parameters[n]
-            _check_tensor(f"{key} in {name}", slot[key], like, lowest)
-            storage = slot[key].untyped_storage()  # of its own, because it is not copied
-            if storage.nbytes() != slot[key].nbytes or storage.data_ptr() in memory:
-                raise _Stranger(f"{key} in {name} shares its memory")
-            memory |= {storage.data_ptr()} - {0}
+            _check_tensor(f"{key} in {where}", slot[key], torch.tensor(0.0) if key == "step" else parameter, lowest)
+            slot[key] = slot[key].clone()  # the optimizer takes it as it is, and it may be a view of another
         if "step" in slot and slot["step"] > steps:
-            raise _Stranger(f"step in {name} is {slot['step']:g} of {steps}")
+            raise _Stranger(f"step in {where} is {slot['step']:g} of {steps}")
+
+
+def _is_unused(weight: Tensor, initial: Tensor) -> bool:
+    """Whether a parameter has had no gradient: it is the initial one, but for the length of its filters."""
+    one, other = weight.float(), initial.float().cpu()
+    if one.ndim > 1:  # training shortens the filters of all convolutions
+        one, other = (F.normalize(tensor.flatten(1), dim=1) for tensor in (one, other))
+    return torch.allclose(one, other, rtol=0, atol=1e-6)
 
 
 def _check_scaler(value: Any, own: Mapping[str, Any]) -> None:
@@ -229,6 +251,18 @@ def _check_position(value: dict[str, Any], recipe: Recipe, steps: int, entries: 
     _check_number("its count of errors", value["wrong"], 0, value["count"])
     for key in ("loss", "seconds", "waited"):
         _check_number(f"its {key}", value[key], 0, math.inf)
+    broken = value["broken"]
+    if not isinstance(broken, dict) or not set(broken) <= {"training", "validation"}:
+        raise _Stranger(f"its broken images are {_shown(broken)}")
+    for kind, names in broken.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise _Stranger(f"its broken images of {kind} are {_shown(names)}")
+    if step and not value["count"] and not broken.get("training"):
+        raise _Stranger(f"its count of images is 0 after {step} steps")
+    broken = value["broken"]
+    lists = isinstance(broken, dict) and all(type(names) is list for names in broken.values())
+    if not lists or not all(type(name) is str for name in itertools.chain(broken, *broken.values())):
+        raise _Stranger(f"its broken images are {_shown(broken)}")
 
 
 def _check_mean_image(value: Any, preprocessing: Preprocessing | None) -> None:

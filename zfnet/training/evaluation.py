@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from zfnet.checks import device_and_dtype, evaluating
-from zfnet.data.batches import Batches
+from zfnet.data.batches import Batches, warn_of_broken
 from zfnet.data.crops import crop_size, preprocessing_of, views, with_progress
+from zfnet.errors import InputError
 
 
 def network_input(model: nn.Module, images: Tensor) -> Tensor:
@@ -41,10 +42,16 @@ def error_rates(
         batch_size: images that are run at once.
         workers: processes that read images; None: one for each core, up to eight.
         progress: show a progress bar.
+
+    Images that cannot be read are left out, with a warning; InputError if there is no other.
     """
     models = [models] if isinstance(models, nn.Module) else list(models)
-    wrong, count = count_errors(models, Batches(dataset, batch_size, workers=workers), top, crops, pad, progress)
-    return tuple((wrong / max(count, 1)).tolist())
+    batches = Batches(dataset, batch_size, workers=workers)
+    wrong, count = count_errors(models, batches, top, crops, pad, progress)
+    if not count:
+        raise InputError(f"no image could be read to measure errors on: {(*batches.broken, 'there is none')[0]}")
+    warn_of_broken(batches.broken)
+    return tuple((wrong / count).tolist())
 
 
 def count_errors(

@@ -9,9 +9,9 @@ Zeiler & Fergus (2014), section 3.
 
 import contextlib
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -24,17 +24,28 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from zfnet.checks import check_weights, device_and_dtype
-from zfnet.data.batches import Batches, warn_of_broken
+from zfnet.data.batches import Batches, Broken
 from zfnet.data.crops import augment, crop_size, mean_image, preprocessing_of
 from zfnet.errors import InputError
 from zfnet.files import locked
 from zfnet.training.checkpoints import Checkpoint, check_state, run_identity
 from zfnet.training.evaluation import count_errors, network_input
-from zfnet.training.processes import from_first, processes, total
+from zfnet.training.processes import from_all, from_first, processes, total
 from zfnet.training.recipe import Recipe
 
 SAVE_EVERY = 300.0  # seconds between two checkpoints within an epoch
-History = list[dict[str, float]]  # of each epoch: loss, error rates, speed
+Epochs = list[dict[str, float]]  # of each: loss, error rates, speed
+
+
+class History(Epochs):
+    """Loss, error rates and speed of each epoch of a run.
+
+    `broken` names the images that could not be read, by what they are for: "training" and "validation".
+    """
+
+    def __init__(self, epochs: Epochs, broken: Mapping[str, Sequence[str]]) -> None:
+        super().__init__(epochs)
+        self.broken = {kind: list(names) for kind, names in broken.items()}
 
 
 class Diverged(InputError):
@@ -60,10 +71,12 @@ def train(
     fresh: bool = False,
     workers: int | None = None,
     progress: bool = True,
-    on_epoch: Callable[[History], None] | None = None,
+    allow_broken: bool = False,
+    on_epoch: Callable[[Epochs], None] | None = None,
 ) -> History:
-    """Train a model in place; returns loss and error rates of each epoch.
+    """Train a model in place; returns loss and error rates of each epoch, and the images that could not be read.
 
+    Such images are left out, with a warning that counts them.
     Where `torch.distributed` runs, each process takes its share of every batch.
 
     Args:
@@ -76,11 +89,13 @@ def train(
         fresh: start anew, and remove the checkpoint that is in `folder`.
         workers: processes that read images; None: one for each core, up to eight.
         progress: show progress bars.
+        allow_broken: go on with more than 1 % of the images to train or validate on that cannot be read.
         on_epoch: called with the history so far after each epoch, before its checkpoint.
 
     Raises:
         InputError: for labels beyond the model's classes, a folder with a checkpoint of another run or with a run that
-            is alive, and a loss or weights that are not finite: the last good checkpoint is then kept.
+            is alive, too many images that cannot be read, and a loss or weights that are not finite: the last good
+            checkpoint is then kept.
     """
     recipe = recipe or Recipe()
     rank, world = processes()
@@ -90,7 +105,7 @@ def train(
         raise InputError("the schedule plateau needs validation images; give them, or schedule=cosine")
     if not len(dataset):
         raise InputError("there are no images to train on")
-    run = _Run(model, dataset, validation, recipe, workers, progress and rank == 0, on_epoch)
+    run = _Run(model, dataset, validation, recipe, workers, progress and rank == 0, allow_broken, on_epoch)
     alone = locked(Path(folder, ".lock"), f"is training in {folder}") if folder and rank == 0 else None
     with alone or contextlib.nullcontext():
         if folder and fresh and rank == 0:
@@ -103,13 +118,14 @@ def train(
 class _Position:
     """Where a run is: the epochs that are done, and how far it is in the present one."""
 
-    history: History
+    history: Epochs
     step: int = 0  # of the present epoch
     loss: float = 0.0  # sums over its images so far
     wrong: float = 0.0
     count: float = 0.0
     seconds: float = 0.0
     waited: float = 0.0  # for images
+    broken: dict[str, list[str]] = field(default_factory=dict)  # names of images, as in `History`
 
 
 @dataclass
@@ -122,7 +138,8 @@ class _Run:
     recipe: Recipe
     workers: int | None
     progress: bool
-    on_epoch: Callable[[History], None] | None
+    allow_broken: bool
+    on_epoch: Callable[[Epochs], None] | None
 
     def __post_init__(self) -> None:
         model, recipe = self.model, self.recipe
@@ -132,6 +149,7 @@ class _Run:
         self.optimizer = recipe.make_optimizer(model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.position = _Position([])
+        self._make_broken()
         self.checkpoint: Checkpoint | None = None
         self.saved_at = monotonic()
         self.steps, rest = divmod(len(self.dataset), recipe.batch_size)  # of an epoch
@@ -154,14 +172,24 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.position = _Position(**state["position"])
+            self._make_broken()
         if self.recipe.pixel_mean:
             preprocessing = preprocessing_of(self.model)
             mean = state["mean_image"] if state else None
             if mean is None:
-                mean = mean_image(self.dataset, preprocessing, workers=self.workers, progress=self.progress)
+                reading: Any = {"workers": self.workers, "progress": self.progress, "broken": self.broken["training"]}
+                mean = mean_image(self.dataset, preprocessing, **reading)
             self.model.preprocessing = replace(preprocessing, mean_image=mean)  # type: ignore[assignment]
         devices = [self.device] if self.device.type == "cuda" else None
         self.network = DistributedDataParallel(self.model, devices) if self.world > 1 else self.model
+
+    def _make_broken(self) -> None:
+        datasets = {"training": self.dataset, "validation": self.validation}
+        self.broken = {
+            kind: Broken(kind, len(data), self.allow_broken, self.position.broken.get(kind, ()))
+            for kind, data in datasets.items()
+            if data is not None
+        }
 
     def train(self) -> History:
         history = self.position.history
@@ -169,10 +197,13 @@ class _Run:
             self._epoch(len(history) + 1)
             self._finish_epoch()
         self.model.eval()
-        return history
+        return History(history, self._names())
 
-    def _batches(self, epoch: int) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """What is left of the epoch: this process' share of every batch, ready for the network."""
+    def _names(self) -> dict[str, list[str]]:
+        return {kind: broken.names for kind, broken in self.broken.items()}
+
+    def _batches(self, epoch: int) -> Generator[tuple[int, Tensor, Tensor], None, None]:
+        """What is left of the epoch: its steps, and this process' share of their batches, ready for the network."""
         recipe, start, share = self.recipe, self.position.step, slice(self.rank, None, self.world)
         order = torch.randperm(len(self.dataset), generator=_generator(recipe.seed, epoch))
         chunks = order.split(recipe.batch_size)[: self.steps]
@@ -183,7 +214,14 @@ class _Run:
             indices=torch.cat(shares) if shares else [],
             workers=self.workers,
         )
-        for step, (_, images, labels) in enumerate(batches, start):
+        step_of = torch.zeros(len(self.dataset), dtype=torch.int64)  # a batch may be missing: all its images are broken
+        for number, items in enumerate(shares, start):
+            step_of[items] = number
+        left_out = 0
+        for index, images, labels in batches:
+            self.broken["training"].add(batches.broken[left_out:])
+            left_out = len(batches.broken)
+            step = int(step_of[index[0]])
             size, random = crop_size(self.model, images), _generator(recipe.seed, epoch, step)
             if recipe.pixel_mean:  # the mean at each pixel of the whole image: subtracted before it is cropped
                 images = network_input(self.model, images)
@@ -197,8 +235,8 @@ class _Run:
                 batch_size=len(chunks[step]),
                 share=share,
             )
-            yield network_input(self.model, images), labels
-        warn_of_broken(batches.broken)
+            yield step, network_input(self.model, images), labels
+        self.broken["training"].add(batches.broken)
 
     def _epoch(self, epoch: int) -> None:
         recipe, position = self.recipe, self.position
@@ -216,7 +254,13 @@ class _Run:
             batches = _ahead(batches)
         clock = monotonic()
         with bar, contextlib.closing(batches):
-            for images, labels in batches:
+            for step, images, labels in batches:
+                if step > position.step and self.world > 1:
+                    reason = f"process {self.rank} has no image for step {position.step + 1}"
+                    raise InputError(
+                        f"{reason}: {min(self.broken['training'].names)}; remove the images that are broken"
+                    )
+                position.step = step
                 waited = monotonic() - clock
                 rate = recipe.rate((epoch - 1) * self.steps + position.step, recipe.epochs * self.steps, errors)
                 for group in self.optimizer.param_groups:
@@ -272,7 +316,9 @@ class _Run:
 
     def _finish_epoch(self) -> None:
         position, epoch = self.position, len(self.position.history) + 1
-        count, seconds = max(position.count, 1), max(position.seconds, 1e-9)
+        if not position.count:
+            raise InputError(f"no image of epoch {epoch} could be read, first: {min(self.broken['training'].names)}")
+        count, seconds = position.count, max(position.seconds, 1e-9)
         entry = {"epoch": epoch, "loss": position.loss / count, "train_error": position.wrong / count}
         if self.validation is not None:
             entry |= self._validate()
@@ -284,6 +330,7 @@ class _Run:
         }
         self._check_weights(epoch)
         position.history.append(entry)
+        self._share_broken()
         self.position = _Position(position.history)
         if self.progress and self.validation is not None:
             tqdm.write(f"epoch {epoch}: validation error {entry['validation_error']:.1%}")
@@ -295,8 +342,16 @@ class _Run:
         share = range(self.rank, len(self.validation), self.world)
         batches = Batches(self.validation, 128, indices=share, workers=self.workers)
         wrong, count = count_errors([self.model], batches, (1, 5), progress=self.progress)
+        self.broken["validation"].add(batches.broken)
         top1, top5, images = total(torch.cat([wrong, torch.tensor([count])]).to(self.device)).tolist()
         return {"validation_error": top1 / images, "validation_top5": top5 / images}
+
+    def _share_broken(self) -> None:
+        """Tell every process of the images that another could not read."""
+        for broken in self.broken.values():
+            for names in from_all(broken.names, self.device):
+                broken.add(names)
+            broken.warn(stacklevel=5)
 
     def _check_weights(self, epoch: int) -> None:
         try:
@@ -311,7 +366,7 @@ class _Run:
                     "model": self.model.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(),
-                    "position": asdict(self.position),
+                    "position": asdict(self.position) | {"broken": self._names()},
                     "mean_image": preprocessing_of(self.model).mean_image if self.recipe.pixel_mean else None,
                 }
             )

@@ -26,3 +26,13 @@ def from_first(value: Any, device: torch.device) -> Any:
     if processes()[1] > 1:
         dist.broadcast_object_list(values, device=device)
     return values[0]
+
+
+def from_all(value: Any, device: torch.device) -> list[Any]:
+    """The values that the processes give, in their order."""
+    number, count = processes()
+    values = [value if i == number else None for i in range(count)]
+    for source in range(count if count > 1 else 0):
+        dist.broadcast_object_list(part := [values[source]], src=source, device=device)
+        values[source] = part[0]
+    return values

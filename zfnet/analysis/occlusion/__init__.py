@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from zfnet.analysis.occlusion.incremental import Sweep, make_plan
 from zfnet.analysis.occlusion.readout import Reading, Readout, readout, summed
-from zfnet.checks import Pair, check_images, check_weights, evaluating, pair
+from zfnet.checks import Pair, check_images, check_weights, pair, undifferentiated
 from zfnet.errors import InputError, unknown_name
 from zfnet.graph import Graph, Shapes, graph_of
 
@@ -128,7 +128,7 @@ def occlusion_maps(
     graph = graph_of(model)
     image, grey = _checked(graph, image, fill)
     boxes = square_boxes(pair(image.shape[-2:]), pair(size), pair(step))
-    with evaluating(graph.model):
+    with undifferentiated(graph.model):
         clean, node = _clean(graph, image, layer)
         reader = readout(graph, clean, node, map, score, target)
         if incremental:

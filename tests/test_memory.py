@@ -1,0 +1,45 @@
+"""A limit on memory holds within it, and is gone behind it."""
+
+import os
+import threading
+
+import pytest
+
+from zfnet.data.memory import memory_limit
+
+resource = pytest.importorskip("resource")
+linux = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="only Linux says what a process takes")
+
+
+@linux
+def test_memory_is_refused_within_the_limit_only():
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with memory_limit(2**27):
+        bytearray(2**25)
+        with pytest.raises(MemoryError):
+            bytearray(2**28)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    bytearray(2**28)
+
+
+@linux
+def test_a_limit_that_is_lower_already_stays():
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    with memory_limit(2**28):
+        lower = resource.getrlimit(resource.RLIMIT_DATA)[0]
+        with memory_limit(2**40):
+            assert resource.getrlimit(resource.RLIMIT_DATA)[0] == lower
+    assert resource.getrlimit(resource.RLIMIT_DATA) == (soft, hard)
+
+
+@linux
+def test_other_threads_are_not_refused_memory():
+    before, done = resource.getrlimit(resource.RLIMIT_DATA), threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        with memory_limit(2**20):
+            assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    finally:
+        done.set()
+        thread.join()
