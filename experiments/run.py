@@ -33,9 +33,9 @@ from zfnet.errors import InputError
 from zfnet.identity import digest
 
 
-def run(objects: Objects, below: str | Path = "", swept: Sequence[str] = ()) -> Any:
+def run(experiment: str, words: Sequence[str], below: str | Path = "", swept: Sequence[str] = ()) -> Any:
     """Run one experiment; return what its result.json holds. `swept`: the settings of this point of a sweep."""
-    experiment = objects.config.hydra.runtime.choices.experiment
+    objects = Objects(configured(words), words, run)
     result = objects.experiment(out := objects.folder(experiment) / below)
     with results(out) as folder:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(objects.settings()), encoding="utf-8")
@@ -54,13 +54,14 @@ def task(config: DictConfig) -> None:
         swept = [w.lstrip("+~").removeprefix("experiment.") for w in words if key_of(w) != "out"]
     with in_one_line():
         experiments = suite(configured(words), words)
-        checked = {name: Objects(configured(own), own, run) for name, own in experiments}  # all, before the first runs
         failed = 0
-        with distributed(list(checked)):
-            for name in [*checked]:
+        with distributed([name for name, _ in experiments]):
+            for _, own in experiments if len(experiments) > 1 else ():
+                Objects(configured(own), own, run)  # all are checked before the first runs
+            for name, own in experiments:
                 folder = name if config.out and len(experiments) > 1 else ""
                 try:
-                    run(checked.pop(name), Path(folder, digest(swept)[:8] * bool(swept)), swept)
+                    run(name, own, Path(folder, digest(swept)[:8] * bool(swept)), swept)
                 except InputError as error:
                     if len(experiments) == 1:
                         raise

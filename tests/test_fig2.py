@@ -33,7 +33,7 @@ def test_fig2_writes_what_it_returns(figure):
     out, result = figure
     assert files(out) == {"figure.png", "figure.pdf", "boxes.png", "boxes.pdf", "result.json"}
     assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
-    assert set(result) == {"experiment", "paper", "ours", "settings", "provenance"}
+    assert set(result) == {"experiment", "paper", "ours", "settings", "provenance", "digest"}
     assert set(result["paper"]) == set(result["ours"])
     assert {"versions", "command", "seed", "device", "threads", "started", "seconds"} <= set(result["provenance"])
     assert Image.open(out / "figure.png").width == 600

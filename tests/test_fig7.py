@@ -30,7 +30,7 @@ def test_it_writes_what_it_returns(figure):
     out, result = figure
     assert {path.name for path in out.iterdir()} == {"figure.png", "figure.pdf", "result.json"}
     assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
-    assert set(result) == {"experiment", "paper", "ours", "settings", "provenance"}
+    assert set(result) == {"experiment", "paper", "ours", "settings", "provenance", "digest"}
     assert set(result["paper"]) == set(result["ours"])
     assert Image.open(out / "figure.png").width == 900  # 4.5 inches
 

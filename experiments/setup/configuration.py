@@ -83,13 +83,7 @@ def _composed(words: tuple[str, ...]) -> DictConfig:
     with contextlib.nullcontext() if known else initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             config = compose("config", list(words), return_hydra_config=True)
-        except (
-            ValueError,
-            TypeError,
-            AttributeError,
-            OSError,
-            RecursionError,
-        ) as error:  # which it raises for some odd words
+        except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise InputError(f"cannot read {' '.join(words)}: {first_line(error)}") from None
     if not (config.trust and any(key_of(word) == "trust" for word in words)):  # no file says so for the user
         _check_trust(config)

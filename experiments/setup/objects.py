@@ -60,7 +60,7 @@ class Objects:
     Args:
         config: what `configured` made of the words; it is completed in place.
         words: of the command line, of which those about training are handed to it.
-        run: runs the experiment of such objects: trains a network that is not there yet.
+        run: runs an experiment by its name and words: trains a network that is not there yet.
     """
 
     def __init__(self, config: DictConfig, words: Sequence[str], run: Callable[..., Any]):
@@ -225,7 +225,7 @@ class Objects:
         self._check_layers()
         print(reason, file=sys.stderr)
         words.append(f"++out={path.parent}")
-        self._run(Objects(configured(words), words, self._run))
+        self._run("train", words)
         return path
 
     @staticmethod

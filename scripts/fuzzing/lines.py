@@ -37,7 +37,7 @@ VALUES = (
 )
 DEVICES = listed("cuda:9 cpu meta tpu mps cuda:-1 cpu:3 auto")
 TARGETS = listed("""
-    os.system builtins.eval torch.hub.load torch.os.system zfnet.weights.pickle.loads torch.load subprocess.run os null
+    os.system builtins.eval torch.hub.load torch.os.system zfnet.identity.os.system torch.load subprocess.run os null
     timm.models.load_checkpoint mine.os.system mine.pwned torchvision.datasets.utils.download_url numpy.fromfile [] 1.2
     hydra.utils.instantiate __main__.x torch..nn . torch.nn torch.nn.Linear mine.Net mine.nope torch.nn.Module.__class__
     experiments.output.results._commit experiments.run.command_line zfnet.files.write_atomically ${nope} ${out}
