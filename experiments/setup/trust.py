@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -100,19 +100,21 @@ def named_by_us() -> set[str]:
 
 def exists(package: str) -> bool:
     """Whether a top-level module can be imported; nothing is."""
-    try:
-        return find_spec(package) is not None
-    except (ImportError, ValueError):  # such as __main__
-        return package in sys.modules
+    return package in sys.modules or _spec_of(package) is not None
 
 
 def is_here(package: str) -> bool:
     """Whether the file of a top-level module lies in the current folder, and not elsewhere under the same name."""
-    if not exists(package):
-        return False
-    specs = PathFinder.find_spec(package, [str(Path.cwd())]), find_spec(package)
+    specs = PathFinder.find_spec(package, [str(Path.cwd())]), _spec_of(package)
     here, there = ((spec.origin, list(spec.submodule_search_locations or ())) if spec else None for spec in specs)
     return here is not None and here == there
+
+
+def _spec_of(package: str) -> ModuleSpec | None:
+    try:
+        return find_spec(package)
+    except (ImportError, ValueError):  # such as __main__, which has none
+        return None
 
 
 def _makes(module: str) -> bool:
