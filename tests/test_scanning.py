@@ -104,8 +104,8 @@ class Interrupted(Images):
     def identity(self) -> str:
         return digest(self.images)
 
-    def __init__(self, images: Tensor, at: int):
-        self.images, self.at, self.reads = images, at, 0
+    def __init__(self, images: Tensor, at: int, error: BaseException | type[BaseException] = KeyboardInterrupt):
+        self.images, self.at, self.error, self.reads = images, at, error, 0
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,14 +113,15 @@ class Interrupted(Images):
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         self.reads += 1
         if i == self.at:
-            raise KeyboardInterrupt
+            raise self.error
         return self.images[i], 0
 
 
-def test_interrupted_goes_on_where_it_was(model, images, tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt, InputError("of another size"), RuntimeError("a worker died")])
+def test_interrupted_goes_on_where_it_was(error, model, images, tmp_path: Path) -> None:
     state, whole = tmp_path / "scan.safetensors", scan(model, images, LAYERS, 5, progress=False)
-    dataset = Interrupted(images, at=13)
-    with pytest.raises(KeyboardInterrupt):
+    dataset = Interrupted(images, 13, error)
+    with pytest.raises(error if isinstance(error, type) else type(error)):
         scan(model, dataset, LAYERS, 5, batch_size=4, state=state, progress=False)
     assert state.exists()
     dataset.at, dataset.reads = -1, 0

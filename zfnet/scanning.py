@@ -162,7 +162,7 @@ def scan(
                 if monotonic() - saved_at > SAVE_EVERY:
                     save()
                     saved_at = monotonic()
-    except KeyboardInterrupt:
+    except BaseException:  # an error as well: a worker that died at the end of a long scan
         save()
         raise
     if not reached.tops:
