@@ -441,6 +441,22 @@ def test_bad_input_is_one_clear_line(model, images, change: dict, message: str) 
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_what_a_fresh_scan_replaces_is_removed_before_it_begins(model, images, tmp_path: Path) -> None:
+    state = tmp_path / "scan"
+    scan(model, images, ["relu1"], state=state, keep_state=True, progress=False)
+    with pytest.raises(InputError, match="none of the 0 images"):
+        scan(model, images, ["relu1"], state=state, fresh=True, indices=[], progress=False)
+    assert not state.exists()
+    with pytest.raises(InputError, match="cannot remove"):
+        scan(model, images, ["relu1"], state=tmp_path, fresh=True, progress=False)
+
+
+@pytest.mark.parametrize("indices", ["12", 3, [[1, 2], [3, 4]], [None]])
+def test_malformed_indices(model, images, indices) -> None:
+    with pytest.raises(InputError, match="give whole numbers"):
+        scan(model, images, ["relu1"], indices=indices, progress=False)
+
+
 def test_nan_in_the_weights_is_named(images) -> None:
     model = network()
     model.conv3.weight.data[0, 0, 0, 0] = torch.nan
