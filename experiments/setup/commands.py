@@ -12,7 +12,17 @@ from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from experiments.setup.configuration import CONF, OBJECTS, add_model, arguments_of, configured, key_of, look_up, suite
+from experiments.setup.configuration import (
+    CONF,
+    OBJECTS,
+    add_model,
+    arguments_of,
+    configured,
+    has_file,
+    key_of,
+    look_up,
+    suite,
+)
 from zfnet.errors import InputError, unknown_name
 
 GROUPS = {"experiment": "experiment", "model": "model", "data": "data set", "train": "train"}
@@ -58,7 +68,9 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
     for word, override in overrides.items():
         if override.is_delete():
             raise InputError(f"{word}: no setting is left out; give another value, key=value")
-        if override.key_or_group in GROUPS:
+        if override.package is not None:
+            raise InputError(f"{word}: a group stays in its place; give it without @{override.package}")
+        if override.key_or_group in GROUPS or "/" in override.key_or_group:
             _choices(override)
     groups = [w for w, o in overrides.items() if o.key_or_group in (*GROUPS, ARCHITECTURE, "trust")]
     single = [w for w, o in overrides.items() if w in groups and not o.is_sweep_override()]
@@ -80,8 +92,9 @@ def _choices(override: Override) -> list[str]:
     group, value = override.key_or_group, override.value()
     chosen = list(map(str, value.list if isinstance(value, ChoiceSweep) else [value]))
     for name in chosen:
-        if not (add_model(name) if group == "model" else os.path.exists(CONF / group / f"{name}.yaml")):
-            raise unknown_name(GROUPS[group], name, names(group))
+        known = add_model(name) if group == "model" else has_file(group, name)
+        if not known and not (group.startswith("hydra/") and name.isidentifier()):  # which Hydra looks up
+            raise unknown_name(GROUPS.get(group, group), name, names(group))
     return chosen
 
 

@@ -44,7 +44,7 @@ def made(settings: Any, *arguments: Any, **more: Any) -> Any:
         if isinstance(error.__cause__, TypeError) and "argument" in str(error.__cause__):
             raise InputError(first_line(error.__cause__)) from None
         if error.__cause__ is None or isinstance(error.__cause__, ImportError):  # not found, or not allowed
-            raise InputError(first_line(error)) from None
+            raise InputError(" ".join(str(error).partition("\nfull_key")[0].split())) from None
         raise
 
 
