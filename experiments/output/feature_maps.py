@@ -108,6 +108,15 @@ def check_choice(choose: Any, layers: Sequence[str]) -> None:
     raise InputError(f"choose is {choose!r}; give random, strongest, maps as [0, 5], or maps by layer")
 
 
+def by_number(layer: str, total: int, choose: Any) -> list[int]:
+    """The maps that `choose` gives for a layer by number; none where it gives a way. InputError for one it has not."""
+    maps = choose.get(layer, []) if isinstance(choose, Mapping) else [] if isinstance(choose, str) else choose
+    for m in maps:
+        if type(m) is not int or not 0 <= m < total:
+            raise InputError(f"no map {m!r} in {layer}: there are {total}")
+    return list(maps)
+
+
 def chosen(layer: str, top: TopActivations, count: int, choose: Any, random: torch.Generator) -> list[int]:
     """The maps to draw, at most `count`: by number, by layer and number, or those that are ever above 0.
 
@@ -115,11 +124,7 @@ def chosen(layer: str, top: TopActivations, count: int, choose: Any, random: tor
     """
     total = len(top.value)
     if not isinstance(choose, str):
-        maps = list(choose.get(layer, []) if isinstance(choose, Mapping) else choose)
-        for m in maps:
-            if type(m) is not int or not 0 <= m < total:
-                raise InputError(f"no map {m!r} in {layer}: there are {total}")
-        return maps
+        return by_number(layer, total, choose)
     winners = (top.value > 0).sum(1)
     live = winners.nonzero().flatten()
     if choose == "strongest":

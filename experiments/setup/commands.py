@@ -51,7 +51,11 @@ def parsed(word: str, swept: bool = False) -> tuple[str, Override]:
             hint = f"add -m to run each, or quote it: {key}='\"{value}\"'"
             raise InputError(f"{word} gives several values: {hint}")
     with contextlib.suppress(HydraException):
-        if equals and (not swept or "," not in value) and ({"/", "\\", "~"} & set(value) or os.path.exists(value)):
+        if (
+            equals
+            and (not swept or "," not in value)
+            and ({"/", "\\", "~"} & set(value) or not value.isascii() or os.path.exists(value))
+        ):
             quoted = value.replace("'", "\\'")
             return f"{key}='{quoted}'", parser.parse_override(f"{key}='{quoted}'")
     hint = f"quote special characters, {key}='\"...\"'" if equals else "a setting is written key=value"

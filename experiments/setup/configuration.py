@@ -136,7 +136,8 @@ def refused() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         key = str(getattr(cause, "full_key", None) or "").removeprefix("experiment.")
-        raise InputError(f"{key}: {first_line(cause)}" if key else first_line(cause)) from None
+        what = "give a list, [...]" if "is not a ListConfig" in str(cause) else first_line(cause)
+        raise InputError(f"{key}: {what}" if key else what) from None
 
 
 def schema(target: str) -> Any:
