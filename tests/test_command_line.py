@@ -15,7 +15,8 @@ from PIL import Image
 from torchvision.models import resnet18
 
 from experiments.questions import stripes
-from experiments.setup.commands import names, spelled
+from experiments.setup.choices import names
+from experiments.setup.commands import spelled
 from experiments.setup.configuration import CONF, configured, suite
 from experiments.setup.models import build
 from experiments.setup.objects import Objects

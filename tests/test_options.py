@@ -11,7 +11,8 @@ import torch
 from experiments.ablation import measure
 from experiments.figures import fig2, fig7
 from experiments.setup import networks
-from experiments.setup.commands import names, spelled
+from experiments.setup.choices import names
+from experiments.setup.commands import spelled
 from experiments.setup.configuration import configured
 from experiments.setup.networks import Networks
 from experiments.setup.objects import Objects

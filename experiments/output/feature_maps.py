@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.output.pages import enlarged, hatched
-from experiments.setup.checks import one_of, share
+from experiments.setup.checks import by_number, one_of, share
 from experiments.setup.options import READING, SHOWING, Reading
 from zfnet import Deconvnet, InputError, TopActivations
 from zfnet.checks import pair
@@ -106,15 +106,6 @@ def check_choice(choose: Any, layers: Sequence[str]) -> None:
         if all(isinstance(maps, Sequence) for maps in lists):
             return
     raise InputError(f"choose is {choose!r}; give random, strongest, maps as [0, 5], or maps by layer")
-
-
-def by_number(layer: str, total: int, choose: Any) -> list[int]:
-    """The maps that `choose` gives for a layer by number; none where it gives a way. InputError for one it has not."""
-    maps = choose.get(layer, []) if isinstance(choose, Mapping) else [] if isinstance(choose, str) else choose
-    for m in maps:
-        if type(m) is not int or not 0 <= m < total:
-            raise InputError(f"no map {m!r} in {layer}: there are {total}")
-    return list(maps)
 
 
 def chosen(layer: str, top: TopActivations, count: int, choose: Any, random: torch.Generator) -> list[int]:

@@ -21,7 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from experiments.setup.checks import check_folder
+from experiments.setup.checks import by_number, check_folder
 from experiments.setup.configuration import OBJECTS, check_experiment, check_groups, configured, key_of, refused
 from zfnet import weights
 from zfnet.data.preprocessing import Preprocessing, Stored
@@ -261,7 +261,6 @@ class Objects:
 
     def _check_before_training(self) -> None:
         """InputError for what the experiment would say of its settings only once the network is trained."""
-        from experiments.output.feature_maps import by_number
         from experiments.setup.models import network_of
         from zfnet.graph import Graph
 
