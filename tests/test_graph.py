@@ -384,3 +384,36 @@ def test_a_step_that_fails_without_a_word_is_named_too() -> None:
 
     with pytest.raises(InputError, match=r"^0 \(Silent\) of Sequential fails on .* RuntimeError$"):
         Deconvnet(nn.Sequential(Silent()), rules={Silent: Operation(None)}).record(torch.zeros(1, 3, 4, 4))
+
+
+def test_a_forward_of_ones_own_is_traced_into() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).double()
+    plain = model[0].forward
+    model[0].forward = lambda x: plain(x) * 3
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    deconvnet = Deconvnet(model)
+    recording = deconvnet.record(images, ["0", "1"])
+    assert torch.equal(recording.activations["0"], model[0](images))
+    signal = torch.rand(2, 4, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(
+        deconvnet.project(recording, "1", signal), deconvnet_by_autograd(model, images, "1", signal)
+    )
+
+
+def test_a_block_stands_for_what_it_gives_not_for_what_a_hook_makes_of_it() -> None:
+    block, means = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Conv2d(4, 4, 3)), []
+    block[0].register_forward_hook(lambda module, args, output: means.append(output.mean((2, 3))))
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(Deconvnet(block).record(images, ["0"]).activations["0"], block[0](images))
+
+
+@pytest.mark.parametrize("way", ["torch.compile", "compile"])
+def test_parts_that_are_compiled_are_looked_into(way: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3)))
+    images = torch.randn(2, 3, 8, 8)
+    expected = model(images).detach()
+    if way == "compile":
+        model[1].compile()
+    else:
+        model[1] = torch.compile(model[1])
+    assert torch.equal(Deconvnet(model).record(images, ["1"]).activations["1"], expected)

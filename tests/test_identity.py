@@ -406,6 +406,31 @@ def test_a_fresh_scan_overwrites_the_state_of_another(tmp_path) -> None:
     assert scanned(other, tmp_path)
 
 
+class Scaled(nn.Module):
+    """What it does depends on what neither classes nor settings tell."""
+
+    def __init__(self, scale: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.scale = nn.Conv2d(3, 4, 3), scale
+
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        return self.scale(self.conv(x)) * gain
+
+
+def test_what_a_network_computes_counts(tmp_path) -> None:
+    images, one = torch.rand(6, 3, 8, 8), Graph(Scaled(lambda y: y + 1))
+    arguments: Any = {"dataset": images, "layers": ["mul"], "progress": False, "workers": 0}
+    scan(one, k=2, state=tmp_path / "scan", keep_state=True, **arguments)
+    features(one, folder=tmp_path, **arguments)
+    assert Graph(Scaled(lambda y: y + 1)).identity() == one.identity()
+    for other in (Graph(one.model, gain=2.0), Graph(Scaled(lambda y: y + 2))):
+        with pytest.raises(InputError, match="made with different steps"):
+            scan(other, k=2, state=tmp_path / "scan", **arguments)
+        expected = other.model(images, **other.given_inputs).detach().flatten(1)
+        assert np.allclose(features(other, folder=tmp_path, **arguments)["mul"], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("user", [scanned, computed])
 def test_a_changed_photograph_is_read_again(user, tmp_path) -> None:
     for n in range(4):
@@ -494,7 +519,7 @@ def test_measurements_of_another_run_are_not_read(tmp_path) -> None:
     assert read_again(measured, base("scenes"), base("scenes"), tmp_path / "same") is True
     for name, change in (("seed", with_settings(seed=1)), ("fill", with_settings(fill="blur"))):
         said = read_again(measured, base("scenes"), change(base("scenes")), tmp_path / name)
-        assert "ablation.partial was made with different settings; delete it, or start anew with fresh=True" in said
+        assert f"ablation.partial was made with different {name} (" in said and "start anew with fresh=True" in said
     assert "scan.partial was made with different weights" in read_again(
         measured, base("scenes"), changed_weight(base("scenes")), tmp_path / "weight"
     )

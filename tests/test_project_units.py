@@ -430,3 +430,31 @@ def test_windows_stay_channels_last_where_a_border_is_filled(monkeypatch):
     monkeypatch.setattr(F, "conv2d", noted)
     deconvnet.activations_of(crops, "relu4", units, 224)
     assert formats == {True}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("hooked", ["weight_norm", "spectral_norm", "prune"])
+def test_weights_that_hooks_make_are_those_of_now(hooked: str) -> None:
+    from torch.nn.utils import prune, spectral_norm, weight_norm
+
+    makes = {
+        "weight_norm": weight_norm,
+        "spectral_norm": spectral_norm,
+        "prune": lambda module: prune.l1_unstructured(module, "weight", 0.3),
+    }
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        makes[hooked](nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.MaxPool2d(2), makes[hooked](nn.Conv2d(8, 8, 3))
+    )
+    deconvnet, images, units = Deconvnet(model), torch.rand(2, 3, 24, 24), torch.tensor([[0, 1, 2, 2], [1, 2, 1, 0]])
+    for dtype in (torch.float32, torch.float64):
+        deconvnet.project_units(images, "3", units)
+        model.to(dtype).train()(images.to(dtype)).square().mean().backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= parameter.grad
+        values = deconvnet.project_units(images, "3", units).values
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        expected = model.eval()(images.to(dtype))[tuple(units.T)]
+        torch.testing.assert_close(values, expected.detach())
+        assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())

@@ -104,8 +104,8 @@ class Interrupted(Images):
     def identity(self) -> str:
         return digest(self.images)
 
-    def __init__(self, images: Tensor, at: int):
-        self.images, self.at, self.reads = images, at, 0
+    def __init__(self, images: Tensor, at: int, error: BaseException | type[BaseException] = KeyboardInterrupt):
+        self.images, self.at, self.error, self.reads = images, at, error, 0
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,14 +113,15 @@ class Interrupted(Images):
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         self.reads += 1
         if i == self.at:
-            raise KeyboardInterrupt
+            raise self.error
         return self.images[i], 0
 
 
-def test_interrupted_goes_on_where_it_was(model, images, tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt, InputError("of another size"), RuntimeError("a worker died")])
+def test_interrupted_goes_on_where_it_was(error, model, images, tmp_path: Path) -> None:
     state, whole = tmp_path / "scan.safetensors", scan(model, images, LAYERS, 5, progress=False)
-    dataset = Interrupted(images, at=13)
-    with pytest.raises(KeyboardInterrupt):
+    dataset = Interrupted(images, 13, error)
+    with pytest.raises(error if isinstance(error, type) else type(error)):
         scan(model, dataset, LAYERS, 5, batch_size=4, state=state, progress=False)
     assert state.exists()
     dataset.at, dataset.reads = -1, 0
@@ -438,6 +439,22 @@ def test_bad_input_is_one_clear_line(model, images, change: dict, message: str) 
     with pytest.raises(InputError) as caught:
         scan(model, given["dataset"], given["layers"], given["k"], progress=False)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_a_fresh_scan_replaces_is_removed_before_it_begins(model, images, tmp_path: Path) -> None:
+    state = tmp_path / "scan"
+    scan(model, images, ["relu1"], state=state, keep_state=True, progress=False)
+    with pytest.raises(InputError, match="none of the 0 images"):
+        scan(model, images, ["relu1"], state=state, fresh=True, indices=[], progress=False)
+    assert not state.exists()
+    with pytest.raises(InputError, match="cannot remove"):
+        scan(model, images, ["relu1"], state=tmp_path, fresh=True, progress=False)
+
+
+@pytest.mark.parametrize("indices", ["12", 3, [[1, 2], [3, 4]], [None]])
+def test_malformed_indices(model, images, indices) -> None:
+    with pytest.raises(InputError, match="give whole numbers"):
+        scan(model, images, ["relu1"], indices=indices, progress=False)
 
 
 def test_nan_in_the_weights_is_named(images) -> None:

@@ -203,3 +203,33 @@ def test_the_model_is_run_once_for_each_size() -> None:
     assert runs == [(1, 3, 8, 8), (1, 3, 9, 9)]
     Deconvnet(model, verify=False).record(torch.randn(2, 3, 8, 8))
     assert len(runs) == 2
+
+
+def test_a_hook_that_changes_values_is_refused_and_one_that_reads_them_is_not() -> None:
+    for change in (lambda module, args, output: output * 3, lambda module, args, output: output.data.fill_(3)):
+        for layer in (0, 1, 2):  # also of pooling, which a recording does by itself
+            model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
+            hook = model[layer].register_forward_hook(change)
+            with pytest.raises(InputError, match=f"a forward hook changes what {layer} "):
+                Deconvnet(model).record(IMAGES)
+            hook.remove()
+            seen: list[Any] = []
+            model[layer].register_forward_hook(lambda module, args, output, seen=seen: seen.append(output.numpy()))
+            assert Deconvnet(model).record(IMAGES).activations["2"].shape == (2, 4, 5, 5) and seen
+
+
+def test_lists_that_a_model_keeps_are_left_alone() -> None:
+    def body(self: Any, y: Tensor) -> Tensor:
+        self.seen.append(y)
+        return y
+
+    model = Middle(body)
+    Deconvnet(model).record(IMAGES)
+    assert not model.seen, "nothing of the tracing is left"
+
+    def counting(self: Any, y: Tensor) -> Tensor:
+        self.seen.append(1)
+        return y * len(self.seen)
+
+    with pytest.raises(InputError, match="gives another output when it is called again"):
+        Deconvnet(Middle(counting)).record(IMAGES)

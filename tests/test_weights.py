@@ -724,6 +724,14 @@ SETTINGS = {"size": 10**400, "resize": "a", "channels": 10**9, "scale": [1], "me
 
 
 @pytest.mark.filterwarnings("ignore:.*has no digest")
+def test_metadata_of_another_library_under_our_names_are_not_taken_for_ours(tmp_path):
+    file = tmp_path / "theirs.safetensors"
+    theirs = {"classes": "10", "identity": '"x"', "history": "null", "author": "someone"}
+    safetensors.torch.save_file({"a": torch.zeros(1)}, file, theirs)
+    assert read_metadata(file) == {"author": "someone"}
+
+
+@pytest.mark.filterwarnings("ignore:.*has no digest")
 def test_metadata_of_wrong_types_are_one_line(tmp_path):
     path, how = tmp_path / "w.safetensors", CAFFE.settings
     texts = [json.dumps(how | {name: value}) for name, value in SETTINGS.items()]

@@ -1,6 +1,7 @@
 """What is checked before anything runs, and the state that a model is run in."""
 
 import contextlib
+import copy
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -46,7 +47,9 @@ def in_eval_mode(
     twins = {} if twins is None else twins
     if module not in twins:
         twin = twins[module] = object.__new__(type(module))
-        own = {name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()}
+        own: dict[str, Any] = {
+            n: copy.copy(v) if isinstance(v, dict | list | set) else v for n, v in vars(module).items()
+        }
         if apart:
             for tensors in (own, own["_buffers"]):
                 tensors |= {name: value.clone() for name, value in tensors.items() if isinstance(value, Tensor)}
@@ -54,8 +57,12 @@ def in_eval_mode(
         if getattr(forward, "__self__", None) is module:
             own["forward"] = forward.__func__.__get__(twin)
         own["_modules"] = {
-            name: child and in_eval_mode(child, apart=apart, twins=twins) for name, child in module._modules.items()
+            name: None if child is None else in_eval_mode(child, apart=apart, twins=twins)
+            for name, child in module._modules.items()
         }
+        own.pop("_compiled_call_impl", None)  # it would call the module itself; so would one of `torch.compile`
+        if "_orig_mod" in module._modules:
+            own["forward"] = own["_modules"]["_orig_mod"]
         vars(twin).update(own | {"training": False})
     return twins[module]
 
@@ -64,23 +71,35 @@ def call_in_eval_mode(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """What a module gives in eval mode, whatever mode it is in."""
     if not module.training and not any(child.training for child in module.modules()):
         return module(*args, **kwargs)
-    twin = in_eval_mode(module)
-    before = dict(vars(twin))
-    output = twin(*args, **kwargs)
-    # weights that a hook sets, as weight normalisation does, are read from the module
-    written = {name: value for name, value in vars(twin).items() if value is not before.get(name)}
-    vars(module).update(written)
-    return output
+    return in_eval_mode(module)(*args, **kwargs)
 
 
 @contextlib.contextmanager
 def undifferentiated(model: nn.Module) -> Iterator[None]:
-    """Without gradients, inference mode or autocast, for this thread alone."""
+    """Without gradients, inference mode or autocast, for this thread alone; the weights that hooks make are current."""
     device = device_and_dtype(model)["device"].type
     with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as stack:
         if torch.amp.is_autocast_available(device):
             stack.enter_context(torch.autocast(device, enabled=False))
+        _make_weights(model)
         yield
+
+
+def makes_weights(hook: Any) -> bool:
+    """Whether a hook is one of torch.nn.utils: weight and spectral normalisation, pruning."""
+    return type(hook).__module__.startswith("torch.nn.utils")
+
+
+def _make_weights(model: nn.Module) -> None:
+    """Have hooks make weights of the parameters as these are now: rules read them where no module is called."""
+    for module in model.modules():
+        if hooks := [hook for hook in module._forward_pre_hooks.values() if makes_weights(hook)]:
+            twin = in_eval_mode(module)
+            before = dict(vars(twin))
+            for hook in hooks:
+                hook(twin, ())
+            made = {name: value for name, value in vars(twin).items() if value is not before.get(name)}
+            vars(module).update(made)
 
 
 @contextlib.contextmanager

@@ -87,6 +87,17 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Bi
             part.unlink(missing_ok=True)
 
 
+def remove(*paths: str | os.PathLike[str]) -> None:
+    """Remove files, where there are any; InputError if one cannot be removed."""
+    for path in paths:
+        try:
+            os.unlink(path)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot remove {os.fspath(path)}: {first_line(error)}") from None
+
+
 def sync_folder(folder: Path) -> None:
     """Have the names in a folder survive a loss of power, where the file system can promise that."""
     with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ split into one step for each output.
 
 import inspect
 import operator
+import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from zfnet.aliases import Aliases
 from zfnet.checks import Pair, device_and_dtype, in_eval_mode, pair, undifferentiated
 from zfnet.errors import InputError, first_line, unknown_name
+from zfnet.identity import digest, network_identity
 from zfnet.operations import (
     DECONVNET,
     SIGNATURES,
@@ -105,7 +107,8 @@ class Graph:
         self._channels: int | None = None
 
     def _is_leaf(self, module: nn.Module) -> bool:
-        return type(module) in self.operations or runs_torchs_forward(module)
+        of_its_class = type(module) in self.operations and "forward" not in vars(module)
+        return of_its_class or runs_torchs_forward(module)
 
     def _example(self) -> Tensor:
         """An image of a usual size, at which conditions on sizes are looked up; `shapes` checks them for others."""
@@ -208,6 +211,18 @@ class Graph:
             f"{reader} reads later as {self.names[other]}: write it without the in-place operation"
         )
 
+    def identity(self) -> dict[str, str]:
+        """What the values of the steps depend on: the model's `architecture` and `weights`, and the `steps`.
+
+        The steps tell what classes and settings do not: the code of `forward`, values given to it, functions, hooks.
+        """
+        text = [
+            (self.names[node], node.op, self.operation(node), re.sub(_ADDRESS, "", repr((node.args, node.kwargs))))
+            for node in self.nodes
+        ]
+        with undifferentiated(self.model):
+            return network_identity(self.model) | {"steps": digest(text, self._constants)}
+
     # -- steps by name
 
     @property
@@ -234,7 +249,9 @@ class Graph:
         names = self.layers
         within = [n for n, other in enumerate(names) if other.startswith(f"{name}.")]
         if name and within and within[-1] - within[0] + 1 == len(within):
-            return self._by_name[names[within[-1]]]
+            steps = [self._by_name[names[n]] for n in within]
+            given = [step for step in steps if step.users.keys() - steps]  # a hook may have steps that nobody reads
+            return (given or steps)[-1]
         raise unknown_name(f"layer of {type(self.model).__name__}", name, names)
 
     def check_maps(self, node: fx.Node, output: Any) -> None:
@@ -528,6 +545,7 @@ class Graph:
         return shapes.windows[node]
 
 
+_ADDRESS = r" at 0x[0-9a-f]+"  # in what an object prints, another in each run
 _CONVOLUTIONS = named("nn.Conv2d F.conv2d torch.conv2d nn.ConvTranspose2d F.conv_transpose2d")
 
 

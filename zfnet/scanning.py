@@ -23,8 +23,9 @@ from zfnet.checks import check_images, check_weights, device_and_dtype, undiffer
 from zfnet.data.batches import Batch, Batches
 from zfnet.data.images import Images, as_images
 from zfnet.errors import InputError
+from zfnet.files import remove
 from zfnet.graph import Graph, graph_of
-from zfnet.identity import Identity, digest, network_identity, read_sealed, write_sealed
+from zfnet.identity import Identity, digest, read_sealed, write_sealed
 
 SAVE_EVERY = 30.0  # seconds between two saves of a scan's state
 ANEW = "delete it, or start anew with fresh=True"
@@ -143,7 +144,9 @@ def scan(
     file = None if state is None else Path(state)
     identity = _identity(graph, images, chosen, nodes.values(), k, distinct) if file else {}
     start = _Progress(0, {}, [])
-    if file and not fresh and os.path.exists(file):
+    if file and fresh:
+        remove(file)  # now: what is killed before it saves must not leave the old one
+    elif file and os.path.exists(file):
         content = read_sealed(file, identity, ANEW)
         start = _Progress.of(content, file, graph, [graph.names[node] for node in nodes.values()], k, chosen)
     reached = start
@@ -162,7 +165,7 @@ def scan(
                 if monotonic() - saved_at > SAVE_EVERY:
                     save()
                     saved_at = monotonic()
-    except KeyboardInterrupt:
+    except BaseException:  # an error as well: a worker that died at the end of a long scan
         save()
         raise
     if not reached.tops:
@@ -170,7 +173,7 @@ def scan(
     if keep_state:
         save()
     elif file:
-        file.unlink(missing_ok=True)
+        remove(file)
     tops = {layer: reached.tops[graph.names[node]].to("cpu") for layer, node in nodes.items()}
     return Scan(tops, len(chosen) - len(reached.broken), reached.broken)
 
@@ -191,7 +194,16 @@ def _chosen(indices: Iterable[int] | None, images: int, k: int, distinct: bool) 
         raise InputError(f"k is {k!r}; give a whole number from 1")
     if indices is None and distinct and images < k:
         raise InputError(f"the dataset has {images} images, fewer than k={k}; lower k, or pass distinct=False")
-    return torch.arange(images) if indices is None else torch.as_tensor(list(indices)).unique()
+    if indices is None:
+        return torch.arange(images)
+    try:
+        chosen: Tensor = torch.as_tensor(list(indices))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(f"indices are a {type(indices).__name__}; give whole numbers (N,)") from None
+    if chosen.ndim != 1:
+        raise InputError(f"indices are of shape {tuple(chosen.shape)}; give whole numbers (N,)")
+    unique: Tensor = chosen.unique()
+    return unique
 
 
 class _Progress(NamedTuple):
@@ -238,7 +250,7 @@ def _identity(
     graph: Graph, images: Images, chosen: Tensor, nodes: Iterable[fx.Node], k: int, distinct: bool
 ) -> Identity:
     """What a scan depends on."""
-    return network_identity(graph.model) | {
+    return graph.identity() | {
         "dtype": str(device_and_dtype(graph.model)["dtype"]),
         "images": images.identity(),
         "indices": digest(chosen),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from zfnet.checks import call_in_eval_mode
+from zfnet.checks import call_in_eval_mode, makes_weights
 from zfnet.errors import InputError, unknown_name
 
 _TORCH = "torch.nn.modules"
@@ -34,10 +34,10 @@ _TRACING = threading.Lock()  # fx patches torch.nn.Module while it traces
 def runs_torchs_forward(module: nn.Module) -> bool:
     """Whether a module runs the `forward` of a layer of torch's, the methods that this calls, and no hook but torch's.
 
-    Hooks of torch.nn.utils (weight and spectral normalisation, pruning) set weights; others may change what comes out.
+    Hooks of torch.nn.utils make weights; others may change what comes out.
     """
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    if any(not type(hook).__module__.startswith("torch.nn.utils") for hook in hooks):
+    if not all(map(makes_weights, hooks)):
         return False
     if "forward" in vars(module) or isinstance(module, _CONTAINERS):
         return False

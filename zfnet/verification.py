@@ -30,7 +30,8 @@ def verified(graph: Graph, image: Tensor, wanted: fx.Node) -> dict[fx.Node, Any]
     Raises InputError where they differ.
     """
     for distribution in (torch.randn, torch.rand):  # what gives NaN, such as a root, hides what comes after it
-        noise: Tensor = distribution(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
+        noise = distribution(image.shape, generator=torch.Generator().manual_seed(0), device="cpu")
+        noise = noise.to(image)
         theirs = _observed(graph, noise)
         if not any(bool(tensor.isnan().any()) for tensor in _tensors(theirs.output)):
             break
@@ -40,6 +41,11 @@ def verified(graph: Graph, image: Tensor, wanted: fx.Node) -> dict[fx.Node, Any]
     graph.check_guards(values)
     _check_memory(graph, values)
     for node, call in calls.items():
+        if call.output is not None and call.unhooked is not None and not _alike(call.unhooked, call.output):
+            raise InputError(
+                f"a forward hook changes what {graph.names[node]} ({graph.operation(node)}) of "
+                f"{type(graph.model).__name__} gives: remove it, or make a module of what it does"
+            )
         source = next((n for n in node.all_input_nodes if n in graph.carriers), None)
         if source is not None and source in values:
             _compare(graph, node, "is given", values[source], call.given)
@@ -71,6 +77,7 @@ class _Call:
 
     given: Tensor | None
     output: Tensor | None = None
+    unhooked: Tensor | None = None  # what its forward gave, before any hook
 
 
 @dataclass
@@ -90,7 +97,7 @@ def _observed(graph: Graph, noise: Tensor) -> _Observation:
     twin, observation = in_eval_mode(graph.model, apart=True), _Observation()
     for name in {str(node.target) for node in graph.nodes if node.op == "call_module"}:
         _note_calls(twin.get_submodule(name), observation.calls.setdefault(name, []))
-    attributes = [dict(vars(module)) for module in twin.modules()]
+    attributes = [_attributes(module) for module in twin.modules()]
     held = {name: tensor.clone() for name, tensor in _held(twin).items()}
     observation.output, observation.failure = _run(graph, twin, noise)
     now = _held(twin)
@@ -110,11 +117,20 @@ def _observed(graph: Graph, noise: Tensor) -> _Observation:
     return observation
 
 
-def _holds(module: nn.Module, attributes: Mapping[str, Any]) -> bool:
+def _attributes(module: nn.Module) -> dict[Any, Any]:
+    """A module's attributes, and what its lists, sets and dictionaries hold."""
+    attributes: dict[Any, Any] = dict(vars(module))
+    for name, value in vars(module).items():
+        if isinstance(value, list | set | dict):
+            held = value.items() if isinstance(value, dict) else enumerate(value)
+            attributes |= {(name, key): entry for key, entry in held}
+    return attributes
+
+
+def _holds(module: nn.Module, attributes: Mapping[Any, Any]) -> bool:
     """Whether a module has still these attributes."""
-    return vars(module).keys() == attributes.keys() and all(
-        vars(module)[name] is attributes[name] for name in attributes
-    )
+    now = _attributes(module)
+    return now.keys() == attributes.keys() and all(now[name] is attributes[name] for name in attributes)
 
 
 def _run(graph: Graph, twin: nn.Module, noise: Tensor) -> tuple[Any, str]:
@@ -146,9 +162,15 @@ def _note_calls(module: nn.Module, calls: list[_Call]) -> None:
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         calls.append(_Call(_copy([*args, *kwargs.values()])))
 
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = unnoted(*args, **kwargs)
+        calls[-1].unhooked = _copy(output)
+        return output
+
     def after(module: nn.Module, args: Any, output: Any) -> None:
         calls[-1].output = _copy(output)
 
+    unnoted, module.forward = module.forward, forward
     module.register_forward_pre_hook(before, with_kwargs=True)
     module.register_forward_hook(after)
 

@@ -41,6 +41,8 @@ from zfnet.identity import BLANK, digest, stamped
 SPARE = 2**28  # bytes that a file may hold beside 16 times what the model does: optimizers, averages, double precision
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.")  # DataParallel, Lightning, torch.compile, own wrappers
 
+OURS = {"classes": list, "identity": dict, "history": list}  # metadata that experiments write, and their types
+
 
 # --- weights published under other names
 
@@ -335,4 +337,6 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     with open_regular(path) as file:
         if file.read(9)[8:] != b"{" and path.suffix != ".safetensors":
             return {}
-    return decoded(stored_in(path))
+    metadata = decoded(stored_in(path))
+    # under a name of ours, a value of another type is another library's
+    return {name: value for name, value in metadata.items() if isinstance(value, OURS.get(name, object))}

@@ -30,7 +30,7 @@ from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import Patches
 from zfnet.graph import graph_of
-from zfnet.identity import Identity, digest, network_identity, read_sealed, write_sealed
+from zfnet.identity import Identity, digest, read_sealed, write_sealed
 from zfnet.operations import DECONVNET, DIFFERENTIATED_NORMS, GRADIENT, GUIDED, UNRECTIFIED
 from zfnet.recording import activations
 from zfnet.rendering import GREY, outside, resized, signed_image
@@ -333,7 +333,7 @@ def measure(
     if not any(drawn.values()):
         scan_state.unlink(missing_ok=True)
         raise InputError(f"no feature map of {', '.join(layers)} is ever above 0 on these {tops.images} images")
-    identity = network_identity(model) | {name: str(value) for name, value in protocol.settings.items()}
+    identity = study.deconvnet.graph.identity() | {name: str(value) for name, value in protocol.settings.items()}
     identity |= {
         "images": as_images(data).identity(),
         "judge's weights": digest(judge),

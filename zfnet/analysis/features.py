@@ -30,9 +30,9 @@ from zfnet.data.crops import crop_size, views
 from zfnet.data.images import Images, as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, first_line, unknown_name
-from zfnet.files import locked, open_regular, sync_folder
+from zfnet.files import locked, open_regular, remove, sync_folder
 from zfnet.graph import Graph, graph_of
-from zfnet.identity import Identity, digest, network_identity, read_sealed, write_sealed
+from zfnet.identity import Identity, digest, read_sealed, write_sealed
 from zfnet.training.evaluation import network_input
 
 SAVE_EVERY = 30.0  # seconds between two notes of how far a run has come
@@ -102,7 +102,7 @@ def _files(
         sample = _views(graph.model, images[0][0][None], crops)[0]
         shapes = graph.shapes((sample.shape[-2], sample.shape[-1]), graph.output)
     preprocessing = Preprocessing.of(graph.model)
-    identity = network_identity(graph.model) | {
+    identity = graph.identity() | {
         "preprocessing": digest(preprocessing.settings, preprocessing.mean_image),
         "images": images.identity(),
         "crops": str(crops),
@@ -335,11 +335,7 @@ class _File:
 
     def remove(self) -> None:
         """Remove what there is of these features; InputError if it cannot be."""
-        try:
-            for path in (self.path, self.part, self.note):
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot remove {path}: {first_line(error)}") from None
+        remove(self.path, self.part, self.note)
 
     def row(self, value: Tensor) -> Tensor:
         """What is kept of an output (N, ...): (N, D)."""

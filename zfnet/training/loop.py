@@ -80,7 +80,8 @@ def train(
     Where `torch.distributed` runs, each process takes its share of every batch.
 
     Args:
-        model: to resume a run, give it the architecture and initial weights that the run began with.
+        model: to resume a run, give it the architecture and initial weights that the run began with. What a model
+            keeps from step to step has to be in its `state_dict`, or it is lost when a run resumes.
         dataset: (image, label) by index. Images are float (3, H, W), or uint8, which `model.preprocessing` crops and
             normalises.
         validation: (image, label) by index, to measure error rates on after each epoch.
