@@ -16,6 +16,7 @@ from experiments.setup import terminal
 
 if __name__ == "__main__":
     terminal.understand(terminal.leave)  # the imports below take seconds
+    terminal.stand_somewhere()
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -74,6 +75,7 @@ def task(config: DictConfig) -> None:
 def command_line() -> None:
     path = [sys.path[0], os.environ.get("PYTHONPATH", "")]  # for jobs that a launcher starts elsewhere
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    os.environ["MPLBACKEND"] = "agg"  # no window; a notebook sets its own, which is not installed everywhere
     os.environ["HYDRA_FULL_ERROR"] = "1"  # it raises what it would print on several lines
     with in_one_line():
         sys.path.append(os.getcwd())  # where a network of one's own may lie

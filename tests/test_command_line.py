@@ -15,7 +15,8 @@ from PIL import Image
 from torchvision.models import resnet18
 
 from experiments.questions import stripes
-from experiments.setup.commands import names, spelled
+from experiments.setup.choices import names
+from experiments.setup.commands import spelled
 from experiments.setup.configuration import CONF, configured, suite
 from experiments.setup.models import build
 from experiments.setup.objects import Objects
@@ -527,3 +528,29 @@ def test_the_home_folder_of_weights(model, tmp_path, monkeypatch):
     weights.save(model, tmp_path / "ours.safetensors", classes=["a", "b"])
     assert weights.read_metadata("~/ours.safetensors")["classes"] == ["a", "b"]
     assert weights.load(copy.deepcopy(model), "~/ours.safetensors").preprocessing == model.preprocessing
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["experiment=fig2", "grids=[[1,1]]"], "5 layers and 1 grids"),
+        (["experiment=fig2", "choose=[9]"], "no map 9 in relu1: there are 4"),
+        (["experiment=fig2", "choose={relu3: [4]}"], "no map 4 in relu3: there are 4"),
+        (["experiment=fig2", "k=13"], "the data has 12 images, fewer than k=13"),
+        (["experiment=steps", "map=4"], "no map 4 in relu5: there are 4"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_a_network_cannot_give_is_said_before_it_is_trained(words, says, run, tmp_path):
+    status, lines = run(*words, *TINY, "model.weights=trained")
+    assert status == 2 and len(lines) == 1 and says in lines[0], lines
+    assert not files(tmp_path)
+
+
+def test_a_list_is_asked_for_in_plain_words(run):
+    assert run("experiment=fig5", "images=3") == (2, ["run.py: images: give a list, [...]"])
+
+
+def test_a_name_in_any_script_needs_no_quotes(run, tmp_path):
+    assert run("experiment=stripes", "out=héé") == (0, [])
+    assert (tmp_path / "héé" / "result.json").exists()

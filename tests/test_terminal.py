@@ -86,3 +86,16 @@ def test_too_little_memory_is_a_mistake_of_the_settings(capsys):
     assert ended(error, capsys) == (2, "run.py: not enough memory; give a smaller batch_size, or smaller images\n")
     status, said = ended(RuntimeError("a fault"), capsys)
     assert status == 1 and said.startswith("Traceback")
+
+
+def test_a_current_folder_that_was_deleted(tmp_path):
+    script = f"import os, runpy; os.rmdir(os.getcwd()); runpy.run_path({str(RUN)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "run.py: the current folder was deleted; change to another\n")
+
+
+def test_a_notebooks_backend_is_not_needed(tmp_path):
+    environment = os.environ | {"MPLBACKEND": "module://nowhere.backend"}
+    words = [sys.executable, RUN, "experiment=stripes"]
+    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,11 +1,12 @@
 """What a configuration may call without `trust=true`, and that nothing else is so much as imported."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from experiments.setup.configuration import configured
+from experiments.setup.configuration import CONF, configured
 from experiments.setup.trust import check_trusted, is_trusted, named_by_us
 from zfnet import InputError
 
@@ -66,6 +67,10 @@ THEIRS = [
     "experiments.output.results._commit",
     "experiments.run.command_line",
     "experiments.setup.datasets.sys.exit",
+    "experiments.setup.configuration.configured",
+    "experiments.setup.objects.made",
+    "torch.utils.data.datapipes.gen_pyi.gen_from_template",
+    "torch.utils.data.datapipes.utils.decoder.basichandlers",
     "trust_mine.os.system",
     "trust_mine.call",
     "os",
@@ -133,6 +138,23 @@ def test_a_command_says_what_asks_for_trust(words, here, run, monkeypatch):
 def test_settings_of_hydra_that_call_or_read_are_not_taken(word, run):
     status, lines = run("experiment=stripes", word)
     assert status == 2 and len(lines) == 1 and "no setting 'hydra." in lines[0]
+
+
+@pytest.mark.parametrize("group", ["data", "model", "train", "experiment", "hydra/launcher"])
+def test_a_choice_is_no_path_out_of_conf(group, run, tmp_path, monkeypatch):
+    (tmp_path / "other.yaml").write_text(
+        f"# @package _global_\nhydra: {{job_logging: {{formatters: {{a: {{(): os.mkdir, path: {tmp_path}/x}}}}}}}}"
+    )
+    way = os.path.relpath(tmp_path / "other", CONF / group)
+    for words in ([f"{group}={way}"], [f"{group}='{way}'"], ["-m", f"{group}={way},{way}"]):
+        status, lines = run(*words)
+        assert status == 2 and len(lines) == 1 and "other" in lines[0], lines
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_group_stays_in_its_place(run):
+    status, lines = run("experiment=stripes", "+data@hydra.job_logging=scenes")
+    assert status == 2 and len(lines) == 1 and "without @hydra.job_logging" in lines[0]
 
 
 def test_trust_on_the_command_line(tmp_path, monkeypatch, run):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.output.pages import enlarged, hatched
-from experiments.setup.checks import one_of, share
+from experiments.setup.checks import by_number, one_of, share
 from experiments.setup.options import READING, SHOWING, Reading
 from zfnet import Deconvnet, InputError, TopActivations
 from zfnet.checks import pair
@@ -115,11 +115,7 @@ def chosen(layer: str, top: TopActivations, count: int, choose: Any, random: tor
     """
     total = len(top.value)
     if not isinstance(choose, str):
-        maps = list(choose.get(layer, []) if isinstance(choose, Mapping) else choose)
-        for m in maps:
-            if type(m) is not int or not 0 <= m < total:
-                raise InputError(f"no map {m!r} in {layer}: there are {total}")
-        return maps
+        return by_number(layer, total, choose)
     winners = (top.value > 0).sum(1)
     live = winners.nonzero().flatten()
     if choose == "strongest":

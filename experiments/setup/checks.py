@@ -1,7 +1,7 @@
 """Checks of settings that several experiments share: each says what is wrong and what to give instead."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +59,12 @@ def as_list(layers: str | Sequence[str]) -> list[str]:
     if len({*names}) < len(names):
         raise InputError(f"layers are {', '.join(names)}; give each once")
     return names
+
+
+def by_number(layer: str, total: int, choose: Any) -> list[int]:
+    """The maps that `choose` gives for a layer by number; none where it gives a way. InputError for one it has not."""
+    maps = choose.get(layer, []) if isinstance(choose, Mapping) else [] if isinstance(choose, str) else choose
+    for m in maps:
+        if type(m) is not int or not 0 <= m < total:
+            raise InputError(f"no map {m!r} in {layer}: there are {total}")
+    return list(maps)

@@ -8,26 +8,16 @@ import os
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from experiments.setup.configuration import CONF, OBJECTS, add_model, arguments_of, configured, key_of, look_up, suite
+from experiments.setup.choices import GROUPS, choices
+from experiments.setup.configuration import OBJECTS, arguments_of, configured, key_of, look_up, suite
 from zfnet.errors import InputError, unknown_name
 
-GROUPS = {"experiment": "experiment", "model": "model", "data": "data set", "train": "train"}
 HYDRAS = (["launcher"], ["sweeper"], ["sweep"], ["run"])  # how and where jobs are started
 ARCHITECTURE = "model.architecture._target_"
-
-
-def names(group: str) -> list[str]:
-    """Those of `conf/`; as models, torchvision's classifiers too."""
-    files = {path.stem for path in (CONF / group).glob("*.yaml")}
-    if group == "model":
-        from experiments.setup.models import classifiers
-
-        files |= set(classifiers())
-    return sorted(files)
 
 
 def parsed(word: str, swept: bool = False) -> tuple[str, Override]:
@@ -41,7 +31,11 @@ def parsed(word: str, swept: bool = False) -> tuple[str, Override]:
             hint = f"add -m to run each, or quote it: {key}='\"{value}\"'"
             raise InputError(f"{word} gives several values: {hint}")
     with contextlib.suppress(HydraException):
-        if equals and (not swept or "," not in value) and ({"/", "\\", "~"} & set(value) or os.path.exists(value)):
+        if (
+            equals
+            and (not swept or "," not in value)
+            and ({"/", "\\", "~"} & set(value) or not value.isascii() or os.path.exists(value))
+        ):
             quoted = value.replace("'", "\\'")
             return f"{key}='{quoted}'", parser.parse_override(f"{key}='{quoted}'")
     hint = f"quote special characters, {key}='\"...\"'" if equals else "a setting is written key=value"
@@ -58,8 +52,10 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
     for word, override in overrides.items():
         if override.is_delete():
             raise InputError(f"{word}: no setting is left out; give another value, key=value")
-        if override.key_or_group in GROUPS:
-            _choices(override)
+        if override.package is not None:
+            raise InputError(f"{word}: a group stays in its place; give it without @{override.package}")
+        if override.key_or_group in GROUPS or "/" in override.key_or_group:
+            choices(override)
     groups = [w for w, o in overrides.items() if o.key_or_group in (*GROUPS, ARCHITECTURE, "trust")]
     single = [w for w, o in overrides.items() if w in groups and not o.is_sweep_override()]
     config = configured(single)
@@ -67,22 +63,12 @@ def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
         arguments_of(config.model.architecture)  # it can be imported
     several = [o for o in overrides.values() if o.key_or_group == "experiment" and o.is_sweep_override()]
     known: dict[str, None] = {}
-    for more in [[f"experiment={name}"] for o in several for name in _choices(o)] or [[]]:
+    for more in [[f"experiment={name}"] for o in several for name in choices(o)] or [[]]:
         for _, words_of_one in suite(configured([*single, *more]), [*single, *more]):
             known |= dict.fromkeys(map(str, configured(words_of_one).experiment))
     for name in (*OBJECTS, "_target_"):
         known.pop(name, None)
     return [_addressed(word, override, config, list(known)) for word, override in overrides.items()]
-
-
-def _choices(override: Override) -> list[str]:
-    """The names chosen in a group; InputError for one that it does not have."""
-    group, value = override.key_or_group, override.value()
-    chosen = list(map(str, value.list if isinstance(value, ChoiceSweep) else [value]))
-    for name in chosen:
-        if not (add_model(name) if group == "model" else os.path.exists(CONF / group / f"{name}.yaml")):
-            raise unknown_name(GROUPS[group], name, names(group))
-    return chosen
 
 
 def _addressed(word: str, override: Override, config: DictConfig, known: list[str]) -> str:

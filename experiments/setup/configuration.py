@@ -7,7 +7,6 @@ import contextlib
 import copy
 import inspect
 import logging
-import os
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
@@ -108,9 +107,14 @@ def plain(config: DictConfig, key: str) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
+def has_file(group: str, name: str) -> bool:
+    """Whether `conf/` has a choice of that name in a group, which is no way out of it: `../../other`."""
+    return any(path.stem == name for path in (CONF / group).glob("*.yaml"))
+
+
 def add_model(name: str) -> bool:
     """Make a classifier of torchvision's, or of timm's as timm/NAME, a choice of `model`; False if there is none."""
-    if not os.path.exists(CONF / "model" / f"{name}.yaml"):
+    if not has_file("model", name):
         from experiments.setup.models import settings_of  # a second of import time
 
         if (settings := settings_of(name)) is None:
@@ -132,7 +136,8 @@ def refused() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         key = str(getattr(cause, "full_key", None) or "").removeprefix("experiment.")
-        raise InputError(f"{key}: {first_line(cause)}" if key else first_line(cause)) from None
+        what = "give a list, [...]" if "is not a ListConfig" in str(cause) else first_line(cause)
+        raise InputError(f"{key}: {what}" if key else what) from None
 
 
 def schema(target: str) -> Any:

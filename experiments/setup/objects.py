@@ -21,7 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from experiments.setup.checks import check_folder
+from experiments.setup.checks import by_number, check_folder
 from experiments.setup.configuration import OBJECTS, check_experiment, check_groups, configured, key_of, refused
 from zfnet import weights
 from zfnet.data.preprocessing import Preprocessing, Stored
@@ -44,7 +44,7 @@ def made(settings: Any, *arguments: Any, **more: Any) -> Any:
         if isinstance(error.__cause__, TypeError) and "argument" in str(error.__cause__):
             raise InputError(first_line(error.__cause__)) from None
         if error.__cause__ is None or isinstance(error.__cause__, ImportError):  # not found, or not allowed
-            raise InputError(first_line(error)) from None
+            raise InputError(" ".join(str(error).partition("\nfull_key")[0].split())) from None
         raise
 
 
@@ -220,9 +220,7 @@ class Objects:
             reason = f"{files[0]} was trained otherwise ({changes}): training {path} first; {advice}"
         if self.fresh:
             words.append("++experiment.fresh=true")
-        if "data" in self.asked:
-            self._dataset(made(self.config.model.preprocessing))  # what is wrong with it is said before the training
-        self._check_layers()
+        self._check_before_training()
         print(reason, file=sys.stderr)
         words.append(f"++out={path.parent}")
         self._run("train", words)
@@ -261,17 +259,29 @@ class Objects:
                 advice = "on the command line: model.layers=[...]; experiment=units lists them"
                 raise InputError(f"{error}; {advice}") from None
 
-    def _check_layers(self) -> None:
-        """InputError for a layer of the experiment that the network does not have, before it is trained."""
+    def _check_before_training(self) -> None:
+        """InputError for what the experiment would say of its settings only once the network is trained."""
         from experiments.setup.models import network_of
         from zfnet.graph import Graph
 
-        names = self.settings()["experiment"].get("layers", [self.settings()["experiment"].get("layer")])
+        settings = self.settings()["experiment"]
+        transform = made(self.config.model.preprocessing)
+        if "data" in self.asked:
+            images, k = len(self._dataset(transform)), settings.get("k")
+            if settings.get("distinct") and k > images:
+                raise InputError(f"the data has {images} images, fewer than k={k}; lower k, or give distinct=false")
+        layers = [layer for layer in settings.get("layers", [settings.get("layer")]) if layer]
+        grids = settings.get("grids")
+        if grids and len(grids) != len(layers):
+            raise InputError(f"{len(layers)} layers and {len(grids)} grids; give one, [rows, columns], for each layer")
         architecture = self.config.model.architecture
         classes = {"num_classes": 2} if architecture.get("num_classes", 2) is None else {}
         graph = Graph(network_of(partial(made(architecture), **classes)))
-        for name in filter(None, names):
-            graph.node(name)
+        shapes = graph.shapes(transform.size, graph.output) if layers else {}
+        for layer in layers:
+            if (node := graph.node(layer)) in shapes:
+                by_number(layer, shapes[node][1], settings.get("choose", "random"))
+                by_number(layer, shapes[node][1], [settings["map"]] if type(settings.get("map")) is int else [])
 
     def _count_classes(self) -> int | None:
         """How many classes the weights say they have, or, for random ones that must be told, the data."""
@@ -309,7 +319,10 @@ def distributed(experiments: Sequence[str]) -> Iterator[None]:
         return
     if not set(experiments) <= set(SHARED):
         raise InputError(f"torchrun is for experiment={' and '.join(SHARED)}; run {', '.join(experiments)} with python")
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    except ValueError as error:  # such as WORLD_SIZE without what torchrun sets beside it
+        raise InputError(f"{first_line(error)}; start several processes by torchrun") from None
     try:
         yield
     finally:

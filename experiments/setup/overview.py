@@ -10,7 +10,8 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from experiments.setup.commands import GROUPS, names, spelled
+from experiments.setup.choices import GROUPS, names
+from experiments.setup.commands import spelled
 from experiments.setup.configuration import CONF, configured, key_of
 from experiments.setup.options import Reading, Showing
 

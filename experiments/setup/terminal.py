@@ -39,6 +39,15 @@ def understand(handler: Any) -> None:
             signal.signal(number, handler)
 
 
+def stand_somewhere() -> None:
+    """End in one line where the current folder was deleted, without which torch cannot even be imported."""
+    try:
+        os.getcwd()
+    except OSError:
+        os.write(2, b"run.py: the current folder was deleted; change to another\n")
+        sys.exit(2)
+
+
 class Pipe(io.FileIO):
     """Where output goes; what nobody reads any more, as after `| head`, is dropped, and the work goes on."""
 

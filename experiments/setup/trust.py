@@ -18,25 +18,29 @@ from typing import Any
 
 from zfnet.errors import InputError
 
-# what makes things; beside it the same packages download, load pickles and run compilers
+# what makes things; beside it the same packages download, load pickles, run compilers, and call what a text names
 MAKERS = (
     "zfnet.model",
     "zfnet.switches",
     "zfnet.data",
     "zfnet.training.recipe",
-    "experiments",
+    "experiments.setup.models",
+    "experiments.setup.datasets",
+    "experiments.setup.efficientnet_lite",
     "torch.nn",
     "torch.optim",
-    "torch.utils.data",
+    "torch.utils.data.dataset",
     "torchvision.models",
     "torchvision.datasets",
     "torchvision.transforms",
     "timm.models",
     "timm.layers",
 )
-EXCEPT = ("experiments.run", "experiments.output", "torchvision.datasets.utils")
+EXCEPT = ("torchvision.datasets.utils",)
 PACKAGES = {maker.partition(".")[0] for maker in MAKERS}
-HYDRAS = re.compile(r"hydra\._internal\.core_plugins\.basic_(launcher|sweeper)\.\w+|hydra_plugins\.[\w.]+")
+HYDRAS = re.compile(
+    r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)|hydra_plugins\.[\w.]+"
+)
 NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
