@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from time import sleep
 
 import pytest
 
@@ -30,6 +32,30 @@ def test_a_signal_ends_a_run_in_order(number, status, run, monkeypatch, signals,
     monkeypatch.setattr(stripes, "two_filters", lambda kernel: os.kill(os.getpid(), number))
     assert run("experiment=stripes") == (status, ["run.py: interrupted; the same command goes on from what was saved"])
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_signal_that_comes_in_a_destructor_is_not_lost(run, monkeypatch, signals):
+    class Dying:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            sum(range(10))  # where Python calls the handler
+
+    def draw(kernel):
+        Dying()
+        sleep(30)
+
+    terminal.understand(terminal.stop)
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    monkeypatch.setattr(stripes, "two_filters", draw)
+    with terminal.attended():
+        told = run("experiment=stripes")
+    assert told[0] == 130
+
+
+def test_a_warning_is_one_line(monkeypatch, signals):
+    with terminal.attended():
+        assert warnings.formatwarning("two\nlines", UserWarning, "file.py", 3) == "run.py: two\\nlines\n"
+    assert "file.py" in warnings.formatwarning("two\nlines", UserWarning, "file.py", 3)
 
 
 def test_what_is_ignored_stays_so(signals):

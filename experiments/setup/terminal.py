@@ -9,7 +9,9 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -77,14 +79,25 @@ def outlast() -> None:
             setattr(sys, name, text)
 
 
+def raise_again(ignored: Any) -> None:
+    """Python drops what is raised in a destructor, where Ctrl-C may come too: then it comes once more."""
+    if isinstance(ignored.exc_value, Stopped):
+        threading.Timer(0.1, signal.raise_signal, ignored.exc_value.args).start()
+    else:
+        sys.__unraisablehook__(ignored)
+
+
 @contextlib.contextmanager
 def attended() -> Iterator[None]:
-    """Run with streams and signals as above; at the end nothing is left to save."""
+    """Run with streams and signals as above, and warnings of one line; at the end nothing is left to save."""
     outlast()
     understand(stop)
+    hooks = sys.unraisablehook, warnings.formatwarning
+    sys.unraisablehook, warnings.formatwarning = raise_again, lambda message, *_: line(str(message))  # type: ignore
     try:
         yield
     finally:
+        sys.unraisablehook, warnings.formatwarning = hooks  # type: ignore[assignment]
         understand(leave)
 
 
@@ -113,8 +126,13 @@ def in_one_line() -> Iterator[None]:
 
 
 def say(message: str, before: str = "") -> None:
-    """One line on standard error, whatever is in the message: names of files may hold line feeds and escape codes."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    if len(line) > LONGEST:
-        line = f"{line[: LONGEST * 2 // 3]} ... {line[-LONGEST // 3 :]}"
-    print(f"{before}run.py: {line}", file=sys.stderr)
+    """A line on standard error."""
+    print(before + line(message), end="", file=sys.stderr)
+
+
+def line(message: str) -> str:
+    """One line, whatever is in the message: names of files may hold line feeds and escape codes."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    if len(shown) > LONGEST:
+        shown = f"{shown[: LONGEST * 2 // 3]} ... {shown[-LONGEST // 3 :]}"
+    return f"run.py: {shown}\n"
