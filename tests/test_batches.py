@@ -15,7 +15,7 @@ from zfnet.data.batches import Batches, Broken
 from zfnet.data.images import Images
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.errors import InputError
+from zfnet.errors import BrokenImage, InputError
 
 ANY_WORKERS = pytest.mark.parametrize("workers", [0, 2])
 
@@ -323,3 +323,48 @@ def test_broken_images_are_counted_once_and_too_many_are_refused():
     allowed = Broken("training", 3, True, broken.names[:2])
     with pytest.raises(InputError, match="none of the 3 training image"):
         allowed.add(["c", "a", "b"])
+
+
+class _Own:
+    """A dataset that does not know the protocol; its items are what a function gives."""
+
+    def __init__(self, item) -> None:
+        self.item = item
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, i: int):
+        return self.item(i)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataset_that_raises_stop_iteration_does_not_end_in_silence(workers: int) -> None:
+    data = _Own(lambda i: next(iter(())) if i == 20 else (torch.zeros(3, 4, 4), i))
+    with pytest.raises(InputError, match="item 20: the dataset raised StopIteration"):
+        list(Batches(data, 8, workers=workers))
+
+
+def test_workers_send_images_that_have_a_gradient() -> None:
+    data = _Own(lambda i: (torch.full((3, 4, 4), float(i), requires_grad=True), i))
+    batches = list(Batches(data, 8, workers=1))
+    assert [batch.images[0, 0, 0, 0].item() for batch in batches] == [0, 8, 16]
+
+
+def test_bytes_and_floats_are_no_batch() -> None:
+    data = _Own(lambda i: (torch.ones(3, 4, 4, dtype=torch.uint8 if i == 5 else torch.float32), i))
+    with pytest.raises(
+        InputError, match=r"item 0 is torch\.float32 and item 5 is torch\.uint8; a batch needs one type"
+    ):
+        list(Batches(data, 8, workers=0))
+
+
+def test_broken_images_are_counted_even_if_all_say_the_same() -> None:
+    def item(i: int):
+        if i % 2:
+            raise BrokenImage("cannot be read")
+        return torch.zeros(3, 4, 4), i
+
+    batches = Batches(_Own(item), 8, workers=0)
+    assert sum(len(batch.index) for batch in batches) == 12
+    assert len(set(batches.broken)) == 12 and batches.broken[0] == "item 1: cannot be read"

@@ -100,16 +100,26 @@ def test_in_memory_is_the_dataset_without_its_broken_images() -> None:
     whole = Photographs()
     images, labels = in_memory(whole, limit=48, progress=False).tensors
     assert torch.equal(images, whole.images) and labels.tolist() == [0, 1, 2, 3]
-    with pytest.warns(UserWarning, match=r"^2 image\(s\) could not be read, first: 0\.jpg is torn$"):
+    with pytest.warns(UserWarning, match=r"^2 image\(s\) could not be read, first: item 0: 0\.jpg is torn$"):
         images, labels = in_memory(Photographs(0, 2), limit=48, progress=False).tensors
     assert torch.equal(images, whole.images[[1, 3]]) and labels.tolist() == [1, 3]
     assert in_memory(whole, limit=47, progress=False) is whole
     tensors = TensorDataset(whole.images)
     assert in_memory(tensors, limit=1, progress=False) is tensors
-    with pytest.raises(InputError, match=r"none of the 4 images could be read: 0\.jpg is torn"):
+    with pytest.raises(InputError, match=r"none of the 4 images could be read: item 0: 0\.jpg is torn"):
         in_memory(Photographs(0, 1, 2, 3), limit=48, progress=False)
 
 
 def test_mean_image_of_known_bytes() -> None:
     mean = mean_image(Photographs(), Preprocessing(size=2, resize=2, scale=255), progress=False)
     assert torch.equal(mean, torch.arange(12.0).view(3, 2, 2) + 18)  # images begin at 0, 12, 24 and 36
+
+
+def test_images_are_held_only_if_all_are_alike() -> None:
+    data = [(torch.zeros(3, 8 + i // 64, 8, dtype=torch.uint8), 0) for i in range(80)]
+    with pytest.raises(InputError, match="item 0 is 3 x 8 x 8 and item 64 is 3 x 9 x 8"):
+        in_memory(data, progress=False, workers=0)
+    with pytest.raises(InputError, match="item 0 is 3 x 8 x 8 and item 64 is 3 x 9 x 8"):
+        mean_image(data, Preprocessing(), progress=False, workers=0)
+    with pytest.raises(InputError, match=r"images are torch\.float32, which no mean"):
+        mean_image([(torch.zeros(3, 8, 8), 0)], Preprocessing(), progress=False)

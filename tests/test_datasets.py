@@ -122,9 +122,11 @@ def test_photos_of_a_split_wherever_it_lies(root):
 def test_photos_without_splits(tmp_path):
     put(tmp_path / "flat", "n01/1.JPEG", "n02/2.JPEG")
     for root in (tmp_path / "flat", zipped(tmp_path / "flat", tmp_path / "a.zip")):
-        dataset = configured("photos", root=str(root))
+        dataset = datasets.photos(Preprocessing(size=32, resize=32), root=root)
         assert dataset.labels == [0, 1] and dataset.file(1) == "n02/2.JPEG"
     assert "no folder 'train'" in refused("photos", root=str(root), split="train")
+    with pytest.raises(InputError, match="no folder 'val' of photographs to measure training by: give it, or"):
+        datasets.photos(BYTES, root=root)
 
 
 def test_validation_labels_are_those_of_the_training_set(tmp_path):

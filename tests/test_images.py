@@ -436,3 +436,19 @@ def test_an_image_that_is_too_large_for_a_transform_is_broken():
         transformed(greedy, None, "a.png")
     with pytest.raises(InputError, match=r"a\.png: the transform function raised RecursionError"):
         transformed(endless, 1, "a.png")
+
+
+@pytest.mark.parametrize(
+    ("item", "says"),
+    [
+        ((torch.zeros(3, 4, 4, device="meta"), 0), "item 0 is a sparse, quantised or meta tensor"),
+        ((torch.zeros(3, 4, 4).to_sparse(), 0), "item 0 is a sparse, quantised or meta tensor"),
+        ((torch.zeros(3, 4, 4), 2**70), "the label of item 0 is 1180591620717411303424"),
+        ((Image.new("La", (4, 4)), 0), "cannot load the image of item 0: "),
+        ((Image.new("F", (4, 4)), 0), "cannot load the image of item 0: 32-bit pixels"),
+    ],
+    ids=["meta", "sparse", "huge label", "mode La", "mode F"],
+)
+def test_what_is_no_item_is_named(item, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        read_item(as_images([item]), 0)

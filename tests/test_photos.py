@@ -635,3 +635,11 @@ def test_a_stamp_is_another_once_the_file_was_changed(tmp_path):
     photos(tmp_path, ["b.png"], Image.new("RGB", (4, 3), "blue"))
     after = [Photos(tmp_path).stamp(n) for n in range(2)]
     assert before[0] == after[0] and before[1] != after[1] and len({*before}) == 2
+
+
+def test_a_table_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("zfnet.data.annotations._MOST_VALUES", 40)
+    for text in ("file,label\n" + "a.jpg,0\n" * 11, "file,label" + "," * 15 + "\na.jpg,0\n" * 3):
+        (tmp_path / "labels.csv").write_text(text)
+        with pytest.raises(InputError, match=r"labels.csv has more rows than are read: \d+ of \d+ columns"):
+            Photos(tmp_path)

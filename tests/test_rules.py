@@ -468,3 +468,34 @@ class TestRuleSets:
         ours = self.project(Deconvnet(model, rules=rules), images)
         assert torch.equal(ours, self.project(Deconvnet(model), images))
         assert torch.equal(switches[0], F.max_pool2d(model.conv1(images), 2, return_indices=True)[1])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0), (1, 0, 3, 2)])
+@pytest.mark.parametrize("shape", [(1, 2, 1, 3), (1, 2, 3, 1), (2, 2, 1, 1), (3, 2, 4, 5)])
+def test_batch_norm_scales_a_signal_however_it_lies_in_memory(shape, order) -> None:
+    norm = nn.BatchNorm2d(2).double().eval()
+    norm.running_var.copy_(torch.tensor([0.5, 3.0]))
+    plain = nn.Conv2d(2, 2, 1, bias=False).double()
+    nn.init.dirac_(plain.weight)
+    network = Deconvnet(nn.Sequential(plain, norm))
+    signal = torch.randn(shape).double().permute(order).contiguous()
+    signal = signal.permute([order.index(axis) for axis in range(4)])
+    sent = network.project(network.record(torch.randn(shape).double(), ["1"]), "1", signal)
+    assert_close(sent, signal / (norm.running_var + norm.eps).sqrt().view(1, 2, 1, 1))
+
+
+def test_a_view_of_nothing_is_no_obstacle() -> None:
+    class Nothing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(x[:, :1])
+            F.relu_(y[:, 1:])
+            return y * 2
+
+    images = torch.randn(2, 3, 6, 6).double()
+    network = Deconvnet(nn.Sequential(nn.Conv2d(3, 3, 3).double(), Nothing()))
+    signal = torch.randn(2, 1, 4, 4).double()
+    sent = network.project(network.record(images, ["1.mul"]), "1.mul", signal)
+    expected = F.conv_transpose2d(2 * signal.clamp(min=0), network.graph.model[0].weight[:1])
+    assert_close(sent, expected)
+    with pytest.raises(InputError, match="no window"):
+        network.project_units(images, "1.mul", [[0, 0, 1, 1]])

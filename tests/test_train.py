@@ -171,8 +171,8 @@ def test_a_broken_image_is_left_out_and_named(halves, broken: int) -> None:
         spotty, recipe = Spotty(many, broken), replace(RECIPE, epochs=2)
         history = train(network(), spotty, spotty, recipe, workers=0, progress=False)
     assert history.broken == {
-        "training": [f"cannot load {broken:02d}.png"],
-        "validation": [f"cannot load {broken:02d}.png"],
+        "training": [f"item {broken}: cannot load {broken:02d}.png"],
+        "validation": [f"item {broken}: cannot load {broken:02d}.png"],
     }
     assert len(said) == 2  # once for each, and not every epoch
     assert len(history) == 2
@@ -182,12 +182,15 @@ def test_a_broken_image_is_left_out_and_named(halves, broken: int) -> None:
 def test_more_than_one_percent_are_left_out_only_if_told(halves, role: str) -> None:
     spotty, recipe = Spotty(halves, 3, 5), replace(RECIPE, epochs=1)
     data = (spotty, halves) if role == "training" else (halves, spotty)
-    says = rf"2 of 48 \(4.2%\) {role} image.s. could not be read, first: cannot load 03.png; .* allow_broken=true"
+    says = rf"2 of 48 \(4.2%\) {role} image.s. could not be read, first: item 3: .*03.png; .* allow_broken=true"
     with pytest.raises(InputError, match=says if role == "validation" else r"allow_broken=true"):
         train(network(), *data, recipe, workers=0, progress=False)
     with pytest.warns(UserWarning, match="2 "):
         history = train(network(), *data, recipe, workers=0, progress=False, allow_broken=True)
-    assert history.broken[role] and set(history.broken[role]) == {"cannot load 03.png", "cannot load 05.png"}
+    assert history.broken[role] and set(history.broken[role]) == {
+        "item 3: cannot load 03.png",
+        "item 5: cannot load 05.png",
+    }
     with pytest.raises(InputError, match="none of the 48"):
         train(network(), Spotty(halves, *range(48)), None, recipe, workers=0, progress=False, allow_broken=True)
 
@@ -467,3 +470,16 @@ def test_metrics_say_how_long_the_network_waited_for_images(halves) -> None:
     (slow,) = train(network(), Slow(), recipe=replace(RECIPE, epochs=1), workers=0, progress=False)
     assert slow["seconds"] > 0.32 and slow["waiting"] * slow["seconds"] > 0.3
     assert slow["images_per_second"] == pytest.approx(16 / slow["seconds"])
+
+
+def test_what_cannot_be_trained_on_or_judged_is_one_line(halves) -> None:
+    images, labels = halves.tensors
+    good = TensorDataset(images, labels)
+    for data, checks, says in (
+        (good, TensorDataset(images[:0], labels[:0]), "no images to validate on"),
+        (good, TensorDataset(images, labels - 1), r"labels -1\.\.0 for a network of 2 classes"),
+        (TensorDataset(images.long(), labels), None, "images are torch.int64; give floats, or uint8"),
+        (iter([]), None, "list_iterator has no items by index"),
+    ):
+        with pytest.raises(InputError, match=says):
+            train(network(), data, checks, RECIPE, workers=0, progress=False)

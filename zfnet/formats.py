@@ -103,7 +103,8 @@ def _read_safetensors(path: Path, most: int) -> dict[str, Weights]:
     with reading(path, Exception), safetensors.safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         if DIGEST in stored and digest(tensors) != stored.get(TENSORS):
-            raise Damaged(f"{path} is damaged: its weights do not match their checksum")
+            remedy = "fetch it again, or delete it to train anew"
+            raise Damaged(f"{path} is damaged: its weights do not match their checksum; {remedy}")
     metadata = decoded(stored)
     if "preprocessing" not in stored:
         return {"": Weights(tensors, None, metadata)}

@@ -355,6 +355,8 @@ def moved_window(step: Step) -> Window | None:
     before, after = step.shapes[0], step.output
     if len(step.sources) != 1 or min(len(before), len(after)) < 3 or before[0] != after[0]:
         return None
+    if not before.numel() or not after.numel():  # a view of nothing
+        return None
     numbers = step.call(torch.arange(before.numel()).view(before))
     order, position = numbers // (before[-2] * before[-1]), numbers % (before[-2] * before[-1])
     starts, distances = [], []
@@ -494,8 +496,10 @@ def arithmetic_window(step: Step) -> Window | None:
 def vector_jacobian(call: Callable[..., Tensor], inputs: Sequence[Tensor], signal: Tensor) -> Sequence[Tensor]:
     """The gradient of a step on its own: autograd, at these inputs."""
     with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        return torch.autograd.grad(call(*leaves), leaves, signal, allow_unused=True, materialize_grads=True)
+        # contiguous: torch's batch normalisation gives wrong gradients on processors if the two lie otherwise
+        leaves = [x.detach().contiguous().requires_grad_() for x in inputs]
+        outputs, signal = call(*leaves), signal.contiguous()
+        return torch.autograd.grad(outputs, leaves, signal, allow_unused=True, materialize_grads=True)
 
 
 def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:

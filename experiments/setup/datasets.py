@@ -25,6 +25,7 @@ from zfnet.data.folders import Folder
 from zfnet.data.images import Images, as_images
 from zfnet.data.pascal import Pascal
 from zfnet.data.photos import Photos
+from zfnet.data.preprocessing import Stored
 from zfnet.data.scenes import SPLITS, Scenes
 from zfnet.errors import InputError, first_line, unknown_name
 
@@ -84,11 +85,12 @@ def scenes(
 def photos(
     transform: Transform, /, *, root: str | Path, split: str | None = "val", labels: str | None = None
 ) -> Photos:
-    """Photographs of `root`/`split` if there is such a folder, else all of `root`: to measure on, not to train."""
+    """Photographs of `root`/`split`; to look at, not to train on, all of `root` where there is no such folder."""
     root = Path(root).expanduser()
     home = split and home_of(Folder(root), split)
-    if split == "train" and not home:
-        raise InputError(f"{root} has no folder 'train' of photographs to train on")
+    if split and not home and (split == "train" or isinstance(transform, Stored)):
+        use = "train on" if split == "train" else "measure training by: give it, or validation=train"
+        raise InputError(f"{root} has no folder {split!r} of photographs to {use}")
     return Photos(home.path / split if split and home else root, labels=labels, transform=transform)
 
 

@@ -16,6 +16,7 @@ _MARKS = {
     **dict.fromkeys((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32"),
     **dict.fromkeys((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16"),
 }
+_MOST_VALUES = 2**23  # of a table, which become objects of Python: a row of up to four of them takes 1 KiB
 ENDS = ("ymin", "xmin", "ymax", "xmax")  # in pixels that count from 1; both ends are inside
 
 
@@ -65,7 +66,13 @@ def read_table(folder: Folder, file: str) -> tuple[list[str], list[tuple[int, di
     try:
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         columns = [name.strip().lower() for name in next(lines, [])]
-        rows = [(lines.line_num, values) for values in lines if any(value.strip() for value in values)]
+        rows, count = [], 0
+        for values in lines:
+            if any(value.strip() for value in values):
+                rows.append((lines.line_num, values))
+                count += max(len(columns), len(values), 4)
+            if count > _MOST_VALUES:
+                raise InputError(f"{path} has more rows than are read: {len(rows):,} of {len(columns)} columns")
     except csv.Error as error:
         raise InputError(f"cannot read {path} line {lines.line_num}: {first_line(error)}") from None
     if twice := next((name for name in columns if name and columns.count(name) > 1), None):

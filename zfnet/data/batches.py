@@ -48,6 +48,18 @@ def _check_finite(images: Tensor, index: list[int], dataset: Images) -> None:
                 raise InputError(f"the image of {dataset.name(i)} has values that are not finite")
 
 
+def check_alike(first: Tensor, second: Tensor, *names: str) -> None:
+    """InputError, with their names, for two images that are not of one size and type."""
+    if first.shape != second.shape:
+        what, sizes = "size", [" x ".join(map(str, image.shape)) for image in (first, second)]
+    elif first.dtype != second.dtype:  # bytes in 0..255 would be taken for floats in 0..1
+        what, sizes = "type", [str(image.dtype) for image in (first, second)]
+    else:
+        return
+    both = " and ".join(f"{name} is {size}" for name, size in zip(names, sizes, strict=True))
+    raise InputError(f"{both}; a batch needs one {what}, so give the dataset a transform")
+
+
 class _Reader(Dataset[_Read]):
     """A dataset whose item is a whole batch: the work of a worker."""
 
@@ -64,12 +76,8 @@ class _Reader(Dataset[_Read]):
                 except BrokenImage as error:
                     read.broken.append(str(error))
                     continue
-                if images and image.shape != images[0].shape:
-                    first, second = (" x ".join(map(str, other.shape)) for other in (images[0], image))
-                    raise InputError(
-                        f"{self.dataset.name(read.items[0])} is {first} and {self.dataset.name(i)} is {second};"
-                        " a batch needs one size, so give the dataset a transform"
-                    )
+                if images:
+                    check_alike(images[0], image, self.dataset.name(read.items[0]), self.dataset.name(i))
                 images.append(image)
                 read.items.append(i)
                 read.labels.append(label)

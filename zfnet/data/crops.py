@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from zfnet.data.batches import Batch, Batches, Broken, warn_of_broken
+from zfnet.data.batches import Batch, Batches, Broken, check_alike, warn_of_broken
 from zfnet.data.preprocessing import Preprocessing, Size
 from zfnet.errors import InputError
 
@@ -46,7 +46,7 @@ def in_memory(
     if isinstance(dataset, TensorDataset):
         return dataset
     images, labels, batches = [], [], Batches(dataset, workers=workers)
-    for batch in with_progress(batches, description, progress):
+    for batch in _alike(with_progress(batches, description, progress), batches):
         if batch.images[0].nbytes * len(dataset) > limit:
             return dataset
         images.append(batch.images)
@@ -55,6 +55,16 @@ def in_memory(
         raise InputError(f"none of the {len(dataset)} images could be read: {batches.broken[0]}")
     _tell(batches.broken, broken)
     return TensorDataset(torch.cat(images), torch.cat(labels))
+
+
+def _alike(items: Iterator[Batch], batches: Batches) -> Iterator[Batch]:
+    """The items; InputError for one whose images are of another size or type than those of the first."""
+    first = None
+    for batch in items:
+        first = first or batch
+        names = (batches.dataset.name(int(index[0])) for index in (first.index, batch.index))
+        check_alike(first.images[0], batch.images[0], *names)
+        yield batch
 
 
 def _tell(messages: list[str], broken: Broken | None) -> None:
@@ -78,7 +88,9 @@ def mean_image(
     Images that cannot be read are left out; see `in_memory`.
     """
     total, count, batches = torch.zeros(()), 0, Batches(dataset, workers=workers)
-    for _, images, _ in with_progress(batches, "mean image", progress):
+    for _, images, _ in _alike(with_progress(batches, "mean image", progress), batches):
+        if images.dtype != torch.uint8:
+            raise InputError(f"images are {images.dtype}, which no mean is subtracted from; set pixel_mean=false")
         total, count = total + images.sum(0, dtype=torch.float64), count + len(images)
     _tell(batches.broken, broken)
     if not count:

@@ -14,12 +14,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+from zfnet.data.folders import DAMAGED
 from zfnet.data.preprocessing import Preprocessing, rgb_tensor, upright_rgb
 from zfnet.errors import BrokenImage, InputError, first_line, printable
 from zfnet.identity import digest
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels; ends exclusive
 IMAGE_KEYS, LABEL_KEYS = ("image", "img"), ("label", "labels")  # of items that are mappings
+# what Pillow and zipfile raise for damaged files. Not AttributeError and NameError, which would be our own mistakes
+DAMAGED_IMAGE = (*DAMAGED, SyntaxError, TypeError, Image.DecompressionBombError)
 
 
 class Truth(NamedTuple):
@@ -204,8 +207,20 @@ class ForeignImages(Images):
 
 
 def read_item(images: Images, index: int) -> tuple[Tensor, int]:
-    """An image (C, H, W) and its label, -1 for none; InputError, naming the item, if it is anything else."""
-    return _image_and_label(images[index], images.name(index))
+    """An image (C, H, W) and its label, -1 for none; InputError, naming the item, if it is anything else.
+
+    BrokenImage, naming it too, if it cannot be read: two items never have the same message.
+    """
+    name = images.name(index)
+    try:
+        item = images[index]
+    except BrokenImage as error:
+        if printable(images.file(index) or name) in str(error):
+            raise
+        raise BrokenImage(f"{name}: {error}") from None
+    except StopIteration as error:  # it would end the loop of whoever reads, as if there were no more items
+        raise InputError(f"{name}: the dataset raised StopIteration") from error
+    return _image_and_label(item, name)
 
 
 def image_size(dataset: Any) -> tuple[int, int]:
@@ -235,15 +250,25 @@ def _image_and_label(item: Any, name: str) -> tuple[Tensor, int]:
         image, label = item[0], item[1] if len(item) == 2 else -1
     if isinstance(image, Image.Image):
         grey = image.mode in ("1", "L")
-        image = rgb_tensor(upright_rgb(image))[: 1 if grey else 3]
+        try:
+            image = rgb_tensor(upright_rgb(image))[: 1 if grey else 3]
+        except DAMAGED_IMAGE as error:
+            raise BrokenImage(f"cannot load the image of {name}: {first_line(error)}") from None
     if not isinstance(image, Tensor) or image.ndim != 3:
         kind = f"a tensor {tuple(image.shape)}" if isinstance(image, Tensor) else f"of type {type(image).__name__}"
         raise InputError(f"the image of {name} is {kind}; give a tensor (C, H, W) or an image of Pillow's")
+    if image.is_meta or image.is_quantized or image.layout != torch.strided:
+        raise InputError(
+            f"the image of {name} is a sparse, quantised or meta tensor; give a dense one, with its values"
+        )
     try:
-        return image, operator.index(label)
+        number = operator.index(label)
+        if not -(2**63) <= number < 2**63:
+            raise TypeError
     except TypeError:
         shown = " ".join(repr(label).split())[:60]
         raise InputError(f"the label of {name} is {shown}; give a whole number, or -1 for none") from None
+    return image.detach(), number  # a worker would hang on what has a gradient
 
 
 def transformed(transform: Callable[[Any], Any], image: Any, name: str) -> Any:

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from zfnet.data.annotations import read_annotation, read_table
-from zfnet.data.folders import DAMAGED, Folder, Listing
-from zfnet.data.images import Images, Truth, box_after, transform_identity, transformed
+from zfnet.data.folders import Folder, Listing
+from zfnet.data.images import DAMAGED_IMAGE, Images, Truth, box_after, transform_identity, transformed
 from zfnet.data.memory import memory_limit
 from zfnet.data.preprocessing import rgb_tensor, upright_rgb
 from zfnet.errors import BrokenImage, InputError, first_line, printable, unknown_name
@@ -50,8 +50,6 @@ _MOST_SCANS = (
 )  # pixels times scans of a progressive JPEG, which has about ten: each takes a second for 2**28 pixels
 _MOST_SLOW = 2**23  # pixels where Pillow's decoder is written in Python: of a PNM with another white, a BMP with runs
 _MOST_VALUES = 2**17  # in the tags of a TIFF, such as places of strips and tiles, that become objects of Python
-# what Pillow and zipfile raise for damaged files. Not AttributeError and NameError, which would be our own mistakes
-_DAMAGED = (*DAMAGED, SyntaxError, TypeError, Image.DecompressionBombError)
 
 
 def _decoded(content: bytes) -> Image.Image:
@@ -138,7 +136,7 @@ class ImageFiles(Images):
                 with memory_limit(_MOST_BYTES):
                     content = self._folder.read(self._files[index])
                     return upright_rgb(_decoded(content))
-            except _DAMAGED as error:
+            except DAMAGED_IMAGE as error:
                 reason = "the file is empty (zero bytes)" if content == b"" else _reason(error)
                 raise BrokenImage(f"cannot load {self.root / self._files[index]}: {reason}") from None
 

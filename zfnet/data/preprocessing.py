@@ -65,7 +65,8 @@ def rgb_tensor(image: Image.Image) -> Tensor:
 
 def _bytes(image: Image.Image) -> Tensor:
     """An 8-bit image as uint8 (channels, H, W)."""
-    return torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1).permute(2, 0, 1).contiguous()
+    planes = torch.from_numpy(np.array(image)).reshape(image.height, image.width, len(image.getbands()))
+    return planes.permute(2, 0, 1).contiguous()
 
 
 def _is_number(value: object, above: float) -> bool:

@@ -15,9 +15,18 @@ from zfnet.errors import InputError
 
 def network_input(model: nn.Module, images: Tensor) -> Tensor:
     """Images on the model's device, in the memory format that convolves fastest; uint8 ones normalised."""
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise InputError(f"images are {images.dtype}; give floats, or uint8 for the model's preprocessing")
     target = device_and_dtype(model)
     images = images.to(target["device"]).contiguous(memory_format=torch.channels_last)
     return (preprocessing_of(model).normalise(images) if images.dtype == torch.uint8 else images).to(target["dtype"])
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """InputError for a label that is none of a network's classes."""
+    least, most = int(labels.min()), int(labels.max())
+    if not 0 <= least <= most < classes:
+        raise InputError(f"labels {least}..{most} for a network of {classes} classes: give it as many as there are")
 
 
 def error_rates(
@@ -72,6 +81,7 @@ def count_errors(
             for model in models:
                 for view in views(network_input(model, images), crop_size(model, images), crops, pad):
                     mean = mean + model(view).softmax(1)
+            check_labels(labels, mean.shape[1])
             best = mean.topk(min(max(top), mean.shape[1])).indices.cpu()
             hit = best == labels[:, None]
             wrong += torch.tensor([int((~hit[:, :n].any(1)).sum()) for n in top])

@@ -26,10 +26,11 @@ from tqdm import tqdm
 from zfnet.checks import check_weights, device_and_dtype
 from zfnet.data.batches import Batches, Broken
 from zfnet.data.crops import augment, crop_size, mean_image, preprocessing_of
+from zfnet.data.images import as_images
 from zfnet.errors import InputError
 from zfnet.files import locked
 from zfnet.training.checkpoints import Checkpoint, check_state, run_identity
-from zfnet.training.evaluation import count_errors, network_input
+from zfnet.training.evaluation import check_labels, count_errors, network_input
 from zfnet.training.processes import from_all, from_first, processes, total
 from zfnet.training.recipe import Recipe
 
@@ -104,8 +105,10 @@ def train(
         raise InputError(f"batch_size {recipe.batch_size} cannot be shared by {world} processes")
     if recipe.schedule == "plateau" and validation is None:
         raise InputError("the schedule plateau needs validation images; give them, or schedule=cosine")
-    if not len(dataset):
+    if not len(as_images(dataset)):
         raise InputError("there are no images to train on")
+    if validation is not None and not len(as_images(validation)):
+        raise InputError("there are no images to validate on")
     run = _Run(model, dataset, validation, recipe, workers, progress and rank == 0, allow_broken, on_epoch)
     alone = locked(Path(folder, ".lock"), f"is training in {folder}") if folder and rank == 0 else None
     with alone or contextlib.nullcontext():
@@ -284,11 +287,7 @@ class _Run:
         labels = labels.to(self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.network(images)
-            least, most = int(labels.min()), int(labels.max())
-            if not 0 <= least <= most < logits.shape[1]:
-                raise InputError(
-                    f"labels {least}..{most} for a network of {logits.shape[1]} classes: give it as many as there are"
-                )
+            check_labels(labels, logits.shape[1])
             loss = F.cross_entropy(logits, labels, reduction="sum")
         count = int(total(torch.tensor([len(labels)], device=self.device)))
         self.optimizer.zero_grad(set_to_none=True)
