@@ -132,7 +132,7 @@ def asked(home, monkeypatch) -> Iterator[list[list[str]]]:
 
 def trained(*words: str, asked: list[list[str]] | None = None) -> Path:
     """Where the trained weights are; with `asked`, the words of a training are noted and nothing is trained."""
-    known = spelled(["experiment=fig2", *WORDS, COUNT, *words])
+    known = spelled(["experiment=fig2", "k=2", *WORDS, COUNT, *words])
     train = run if asked is None else lambda experiment, more: asked.append(more)
     return Objects(configured(known), known, train).trained()
 
@@ -200,5 +200,5 @@ def test_the_training_experiment_keeps_a_network_that_was_trained_otherwise(home
 
 def test_an_experiment_says_which_weights_it_takes(home, asked, capsys) -> None:
     few = ["layers=[relu1]", "grids=[[1,1]]", "k=1", "progress=false"]
-    run("fig2", spelled(["experiment=fig2", *WORDS, COUNT, *few]))
+    run("fig2", spelled(["experiment=fig2", "k=2", *WORDS, COUNT, *few]))
     assert capsys.readouterr().out.endswith(f"fig2: outputs/fig2/zfnet_small-scenes, of {USUAL}\n")
