@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -359,3 +360,17 @@ def test_an_error_of_the_run_is_not_said_to_be_the_folders(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write to .*file/out"):
         run(tmp_path / "file" / "out")
+
+
+def test_a_folder_that_is_removed_during_a_run_is_said(tmp_path: Path, capsys) -> None:
+    folder, epochs = tmp_path / "run", []
+
+    def on_epoch(history) -> None:
+        epochs.append(len(history))
+        if len(history) == 2:
+            shutil.rmtree(folder)
+
+    train(network(), images(48), None, RECIPE, folder=folder, progress=False, on_epoch=on_epoch)
+    assert len(epochs) == RECIPE.epochs
+    assert capsys.readouterr().err == f"{folder / 'checkpoint.pt'} was removed during the run; it is written again\n"
+    assert (folder / "checkpoint.pt").exists()

@@ -131,6 +131,22 @@ def test_interrupted_goes_on_where_it_was(error, model, images, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_state_that_is_removed_during_a_scan_is_said(model, images, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(zfnet.scanning, "SAVE_EVERY", 0.0)
+    state = tmp_path / "state"
+
+    class Removing(Interrupted):
+        def __getitem__(self, i: int) -> tuple[Tensor, int]:
+            if i == 9:
+                state.unlink()
+            return super().__getitem__(i)
+
+    settings = {"batch_size": 4, "state": state, "keep_state": True, "progress": False}
+    scan(model, Removing(images, at=-1), LAYERS, 5, **settings)
+    assert capsys.readouterr().err == f"{state} was removed during the scan; it is written again\n"
+    assert state.exists()
+
+
 def test_a_finished_scan_can_be_kept_and_is_then_read(model, images, tmp_path: Path) -> None:
     state, dataset = tmp_path / "scan.safetensors", Interrupted(images, at=-1)
     settings = {"batch_size": 4, "state": state, "progress": False}

@@ -9,6 +9,7 @@ Zeiler & Fergus (2014), Figure 2: the top nine of a feature map over the validat
 """
 
 import os
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
@@ -153,9 +154,15 @@ def scan(
     batches = Batches(images, batch_size, indices=chosen[start.done :], workers=workers)
     bar = tqdm(total=len(chosen), initial=start.done, unit=" images", desc="scan", disable=not progress)
 
+    kept = bool(start.tops)
+
     def save() -> None:
+        nonlocal kept
         if file and reached.tops:
+            if kept and not os.path.exists(file):
+                print(f"{file} was removed during the scan; it is written again", file=sys.stderr)
             write_sealed(file, identity, reached.content())
+            kept = True
 
     saved_at = monotonic()
     try:

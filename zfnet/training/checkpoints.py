@@ -58,6 +58,7 @@ class Checkpoint:
         self.previous = self.path.with_name("checkpoint.previous.pt")
         self.source = self.path  # the file of the state that was read
         self.damaged = False  # whether the last state is, and must not take the place of the one before
+        self.kept = False  # whether this run has a state there
 
     def read(self) -> dict[str, Any] | None:
         """The last intact state; None where there is none. InputError if it is of another run, or none is intact."""
@@ -83,8 +84,10 @@ class Checkpoint:
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Keep a state of this run, and the one before."""
+        if self.kept and not os.path.exists(self.path):
+            print(f"{self.path} was removed during the run; it is written again", file=sys.stderr)
         write_sealed(self.path, self.identity, dict(state), None if self.damaged else self.previous)
-        self.damaged = False
+        self.damaged, self.kept = False, True
 
     def remove(self) -> None:
         """Remove both states."""
