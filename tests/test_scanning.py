@@ -416,7 +416,7 @@ class WithBroken(Images):
 
 def test_broken_images_are_named_and_left_out(model) -> None:
     found = scan(model, WithBroken(), ["relu5"], 9, batch_size=5, progress=False)
-    assert found.broken == ["photo3.jpg is broken: truncated", "photo11.jpg is broken: truncated"]
+    assert found.broken == ["item 3: photo3.jpg is broken: truncated", "item 11: photo11.jpg is broken: truncated"]
     assert found.images == 10
     assert not set(found["relu5"].image.flatten().tolist()) & {3, 11}
 
