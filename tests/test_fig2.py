@@ -130,8 +130,10 @@ def test_fig2_names_broken_images(model, data, tmp_path, capsys):
     torn = Torn("val", 12, size=32, transform=model.preprocessing)
     result = fig2.main(model, torn, tmp_path, layers=["relu1"], grids=[[1, 1]], k=2, width=3, progress=False)
     assert result["ours"]["images"] == 11
-    assert result["ours"]["broken_images"] == ["cannot load 3.jpg: it is torn"]
-    assert "1 image(s) could not be read, first: cannot load 3.jpg" in capsys.readouterr().out
+    assert result["ours"]["broken_images"] == ["item 3 (scenes/val/000003): cannot load 3.jpg: it is torn"]
+    assert (
+        "1 image(s) could not be read, first: item 3 (scenes/val/000003): cannot load 3.jpg" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

@@ -406,7 +406,7 @@ def test_a_fresh_scan_overwrites_the_state_of_another(tmp_path) -> None:
     assert scanned(other, tmp_path)
 
 
-class Scaled(nn.Module):
+class ScaledBy(nn.Module):
     """What it does depends on what neither classes nor settings tell."""
 
     def __init__(self, scale: Callable[[Tensor], Tensor]) -> None:
@@ -419,12 +419,12 @@ class Scaled(nn.Module):
 
 
 def test_what_a_network_computes_counts(tmp_path) -> None:
-    images, one = torch.rand(6, 3, 8, 8), Graph(Scaled(lambda y: y + 1))
+    images, one = torch.rand(6, 3, 8, 8), Graph(ScaledBy(lambda y: y + 1))
     arguments: Any = {"dataset": images, "layers": ["mul"], "progress": False, "workers": 0}
     scan(one, k=2, state=tmp_path / "scan", keep_state=True, **arguments)
     features(one, folder=tmp_path, **arguments)
-    assert Graph(Scaled(lambda y: y + 1)).identity() == one.identity()
-    for other in (Graph(one.model, gain=2.0), Graph(Scaled(lambda y: y + 2))):
+    assert Graph(ScaledBy(lambda y: y + 1)).identity() == one.identity()
+    for other in (Graph(one.model, gain=2.0), Graph(ScaledBy(lambda y: y + 2))):
         with pytest.raises(InputError, match="made with different steps"):
             scan(other, k=2, state=tmp_path / "scan", **arguments)
         expected = other.model(images, **other.given_inputs).detach().flatten(1)

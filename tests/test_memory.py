@@ -1,7 +1,9 @@
 """A limit on memory holds within it, and is gone behind it."""
 
+import functools
 import os
 import threading
+import traceback
 
 import pytest
 
@@ -11,7 +13,27 @@ resource = pytest.importorskip("resource")
 linux = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="only Linux says what a process takes")
 
 
+def alone(test):
+    """The test in a process of its own, which has one thread whatever ran before it."""
+
+    @functools.wraps(test)
+    def run():
+        if not (child := os.fork()):
+            status = 1
+            try:
+                test()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+
+    return run
+
+
 @linux
+@alone
 def test_memory_is_refused_within_the_limit_only():
     before = resource.getrlimit(resource.RLIMIT_DATA)
     with memory_limit(2**27):
@@ -23,10 +45,12 @@ def test_memory_is_refused_within_the_limit_only():
 
 
 @linux
+@alone
 def test_a_limit_that_is_lower_already_stays():
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     with memory_limit(2**28):
         lower = resource.getrlimit(resource.RLIMIT_DATA)[0]
+        assert lower != soft
         with memory_limit(2**40):
             assert resource.getrlimit(resource.RLIMIT_DATA)[0] == lower
     assert resource.getrlimit(resource.RLIMIT_DATA) == (soft, hard)
