@@ -169,6 +169,8 @@ def scan(
         with undifferentiated(graph.model), bar:
             for reached in _whole_batches(graph, set(nodes.values()), batches, chosen, start, k, distinct):
                 bar.update(reached.done - bar.n)
+                if reached.broken:
+                    bar.set_postfix(broken=len(reached.broken), refresh=False)
                 if monotonic() - saved_at > SAVE_EVERY:
                     save()
                     saved_at = monotonic()

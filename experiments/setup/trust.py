@@ -36,7 +36,7 @@ MAKERS = (
     "timm.models",
     "timm.layers",
 )
-EXCEPT = ("torchvision.datasets.utils",)
+EXCEPT = ("torchvision.datasets.utils", "torchvision.datasets.lsun")  # the latter reads pickles
 PACKAGES = {maker.partition(".")[0] for maker in MAKERS}
 HYDRAS = re.compile(
     r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)|hydra_plugins\.[\w.]+"
