@@ -741,3 +741,13 @@ class TestRefusals:
         recording = deconvnet.record(zfnet()[1][:1, :, :64, :64], ["relu1"])
         with pytest.raises(InputError, match=r"no layer of ZFNet 'rellu1' \(did you mean 'relu1'\?\)"):
             deconvnet.project(recording, "rellu1", torch.zeros(1))
+
+
+def test_weights_that_became_nan_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU())
+    network, images = Deconvnet(model), torch.rand(1, 3, 8, 8)
+    network.record(images)
+    with torch.no_grad():
+        model[0].weight[0] = torch.nan
+    with pytest.raises(InputError, match="NaN or infinity in 0"):
+        network.record(images)

@@ -501,6 +501,11 @@ def test_labels_are_numbers_or_names_and_not_both(tmp_path):
     assert Photos(tmp_path).labels == [2, 0] and Photos(tmp_path).classes == ["0", "1", "2"]
     table(tmp_path / "labels.csv", ["image", "label"], ["a.png", "2"], ["z.png", "ant"])
     assert "has the labels '2' in line 2 and 'ant' in line 3; give numbers or names, not both" in refused(tmp_path)
+    for odd in ("-1", "1.0"):  # no class is called so
+        table(tmp_path / "labels.csv", ["image", "label"], ["a.png", "2"], ["z.png", odd])
+        assert f"line 3: label is '{odd}'; give a whole number from 0" in refused(tmp_path)
+    (tmp_path / "labels.csv").write_text("image, label\na.png, ant\nz.png, wasp\n")
+    assert Photos(tmp_path).classes == ["ant", "wasp"]
 
 
 @pytest.mark.parametrize(

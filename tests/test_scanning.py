@@ -438,6 +438,7 @@ def test_model_is_left_as_it_was(images) -> None:
         ({"layers": ["relu55"]}, "no layer of ZFNet 'relu55' (did you mean 'relu5'?)"),
         ({"layers": []}, "at least one layer"),
         ({"layers": "relu5"}, "layers must be a list"),
+        ({"layers": None}, "layers must be a list"),
         ({"layers": ["input"]}, "no layer of ZFNet 'input'"),
         ({"k": 0}, "k is 0"),
         ({"k": 2.5}, "k is 2.5"),
@@ -448,7 +449,21 @@ def test_model_is_left_as_it_was(images) -> None:
         ({"dataset": torch.zeros(9, 3, 8, 8)}, "(1, 3, 8, 8)"),
         ({"dataset": torch.full((9, 3, 64, 64), torch.nan)}, "item 0"),
     ],
-    ids=["layer", "no layer", "string", "input", "k", "k", "loader", "iterator", "bytes", "few", "small", "nan"],
+    ids=[
+        "layer",
+        "no layer",
+        "string",
+        "none",
+        "input",
+        "k",
+        "k",
+        "loader",
+        "iterator",
+        "bytes",
+        "few",
+        "small",
+        "nan",
+    ],
 )
 def test_bad_input_is_one_clear_line(model, images, change: dict, message: str) -> None:
     given = {"dataset": images, "layers": ["relu5"], "k": 9} | change

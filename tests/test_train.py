@@ -390,6 +390,12 @@ def test_bad_recipes_are_one_clear_line(change: dict, message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_images_of_other_channels_are_refused() -> None:
+    data = TensorDataset(torch.zeros(8, 5, 32, 32), torch.zeros(8).long())
+    with pytest.raises(InputError, match=r"fails on images of shape \(8, 5, 32, 32\): .*channels"):
+        train(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(1800, 2)), data, progress=False)
+
+
 def test_labels_beyond_the_classes_are_refused(halves) -> None:
     with pytest.raises(InputError, match=r"labels 0\.\.5"):
         train(network(), TensorDataset(halves.tensors[0], torch.arange(48) % 6), recipe=Recipe(epochs=1, batch_size=48))

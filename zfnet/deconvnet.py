@@ -212,6 +212,7 @@ class Deconvnet:
             layers: None keeps every layer.
         Raises InputError for an unknown layer, NaN, or images that are too small.
         """
+        check_weights(self.model)  # which training may have changed
         with undifferentiated(self.model):
             return record(self.graph, check_images(self.model, images), layers, self._reads_input)
 

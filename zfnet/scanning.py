@@ -189,7 +189,7 @@ def scan(
 
 def _nodes(graph: Graph, layers: Sequence[str | nn.Module]) -> dict[str, fx.Node]:
     """The steps to scan, by the names that the result will have for them."""
-    if isinstance(layers, str | nn.Module):
+    if isinstance(layers, str | nn.Module) or not isinstance(layers, Iterable):
         raise InputError("layers must be a list, also for one layer, as in layers=['relu1']")
     nodes = {graph.name(layer): graph.node(layer) for layer in layers}
     if not nodes:

@@ -64,7 +64,7 @@ def read_table(folder: Folder, file: str) -> tuple[list[str], list[tuple[int, di
     header = text.partition("\n")[0]
     delimiter = next((mark for mark in ",;\t" if mark in header), ",")
     try:
-        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
         columns = [name.strip().lower() for name in next(lines, [])]
         rows, count = [], 0
         for values in lines:

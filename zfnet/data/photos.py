@@ -8,6 +8,7 @@ import io
 import itertools
 import math
 import os
+import re
 import struct
 import warnings
 from collections.abc import Callable, Sequence
@@ -225,7 +226,7 @@ def _roles(table: Path, columns: list[str], rows: list[tuple[int, dict[str, Any]
         raise InputError(f"{table} has the columns {' and '.join(files)}; call the one with the paths file")
     if names or index:
         return _Roles(files[0], index, names[0] if names else None)
-    numbers = [str(row["label"] or "").isdecimal() for _, row in rows]
+    numbers = [re.fullmatch(r"[-+]?[\d.]+", str(row["label"] or "")) is not None for _, row in rows]
     if len(set(numbers)) > 1:
         first, second = (rows[numbers.index(kind)] for kind in (True, False))
         both = " and ".join(f"{row['label']!r} in line {line}" for line, row in (first, second))
@@ -247,6 +248,7 @@ def _from_row(folder: Folder, position: str, row: dict[str, str | None], roles: 
     if roles.number is not None:
         if not (index or "").isdecimal() or int((index or "")[:7]) >= _MOST_CLASSES:
             advice = f"give a whole number from 0 to {_MOST_CLASSES - 1:,}"
+            advice += ", or call the column class_name" * (roles.number == "label")
             raise InputError(f"{position}: {roles.number} is {index!r}; {advice}")
         return _Photo(file, int(index or ""), name or None)
     if not name:

@@ -27,7 +27,7 @@ from zfnet.checks import check_weights, device_and_dtype
 from zfnet.data.batches import Batches, Broken
 from zfnet.data.crops import augment, crop_size, mean_image, preprocessing_of
 from zfnet.data.images import as_images
-from zfnet.errors import InputError
+from zfnet.errors import InputError, first_line
 from zfnet.files import locked
 from zfnet.training.checkpoints import Checkpoint, check_state, run_identity
 from zfnet.training.evaluation import check_labels, count_errors, network_input
@@ -286,7 +286,7 @@ class _Run:
         torch.manual_seed(_generator(recipe.seed, epoch, position.step, self.rank).initial_seed())
         labels = labels.to(self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.network(images)
+            logits = self._logits(images)
             check_labels(labels, logits.shape[1])
             loss = F.cross_entropy(logits, labels, reduction="sum")
         count = int(total(torch.tensor([len(labels)], device=self.device)))
@@ -306,6 +306,16 @@ class _Run:
         position.count += count
         position.step += 1
         return count
+
+    def _logits(self, images: Tensor) -> Tensor:
+        try:
+            logits: Tensor = self.network(images)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            name, shape = type(self.model).__name__, tuple(images.shape)
+            raise InputError(f"{name} fails on images of shape {shape}: {first_line(error)}") from error
+        return logits
 
     def _stop(self, reason: str, epoch: int) -> None:
         rate, path = self.recipe.learning_rate, self.checkpoint and self.checkpoint.path
