@@ -143,13 +143,15 @@ def attempts(kind: str, seeds: Sequence[int]) -> Iterator[tuple[int, str | None,
 
 
 def table(saved: dict[str, Any]) -> str:
-    """What was saved, as Markdown."""
+    """What was saved, as Markdown; outcomes of one kind are one number."""
     rows = ["| | cases | came to | failed | at most, MiB |", "|---|---|---|---|---|"]
     for kind, count in saved.items():
-        outcomes = sorted(count["outcomes"].items(), key=lambda entry: -entry[1])
-        parts = ", ".join(f"{number:,} {outcome}" for outcome, number in outcomes)
-        cells = kind, f"{count['cases']:,}", parts, str(len(count["failures"])), f"{count['peak'] / 2**20:,.0f}"
-        rows.append(f"| {' | '.join(cells)} |")
+        outcomes: Counter[str] = Counter()
+        for outcome, number in count["outcomes"].items():
+            outcomes[outcome.partition(":")[0].partition(";")[0]] += number
+        parts = ", ".join(f"{number:,} {outcome}" for outcome, number in outcomes.most_common())
+        peak = f"{count['peak'] / 2**20:,.0f}" if count["peak"] else "-"
+        rows.append(f"| {kind} | {count['cases']:,} | {parts} | {len(count['failures'])} | {peak} |")
     return "\n".join(rows)
 
 
