@@ -19,8 +19,9 @@ RUN = Path(__file__).resolve().parent.parent / "experiments" / "run.py"
 
 @pytest.fixture
 def signals():
-    """The handlers of signals as they were, afterwards."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """The handlers that Python begins with, whatever the suite was started by; afterwards they are as they were."""
+    begun = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in begun.items()}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -65,7 +66,7 @@ def test_what_is_ignored_stays_so(signals):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_during_the_imports(number, status, tmp_path):
+def test_a_signal_during_the_imports(number, status, signals, tmp_path):
     (tmp_path / "hydra.py").write_text(f"import os\n\nos.kill(os.getpid(), {int(number)})\n")  # the first of them
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, RUN, "--help"], env=environment, capture_output=True, text=True, timeout=120)
