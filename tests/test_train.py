@@ -221,9 +221,9 @@ def test_a_run_of_which_whole_batches_are_broken_goes_on_to_the_same_weights(
 
 
 def test_errors_are_not_measured_on_nothing(halves) -> None:
-    with pytest.raises(InputError, match=r"no image could be read to measure errors on: cannot load 00\.png"):
+    with pytest.raises(InputError, match=r"no image could be read to measure errors on: item 0: cannot load 00\.png"):
         error_rates(network(), Spotty(halves, *range(48)), workers=0)
-    with pytest.warns(UserWarning, match="1 image.s. could not be read, first: cannot load 07.png"):
+    with pytest.warns(UserWarning, match="1 image.s. could not be read, first: item 7: cannot load 07.png"):
         error_rates(network(), Spotty(halves, 7), workers=0)
 
 

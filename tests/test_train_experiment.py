@@ -70,7 +70,7 @@ def test_broken_images_are_named_in_the_result_and_on_the_screen(model, data, tm
         train.main(copy.deepcopy(model), spotty, tmp_path, progress=False, **options)
     with pytest.warns(UserWarning, match="2 training image"):
         result = train.main(copy.deepcopy(model), spotty, tmp_path, progress=False, allow_broken=True, **options)
-    names = sorted(f"cannot load {i}.png" for i in spotty.broken)
+    names = sorted(f"item {i}: cannot load {i}.png" for i in spotty.broken)
     assert result["ours"]["broken_images"] == names
     assert json.loads((tmp_path / "result.json").read_text())["ours"]["broken_images"] == names
     assert f"2 image(s) could not be read, first: {names[0]}" in capsys.readouterr().out
