@@ -26,6 +26,8 @@ from zfnet.errors import InputError, first_line
 _HOST = blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
 _PART = re.compile(rf"\..*\.{_HOST}\.(\d+)\.\d+\.part", re.DOTALL)
 _BYTEARRAY = re.compile(rb"c(builtins|__builtin__)\nbytearray\n")  # as every pickle that torch reads has to say it
+# what zipfile raises where the table of an archive is damaged, or there is none
+NO_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error)
 _NUMBERS = itertools.count()  # threads of a process write under different names
 
 
@@ -126,7 +128,7 @@ def declared_size(file: BinaryIO) -> int:
     try:
         with zipfile.ZipFile(file) as archive:
             return sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error):
+    except NO_ZIP:
         return 0
     finally:
         file.seek(0)
@@ -137,16 +139,7 @@ def makes_bytearrays(file: BinaryIO) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             pickles = [archive.read(name) for name in archive.namelist() if name.lower().endswith(".pkl")]
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-        OSError,
-        EOFError,
-        zlib.error,
-        struct.error,
-    ):
+    except (*NO_ZIP, RuntimeError, EOFError, zlib.error):
         file.seek(0)
         pickles = [file.read()]
     file.seek(0)

@@ -10,7 +10,6 @@ import math
 import os
 import pickle
 import re
-import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, first_line
-from zfnet.files import declared_size, makes_bytearrays, open_regular
+from zfnet.files import NO_ZIP, declared_size, makes_bytearrays, open_regular
 from zfnet.identity import Damaged, digest, is_stamped
 
 MEAN_IMAGE = "preprocessing.mean_image"  # among the tensors of a file of ours
@@ -155,7 +154,7 @@ def _archive(path: Path) -> list[str]:
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error):
+    except NO_ZIP:
         return []
     if len(set(names)) < len(names):  # readers differ in which they take
         raise InputError(f"{path} is damaged: it has {short(max(names, key=names.count))} twice")

@@ -7,7 +7,6 @@ split into one step for each output.
 
 import inspect
 import operator
-import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor, fx, nn
 from zfnet.aliases import Aliases
 from zfnet.checks import Pair, device_and_dtype, in_eval_mode, pair, undifferentiated
 from zfnet.errors import InputError, first_line, unknown_name
-from zfnet.identity import digest, network_identity
+from zfnet.identity import digest, network_identity, printed
 from zfnet.operations import (
     DECONVNET,
     SIGNATURES,
@@ -217,8 +216,7 @@ class Graph:
         The steps tell what classes and settings do not: the code of `forward`, values given to it, functions, hooks.
         """
         text = [
-            (self.names[node], node.op, self.operation(node), re.sub(_ADDRESS, "", repr((node.args, node.kwargs))))
-            for node in self.nodes
+            (self.names[node], node.op, self.operation(node), printed((node.args, node.kwargs))) for node in self.nodes
         ]
         with undifferentiated(self.model):
             return network_identity(self.model) | {"steps": digest(text, self._constants)}
@@ -545,7 +543,6 @@ class Graph:
         return shapes.windows[node]
 
 
-_ADDRESS = r" at 0x[0-9a-f]+"  # in what an object prints, another in each run
 _CONVOLUTIONS = named("nn.Conv2d F.conv2d torch.conv2d nn.ConvTranspose2d F.conv_transpose2d")
 
 

@@ -52,6 +52,11 @@ def network_identity(model: nn.Module) -> dict[str, str]:
     return {"architecture": digest(settings), "weights": digest(weights)}
 
 
+def printed(value: Any) -> str:
+    """What a value prints, without addresses, which differ from run to run."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
 def difference(before: Identity, now: Identity) -> str:
     """What differs between two identities, by name, with values that are not digests; "" if nothing does."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
@@ -208,4 +213,4 @@ def _setting(value: Any) -> Any:
         return [_setting(entry) for entry in value]
     if isinstance(value, set | frozenset):
         return sorted(map(repr, value))
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # an address differs from run to run
+    return printed(value)

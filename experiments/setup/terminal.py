@@ -132,7 +132,9 @@ def say(message: str, before: str = "") -> None:
 
 def line(message: str) -> str:
     """One line, whatever is in the message: names of files may hold line feeds and escape codes."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    from zfnet.errors import printable
+
+    shown = printable(message)
     if len(shown) > LONGEST:
         shown = f"{shown[: LONGEST * 2 // 3]} ... {shown[-LONGEST // 3 :]}"
     return f"run.py: {shown}\n"
