@@ -22,6 +22,7 @@ from experiments.setup.hints import Count, Natural
 from experiments.setup.networks import EPOCHS, MEMORY, described
 from zfnet import weights
 from zfnet.data.batches import Broken
+from zfnet.data.crops import preprocessing_of
 from zfnet.data.images import as_images
 from zfnet.files import write_atomically
 from zfnet.training import Checkpoint, Recipe, error_rates, in_memory, processes, train
@@ -78,7 +79,7 @@ def main(
         history = train(model, images, checks, recipe, folder=out, fresh=fresh, on_epoch=on_epoch, **options)
     ours: dict[str, Any] = {"epochs": len(history), "history": history}
     ours["broken_images"] = sorted({*broken, *broken_checks, *chain(*history.broken.values())})
-    crops = checks and (crops or (10 if recipe.stored_size or recipe.max_shift else 1))
+    crops = checks and (crops or (10 if recipe.stored_size or recipe.max_shift != 0 else 1))
     ours |= _errors(model, checks, recipe, crops, reading) if checks else {}
     ours["waiting"] = sum(entry["waiting"] * entry["seconds"] for entry in history) / _seconds(history)
     result.settings |= {"crops": crops, "images": len(images), "validation_images": len(checks or ())}
@@ -101,7 +102,7 @@ def _errors(
     model: nn.Module, checks: Any, recipe: Recipe, crops: int | None, reading: dict[str, Any]
 ) -> dict[str, float]:
     """Both error rates on the validation images."""
-    pad = 0 if recipe.stored_size else recipe.max_shift
+    pad = 0 if recipe.stored_size else recipe.shift(preprocessing_of(model).image_size)
     rates = error_rates(model, checks, crops=crops or 1, pad=pad, **reading)
     return dict(zip(("validation_top1", "validation_top5"), rates, strict=True))
 

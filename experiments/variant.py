@@ -11,6 +11,7 @@ from torch import nn
 
 from experiments.output.results import Result
 from experiments.setup.networks import Networks
+from experiments.tables.variants import errors_of
 from zfnet.model import variant as variant_of
 from zfnet.training import Recipe
 
@@ -24,7 +25,7 @@ def main(
     variant: str = "fig3",
     fresh: bool = False,
 ) -> dict[str, Any]:
-    """Train one network of Tables 2 and 3 where they find it, unless it is there.
+    """Train one network of Tables 2 and 3 where they find it, unless it is there, and measure its errors.
 
     Args:
         out: the folder of the result.
@@ -36,5 +37,7 @@ def main(
     """
     result = Result("variant", out, locals())
     changes = variant_of(variant, **architecture.keywords)  # type: ignore[attr-defined]
-    _, history = networks.trained(variant, lambda: architecture(**changes), recipe)
-    return result.finish({"history": history})
+    model, history = networks.trained(variant, lambda: architecture(**changes), recipe)
+    result.settings |= {"images": len(networks.training), "validation_images": len(networks.validation), "unit": "%"}
+    parameters = sum(p.numel() for p in model.parameters())
+    return result.finish({"error": errors_of(model, networks), "parameters": parameters, "history": history})

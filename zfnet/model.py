@@ -9,6 +9,7 @@ rounding, and the constants are Krizhevsky et al.'s (2012).
 """
 
 import functools
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -42,6 +43,7 @@ VARIANTS = {  # name -> (network, change), in the table's order: each network's 
     for change in changes
 }
 MAPS, HIDDEN = (96, 256, 384, 384, 256), (4096, 4096)
+PLACES = 6 * 6  # of the paper's layer 5, which fc6 reads
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "border": ("both", "right and below"),
     "norm": ("after pool", "before pool", None),
@@ -139,6 +141,15 @@ def _check(maps: Sequence[int | None], hidden: Sequence[int], **choices: str | N
             raise unknown_name(name, str(choice), map(str, CHOICES[name]))
 
 
+def _check_reference(maps: Sequence[int | None], hidden: Sequence[int], reference: Any) -> None:
+    wide_maps, wide_hidden = reference
+    _check(wide_maps, wide_hidden)
+    absent = [f"conv{n}" for n, pair in enumerate(zip(maps, wide_maps, strict=True), 1) if pair[0] and not pair[1]]
+    absent += [f"fc{n}" for n in range(6 + len(wide_hidden), 6 + len(hidden))]
+    if absent:
+        raise InputError(f"reference has no {absent[0]}, which the network has; give it maps and hidden of every layer")
+
+
 def _convolutions(
     image_size: int,
     channels: int,
@@ -188,9 +199,10 @@ class ZFNet(nn.Sequential):
         contrast: size, alpha, beta and k of the normalisation, by torch's convention: see ContrastNorm.
         dropout: the probability in layers 6 and 7.
         image_size: rows and columns of the images, in pixels.
-        init: "paper", N(0, 0.01^2); "he", by fan-in (He et al., 2015), which short training needs; "quiet", the same
-            but for conv1, which begins near zero: what training does not overwrite there speckles projections. Biases
-            are zero.
+        init: "paper": N(0, 0.01^2) at the paper's widths; in other networks 0.01 times the root of (inputs of the
+            paper's layer / inputs of this one), with which a layer's outputs vary as much as in the paper's network.
+            "he": by fan-in (He et al., 2015); "quiet": the same but for conv1, which begins near zero. Biases are zero.
+        reference: maps and hidden of the network that has "the paper's widths", for init; see `variant`.
     """
 
     def __init__(
@@ -208,8 +220,10 @@ class ZFNet(nn.Sequential):
         dropout: float = 0.5,
         image_size: int = 224,
         init: str = "paper",
+        reference: tuple[tuple[int | None, ...], tuple[int, ...]] = (MAPS, HIDDEN),
     ):
         _check(maps, hidden, border=border, norm=norm, init=init)
+        _check_reference(maps, hidden, reference)
         layers, width = _convolutions(image_size, channels, maps, (conv1, conv2), border, norm, contrast)
         layers["flatten"] = nn.Flatten()
         for n, units in enumerate(hidden, 6):
@@ -220,20 +234,26 @@ class ZFNet(nn.Sequential):
         layers["fc8"] = nn.Linear(width, num_classes)
         super().__init__(layers)
         self.image_size = image_size
-        self._initialise(init)
+        self._initialise(init, *reference)
         self.to(memory_format=torch.channels_last)
 
-    def _initialise(self, init: str) -> None:
-        layers = [module for module in self if isinstance(module, nn.Conv2d | nn.Linear)]
-        for layer in layers:
+    def _initialise(self, init: str, maps: Sequence[int | None], hidden: Sequence[int]) -> None:
+        layers = {name: module for name, module in self.named_children() if isinstance(module, nn.Conv2d | nn.Linear)}
+        wide = None  # inputs of the layer in the paper's network; the first reads the image in both
+        for name, layer in layers.items():
+            narrow = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
+            if name == "fc6" or (name == "fc8" and "fc6" not in layers):
+                wide = wide and wide * PLACES
             if init == "paper":
-                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.normal_(layer.weight, std=0.01 * math.sqrt((wide or narrow) / narrow))
             else:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+            number = int(name[-1])
+            wide = maps[number - 1] if number < 6 else hidden[number - 6] if number < 8 else None
         if init == "quiet":
-            nn.init.normal_(layers[0].weight, std=0.001)
+            nn.init.normal_(layers["conv1"].weight, std=0.001)
 
     def __getitem__(self, index: Any) -> Any:
         """One layer, or the chain of layers of a slice."""
@@ -246,8 +266,8 @@ def variant(name: str, **architecture: Any) -> dict[str, Any]:
     """The arguments of ZFNet for a row of Table 3, from those of the network of Figure 3 that it is made from.
 
     The changes are relative, so that they scale with the network: "fc 2048" halves `hidden`, "512-1024-512" makes 4/3,
-    8/3 and 2 times as many maps in layers 3, 4, 5.  InputError for a name that is not in VARIANTS, and for a network
-    that has not the layers to change.
+    8/3 and 2 times as many maps in layers 3, 4, 5; `reference` has the paper's own.  InputError for a name that is not
+    in VARIANTS, and for a network that has not the layers to change.
     """
     if name not in VARIANTS:
         raise unknown_name("variant", name, VARIANTS)
@@ -255,8 +275,17 @@ def variant(name: str, **architecture: Any) -> dict[str, Any]:
     maps, hidden = tuple(architecture.get("maps", MAPS)), tuple(architecture.get("hidden", HIDDEN))
     if change and (None in maps or len(hidden) != 2):
         raise InputError(f"{name!r} is made from a network with layers 1 to 7; got maps {maps} and hidden {hidden}")
+    maps, hidden = _changed(change, maps, hidden)
+    reference = _changed(change, MAPS, HIDDEN)
+    return {**architecture, **NETWORKS[network], "maps": maps, "hidden": hidden, "reference": reference}
+
+
+def _changed(
+    change: str, maps: Sequence[int | None], hidden: Sequence[int]
+) -> tuple[tuple[int | None, ...], tuple[int, ...]]:
+    """The widths after a change; without one, as they are."""
+    if not change:
+        return tuple(maps), tuple(hidden)
     inner, outer = CHANGES[change]
-    if change:
-        maps = maps[:2] + tuple(f and round(f * m) for f, m in zip(inner, maps[2:], strict=True))
-        hidden = tuple(round(f * h) for f, h in zip(outer, hidden, strict=True) if f)
-    return {**architecture, **NETWORKS[network], "maps": maps, "hidden": hidden}
+    deep = (round(f * m) if f and m else None for f, m in zip(inner, maps[2:], strict=True))
+    return (*maps[:2], *deep), tuple(round(f * h) for f, h in zip(outer, hidden, strict=True) if f)

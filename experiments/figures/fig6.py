@@ -31,13 +31,13 @@ from experiments.setup.hints import Count, Grid, Seed
 from experiments.setup.networks import Networks
 from experiments.setup.options import Showing
 from zfnet import Deconvnet, InputError, Patches, TopActivations, ZFNet, receptive_field, rendering, scan
-from zfnet.analysis.filters import BANDS, aliased_energy, dominance, faint, filter_rms, spectral_energy
+from zfnet.analysis.filters import BANDS, aliased_energy, dominance, faint, spectral_energy
 from zfnet.data.images import image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import project_top
 from zfnet.model import variant
 from zfnet.scanning import Scan
-from zfnet.training import Diverged, Recipe
+from zfnet.training import Diverged, Recipe, filter_rms
 
 LAYERS = ("relu1", "relu2")
 TITLES = {"fig3 not renormalised": "ours, not renormalised", "krizhevsky": "Krizhevsky et al.", "fig3": "ours"}

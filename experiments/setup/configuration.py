@@ -32,6 +32,7 @@ PARTS: dict[str, Any] = {  # of groups: what objects fill in, or need where a fu
     "layers": Names | Literal["auto"],
     "layer7": str,
     "num_classes": Count | None,
+    "image_size": Count | None,
     "preprocessing": object,
     "seed": Seed,
 }

@@ -29,6 +29,7 @@ from zfnet.errors import InputError, first_line
 from zfnet.identity import difference, digest
 
 # what trained weights depend on, besides the data
+OF_DATA = ("trained_on", "side", "published")  # settings of a data set that are no arguments of its function
 TRAINING_KEYS = ("model.architecture", "model.preprocessing", "train", "training", "validation", "device", "trust")
 SHARED = ("train", "variant")  # experiments whose work several processes share
 
@@ -77,6 +78,7 @@ class Objects:
                 raise InputError(f"{group}={choices[group]} needs {key.removeprefix('experiment.')}=...")
         self.device = device(config.device)
         check_folder(config.out)
+        self._find_size()
         named = {key_of(word).partition(".")[0] for word in words if "." in key_of(word)}
         check_groups(config, [group for group in ("model", "data", "train") if group in groups | named])
         for part in [config.train] * ("train" in groups | named) + [config.model.preprocessing] * ("model" in groups):
@@ -149,7 +151,7 @@ class Objects:
         if "num_classes" in model.architecture:
             model.architecture.num_classes = self._count_classes()
         keys = ["_target_", "architecture", "weights", "preprocessing", "entry", "sha256", "seed"]
-        network: nn.Module = made(OmegaConf.masked_copy(model, keys), seed=self.config.seed)
+        network: nn.Module = made(OmegaConf.masked_copy(model, keys), seed=self.config.seed, **self._published())
         with open_dict(self.config):  # a file of weights brings its own
             model.preprocessing.update(network.preprocessing.settings)  # type: ignore[union-attr, operator]
         return network.to(self.device)
@@ -234,11 +236,33 @@ class Objects:
 
     def _dataset(self, transform: Preprocessing | Stored, **more: Any) -> Any:
         data = self.config.data
-        settings = OmegaConf.masked_copy(data, [str(key) for key in data if key != "trained_on"])
+        settings = OmegaConf.masked_copy(data, [str(key) for key in data if key not in OF_DATA])
         return made(settings)(transform, **more)
 
     def _stored(self, split: str) -> Any:
         return self._dataset(Stored(self.preprocessing, self.config.train.get("stored_size")), split=split)
+
+    def _published(self) -> dict[str, str]:
+        """The file of weights that comes with the sources, and its checksum; {} where others are asked for."""
+        if self.config.model.weights != "published":
+            return {}
+        from experiments.setup.published import find
+
+        return find(called(self.config), self.config.data.get("published"))
+
+    def _find_size(self) -> None:
+        """Fill in the size of images that the architecture leaves open: that of the weights' or else of the data."""
+        from experiments.setup.models import published
+
+        model, data = self.config.model, self.config.data
+        if OmegaConf.is_missing(model, "architecture") or model.architecture.get("image_size", 0) is not None:
+            return
+        file, size = self._published().get("weights") or model.weights, None
+        if file and file != "trained" and not published(file):
+            size = weights.read_metadata(file).get("preprocessing", {}).get("size")
+        if size is None:
+            size = data.get("side") or configured([f"data={data.trained_on}"]).data.side
+        model.architecture.image_size = size
 
     def _find_layers(self, experiment: str) -> None:
         """Put in place of `auto` the layers that stand for the paper's, where the experiment names them."""
@@ -288,8 +312,9 @@ class Objects:
         from experiments.setup.models import published
 
         model, classes = self.config.model, None
-        if model.weights and not published(model.weights):
-            classes = weights.read_metadata(model.weights).get("classes")
+        file = self._published().get("weights") or model.weights
+        if file and not published(file):
+            classes = weights.read_metadata(file).get("classes")
         elif model.architecture.num_classes is None:
             classes = self._dataset(made(model.preprocessing), split="val").classes
         if model.architecture.num_classes is None and not classes:

@@ -16,15 +16,14 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from experiments.output.results import Result
-from experiments.output.tables import dots, measured, percent, shown, table
+from experiments.output.tables import dots, measured, shown, table
 from experiments.setup.checks import at_least, one_of
 from experiments.setup.hints import Count
 from experiments.setup.networks import Networks
-from experiments.tables.variants import departures, train_each
+from experiments.tables.variants import COLUMNS, departures, errors_of, train_each
 from zfnet.model import VARIANTS, variant
-from zfnet.training import Recipe, error_rates
+from zfnet.training import Recipe
 
-COLUMNS = {"train_top1": "train top-1", "validation_top1": "val top-1", "validation_top5": "val top-5"}
 PAPER = {  # errors, %, in the order of COLUMNS; 27.4 twice, as printed
     "krizhevsky": (35.1, 40.5, 18.1),
     "krizhevsky without layers 3, 4": (41.8, 45.4, 22.1),
@@ -74,9 +73,8 @@ def main(
     parameters: dict[str, int] = {}
     runs = [(name, seed) for name in names for seed in range(seeds)]
     for (name, _), model in zip(runs, train_each(runs, networks, architecture, recipe, progress), strict=True):
-        rates = *error_rates(model, networks.training, top=(1,)), *error_rates(model, networks.validation, top=(1, 5))
-        for column, rate in zip(COLUMNS, rates, strict=True):
-            errors[name][column].append(percent(rate))
+        for column, rate in errors_of(model, networks).items():
+            errors[name][column].append(rate)
         parameters[name] = sum(p.numel() for p in model.parameters())
     published = {name: dict(zip(COLUMNS, PAPER[name], strict=True)) for name in names}
     ours = {**measured("error", errors), "parameters": parameters}

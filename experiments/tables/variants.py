@@ -7,10 +7,13 @@ from functools import partial
 
 from torch import nn
 
+from experiments.output.tables import percent
 from experiments.setup.networks import Networks
 from zfnet import InputError, ZFNet
 from zfnet.model import variant
-from zfnet.training import Recipe
+from zfnet.training import Recipe, error_rates
+
+COLUMNS = {"train_top1": "train top-1", "validation_top1": "val top-1", "validation_top5": "val top-5"}
 
 
 def train_each(
@@ -30,6 +33,12 @@ def train_each(
             print(f"network {n} of {len(runs)}: {name}, seed {recipe.seed + seed}", file=sys.stderr)
         changed = partial(architecture, **variant(name, **architecture.keywords))
         yield networks.trained(name, changed, replace(recipe, seed=recipe.seed + seed)).model
+
+
+def errors_of(model: nn.Module, networks: Networks) -> dict[str, float]:
+    """A network's errors, %, on images as they are, by Table 3's columns."""
+    rates = *error_rates(model, networks.training, top=(1,)), *error_rates(model, networks.validation, top=(1, 5))
+    return dict(zip(COLUMNS, map(percent, rates), strict=True))
 
 
 def departures(networks: Networks, recipe: Recipe, architecture: partial[nn.Module]) -> str:

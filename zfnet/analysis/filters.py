@@ -14,15 +14,11 @@ import torch
 from torch import Tensor
 
 from zfnet.errors import InputError
+from zfnet.training.loop import filter_rms
 
 BANDS = (1 / 6, 1 / 3)  # cycles per pixel: low, middle and high are the thirds of what a row of pixels can hold
 SIZE = 128  # pixels: smaller signals are zero-padded to it
 FAINT = 0.1
-
-
-def filter_rms(weight: Tensor) -> Tensor:
-    """The root mean square (C,) of each filter of weight (C, ...), over its own weights; float32 or wider."""
-    return weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1).square().mean(1).sqrt()
 
 
 def dominance(weight: Tensor) -> float:

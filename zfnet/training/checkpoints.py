@@ -97,6 +97,7 @@ class Checkpoint:
 # ---- is a state one of this run? -------------------------------------------------------------------------------------
 
 _ENTRY = {"epoch", "loss", "train_error", "learning_rate", "seconds", "images_per_second", "waiting"}
+_FILTERS = {"largest_filter_rms", "median_filter_rms"}  # of a network with convolutions
 _VALIDATION = {"validation_error", "validation_top5"}
 _SLOTS = {  # what an optimizer keeps of a parameter, and the least value; a step is a number, all else has its shape
     torch.optim.SGD: {"momentum_buffer": -math.inf},
@@ -133,7 +134,9 @@ def check_state(
         _check_keys("the state", state, {"model", "optimizer", "scaler", "position", "mean_image"})
         _check_tensors("the weights", state["model"], model.state_dict())
         _check_keys("the position", state["position"], set(position))
-        _check_position(state["position"], recipe, steps, _ENTRY | (_VALIDATION if validated else set()))
+        filtered = any(isinstance(module, nn.Conv2d) for module in model.modules())
+        entries = _ENTRY | (_VALIDATION if validated else set()) | (_FILTERS if filtered else set())
+        _check_position(state["position"], recipe, steps, entries)
         done = len(state["position"]["history"]) * steps + state["position"]["step"]
         _check_keys("the optimizer", state["optimizer"], {"state", "param_groups"})
         _check_groups(state["optimizer"]["param_groups"], optimizer.state_dict()["param_groups"])

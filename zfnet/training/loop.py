@@ -62,6 +62,20 @@ def renormalise(model: nn.Module, rms: float = 0.1) -> None:
                 module.weight.mul_((rms / size).clamp(max=1))
 
 
+def filter_rms(weight: Tensor) -> Tensor:
+    """The root mean square (C,) of each filter of weight (C, ...), over its own weights; float32 or wider."""
+    return weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1).square().mean(1).sqrt()
+
+
+def filter_sizes(model: nn.Module) -> dict[str, float]:
+    """The largest and the median root mean square of the filters of the first convolution; {} without one."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None:
+        return {}
+    sizes = filter_rms(first.weight.detach())
+    return {"largest_filter_rms": float(sizes.max()), "median_filter_rms": float(sizes.quantile(0.5))}
+
+
 def train(
     model: nn.Module,
     dataset: Any,
@@ -234,7 +248,7 @@ class _Run:
                 random,
                 size,
                 crops=recipe.crops,
-                max_shift=recipe.max_shift,
+                max_shift=recipe.shift(size),
                 flip=recipe.flip,
                 batch_size=len(chunks[step]),
                 share=share,
@@ -332,6 +346,7 @@ class _Run:
         entry = {"epoch": epoch, "loss": position.loss / count, "train_error": position.wrong / count}
         if self.validation is not None:
             entry |= self._validate()
+        entry |= filter_sizes(self.model)
         entry |= {
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "seconds": position.seconds,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from zfnet.data.preprocessing import Size
 from zfnet.errors import InputError, unknown_name
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,7 +43,7 @@ class Recipe:
     patience: int = 3  # epochs without an improvement of 0.001 in validation error before that
     stored_size: int | None = None  # side of the images that crops are taken from; None: what the network sees
     crops: str = "random"  # anywhere, or at the "ten" places of evaluation
-    max_shift: int = 0  # pixels by which crops may leave the image on each side; its border is repeated there
+    max_shift: int | None = 0  # pixels by which crops may leave the image on each side; None: the paper's; see `shift`
     flip: bool = True  # half of the images are mirrored
     pixel_mean: bool = False  # subtract the training images' mean at every pixel, not the channel's
     precision: str = "auto"  # of products: half on GPUs (the weights stay float32), float32 elsewhere
@@ -52,7 +53,8 @@ class Recipe:
         counts = {"epochs": 1, "batch_size": 1, "patience": 0, "max_shift": 0, "stored_size": 1}
         for name, least in counts.items():
             value = getattr(self, name)
-            if (name, value) != ("stored_size", None) and (type(value) is not int or value < least):
+            optional = name in ("max_shift", "stored_size")
+            if not (optional and value is None) and (type(value) is not int or value < least):
                 raise InputError(f"{name} is {value!r}; give a whole number from {least}")
         for name, lowest, most in (
             ("learning_rate", 0, math.inf),
@@ -94,6 +96,13 @@ class Recipe:
         if step < rise:
             return self.learning_rate * (step + 1) / rise
         return self.learning_rate * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
+
+    def shift(self, size: Size) -> int:
+        """The pixels by which crops of that size may leave the image on each side, whose border is repeated there.
+
+        By the paper's measure it is a 14th of the shortest side: the margin of crops of 224 pixels in 256.
+        """
+        return min(size) // 14 if self.max_shift is None else self.max_shift
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """The type of products on a device."""

@@ -1,0 +1,28 @@
+"""The networks that come with the sources, in `published/`: which there are, and their checksums."""
+
+from pathlib import Path
+
+from zfnet.errors import InputError
+
+FOLDER = Path(__file__).resolve().parent.parent.parent / "published"
+
+
+def checksums() -> dict[str, str]:
+    """The SHA-256 of each file, as `sha256sum` prints them."""
+    lines = (FOLDER / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    return {name: digits for digits, name in (line.split() for line in lines)}
+
+
+def find(model: str, data: str | None) -> dict[str, str]:
+    """The file of a model's weights, by the data that it was trained on, and its checksum.
+
+    InputError if there is none.
+    """
+    name, known = f"{model}-{data}.safetensors", checksums()
+    if name not in known:
+        there = ", ".join(sorted(file.removesuffix(".safetensors") for file in known))
+        raise InputError(
+            f"no weights of {model} are published for such images, of {there} alone; "
+            "give model.weights=trained, or a file"
+        )
+    return {"weights": str(FOLDER / name), "sha256": known[name]}
