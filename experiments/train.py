@@ -8,21 +8,24 @@ import contextlib
 import csv
 import io
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from matplotlib.ticker import MaxNLocator
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from experiments.output.pages import DPI, plots
 from experiments.output.results import Result, is_first
-from experiments.setup.hints import Count, Natural
+from experiments.setup.checks import as_list
+from experiments.setup.hints import Count, Names, Natural
 from experiments.setup.networks import EPOCHS, MEMORY, described
-from zfnet import weights
+from zfnet import scan, weights
 from zfnet.data.batches import Broken
-from zfnet.data.crops import preprocessing_of
+from zfnet.data.crops import preprocessing_of, views
 from zfnet.data.images import as_images
 from zfnet.files import write_atomically
 from zfnet.training import Checkpoint, Recipe, error_rates, in_memory, processes, train
@@ -38,6 +41,7 @@ def main(
     validation: Any = None,
     recipe: Recipe | None = None,
     crops: Literal[1, 10] | None = None,
+    layers: Names | None = None,
     snapshots: Sequence[Count] = EPOCHS,
     fresh: bool = False,
     workers: Natural | None = None,
@@ -56,6 +60,7 @@ def main(
         validation: as `training`.
         recipe: how to train.
         crops: of every validation image, averaged at the end, 1 or 10; null: 10 if images leave a margin for them.
+        layers: by name, whose dead maps are counted: those never above 0 on a validation image; null: none.
         snapshots: epochs whose weights are kept.
         fresh: start anew, and remove the checkpoint of a stopped run.
         workers: processes that read images; null: one for each core, up to eight.
@@ -81,6 +86,8 @@ def main(
     ours["broken_images"] = sorted({*broken, *broken_checks, *chain(*history.broken.values())})
     crops = checks and (crops or (10 if recipe.stored_size or recipe.max_shift != 0 else 1))
     ours |= _errors(model, checks, recipe, crops, reading) if checks else {}
+    if checks and layers:
+        ours["dead_maps"] = dead_maps(model, checks, layers, reading)
     ours["waiting"] = sum(entry["waiting"] * entry["seconds"] for entry in history) / _seconds(history)
     result.settings |= {"crops": crops, "images": len(images), "validation_images": len(checks or ())}
     result.settings |= {"dataset": _name(training), "processes": processes()[1], "parameters": size_of(model)}
@@ -107,6 +114,29 @@ def _errors(
     return dict(zip(("validation_top1", "validation_top5"), rates, strict=True))
 
 
+class _Prepared(Dataset[tuple[Tensor, Any]]):
+    """Stored images as the network sees them."""
+
+    def __init__(self, model: nn.Module, stored: Any):
+        self.how, self.stored = preprocessing_of(model), stored
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Any]:
+        image, label = self.stored[i]
+        (image,) = views(image[None], self.how.image_size, 1)
+        return (self.how.normalise(image) if image.dtype == torch.uint8 else image)[0], label
+
+
+def dead_maps(
+    model: nn.Module, checks: Any, layers: Sequence[str], reading: Mapping[str, Any]
+) -> dict[str, dict[str, int]]:
+    """How many feature maps of each layer are never above 0 on a validation image, and of how many."""
+    tops = scan(model, _Prepared(model, checks), as_list(layers), 1, **reading)
+    return {layer: {"dead": int((~(top.value > 0)).sum()), "maps": len(top.value)} for layer, top in tops.items()}
+
+
 def size_of(model: nn.Module) -> int:
     """How many parameters a network has."""
     return sum(p.numel() for p in model.parameters())
@@ -125,6 +155,9 @@ def summary(ours: dict[str, Any], crops: int | None, images: int) -> str:
         words.append(f"validation error {centre['validation_error']:.1%} (top 5: {centre['validation_top5']:.1%})")
         if crops != 1:
             words.append(f"averaged over {crops} crops {ours['validation_top1']:.1%} ({ours['validation_top5']:.1%})")
+    if dead := ours.get("dead_maps"):
+        counts = ", ".join(f"{layer} {count['dead']} of {count['maps']}" for layer, count in dead.items())
+        words.append(f"dead maps: {counts}")
     if broken := ours["broken_images"]:
         words.append(f"{len(broken)} image(s) could not be read, first: {broken[0]}")
     return ", ".join(words)

@@ -117,9 +117,11 @@ def test_the_variants_are_the_rows_of_table_3() -> None:
 
 def test_a_variant_scales_with_its_network() -> None:
     small = {"maps": [12, 24, 48, 48, 36], "hidden": [64, 32], "num_classes": 7, "conv1": [5, 2]}
-    assert variant("fig3", **small) == small | {"maps": (12, 24, 48, 48, 36), "hidden": (64, 32)}
+    same = {"maps": (12, 24, 48, 48, 36), "hidden": (64, 32), "reference": (MAPS, (4096, 4096))}
+    assert variant("fig3", **small) == small | same
     wide = variant("fig3 fc 8192, 512-1024-512", **small)
-    assert wide == small | {"maps": (12, 24, 64, 128, 72), "hidden": (128, 64)}
+    more = {"maps": (12, 24, 64, 128, 72), "hidden": (128, 64), "reference": (DEEPER, (8192, 8192))}
+    assert wide == small | more
     bare = variant("krizhevsky without layers 3, 4, 6, 7", **small)
     assert (bare["maps"], bare["hidden"], bare["conv1"]) == ((12, 24, None, None, 36), (), (11, 4))
     assert small["maps"] == [12, 24, 48, 48, 36]
@@ -358,6 +360,32 @@ def test_gradients_reach_every_parameter() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
+def inputs(model: nn.Module) -> dict[str, int]:
+    """How many numbers each unit of a layer reads."""
+    layers = model.named_children()
+    return {name: layer.weight[0].numel() for name, layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_papers_weights_are_carried_over_as_gain(name: str) -> None:
+    with torch.device("meta"):  # too large to be filled, but its shapes are known
+        papers = inputs(ZFNet(**variant(name)))
+    torch.manual_seed(0)
+    small = ZFNet(20, **variant(name, maps=(32, 64, 96, 96, 64), hidden=(256, 256), image_size=64))
+    assert inputs(small).keys() == papers.keys()
+    for layer, count in inputs(small).items():
+        deviation = float(small.get_submodule(layer).weight.detach().std())
+        assert deviation * count**0.5 == pytest.approx(0.01 * papers[layer] ** 0.5, rel=0.05), layer
+
+
+@pytest.mark.parametrize("name", ["fig3 fc 2048", "fig3 512-1024-512"])
+def test_at_the_papers_widths_the_gain_is_one(name: str) -> None:
+    torch.manual_seed(0)
+    model = ZFNet(20, **variant(name))
+    for layer in inputs(model):
+        assert float(model.get_submodule(layer).weight.detach().std()) == pytest.approx(0.01, rel=0.02), layer
+
+
 @pytest.mark.parametrize(("init", "deviation"), [("paper", 0.01), ("he", (2 / (256 * 9)) ** 0.5)], ids=["paper", "he"])
 def test_initial_weights(init: str, deviation: float) -> None:
     model = ZFNet(hidden=(16,), init=init)
@@ -376,6 +404,8 @@ def test_initial_weights(init: str, deviation: float) -> None:
         ({"border": "bath"}, "no border 'bath' (did you mean 'both'?)"),
         ({"norm": "after pol"}, "no norm 'after pol' (did you mean 'after pool'?)"),
         ({"init": "hee"}, "no init 'hee' (did you mean 'he'?)"),
+        ({"reference": ((96, 256, None, 384, 256), (4096, 4096))}, "reference has no conv3, which the network has"),
+        ({"reference": (MAPS, (4096,))}, "reference has no fc7, which the network has"),
         ({"image_size": 20}, "images of 20 pixels are too small for ZFNet: nothing is left after layer 2"),
     ],
     ids=lambda value: value if isinstance(value, str) else str(value),

@@ -138,9 +138,10 @@ def _preprocessing(text: str, mean_image: Tensor | None) -> Preprocessing:
     if mean_image is not None:
         size, shape = (preprocessing.channel_count, *preprocessing.image_size), tuple(mean_image.shape)
         fits = len(shape) == 3 and shape[0] == size[0] and shape[1] >= size[1] and shape[2] >= size[2]
-        if not fits or mean_image.dtype != torch.float32:
+        if not fits or mean_image.dtype not in (torch.float32, torch.float16):
             raise InputError(f"its mean image is {shape} of {mean_image.dtype}, for images {size}")
         check_finite({MEAN_IMAGE: mean_image}, "its preprocessing")
+        mean_image = mean_image.float()
     return replace(preprocessing, mean_image=mean_image)
 
 
