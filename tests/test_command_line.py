@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = [
     "model=zfnet_small",
     "model.weights=null",
+    "model.architecture.image_size=64",
     "model.architecture.maps=[4,4,4,4,4]",
     "model.architecture.hidden=[8]",
     "data.count={train: 24, val: 12}",
@@ -358,8 +359,8 @@ def test_a_mistake_of_ours_keeps_its_traceback(run, monkeypatch):
 
 
 def test_a_network_is_trained_once(run, tmp_path):
-    words = [*TINY[2:], "train.epochs=1", "k=2", "width=500", "grids=[[1,1],[1,1],[1,1],[1,1],[1,1]]"]
-    status, lines = run("experiment=fig2", *words)
+    words = [*TINY[2:], "model.weights=trained", "train.epochs=1"]
+    status, lines = run("experiment=fig2", *words, "k=2", "width=500", "grids=[[1,1],[1,1],[1,1],[1,1],[1,1]]")
     assert status == 0
     assert any("training it first" in line for line in lines)
     trained, drawn = (tmp_path / "outputs" / name / "zfnet_small-scenes" for name in ("train", "fig2"))
@@ -368,13 +369,14 @@ def test_a_network_is_trained_once(run, tmp_path):
     assert files(drawn) == {"figure.png", "figure.pdf", "boxes.png", "boxes.pdf", "result.json", "config.yaml"}
     assert "weights: outputs/train/zfnet_small-scenes/model.safetensors" in (drawn / "config.yaml").read_text()
 
-    status, lines = run("experiment=steps", "layer=relu1", *words[:-3])
+    status, lines = run("experiment=steps", "layer=relu1", *words)
     assert status == 0
     assert not any("training it first" in line for line in lines)
 
 
 def test_the_bare_command_draws_what_can_be_drawn(run, tmp_path):
-    status, lines = run(*TINY[2:], "train.epochs=1", "measured=2", "others=1", "step=20", "count=13")
+    words = [*TINY[2:], "model.weights=trained", "train.epochs=1"]
+    status, lines = run(*words, "measured=2", "others=1", "step=20", "count=13")
     assert status == 2
     said = [line for line in lines if line.startswith("run.py: ")]
     assert said[0].startswith("run.py: fig5: ") and said[1:] == ["run.py: 1 of 5 experiments failed"]
@@ -393,6 +395,7 @@ def test_a_network_has_as_many_classes_as_its_data_and_keeps_them(run, tmp_path,
     assert run("experiment=train", *shapes, *small, "train.epochs=1", "train.batch_size=4")[0] == 0
     trained = tmp_path / "outputs" / "train" / "zfnet_small-photos" / "model.safetensors"
     assert weights.read_metadata(trained)["classes"] == ["circle", "square", "star"]
+    small.remove("model.architecture.image_size=64")  # the file knows
     words = [f"model.weights={trained}", *small, *shapes, "k=2", "layers=[relu1]", "grids=[[1,1]]", "width=400"]
     assert run("experiment=fig2", *words)[0] == 0
 

@@ -110,7 +110,12 @@ def test_the_network_of_the_train_experiment_is_not_trained_again(tmp_path, untr
 
 # ---- weights: trained ------------------------------------------------------------------------------------------------
 
-WORDS = ["model.architecture.maps=[4,4,4,4,4]", "model.architecture.hidden=[8]", "train.epochs=1"]
+WORDS = [
+    "model.architecture.maps=[4,4,4,4,4]",
+    "model.architecture.hidden=[8]",
+    "model.architecture.image_size=64",
+    "train.epochs=1",
+]
 COUNT = "data.count={train: 12, val: 6}"
 USUAL = Path("outputs", "train", "zfnet_small-scenes", "model.safetensors")
 
@@ -132,7 +137,7 @@ def asked(home, monkeypatch) -> Iterator[list[list[str]]]:
 
 def trained(*words: str, asked: list[list[str]] | None = None) -> Path:
     """Where the trained weights are; with `asked`, the words of a training are noted and nothing is trained."""
-    known = spelled(["experiment=fig2", "k=2", *WORDS, COUNT, *words])
+    known = spelled(["experiment=fig2", "model.weights=trained", "k=2", *WORDS, COUNT, *words])
     train = run if asked is None else lambda experiment, more: asked.append(more)
     return Objects(configured(known), known, train).trained()
 
@@ -148,10 +153,10 @@ def test_trained_weights_are_those_of_this_training(asked, words, capsys) -> Non
     [
         ("train.epochs=2", "epochs (1, now 2)"),
         ("train.seed=1", "seed (0, now 1)"),
-        ("train=paper", "optimizer (adam, now sgd)"),
+        ("train=short", "optimizer (sgd, now adam)"),
         ("model.architecture.dropout=0.2", "architecture"),
         ("model.architecture.init=he", "initial weights"),
-        ("model.preprocessing.std=[1,1,1]", "preprocessing"),
+        ("model.preprocessing.std=[2,2,2]", "preprocessing"),
         ("data.seed=1", "training"),
         ("data.count={train: 13, val: 6}", "training labels, training images"),
         ("data.count={train: 12, val: 7}", "validation labels, validation images"),
@@ -200,5 +205,24 @@ def test_the_training_experiment_keeps_a_network_that_was_trained_otherwise(home
 
 def test_an_experiment_says_which_weights_it_takes(home, asked, capsys) -> None:
     few = ["layers=[relu1]", "grids=[[1,1]]", "k=1", "progress=false"]
-    run("fig2", spelled(["experiment=fig2", "k=2", *WORDS, COUNT, *few]))
+    run("fig2", spelled(["experiment=fig2", "model.weights=trained", "k=2", *WORDS, COUNT, *few]))
     assert capsys.readouterr().out.endswith(f"fig2: outputs/fig2/zfnet_small-scenes, of {USUAL}\n")
+
+
+# ---- weights: published ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "word", ["train.epochs=3", "train=short", "model.architecture.dropout=0.1", "validation=train"]
+)
+def test_a_setting_of_training_means_nothing_to_a_network_that_is_trained(word: str) -> None:
+    words = spelled(["experiment=fig2", "model.weights=published", word])
+    key = word.partition("=")[0]
+    with pytest.raises(InputError, match=f"{key} is for training, .*: give model.weights=trained"):
+        Objects(configured(words), words, run)
+
+
+def test_a_network_that_is_not_published_is_refused_by_name(tmp_path) -> None:
+    words = spelled(["experiment=fig2", "model=zfnet", "model.weights=published"])
+    with pytest.raises(InputError, match="no weights of zfnet are published for such images"):
+        Objects(configured(words), words, run).model  # noqa: B018

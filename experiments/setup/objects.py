@@ -78,7 +78,9 @@ class Objects:
                 raise InputError(f"{group}={choices[group]} needs {key.removeprefix('experiment.')}=...")
         self.device = device(config.device)
         check_folder(config.out)
-        self._find_size()
+        if "model" in groups:
+            self._check_weights(words)
+            self._find_size()
         named = {key_of(word).partition(".")[0] for word in words if "." in key_of(word)}
         check_groups(config, [group for group in ("model", "data", "train") if group in groups | named])
         for part in [config.train] * ("train" in groups | named) + [config.model.preprocessing] * ("model" in groups):
@@ -249,6 +251,22 @@ class Objects:
         from experiments.setup.published import find
 
         return find(called(self.config), self.config.data.get("published"))
+
+    def _check_weights(self, words: Sequence[str]) -> None:
+        """InputError for weights that are of no use, and for a setting of training where a network is trained already.
+
+        Networks that are trained begin at random: the `trained` weights of a suite are for its other experiments.
+        """
+        model = self.config.model
+        if "networks" in self.asked and "model" not in self.asked:
+            if model.weights not in (None, "trained", "published"):
+                raise InputError("these networks are trained from scratch: leave out model.weights")
+            model.weights = None
+        kinds = [kind for kind in TRAINING_KEYS if kind not in ("device", "trust")]
+        keys = [key for key in map(key_of, words) if any(f"{key}.".startswith(f"{kind}.") for kind in kinds)]
+        if keys and model.weights == "published" and "model" in self.asked:
+            reason = f"{keys[0]} is for training, and the published network is trained"
+            raise InputError(f"{reason}: give model.weights=trained")
 
     def _find_size(self) -> None:
         """Fill in the size of images that the architecture leaves open: that of the weights' or else of the data."""
