@@ -1,0 +1,182 @@
+"""The claims of Zeiler & Fergus (2014), and the rules by which a result of ours is judged; `scripts/report.py` uses it.
+
+A judge takes a result.json and gives the share of its rule that holds, 0 to 1, and the numbers in words.
+"""
+
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from statistics import mean
+from typing import Any, NamedTuple
+
+UNTESTED, MISSING = "cannot be tested here", "no result yet"
+Result = dict[str, Any]
+Outcome = tuple[float, str]
+
+
+class Claim(NamedTuple):
+    """What the paper says, when a result fulfils it, and which results are judged."""
+
+    item: str  # of the paper
+    says: str
+    rule: str  # or, where nothing here can test it, why
+    pattern: str | None = None  # of folders in results/
+    judge: Callable[[Result], Outcome] = lambda _: (0.0, "")
+
+
+def share(parts: Iterable[bool]) -> float:
+    held = list(parts)
+    return sum(held) / len(held)
+
+
+# ---- judges ----------------------------------------------------------------------------------------------------------
+
+
+def architecture(result: Result) -> Outcome:
+    """The sizes of all layers, and the number of parameters, which follows from them."""
+    ours, paper = result["ours"], result["paper"]
+    return share([ours["layers"] == paper["layers"]]), f"all sizes, {ours['parameters']:,} parameters"
+
+
+def sensitivity(result: Result) -> Outcome:
+    """Linearity is 1 where the distance grows in proportion to the transform, and below 0 where it jumps at once."""
+    ours = {kind: result["ours"][kind]["linearity"] for kind in ("translation", "scale")}
+    numbers = "; ".join(f"{kind}: {low:.2f} and {high:.2f}" for kind, (low, high) in ours.items())
+    return share(high > 0.5 and low < 0 for low, high in ours.values()), f"linearity of layers 1 and 7, {numbers}"
+
+
+def stability(result: Result) -> Outcome:
+    kept = {kind: result["ours"][kind]["probability_kept"] for kind in ("translation", "scale")}
+    numbers = ", ".join(f"{kind} {value:.2f}" for kind, value in kept.items())
+    return share(value >= 0.8 for value in kept.values()), f"probability kept: {numbers}"
+
+
+def rotation(result: Result) -> Outcome:
+    kept = {kind: result["ours"][kind]["probability_kept"] for kind in ("rotation", "translation", "scale")}
+    turned, *others = kept.values()
+    numbers = ", ".join(f"{kind} {value:.2f}" for kind, value in kept.items())
+    return share(turned < other for other in others), f"probability kept: {numbers}"
+
+
+def occlusion(result: Result) -> Outcome:
+    on = result["ours"]["on_object"]
+    found, place = on["probability"], on["best_place"]["share"]
+    low, high = found["interval"]
+    words = f"{found['share']:.0%} of {on['images']} images (95 %: {low:.0%} to {high:.0%})"
+    return share([low > on["chance"], low > place]), f"{words}; best fixed place {place:.0%}, chance {on['chance']:.0%}"
+
+
+def correspondence(layer: int) -> Callable[[Result], Outcome]:
+    """Masks of one part change features more alike than masks at random places, in layer 5 and no longer in layer 7."""
+
+    def judge(result: Result) -> Outcome:
+        rows = {part: result["ours"][part][layer] for part in ("right eye", "left eye", "nose", "random")}
+        random = rows.pop("random")["mean"]
+        numbers = ", ".join(f"{part} {row['mean']:.3f} (p {row['p']:.4f})" for part, row in rows.items())
+        alike = [row["mean"] < random and row["p"] < 0.05 for row in rows.values()]
+        return share(alike if layer == 0 else [not one for one in alike]), f"{numbers}; random {random:.3f}"
+
+    return judge
+
+
+def transfer(result: Result) -> Outcome:
+    """Every number of training images a class, every fold."""
+    each = result["ours"]["each"]
+    pairs = {n: (each["pretrained"][n], each["from scratch"][n]) for n in each["pretrained"]}
+    numbers = "; ".join(f"{n} a class: {mean(a):.1f} and {mean(b):.1f} %" for n, (a, b) in pairs.items())
+    return share(x > y for a, b in pairs.values() for x, y in zip(a, b, strict=True)), numbers
+
+
+def six_images(result: Result) -> Outcome:
+    six, sixty = (result["ours"]["accuracy"]["pretrained"][n] for n in ("6", "60"))
+    return share([six >= 0.75 * sixty]), f"{six:.1f} % with 6 a class, {sixty:.1f} % with 60"
+
+
+def deeper(result: Result) -> Outcome:
+    """Each layer against the one before it, by the mean over folds."""
+    means = [result["ours"]["accuracy"][f"SVM ({n})"] for n in (1, 2, 3, 4, 5)]
+    numbers = ", ".join(f"{value:.1f}" for value in means)
+    return share(after > before for before, after in pairwise(means)), f"layers 1 to 5: {numbers} %"
+
+
+CLAIMS = [
+    Claim(
+        "Figure 3",
+        "An image of 224 pixels gives maps of 110, 55, 26, 13 and 6 pixels.",
+        "all sizes are the paper's",
+        "fig3/zfnet*",
+        architecture,
+    ),
+    Claim(
+        "4.1, Figure 5",
+        "Small transforms change layer 1 much at once; layer 7 changes in proportion, for translation and scale.",
+        "linearity is above 0.5 in layer 7 and below 0 in layer 1, for both",
+        "fig5/*",
+        sensitivity,
+    ),
+    Claim(
+        "4.1, Figure 5",
+        "The output is stable to translation and scale.",
+        "on average 0.8 of the probability of the class is kept, over the paper's range, for both",
+        "fig5/*",
+        stability,
+    ),
+    Claim(
+        "4.1, Figure 5",
+        "The output is not stable to rotation.",
+        "less of the probability is kept than for translation and for scale",
+        "fig5/*",
+        rotation,
+    ),
+    Claim(
+        "4.3, Figure 7",
+        "The probability of the class falls when the object is hidden, not when the background is.",
+        "the square that hides the class best is on the object more often (95 %) than chance and than any fixed place",
+        "fig7/*",
+        occlusion,
+    ),
+    Claim(
+        "4.4, Table 1",
+        "In layer 5 hiding the same part of faces changes features more alike than hiding random places does.",
+        "a smaller distance than of random masks, p below 0.05, for each of the three parts",
+        "table1/*",
+        correspondence(0),
+    ),
+    Claim(
+        "4.4, Table 1",
+        "In layer 7 it hardly does any more.",
+        "for none of the parts p is below 0.05",
+        "table1/*",
+        correspondence(1),
+    ),
+    Claim(
+        "5.2, Tables 4 and 5",
+        "A new softmax on the features of a pretrained network beats the same network trained from scratch.",
+        "in every fold, for every number of training images",
+        "table[45]/*",
+        transfer,
+    ),
+    Claim(
+        "5.2, Figure 9",
+        "Six training images of a class are enough to beat what others reached with sixty (57.0 and 55.2 %).",
+        "no other method is run here; instead: six images reach three quarters of what sixty do (the paper: 0.77)",
+        "fig9/*",
+        six_images,
+    ),
+    Claim(
+        "5.3, Table 7",
+        "The deeper the layer, the better its features classify other images (layers 1 to 5).",
+        "each layer is better than the one before",
+        "table7/*",
+        deeper,
+    ),
+    Claim(
+        "5.2, Table 6",
+        "On PASCAL 2012 the mean is 3.2 points below the best, and five classes are won.",
+        "the test images' labels are not public, and nobody else's method is run here",
+    ),
+    Claim(
+        "5.1, Table 2",
+        "38.4 and 16.5 % errors on ImageNet 2012, with six networks 36.0 and 14.7 %.",
+        "training on ImageNet takes days; `train=paper` has the recipe",
+    ),
+]

@@ -1,0 +1,148 @@
+"""What the committed results say: docs/claims.md, and the tables of numbers in README.md.
+
+    python scripts/report.py            # writes both
+    python scripts/report.py --check    # exits with 1 if they are not what it would write
+
+It reads results/<experiment>/<name>/result.json, which experiments wrote, and published/*.json. In README.md it
+replaces what stands between <!-- numbers: NAME --> and <!-- end -->.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.output.results import ROOT, read_result
+from experiments.output.tables import shown, table
+from scripts.claims import CLAIMS, MISSING, UNTESTED, Claim
+from zfnet.files import write_atomically
+
+HEAD = """# The paper's claims
+
+What Zeiler & Fergus (2014) say, and what this software measured. A claim is *reproduced* where every result fulfils
+the rule that stands with it, *partly* where some do or a part of the rule holds, and *not* where none does. The
+networks here are small and see few images: a claim that fails here may hold at the paper's size. `python
+scripts/report.py` writes this page from the files in [`results/`](../results). Each was written by the command that
+stands below the table; its settings, versions, processor and seed are in the file.
+"""
+
+
+def results(pattern: str) -> dict[str, dict[str, Any]]:
+    """The committed results whose folders match a pattern, by folder."""
+    files = sorted((ROOT / "results").glob(f"{pattern}/result.json"))
+    return {str(file.parent.relative_to(ROOT / "results")): read_result(file) for file in files}
+
+
+def published() -> dict[str, dict[str, Any]]:
+    """What is known of the networks that come with the sources, by name."""
+    return {file.stem: json.loads(file.read_text()) for file in sorted((ROOT / "published").glob("*.json"))}
+
+
+def command(result: Mapping[str, Any]) -> str:
+    """The command that wrote a result."""
+    words = shlex.split(result["provenance"]["command"])[1:]
+    return shlex.join(["python", "experiments/run.py", *words])
+
+
+def judged(claim: Claim) -> tuple[str, list[str]]:
+    """The verdict over all results of a claim, and each one's numbers."""
+    if claim.pattern is None:
+        return UNTESTED, [claim.rule]
+    found = results(claim.pattern)
+    if not found:
+        return MISSING, []
+    outcomes = {name: claim.judge(result) for name, result in found.items()}
+    shares = [share for share, _ in outcomes.values()]
+    verdict = "reproduced" if min(shares) == 1 else "**not**" if max(shares) == 0 else "partly"
+    return verdict, [f"{words} ([{name}](../results/{name}/result.json))" for name, (_, words) in outcomes.items()]
+
+
+def claims_page() -> str:
+    """docs/claims.md."""
+    rows, commands = [], {}
+    for claim in CLAIMS:
+        verdict, numbers = judged(claim)
+        rule = "" if claim.pattern is None else f" *Rule: {claim.rule}.*"
+        rows.append([claim.item, claim.says + rule, verdict, "<br>".join(numbers)])
+        found = results(claim.pattern) if claim.pattern else {}
+        commands |= {name: command(result) for name, result in found.items()}
+    lines = [f"    {line}    # {name}" for name, line in sorted(commands.items())]
+    page = [HEAD, table(["paper", "claim", "here", "measured"], rows), "", "## Commands", "", *lines]
+    return "\n".join(page) + "\n"
+
+
+# ---- README ----------------------------------------------------------------------------------------------------------
+
+
+def trained_table() -> str:
+    """Networks that were trained: accuracy, dead maps and time."""
+    rows = []
+    for data in sorted({name.partition("/")[2].partition(",")[0] for name in results("train/*")}):
+        runs = list(results(f"train/{data}*").values())
+        one = [100 - 100 * run["ours"]["history"][-1]["validation_error"] for run in runs]
+        ten = [100 - 100 * run["ours"]["validation_top1"] for run in runs]
+        counts = [count for run in runs for count in run["ours"]["dead_maps"].values()]
+        dead = max(count["dead"] / count["maps"] for count in counts)
+        how, made = runs[0]["settings"], [run["provenance"] for run in runs]
+        what = f"{how['images']:,} + {how['validation_images']:,} images, {how['recipe']['epochs']} epochs"
+        minutes = max(run["seconds"] for run in made) / 60
+        on = f"{minutes:.1f} min, {made[0]['threads']} thread(s) of {made[0]['device']}"
+        rows.append([f"`{data}`: {what}; {len(runs)} seed(s)", shown(one), shown(ten), f"{dead:.1%}", on])
+    head = ["", "top-1, %", "over ten crops, %", "dead maps, worst layer", "longest run"]
+    return table(head, rows) if rows else MISSING
+
+
+def published_table() -> str:
+    """The networks that come with the sources."""
+    rows = []
+    for name, known in published().items():
+        errors = known["validation_error"]
+        dead = ", ".join(f"{count['dead']} of {count['maps']}" for count in known["dead_maps"].values())
+        top = [f"{100 - 100 * errors[crops]['top1']:.1f}" for crops in ("1 crops", "10 crops")]
+        words = shlex.join(["python", "experiments/run.py", *shlex.split(known["training"]["command"])[1:]])
+        size = f"{known['bytes'] / 1e6:.1f} MB"
+        rows.append([f"`{name}`", *top, dead, size, f"`{words}`", f"{known['training']['seconds'] / 60:.0f} min"])
+    head = ["network", "top-1, %", "over ten crops, %", "dead maps of layers 1 to 5", "size", "command", "time"]
+    return table(head, rows) if rows else MISSING
+
+
+TABLES: dict[str, Callable[[], str]] = {"trained": trained_table, "published": published_table}
+
+
+def readme(text: str) -> str:
+    """README.md with its tables of numbers as the results have them."""
+
+    def filled(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"<!-- numbers: {name} -->\n{TABLES[name]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- numbers: (\w+) -->\n.*?<!-- end -->", filled, text, flags=re.DOTALL)
+
+
+def pages() -> dict[Path, str]:
+    """What the files should hold."""
+    home = ROOT / "README.md"
+    return {ROOT / "docs" / "claims.md": claims_page(), home: readme(home.read_text(encoding="utf-8"))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if anything differs")
+    check = parser.parse_args().check
+    for path, text in pages().items():
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        if check:
+            sys.exit(f"{path.relative_to(ROOT)} is not what the results say: run python scripts/report.py")
+        write_atomically(path, text.encode())
+        print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
