@@ -1,6 +1,7 @@
 """The claims of Zeiler & Fergus (2014), and the rules by which a result of ours is judged; `scripts/report.py` uses it.
 
-A judge takes a result.json and gives the share of its rule that holds, 0 to 1, and the numbers in words.
+A judge takes a result.json and gives the share of its rule that holds, from 0 to 1, or None where the result does not
+decide it, and the numbers in words.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 UNTESTED, MISSING = "cannot be tested here", "no result yet"
 Result = dict[str, Any]
-Outcome = tuple[float, str]
+Outcome = tuple[float | None, str]
 
 
 class Claim(NamedTuple):
@@ -98,6 +99,40 @@ def deeper(result: Result) -> Outcome:
     return share(after > before for before, after in pairwise(means)), f"layers 1 to 5: {numbers} %"
 
 
+def depth(result: Result) -> Outcome:
+    """All four layers against each pair, and against the whole network, by the error on validation images."""
+    found = {name.removeprefix("krizhevsky without "): of for name, of in result["ours"]["difference"].items()}
+    deep, inner, outer = (found[f"layers {n}"]["validation_top1"] for n in ("3, 4, 6, 7", "3, 4", "6, 7"))
+    words = ", ".join(f"{n} {of['mean']:+.1f}" for n, of in (("3, 4", inner), ("6, 7", outer), ("all four", deep)))
+    low, high = deep["interval"] or (None, None)
+    if low is None:
+        return None, f"{words} points of validation error; one seed"
+    parts = [low > 0, deep["mean"] > inner["mean"], deep["mean"] > outer["mean"]]
+    return share(parts), f"{words} points of validation error (all four, 95 %: {low:+.1f} to {high:+.1f})"
+
+
+def underfitting(result: Result) -> Outcome:
+    deep = result["ours"]["difference"]["krizhevsky without layers 3, 4, 6, 7"]["train_top1"]
+    if deep["interval"] is None:
+        return None, f"{deep['mean']:+.1f} points of train error; one seed"
+    low, high = deep["interval"]
+    return share([low > 0]), f"{deep['mean']:+.1f} points of train error (95 %: {low:+.1f} to {high:+.1f})"
+
+
+def averaging(result: Result) -> Outcome:
+    one, several = (result["ours"]["error"][f"Figure 3, {n}"]["validation_top1"] for n in ("1 net", "5 nets (a)"))
+    return share(
+        [several < one]
+    ), f"one network {one:.1f} %, {result['ours']['nets']['Figure 3, 5 nets (a)']} {several:.1f} %"
+
+
+def other_architecture(result: Result) -> Outcome:
+    """Against a sixth network of Figure 3 in its place."""
+    test = result["ours"]["sixth"]["validation_top1"]
+    words = f"{test['difference']:+.1f} points against a sixth network of Figure 3 (McNemar, p {test['p']:.2g})"
+    return (None if test["p"] >= 0.05 else share([test["difference"] < 0])), words
+
+
 CLAIMS = [
     Claim(
         "Figure 3",
@@ -168,6 +203,34 @@ CLAIMS = [
         "each layer is better than the one before",
         "table7/*",
         deeper,
+    ),
+    Claim(
+        "5.1, Table 3",
+        "Removing layers 3 and 4, or 6 and 7, costs little; removing all four costs a lot: depth matters.",
+        "the validation error rises without all four (95 % interval over seeds), and by more than without either pair",
+        "table3/*",
+        depth,
+    ),
+    Claim(
+        "5.1, Table 3",
+        "The network without these four fails by underfitting: its train error is 71.1 %, not 35.1 %.",
+        "its train error is above that of the whole network (95 % interval over seeds)",
+        "table3/*",
+        underfitting,
+    ),
+    Claim(
+        "5.1, Table 2",
+        "Averaging five networks lowers the error.",
+        "a lower validation error than the mean of the five",
+        "table2/*",
+        averaging,
+    ),
+    Claim(
+        "5.1, Table 2",
+        "A sixth network with 512, 1024 and 512 maps in layers 3 to 5 lowers it further.",
+        "a lower error than with a sixth network of Figure 3 in its place, p below 0.05; else not decided",
+        "table2/*",
+        other_architecture,
     ),
     Claim(
         "5.2, Table 6",

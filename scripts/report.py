@@ -58,8 +58,10 @@ def judged(claim: Claim) -> tuple[str, list[str]]:
     if not found:
         return MISSING, []
     outcomes = {name: claim.judge(result) for name, result in found.items()}
-    shares = [share for share, _ in outcomes.values()]
-    verdict = "reproduced" if min(shares) == 1 else "**not**" if max(shares) == 0 else "partly"
+    shares = [share for share, _ in outcomes.values() if share is not None]
+    verdict = "partly" if shares else "not decided"
+    if len(set(shares)) == 1:
+        verdict = {1.0: "reproduced", 0.0: "**not**"}.get(shares[0], verdict)
     return verdict, [f"{words} ([{name}](../results/{name}/result.json))" for name, (_, words) in outcomes.items()]
 
 
@@ -112,7 +114,12 @@ def published_table() -> str:
     return table(head, rows) if rows else MISSING
 
 
-TABLES: dict[str, Callable[[], str]] = {"trained": trained_table, "published": published_table}
+def claims_table() -> str:
+    """The verdicts alone."""
+    return table(["paper", "claim", "here"], [[claim.item, claim.says, judged(claim)[0]] for claim in CLAIMS])
+
+
+TABLES: dict[str, Callable[[], str]] = {"claims": claims_table, "published": published_table, "trained": trained_table}
 
 
 def readme(text: str) -> str:

@@ -1,0 +1,133 @@
+"""The pages that are written from results are what the results say, and every rule can tell yes from no."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from scripts import claims, report
+
+LINEAR = {"translation": {"linearity": [-2.3, 0.6]}, "scale": {"linearity": [-1.2, 0.8]}}
+KEPT = {"translation": 0.9, "scale": 0.85, "rotation": 0.3}
+ON = {"share": 0.8, "interval": [0.68, 0.88]}
+PARTS = {part: [{"mean": 0.07, "p": 0.001}, {"mean": 0.07, "p": 0.4}] for part in ("right eye", "left eye", "nose")}
+
+
+def difference(value: float, low: float) -> dict:
+    return {"mean": value, "interval": [low, 2 * value - low]}
+
+
+DEPTH = {
+    f"krizhevsky without layers {layers}": {"validation_top1": difference(*of), "train_top1": difference(*of)}
+    for layers, of in {"3, 4": (1.0, -1.0), "6, 7": (2.0, 0.5), "3, 4, 6, 7": (9.0, 5.0)}.items()
+}
+CASES = {  # judge -> what fulfils its rule, and changes of it that do not: the path, the value, and what is left
+    claims.architecture: (
+        {"ours": {"layers": {"conv1": 110}, "parameters": 5}, "paper": {"layers": {"conv1": 110}}},
+        [("ours.layers.conv1", 109, 0)],
+    ),
+    claims.sensitivity: (
+        {"ours": LINEAR},
+        [("ours.scale.linearity", [0.2, 0.8], 0.5), ("ours.translation.linearity", [-1, 0.4], 0.5)],
+    ),
+    claims.stability: (
+        {"ours": {kind: {"probability_kept": kept} for kind, kept in KEPT.items()}},
+        [("ours.scale.probability_kept", 0.5, 0.5)],
+    ),
+    claims.rotation: (
+        {"ours": {kind: {"probability_kept": kept} for kind, kept in KEPT.items()}},
+        [("ours.rotation.probability_kept", 0.87, 0.5), ("ours.rotation.probability_kept", 0.95, 0)],
+    ),
+    claims.occlusion: (
+        {"ours": {"on_object": {"images": 64, "chance": 0.2, "probability": ON, "best_place": {"share": 0.5}}}},
+        [("ours.on_object.best_place.share", 0.7, 0.5), ("ours.on_object.probability.interval", [0.1, 0.9], 0)],
+    ),
+    claims.correspondence(0): (
+        {"ours": {**PARTS, "random": [{"mean": 0.1}, {"mean": 0.07}]}},
+        [("ours.nose", [{"mean": 0.2, "p": 0.001}, {}], 2 / 3), ("ours.random", [{"mean": 0.05}, {}], 0)],
+    ),
+    claims.correspondence(1): (
+        {"ours": {**PARTS, "random": [{"mean": 0.1}, {"mean": 0.075}]}},
+        [("ours.nose", [{}, {"mean": 0.01, "p": 0.001}], 2 / 3)],
+    ),
+    claims.transfer: (
+        {"ours": {"each": {"pretrained": {"15": [8, 9]}, "from scratch": {"15": [2, 3]}}}},
+        [("ours.each.from scratch.15", [8.5, 3], 0.5)],
+    ),
+    claims.six_images: (
+        {"ours": {"accuracy": {"pretrained": {"6": 57.0, "60": 74.2}}}},
+        [("ours.accuracy.pretrained.6", 50.0, 0)],
+    ),
+    claims.deeper: (
+        {"ours": {"accuracy": {f"SVM ({n})": 10.0 * n for n in range(1, 6)}}},
+        [("ours.accuracy.SVM (3)", 10.0, 0.75)],
+    ),
+    claims.depth: (
+        {"ours": {"difference": DEPTH}},
+        [
+            ("ours.difference.krizhevsky without layers 3, 4.validation_top1", difference(10.0, 9.0), 2 / 3),
+            ("ours.difference.krizhevsky without layers 3, 4, 6, 7.validation_top1.interval", None, None),
+        ],
+    ),
+    claims.underfitting: (
+        {"ours": {"difference": DEPTH}},
+        [("ours.difference.krizhevsky without layers 3, 4, 6, 7.train_top1", difference(1.0, -1.0), 0)],
+    ),
+    claims.averaging: (
+        {
+            "ours": {
+                "error": {
+                    "Figure 3, 1 net": {"validation_top1": 30.0},
+                    "Figure 3, 5 nets (a)": {"validation_top1": 28.0},
+                },
+                "nets": {"Figure 3, 5 nets (a)": 5},
+            }
+        },
+        [("ours.error.Figure 3, 5 nets (a).validation_top1", 31.0, 0)],
+    ),
+    claims.other_architecture: (
+        {"ours": {"sixth": {"validation_top1": {"difference": -1.0, "p": 0.01}}}},
+        [
+            ("ours.sixth.validation_top1", {"difference": 1.0, "p": 0.01}, 0),
+            ("ours.sixth.validation_top1.p", 0.2, None),
+        ],
+    ),
+}
+
+
+def changed(result: dict, path: str, value: object) -> dict:
+    """The result with another value at a path; names may hold dots where no shorter one is there."""
+    other = copy.deepcopy(result)
+    node, rest = other, path
+    while True:
+        name = next(key for key in sorted(node, key=len, reverse=True) if f"{rest}.".startswith(f"{key}."))
+        rest = rest[len(name) + 1 :]
+        if not rest:
+            node[name] = value
+            return other
+        node = node[name]
+
+
+@pytest.mark.parametrize("judge", CASES, ids=lambda judge: judge.__qualname__)
+def test_a_rule_tells_yes_from_no(judge) -> None:
+    result, changes = CASES[judge]
+    assert judge(result)[0] == 1 and judge(result)[1]
+    for path, value, share in changes:
+        assert judge(changed(result, path, value))[0] == share, path
+
+
+def test_every_rule_is_tried() -> None:
+    tried = {judge.__qualname__ for judge in CASES}
+    assert {claim.judge.__qualname__ for claim in claims.CLAIMS if claim.pattern} <= tried
+
+
+def test_the_pages_are_what_the_results_say() -> None:
+    for path, text in report.pages().items():
+        assert path.read_text(encoding="utf-8") == text, "run python scripts/report.py"
+
+
+def test_no_path_of_a_machine_is_in_a_result() -> None:
+    for file in Path(report.ROOT, "results").rglob("*.json"):
+        assert not any(
+            f'"/{name}/' in file.read_text() or f" /{name}/" in file.read_text() for name in ("home", "tmp", "work")
+        )
