@@ -1,6 +1,7 @@
 """The pages that are written from results are what the results say, and every rule can tell yes from no."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,4 @@ def test_the_pages_are_what_the_results_say() -> None:
 
 def test_no_path_of_a_machine_is_in_a_result() -> None:
     for file in Path(report.ROOT, "results").rglob("*.json"):
-        assert not any(
-            f'"/{name}/' in file.read_text() or f" /{name}/" in file.read_text() for name in ("home", "tmp", "work")
-        )
+        assert not re.search(r"[ \"'=]/(home|root|tmp|work)/", file.read_text()), file
