@@ -11,7 +11,7 @@ from torch import nn
 
 from experiments.output.results import Result
 from experiments.setup.networks import Networks
-from experiments.tables.variants import errors_of
+from experiments.tables.variants import measurements
 from zfnet.model import variant as variant_of
 from zfnet.training import Recipe
 
@@ -37,7 +37,7 @@ def main(
     """
     result = Result("variant", out, locals())
     changes = variant_of(variant, **architecture.keywords)  # type: ignore[attr-defined]
-    model, history = networks.trained(variant, lambda: architecture(**changes), recipe)
+    trained = networks.trained(variant, lambda: architecture(**changes), recipe)
     result.settings |= {"images": len(networks.training), "validation_images": len(networks.validation), "unit": "%"}
-    parameters = sum(p.numel() for p in model.parameters())
-    return result.finish({"error": errors_of(model, networks), "parameters": parameters, "history": history})
+    result.settings["classes"] = networks.classes
+    return result.finish(measurements(trained, networks))

@@ -1,8 +1,12 @@
 """Tables in Markdown and as pictures; means and deviations of known numbers."""
 
-import pytest
+import statistics
 
-from experiments.output.tables import deviation, dots, mean, measured, percent, shown, table
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.output.tables import deviation, dots, interval, mean, measured, percent, shown, table
 
 
 def test_deviation_is_that_of_a_sample():
@@ -11,6 +15,20 @@ def test_deviation_is_that_of_a_sample():
     assert shown([30.04]) == "30.0"
     assert shown([10.0, 20.0]) == "15.0 ± 7.1"
     assert percent(0.29) == 29
+
+
+def test_interval_is_students():
+    assert interval([1.0]) is None and interval([]) is None
+    values = [1.0, 4.0, 2.5, 3.0]
+    scale = statistics.stdev(values) / 2
+    assert interval(values) == pytest.approx(stats.t.interval(0.95, 3, statistics.mean(values), scale))
+
+
+def test_intervals_of_three_seeds_cover_what_they_claim():
+    random = np.random.default_rng(0)
+    bounds = [interval(random.normal(2.0, 3.0, 3).tolist()) for _ in range(4000)]
+    covered = sum(low < 2.0 < high for low, high in bounds)
+    assert 0.94 < covered / 4000 < 0.96
 
 
 def test_measurements_are_told_by_mean_deviation_and_each():

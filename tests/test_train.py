@@ -18,7 +18,7 @@ from zfnet import InputError, ZFNet, weights
 from zfnet.data.crops import mean_image
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import BrokenImage
-from zfnet.training import Recipe, error_rates, renormalise, train
+from zfnet.training import Recipe, error_rates, missed, renormalise, train
 from zfnet.training.loop import _ahead
 
 RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.01, schedule="cosine", max_shift=2)
@@ -295,6 +295,17 @@ def test_error_rates_average_probabilities_over_models_and_crops() -> None:
         ranks = (mean > mean.gather(1, labels[:, None])).sum(1)
         expected = tuple(float((ranks >= n).double().mean()) for n in (1, 5))
         assert error_rates(models, data, crops=crops, batch_size=7) == pytest.approx(expected)
+
+
+def test_each_image_is_missed_or_not() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0], [1.0, 3.0, 0.0, 2.0]])
+    data = TensorDataset(logits[:, :, None, None], torch.tensor([0, 2, 0]))  # the best, the second and the third
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
+    nn.init.eye_(model[1].weight)
+    nn.init.zeros_(model[1].bias)
+    misses = missed(model, data, top=(1, 2, 9), batch_size=2)
+    assert misses.tolist() == [[False, False, False], [True, False, False], [True, True, False]]
+    assert error_rates(model, data, top=(1, 2, 9)) == pytest.approx((2 / 3, 1 / 3, 0))
 
 
 def test_uint8_images_are_cropped_and_normalised_by_the_models_preprocessing(halves) -> None:

@@ -1,14 +1,17 @@
 """Variants of one network, as Tables 2 and 3 train them; layers 6 and 7 of one differ in width, to tell them apart."""
 
+from dataclasses import asdict
 from functools import partial
 
 import pytest
 from torchvision.models import alexnet
 
-from experiments.tables.variants import departures, train_each
-from tests.stand_ins import ARCHITECTURE, RECIPE, Networks
+from experiments.setup.configuration import configured
+from experiments.tables.variants import PAPERS, departures, train_each
+from tests.stand_ins import ARCHITECTURE, RECIPE, TINY, Networks
 from zfnet import InputError, ZFNet
 from zfnet.model import variant
+from zfnet.training import Recipe
 
 
 @pytest.mark.parametrize(
@@ -31,7 +34,7 @@ def test_a_variant_changes_the_layers_that_it_names(name: str, hidden: tuple[int
 def test_it_is_said_which_network_of_how_many_is_trained(capsys):
     runs = [("krizhevsky", 0), ("fig3", 0), ("fig3 512-1024-512", 2)]
     networks = Networks()
-    models = list(train_each(runs, networks, ARCHITECTURE, RECIPE))
+    models = [model for model, _ in train_each(runs, networks, ARCHITECTURE, RECIPE)]
     assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("network")] == [
         "network 1 of 3: krizhevsky, seed 7",
         "network 2 of 3: fig3, seed 7",
@@ -50,7 +53,26 @@ def test_networks_that_cannot_be_changed_are_refused_before_training():
     assert not networks.asked
 
 
+SETTINGS = {"architecture": TINY, "recipe": asdict(RECIPE), "images": 24, "validation_images": 12}
+
+
 def test_departures_say_how_far_an_error_can_be_told():
-    words = departures(Networks(), RECIPE, ARCHITECTURE)
+    words = departures(SETTINGS)
     assert "24 images of 64 pixels and 6 classes for 1 epochs" in words
-    assert "12 validation images, which tell an error of 30% to ± 13.2" in words  # 100 * (0.3 * 0.7 / 12) ** 0.5
+    assert "12 validation images" in words and "has a standard error of 14.4" in words  # 100 * (0.5 * 0.5 / 12) ** 0.5
+
+
+def test_departures_name_what_is_not_the_papers():
+    paper = {"architecture": {}, "recipe": asdict(Recipe(schedule="plateau", pixel_mean=True))}
+    assert "otherwise the recipe of its section 3" in departures(SETTINGS | paper)
+    words = departures(SETTINGS)
+    assert "for 70; narrower networks, batch_size 8 for 128, schedule constant for plateau, init he for paper" in words
+    other = {"architecture": {}, "recipe": asdict(Recipe(optimizer="adam", schedule="plateau", pixel_mean=True))}
+    assert "for 70; optimizer adam for sgd; 12 validation images" in departures(SETTINGS | other)
+
+
+def test_papers_values_are_those_of_its_configuration():
+    config = configured(["train=paper", "model=zfnet"])
+    told = {**config.model.architecture, **config.train}
+    defaults = {"dropout": 0.5, "init": "paper"}  # of ZFNet
+    assert {name: told.get(name, defaults.get(name)) for name in PAPERS} == PAPERS

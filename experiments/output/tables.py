@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from scipy.special import stdtrit
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # half a second, which tables alone do without
 
@@ -34,6 +36,14 @@ def mean(rates: Sequence[float]) -> float | None:
 def deviation(rates: Sequence[float]) -> float | None:
     """The standard deviation of a sample; None of a single number."""
     return statistics.stdev(rates) if len(rates) > 1 else None
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of the mean of a normal sample, by Student's t with n - 1; None of a single number."""
+    if len(values) < 2:
+        return None
+    half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.mean(values) - half, statistics.mean(values) + half
 
 
 def plus_minus(value: float, spread: float | None) -> str:

@@ -92,6 +92,11 @@ class Networks:
     def validation(self) -> Any:  # None where there are none
         return self._validation and self._held(self._validation, "validation images")
 
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; none where the images have none."""
+        return list(as_images(self._training).classes)
+
     def _held(self, dataset: Any, description: str) -> TensorDataset:
         return in_memory(dataset, limit=MEMORY, workers=self.workers, progress=self.progress, description=description)
 

@@ -1,19 +1,32 @@
 """What Tables 2 and 3 share: networks that are changes of one, each trained from scratch unless it was before."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from experiments.output.tables import percent
-from experiments.setup.networks import Networks
+from experiments.setup.networks import Networks, Trained
 from zfnet import InputError, ZFNet
-from zfnet.model import variant
+from zfnet.model import MAPS, variant
 from zfnet.training import Recipe, error_rates
 
 COLUMNS = {"train_top1": "train top-1", "validation_top1": "val top-1", "validation_top5": "val top-5"}
+PAPERS = {  # what section 3 says of training; other settings are departures
+    "optimizer": "sgd",
+    "learning_rate": 0.01,
+    "momentum": 0.9,
+    "batch_size": 128,
+    "schedule": "plateau",
+    "dropout": 0.5,
+    "init": "paper",
+    "flip": True,
+    "pixel_mean": True,
+    "max_filter_rms": 0.1,
+}
 
 
 def train_each(
@@ -22,31 +35,43 @@ def train_each(
     architecture: partial[nn.Module],
     recipe: Recipe,
     progress: bool = True,
-) -> Iterator[nn.Module]:
+) -> Iterator[Trained]:
     """The networks (variant, seed) in turn, trained or read; seeds count from the recipe's."""
     if getattr(architecture, "func", None) is not ZFNet:
-        raise InputError("the tables change ZFNet; give a model that it makes: model=zfnet_mini, zfnet, ...")
+        raise InputError("the tables change ZFNet; give a model that it makes: model=zfnet_small, zfnet, ...")
     for name, _ in runs:  # a network that cannot be changed is refused before hours of training
         variant(name, **architecture.keywords)
     for n, (name, seed) in enumerate(runs, 1):
         if progress:
             print(f"network {n} of {len(runs)}: {name}, seed {recipe.seed + seed}", file=sys.stderr)
         changed = partial(architecture, **variant(name, **architecture.keywords))
-        yield networks.trained(name, changed, replace(recipe, seed=recipe.seed + seed)).model
+        yield networks.trained(name, changed, replace(recipe, seed=recipe.seed + seed))
 
 
-def errors_of(model: nn.Module, networks: Networks) -> dict[str, float]:
-    """A network's errors, %, on images as they are, by Table 3's columns."""
+def measurements(trained: Trained, networks: Networks) -> dict[str, Any]:
+    """What is kept of one network: errors, %, on images as they are, by Table 3's columns; parameters; history."""
+    model = trained.model
     rates = *error_rates(model, networks.training, top=(1,)), *error_rates(model, networks.validation, top=(1, 5))
-    return dict(zip(COLUMNS, map(percent, rates), strict=True))
+    error = dict(zip(COLUMNS, map(percent, rates), strict=True))
+    return {"error": error, "parameters": sum(p.numel() for p in model.parameters()), "history": trained.history}
 
 
-def departures(networks: Networks, recipe: Recipe, architecture: partial[nn.Module]) -> str:
-    """What differs from the paper, in a sentence or two."""
-    sizes = {"image_size": 224, "num_classes": 1000} | architecture.keywords
-    images, checks = len(networks.training), len(networks.validation)
+def departures(settings: Mapping[str, Any]) -> str:
+    """What differs from the paper, in a sentence or two.
+
+    Args:
+        settings: of the result: `architecture`, `recipe`, and the numbers of `images` and `validation_images`.
+    """
+    architecture = {"image_size": 224, "num_classes": 1000, "dropout": 0.5, "init": "paper"} | settings["architecture"]
+    recipe = architecture | settings["recipe"]
+    changes = [f"{name} {recipe[name]} for {paper}" for name, paper in PAPERS.items() if recipe[name] != paper]
+    if tuple(architecture.get("maps", MAPS)) != MAPS:
+        changes = ["narrower networks", *changes]
+    checks = settings["validation_images"]
     return (
-        f"What differs from the paper: {images:,} images of {sizes['image_size']} pixels and {sizes['num_classes']} "
-        f"classes for {recipe.epochs} epochs, there 1.3 million of 224 pixels and 1000 classes for 70; {checks:,} "
-        f"validation images, which tell an error of 30% to ± {100 * (0.21 / checks) ** 0.5:.1f}, there 50,000."
+        f"What differs from the paper: {settings['images']:,} images of {architecture['image_size']} pixels and "
+        f"{architecture['num_classes']} classes for {recipe['epochs']} epochs, there 1.3 million of 224 pixels and "
+        f"1000 classes for 70; {', '.join(changes) or 'otherwise the recipe of its section 3'}; "
+        f"{checks:,} validation images, there 50,000. An error of 50% on {checks:,} images has a standard error of "
+        f"{100 * (0.25 / checks) ** 0.5:.1f}."
     )

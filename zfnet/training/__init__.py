@@ -5,7 +5,7 @@ recipe -> loop -> checkpoints, evaluation. Zeiler & Fergus (2014), section 3.
 
 from zfnet.data.crops import in_memory
 from zfnet.training.checkpoints import Checkpoint, run_identity
-from zfnet.training.evaluation import error_rates, network_input
+from zfnet.training.evaluation import error_rates, missed, network_input
 from zfnet.training.loop import Diverged, History, filter_rms, renormalise, train
 from zfnet.training.processes import processes
 from zfnet.training.recipe import Recipe
@@ -18,6 +18,7 @@ __all__ = [
     "error_rates",
     "filter_rms",
     "in_memory",
+    "missed",
     "network_input",
     "processes",
     "renormalise",

@@ -30,6 +30,13 @@ def check_labels(labels: Tensor, classes: int) -> None:
 
 
 def error_rates(
+    models: nn.Module | Sequence[nn.Module], dataset: Any, *, top: Sequence[int] = (1, 5), **how: Any
+) -> tuple[float, ...]:
+    """For each n of `top`, the share of images that the networks miss: see `missed`, which says the arguments."""
+    return tuple(missed(models, dataset, top=top, **how).double().mean(0).tolist())
+
+
+def missed(
     models: nn.Module | Sequence[nn.Module],
     dataset: Any,
     *,
@@ -39,8 +46,10 @@ def error_rates(
     batch_size: int = 128,
     workers: int | None = None,
     progress: bool = False,
-) -> tuple[float, ...]:
-    """For each n of `top`, the share of images whose label is not among the n most probable classes.
+) -> Tensor:
+    """Whether each image's label is not among the n most probable classes, for each n of `top`: bool (N, len(top)).
+
+    Images that cannot be read are left out, with a warning.
 
     Args:
         models: one network, or several whose probabilities are averaged; all see the same images.
@@ -52,27 +61,28 @@ def error_rates(
         workers: processes that read images; None: one for each core, up to eight.
         progress: show a progress bar.
 
-    Images that cannot be read are left out, with a warning; InputError if there is no other.
+    Raises:
+        InputError: if no image can be read, and for labels that are none of the networks' classes.
     """
     models = [models] if isinstance(models, nn.Module) else list(models)
     batches = Batches(dataset, batch_size, workers=workers)
-    wrong, count = count_errors(models, batches, top, crops, pad, progress)
-    if not count:
+    misses = missed_in(batches, models, top, crops, pad, progress)
+    if not len(misses):
         raise InputError(f"no image could be read to measure errors on: {(*batches.broken, 'there is none')[0]}")
     warn_of_broken(batches.broken)
-    return tuple((wrong / count).tolist())
+    return misses
 
 
-def count_errors(
-    models: Sequence[nn.Module],
+def missed_in(
     batches: Batches,
+    models: Sequence[nn.Module],
     top: Sequence[int],
     crops: int = 1,
     pad: int = 0,
     progress: bool = False,
-) -> tuple[Tensor, int]:
-    """For each n of `top`, how many labels are not among the n most probable classes; and how many labels there are."""
-    wrong, count = torch.zeros(len(top), dtype=torch.float64), 0
+) -> Tensor:
+    """As `missed`, of the images of these batches that can be read; none is no mistake."""
+    misses = [torch.zeros(0, len(top), dtype=torch.bool)]
     with contextlib.ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluating(model))
@@ -84,6 +94,5 @@ def count_errors(
             check_labels(labels, mean.shape[1])
             best = mean.topk(min(max(top), mean.shape[1])).indices.cpu()
             hit = best == labels[:, None]
-            wrong += torch.tensor([int((~hit[:, :n].any(1)).sum()) for n in top])
-            count += len(labels)
-    return wrong, count
+            misses.append(torch.stack([~hit[:, :n].any(1) for n in top], 1))
+    return torch.cat(misses)

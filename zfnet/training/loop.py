@@ -30,7 +30,7 @@ from zfnet.data.images import as_images
 from zfnet.errors import InputError, first_line
 from zfnet.files import locked
 from zfnet.training.checkpoints import Checkpoint, check_state, run_identity
-from zfnet.training.evaluation import check_labels, count_errors, network_input
+from zfnet.training.evaluation import check_labels, missed_in, network_input
 from zfnet.training.processes import from_all, from_first, processes, total
 from zfnet.training.recipe import Recipe
 
@@ -366,9 +366,10 @@ class _Run:
     def _validate(self) -> dict[str, float]:
         share = range(self.rank, len(self.validation), self.world)
         batches = Batches(self.validation, 128, indices=share, workers=self.workers)
-        wrong, count = count_errors([self.model], batches, (1, 5), progress=self.progress)
+        misses = missed_in(batches, [self.model], (1, 5), progress=self.progress)
         self.broken["validation"].add(batches.broken)
-        top1, top5, images = total(torch.cat([wrong, torch.tensor([count])]).to(self.device)).tolist()
+        counts = [*misses.sum(0).tolist(), len(misses)]
+        top1, top5, images = total(torch.tensor(counts, dtype=torch.float64, device=self.device)).tolist()
         return {"validation_error": top1 / images, "validation_top5": top5 / images}
 
     def _share_broken(self) -> None:
