@@ -282,9 +282,9 @@ def _differences(differences: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 
     head = ["change", "error", "paper", "ours", "95% interval", "seeds", "verdict"]
     return [
         f"\n{table(head, rows)}\n",
-        "Errors of each change less those of its own network (the first word), seed by seed, in points. The interval",
+        "Errors of each change less those of its own network (the first word), seed by seed, in points. The interval "
         "is Student's t over seeds: it covers the noise of training, not the choice of images, which are the same.",
-        "Verdict: as in the paper where the whole interval lies on the paper's side of 0, contrary where it lies on",
-        f"the other, else not decided. If there were no differences, {len(rows) / 20:.1f} of {len(rows)} intervals",
-        "would leave out 0 by chance.",
+        "Verdict, of the direction alone: as in the paper where the whole interval lies on the paper's side of 0, "
+        "contrary where it lies on the other, else not decided. If there were no differences, about "
+        f"{len(rows) / 20:.1f} of {len(rows)} intervals would leave out 0 by chance.",
     ]
