@@ -50,17 +50,15 @@ def main(
 ) -> dict[str, Any]:
     """Train the model in place; write model.safetensors, the curves and the error rates.
 
-    From the first epoch on `out` holds a checkpoint, from which a stopped run resumes, metrics.csv, the curves, and in
-    epochs/ the weights after `snapshots` and the last epoch.
-
     Args:
         model: with its initial weights and its preprocessing.
         training: (image, label) by index, images as uint8.
-        out: the folder of the result.
+        out: the folder of the result; from the first epoch on it holds a checkpoint, metrics.csv, the curves, and in
+            epochs/ the weights after `snapshots` and the last epoch.
         validation: as `training`.
         recipe: how to train.
         crops: of every validation image, averaged at the end, 1 or 10; null: 10 if images leave a margin for them.
-        layers: by name, whose dead maps are counted: those never above 0 on a validation image; null: none.
+        layers: whose dead maps are counted, those never above 0 on a validation image; null: none.
         snapshots: epochs whose weights are kept.
         fresh: start anew, and remove the checkpoint of a stopped run.
         workers: processes that read images; null: one for each core, up to eight.
@@ -70,7 +68,7 @@ def main(
     recipe, out = recipe or Recipe(), Path(out)
     result = Result("train", out, locals())
     reading: dict[str, Any] = {"workers": workers, "progress": progress}
-    options = reading | {"allow_broken": allow_broken}
+    options = {**reading, "allow_broken": allow_broken}
     images, broken = _held("training", training, **options)
     checks, broken_checks = _held("validation", validation, **options) if validation else (None, [])
     metadata = described(model, recipe, training, validation)
@@ -82,12 +80,10 @@ def main(
                 weights.save(model, out / "epochs" / f"epoch-{epoch:04d}.safetensors", epoch=epoch, **metadata)
 
         history = train(model, images, checks, recipe, folder=out, fresh=fresh, on_epoch=on_epoch, **options)
-    ours: dict[str, Any] = {"epochs": len(history), "history": history}
-    ours["broken_images"] = sorted({*broken, *broken_checks, *chain(*history.broken.values())})
+    unread = sorted({*broken, *broken_checks, *chain(*history.broken.values())})
+    ours: dict[str, Any] = {"epochs": len(history), "history": history, "broken_images": unread}
     crops = checks and (crops or (10 if recipe.stored_size or recipe.max_shift != 0 else 1))
-    ours |= _errors(model, checks, recipe, crops, reading) if checks else {}
-    if checks and layers:
-        ours["dead_maps"] = dead_maps(model, checks, layers, reading)
+    ours |= _measured(model, checks, recipe, crops, layers or (), reading) if checks else {}
     ours["waiting"] = sum(entry["waiting"] * entry["seconds"] for entry in history) / _seconds(history)
     result.settings |= {"crops": crops, "images": len(images), "validation_images": len(checks or ())}
     result.settings |= {"dataset": _name(training), "processes": processes()[1], "parameters": size_of(model)}
@@ -105,13 +101,14 @@ def _held(kind: str, data: Any, *, allow_broken: bool, **reading: Any) -> tuple[
     return in_memory(data, limit=MEMORY, description=f"{kind} images", broken=broken, **reading), broken.names
 
 
-def _errors(
-    model: nn.Module, checks: Any, recipe: Recipe, crops: int | None, reading: dict[str, Any]
-) -> dict[str, float]:
-    """Both error rates on the validation images."""
+def _measured(
+    model: nn.Module, checks: Any, recipe: Recipe, crops: Any, layers: Sequence[str], reading: dict[str, Any]
+) -> dict[str, Any]:
+    """Both error rates on the validation images, and dead maps."""
     pad = 0 if recipe.stored_size else recipe.shift(preprocessing_of(model).image_size)
-    rates = error_rates(model, checks, crops=crops or 1, pad=pad, **reading)
-    return dict(zip(("validation_top1", "validation_top5"), rates, strict=True))
+    top1, top5 = error_rates(model, checks, crops=crops, pad=pad, **reading)
+    dead = {"dead_maps": dead_maps(model, checks, layers, reading)} if layers else {}
+    return {"validation_top1": top1, "validation_top5": top5, **dead}
 
 
 class _Prepared(Dataset[tuple[Tensor, Any]]):
