@@ -226,3 +226,31 @@ def test_a_network_that_is_not_published_is_refused_by_name(tmp_path) -> None:
     words = spelled(["experiment=fig2", "model=zfnet", "model.weights=published"])
     with pytest.raises(InputError, match="no weights of zfnet are published for such images"):
         Objects(configured(words), words, run).model  # noqa: B018
+
+
+# ---- the size of images ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        (["data=scenes"], 224),
+        (["data=held_out"], 224),
+        (["data=tiny_imagenet", "data.root=."], 64),
+        (["data=photos", "data.root=."], 224),  # trained on scenes
+        (["model.architecture.image_size=96"], 96),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_network_sees_images_of_the_size_that_its_data_have(words: list[str], size: int) -> None:
+    known = spelled(["experiment=fig2", "model.weights=null", *words])
+    config = Objects(configured(known), known, run).config
+    assert (config.model.architecture.image_size, config.model.preprocessing.size) == (size, size)
+    assert config.model.preprocessing.resize == size  # nothing is enlarged to be cropped
+
+
+def test_a_network_sees_images_of_the_size_that_its_weights_say(home, asked) -> None:
+    known = spelled(["experiment=fig2", f"model.weights={USUAL}", *WORDS[:2], COUNT])
+    made = Objects(configured(known), known, run)
+    assert made.config.model.architecture.image_size == 64 == made.model.preprocessing.size
+    assert made.data[0][0].shape == (3, 64, 64)

@@ -34,7 +34,7 @@ class Recipe:
     epochs: int = 70
     batch_size: int = 128  # of all processes together
     learning_rate: float = 0.01
-    optimizer: str = "sgd"  # or "adam" (AdamW), which needs no hand-tuned rate
+    optimizer: str = "sgd"  # or "adam" (AdamW)
     momentum: float = 0.9
     weight_decay: float = 0.0
     max_filter_rms: float | None = 0.1  # None: filters are not renormalised
