@@ -99,6 +99,38 @@ def deeper(result: Result) -> Outcome:
     return share(after > before for before, after in pairwise(means)), f"layers 1 to 5: {numbers} %"
 
 
+def settling(result: Result) -> Outcome:
+    """Each layer no later than the next, the first before the last, and before the learning rate fell."""
+    ends, before = result["ours"]["settled_epoch"], result["ours"]["settled_before_rate_fell"]
+    epochs = [float("inf") if end is None else end for end in ends.values()]
+    numbers = ", ".join("the last" if end is None else str(end) for end in ends.values())
+    fell = result["ours"]["rate_fell"]
+    parts = [a <= b for a, b in pairwise(epochs)] + [epochs[0] < epochs[-1], next(iter(before.values())) is True]
+    words = f"layers 1 to {len(epochs)} settle at epoch {numbers}; the learning rate fell in {fell or 'none'}"
+    return share(parts), words
+
+
+def dominance(result: Result) -> Outcome:
+    each = result["ours"]["each"]
+    without, ours = (each[name]["largest_rms_over_median"] for name in ("fig3 not renormalised", "fig3"))
+    numbers = (", ".join(f"{value:.2f}" for value in values) for values in (without, ours))
+    parts = [*(value >= 2 for value in without), *(value <= 1.7 for value in ours)]
+    return share(parts), "largest over median RMS, by seed: {} without, {} with renormalisation".format(*numbers)
+
+
+def by_seed(claim: str, number: str, percent: bool = False) -> Callable[[Result], Outcome]:
+    """A claim of Figure 6 that each seed decides: 11x11 stride 4 against 7x7 stride 2."""
+
+    def judge(result: Result) -> Outcome:
+        counts, each = result["ours"]["claims"][claim], result["ours"]["each"]
+        rows = (each[name][number] for name in ("krizhevsky", "fig3"))
+        shown = (", ".join(f"{value:.1%}" if percent else f"{value:.2f}" for value in row) for row in rows)
+        words = "11x11, stride 4: {}; 7x7, stride 2: {}, by seed".format(*shown)
+        return counts["as_claimed"] / sum(counts.values()), words
+
+    return judge
+
+
 def depth(result: Result) -> Outcome:
     """All four layers against each pair, and against the whole network, by the error on validation images."""
     found = {name.removeprefix("krizhevsky without "): of for name, of in result["ours"]["difference"].items()}
@@ -161,6 +193,42 @@ CLAIMS = [
         "less of the probability is kept than for translation and for scale",
         "fig5/*",
         rotation,
+    ),
+    Claim(
+        "4.1, Figure 4",
+        "Lower layers settle within a few epochs, upper layers after 40 to 50 of 70.",
+        "each layer settles (mean correlation of its activations with the last epoch's above 0.9) no later than the next, "
+        "the first before the last, and before the learning rate first fell",
+        "fig4/*",
+        settling,
+    ),
+    Claim(
+        "Figure 6 (a, c)",
+        "Without renormalisation one filter of layer 1 dominates; with it all have contrast.",
+        "the largest RMS is at least 2 times the median without, and at most 1.7 times with it, for every seed",
+        "fig6/*",
+        dominance,
+    ),
+    Claim(
+        "4.2, Figure 6",
+        "With 7x7 filters and a stride of 2, layer 1 has fewer dead filters than with 11x11 and 4.",
+        "for every seed",
+        "fig6/*",
+        by_seed("layer 1 of 7x7, stride 2, has fewer dead filters", "dead_filters", percent=True),
+    ),
+    Claim(
+        "4.2, Figure 6",
+        "So has layer 2 behind it.",
+        "for every seed",
+        "fig6/*",
+        by_seed("layer 2 behind it has fewer dead maps", "layer2_dead_maps", percent=True),
+    ),
+    Claim(
+        "4.2, Figure 6 (d, e)",
+        "A stride of 4 leaves its lattice in layer 2, a stride of 2 does not.",
+        "projections have more energy at the lattice's frequencies, against beside them, for every seed",
+        "fig6/*",
+        by_seed("layer 2 behind it has less aliasing, at the lattice", "layer2_lattice"),
     ),
     Claim(
         "4.3, Figure 7",

@@ -22,6 +22,7 @@ DEPTH = {
     f"krizhevsky without layers {layers}": {"validation_top1": difference(*of), "train_top1": difference(*of)}
     for layers, of in {"3, 4": (1.0, -1.0), "6, 7": (2.0, 0.5), "3, 4, 6, 7": (9.0, 5.0)}.items()
 }
+SIZES = {"fig3 not renormalised": 2.5, "fig3": 1.6}
 CASES = {  # judge -> what fulfils its rule, and changes of it that do not: the path, the value, and what is left
     claims.architecture: (
         {"ours": {"layers": {"conv1": 110}, "parameters": 5}, "paper": {"layers": {"conv1": 110}}},
@@ -62,6 +63,29 @@ CASES = {  # judge -> what fulfils its rule, and changes of it that do not: the 
     claims.deeper: (
         {"ours": {"accuracy": {f"SVM ({n})": 10.0 * n for n in range(1, 6)}}},
         [("ours.accuracy.SVM (3)", 10.0, 0.75)],
+    ),
+    claims.settling: (
+        {
+            "ours": {
+                "settled_epoch": {"relu1": 2, "relu2": 2, "relu3": 10, "relu4": 20, "relu5": None},
+                "settled_before_rate_fell": {"relu1": True, "relu5": False},
+                "rate_fell": [30],
+            }
+        },
+        [("ours.settled_epoch.relu2", 20, 5 / 6), ("ours.settled_before_rate_fell.relu1", False, 5 / 6)],
+    ),
+    claims.dominance: (
+        {"ours": {"each": {name: {"largest_rms_over_median": [n, n]} for name, n in SIZES.items()}}},
+        [("ours.each.fig3.largest_rms_over_median", [1.5, 1.8], 0.75)],
+    ),
+    claims.by_seed("claim", "dead"): (
+        {
+            "ours": {
+                "claims": {"claim": {"as_claimed": 3, "contrary": 0, "equal": 0}},
+                "each": {name: {"dead": [0.1]} for name in ("krizhevsky", "fig3")},
+            }
+        },
+        [("ours.claims.claim", {"as_claimed": 0, "contrary": 2, "equal": 1}, 0)],
     ),
     claims.depth: (
         {"ours": {"difference": DEPTH}},
