@@ -197,8 +197,8 @@ CLAIMS = [
     Claim(
         "4.1, Figure 4",
         "Lower layers settle within a few epochs, upper layers after 40 to 50 of 70.",
-        "each layer settles (mean correlation of its activations with the last epoch's above 0.9) no later than the next, "
-        "the first before the last, and before the learning rate first fell",
+        "each layer settles (its activations correlate with those of the last epoch above 0.9, on average) no later than "
+        "the next, the first before the last, and before the learning rate first fell",
         "fig4/*",
         settling,
     ),
