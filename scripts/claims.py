@@ -197,7 +197,7 @@ CLAIMS = [
     Claim(
         "4.1, Figure 4",
         "Lower layers settle within a few epochs, upper layers after 40 to 50 of 70.",
-        "each layer settles (its activations correlate with those of the last epoch above 0.9, on average) no later than "
+        "each layer settles (its activations correlate above 0.9 with those of the last epoch) no later than "
         "the next, the first before the last, and before the learning rate first fell",
         "fig4/*",
         settling,
