@@ -13,7 +13,7 @@
 #   table 3  its four rows of depth, three seeds of each, at half of the paper's widths: maps 48-128-192-192-128, fully
 #            connected layers 2048-2048, by the paper's recipe. Images lie on the card as bytes. The rows of a seed run
 #            side by side, one seed after the other, so that a run that is stopped leaves whole seeds
-#   table    what experiment=table3 makes of the results
+#   table    what experiment=table3 makes of them
 #
 # Every result is in its file as soon as it is there: results/gpu/tests.txt, bench/*.json, table3/*/result.json. One line
 # for each part, with its seconds, is printed and added to summary.txt; logs/ has what the parts print, and about.json the
@@ -53,7 +53,8 @@ case "${1:-}" in
     ;;
 "") die "give the folder or the zip of tiny_imagenet_60: bash scripts/gpu.sh DATA (--help says all)" ;;
 esac
-cd "$OLDPWD" && data=$(realpath -e -- "$1" 2>/dev/null) || die "there is no $1"
+cd "$OLDPWD" || exit 2
+data=$(realpath -e -- "$1" 2>/dev/null) || die "there is no $1"
 out=$(realpath -m -- "${OUT:-$(dirname "${BASH_SOURCE[0]}")/../results/gpu}")
 cd - >/dev/null || exit 2
 python=${PYTHON:-python3} epochs=${EPOCHS:-60} at_once=${AT_ONCE:-4} minutes=${MINUTES:-12}
@@ -70,7 +71,8 @@ flock -n 9 || die "another run, or what a killed one left behind, writes to $out
 if ! "$python" -c "import torch" 2>/dev/null; then
     if [[ ! -x .venv/bin/python ]]; then
         echo "torch is missing in $python: making an environment in .venv (minutes, and it needs a network)"
-        "$python" -m venv .venv && .venv/bin/python -m pip install -q -e '.[test]' || die "could not make .venv"
+        "$python" -m venv .venv || die "could not make .venv"
+        .venv/bin/python -m pip install -q -e '.[test]' || die "could not install the requirements in .venv"
     fi
     python=.venv/bin/python
 fi
@@ -208,12 +210,10 @@ for seed in 0 1 2; do
     fi
 done
 
-if ! grep -q 'runs:' experiments/tables/table3.py; then
-    say LATER "table" 0 "experiment=table3 does not read such results yet"
-elif compgen -G "$out/table3/*/result.json" >/dev/null; then
+if compgen -G "$out/table3/*/result.json" >/dev/null; then
     rm -f "$out/table/result.json" # of the results that were there before
     alone "table" 60 "$out/table/result.json" "$python" experiments/run.py experiment=table3 "runs='$out/table3'" \
-        data=tiny_imagenet "data.root='$data'" "out='$out/table'"
+        variants=depth data=tiny_imagenet "data.root='$data'" "out='$out/table'"
 fi
 say "$([[ $failed == 0 ]] && echo PASS || echo FAIL)" "all" "$SECONDS" "$out"
 exit $failed
