@@ -1,16 +1,23 @@
 """Speed as ratios, each measured side by side in one run: medians of alternating repeats.
 
-    python scripts/bench.py [forward record scan project ablation occlusion] [--json FILE] [--device cuda] [--repeats N]
+    python scripts/bench.py [forward record scan project ablation occlusion train] [--json FILE] [--device cuda]
+                            [--repeats N] [--small]
 
 forward   ZFNet at 224 in eval mode, against the same layers composed from stock torch.nn modules
 record    tracing ResNet50 at 224 and recording five of its layers, against its forward pass
-scan      scanning relu1..relu5, against the bare forward pass to relu5 over the same tensors
+scan      scanning relu1..relu5, against the bare forward pass to relu5 over the same tensors; and of JPEG files,
+          against decoding them alone, which is the bound where a GPU does the rest
 project   project_units on winning units of layers 1 to 5, against Captum's NeuronDeconvolution on the same units
 ablation  the activations of single units of layers 1 to 5 with half of their receptive fields covered, all at once,
           against one unit at a time: the whole image up to the layer, and the receptive field alone
 occlusion a square of 50 pixels at the paper's 900 places, against plain batches of the same network at the best batch
           size, and against Captum's Occlusion at its best; beside it the multiply-adds that the windows save, and how
           much of that bound was reached
+train     an epoch of the paper's recipe on bytes of 64 pixels, of ZFNet with a third and with half of the paper's maps,
+          in bfloat16 on a GPU: against bare updates on one batch that lies there, ready for the network
+
+The file of --json is written anew after every line, with the hardware, its driver, the versions and the commit.
+--small tries the script itself in seconds: few images of 64 pixels, networks of few maps. Its figures mean nothing.
 """
 
 import argparse
@@ -18,17 +25,20 @@ import copy
 import json
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import captum
 import torch
-from captum.attr import NeuronDeconvolution, Occlusion
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torchvision import models
@@ -36,16 +46,25 @@ from tqdm import tqdm
 
 from zfnet import DECONVNET, Deconvnet, TopActivations, ZFNet, occlusion_maps, scan
 from zfnet.analysis.occlusion import OcclusionMaps, multiply_adds
+from zfnet.data.batches import Batches
+from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
 from zfnet.graph import Graph
 from zfnet.operations import DIFFERENTIATED_NORMS
+from zfnet.training import Recipe, network_input, renormalise, train
 
+ROOT = Path(__file__).resolve().parents[1]
+SIDE, SMALL = 224, False  # side of the images in pixels; --small
+WIDTHS = {"third of": ((32, 64, 96, 96, 64), (384, 384)), "half of": ((48, 128, 192, 192, 128), (2048, 2048))}
 LAYERS = [f"relu{n}" for n in range(1, 6)]
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "captum")
 TARGETS = {
     "forward": 1.3,
     "record": 1 / 1.2,
     "scan": 0.95,
+    "decoding": 0.9,  # on a GPU; a processor has the forward pass to do as well
+    "train": 0.8,
     "relu1": 100,
     "relu2": 25,
     "relu3": 7,
@@ -90,7 +109,7 @@ def stock(model: ZFNet) -> nn.Sequential:
 
 def photographs(count: int, device: str) -> Tensor:
     """Scenes as the network's input: images with edges and objects, so that units fire where they would."""
-    scenes = Scenes("val", count, size=224, transform=Preprocessing(size=224))
+    scenes = Scenes("val", count, size=SIDE, transform=Preprocessing(size=SIDE, resize=None))
     return torch.stack([scenes[i][0] for i in range(count)]).to(device)
 
 
@@ -120,7 +139,7 @@ def bench_record(model: ZFNet, device: str, repeats: int) -> list[dict]:
 
 
 def bench_scan(model: ZFNet, device: str, repeats: int) -> list[dict]:
-    count, batch = 256, 64
+    count, batch = 32 if SMALL else 256, 64
     images = photographs(32, device).repeat(count // 32, 1, 1, 1)
     images += 0.1 * torch.randn_like(images)
     dataset = TensorDataset(images.cpu(), torch.zeros(count, dtype=torch.int64))
@@ -135,7 +154,30 @@ def bench_scan(model: ZFNet, device: str, repeats: int) -> list[dict]:
     spent = medians(
         device, repeats, ours=lambda: scan(graph, dataset, LAYERS, batch_size=batch, progress=False), theirs=bare
     )
-    return [row("scan relu1..relu5", spent, count, "bare forward pass to relu5", TARGETS["scan"])]
+    rows = [row("scan relu1..relu5", spent, count, "bare forward pass to relu5", TARGETS["scan"])]
+    with tempfile.TemporaryDirectory() as folder:
+        files = jpegs(Path(folder), 32, 32 if SMALL else 256 if device == "cpu" else 2048)
+        spent = medians(
+            device,
+            repeats,
+            ours=lambda: scan(graph, files, LAYERS, batch_size=batch, progress=False),
+            theirs=lambda: [None for _ in Batches(files, batch)],
+        )
+    rows.append(row("scan JPEG files", spent, len(files), "decoding them alone", TARGETS["decoding"]))
+    return rows
+
+
+def jpegs(folder: Path, different: int, count: int) -> Photos:
+    """So many photographs, an eighth larger than the network's input; a few are rendered, and each is there often."""
+    scenes = Scenes("val", different, size=SIDE * 8 // 7)
+    for n in range(count):
+        file = folder / f"{n:05d}.jpg"
+        if n < different:
+            pixels = scenes[n][0]
+            Image.fromarray(pixels.mul(255).byte().movedim(0, -1).numpy()).save(file, quality=90)
+        else:
+            file.write_bytes((folder / f"{n % different:05d}.jpg").read_bytes())
+    return Photos(folder, transform=Preprocessing(size=SIDE, resize=SIDE * 8 // 7))
 
 
 def winners(top: TopActivations, maps: int) -> Tensor:
@@ -145,6 +187,8 @@ def winners(top: TopActivations, maps: int) -> Tensor:
 
 
 def bench_project(model: ZFNet, device: str, repeats: int) -> list[dict]:
+    from captum.attr import NeuronDeconvolution
+
     images, maps, rows = photographs(8, device), 6, []
     # Captum differentiates the norm: results are compared with that option, times with the paper's
     paper, deconvnet = Deconvnet(model), Deconvnet(model, rules=DECONVNET | DIFFERENTIATED_NORMS)
@@ -207,10 +251,10 @@ def bench_ablation(model: ZFNet, device: str, repeats: int) -> list[dict]:
 
         def field(layer: str = layer, units: Tensor = units, canvases: Tensor = canvases) -> list[Tensor]:
             pairs = zip(canvases.split(1), units.split(1), strict=True)
-            return [deconvnet.activations_of(canvas, layer, unit, 224) for canvas, unit in pairs]
+            return [deconvnet.activations_of(canvas, layer, unit, SIDE) for canvas, unit in pairs]
 
         def ours(layer: str = layer, units: Tensor = units, canvases: Tensor = canvases) -> Tensor:
-            return deconvnet.activations_of(canvases, layer, units, 224)
+            return deconvnet.activations_of(canvases, layer, units, SIDE)
 
         worst = float((ours() - image()).abs().max() / image().abs().max())
         spent = medians(device, max(1, repeats // 2), ours=ours, image=image, field=field)
@@ -226,8 +270,10 @@ def bench_ablation(model: ZFNet, device: str, repeats: int) -> list[dict]:
 
 
 def bench_occlusion(model: ZFNet, device: str, repeats: int) -> Iterator[dict]:
+    from captum.attr import Occlusion
+
     image = photographs(1, device)[0]
-    for name in ("ZFNet", "VGG11", "SqueezeNet"):
+    for name in ("ZFNet", *(() if SMALL else ("VGG11", "SqueezeNet"))):
         network: nn.Module = model
         if name != "ZFNet":
             network = models.vgg11() if name == "VGG11" else models.squeezenet1_0()
@@ -286,13 +332,74 @@ def _plain(network: nn.Module, image: Tensor, maps: OcclusionMaps, batch: int, s
     return run
 
 
+def bench_train(model: ZFNet, device: str, repeats: int) -> Iterator[dict]:
+    side, batch = (64, 32) if SMALL else (64, 128)
+    count = 64 if SMALL else 256 if device == "cpu" else 30_000
+    images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8)
+    dataset = TensorDataset(images, torch.arange(count) % 60)
+    for name, (maps, hidden) in ({"few of": ((8,) * 5, (8,))} if SMALL else WIDTHS).items():
+        network = ZFNet(60, maps=maps, hidden=hidden, image_size=side)
+        Preprocessing(size=side, resize=side, scale=255, mean=(123.68, 116.78, 103.94), std=1).attach(network)
+        network.to(device, memory_format=torch.channels_last)
+        recipe = Recipe(epochs=1, batch_size=batch, max_shift=None, pixel_mean=True)
+
+        def ours(network: nn.Module = network, recipe: Recipe = recipe) -> None:
+            train(network, dataset, recipe=recipe, progress=False)
+
+        def theirs(network: nn.Module = network, recipe: Recipe = recipe) -> None:
+            network.train()
+            optimizer, dtype = recipe.make_optimizer(network), recipe.dtype(torch.device(device))
+            ready, labels = network_input(network, images[:batch]), dataset.tensors[1][:batch].to(device)
+            for _ in range(count // batch):
+                with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                    loss = F.cross_entropy(network(ready), labels)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                renormalise(network)
+
+        spent = medians(device, max(1, repeats // 2), ours=ours, theirs=theirs)
+        precision = str(recipe.dtype(torch.device(device))).removeprefix("torch.")
+        speed = count / spent["ours"]
+        against = f"bare updates, {precision}; {speed:,.0f} images a second"
+        yield row(f"train, {name} maps", spent, count, against, TARGETS["train"], images_per_second=speed)
+
+
 def row(name: str, spent: dict[str, float], items: int, against: str, target: float, **more: float) -> dict:
     ratio = spent["theirs"] / spent["ours"]
     times = {f"{who} ms per item": 1e3 * seconds / items for who, seconds in spent.items()}
     return {"what": name, "against": against, **times, "ratio": ratio, "target": target, **more}
 
 
+def about(device: str) -> dict[str, Any]:
+    """What figures depend on: hardware, driver, versions, commit."""
+
+    def said(*words: str) -> str | None:
+        try:
+            return subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    cuda = device == "cuda"
+    return {
+        "hardware": torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU threads",
+        "machine": platform.machine(),
+        "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else None,
+        "cuda": torch.version.cuda if cuda else None,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "commit": said("git", "rev-parse", "HEAD"),
+        "changed": bool(said("git", "status", "--porcelain", "--untracked-files=no")),
+    }
+
+
 def main() -> None:
+    global SIDE, SMALL
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     benches: dict[str, Callable[[ZFNet, str, int], Iterable[dict]]] = {
         "forward": bench_forward,
@@ -301,22 +408,30 @@ def main() -> None:
         "project": bench_project,
         "ablation": bench_ablation,
         "occlusion": bench_occlusion,
+        "train": bench_train,
     }
-    parser.add_argument(
-        "what", nargs="*", metavar="forward|record|scan|project|ablation|occlusion", help="all if none is named"
-    )
+    parser.add_argument("what", nargs="*", metavar="|".join(benches), help="all if none is named")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--about", action="store_true", help="print hardware, versions and commit, and measure nothing")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--small", action="store_true", help="try the script itself: figures that mean nothing")
     options = parser.parse_args()
     if wrong := [what for what in options.what if what not in benches]:
         parser.error(f"no benchmark {wrong[0]!r}; there is: {', '.join(benches)}")
     torch.manual_seed(0)
     if options.device == "cpu":
-        torch.set_num_threads(2)
-    model = ZFNet(init="he").eval().to(options.device)
-    hardware = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"ZFNet at 224, {hardware} ({platform.machine()}), torch {torch.__version__}, captum {captum.__version__}")
+        torch.set_num_threads(1 if options.small else 2)
+    facts = about(options.device)
+    if options.about:
+        print(json.dumps(facts, indent=1))
+        return
+    few: dict[str, Any] = {}
+    if options.small:
+        SIDE, SMALL, few = 64, True, {"maps": (8,) * 5, "hidden": (8,), "num_classes": 10}
+    model = ZFNet(init="he", image_size=SIDE, **few).eval().to(options.device)
+    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "captum"))
+    print(f"ZFNet at {SIDE}, {facts['hardware']} ({facts['machine']}), {versions}, commit {facts['commit']}")
     print(f"| {'what':20} | {'ours, ms':>9} | {'theirs, ms':>10} | {'ratio':>7} | {'target':>6} | deviation | against")
     print("|---|---|---|---|---|---|---|")
     rows = []
@@ -329,8 +444,8 @@ def main() -> None:
                 f"| {line['ratio']:7.2f} | {line['target']:6} | {deviation:9} | {line['against']}",
                 flush=True,
             )
-    if options.json:
-        options.json.write_text(json.dumps({"hardware": hardware, "torch": torch.__version__, "rows": rows}, indent=1))
+            if options.json:
+                options.json.write_text(json.dumps({**facts, "small": SMALL, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

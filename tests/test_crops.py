@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms.functional import ten_crop
 
 from zfnet import InputError
-from zfnet.data.crops import augment, crop_size, in_memory, mean_image, views
+from zfnet.data.crops import augment, crop_size, in_memory, mean_image, on_device, views
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.errors import BrokenImage
 from zfnet.training import network_input
@@ -37,6 +38,54 @@ def test_crops_are_taken_everywhere_or_at_the_places_of_evaluation() -> None:
         assert len(corners) == places
         assert corners <= {6 * r + c for r in range(3) for c in range(3)}
     assert {int(x[0, 0, 0, 0]) for x in views(image, (4, 4), 10)[:5]} == {0, 2, 12, 14, 7}
+
+
+@pytest.mark.parametrize("crops", ["random", "ten"])
+@pytest.mark.parametrize("max_shift", [0, 2, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
+def test_one_gather_takes_the_crops_that_a_loop_takes(crops: str, max_shift: int, dtype: torch.dtype) -> None:
+    """Image by image, from the same random numbers: pad, cut, mirror."""
+    for shape, size, flip in (
+        ((5, 3, 9, 7), (6, 7), True),
+        ((4, 2, 6, 6), (6, 6), False),
+        ((3, 1, 8, 8), (5, 4), True),
+    ):
+        images = (256 * torch.rand(shape)).to(dtype)
+        random = torch.Generator().manual_seed(4)
+        margin = shape[2] - size[0], shape[3] - size[1]
+        if crops == "ten":
+            places = [(0, 0), (0, margin[1]), (margin[0], 0), margin, tuple(round(m / 2) for m in margin)]
+            corners = [places[n] for n in torch.randint(5, (shape[0],), generator=random)]
+        else:
+            ends = torch.tensor([m + 2 * max_shift + 1 for m in margin])
+            corners = (torch.rand(shape[0], 2, generator=random, dtype=torch.float64) * ends).long().tolist()
+        pad = max_shift if crops == "random" else 0
+        mirrored = (torch.rand(shape[0], generator=random) < 0.5).tolist()
+        expected = []
+        for image, (r, c), mirror in zip(images, corners, mirrored, strict=True):
+            padded = F.pad(image.float()[None], [pad] * 4, mode="replicate")[0].to(dtype)
+            crop = padded[:, r : r + size[0], c : c + size[1]]
+            expected.append(crop.flip(2) if mirror and flip else crop)
+        settings = {"crops": crops, "max_shift": max_shift, "flip": flip}
+        for format in (torch.contiguous_format, torch.channels_last):
+            laid = images.contiguous(memory_format=format)
+            ours = augment(laid, torch.Generator().manual_seed(4), size, **settings)
+            assert torch.equal(ours, torch.stack(expected)) and torch.equal(laid, images)
+
+
+def test_only_bytes_in_memory_go_to_a_gpu_and_only_if_they_leave_it_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = TensorDataset(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.zeros(4))  # 48 bytes
+    floats, cuda = TensorDataset(torch.zeros(4, 3, 2, 2), torch.zeros(4)), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (95, 1000))
+    others = Photographs()
+    assert on_device(held, cuda) is held  # they would take more than half of what is free
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (96, 1000))
+    moved: list[object] = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: moved.append(device) or self)
+    ours = on_device(held, cuda)
+    assert ours is not held and moved == [cuda] and all(map(torch.equal, ours.tensors, held.tensors))
+    for data, device in ((held, torch.device("cpu")), (floats, cuda), (others, cuda), (None, cuda)):
+        assert on_device(data, device) is data
 
 
 @pytest.mark.parametrize("crops", ["random", "ten"])

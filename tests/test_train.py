@@ -441,6 +441,52 @@ def test_a_loss_that_is_not_finite_stops_it_with_the_last_good_checkpoint(halves
     assert len(state["position"]["history"]) == 1 and all(w.isfinite().all() for w in state["model"].values())
 
 
+@pytest.mark.parametrize("at_once", [2, 4, 99])
+def test_losses_that_are_read_later_are_the_same_and_stop_it_too(
+    halves, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, which works on several steps before their losses are looked at."""
+    recipe = replace(RECIPE, epochs=2)
+    soon, later, stopped = network(), network(), network()
+    expected = train(soon, halves, halves, recipe, progress=False)
+    monkeypatch.setattr(zfnet.training.loop, "_settled_at_once", lambda device: at_once)
+    history = train(later, halves, halves, recipe, progress=False)
+    assert without_times(history) == without_times(expected) and same_weights(soon, later)
+    monkeypatch.setattr(zfnet.training.loop, "SAVE_EVERY", 0.0)
+    forward, calls = ZFNet.forward, iter(range(99))
+
+    def spoiled(self, images):
+        return forward(self, images) * (torch.nan if self.training and next(calls) == 8 else 1)
+
+    monkeypatch.setattr(ZFNet, "forward", spoiled)
+    with pytest.raises(InputError, match=r"the loss is nan in epoch 2, step 3: .* state is in .*checkpoint\.pt"):
+        train(stopped, halves, halves, recipe, folder=tmp_path, progress=False)
+    state = contents(tmp_path / "checkpoint.pt")
+    assert all(weight.isfinite().all() for weight in state["model"].values())
+    assert len(state["position"]["history"]) == 1 and state["position"]["step"] == 2
+
+
+@pytest.mark.gpu
+def test_bytes_on_a_gpu_give_what_batches_that_are_copied_give(halves, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ((halves.tensors[0].clamp(-2, 2) + 2) / 4 * 255).round().to(torch.uint8)
+    data = TensorDataset(images, halves.tensors[1])
+    where, cut = [], zfnet.training.loop.augment
+
+    def seen(images, *args, **kwargs):
+        where.append(images.device.type)
+        return cut(images, *args, **kwargs)
+
+    monkeypatch.setattr(zfnet.training.loop, "augment", seen)
+    held, copied = network(), network()
+    for model in (held, copied):
+        model.cuda().preprocessing = Preprocessing(size=64, resize=64, mean=(0.5,) * 3, std=(0.25,) * 3)
+        train(model, data, data, replace(RECIPE, precision="float32"), progress=False)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    assert where == ["cuda"] * 18 + ["cpu"] * 18
+    for ours, theirs in zip(held.parameters(), copied.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
 def test_a_learning_rate_that_is_too_high_is_found_out(halves, tmp_path: Path) -> None:
     recipe = replace(RECIPE, learning_rate=1e30, max_filter_rms=None, schedule="constant")
     with pytest.raises(InputError, match="lower the learning rate"):

@@ -67,7 +67,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(rows: Tensor, band: Tensor, k: float, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-        level = torch.addmm(rows.new_tensor(k), rows * rows, band)
+        level = torch.addmm(rows.new_full((), k), rows * rows, band)  # new_tensor would wait for a GPU
         scale = (level * level.sqrt()).rsqrt_() if beta == 0.75 else level.pow(-beta)
         return rows * scale, level, scale
 
@@ -81,7 +81,7 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         rows, band, level, scale = ctx.saved_tensors
         if torch.is_grad_enabled():  # of a second derivative: level and scale depend on rows
-            normalised = rows * torch.addmm(rows.new_tensor(ctx.k), rows * rows, band).pow(-ctx.beta)
+            normalised = rows * torch.addmm(rows.new_full((), ctx.k), rows * rows, band).pow(-ctx.beta)
             return *torch.autograd.grad(normalised, rows, grad, create_graph=True), None, None, None
         direct = grad * scale
         through_level = (direct * rows).div_(level) @ band.T
@@ -107,8 +107,9 @@ def contrast_normalised(x: Tensor, size: int, alpha: float, beta: float, k: floa
         return F.local_response_norm(wide, size, alpha, beta, k).to(x.dtype)
     band = _band(x.shape[1], size, alpha / size, wide.dtype, x.device)
     with torch.autocast(x.device.type, enabled=False):
-        # a few images at a time: what does not leave the cache need not be fetched again
-        parts = [_normalised(part, band, k, beta) for part in wide.split(4)]
+        # a few images at a time: what does not leave a processor's cache need not be fetched again
+        at_once = 4 if x.device.type == "cpu" else max(1, len(x))
+        parts = [_normalised(part, band, k, beta) for part in wide.split(at_once)]
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(x.dtype)
 
 

@@ -203,11 +203,14 @@ class Batches:
         self.broken = []
         chunks = self.indices.split(self.batch_size) if len(self.indices) else ()
         if isinstance(self.dataset, TensorImages):
-            labels = torch.tensor(self.dataset.labels)
-            for index in chunks:
-                follow = bool((index.diff() == 1).all())  # then a slice, which is a view and no copy
-                items = slice(int(index[0]), int(index[-1]) + 1) if follow else index
-                batch = Batch(index, self.dataset.images[items], labels[items])
+            images, labels = self.dataset.images, torch.tensor(self.dataset.labels)
+            places = self.indices.to(images.device).split(self.batch_size)  # copied once: each copy would wait
+            for index, place in zip(chunks, places, strict=False):
+                if (index.diff() == 1).all():  # then a slice, which is a view and no copy
+                    items = slice(int(index[0]), int(index[-1]) + 1)
+                    batch = Batch(index, images[items], labels[items])
+                else:
+                    batch = Batch(index, images[place], labels[index])
                 _check_finite(batch.images, index.tolist(), self.dataset)
                 yield batch
             return

@@ -57,6 +57,18 @@ def in_memory(
     return TensorDataset(torch.cat(images), torch.cat(labels))
 
 
+def on_device(dataset: Any, device: torch.device) -> Any:
+    """A TensorDataset of bytes with its images on a GPU, if they take at most half of its free memory.
+
+    Any other dataset, and all where the device is no GPU, are returned as they are: their batches are copied one by
+    one. The other half is the network's.
+    """
+    bytes_ = type(dataset) is TensorDataset and dataset.tensors[0].dtype == torch.uint8
+    if device.type != "cuda" or not bytes_ or dataset.tensors[0].nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return dataset
+    return TensorDataset(dataset.tensors[0].to(device), *dataset.tensors[1:])
+
+
 def _alike(items: Iterator[Batch], batches: Batches) -> Iterator[Batch]:
     """The items; InputError for one whose images are of another size or type than those of the first."""
     first = None
@@ -95,7 +107,7 @@ def mean_image(
     _tell(batches.broken, broken)
     if not count:
         raise InputError("there are no images to take the mean of")
-    return (preprocessing.arranged(total / count) * (preprocessing.scale / 255)).float()
+    return (preprocessing.arranged(total / count) * (preprocessing.scale / 255)).float().cpu()
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
@@ -154,11 +166,28 @@ def augment(
     if not (any(margin) or max_shift or flip):
         return images
     # broken images are left out, so that a share may have fewer images than corners
-    pairs = zip(_bordered(images, max_shift), corners[share].tolist(), strict=False)
-    images = torch.stack([image[:, r : r + rows, c : c + columns] for image, (r, c) in pairs])
-    mirrored = mirrored[share][: len(images)].nonzero()[:, 0].to(images.device)
-    images[mirrored] = images[mirrored].flip(3)
-    return images
+    corners, mirrored = (drawn[share][: len(images)] for drawn in (corners - max_shift, mirrored))
+    return _crops(images, corners, mirrored, (rows, columns))
+
+
+def _crops(images: Tensor, corners: Tensor, mirrored: Tensor, size: Size) -> Tensor:
+    """A crop (N, C, *size) of each image (N, C, H, W) in one gather, on the images' device, pixel by pixel.
+
+    Args:
+        corners: (N, 2), the first row and column of each crop; beyond an image its border is repeated.
+        mirrored: (N,), bool: which crops are mirrored.
+    """
+    count, channels, height, width = images.shape
+    device = images.device
+    # without waiting for the device: what is copied from ordinary memory may be changed at once
+    corners, mirrored = corners.to(device, non_blocking=True), mirrored.to(device, non_blocking=True)
+    row, column = (torch.arange(extent, device=device) for extent in size)
+    column = torch.where(mirrored[:, None], column.flip(0), column)
+    rows = (corners[:, :1] + row).clamp(0, height - 1) + torch.arange(0, count * height, height, device=device)[:, None]
+    columns = (corners[:, 1:] + column).clamp(0, width - 1)
+    places = rows[:, :, None] * width + columns[:, None, :]
+    pixels = images.permute(0, 2, 3, 1).reshape(-1, channels)
+    return pixels.index_select(0, places.flatten()).view(count, *size, channels).permute(0, 3, 1, 2)
 
 
 def views(images: Tensor, size: Size, crops: int, pad: int = 0) -> list[Tensor]:

@@ -289,11 +289,15 @@ class Preprocessing:
         if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != self.channel_count:
             shape = f"(..., {self.channel_count}, H, W)"
             raise InputError(f"a tensor {tuple(x.shape)} of {x.dtype} is no image; give float {shape}")
-        mean, std = x.new_tensor(self.mean)[:, None, None], x.new_tensor(self.std)[:, None, None]
+        # without waiting for a GPU, as new_tensor would
+        mean, std = (
+            torch.tensor(values, dtype=x.dtype).to(x.device, non_blocking=True)[:, None, None]
+            for values in (self.mean, self.std)
+        )
         if self.mean_image is not None and tuple(x.shape[-2:]) in (self.image_size, self.mean_image.shape[-2:]):
             rows, columns = x.shape[-2:]
             top, left = round((self.mean_image.shape[-2] - rows) / 2), round((self.mean_image.shape[-1] - columns) / 2)
-            mean = self.mean_image[:, top : top + rows, left : left + columns].to(x)
+            mean = self.mean_image[:, top : top + rows, left : left + columns].to(x, non_blocking=True)
         return mean, std
 
     @classmethod

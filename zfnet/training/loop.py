@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from zfnet.checks import check_weights, device_and_dtype
 from zfnet.data.batches import Batches, Broken
-from zfnet.data.crops import augment, crop_size, mean_image, preprocessing_of
+from zfnet.data.crops import augment, crop_size, mean_image, on_device, preprocessing_of
 from zfnet.data.images import as_images
 from zfnet.errors import InputError, first_line
 from zfnet.files import locked
@@ -138,7 +138,7 @@ class _Position:
 
     history: Epochs
     step: int = 0  # of the present epoch
-    loss: float = 0.0  # sums over its images so far
+    loss: float = 0.0  # sums over its images so far, but for those of steps that are not settled
     wrong: float = 0.0
     count: float = 0.0
     seconds: float = 0.0
@@ -167,6 +167,8 @@ class _Run:
         self.optimizer = recipe.make_optimizer(model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.position = _Position([])
+        self.settled_at_once = _settled_at_once(self.device)
+        self.unsettled: list[tuple[int, int, Tensor]] = []  # the last steps: number, images, sums of loss and errors
         self._make_broken()
         self.checkpoint: Checkpoint | None = None
         self.saved_at = monotonic()
@@ -185,6 +187,7 @@ class _Run:
             if state is not None:
                 run = self.model, self.optimizer, self.scaler, self.recipe, asdict(self.position)
                 check_state(state, self.checkpoint.source, *run, self.steps, self.validation is not None)
+        self.dataset, self.validation = (on_device(data, self.device) for data in (self.dataset, self.validation))
         if state:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -284,26 +287,30 @@ class _Run:
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
                 bar.update(self._step(images, labels, epoch))
-                loss, error = position.loss / position.count, position.wrong / position.count
-                bar.set_postfix(loss=f"{loss:.3f}", error=f"{error:.1%}", refresh=False)
+                if position.count:
+                    loss, error = position.loss / position.count, position.wrong / position.count
+                    bar.set_postfix(loss=f"{loss:.3f}", error=f"{error:.1%}", refresh=False)
                 position.waited += waited
                 position.seconds += monotonic() - clock
                 clock = monotonic()
                 if self.checkpoint and monotonic() - self.saved_at > SAVE_EVERY:
+                    self._settle(epoch)  # nothing is saved of which a loss was not finite
                     self._check_weights(epoch)
                     self._save()
+            self._settle(epoch)
+            position.seconds += monotonic() - clock
 
     def _step(self, images: Tensor, labels: Tensor, epoch: int) -> int:
         """One update; returns how many images all processes had."""
         position, recipe = self.position, self.recipe
         # dropout differs between processes: each has other images
         torch.manual_seed(_generator(recipe.seed, epoch, position.step, self.rank).initial_seed())
-        labels = labels.to(self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self._logits(images)
             check_labels(labels, logits.shape[1])
+            labels = labels.to(self.device, non_blocking=True)
             loss = F.cross_entropy(logits, labels, reduction="sum")
-        count = int(total(torch.tensor([len(labels)], device=self.device)))
+        count = len(labels) if self.world == 1 else int(total(torch.tensor([len(labels)], device=self.device)))
         self.optimizer.zero_grad(set_to_none=True)
         # DDP takes the mean over processes; this makes it the mean over images
         self.scaler.scale(loss * (self.world / count)).backward()
@@ -312,14 +319,25 @@ class _Run:
         if recipe.max_filter_rms is not None:
             renormalise(self.model, recipe.max_filter_rms)
         misses = (logits.detach().argmax(1) != labels).sum()
-        sums = total(torch.stack([loss.detach().double(), misses.double()])).tolist()
-        if not math.isfinite(sums[0]):
-            self._stop(f"the loss is {sums[0]}", epoch)
-        position.loss += sums[0]
-        position.wrong += sums[1]
-        position.count += count
+        sums = total(torch.stack([loss.detach().double(), misses.double()]))
         position.step += 1
+        self.unsettled.append((position.step, count, sums))
+        if len(self.unsettled) == self.settled_at_once:
+            self._settle(epoch)
         return count
+
+    def _settle(self, epoch: int) -> None:
+        """Wait for the last steps and add up their losses and errors; `Diverged` for a loss that is not finite."""
+        if not self.unsettled:
+            return
+        position, numbers = self.position, torch.stack([sums for *_, sums in self.unsettled]).tolist()
+        for (step, count, _), (loss, wrong) in zip(self.unsettled, numbers, strict=True):
+            if not math.isfinite(loss):
+                self._stop(f"the loss is {loss}", epoch, step)
+            position.loss += loss
+            position.wrong += wrong
+            position.count += count
+        self.unsettled.clear()
 
     def _logits(self, images: Tensor) -> Tensor:
         try:
@@ -331,10 +349,10 @@ class _Run:
             raise InputError(f"{name} fails on images of shape {shape}: {first_line(error)}") from error
         return logits
 
-    def _stop(self, reason: str, epoch: int) -> None:
+    def _stop(self, reason: str, epoch: int, step: int) -> None:
         rate, path = self.recipe.learning_rate, self.checkpoint and self.checkpoint.path
         raise Diverged(
-            f"{reason} in epoch {epoch}, step {self.position.step + 1}: lower the learning rate ({rate})"
+            f"{reason} in epoch {epoch}, step {step}: lower the learning rate ({rate})"
             + (f"; the last good state is in {path}" if path and path.exists() else "")
         )
 
@@ -383,7 +401,7 @@ class _Run:
         try:
             check_weights(self.model)
         except InputError as error:
-            self._stop(str(error), epoch)
+            self._stop(str(error), epoch, self.position.step)
 
     def _save(self) -> None:
         if self.checkpoint and self.rank == 0:
@@ -397,6 +415,11 @@ class _Run:
                 }
             )
         self.saved_at = monotonic()
+
+
+def _settled_at_once(device: torch.device) -> int:
+    """Steps whose losses are read at once: to read them, the processor waits until a GPU has nothing left to do."""
+    return 1 if device.type == "cpu" else 16
 
 
 def _generator(*numbers: int) -> torch.Generator:
