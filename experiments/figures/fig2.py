@@ -92,23 +92,25 @@ def main(
     result.figure(page.done())
     print(words)
     result.figure(draw_boxes(data, Preprocessing.of(model), tops, drawn, fields, look.width), "boxes")
-    higher = {panel.layer: drawn[panel.layer] for panel in panels if panel.left == "projections"}
-    if seen := lattice_of(deconvnet, data, tops, higher):
+    above = {panel.layer: drawn[panel.layer] for panel in panels if panel.left == "projections"}
+    if seen := lattice_of(deconvnet, data, tops, above):
         result.text(lattice_table(seen))
     result.settings |= {"layers": layers, "image_size": list(size)}
-    ours = {
-        "layers": {layer: winners(deconvnet.graph, layer, tops[layer], fields[layer], data) for layer in layers},
-        "k": k,
-        "grids": [list(shape) for shape in grids],
+    ours = {"k": k, "grids": [list(shape) for shape in grids], "drawn": drawn, "lattice": seen}
+    ours |= numbers(deconvnet.graph, tops, fields, data)
+    return result.finish(ours, PAPER)
+
+
+def numbers(graph: Graph, tops: Scan, fields: Mapping[str, ReceptiveField], data: Any) -> dict[str, Any]:
+    """What result.json says of all maps."""
+    return {
+        "layers": {layer: winners(graph, layer, top, fields[layer], data) for layer, top in tops.items()},
         "patch_sizes": [f.size[0] if f.size[0] == f.size[1] else list(f.size) for f in fields.values()],
-        "drawn": drawn,
         "dead_maps": {layer: dead_maps(top) for layer, top in tops.items()},
-        "lattice": seen,
         "images": tops.images,
         "broken_images": tops.broken,
         "dataset": type(data).__name__,
     }
-    return result.finish(ours, PAPER)
 
 
 def checked_grids(layers: Sequence[str], grids: Sequence[Sequence[int]] | None) -> list[Sequence[int]]:

@@ -117,15 +117,13 @@ def main(
     panels = panels_of(deconvnets, data, tops, drawn, Preprocessing.of(model))
     subset = Subset(data, torch.randperm(len(data), generator=random)[:probes].tolist())
     curves = measured(deconvnets, data, subset, tops, reading)
-    ours = numbers(list(files), scans, curves, settled, data) | {"drawn": drawn}
-    ours |= before_the_rate_fell(ours["settled_epoch"], rate_falls(str(weights)))
+    ours = numbers(list(files), scans, curves, settled, rate_falls(str(weights)), data) | {"drawn": drawn}
     draw_panels(page, panels, list(files), look, enhance)
     draw_curves(page, list(files), curves, settled, ours["rate_fell"] or (), lines)
     which = f"{type(model).__name__}, {scans[0].images:,} images, after {', '.join(map(str, files))} epochs."
     total = sum(len(series[-1].value) for series in tops.values())
     which += f" {sum(map(len, drawn.values()))} of {total:,} feature maps, chosen {how_chosen(choose, seed)}; "
-    schedule = read_metadata(list(files.values())[-1]).get("identity", {}).get("schedule")
-    page.caption(which + words(panels, look, enhance, len(subset)) + rate_words(ours, schedule))
+    page.caption(which + words(panels, look, enhance, len(subset)) + rate_words(ours, list(files.values())[-1]))
     result.figure(page.done())
     result.text(summary(ours, settled))
     state.unlink(missing_ok=True)
@@ -217,9 +215,14 @@ def measured(
 
 
 def numbers(
-    epochs: list[int], scans: Sequence[Scan], curves: Mapping[str, Mapping[str, Curve]], settled: float, data: Any
+    epochs: list[int],
+    scans: Sequence[Scan],
+    curves: Mapping[str, Mapping[str, Curve]],
+    settled: float,
+    falls: Sequence[int] | None,
+    data: Any,
 ) -> dict[str, Any]:
-    """What result.json says."""
+    """What result.json says; `falls`: see `rate_falls`."""
     images, layers = as_images(data), list(scans[0])
 
     def winners(top: TopActivations) -> dict[str, list[Any]]:
@@ -227,11 +230,11 @@ def numbers(
         return columns | {"file": [images.file(i) for i in columns["image"]]}
 
     by_epoch = dict(zip(epochs, scans, strict=True))
+    settled_epochs = {layer: settled_epoch(epochs, curve, settled) for layer, curve in curves["activations"].items()}
     return {
         "epochs": epochs,
-        "settled_epoch": {
-            layer: settled_epoch(epochs, curve, settled) for layer, curve in curves["activations"].items()
-        },
+        "settled_epoch": settled_epochs,
+        **before_the_rate_fell(settled_epochs, falls),
         **curves,
         "dead_maps": {layer: {n: dead_maps(scan[layer]) for n, scan in by_epoch.items()} for layer in layers},
         "images": scans[0].images,
@@ -249,7 +252,7 @@ def summary(ours: Mapping[str, Any], settled: float) -> str:
     answers = {True: "yes", False: "no", None: "not recorded"}
     rows = []
     for layer, curve in ours["activations"].items():
-        end = ends[layer] or "the last", answers[ours["settled_before_rate_fell"][layer]]
+        end = (ends[layer], answers[ours["settled_before_rate_fell"][layer]]) if ends[layer] else ("the last", "")
         rows.append([layer, *("" if r is None else f"{r:.2f}" for r in curve), *end])
     notes = [f"The learning rate fell in epochs: {listed(falls)}"] if (falls := ours["rate_fell"]) is not None else []
     notes += [
@@ -277,10 +280,10 @@ def words(panels: Sequence[Panel], look: Look, enhance: float, probes: int) -> s
     )
 
 
-def rate_words(ours: Mapping[str, Any], schedule: str | None) -> str:
+def rate_words(ours: Mapping[str, Any], snapshot: Path) -> str:
     """For the caption: what the learning rate did, and what the curves therefore cannot say."""
     falls, before = ours["rate_fell"], ours["settled_before_rate_fell"]
-    if schedule == "cosine":
+    if read_metadata(snapshot).get("identity", {}).get("schedule") == "cosine":
         return " The learning rate of this training falls to 0 at its end: every layer settles by construction."
     if falls is None:
         return " When the learning rate fell is not recorded: a layer may have settled because it fell."

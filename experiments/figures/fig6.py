@@ -97,8 +97,8 @@ CLAIMS = {  # the paper's: which number is larger in which network
     "layer 1 of 7x7, stride 2, has fewer dead filters": ("dead_filters", "krizhevsky", "fig3"),
     "layer 2 behind it has fewer dead maps": ("layer2_dead_maps", "krizhevsky", "fig3"),
     "layer 1 of 7x7, stride 2, has more of the middle frequencies": ("middle", "fig3", "krizhevsky"),
-    "layer 2 behind it has less aliasing": ("layer2_aliased_ratio", "krizhevsky", "fig3"),
-    "layer 2 behind it shows less of a lattice": ("layer2_lattice", "krizhevsky", "fig3"),
+    "layer 2 behind it has less aliasing, by energy": ("layer2_aliased_ratio", "krizhevsky", "fig3"),
+    "layer 2 behind it has less aliasing, at the lattice": ("layer2_lattice", "krizhevsky", "fig3"),
 }
 
 
@@ -410,7 +410,7 @@ def draw_sizes(page: Page, seen: Outcomes, limit: float) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch", labelpad=1)
     axes.set_ylim(0, None)
-    axes.legend(frameon=False, loc="upper left", labelspacing=0.2)
+    axes.legend(frameon=False, loc="lower right", labelspacing=0.2)
     page.y += CURVES
 
 
