@@ -11,6 +11,7 @@ from torch import nn
 from experiments.figures import fig2
 from experiments.output.feature_maps import Look, chosen, first_filters, panel_of
 from zfnet import Deconvnet, InputError, receptive_field, scan
+from zfnet.analysis.filters import aliased_energy, lattice, together
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
 from zfnet.errors import BrokenImage
@@ -31,7 +32,7 @@ def figure(model, data, tmp_path_factory):
 
 def test_fig2_writes_what_it_returns(figure):
     out, result = figure
-    assert files(out) == {"figure.png", "figure.pdf", "boxes.png", "boxes.pdf", "result.json"}
+    assert files(out) == {"figure.png", "figure.pdf", "boxes.png", "boxes.pdf", "table.md", "result.json"}
     assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
     assert set(result) == {"experiment", "paper", "ours", "settings", "provenance", "digest"}
     assert set(result["paper"]) == set(result["ours"])
@@ -84,6 +85,43 @@ def test_fig2_shows_whole_images_where_most_of_a_field_lies_beyond(dilation, see
         crop = crop.masked_fill(outside(patch.boxes, (16, 16), (9, 9)), GREY)
     assert torch.allclose(panel.signals[1, 1], signal[0], atol=1e-6)
     assert torch.allclose(panel.patches[1, 1], crop[0].clamp(0, 1), atol=1e-6)
+
+
+def test_fig2_compares_projections_with_filters_that_are_placed_at_random(figure, model, data):
+    out, result = figure
+    found, top = result["ours"]["lattice"], scan(model, data, ["relu2"], 4, progress=False)["relu2"]
+    assert (found["stride"], list(found["layers"])) == (2, ["relu2"])  # in layer 1 the filters themselves are drawn
+    signals = {"projections": [], "patches": []}
+    for m in result["ours"]["drawn"]["relu2"]:
+        for rank in range(4):
+            unit = [[0, m, int(top.row[m, rank]), int(top.column[m, rank])]]
+            patch = Deconvnet(model).project_units(data[int(top.image[m, rank])][0][None], "relu2", unit)
+            signals["projections"].append(patch.projections)
+            signals["patches"].append(patch.crops)
+    expected = {name: torch.cat(parts) for name, parts in signals.items()}
+    for name, signal in expected.items():
+        shares = {"beyond": float(aliased_energy(signal, 2).mean()), "lattice": lattice(signal, 2)}
+        assert found["layers"]["relu2"][name] == pytest.approx(shares, rel=1e-3)
+    weight = together(model.conv1.weight.detach())
+    assert found["filters"] == pytest.approx(
+        {"beyond": float(aliased_energy(weight, 2)), "lattice": lattice(weight, 2)}
+    )
+    columns = [found["layers"]["relu2"]["projections"], found["layers"]["relu2"]["patches"], found["filters"]]
+    told = [round(100 * c["beyond"], 1) for c in columns] + [round(c["lattice"], 2) for c in columns]
+    row = next(line for line in (out / "table.md").read_text().splitlines() if "relu2" in line)
+    assert [float(cell) for cell in row.split("|")[2:-1]] == told
+
+
+@pytest.mark.parametrize(
+    ("first", "layers"), [(nn.Conv2d(3, 6, 5), ["0", "2"]), (nn.Conv2d(3, 6, 5, 2), ["0"]), (nn.ReLU(), ["0"])]
+)
+def test_fig2_has_no_lattice_without_a_stride_or_layers_above_it(first, layers, data, tmp_path):
+    model = nn.Sequential(first, nn.ReLU(), nn.Conv2d(6, 4, 3) if len(layers) > 1 else nn.Identity()).eval()
+    model.preprocessing = data.transform
+    grids = [[1, 1]] * len(layers)
+    result = fig2.main(model, data, tmp_path, layers=layers, grids=grids, k=1, width=3, progress=False)
+    assert result["ours"]["lattice"] is None
+    assert "table.md" not in files(tmp_path)
 
 
 def test_fig2_maps_by_seed_by_strength_and_by_number(model, data):

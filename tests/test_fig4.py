@@ -14,6 +14,7 @@ from torch import nn
 from experiments.figures import fig4
 from experiments.output.feature_maps import Look
 from experiments.run import command_line
+from experiments.setup.configuration import configured
 from zfnet import Deconvnet, InputError, scan, weights
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
@@ -191,13 +192,66 @@ def test_rules_change_projections_and_not_winners(figure, data, trained, tmp_pat
     assert ours["projections"]["relu2"] != figure[1]["ours"]["projections"]["relu2"]
 
 
+def with_history(networks, folder: Path, rates: list[float] | None, schedule: str | None = None) -> Path:
+    """Snapshots of a training with these learning rates; None: without a history."""
+    metadata = {"identity": {"schedule": schedule}} if schedule else {}
+    for n, model in networks.items():
+        weights.save(model, folder / "epochs" / f"epoch-{n:04d}.safetensors", **metadata)
+    history = {} if rates is None else {"history": [{"learning_rate": rate} for rate in rates]}
+    weights.save(networks[9], folder / "model.safetensors", **metadata, **history)
+    return folder / "model.safetensors"
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "plateau", None])
 def test_a_rate_that_falls_to_zero_is_said(schedule, networks, data, tmp_path, captions):
-    metadata = {"identity": {"schedule": schedule}} if schedule else {}
-    for n in (1, 9):
-        weights.save(networks[n], tmp_path / "train" / "epochs" / f"epoch-{n:04d}.safetensors", **metadata)
-    small(data, tmp_path / "train" / "model.safetensors", tmp_path / "out", layers=["relu1"], maps=1)
+    file = with_history(networks, tmp_path / "train", [0.1, 0.2, 0.1, 0.0], schedule)
+    small(data, file, tmp_path / "out", layers=["relu1"], maps=1)
     assert ("every layer settles by construction" in captions[0]) == (schedule == "cosine")
+    assert ("learning rate fell in epochs 3, 4" in captions[0]) == (schedule != "cosine")
+
+
+@pytest.mark.parametrize(
+    ("rates", "falls", "early", "words"),
+    [
+        ([0.1] * 9, [], True, "The learning rate did not fall"),
+        (
+            [0.1] * 5 + [0.01] * 2 + [0.001] * 2,
+            [6, 8],
+            True,
+            "before the first of them: relu1, relu2; not before: none",
+        ),
+        (
+            [0.1] * 4 + [0.01] * 5,
+            [5],
+            False,
+            "before the first of them: none; not before: relu1, relu2",
+        ),  # during epoch 5
+        (None, None, None, "When the learning rate fell is not recorded"),
+    ],
+)
+def test_what_settled_before_the_rate_fell(rates, falls, early, words, networks, data, tmp_path, captions):
+    ours = small(data, with_history(networks, tmp_path / "train", rates), tmp_path / "out")["ours"]
+    assert ours["settled_epoch"] == {"relu1": 5, "relu2": 5}
+    assert ours["rate_fell"] == falls
+    assert ours["settled_before_rate_fell"] == {"relu1": early, "relu2": early}
+    assert words in captions[0]
+    answer = {True: "yes", False: "no", None: "not recorded"}[early]
+    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert [line.split("|")[-2].strip() for line in lines[2:4]] == [answer] * 2
+    told = [line for line in lines if line.startswith("The learning rate fell in epochs")]
+    assert told == (
+        [] if falls is None else [f"The learning rate fell in epochs: {', '.join(map(str, falls)) or 'none'}"]
+    )
+
+
+def test_what_never_settles_did_not_before_the_rate_fell():
+    for falls in ([3], []):
+        early = fig4.before_the_rate_fell({"relu1": None, "relu2": 2}, falls)["settled_before_rate_fell"]
+        assert early == {"relu1": False, "relu2": True}
+
+
+def test_the_network_is_trained_so_that_its_epochs_are_kept():
+    assert configured(["experiment=fig4"]).model.weights == "trained"
 
 
 def test_the_model_is_left_as_it_was_found(data, trained, tmp_path):

@@ -26,10 +26,13 @@ PREPROCESSING = Preprocessing(size=67, resize=70, channels="BGR")
 
 
 class Networks:
-    """Random networks by seed; `change(name, model)` may alter one, or raise what its training would."""
+    """Random networks by seed; `change(name, model)` may alter one, or raise what its training would.
 
-    def __init__(self, change=lambda name, model: None):
-        self.change, self.asked = change, {}
+    Without renormalisation the largest filter grows by 0.03 an epoch from the seed's hundredth on.
+    """
+
+    def __init__(self, change=lambda name, model: None, recorded=True):
+        self.change, self.recorded, self.asked = change, recorded, {}
 
     def trained(self, name, architecture, recipe):
         with torch.random.fork_rng():
@@ -38,8 +41,12 @@ class Networks:
         model.preprocessing = PREPROCESSING
         with torch.no_grad():
             self.change(name, model)
-        self.asked[name] = model, recipe
-        return Trained(model, [{"epoch": 1, "validation_error": 0.5}, {"epoch": 2, "validation_error": 0.25}])
+        self.asked[name, recipe.seed] = model, recipe
+        history = [{"epoch": n, "validation_error": 0.5 / n} for n in range(1, 5)]
+        for entry in history if self.recorded else ():
+            size = recipe.seed / 100 + 0.03 * entry["epoch"]
+            entry["largest_filter_rms"] = min(size, recipe.max_filter_rms or size)
+        return Trained(model, history)
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +76,16 @@ def test_it_writes_what_it_returns(drawn):
     out, result, _ = drawn
     assert {path.name for path in out.iterdir()} == {"figure.png", "figure.pdf", "table.md", "result.json"}
     assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
-    assert list(result["paper"]) == list(result["ours"]) == NAMES
-    assert all(set(result["paper"][name]) == set(result["ours"][name]) for name in NAMES)
+    assert list(result["paper"]) == list(result["ours"])
+    for told in (result["ours"]["mean"], result["ours"]["deviation"], result["ours"]["each"], result["paper"]["mean"]):
+        assert list(told) == NAMES
+        assert all(list(row) == list(fig6.ROWS.values()) for row in told.values())
+    assert result["paper"]["mean"]["krizhevsky"]["kernel"] == result["ours"]["mean"]["krizhevsky"]["kernel"] == 11
     assert Image.open(out / "figure.png").width == 800
-    assert len((out / "table.md").read_text().splitlines()) == 2 + len(fig6.ROWS)
 
 
 def test_three_networks_that_differ_in_one_thing(drawn):
-    models, recipes = ({name: pair[n] for name, pair in drawn[2].asked.items()} for n in (0, 1))
+    models, recipes = ({name: pair[n] for (name, _), pair in drawn[2].asked.items()} for n in (0, 1))
     assert list(models) == NAMES
     assert [recipes[name].max_filter_rms for name in NAMES] == [None, 0.1, 0.1]
     assert {recipe.seed for recipe in recipes.values()} == {5} and {r.epochs for r in recipes.values()} == {3}
@@ -88,35 +97,38 @@ def test_three_networks_that_differ_in_one_thing(drawn):
 
 
 def test_dead_faint_and_dominating_filters_are_counted(drawn):
-    without, ours = (drawn[1]["ours"][name] for name in ("fig3 not renormalised", "fig3"))
-    assert without["each_filter"]["dead"] == [False, False, True, False, False, False]
-    assert without["each_filter"]["faint"] == [False, True, False, False, False, False]
+    without, ours = (drawn[1]["ours"]["mean"][name] for name in ("fig3 not renormalised", "fig3"))
+    (filters,) = drawn[1]["ours"]["each_filter"]["fig3 not renormalised"]
+    assert filters["dead"] == [False, False, True, False, False, False]
+    assert filters["faint"] == [False, True, False, False, False, False]
     assert (without["dead_filters"], without["faint_filters"]) == (1 / 6, 1 / 6)
     assert without["largest_rms_over_median"] > 30 > 2 > ours["largest_rms_over_median"]
-    assert without["largest_rms"] == max(without["each_filter"]["rms"])
-    assert without["filters_at_limit"] == sum(rms > 0.1 for rms in without["each_filter"]["rms"]) / 6
-    assert without["layer2_dead_maps"] >= 0.5 and not set(without["layer2_drawn"]) & {0, 1, 2}
-    assert ours["validation_error"] == 0.25
+    assert without["largest_rms"] == max(filters["rms"])
+    assert without["filters_at_limit"] == sum(rms > 0.1 for rms in filters["rms"]) / 6
+    assert without["layer2_dead_maps"] >= 0.5
+    assert not set(drawn[1]["ours"]["layer2_drawn"]["fig3 not renormalised"]) & {0, 1, 2}
+    assert ours["validation_error"] == 0.125
 
 
 def test_shares_are_the_mean_of_filters_that_live(drawn):
-    model, _ = drawn[2].asked["fig3 not renormalised"]
+    model, _ = drawn[2].asked["fig3 not renormalised", 5]
     live = model.conv1.weight.detach()[[0, 3, 4, 5]]
-    numbers = drawn[1]["ours"]["fig3 not renormalised"]
+    numbers = drawn[1]["ours"]["mean"]["fig3 not renormalised"]
     assert [numbers[n] for n in ("low", "middle", "high")] == pytest.approx(spectral_energy(live).mean(0).tolist())
     assert numbers["aliased"] == pytest.approx(float(aliased_energy(live, 2).mean()))
 
 
 @pytest.mark.parametrize(("name", "stride"), [("fig3 not renormalised", 2), ("krizhevsky", 4), ("fig3", 2)])
 def test_filters_are_compared_with_the_patches_that_they_respond_to(drawn, data, name, stride):
-    model, numbers = drawn[2].asked[name][0], drawn[1]["ours"][name]
+    model, numbers = drawn[2].asked[name, 5][0], drawn[1]["ours"]["mean"][name]
+    (filters,) = drawn[1]["ours"]["each_filter"][name]
     top, field = (
         scan(model, data, ["relu1"], 4, progress=False, workers=0)["relu1"],
         receptive_field(model, "relu1", 67),
     )
     lost = []
     for m, rank in (top.value > 0).nonzero().tolist():
-        if numbers["each_filter"]["dead"][m] or numbers["each_filter"]["faint"][m]:
+        if filters["dead"][m] or filters["faint"][m]:
             continue
         upper, left, lower, right = field.box(int(top.row[m, rank]), int(top.column[m, rank]))
         whole = torch.nn.functional.pad(data[int(top.image[m, rank])][0][None], [20] * 4)
@@ -125,12 +137,12 @@ def test_filters_are_compared_with_the_patches_that_they_respond_to(drawn, data,
     for prefix in ("", "layer2_"):
         ratio = numbers[f"{prefix}aliased"] / numbers[f"{prefix}patches_aliased"]
         assert numbers[f"{prefix}aliased_ratio"] == pytest.approx(ratio, rel=1e-12)
-    assert f"{numbers['aliased_ratio']:.3g}" in (drawn[0] / "table.md").read_text()
+    assert f"{numbers['aliased_ratio']:.3f}" in (drawn[0] / "table.md").read_text()
 
 
 @pytest.mark.parametrize(("name", "stride"), [("krizhevsky", 4), ("fig3", 2)])
 def test_projections_are_measured_one_by_one(drawn, data, name, stride):
-    model, _ = drawn[2].asked[name]
+    model, _ = drawn[2].asked[name, 5]
     deconvnet, field = Deconvnet(model), receptive_field(model, "relu2", 67)
     top = scan(model, data, ["relu2"], 4, progress=False, workers=0)["relu2"]
     shares, bands = [], []
@@ -144,7 +156,7 @@ def test_projections_are_measured_one_by_one(drawn, data, name, stride):
         whole = torch.nn.functional.pad(projection, [60] * 4)
         shares.append(float(aliased_energy(whole[..., upper + 60 : lower + 60, left + 60 : right + 60], stride)))
         bands.append(spectral_energy(whole[..., upper + 60 : lower + 60, left + 60 : right + 60])[0])
-    numbers = drawn[1]["ours"][name]
+    numbers = drawn[1]["ours"]["mean"][name]
     assert numbers["layer2_aliased"] == pytest.approx(sum(shares) / len(shares), rel=1e-4)
     expected = torch.stack(bands).mean(0).tolist()
     assert [numbers[f"layer2_{n}"] for n in ("low", "middle", "high")] == pytest.approx(expected, rel=1e-4)
@@ -162,13 +174,87 @@ def test_one_that_dominates_leaves_the_others_grey(scale):
 
 
 def test_rules_change_projections_and_not_filters(drawn, data, tmp_path):
-    before, ours = (
-        drawn[1]["ours"]["krizhevsky"],
-        main(data, tmp_path, Networks(), rules="guided")["ours"]["krizhevsky"],
-    )
-    for name in ("aliased", "patches_aliased", "layer2_dead_maps", "layer2_patches_aliased", "layer2_drawn"):
-        assert ours[name] == before[name]
-    assert ours["layer2_aliased"] != before["layer2_aliased"]
+    before, guided = drawn[1]["ours"], main(data, tmp_path, Networks(), rules="guided")["ours"]
+    for name in ("aliased", "patches_aliased", "layer2_dead_maps", "layer2_patches_aliased"):
+        assert guided["mean"]["krizhevsky"][name] == before["mean"]["krizhevsky"][name]
+    assert guided["layer2_drawn"]["krizhevsky"] == before["layer2_drawn"]["krizhevsky"]
+    assert guided["mean"]["krizhevsky"]["layer2_aliased"] != before["mean"]["krizhevsky"]["layer2_aliased"]
+
+
+@pytest.fixture(scope="module")
+def three(data, tmp_path_factory):
+    """Three seeds: that of 6 diverges with 11x11; ours has dead maps in layer 2, and with seed 5 a dead filter."""
+
+    def change(name, model):
+        if name == "fig3":
+            model.conv2.bias[:2] = -1e4
+            model.conv1.bias[0] = -1e4 * (len(networks.asked) < 3)
+        elif name == "krizhevsky" and len(networks.asked) == 4:
+            raise Diverged("the loss is inf in epoch 1, step 2: lower the learning rate (0.01)")
+
+    out, networks = tmp_path_factory.mktemp("fig6") / "out", Networks(change)
+    return out, main(data, out, networks, seeds=3)["ours"], networks
+
+
+def test_every_network_is_trained_with_each_seed(three):
+    out, ours, networks = three
+    assert list(networks.asked) == [(n, s) for s in (5, 6, 7) for n in NAMES if (n, s) != ("krizhevsky", 6)]
+    for name in NAMES:
+        for number in ("largest_rms", "layer2_aliased"):
+            each = ours["each"][name][number]
+            assert [value is None for value in each] == [False, name == "krizhevsky", False]
+            known = torch.tensor([value for value in each if value is not None], dtype=torch.float64)
+            assert len(set(known.tolist())) > 1
+            assert ours["mean"][name][number] == pytest.approx(float(known.mean()))
+            assert ours["deviation"][name][number] == pytest.approx(float(known.std()))
+    mean, deviation = (ours[statistic]["fig3"]["layer2_aliased"] for statistic in ("mean", "deviation"))
+    assert f"{100 * mean:.1f} ± {100 * deviation:.1f}" in (out / "table.md").read_text()
+    assert ours["diverged"]["krizhevsky"] == [None, "the loss is inf in epoch 1, step 2", None]
+
+
+def test_one_seed_has_no_deviation(drawn):
+    assert set(drawn[1]["ours"]["deviation"]["fig3"].values()) == {None}
+    assert "±" not in (drawn[0] / "table.md").read_text()
+
+
+def test_claims_are_counted_by_seed_and_contradicted_in_words(three):
+    out, ours, _ = three
+    dead_maps = ours["claims"]["layer 2 behind it has fewer dead maps"]
+    dead = ours["claims"]["layer 1 of 7x7, stride 2, has fewer dead filters"]
+    assert dead_maps == {"as_claimed": 0, "contrary": 2, "equal": 0}
+    assert dead == {"as_claimed": 0, "contrary": 1, "equal": 1}
+    text = (out / "table.md").read_text()
+    assert 'not as the paper says: "layer 2 behind it has fewer dead maps" (the contrary in 2 of 2)' in text
+    assert "the contrary in 1 of 2, equal in 1 of 2" in text
+    for claim, (number, larger, smaller) in fig6.CLAIMS.items():
+        pairs = zip(ours["each"][larger][number], ours["each"][smaller][number], strict=True)
+        signs = [a > b for a, b in pairs if None not in (a, b)]
+        assert sum(signs) == ours["claims"][claim]["as_claimed"]
+        assert (claim in text.partition("Here it is not")[2]) == (
+            ours["claims"][claim]["contrary"] > ours["claims"][claim]["as_claimed"]
+        )
+
+
+def test_the_epoch_is_told_in_which_renormalisation_would_act(three):
+    out, ours, _ = three
+    assert ours["first_epoch_above_limit"]["fig3 not renormalised"] == [2, 2, 2]  # 0.05 + 0.03 n, ..., 0.07 + 0.03 n
+    assert ours["first_epoch_above_limit"]["fig3"] == [None] * 3
+    assert ours["largest_rms_by_epoch"]["fig3"][0] == pytest.approx([0.08, 0.1, 0.1, 0.1])
+    assert "largest filter is first above 0.1 after epoch: 2, 2, 2." in (out / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "epoch"), [([0.05, 0.1, 0.11, 0.09], 3), ([0.2], 1), ([0.1], None), ([], None), ([None, 0.3], 2)]
+)
+def test_the_first_epoch_above_the_limit(sizes, epoch):
+    assert fig6.first_above(sizes, 0.1) == epoch
+
+
+def test_networks_whose_filter_sizes_were_not_recorded_are_named(data, tmp_path):
+    ours = main(data, tmp_path, Networks(recorded=False))["ours"]
+    assert ours["largest_rms_by_epoch"]["fig3"] == [[None] * 4]
+    text = (tmp_path / "table.md").read_text()
+    assert "(f) lacks epochs of networks of an older version" in text and "first above" not in text
 
 
 def test_networks_that_are_the_same_are_said_to_be(drawn, data, tmp_path):
@@ -184,9 +270,10 @@ def test_a_training_that_diverges_is_a_result(data, tmp_path, capsys):
             raise Diverged("the loss is nan in epoch 3, step 7: lower the learning rate (0.01)")
 
     result = main(data, tmp_path, Networks(change))
-    assert result["ours"]["fig3 not renormalised"] == {"diverged": "the loss is nan in epoch 3, step 7"}
-    assert result["ours"]["fig3"]["diverged"] is None
-    assert "ours, not renormalised: diverged, the loss is nan in epoch 3, step 7." in capsys.readouterr().out
+    assert result["ours"]["diverged"]["fig3 not renormalised"] == ["the loss is nan in epoch 3, step 7"]
+    assert result["ours"]["mean"]["fig3 not renormalised"]["largest_rms"] is None
+    assert result["ours"]["diverged"]["fig3"] == [None]
+    assert "ours, not renormalised, seed 5: diverged, the loss is nan in epoch 3, step 7." in capsys.readouterr().out
     assert (tmp_path / "figure.png").exists()
 
 
@@ -195,7 +282,7 @@ def test_layers_that_are_all_dead_are_drawn_as_such(data, tmp_path):
         model.conv1.weight *= 0
         model.conv2.bias -= 1
 
-    ours = main(data, tmp_path, Networks(change))["ours"]["fig3"]
+    ours = main(data, tmp_path, Networks(change))["ours"]["mean"]["fig3"]
     assert (ours["dead_filters"], ours["faint_filters"], ours["layer2_dead_maps"]) == (1, 1, 1)
     assert ours["largest_rms_over_median"] is ours["low"] is ours["layer2_aliased"] is None
     assert ours["patches_aliased"] is ours["aliased_ratio"] is ours["layer2_aliased_ratio"] is None
@@ -213,11 +300,12 @@ def failing(name, model):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"networks": Networks(diverging)}, "all three trainings diverged: lower the learning rate"),
+        ({"networks": Networks(diverging)}, "all trainings diverged: lower the learning rate"),
         ({"networks": Networks(failing)}, "labels 0..9"),
         ({"architecture": functools.partial(torch.nn.Linear, 3)}, "Linear is none: take model=zfnet"),
         ({"recipe": Recipe(max_filter_rms=None)}, "give train.max_filter_rms"),
         ({"maps": [0, 2]}, "maps is"),
+        ({"seeds": 0}, "seeds is 0"),
         ({"scale": "map"}, "no scale 'map'"),
         ({"contrast": 2}, "contrast is 2"),
         ({"width": 60}, "inches"),
@@ -242,5 +330,6 @@ def test_the_command_trains_all_three(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run.py", *words])
     command_line()
     ours = json.loads((tmp_path / "outputs/fig6/zfnet_small-scenes/result.json").read_text())["ours"]
-    assert [ours[name]["kernel"] for name in NAMES] == [7, 11, 7]
-    assert all(0 <= ours[name]["validation_error"] <= 1 for name in NAMES)
+    assert [ours["mean"][name]["kernel"] for name in NAMES] == [7, 11, 7]
+    assert all(0 <= ours["mean"][name]["validation_error"] <= 1 for name in NAMES)
+    assert all(len(sizes) == 1 and sizes[0] > 0 for (sizes,) in ours["largest_rms_by_epoch"].values())

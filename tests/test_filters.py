@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from zfnet import InputError
-from zfnet.analysis.filters import aliased_energy, dominance, faint, filter_rms, power, spectral_energy
+from zfnet.analysis.filters import (
+    aliased_energy,
+    dominance,
+    faint,
+    filter_rms,
+    lattice,
+    mean_aliased,
+    power,
+    spectral_energy,
+    together,
+)
 
 
 def grating(rows: float, columns: float, size: int = 24, phase: float = 0.3) -> torch.Tensor:
@@ -97,6 +107,73 @@ def test_aliased_of_noise_is_what_the_smaller_square_leaves():
     for stride in (1, 2, 4):
         assert float(aliased_energy(noise, stride).mean()) == pytest.approx(1 - 1 / stride**2, abs=0.02)
     assert not aliased_energy(noise, 1).any()
+
+
+def test_a_grating_as_fine_as_the_lattice_is_not_held():
+    for periods, share in ((5, 0), (6, 1)):  # of 24 pixels: 6 is a quarter cycle per pixel
+        assert float(aliased_energy(grating(0, periods), 2, 24)) == pytest.approx(share, abs=1e-12)
+    assert not aliased_energy(grating(12, 12, phase=0), 1, 24).any()
+
+
+def test_the_mean_is_of_the_signals_that_count(weight):
+    which = torch.tensor([True, False, True, False, False])
+    assert mean_aliased(weight, 2, which) == pytest.approx(float(aliased_energy(weight, 2)[[0, 2]].mean()))
+    assert mean_aliased(weight, 2) == pytest.approx(float(aliased_energy(weight, 2).mean()))
+    assert mean_aliased(weight, 2, which & False) is None
+
+
+def gratings(cycles: float) -> torch.Tensor:
+    """Filters (12, 3, 7, 7): gratings of so many cycles per pixel in all directions, fading to the edge."""
+    at, angle = torch.arange(7) - 3.0, torch.arange(12)[:, None, None] * math.pi / 12
+    wave = torch.cos(2 * math.pi * cycles * (angle.cos() * at[:, None] + angle.sin() * at) + angle)
+    return (wave * torch.exp(-(at[:, None] ** 2 + at**2) / 8))[:, None].expand(-1, 3, -1, -1)
+
+
+def projected(weight: torch.Tensor, signal: torch.Tensor, stride: int) -> torch.Tensor:
+    return torch.nn.functional.conv_transpose2d(signal, weight, stride=stride)
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4])
+@pytest.mark.parametrize("cycles", [0.15, 0.3, None])
+def test_filters_placed_without_order_keep_their_own_spectrum(stride, cycles):
+    weight = torch.randn(12, 3, 7, 7) if cycles is None else gratings(cycles)
+    weight = weight * torch.arange(1, 13)[:, None, None, None]  # strong ones count for more
+    pixels = projected(weight, torch.randn(150, 12, 10, 10), stride)
+    assert mean_aliased(pixels, stride) == pytest.approx(mean_aliased(together(weight), stride), abs=0.015)
+    assert lattice(pixels, stride) == pytest.approx(lattice(together(weight), stride), rel=0.1)
+    summed = power(weight)[0].sum(0, keepdim=True)
+    torch.testing.assert_close(power(together(weight))[0], summed, rtol=1e-4, atol=1e-4 * float(summed.max()))
+
+
+@pytest.mark.parametrize("weight", [gratings(0.15), torch.ones(12, 3, 7, 7)], ids=["gratings", "boxes"])
+def test_a_lattice_stands_out_from_what_its_filters_have(weight):
+    everywhere, every_second = torch.randn(40, 12, 1, 1).expand(-1, -1, 13, 13), torch.zeros(40, 12, 13, 13)
+    every_second[..., ::2, ::2] = everywhere[..., ::2, ::2]  # four pixels apart
+    for signal in (everywhere, every_second):
+        assert lattice(projected(weight, signal, 2), 2) > 5 * lattice(together(weight), 2)
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4, 10])
+def test_lattices_are_told_from_noise_by_their_frequency(stride):
+    noise = torch.randn(40, 3, 64, 64)
+    assert lattice(noise, stride) == pytest.approx(1, abs=0.05)
+    noise[..., ::stride, :] += stride
+    assert lattice(noise, stride) > 2
+    assert lattice(noise, stride) == pytest.approx(lattice(-7 * noise, stride), rel=1e-5)
+    which = torch.arange(40) < 30
+    assert lattice(noise, stride, which) == pytest.approx(lattice(noise[:30], stride), rel=1e-6)
+
+
+def test_another_lattice_is_none():
+    noise = torch.randn(40, 3, 64, 64)
+    noise[..., ::3] += 3
+    assert lattice(noise, 3) > 2
+    for stride in (2, 4):
+        assert lattice(noise, stride) == pytest.approx(1, abs=0.1)
+
+
+def test_without_a_stride_or_power_there_is_no_lattice(weight):
+    assert lattice(weight, 1) is lattice(weight * 0, 2) is lattice(weight[:0], 2) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -14,19 +14,22 @@ from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from experiments.output.feature_maps import Look, Panel, check_choice, chosen, dead_maps, how_chosen, panel_of
 from experiments.output.pages import LINE, Page, box, enlarged, show
 from experiments.output.results import Result
+from experiments.output.tables import table
 from experiments.setup.checks import as_list, grid
 from experiments.setup.hints import Choice, Count, Grid, Names, Seed
 from experiments.setup.options import Showing
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
+from zfnet.analysis.filters import lattice, mean_aliased, together
 from zfnet.checks import pair
 from zfnet.data.images import as_images, read_item
 from zfnet.data.preprocessing import Preprocessing
+from zfnet.deconvnet import project_top
 from zfnet.graph import Graph
 from zfnet.receptive_fields import ReceptiveField
 from zfnet.scanning import Scan
@@ -89,19 +92,25 @@ def main(
     result.figure(page.done())
     print(words)
     result.figure(draw_boxes(data, Preprocessing.of(model), tops, drawn, fields, look.width), "boxes")
+    above = {panel.layer: drawn[panel.layer] for panel in panels if panel.left == "projections"}
+    if seen := lattice_of(deconvnet, data, tops, above):
+        result.text(lattice_table(seen))
     result.settings |= {"layers": layers, "image_size": list(size)}
-    ours = {
-        "layers": {layer: winners(deconvnet.graph, layer, tops[layer], fields[layer], data) for layer in layers},
-        "k": k,
-        "grids": [list(shape) for shape in grids],
+    ours = {"k": k, "grids": [list(shape) for shape in grids], "drawn": drawn, "lattice": seen}
+    ours |= numbers(deconvnet.graph, tops, fields, data)
+    return result.finish(ours, PAPER)
+
+
+def numbers(graph: Graph, tops: Scan, fields: Mapping[str, ReceptiveField], data: Any) -> dict[str, Any]:
+    """What result.json says of all maps."""
+    return {
+        "layers": {layer: winners(graph, layer, top, fields[layer], data) for layer, top in tops.items()},
         "patch_sizes": [f.size[0] if f.size[0] == f.size[1] else list(f.size) for f in fields.values()],
-        "drawn": drawn,
         "dead_maps": {layer: dead_maps(top) for layer, top in tops.items()},
         "images": tops.images,
         "broken_images": tops.broken,
         "dataset": type(data).__name__,
     }
-    return result.finish(ours, PAPER)
 
 
 def checked_grids(layers: Sequence[str], grids: Sequence[Sequence[int]] | None) -> list[Sequence[int]]:
@@ -166,6 +175,46 @@ def winners(
             if i >= 0
         ]
     return entries
+
+
+def lattice_of(
+    deconvnet: Deconvnet, data: Any, tops: Scan, drawn: Mapping[str, Sequence[int]]
+) -> dict[str, Any] | None:
+    """How much the lattice of the first convolution's stride shows in the projections of some maps.
+
+    None where there is no such convolution, where it has no stride, and without layers above it.
+    """
+    modules = map(deconvnet.graph.module, deconvnet.graph.nodes)
+    first = next((module for module in modules if isinstance(module, nn.Conv2d)), None)
+    if not drawn or first is None or first.stride[0] == 1 or first.stride[0] != first.stride[1]:
+        return None
+    stride, layers = int(first.stride[0]), {}
+
+    def measured(signal: Tensor, which: Tensor | None = None) -> dict[str, float | None]:
+        signal = signal.detach().float().cpu()
+        return {"beyond": mean_aliased(signal, stride, which), "lattice": lattice(signal, stride, which)}
+
+    for layer, maps in drawn.items():
+        patches = project_top(deconvnet, data, layer, tops[layer], maps)
+        live = (patches.values > 0).cpu()
+        layers[layer] = {"projections": measured(patches.projections, live), "patches": measured(patches.crops, live)}
+    return {"stride": stride, "filters": measured(together(first.weight)), "layers": layers}
+
+
+def lattice_table(told: Mapping[str, Any]) -> str:
+    """These numbers as a table, and what they say."""
+    stride, rows = told["stride"], []
+    for layer, own in told["layers"].items():
+        columns = *own.values(), told["filters"]
+        shares = (round(100 * column["beyond"], 1) for column in columns)
+        rows.append([layer, *shares, *("" if c["lattice"] is None else round(c["lattice"], 2) for c in columns)])
+    head = ["", "beyond, %: projections", "patches", "filters", "at the lattice: projections", "patches", "filters"]
+    return (
+        f"{table(head, rows)}\n\n"
+        f"Beyond: energy at or above 1/{2 * stride} cycles per pixel, which the first layer's stride of {stride} "
+        f"cannot hold. At the lattice: how many times as much at multiples of 1/{stride} as beside them. First-layer "
+        "filters have these numbers where they are placed at random: what projections have more comes from the lattice."
+    )
 
 
 def compose(page: Page, panels: Sequence[Panel], words: str) -> None:

@@ -7,13 +7,15 @@ taking the maximum.
 What to look for: lower layers are what they will be within a few epochs, upper ones only after many (40 to 50 of the
 paper's 70). The curves below the panels measure it: how the activations of a layer's maps on fixed images correlate
 with those of the last snapshot; how like the last projection the same unit's is, on the same image; and on how many
-maps the strongest image is another than at the snapshot before. A run that was stopped goes on from the last half
-minute of its scan.
+maps the strongest image is another than at the snapshot before. A lower learning rate alone makes a layer settle: only
+what settles before the rate first falls is the claim's. A run that was stopped goes on from the last half minute of its
+scan.
 """
 
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -115,13 +117,13 @@ def main(
     panels = panels_of(deconvnets, data, tops, drawn, Preprocessing.of(model))
     subset = Subset(data, torch.randperm(len(data), generator=random)[:probes].tolist())
     curves = measured(deconvnets, data, subset, tops, reading)
-    ours = numbers(list(files), scans, curves, settled, data) | {"drawn": drawn}
+    ours = numbers(list(files), scans, curves, settled, rate_falls(str(weights)), data) | {"drawn": drawn}
     draw_panels(page, panels, list(files), look, enhance)
-    draw_curves(page, list(files), curves, settled, lines)
+    draw_curves(page, list(files), curves, settled, ours["rate_fell"] or (), lines)
     which = f"{type(model).__name__}, {scans[0].images:,} images, after {', '.join(map(str, files))} epochs."
     total = sum(len(series[-1].value) for series in tops.values())
     which += f" {sum(map(len, drawn.values()))} of {total:,} feature maps, chosen {how_chosen(choose, seed)}; "
-    page.caption(which + words(panels, look, enhance, len(subset), list(files.values())[-1]))
+    page.caption(which + words(panels, look, enhance, len(subset)) + rate_words(ours, list(files.values())[-1]))
     result.figure(page.done())
     result.text(summary(ours, settled))
     state.unlink(missing_ok=True)
@@ -147,6 +149,23 @@ def snapshots(weights: str | Path | None, epochs: Sequence[int] | None = None) -
         if n not in files:
             raise InputError(f"no snapshot of epoch {n} in {folder}; there are {', '.join(map(str, sorted(files)))}")
     return {n: files[n] for n in sorted(set(epochs or files))}
+
+
+def rate_falls(weights: str) -> list[int] | None:
+    """The epochs whose learning rate was lower than that before; None if the file of weights does not say."""
+    history = read_metadata(weights).get("history") if Path(weights).exists() else None
+    rates = [entry.get("learning_rate") for entry in history or ()]
+    if not rates or None in rates:
+        return None
+    return [epoch for epoch, (before, now) in enumerate(pairwise(rates), 2) if now < before]
+
+
+def before_the_rate_fell(settled: Mapping[str, int | None], falls: Sequence[int] | None) -> dict[str, Any]:
+    """Whether each layer had settled before the learning rate first fell; None where that is not known."""
+    known = falls is not None
+    first = min(falls or (), default=math.inf)
+    before = {layer: (epoch is not None and epoch < first) if known else None for layer, epoch in settled.items()}
+    return {"rate_fell": falls and list(falls), "settled_before_rate_fell": before}
 
 
 def panels_of(
@@ -196,9 +215,14 @@ def measured(
 
 
 def numbers(
-    epochs: list[int], scans: Sequence[Scan], curves: Mapping[str, Mapping[str, Curve]], settled: float, data: Any
+    epochs: list[int],
+    scans: Sequence[Scan],
+    curves: Mapping[str, Mapping[str, Curve]],
+    settled: float,
+    falls: Sequence[int] | None,
+    data: Any,
 ) -> dict[str, Any]:
-    """What result.json says."""
+    """What result.json says; `falls`: see `rate_falls`."""
     images, layers = as_images(data), list(scans[0])
 
     def winners(top: TopActivations) -> dict[str, list[Any]]:
@@ -206,11 +230,11 @@ def numbers(
         return columns | {"file": [images.file(i) for i in columns["image"]]}
 
     by_epoch = dict(zip(epochs, scans, strict=True))
+    settled_epochs = {layer: settled_epoch(epochs, curve, settled) for layer, curve in curves["activations"].items()}
     return {
         "epochs": epochs,
-        "settled_epoch": {
-            layer: settled_epoch(epochs, curve, settled) for layer, curve in curves["activations"].items()
-        },
+        "settled_epoch": settled_epochs,
+        **before_the_rate_fell(settled_epochs, falls),
         **curves,
         "dead_maps": {layer: {n: dead_maps(scan[layer]) for n, scan in by_epoch.items()} for layer in layers},
         "images": scans[0].images,
@@ -224,11 +248,14 @@ def summary(ours: Mapping[str, Any], settled: float) -> str:
     """The correlations as a table, and what else there is to say."""
     last, ends = ours["epochs"][-1], ours["settled_epoch"]
     head = ["activations", *(f"epoch {n}" for n in ours["epochs"]), f"above {settled:g} from"]
-    rows = [
-        [layer, *("" if r is None else f"{r:.2f}" for r in curve), ends[layer] or "the last"]
-        for layer, curve in ours["activations"].items()
-    ]
-    notes = [
+    head.append("before the rate first fell")
+    answers = {True: "yes", False: "no", None: "not recorded"}
+    rows = []
+    for layer, curve in ours["activations"].items():
+        end = (ends[layer], answers[ours["settled_before_rate_fell"][layer]]) if ends[layer] else ("the last", "")
+        rows.append([layer, *("" if r is None else f"{r:.2f}" for r in curve), *end])
+    notes = [f"The learning rate fell in epochs: {listed(falls)}"] if (falls := ours["rate_fell"]) is not None else []
+    notes += [
         f"{layer}: {len(dead[last])} of {len(ours['winners'][layer][last]['value'])} maps are never above 0 at the end"
         for layer, dead in ours["dead_maps"].items()
         if dead[last]
@@ -238,12 +265,10 @@ def summary(ours: Mapping[str, Any], settled: float) -> str:
     return "\n".join([table(head, rows), *([""] if notes else []), *notes])
 
 
-def words(panels: Sequence[Panel], look: Look, enhance: float, probes: int, last: Path) -> str:
-    """For the caption: how tiles are scaled, what the curves are, and what they cannot say."""
+def words(panels: Sequence[Panel], look: Look, enhance: float, probes: int) -> str:
+    """For the caption: how tiles are scaled, and what the curves are."""
     colours = f" Colours are enhanced: their distance from grey, times {enhance:g}."
     white = " White: never above 0 at that epoch."
-    falls = " The learning rate of this training falls to 0 at its end: every layer settles by construction."
-    metadata = read_metadata(last)
     return (
         "of each, the strongest activation at that epoch, projected. "
         f"{look.words}{colours if enhance != 1 and look.colour == 'rgb' else ''} Tiles are enlarged "
@@ -252,8 +277,27 @@ def words(panels: Sequence[Panel], look: Look, enhance: float, probes: int, last
         f"epoch, means over all maps. Left: of activations, on {probes} training images, everywhere. Middle: of "
         "projections, of the unit that is strongest at the end, on its image. Right: the share of maps whose strongest "
         "image is another than at the epoch before."
-        + (falls if metadata.get("identity", {}).get("schedule") == "cosine" else "")
     )
+
+
+def rate_words(ours: Mapping[str, Any], snapshot: Path) -> str:
+    """For the caption: what the learning rate did, and what the curves therefore cannot say."""
+    falls, before = ours["rate_fell"], ours["settled_before_rate_fell"]
+    if read_metadata(snapshot).get("identity", {}).get("schedule") == "cosine":
+        return " The learning rate of this training falls to 0 at its end: every layer settles by construction."
+    if falls is None:
+        return " When the learning rate fell is not recorded: a layer may have settled because it fell."
+    if not falls:
+        return " The learning rate did not fall: no layer settled because of it."
+    return (
+        f" The learning rate fell in epochs {listed(falls)} (dotted). Settled before the first of them: "
+        f"{listed([layer for layer, early in before.items() if early])}; not before: "
+        f"{listed([layer for layer, early in before.items() if not early])}. These may have settled because it fell."
+    )
+
+
+def listed(entries: Sequence[Any]) -> str:
+    return ", ".join(map(str, entries)) or "none"
 
 
 def draw_panels(page: Page, panels: Sequence[Panel], epochs: Sequence[int], look: Look, enhance: float) -> None:
@@ -285,9 +329,14 @@ def draw_panels(page: Page, panels: Sequence[Panel], epochs: Sequence[int], look
 
 
 def draw_curves(
-    page: Page, epochs: Sequence[int], curves: Mapping[str, Mapping[str, Curve]], settled: float, colours: Sequence[str]
+    page: Page,
+    epochs: Sequence[int],
+    curves: Mapping[str, Mapping[str, Curve]],
+    settled: float,
+    falls: Sequence[int],
+    colours: Sequence[str],
 ) -> None:
-    """Three small plots in a line: a curve for each layer."""
+    """Three small plots in a line: a curve for each layer, and dotted where the learning rate fell."""
     titles = ("correlation of activations", "cosine of projections", "maps with another image")
     span, ticks = math.log(epochs[-1] / epochs[0]), [epochs[-1]]
     for n in reversed(epochs):  # those whose labels do not overlap
@@ -299,6 +348,8 @@ def draw_curves(
             marker, colour = MARKERS[depth % len(MARKERS)], colours[depth % len(colours)]
             values = [math.nan if value is None else value for value in curve]
             axes.plot(epochs, values, marker=marker, color=colour, label=layer, lw=1, ms=3)
+        for epoch in falls:
+            axes.axvline(epoch - 0.5, color="0.6", lw=0.6, ls=":")
         axes.set_title(title, loc="left")
         axes.set_xscale("log")
         axes.set_xticks(ticks, map(str, ticks))

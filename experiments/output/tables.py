@@ -46,8 +46,8 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return statistics.mean(values) - half, statistics.mean(values) + half
 
 
-def plus_minus(value: float, spread: float | None) -> str:
-    return f"{value:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+def plus_minus(value: float, spread: float | None, digits: int = 1) -> str:
+    return f"{value:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
 
 
 def shown(rates: Sequence[float]) -> str:

@@ -3,8 +3,13 @@
     power(f) = sum over channels |DFT(signal)(f)|^2        f: rows and columns, cycles per pixel, each in -1/2..1/2
 
 A filter's power is its response to gratings. The filter keeps its mean, and it is zero-padded, which puts filters of
-every size on one frequency axis. A layer of stride s keeps every s-th position: gratings of more than 1 / (2 s) cycles
-per pixel along rows or columns then look like coarser ones. Zeiler & Fergus (2014), Figure 6.
+every size on one frequency axis. A layer of stride s keeps every s-th position: gratings of 1 / (2 s) cycles per pixel
+or more along rows or columns then look like coarser ones, or vanish. Zeiler & Fergus (2014), Figure 6.
+
+A projection is a sum of first-layer filters f, placed on the lattice of the first layer's stride. Were the signal there
+without order (independent numbers of mean 0 and one variance), the projection's expected power would be in proportion
+to the sum over f of power(f), whatever the stride: to the power of `together`(f). More power than that at the lattice's
+own frequencies, the multiples of 1 / s, comes from the lattice.
 """
 
 from collections.abc import Sequence
@@ -19,6 +24,7 @@ from zfnet.training.loop import filter_rms
 BANDS = (1 / 6, 1 / 3)  # cycles per pixel: low, middle and high are the thirds of what a row of pixels can hold
 SIZE = 128  # pixels: smaller signals are zero-padded to it
 FAINT = 0.1
+LINE = 1 / 32  # cycles per pixel to both sides of a lattice's frequency: what 32 pixels can tell apart
 
 
 def dominance(weight: Tensor) -> float:
@@ -67,9 +73,9 @@ def spectral_energy(signal: Tensor, bands: Sequence[float] = BANDS, size: int = 
 def aliased_energy(signal: Tensor, stride: int, size: int = SIZE) -> Tensor:
     """The share (N,) of the power of signals that is lost if only every `stride`-th row and column is kept.
 
-    It lies above 1 / (2 stride) cycles per pixel along rows or columns. In a filter, the layer folds it onto coarser
-    frequencies. In a projection, it comes from the layer's lattice and the fine structure of its filters, not from what
-    its maps can distinguish. For white noise it is 1 - 1 / stride^2.
+    It lies at and above 1 / (2 stride) cycles per pixel along rows or columns. In a filter, the layer folds it onto
+    coarser frequencies. In a projection, it comes from the layer's lattice and the fine structure of its filters, not
+    from what its maps can distinguish. For white noise it is 1 - 1 / stride^2.
 
     Args:
         signal, size: see `power`.
@@ -78,8 +84,38 @@ def aliased_energy(signal: Tensor, stride: int, size: int = SIZE) -> Tensor:
     if stride < 1:
         raise InputError(f"stride is {stride}; give a positive number of pixels")
     energy, frequency = power(signal, size)
-    above = frequency.abs() > 1 / (2 * stride)
+    above = (frequency.abs() >= 1 / (2 * stride)) & (stride > 1)  # a stride of 1 keeps 1/2 as well
     return _share(energy, above[:, None] | above[None, :])
+
+
+def mean_aliased(signal: Tensor, stride: int, which: Tensor | None = None) -> float | None:
+    """The mean of `aliased_energy` over `which` (N,), bool, signals, or over all; None where there are none."""
+    signal = signal if which is None else signal[which]
+    return float(aliased_energy(signal, stride).mean()) if len(signal) else None
+
+
+def lattice(signal: Tensor, stride: int, which: Tensor | None = None, size: int = SIZE) -> float | None:
+    """How many times as much power signals have at the frequencies of a stride's lattice as beside them.
+
+    At them is within 1/32 cycles per pixel of 1 / stride, 2 / stride, ... along rows or columns; beside them is up to
+    2/32. It is about 1 for white noise and for images; None where there is no power beside them, and for a stride of 1.
+
+    Args:
+        signal, size: see `power`; each signal counts alike.
+        stride: pixels.
+        which: (N,) bool, the signals that count; None: all.
+    """
+    energy, frequency = power(signal if which is None else signal[which], size)
+    lines, width = (frequency * stride).round(), min(LINE, 1 / (4 * stride))
+    away = (frequency - lines / stride).abs().where(lines != 0, 1.0)
+    shares = (energy.sum(1) + energy.sum(2)) / energy.sum((1, 2)).clamp(min=torch.finfo(energy.dtype).tiny)[:, None]
+    at, beside = shares[:, away < width], shares[:, (away >= width) & (away < 2 * width)]
+    return float(at.mean() / beside.mean()) if stride > 1 and beside.any() else None
+
+
+def together(weight: Tensor) -> Tensor:
+    """Filters (C, channels, k, k) as one signal, whose power is the sum of theirs."""
+    return weight.flatten(0, 1)[None]
 
 
 def _share(energy: Tensor, selected: Tensor) -> Tensor:
