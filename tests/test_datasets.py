@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from experiments.setup import datasets
+from experiments.setup.objects import OF_DATA
 from zfnet.data import class_folders
 from zfnet.data.batches import Batches
 from zfnet.data.preprocessing import Preprocessing, Stored
@@ -38,7 +39,8 @@ BYTES = Stored(Preprocessing(size=8, resize=8))
 def configured(name, **settings):
     """The data set as its configuration file makes it, with nothing but these settings changed."""
     config = OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), settings)
-    config.pop("trained_on", None)
+    for key in OF_DATA:
+        config.pop(key, None)
     return instantiate(config)(BYTES)
 
 
@@ -471,6 +473,7 @@ def test_scenes_are_made_at_the_size_of_the_transform():
 def test_a_data_set_asks_for_nothing_but_its_root(file):
     config = OmegaConf.load(file)
     assert OmegaConf.missing_keys(config) <= {"root"} and config.split == "val"
+    assert config.published in ("scenes", "tiny_imagenet_60") and ("side" in config) != ("trained_on" in config)
     # what is not trained on says what the network was trained on
     assert ("trained_on" in config) == (
         file.stem in ("photos", "caltech101", "caltech256", "voc2012", "held_out", "several")

@@ -24,7 +24,7 @@ EXPERIMENTS = listed("""
     stripes train variant
 """)
 SUITES = listed("figures tables all")
-MODELS = listed("zfnet zfnet_mini zfnet_small zfnet512 own squeezenet1_1 resnet5 timm/nope null [a] ${nope}")
+MODELS = listed("zfnet zfnet_small zfnet512 own squeezenet1_1 resnet5 timm/nope null [a] ${nope}")
 DATA = listed("scenes held_out several photos cifar10 caltech101 voc2012 imagenet null foo {a:1} /etc")
 VALUES = (
     listed("0 1 2 3 10 0.5 0.9 -1 1.5 nan inf -inf 1e400 10000000000 99999999999999999999 [] [0] [1,2] [0,foo] [-1]"),
