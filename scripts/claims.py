@@ -29,6 +29,11 @@ def share(parts: Iterable[bool]) -> float:
     return sum(held) / len(held)
 
 
+def known(values: Iterable[float | None]) -> list[float]:
+    """Without the seeds whose training diverged."""
+    return [value for value in values if value is not None]
+
+
 # ---- judges ----------------------------------------------------------------------------------------------------------
 
 
@@ -112,10 +117,12 @@ def settling(result: Result) -> Outcome:
 
 def dominance(result: Result) -> Outcome:
     each = result["ours"]["each"]
-    without, ours = (each[name]["largest_rms_over_median"] for name in ("fig3 not renormalised", "fig3"))
+    without, ours = (known(each[name]["largest_rms_over_median"]) for name in ("fig3 not renormalised", "fig3"))
     numbers = (", ".join(f"{value:.2f}" for value in values) for values in (without, ours))
     parts = [*(value >= 2 for value in without), *(value <= 1.7 for value in ours)]
-    return share(parts), "largest over median RMS, by seed: {} without, {} with renormalisation".format(*numbers)
+    return (
+        share(parts) if parts else None
+    ), "largest over median RMS, by seed: {} without, {} with renormalisation".format(*numbers)
 
 
 def by_seed(claim: str, number: str, percent: bool = False) -> Callable[[Result], Outcome]:
@@ -123,10 +130,11 @@ def by_seed(claim: str, number: str, percent: bool = False) -> Callable[[Result]
 
     def judge(result: Result) -> Outcome:
         counts, each = result["ours"]["claims"][claim], result["ours"]["each"]
-        rows = (each[name][number] for name in ("krizhevsky", "fig3"))
+        rows = (known(each[name][number]) for name in ("krizhevsky", "fig3"))
         shown = (", ".join(f"{value:.1%}" if percent else f"{value:.2f}" for value in row) for row in rows)
         words = "11x11, stride 4: {}; 7x7, stride 2: {}, by seed".format(*shown)
-        return counts["as_claimed"] / sum(counts.values()), words
+        seeds = sum(counts.values())
+        return (counts["as_claimed"] / seeds if seeds else None), words
 
     return judge
 

@@ -76,7 +76,10 @@ CASES = {  # judge -> what fulfils its rule, and changes of it that do not: the 
     ),
     claims.dominance: (
         {"ours": {"each": {name: {"largest_rms_over_median": [n, n]} for name, n in SIZES.items()}}},
-        [("ours.each.fig3.largest_rms_over_median", [1.5, 1.8], 0.75)],
+        [
+            ("ours.each.fig3.largest_rms_over_median", [1.5, 1.8], 0.75),
+            ("ours.each.fig3 not renormalised.largest_rms_over_median", [None, 1.9], 2 / 3),
+        ],
     ),
     claims.by_seed("claim", "dead"): (
         {
@@ -85,7 +88,10 @@ CASES = {  # judge -> what fulfils its rule, and changes of it that do not: the 
                 "each": {name: {"dead": [0.1]} for name in ("krizhevsky", "fig3")},
             }
         },
-        [("ours.claims.claim", {"as_claimed": 0, "contrary": 2, "equal": 1}, 0)],
+        [
+            ("ours.claims.claim", {"as_claimed": 0, "contrary": 2, "equal": 1}, 0),
+            ("ours.claims.claim", {"as_claimed": 0, "contrary": 0, "equal": 0}, None),
+        ],
     ),
     claims.depth: (
         {"ours": {"difference": DEPTH}},
