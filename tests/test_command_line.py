@@ -41,7 +41,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_every_experiment_has_its_module_and_every_module_its_configuration():
-    plumbing = {"setup", "output", "run", "measure", "report", "draw", "transfer", "variants", "__init__"}
+    plumbing = {"setup", "output", "run", "measure", "report", "draw", "transfer", "variants", "runs", "__init__"}
     modules = {
         path.stem for path in (ROOT / "experiments").rglob("*.py") if not plumbing & {path.stem, path.parent.name}
     }
@@ -366,7 +366,8 @@ def test_a_network_is_trained_once(run, tmp_path):
     trained, drawn = (tmp_path / "outputs" / name / "zfnet_small-scenes" for name in ("train", "fig2"))
     results = {"model.safetensors", "figure.png", "result.json", "config.yaml"}
     assert files(trained) == {*results, "metrics.csv", "epoch-0001.safetensors"}
-    assert files(drawn) == {"figure.png", "figure.pdf", "boxes.png", "boxes.pdf", "result.json", "config.yaml"}
+    pictures = {"figure.png", "figure.pdf", "boxes.png", "boxes.pdf"}
+    assert files(drawn) == {*pictures, "table.md", "result.json", "config.yaml"}
     assert "weights: outputs/train/zfnet_small-scenes/model.safetensors" in (drawn / "config.yaml").read_text()
 
     status, lines = run("experiment=steps", "layer=relu1", *words)
@@ -478,7 +479,7 @@ def test_the_types_are_those_of_the_signature():
 
 def test_a_layer_that_stands_for_the_papers():
     config = configured(["experiment=table7"])
-    assert list(config.experiment.layers) == [f"relu{n}" for n in (1, 2, 3, 4, 5)] + ["relu6"]
+    assert list(config.experiment.layers) == [f"relu{n}" for n in (1, 2, 3, 4, 5)] + ["relu7"]
     config.model.layers = ["a", "b"]
     assert list(config.experiment.layers)[:5] == ["a", "b", "b", "b", "b"]
 

@@ -48,7 +48,13 @@ class Runs:
     def start(self, *words: str, **settings: str) -> "subprocess.Popen[str]":
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
         command = ["bash", str(SCRIPT), *(words or [str(self.data)])]
-        return subprocess.Popen(command, env=self.environment | settings, **pipes)
+        before = signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # what is ignored cannot be trapped by a shell
+        try:
+            return subprocess.Popen(command, env=self.environment | settings, **pipes)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def run(self, *words: str, **settings: str) -> tuple[int, list[str]]:
         process = self.start(*words, **settings)

@@ -142,7 +142,7 @@ def test_a_network_that_is_trained_first_is_trained_anew(tmp_path, monkeypatch):
     asked = []
     small = ["model.architecture.maps=[4,4,4,4,4]", "model.architecture.hidden=[8]", "data.count={train: 4, val: 2}"]
     for fresh in (False, True):
-        words = spelled(["experiment=fig2", "k=2", *small, f"fresh={str(fresh).lower()}"])
+        words = spelled(["experiment=fig2", "model.weights=trained", "k=2", *small, f"fresh={str(fresh).lower()}"])
         Objects(configured(words), words, lambda _, words: asked.append("++experiment.fresh=true" in words)).trained()
     assert asked == [False, True]
 

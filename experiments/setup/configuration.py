@@ -85,12 +85,22 @@ def _composed(words: tuple[str, ...]) -> DictConfig:
             config = compose("config", list(words), return_hydra_config=True)
         except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise InputError(f"cannot read {' '.join(words)}: {first_line(error)}") from None
+    _check_architecture(config.model)  # whose parts others are made of
     if not (config.trust and any(key_of(word) == "trust" for word in words)):  # no file says so for the user
         _check_trust(config)
     if "_target_" in config.experiment:
         typed = OmegaConf.structured(schema(config.experiment._target_))
         config.experiment = OmegaConf.merge(typed, config.experiment)
     return config
+
+
+def _check_architecture(model: Any) -> None:
+    known = (
+        isinstance(model, DictConfig) and "architecture" in model and not OmegaConf.is_missing(model, "architecture")
+    )
+    if known and not isinstance(model.architecture, DictConfig):
+        advice = "give its settings one by one: model.architecture.KEY=VALUE"
+        raise InputError(f"model.architecture is {shown(model.architecture)}; {advice}")
 
 
 def _check_trust(config: DictConfig) -> None:

@@ -79,7 +79,6 @@ class Objects:
         self.device = device(config.device)
         check_folder(config.out)
         if "model" in groups:
-            self._check_weights(words)
             self._find_size()
         named = {key_of(word).partition(".")[0] for word in words if "." in key_of(word)}
         check_groups(config, [group for group in ("model", "data", "train") if group in groups | named])
@@ -88,6 +87,7 @@ class Objects:
         if not OmegaConf.is_missing(config.model.architecture, "_target_"):
             self._find_layers(experiment)
         check_experiment(self.settings()["experiment"], self.asked)
+        self._check_weights(words)
         self.name = f"{called(config)}-{choices.data}"
 
     def experiment(self, out: Path) -> Any:
@@ -273,7 +273,7 @@ class Objects:
         from experiments.setup.models import published
 
         model, data = self.config.model, self.config.data
-        if OmegaConf.is_missing(model, "architecture") or model.architecture.get("image_size", 0) is not None:
+        if not isinstance(model, DictConfig) or model.get("architecture", {}).get("image_size", 0) is not None:
             return
         file, size = self._published().get("weights") or model.weights, None
         if file and file != "trained" and not published(file):
