@@ -105,7 +105,7 @@ def _measured(
     model: nn.Module, checks: Any, recipe: Recipe, crops: Any, layers: Sequence[str], reading: dict[str, Any]
 ) -> dict[str, Any]:
     """Both error rates on the validation images, and dead maps."""
-    pad = 0 if recipe.stored_size else recipe.shift(preprocessing_of(model).image_size)
+    pad = recipe.pad(preprocessing_of(model).image_size)
     top1, top5 = error_rates(model, checks, crops=crops, pad=pad, **reading)
     dead = {"dead_maps": dead_maps(model, checks, layers, reading)} if layers else {}
     return {"validation_top1": top1, "validation_top5": top5, **dead}

@@ -111,7 +111,11 @@ part() { # always in the background: it is a process of its own, which passes on
     took=$((SECONDS - began))
     if ((status == 0)); then
         [[ -e $result.part ]] && mv "$result.part" "$result"
-        [[ -e $result ]] || cp "$log" "$result"
+        [[ -e $result || $result != *.txt ]] || cp "$log" "$result"
+    fi
+    if ((status == 0)) && [[ ! -e $result ]]; then
+        say FAIL "$name" "$took" "it left no ${result#"$out/"}: ${log#"$out/"}"
+    elif ((status == 0)); then
         say PASS "$name" "$took" "${result#"$out/"}"
     elif ((status == 124 || status == 137)); then
         say FAIL "$name" "$took" "over its limit of $limit s; start again to go on: ${log#"$out/"}"

@@ -66,7 +66,7 @@ def measured(path: Path, objects: Objects) -> dict[str, Any]:
     """Errors and dead maps of the published weights, on the validation images."""
     network: Any = weights.load(objects.model, path).eval()
     checks, recipe = in_memory(objects.validation), made(objects.config.train)
-    pad = 0 if recipe.stored_size else recipe.shift(network.preprocessing.image_size)
+    pad = recipe.pad(network.preprocessing.image_size)
     errors = {crops: error_rates(network, checks, crops=crops, pad=pad) for crops in (1, 10)}
     return {
         "parameters": size_of(network),

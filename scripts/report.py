@@ -26,7 +26,7 @@ from zfnet.files import write_atomically
 HEAD = """# The paper's claims
 
 What Zeiler & Fergus (2014) say, and what this software measured. A claim is *reproduced* where every result fulfils
-the rule that stands with it, *partly* where some do or a part of the rule holds, and *not* where none does. The
+the rule that stands with it, *not* where of every rule less than half holds, and *partly* in between. The
 networks here are small and see few images: a claim that fails here may hold at the paper's size. `python
 scripts/report.py` writes this page from the files in [`results/`](../results). Each was written by the command that
 stands below the table; its settings, versions, processor and seed are in the file.
@@ -58,10 +58,14 @@ def judged(claim: Claim) -> tuple[str, list[str]]:
     if not found:
         return MISSING, []
     outcomes = {name: claim.judge(result) for name, result in found.items()}
-    shares = [share for share, _ in outcomes.values() if share is not None]
-    verdict = "partly" if shares else "not decided"
-    if len(set(shares)) == 1:
-        verdict = {1.0: "reproduced", 0.0: "**not**"}.get(shares[0], verdict)
+    shares = [share for share, _ in outcomes.values()]
+    told = [share for share in shares if share is not None]
+    if not told:
+        verdict = "not decided"
+    elif max(told) < 0.5:
+        verdict = "**not**"
+    else:
+        verdict = "reproduced" if shares == [1] * len(shares) else "partly"
     return verdict, [f"{words} ([{name}](../results/{name}/result.json))" for name, (_, words) in outcomes.items()]
 
 
@@ -86,7 +90,7 @@ def trained_table() -> str:
     """Networks that were trained: accuracy, dead maps and time."""
     rows = []
     for data in sorted({name.partition("/")[2].partition(",")[0] for name in results("train/*")}):
-        runs = list(results(f"train/{data}*").values())
+        runs = [run for name, run in results("train/*").items() if name.partition("/")[2].partition(",")[0] == data]
         one = [100 - 100 * run["ours"]["history"][-1]["validation_error"] for run in runs]
         ten = [100 - 100 * run["ours"]["validation_top1"] for run in runs]
         counts = [count for run in runs for count in run["ours"]["dead_maps"].values()]

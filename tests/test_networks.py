@@ -213,12 +213,14 @@ def test_an_experiment_says_which_weights_it_takes(home, asked, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["train.epochs=3", "train=short", "model.architecture.dropout=0.1", "validation=train"]
+    "word", ["train.epochs=3", "data.side=128", "train=short", "model.architecture.dropout=0.1", "validation=train"]
 )
 def test_a_setting_of_training_means_nothing_to_a_network_that_is_trained(word: str) -> None:
     words = spelled(["experiment=fig2", "model.weights=published", word])
     key = word.partition("=")[0]
-    with pytest.raises(InputError, match=f"{key} is for training, .*: give model.weights=trained"):
+    with pytest.raises(
+        InputError, match=f"{key} means nothing to the published network, .*: give model.weights=trained"
+    ):
         Objects(configured(words), words, run)
 
 

@@ -206,7 +206,7 @@ def lattice_table(told: Mapping[str, Any]) -> str:
     stride, rows = told["stride"], []
     for layer, own in told["layers"].items():
         columns = *own.values(), told["filters"]
-        shares = (round(100 * column["beyond"], 1) for column in columns)
+        shares = ("" if c["beyond"] is None else round(100 * c["beyond"], 1) for c in columns)
         rows.append([layer, *shares, *("" if c["lattice"] is None else round(c["lattice"], 2) for c in columns)])
     head = ["", "beyond, %: projections", "patches", "filters", "at the lattice: projections", "patches", "filters"]
     return (

@@ -31,6 +31,7 @@ from zfnet.identity import difference, digest
 # what trained weights depend on, besides the data
 OF_DATA = ("trained_on", "side", "published")  # settings of a data set that are no arguments of its function
 TRAINING_KEYS = ("model.architecture", "model.preprocessing", "train", "training", "validation", "device", "trust")
+OF_PUBLISHED = ("data.side", "data.trained_on", "model.sha256")  # what such weights have of their own
 SHARED = ("train", "variant")  # experiments whose work several processes share
 
 
@@ -262,10 +263,10 @@ class Objects:
             if model.weights not in (None, "trained", "published"):
                 raise InputError("these networks are trained from scratch: leave out model.weights")
             model.weights = None
-        kinds = [kind for kind in TRAINING_KEYS if kind not in ("device", "trust")]
+        kinds = [*(kind for kind in TRAINING_KEYS if kind not in ("device", "trust")), *OF_PUBLISHED]
         keys = [key for key in map(key_of, words) if any(f"{key}.".startswith(f"{kind}.") for kind in kinds)]
         if keys and model.weights == "published" and "model" in self.asked:
-            reason = f"{keys[0]} is for training, and the published network is trained"
+            reason = f"{keys[0]} means nothing to the published network, which is trained"
             raise InputError(f"{reason}: give model.weights=trained")
 
     def _find_size(self) -> None:
@@ -279,7 +280,7 @@ class Objects:
         if file and file != "trained" and not published(file):
             size = weights.read_metadata(file).get("preprocessing", {}).get("size")
         if size is None:
-            size = data.get("side") or configured([f"data={data.trained_on}"]).data.side
+            size = data.side if "side" in data else configured([f"data={data.trained_on}"]).data.side
         model.architecture.image_size = size
 
     def _find_layers(self, experiment: str) -> None:

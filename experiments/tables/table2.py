@@ -71,7 +71,7 @@ def main(
     result = Result("table2", out, locals())
     at_least(1, nets=nets)
     if pad is None:
-        pad = 0 if recipe.stored_size else recipe.shift(networks.preprocessing.image_size)
+        pad = recipe.pad(networks.preprocessing.image_size)
     runs = [("krizhevsky", 0), *(("fig3", seed) for seed in range(nets + 1)), ("fig3 512-1024-512", 0)]
     trained = train_each(runs, networks, architecture, recipe, progress)
     replication, *several, sixth, other = (model for model, _ in trained)

@@ -104,6 +104,10 @@ class Recipe:
         """
         return min(size) // 14 if self.max_shift is None else self.max_shift
 
+    def pad(self, size: Size) -> int:
+        """The pixels by which images are extended before ten crops are taken: 0 where they have a margin."""
+        return 0 if self.stored_size else self.shift(size)
+
     def dtype(self, device: torch.device) -> torch.dtype:
         """The type of products on a device."""
         if self.precision != "auto":
