@@ -15,7 +15,6 @@ scan.
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -39,6 +38,7 @@ from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.rendering import grid, saturated
 from zfnet.scanning import Scan
+from zfnet.training import rate_falls
 from zfnet.weights import load, read_metadata
 
 PAPER = {
@@ -117,7 +117,7 @@ def main(
     panels = panels_of(deconvnets, data, tops, drawn, Preprocessing.of(model))
     subset = Subset(data, torch.randperm(len(data), generator=random)[:probes].tolist())
     curves = measured(deconvnets, data, subset, tops, reading)
-    ours = numbers(list(files), scans, curves, settled, rate_falls(str(weights)), data) | {"drawn": drawn}
+    ours = numbers(list(files), scans, curves, settled, recorded_falls(str(weights)), data) | {"drawn": drawn}
     draw_panels(page, panels, list(files), look, enhance)
     draw_curves(page, list(files), curves, settled, ours["rate_fell"] or (), lines)
     which = f"{type(model).__name__}, {scans[0].images:,} images, after {', '.join(map(str, files))} epochs."
@@ -151,13 +151,12 @@ def snapshots(weights: str | Path | None, epochs: Sequence[int] | None = None) -
     return {n: files[n] for n in sorted(set(epochs or files))}
 
 
-def rate_falls(weights: str) -> list[int] | None:
+def recorded_falls(weights: str) -> list[int] | None:
     """The epochs whose learning rate was lower than that before; None if the file of weights does not say."""
     history = read_metadata(weights).get("history") if Path(weights).exists() else None
-    rates = [entry.get("learning_rate") for entry in history or ()]
-    if not rates or None in rates:
+    if not history or any(entry.get("learning_rate") is None for entry in history):
         return None
-    return [epoch for epoch, (before, now) in enumerate(pairwise(rates), 2) if now < before]
+    return rate_falls(history)
 
 
 def before_the_rate_fell(settled: Mapping[str, int | None], falls: Sequence[int] | None) -> dict[str, Any]:
@@ -222,7 +221,7 @@ def numbers(
     falls: Sequence[int] | None,
     data: Any,
 ) -> dict[str, Any]:
-    """What result.json says; `falls`: see `rate_falls`."""
+    """What result.json says; `falls`: see `recorded_falls`."""
     images, layers = as_images(data), list(scans[0])
 
     def winners(top: TopActivations) -> dict[str, list[Any]]:

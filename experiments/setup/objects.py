@@ -269,16 +269,19 @@ class Objects:
             reason = f"{keys[0]} means nothing to the published network, which is trained"
             raise InputError(f"{reason}: give model.weights=trained")
 
-    def _find_size(self) -> None:
-        """Fill in the size of images that the architecture leaves open: that of the weights' or else of the data."""
+    def _metadata(self) -> dict[str, Any]:
+        """What the file of weights says of itself; {} where the weights are no file, or not yet."""
         from experiments.setup.models import published
 
+        file = self._published().get("weights") or self.config.model.weights
+        return {} if file in (None, "trained") or published(file) else weights.read_metadata(file)
+
+    def _find_size(self) -> None:
+        """Fill in the size of images that the architecture leaves open: that of the weights' or else of the data."""
         model, data = self.config.model, self.config.data
         if not isinstance(model, DictConfig) or model.get("architecture", {}).get("image_size", 0) is not None:
             return
-        file, size = self._published().get("weights") or model.weights, None
-        if file and file != "trained" and not published(file):
-            size = weights.read_metadata(file).get("preprocessing", {}).get("size")
+        size = self._metadata().get("preprocessing", {}).get("size")
         if size is None:
             size = data.side if "side" in data else configured([f"data={data.trained_on}"]).data.side
         model.architecture.image_size = size
@@ -331,9 +334,8 @@ class Objects:
         from experiments.setup.models import published
 
         model, classes = self.config.model, None
-        file = self._published().get("weights") or model.weights
-        if file and not published(file):
-            classes = weights.read_metadata(file).get("classes")
+        if model.weights and not published(model.weights):
+            classes = self._metadata().get("classes")
         elif model.architecture.num_classes is None:
             classes = self._dataset(made(model.preprocessing), split="val").classes
         if model.architecture.num_classes is None and not classes:

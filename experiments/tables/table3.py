@@ -12,7 +12,6 @@ images better and the others no better; more maps in layers 3 to 5 help both.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +26,7 @@ from experiments.tables.runs import Key, read_runs
 from experiments.tables.variants import COLUMNS, departures, measurements, train_each
 from zfnet import InputError
 from zfnet.model import VARIANTS, variant
-from zfnet.training import Recipe
+from zfnet.training import Recipe, rate_falls
 
 PAPER = {  # errors, %, in the order of COLUMNS; 27.4 twice, as printed
     "krizhevsky": (35.1, 40.5, 18.1),
@@ -209,8 +208,13 @@ def course(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     third = max(1, len(errors) // 3)
     before, after = min(errors[:-third], default=None), min(errors[-third:], default=None)
     flat = None if before is None or after is None else before - after < FLAT
-    fell = [now["epoch"] for last, now in pairwise(history) if now["learning_rate"] < last["learning_rate"]]
-    return {"epochs": len(errors), "before": before, "last_third": after, "flat": flat, "rate_fell": fell}
+    return {
+        "epochs": len(errors),
+        "before": before,
+        "last_third": after,
+        "flat": flat,
+        "rate_fell": rate_falls(history),
+    }
 
 
 def fits(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -74,6 +75,12 @@ def filter_sizes(model: nn.Module) -> dict[str, float]:
         return {}
     sizes = filter_rms(first.weight.detach())
     return {"largest_filter_rms": float(sizes.max()), "median_filter_rms": float(sizes.quantile(0.5))}
+
+
+def rate_falls(history: Sequence[Mapping[str, float]]) -> list[int]:
+    """The epochs, from 2, whose learning rate was lower than that of the epoch before."""
+    rates = [entry["learning_rate"] for entry in history]
+    return [epoch for epoch, (before, now) in enumerate(pairwise(rates), 2) if now < before]
 
 
 def train(
