@@ -13,7 +13,7 @@ from torch import nn
 from experiments.figures import fig7
 from experiments.output.pages import Page
 from experiments.setup.configuration import configured
-from experiments.setup.datasets import class_of
+from experiments.setup.datasets import class_names, class_of
 from zfnet import InputError, OcclusionMaps, occlusion_maps, receptive_field
 from zfnet.graph import Graph
 from zfnet.recording import activations
@@ -217,17 +217,24 @@ def test_of_photographs_with_the_published_squeezenet(real_data):
 
 
 @pytest.mark.parametrize(
-    ("classes", "count", "label", "of_network"),
+    ("own", "classes", "count", "label", "of_network"),
     [
-        ((), 10, 3, 3),  # numbers are all that is known
-        (("a", "b"), 2, 1, 1),
-        (("a", "tench", "goldfish"), 1000, 1, 0),  # ImageNet's, by name
-        (("a", "tench", "goldfish"), 1000, 0, None),
-        (("tench", "goldfish"), 16, 1, None),
+        ((), (), 10, 3, 3),  # numbers are all that is known
+        ((), ("a", "b"), 2, 1, 1),  # a network that says nothing is taken to be one of these data
+        (("b", "a"), ("a", "b"), 2, 1, 0),
+        (("c", "d"), ("a", "b"), 2, 1, None),  # as many classes, but others
+        (("c", "a", "d"), ("a", "b"), 3, 0, 1),
+        ((), ("a", "tench", "goldfish"), 1000, 1, 0),  # ImageNet's, by name
+        ((), ("a", "tench", "goldfish"), 1000, 0, None),
+        (("crane", "a", "crane"), ("a", "crane"), 3, 1, None),  # the bird or the machine
+        ((), ("tench", "goldfish"), 16, 1, None),
     ],
 )
-def test_which_class_of_the_network_a_label_is(classes, count, label, of_network):
-    assert class_of(SimpleNamespace(classes=classes), label, count) == of_network
+def test_which_class_of_the_network_a_label_is(own, classes, count, label, of_network):
+    data = SimpleNamespace(classes=classes)
+    names = class_names(SimpleNamespace(classes=own), data, count)
+    assert len(names) == count
+    assert class_of(data, label, names) == of_network
 
 
 def test_where_the_network_knows_no_such_class_its_likeliest_stands_for_it(data, tmp_path):

@@ -22,7 +22,7 @@ from experiments.output.pages import LINE, TILE_GAP, Page, shortened, style_of
 from experiments.output.results import Result
 from experiments.output.tables import table
 from experiments.setup.checks import at_least, stand_for
-from experiments.setup.datasets import class_of
+from experiments.setup.datasets import class_names, class_of
 from experiments.setup.hints import Amounts, Count, Length, Limits, Natural, Palette, Seed, Width
 from experiments.setup.options import Reading, stateless
 from zfnet import InputError
@@ -134,7 +134,7 @@ def _examples(
     graph: Graph, data: Images, images: Sequence[int] | None, count: int, correct: bool, seed: int
 ) -> list[Example]:
     """The images that are transformed."""
-    classes = graph.shapes(image_size(data), graph.output)[graph.output][-1]
+    classes = class_names(graph.model, data, graph.shapes(image_size(data), graph.output)[graph.output][-1])
     if images is None:
         at_least(1, count=count)
         images = _of_different_classes(graph, data, classes, count, correct, seed)
@@ -147,12 +147,14 @@ def _examples(
         picture, label = data[i]
         name = str(data.classes[label]) if data.classes else str(label)
         if (target := class_of(data, label, classes)) is None:
-            raise InputError(f"image {i} shows {name!r}, which is none of the {classes} classes of the network")
+            raise InputError(f"image {i} shows {name!r}, which is none of the {len(classes)} classes of the network")
         examples.append(Example(i, data.file(i), label, target, name, picture))
     return examples
 
 
-def _of_different_classes(graph: Graph, data: Images, classes: int, count: int, correct: bool, seed: int) -> list[int]:
+def _of_different_classes(
+    graph: Graph, data: Images, classes: Sequence[str], count: int, correct: bool, seed: int
+) -> list[int]:
     """The numbers of so many images by seed; only such as the network names rightly, if that is asked for."""
     output = graph.layers[-1]
     image_of_label: dict[int, int] = {}

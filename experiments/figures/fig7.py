@@ -28,7 +28,7 @@ from experiments.output.feature_maps import TILE_GAP, Look, Panel, panel_of
 from experiments.output.pages import LINE, Page, Style, box, enlarged, heat, shortened, show, style_of
 from experiments.output.results import Result
 from experiments.setup.checks import at_least, one_of
-from experiments.setup.datasets import IMAGENET, class_of
+from experiments.setup.datasets import class_names, class_of
 from experiments.setup.hints import Count, Finite, Grid, Length, Natural, Palette, Seed
 from experiments.setup.options import Reading, Showing
 from zfnet import Deconvnet, InputError, OcclusionMaps, TopActivations, occlusion_maps, receptive_field, scan
@@ -195,15 +195,14 @@ class Occluder:
         gaps = (min(self.extent) - max(pair(self.size))) / (PLACES - 1)
         self.step = max(1, round(gaps)) if self.step is None else self.step
         count = max(2, self.graph.shapes(self.extent, self.graph.output)[self.graph.output][-1])  # 1 tells 2 apart
-        names, numbers = [str(name) for name in self.data.classes], [f"class {n}" for n in range(count)]
-        self.classes = list(IMAGENET) if count == len(IMAGENET) else names if len(names) == count else numbers
+        self.classes = class_names(self.graph.model, self.data, count)
 
     def target(self, index: int) -> int | None:
         """The image's class, as the network numbers it; None where the network knows no such class."""
         label = self.data[index][1]
         if label < 0:
             raise InputError(f"{self.data.name(index)} has no label; give data.labels, or class folders")
-        return class_of(self.data, label, len(self.classes))
+        return class_of(self.data, label, self.classes)
 
     def activations(self, index: int) -> Tensor:
         """The layer's maps (C, H, W) of an image."""

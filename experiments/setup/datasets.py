@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -52,16 +52,31 @@ class Transform(Protocol):
     def __call__(self, image: Any) -> Tensor: ...
 
 
-def class_of(data: Any, label: int, count: int) -> int | None:
-    """Which of a network's `count` classes a data set's label is; None where it has no such class.
+def class_names(model: Any, data: Any, count: int) -> list[str]:
+    """What a network calls its `count` classes: by its weights, or ImageNet's names, or those of as many of the data's.
 
-    Where the two have not as many classes, ImageNet's are known by their names.
+    A network whose weights say nothing is taken to be one of the data that have as many classes as it.
     """
-    names = [str(name) for name in getattr(data, "classes", ())]
-    if len(names) in (0, count):
+    own, datas = getattr(model, "classes", ()), [str(name) for name in getattr(data, "classes", ())]
+    for names in (own, IMAGENET, datas):
+        if len(names) == count:
+            return list(names)
+    return [f"class {n}" for n in range(count)]
+
+
+def class_of(data: Any, label: int, names: Sequence[str]) -> int | None:
+    """Which of a network's classes a data set's label is, by its name; None where the network has no such class.
+
+    Args:
+        data: images whose `classes` are named, or else their labels are the network's.
+        label: of one of its images.
+        names: the network's; see `class_names`.
+    """
+    datas = [str(name) for name in getattr(data, "classes", ())]
+    if not datas or datas == list(names):
         return label
-    name = names[label] if label < len(names) else ""
-    return IMAGENET.index(name) if count == len(IMAGENET) and name in IMAGENET else None
+    name = datas[label] if 0 <= label < len(datas) else None
+    return names.index(name) if name is not None and names.count(name) == 1 else None
 
 
 def scenes(

@@ -23,6 +23,7 @@ from torch import nn
 
 from experiments.setup.checks import by_number, check_folder
 from experiments.setup.configuration import OBJECTS, check_experiment, check_groups, configured, key_of, refused
+from experiments.setup.hints import Count, check
 from zfnet import weights
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.errors import InputError, first_line
@@ -284,6 +285,7 @@ class Objects:
         size = self._metadata().get("preprocessing", {}).get("size")
         if size is None:
             size = data.side if "side" in data else configured([f"data={data.trained_on}"]).data.side
+            check({"side": size}, {"side": Count}, "data.")
         model.architecture.image_size = size
 
     def _find_layers(self, experiment: str) -> None:
