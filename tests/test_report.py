@@ -26,6 +26,11 @@ DEPTH = {
     f"krizhevsky without layers {layers}": {"validation_top1": rises(*of), "train_top1": rises(*of)}
     for layers, of in {"3, 4": (1.0, 1.2, 0.9), "6, 7": (2.0, 2.1, 1.9), "3, 4, 6, 7": (9.0, 9.3, 8.9)}.items()
 }
+MAPS, FC = "fig3 512-1024-512", "fig3 fc 8192"
+WIDTH = {
+    name: {"train_top1": rises(-9.0, -9.5, -8.5), "validation_top1": rises(*of)}
+    for name, of in {MAPS: (-1.0, -1.1, -0.9), FC: (0.4, 0.1, 0.7)}.items()
+}
 LATTICES = {"krizhevsky": [3.0, 3.1], "fig3": [1.0, 1.1]}
 SIZES = {"fig3 not renormalised": 2.5, "fig3": 1.6}
 CASES = {  # judge -> what fulfils its rule, and changes of it that do not: the path, the value, and what is left
@@ -119,17 +124,27 @@ CASES = {  # judge -> what fulfils its rule, and changes of it that do not: the 
             (f"ours.difference.{DEEP}.train_top1.interval", None, None),
         ],
     ),
+    claims.width: (
+        {"ours": {"difference": WIDTH}},
+        [
+            (f"ours.difference.{MAPS}.validation_top1", rises(1.0, 1.1, 0.9), 2 / 3),
+            (f"ours.difference.{FC}.validation_top1", rises(-11.0, -11.5, -10.5), 2 / 3),
+            (f"ours.difference.{FC}.train_top1.interval", None, None),
+        ],
+    ),
     claims.averaging: (
         {
             "ours": {
-                "error": {
-                    "Figure 3, 1 net": {"validation_top1": 30.0},
-                    "Figure 3, 5 nets (a)": {"validation_top1": 28.0},
-                },
-                "nets": {"Figure 3, 5 nets (a)": 5},
+                "each": {
+                    "Figure 3, 1 net": {"validation_top1": [30.0, 31.0, 32.0]},
+                    "Figure 3, 5 nets (a)": {"validation_top1": [28.0]},
+                }
             }
         },
-        [("ours.error.Figure 3, 5 nets (a).validation_top1", 31.0, 0)],
+        [
+            ("ours.each.Figure 3, 5 nets (a).validation_top1", [30.9], 0),
+            ("ours.each.Figure 3, 1 net.validation_top1", [30.0], None),
+        ],
     ),
     claims.other_architecture: (
         {"ours": {"sixth": {"validation_top1": {"difference": -1.0, "p": 0.01}}}},
