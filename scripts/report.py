@@ -73,14 +73,12 @@ def judged(claim: Claim) -> tuple[str, list[str]]:
 
 def claims_page() -> str:
     """docs/claims.md."""
-    rows, commands = [], {}
+    rows = []
     for claim in CLAIMS:
         verdict, numbers = judged(claim)
         rule = "" if claim.pattern is None else f" *Rule: {claim.rule}.*"
         rows.append([claim.item, claim.says + rule, verdict, "<br>".join(numbers)])
-        found = results(claim.pattern) if claim.pattern else {}
-        commands |= {name: command(result) for name, result in found.items()}
-    lines = [f"    {line}    # {name}" for name, line in sorted(commands.items())]
+    lines = [f"    {command(result)}    # {name}" for name, result in results("*/*").items()]
     page = [HEAD, table(["paper", "claim", "here", "measured"], rows), "", "## Commands", "", *lines]
     return "\n".join(page) + "\n"
 
@@ -126,12 +124,48 @@ def published_table() -> str:
     return table(head, rows) if rows else MISSING
 
 
+def transfer_table() -> str:
+    """What frozen networks know of other images, beside networks that are trained from scratch."""
+    rows = [
+        [f"`{name}`", what, ", ".join(map(shown, ours)), ", ".join(map(str, paper))]
+        for name, result in (results("table[4567]/*") | results("fig9/*")).items()
+        for what, ours, paper in transferred(result)
+    ]
+    return table(["", "", "ours, %", "paper, %"], rows) if rows else MISSING
+
+
+def transferred(result: Mapping[str, Any]) -> list[tuple[str, list[list[float]], list[float]]]:
+    """The rows of a result of Tables 4 to 7 or Figure 9: what was measured, of each fold, and the paper's numbers."""
+    each, kind = result["ours"]["each"], result["experiment"]
+    if kind == "table6":
+        paper = result["paper"]["precision"]["mean"]["Zeiler & Fergus"]
+        kinds = {"exclusive": "one softmax", "each class": "a classifier for each class"}
+        return [
+            (f"mean precision, {kinds.get(row, row)}", [of["mean"]], [paper] * (row == "exclusive"))
+            for row, of in each.items()
+        ]
+    papers = result["paper"]["accuracy"]
+    if kind == "table7":
+        layers = [row for row in each if row.startswith("SVM")]
+        numbers = ", ".join(row.removeprefix("SVM (").removesuffix(")") for row in layers)
+        return [(f"SVM on layers {numbers}", [each[row] for row in layers], [papers[row][0][0] for row in layers])]
+    return [
+        (f"{row}, {', '.join(of)} a class", [*of.values()], [papers[row][n][0] for n in of if n in papers.get(row, {})])
+        for row, of in each.items()
+    ]
+
+
 def claims_table() -> str:
     """The verdicts alone."""
     return table(["paper", "claim", "here"], [[claim.item, claim.says, judged(claim)[0]] for claim in CLAIMS])
 
 
-TABLES: dict[str, Callable[[], str]] = {"claims": claims_table, "published": published_table, "trained": trained_table}
+TABLES: dict[str, Callable[[], str]] = {
+    "claims": claims_table,
+    "published": published_table,
+    "trained": trained_table,
+    "transfer": transfer_table,
+}
 
 
 def readme(text: str) -> str:

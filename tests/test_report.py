@@ -195,3 +195,39 @@ def test_the_pages_are_what_the_results_say() -> None:
 def test_no_path_of_a_machine_is_in_a_result() -> None:
     for file in [*Path(report.ROOT, "results").rglob("*.json"), *Path(report.ROOT, "published").glob("*.json")]:
         assert not re.search(r"[ \"'=]/(home|root|tmp|work)/", file.read_text()), file
+
+
+@pytest.mark.parametrize(
+    ("result", "rows"),
+    [
+        (
+            {
+                "experiment": "table4",
+                "ours": {"each": {"pretrained": {"15": [8.0, 9.0], "30": [9.0, 9.5]}, "from scratch": {"15": [2.0]}}},
+                "paper": {"accuracy": {"pretrained": {"15": [83.8, 0.5]}}},
+            },
+            [
+                ("pretrained, 15, 30 a class", [[8.0, 9.0], [9.0, 9.5]], [83.8]),
+                ("from scratch, 15 a class", [[2.0]], []),
+            ],
+        ),
+        (
+            {
+                "experiment": "table7",
+                "ours": {"each": {"SVM (1)": [4.0], "softmax (5)": [7.0], "SVM (7)": [8.0]}},
+                "paper": {"accuracy": {f"SVM ({n})": [[40.0 + n, 0.7], [20.0, 0.4]] for n in (1, 7)}},
+            },
+            [("SVM on layers 1, 7", [[4.0], [8.0]], [41.0, 47.0])],
+        ),
+        (
+            {
+                "experiment": "table6",
+                "ours": {"each": {kind: {"mean": [50.0], "dog": [30.0]} for kind in ("exclusive", "from scratch")}},
+                "paper": {"precision": {"mean": {"Zeiler & Fergus": 79.0}}},
+            },
+            [("mean precision, one softmax", [[50.0]], [79.0]), ("mean precision, from scratch", [[50.0]], [])],
+        ),
+    ],
+)
+def test_rows_of_transfer_are_a_results_own(result, rows) -> None:
+    assert report.transferred(result) == rows
