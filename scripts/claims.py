@@ -51,7 +51,7 @@ def architecture(result: Result) -> Outcome:
 def sensitivity(result: Result) -> Outcome:
     """Linearity is 1 where the distance grows in proportion to the transform, and below 0 where it jumps at once."""
     ours = {kind: result["ours"][kind]["linearity"] for kind in ("translation", "scale")}
-    numbers = "; ".join(f"{kind}: {low:.2f} and {high:.2f}" for kind, (low, high) in ours.items())
+    numbers = "; ".join(f"{kind}: {low:.2f} and {high:.4f}" for kind, (low, high) in ours.items())
     return share(high > 0.5 and low < 0 for low, high in ours.values()), f"linearity of layers 1 and 7, {numbers}"
 
 
@@ -274,7 +274,7 @@ CLAIMS = [
     ),
     Claim(
         "4.2, Figure 6",
-        "So has layer 2 behind it.",
+        "Layer 2 behind it has fewer dead maps.",
         "for every seed",
         "fig6/*",
         by_seed("layer 2 behind it has fewer dead maps", "layer2_dead_maps", percent=True),
@@ -296,14 +296,14 @@ CLAIMS = [
     ),
     Claim(
         "4.4, Table 1",
-        "In layer 5 hiding the same part of faces changes features more alike than hiding random places does.",
+        "In layer 5 hiding the same part of a face (dogs, people) changes features more alike than hiding random places does.",
         "a smaller distance than of random masks, p below 0.05, for each of the three parts",
         "table1/*",
         correspondence(0),
     ),
     Claim(
         "4.4, Table 1",
-        "In layer 7 it hardly does any more.",
+        "In layer 7 the effect is almost gone.",
         "for none of the parts p is below 0.05; not decided where the claim on layer 5 does not hold",
         "table1/*",
         correspondence(1),

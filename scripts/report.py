@@ -27,11 +27,11 @@ from zfnet.weights import read_metadata
 
 HEAD = """# The paper's claims
 
-What Zeiler & Fergus (2014) say, and what this software measured. A claim is *reproduced* where every result fulfils
-the rule that stands with it, *not* where of every rule less than half holds, and *partly* in between. The
+What Zeiler & Fergus (2014) say, and what this software measured. Each claim has a rule. A claim is *reproduced* if
+every result fulfils its rule, *not* if every result fulfils less than half of it, and *partly* otherwise. The
 networks here are small and see few images: a claim that fails here may hold at the paper's size. `python
-scripts/report.py` writes this page from the files in [`results/`](../results). Each was written by the command that
-stands below the table; its settings, versions, processor and seed are in the file.
+scripts/report.py` writes this page from the files in [`results/`](../results). The commands below the table wrote
+them; settings, versions, processor and seed are in each file. In these commands `data/` is a folder of photographs.
 """
 
 
@@ -100,7 +100,7 @@ def trained_table() -> str:
         longest = max(minutes(run["ours"]["history"]) for run in runs)
         on = f"{longest:.1f} min, {made[0]['threads']} thread(s) of {made[0]['device']}"
         rows.append([f"`{data}`: {what}; {len(runs)} seed(s)", shown(one), shown(ten), f"{dead:.1%}", on])
-    head = ["", "top-1, %", "over ten crops, %", "dead maps, worst layer", "longest run"]
+    head = ["", "top-1, %", "over ten crops, %", "dead maps, worst layer", "longest, epochs x median"]
     return table(head, rows) if rows else MISSING
 
 
@@ -120,7 +120,15 @@ def published_table() -> str:
         size = f"{known['bytes'] / 1e6:.1f} MB"
         history = read_metadata(ROOT / "published" / known["file"])["history"]
         rows.append([f"`{name}`", *top, dead, size, f"`{words}`", f"{minutes(history):.0f} min"])
-    head = ["network", "top-1, %", "over ten crops, %", "dead maps of layers 1 to 5", "size", "command", "time"]
+    head = [
+        "network",
+        "top-1, %",
+        "over ten crops, %",
+        "dead maps of layers 1 to 5",
+        "size",
+        "command",
+        "time: epochs x median",
+    ]
     return table(head, rows) if rows else MISSING
 
 
