@@ -296,7 +296,7 @@ CLAIMS = [
     ),
     Claim(
         "4.4, Table 1",
-        "In layer 5 hiding the same part of a face (dogs, people) changes features more alike than hiding random places does.",
+        "In layer 5 hiding a part of faces (dogs, people) changes features more alike than hiding random places does.",
         "a smaller distance than of random masks, p below 0.05, for each of the three parts",
         "table1/*",
         correspondence(0),
