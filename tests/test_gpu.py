@@ -127,6 +127,22 @@ def test_nothing_begins_after_the_last_minute(runs: Runs) -> None:
     assert status == 1 and len(runs.said(lines, "LATE")) >= 17 and not runs.said(lines, "SKIP")
 
 
+@pytest.mark.parametrize(
+    ("settings", "was"),
+    [
+        ({"SCALE": "0.5"}, "SCALE=0.5 EPOCHS= on cuda"),
+        ({"EPOCHS": "7"}, "SCALE=1 EPOCHS=7 on cuda"),
+    ],  # the stub multiplies nothing
+)
+def test_results_of_other_settings_are_not_taken_for_these(runs: Runs, settings: dict[str, str], was: str) -> None:
+    runs.run(MINUTES="0", **settings)
+    before = sorted(runs.out.rglob("*"))
+    status, lines = runs.run()
+    assert status == 2 and sorted(runs.out.rglob("*")) == before
+    now = "SCALE=1 EPOCHS=60 on cuda"
+    assert lines == [f"gpu.sh: {runs.out} has results of {was}, not {now}: give another OUT, or delete it"]
+
+
 def test_two_do_not_write_to_one_folder(runs: Runs) -> None:
     (runs.cases / "hang").touch()
     first, until = runs.start(), monotonic() + 60
@@ -143,7 +159,10 @@ def test_two_do_not_write_to_one_folder(runs: Runs) -> None:
     ("words", "settings", "says"),
     [
         (("/nowhere",), {}, "there is no /nowhere"),
-        ((), {"EPOCHS": "many"}, "EPOCHS is many; give a whole number"),
+        (("/", "8"), {}, "give DATA alone, not 8 as well; settings stand in front of the command (--help says all)"),
+        ((), {"EPOCHS": "many"}, "EPOCHS is many; give a whole number from 1"),
+        ((), {"EPOCHS": "0"}, "EPOCHS is 0; give a whole number from 1"),
+        ((), {"AT_ONCE": "08"}, "AT_ONCE is 08; give a whole number from 1"),
         ((), {"SCALE": "2"}, "SCALE is 2; give a number above 0 up to 1"),
         ((), {"SCALE": "0.0"}, "SCALE is 0.0; give a number above 0 up to 1"),
     ],
