@@ -11,7 +11,7 @@ from torch import nn
 
 from experiments.output.results import Result
 from experiments.setup.networks import Networks
-from experiments.tables.variants import measurements
+from experiments.tables.variants import contents, measurements
 from zfnet.model import variant as variant_of
 from zfnet.training import Recipe
 
@@ -40,4 +40,5 @@ def main(
     trained = networks.trained(variant, lambda: architecture(**changes), recipe)
     result.settings |= {"images": len(networks.training), "validation_images": len(networks.validation), "unit": "%"}
     result.settings["classes"] = networks.classes
+    result.settings["digests"] = {"training": contents(networks.training), "validation": contents(networks.validation)}
     return result.finish(measurements(trained, networks))

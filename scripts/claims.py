@@ -119,7 +119,8 @@ def settling(result: Result) -> Outcome:
     numbers = ", ".join("the last" if end is None else str(end) for end in ends.values())
     fell = result["ours"]["rate_fell"]
     parts = [a <= b and a < epochs[-1] for a, b in pairwise(epochs)] + [next(iter(before.values())) is True]
-    words = f"layers 1 to {len(epochs)} settle at epoch {numbers}; the learning rate fell in {fell or 'none'}"
+    falls = "is not recorded" if fell is None else f"was in epoch {', '.join(map(str, fell))}" if fell else "never came"
+    words = f"layers 1 to {len(epochs)} settle at epoch {numbers}; a fall of the learning rate {falls}"
     return share(parts), words
 
 
@@ -166,7 +167,12 @@ def lattices(result: Result) -> Outcome:
 def depth(result: Result) -> Outcome:
     """All four layers against both pairs together, seed by seed, by the error on validation images."""
     found = {name.removeprefix("krizhevsky without "): of for name, of in result["ours"]["difference"].items()}
-    rows = {n: found[f"layers {n}"]["validation_top1"]["each"] for n in ("3, 4", "6, 7", "3, 4, 6, 7")}
+    names = [f"layers {n}" for n in ("3, 4", "6, 7", "3, 4, 6, 7")]
+    if not set(names) <= set(found) or not all(found[name]["validation_top1"]["each"] for name in names):
+        return None, "not all of these networks were trained"
+    if len({tuple(result["ours"]["seeds"][f"krizhevsky without {name}"]) for name in names}) > 1:
+        return None, "these networks are not of the same seeds"
+    rows = {name.removeprefix("layers "): found[name]["validation_top1"]["each"] for name in names}
     words = ", ".join(f"without {n} {mean(values):+.1f}" for n, values in rows.items()) + " points of validation error"
     inner, outer, deep = rows.values()
     if len({len(inner), len(outer), len(deep)}) > 1 or len(deep) < 2:
@@ -177,7 +183,9 @@ def depth(result: Result) -> Outcome:
 
 
 def underfitting(result: Result) -> Outcome:
-    deep = result["ours"]["difference"]["krizhevsky without layers 3, 4, 6, 7"]
+    deep = result["ours"]["difference"].get("krizhevsky without layers 3, 4, 6, 7")
+    if deep is None or not deep["train_top1"]["each"]:
+        return None, "these networks were not trained, or not with the same seed"
     train, checks = deep["train_top1"], deep["validation_top1"]
     words = f"{train['mean']:+.1f} points of train error, {checks['mean']:+.1f} of validation error"
     if train["interval"] is None:
@@ -254,7 +262,7 @@ CLAIMS = [
         "4.1, Figure 4",
         "Lower layers settle within a few epochs, upper layers after 40 to 50 of 70.",
         "each layer settles (its activations correlate above 0.9 with those of the last epoch) no later than "
-        "the next, the first before the last, and before the learning rate first fell",
+        "the next and before the last, and the first before the learning rate first fell",
         "fig4/*",
         settling,
     ),

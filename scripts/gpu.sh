@@ -23,7 +23,7 @@
 # Settings, in front of the command as in `SCALE=0.01 bash scripts/gpu.sh DATA`:
 #   OUT      folder of the results                    results/gpu
 #   SCALE    share of the images and of the epochs    1; without a GPU 0.01. Below 1 it is a rehearsal of the script: narrow
-#            networks, bench.py --small; its figures mean nothing. Give it another OUT than the real run
+#            networks, bench.py --small; its figures mean nothing. It needs another OUT than the real run
 #   EPOCHS   of each network of Table 3               60
 #   AT_ONCE  networks that are trained side by side   4
 #   MINUTES  until all has ended, done or not         12
@@ -53,13 +53,15 @@ case "${1:-}" in
     ;;
 "") die "give the folder or the zip of tiny_imagenet_60: bash scripts/gpu.sh DATA (--help says all)" ;;
 esac
+(($# == 1)) || die "give DATA alone, not $2 as well; settings stand in front of the command (--help says all)"
 cd "$OLDPWD" || exit 2
 data=$(realpath -e -- "$1" 2>/dev/null) || die "there is no $1"
 out=$(realpath -m -- "${OUT:-$(dirname "${BASH_SOURCE[0]}")/../results/gpu}")
 cd - >/dev/null || exit 2
 python=${PYTHON:-python3} epochs=${EPOCHS:-60} at_once=${AT_ONCE:-4} minutes=${MINUTES:-12}
 for setting in "EPOCHS $epochs" "AT_ONCE $at_once" "MINUTES $minutes"; do
-    [[ ${setting#* } =~ ^[0-9]{1,4}$ ]] || die "${setting% *} is ${setting#* }; give a whole number"
+    [[ ${setting#* } =~ ^[1-9][0-9]{0,3}$ || $setting == "MINUTES 0" ]] ||
+        die "${setting% *} is ${setting#* }; give a whole number from 1"
 done
 deadline=$((SECONDS + 60 * minutes))
 mkdir -p "$out/logs" "$out/bench" "$out/table3" || die "cannot write to $out"
@@ -87,6 +89,12 @@ if [[ -n $small ]]; then
     epochs=$("$python" -c "print(max(2, round($epochs * $scale)))")
 fi
 [[ $device == cuda ]] || echo "there is no GPU: the tests that need one are left out"
+settings="SCALE=$scale EPOCHS=$epochs on $device" # what is there is skipped, so all of it is made alike
+if [[ -e $out/settings.txt ]]; then
+    was=$(<"$out/settings.txt")
+    [[ $was == "$settings" ]] || die "$out has results of $was, not $settings: give another OUT, or delete it"
+fi
+echo "$settings" >"$out/settings.txt"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + at_once - 1) / at_once))}
 "$python" scripts/bench.py --about --device "$device" >"$out/about.json" || die "scripts/bench.py does not start"
 cat "$out/about.json"

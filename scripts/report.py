@@ -8,11 +8,13 @@ replaces what stands between <!-- numbers: NAME --> and <!-- end -->.
 """
 
 import argparse
+import contextlib
 import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.output.results import ROOT, read_result
 from experiments.output.tables import shown, table
+from experiments.tables.runs import flat
 from scripts.claims import CLAIMS, MISSING, UNTESTED, Claim
+from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.files import write_atomically
 from zfnet.weights import read_metadata
 
@@ -43,7 +47,25 @@ def results(pattern: str) -> dict[str, dict[str, Any]]:
 
 def published() -> dict[str, dict[str, Any]]:
     """What is known of the networks that come with the sources, by name."""
-    return {file.stem: json.loads(file.read_text()) for file in sorted((ROOT / "published").glob("*.json"))}
+    known = {}
+    for file in sorted((ROOT / "published").glob("*.json")):
+        try:
+            known[file.stem] = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise InputError(
+                f"published/{file.name} is damaged: take it from the repository, or publish again"
+            ) from None
+    return known
+
+
+@contextlib.contextmanager
+def complete(name: str) -> Iterator[None]:
+    """InputError, in place of what Python raises, where a file lacks what is read of it."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{name} has not what is read of it ({what}): make it again with this version") from error
 
 
 def command(result: Mapping[str, Any]) -> str:
@@ -59,7 +81,10 @@ def judged(claim: Claim) -> tuple[str, list[str]]:
     found = results(claim.pattern)
     if not found:
         return MISSING, []
-    outcomes = {name: claim.judge(result) for name, result in found.items()}
+    outcomes = {}
+    for name, result in found.items():
+        with complete(f"results/{name}/result.json"):
+            outcomes[name] = claim.judge(result)
     shares = [share for share, _ in outcomes.values()]
     told = [share for share in shares if share is not None]
     if not told:
@@ -88,20 +113,34 @@ def claims_page() -> str:
 
 def trained_table() -> str:
     """Networks that were trained: accuracy, dead maps and time."""
-    rows = []
-    for data in sorted({name.partition("/")[2].partition(",")[0] for name in results("train/*")}):
-        runs = [run for name, run in results("train/*").items() if name.partition("/")[2].partition(",")[0] == data]
+    rows, groups = [], defaultdict[str, dict[str, dict[str, Any]]](dict)
+    for name, run in results("train/*").items():
+        groups[name.partition("/")[2].partition(",")[0]][name] = run
+    for data, named in groups.items():
+        alike(named)
+        runs = list(named.values())
         one = [100 - 100 * run["ours"]["history"][-1]["validation_error"] for run in runs]
         ten = [100 - 100 * run["ours"]["validation_top1"] for run in runs]
         counts = [count for run in runs for count in run["ours"]["dead_maps"].values()]
         dead = max(count["dead"] / count["maps"] for count in counts)
-        how, made = runs[0]["settings"], [run["provenance"] for run in runs]
+        longest = max(runs, key=lambda run: minutes(run["ours"]["history"]))
+        how, made = runs[0]["settings"], longest["provenance"]
         what = f"{how['images']:,} + {how['validation_images']:,} images, {how['recipe']['epochs']} epochs"
-        longest = max(minutes(run["ours"]["history"]) for run in runs)
-        on = f"{longest:.1f} min, {made[0]['threads']} thread(s) of {made[0]['device']}"
+        on = f"{minutes(longest['ours']['history']):.1f} min, {made['threads']} thread(s) of {made['device']}"
         rows.append([f"`{data}`: {what}; {len(runs)} seed(s)", shown(one), shown(ten), f"{dead:.1%}", on])
     head = ["", "top-1, %", "over ten crops, %", "dead maps, worst layer", "longest, epochs x median"]
     return table(head, rows) if rows else MISSING
+
+
+def alike(runs: Mapping[str, Mapping[str, Any]]) -> None:
+    """InputError unless the runs of one row, by folder, differ in nothing but the seed."""
+    settings = {name: flat(run["settings"]) for name, run in runs.items()}
+    first, expected = next(iter(settings.items()))
+    for name, own in settings.items():
+        for key in sorted({*own, *expected} - {"seed", "recipe.seed"}):
+            if own.get(key) != expected.get(key):
+                values = f"{key} is {own.get(key)} in results/{name}, and {expected.get(key)} in results/{first}"
+                raise InputError(f"{values}: runs of one row differ in their seed alone; give one another name")
 
 
 def minutes(history: Sequence[Mapping[str, float]]) -> float:
@@ -180,8 +219,10 @@ def readme(text: str) -> str:
     """README.md with its tables of numbers as the results have them."""
 
     def filled(match: re.Match[str]) -> str:
-        name = match[1]
-        return f"<!-- numbers: {name} -->\n{TABLES[name]()}\n<!-- end -->"
+        if (name := match[1]) not in TABLES:
+            raise unknown_name("table of README.md", name, TABLES)
+        with complete(f"a file behind README.md's table {name}"):
+            return f"<!-- numbers: {name} -->\n{TABLES[name]()}\n<!-- end -->"
 
     return re.sub(r"<!-- numbers: (\w+) -->\n.*?<!-- end -->", filled, text, flags=re.DOTALL)
 
@@ -196,7 +237,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if anything differs")
     check = parser.parse_args().check
-    for path, text in pages().items():
+    try:
+        written = pages()
+    except InputError as error:
+        sys.exit(f"report.py: {error}")
+    for path, text in written.items():
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         if check:

@@ -338,6 +338,14 @@ def test_one_snapshot_is_a_figure_too(data, trained, tmp_path):
     assert (ours["changed"], ours["settled_epoch"]) == ({"relu1": [None]}, {"relu1": None})
 
 
+def test_published_weights_have_no_snapshots_wherever_the_command_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "epochs").mkdir()
+    (tmp_path / "epochs" / "epoch-0001.safetensors").touch()  # of another network
+    with pytest.raises(InputError, match=r"published weights have no snapshots; give model.weights=trained"):
+        fig4.snapshots("published")
+
+
 def test_the_command_trains_first_and_finds_its_snapshots(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["model.architecture.maps=[4,4,4,4,4]", "model.architecture.hidden=[8]", "data.count={train: 24, val: 8}"]

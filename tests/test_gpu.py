@@ -102,6 +102,14 @@ def test_a_part_that_fails_leaves_the_others_and_is_tried_again(runs: Runs) -> N
     assert status == 0 and "bench occlusion" in runs.said(lines, "PASS") and runs.calls() == 12
 
 
+def alive(pid: str) -> bool:
+    """Whether there is such a process, other than one that has ended and waits for its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_ends_what_runs_and_the_next_start_goes_on(runs: Runs, number: signal.Signals) -> None:
     (runs.cases / "hang").touch()
@@ -112,8 +120,10 @@ def test_a_stop_ends_what_runs_and_the_next_start_goes_on(runs: Runs, number: si
     process.send_signal(number)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number and runs.said(text.splitlines(), "STOP") == ["all"]
-    for pid in map(int, (runs.cases / "hanging").read_text().split()):
-        assert not Path(f"/proc/{pid}").exists()
+    pids, until = (runs.cases / "hanging").read_text().split(), monotonic() + 60
+    while any(map(alive, pids)):  # a process that was killed is there until the kernel has cleared it away
+        assert monotonic() < until
+        sleep(0.05)
     done = {path.parent.name for path in runs.out.glob("table3/*/result.json")}
     assert len(done) == 4 and all(name.endswith("seed0") for name in done)
     (runs.cases / "hang").unlink()
@@ -125,6 +135,22 @@ def test_a_stop_ends_what_runs_and_the_next_start_goes_on(runs: Runs, number: si
 def test_nothing_begins_after_the_last_minute(runs: Runs) -> None:
     status, lines = runs.run(MINUTES="0")
     assert status == 1 and len(runs.said(lines, "LATE")) >= 17 and not runs.said(lines, "SKIP")
+
+
+@pytest.mark.parametrize(
+    ("settings", "was"),
+    [
+        ({"SCALE": "0.5"}, "SCALE=0.5 EPOCHS= on cuda"),
+        ({"EPOCHS": "7"}, "SCALE=1 EPOCHS=7 on cuda"),
+    ],  # the stub multiplies nothing
+)
+def test_results_of_other_settings_are_not_taken_for_these(runs: Runs, settings: dict[str, str], was: str) -> None:
+    runs.run(MINUTES="0", **settings)
+    before = sorted(runs.out.rglob("*"))
+    status, lines = runs.run()
+    assert status == 2 and sorted(runs.out.rglob("*")) == before
+    now = "SCALE=1 EPOCHS=60 on cuda"
+    assert lines == [f"gpu.sh: {runs.out} has results of {was}, not {now}: give another OUT, or delete it"]
 
 
 def test_two_do_not_write_to_one_folder(runs: Runs) -> None:
@@ -143,7 +169,10 @@ def test_two_do_not_write_to_one_folder(runs: Runs) -> None:
     ("words", "settings", "says"),
     [
         (("/nowhere",), {}, "there is no /nowhere"),
-        ((), {"EPOCHS": "many"}, "EPOCHS is many; give a whole number"),
+        (("/", "8"), {}, "give DATA alone, not 8 as well; settings stand in front of the command (--help says all)"),
+        ((), {"EPOCHS": "many"}, "EPOCHS is many; give a whole number from 1"),
+        ((), {"EPOCHS": "0"}, "EPOCHS is 0; give a whole number from 1"),
+        ((), {"AT_ONCE": "08"}, "AT_ONCE is 08; give a whole number from 1"),
         ((), {"SCALE": "2"}, "SCALE is 2; give a number above 0 up to 1"),
         ((), {"SCALE": "0.0"}, "SCALE is 0.0; give a number above 0 up to 1"),
     ],

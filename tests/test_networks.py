@@ -230,6 +230,19 @@ def test_a_network_that_is_not_published_is_refused_by_name(tmp_path) -> None:
         Objects(configured(words), words, run).model  # noqa: B018
 
 
+@pytest.mark.parametrize("weights", ["published", "trained", "null"])
+def test_networks_from_scratch_have_the_size_of_the_data_whatever_weights_others_have(weights: str) -> None:
+    words = spelled(["experiment=table3", f"model.weights={weights}"])
+    assert Objects(configured(words), words, run).config.model.architecture.image_size == 64
+
+
+@pytest.mark.parametrize("model", ["zfnet", "squeezenet1_0"])
+def test_a_size_of_the_data_that_the_network_does_not_take_is_refused(model: str) -> None:
+    words = spelled(["experiment=fig2", f"model={model}", "data.side=32"])
+    with pytest.raises(InputError, match=r"data.side means nothing here: the network's architecture has a size of its"):
+        Objects(configured(words), words, run)
+
+
 # ---- the size of images ----------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from experiments.figures import fig6
 from scripts import claims, report
+from zfnet import InputError
 
 LINEAR = {"translation": {"linearity": [-2.3, 0.6]}, "scale": {"linearity": [-1.2, 0.8]}}
 KEPT = {"translation": 0.9, "scale": 0.85, "rotation": 0.3}
@@ -111,10 +112,13 @@ CASES = {  # judge -> what fulfils its rule, and changes of it that do not: the 
         [("ours.each.fig3.layer2_lattice", [3.0, 1.0], 0.75), ("ours.each.fig3.layer2_lattice", [None, 1.0], None)],
     ),
     claims.depth: (
-        {"ours": {"difference": DEPTH}},
+        {"ours": {"difference": DEPTH, "seeds": {name: [0, 1, 2] for name in DEPTH}}},
         [
             (f"ours.difference.{DEEP}.validation_top1", rises(3.0, 3.5, 2.5), 0),
             (f"ours.difference.{DEEP}.validation_top1.each", [9.0], None),
+            (f"ours.difference.{DEEP}.validation_top1.each", [], None),
+            (f"ours.seeds.{DEEP}", [0, 1, 3], None),
+            ("ours.difference", {DEEP: DEPTH[DEEP]}, None),
         ],
     ),
     claims.underfitting: (
@@ -122,6 +126,8 @@ CASES = {  # judge -> what fulfils its rule, and changes of it that do not: the 
         [
             (f"ours.difference.{DEEP}.train_top1", rises(0.5, 0.4, 0.6), 0),
             (f"ours.difference.{DEEP}.train_top1.interval", None, None),
+            (f"ours.difference.{DEEP}.train_top1", {"mean": None, "each": [], "interval": None}, None),
+            ("ours.difference", {}, None),
         ],
     ),
     claims.width: (
@@ -185,6 +191,47 @@ def test_every_rule_is_tried() -> None:
 def test_claims_of_figure_6_are_those_that_it_counts() -> None:
     asked = {c.judge.__closure__[0].cell_contents for c in claims.CLAIMS if c.judge.__qualname__.startswith("by_seed")}
     assert asked and asked <= set(fig6.CLAIMS)
+
+
+@pytest.mark.parametrize(
+    ("fell", "words"), [(None, "is not recorded"), ([], "never came"), ([9, 12], "was in epoch 9, 12")]
+)
+def test_when_the_rate_fell_is_said_as_it_is_known(fell: list[int] | None, words: str) -> None:
+    result, _ = CASES[claims.settling]
+    assert claims.settling(changed(result, "ours.rate_fell", fell))[1].endswith(f"a fall of the learning rate {words}")
+
+
+def trained(seed: int, **settings: object) -> dict:
+    """A result of experiment=train."""
+    how = {"images": 9, "validation_images": 3, "recipe": {"epochs": 1, "seed": seed}}
+    ours = {"history": [{"validation_error": 0.5, "seconds": 60.0}], "validation_top1": 0.4}
+    ours["dead_maps"] = {"relu1": {"dead": 0, "maps": 4}}
+    return {"ours": ours, "settings": how | settings, "provenance": {"threads": 1, "device": "a processor"}}
+
+
+def test_runs_of_one_row_differ_in_their_seed_alone(monkeypatch) -> None:
+    runs = {f"train/net, seed {seed}": trained(seed) for seed in (0, 1)}
+    monkeypatch.setattr(report, "results", lambda _: runs)
+    assert "2 seed(s)" in report.trained_table()
+    runs["train/net, seed 1"] = trained(1, images=8)
+    with pytest.raises(
+        InputError, match="images is 8 in results/train/net, seed 1, and 9 in results/train/net, seed 0: "
+    ):
+        report.trained_table()
+
+
+def test_what_the_pages_cannot_be_made_of_is_one_line(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "net.json").write_text("{")
+    with pytest.raises(InputError, match=r"published/net.json is damaged"):
+        report.published()
+    monkeypatch.setattr(report, "results", lambda _: {"table1/x": {"ours": {}}})
+    claim = next(claim for claim in claims.CLAIMS if claim.pattern == "table1/*")
+    with pytest.raises(InputError, match=r"results/table1/x/result.json has not what is read of it .KeyError"):
+        report.judged(claim)
+    with pytest.raises(InputError, match=r"no table of README.md 'nope'"):
+        report.readme("<!-- numbers: nope -->\n<!-- end -->")
 
 
 def test_the_pages_are_what_the_results_say() -> None:

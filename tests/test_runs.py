@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from torch.utils.data import TensorDataset
 
 from experiments import variant
 from experiments.output.results import read_result
@@ -56,7 +57,7 @@ def test_a_table_of_runs_is_that_of_the_same_networks_trained(made, tmp_path):
     assert not networks.asked
     trained = table3.main(Networks(), tmp_path / "trained", **SETTINGS, seeds=2, variants=DEPTH[:2])
     assert together["ours"] == trained["ours"] and together["paper"] == trained["paper"]
-    apart = {"seeds", "variants", "runs", "classes", "fresh", "progress"}
+    apart = {"seeds", "variants", "runs", "classes", "digests", "fresh", "progress"}
     for result in (together, trained):
         result["settings"]["recipe"].pop("seed", None)
     one, other = ({k: v for k, v in r["settings"].items() if k not in apart} for r in (together, trained))
@@ -105,6 +106,16 @@ def test_runs_that_differ_are_refused(folder, how, words):
 def test_runs_on_other_images_are_refused(folder, name):
     rewrite(folder / "elsewhere" / "2" / "result.json", lambda result: result["settings"].update({name: 5}))
     with pytest.raises(InputError, match=f"{name} is 5, but "):
+        read_runs(folder)
+
+
+@pytest.mark.parametrize("kind", ["training", "validation"])
+def test_as_many_other_images_are_refused(folder, kind):
+    networks = Networks()
+    images, labels = getattr(networks, kind).tensors
+    setattr(networks, kind, TensorDataset(images.flip(0), labels))
+    make(folder / "other", "krizhevsky", 9, networks)
+    with pytest.raises(InputError, match=f"digests.{kind} is "):
         read_runs(folder)
 
 

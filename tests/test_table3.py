@@ -183,6 +183,7 @@ def test_rows_of_depth():
     ("settings", "message"),
     [
         ({"seeds": 0}, "seeds is 0"),
+        ({"variants": []}, "variants is empty: give names of rows, depth, or null for all"),
         ({"variants": ["fig33"]}, "no variant 'fig33' (did you mean 'fig3'?)"),
         ({"architecture": partial(ZFNet, **TINY | {"hidden": [8]})}, "with layers 1 to 7; got maps (4, 6"),
     ],

@@ -81,7 +81,7 @@ class Objects:
         self.device = device(config.device)
         check_folder(config.out)
         if "model" in groups:
-            self._find_size()
+            self._find_size(words)
         named = {key_of(word).partition(".")[0] for word in words if "." in key_of(word)}
         check_groups(config, [group for group in ("model", "data", "train") if group in groups | named])
         for part in [config.train] * ("train" in groups | named) + [config.model.preprocessing] * ("model" in groups):
@@ -260,7 +260,7 @@ class Objects:
         Networks that are trained begin at random: the `trained` weights of a suite are for its other experiments.
         """
         model = self.config.model
-        if "networks" in self.asked and "model" not in self.asked:
+        if self._from_scratch:
             if model.weights not in (None, "trained", "published"):
                 raise InputError("these networks are trained from scratch: leave out model.weights")
             model.weights = None
@@ -277,12 +277,27 @@ class Objects:
         file = self._published().get("weights") or self.config.model.weights
         return {} if file in (None, "trained") or published(file) else weights.read_metadata(file)
 
-    def _find_size(self) -> None:
-        """Fill in the size of images that the architecture leaves open: that of the weights' or else of the data."""
+    @property
+    def _from_scratch(self) -> bool:
+        """Whether the experiment trains networks of its own, and looks into no other."""
+        return "networks" in self.asked and "model" not in self.asked
+
+    def _find_size(self, words: Sequence[str]) -> None:
+        """Fill in the size of images that the architecture leaves open: that of the weights' or else of the data.
+
+        InputError for `data.side` where the size is known without it.
+        """
         model, data = self.config.model, self.config.data
-        if not isinstance(model, DictConfig) or model.get("architecture", {}).get("image_size", 0) is not None:
+        if not isinstance(model, DictConfig):
             return
-        size = self._metadata().get("preprocessing", {}).get("size")
+        fixed = model.get("architecture", {}).get("image_size", 0) is not None
+        size = None if fixed or self._from_scratch else self._metadata().get("preprocessing", {}).get("size")
+        useless = (fixed or size is not None) and model.get("weights") != "published" and self.asked - {"model"}
+        if useless and "data.side" in map(key_of, words):
+            has = "weights have" if size is not None else "architecture has"
+            raise InputError(f"data.side means nothing here: the network's {has} a size of its own; leave it out")
+        if fixed:
+            return
         if size is None:
             size = data.side if "side" in data else configured([f"data={data.trained_on}"]).data.side
             check({"side": size}, {"side": Count}, "data.")

@@ -107,9 +107,13 @@ def rows_of(variants: str | Sequence[str] | None) -> list[str]:
     """The names of the rows that `variants` asks for, in the table's order."""
     if variants == "depth":
         variants = DEPTH
-    for name in variants or ():
+    if variants is None:
+        return list(VARIANTS)
+    if not variants:
+        raise InputError("variants is empty: give names of rows, depth, or null for all")
+    for name in variants:
         one_of("variant", name, VARIANTS)
-    return [name for name in VARIANTS if name in (variants or VARIANTS)]
+    return [name for name in VARIANTS if name in variants]
 
 
 def absent(names: Sequence[str], each: Measured) -> list[str]:

@@ -7,10 +7,13 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from experiments.output.tables import percent
 from experiments.setup.networks import Networks, Trained
 from zfnet import InputError, ZFNet
+from zfnet.data.images import as_images
+from zfnet.identity import digest
 from zfnet.model import MAPS, variant
 from zfnet.training import Recipe, error_rates
 
@@ -54,6 +57,11 @@ def measurements(trained: Trained, networks: Networks) -> dict[str, Any]:
     rates = *error_rates(model, networks.training, top=(1,)), *error_rates(model, networks.validation, top=(1, 5))
     error = dict(zip(COLUMNS, map(percent, rates), strict=True))
     return {"error": error, "parameters": sum(p.numel() for p in model.parameters()), "history": trained.history}
+
+
+def contents(data: Any) -> str:
+    """A digest of images and labels, wherever they lie; of those that are too many for memory, of the labels alone."""
+    return digest(*data.tensors) if isinstance(data, TensorDataset) else digest(as_images(data).labels)
 
 
 def departures(settings: Mapping[str, Any]) -> str:
