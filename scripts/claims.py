@@ -164,6 +164,11 @@ def lattices(result: Result) -> Outcome:
     return share([*(value > 1.2 for value in four), *(value <= 1.2 for value in two)]), words
 
 
+def undecided(low: float, high: float, holds: bool) -> float | None:
+    """None where an interval has 0 in it, else whether the rule holds."""
+    return None if low <= 0 <= high else share([holds])
+
+
 def depth(result: Result) -> Outcome:
     """All four layers against both pairs together, seed by seed, by the error on validation images."""
     found = {name.removeprefix("krizhevsky without "): of for name, of in result["ours"]["difference"].items()}
@@ -179,7 +184,9 @@ def depth(result: Result) -> Outcome:
         return None, f"{words}; too few seeds"
     bounds = interval([d - i - o for i, o, d in zip(inner, outer, deep, strict=True)])
     low, high = bounds or (0.0, 0.0)
-    return share([low > 0]), f"{words}; all four beyond both pairs together, 95 %: {low:+.1f} to {high:+.1f}"
+    return undecided(
+        low, high, low > 0
+    ), f"{words}; all four beyond both pairs together, 95 %: {low:+.1f} to {high:+.1f}"
 
 
 def underfitting(result: Result) -> Outcome:
@@ -191,7 +198,8 @@ def underfitting(result: Result) -> Outcome:
     if train["interval"] is None:
         return None, f"{words}; one seed"
     low, high = train["interval"]
-    return share([low > 0 and train["mean"] >= checks["mean"] / 2]), f"{words} (train, 95 %: {low:+.1f} to {high:+.1f})"
+    holds = low > 0 and train["mean"] >= checks["mean"] / 2
+    return undecided(low, high, holds), f"{words} (train, 95 %: {low:+.1f} to {high:+.1f})"
 
 
 def width(result: Result) -> Outcome:

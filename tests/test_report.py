@@ -114,7 +114,8 @@ CASES = {  # judge -> what fulfils its rule, and changes of it that do not: the 
     claims.depth: (
         {"ours": {"difference": DEPTH, "seeds": {name: [0, 1, 2] for name in DEPTH}}},
         [
-            (f"ours.difference.{DEEP}.validation_top1", rises(3.0, 3.5, 2.5), 0),
+            (f"ours.difference.{DEEP}.validation_top1", rises(1.0, 1.1, 0.9), 0),
+            (f"ours.difference.{DEEP}.validation_top1", rises(3.0, 3.5, 2.5), None),
             (f"ours.difference.{DEEP}.validation_top1.each", [9.0], None),
             (f"ours.difference.{DEEP}.validation_top1.each", [], None),
             (f"ours.seeds.{DEEP}", [0, 1, 3], None),
@@ -126,6 +127,7 @@ CASES = {  # judge -> what fulfils its rule, and changes of it that do not: the 
         [
             (f"ours.difference.{DEEP}.train_top1", rises(0.5, 0.4, 0.6), 0),
             (f"ours.difference.{DEEP}.train_top1.interval", None, None),
+            (f"ours.difference.{DEEP}.train_top1.interval", [-1.0, 9.0], None),
             (f"ours.difference.{DEEP}.train_top1", {"mean": None, "each": [], "interval": None}, None),
             ("ours.difference", {}, None),
         ],
