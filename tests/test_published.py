@@ -99,6 +99,15 @@ def test_a_damaged_file_is_named(tmp_path, monkeypatch) -> None:
         objects("experiment=fig2").model  # noqa: B018
 
 
+@pytest.mark.parametrize("content", [None, b"abc", b"\xff\xfe"], ids=["none", "one word", "no text"])
+def test_a_damaged_list_of_networks_is_one_line(tmp_path, monkeypatch, content: bytes | None) -> None:
+    monkeypatch.setattr("experiments.setup.published.FOLDER", tmp_path)
+    if content is not None:
+        (tmp_path / "SHA256SUMS").write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot read .*SHA256SUMS, .*: take it from the repository, or give "):
+        find("zfnet_small", "scenes")
+
+
 def test_what_is_published_is_said() -> None:
     with pytest.raises(InputError, match="no weights of zfnet are published for such images, of zfnet_small-scenes, "):
         find("zfnet", "scenes")

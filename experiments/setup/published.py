@@ -8,9 +8,13 @@ FOLDER = Path(__file__).resolve().parent.parent.parent / "published"
 
 
 def checksums() -> dict[str, str]:
-    """The SHA-256 of each file, as `sha256sum` prints them."""
-    lines = (FOLDER / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
-    return {name: digits for digits, name in (line.split() for line in lines)}
+    """The SHA-256 of each file, as `sha256sum` prints them. InputError where the list is damaged, or not there."""
+    try:
+        lines = (FOLDER / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+        return {name: digits for digits, name in (line.split() for line in lines)}
+    except (OSError, ValueError):
+        reason = f"cannot read {FOLDER / 'SHA256SUMS'}, the list of the published networks"
+        raise InputError(f"{reason}: take it from the repository, or give model.weights=trained") from None
 
 
 def find(model: str, data: str | None) -> dict[str, str]:
