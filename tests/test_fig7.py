@@ -227,12 +227,13 @@ def test_of_photographs_with_the_published_squeezenet(real_data):
         ((), ("a", "tench", "goldfish"), 1000, 1, 0),  # ImageNet's, by name
         ((), ("a", "tench", "goldfish"), 1000, 0, None),
         (("crane", "a", "crane"), ("a", "crane"), 3, 1, None),  # the bird or the machine
+        ((), tuple(map(str, range(1000))), 1000, 7, 7),  # as many classes as ImageNet, but others
         ((), ("tench", "goldfish"), 16, 1, None),
     ],
 )
 def test_which_class_of_the_network_a_label_is(own, classes, count, label, of_network):
     data = SimpleNamespace(classes=classes)
-    names = class_names(SimpleNamespace(classes=own), data, count)
+    names = class_names(SimpleNamespace(class_names=own), data, count)
     assert len(names) == count
     assert class_of(data, label, names) == of_network
 

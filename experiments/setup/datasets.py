@@ -53,12 +53,11 @@ class Transform(Protocol):
 
 
 def class_names(model: Any, data: Any, count: int) -> list[str]:
-    """What a network calls its `count` classes: by its weights, or ImageNet's names, or those of as many of the data's.
+    """What a network calls its `count` classes: by its weights, or else as the data call as many, or as ImageNet does.
 
     A network whose weights say nothing is taken to be one of the data that have as many classes as it.
     """
-    own, datas = getattr(model, "classes", ()), [str(name) for name in getattr(data, "classes", ())]
-    for names in (own, IMAGENET, datas):
+    for names in (getattr(model, "class_names", ()), _classes(data), IMAGENET):
         if len(names) == count:
             return list(names)
     return [f"class {n}" for n in range(count)]
@@ -72,11 +71,15 @@ def class_of(data: Any, label: int, names: Sequence[str]) -> int | None:
         label: of one of its images.
         names: the network's; see `class_names`.
     """
-    datas = [str(name) for name in getattr(data, "classes", ())]
-    if not datas or datas == list(names):
+    classes = _classes(data)
+    if not classes or classes == list(names):
         return label
-    name = datas[label] if 0 <= label < len(datas) else None
+    name = classes[label] if 0 <= label < len(classes) else None
     return names.index(name) if name is not None and names.count(name) == 1 else None
+
+
+def _classes(data: Any) -> list[str]:
+    return [str(name) for name in getattr(data, "classes", ())]
 
 
 def scenes(

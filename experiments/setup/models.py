@@ -99,7 +99,7 @@ def build(
         (theirs.preprocessing if theirs else preprocessing or Preprocessing()).attach(model)
     else:
         files.load(model, weights, default_preprocessing=preprocessing, entry=entry, sha256=sha256)
-        model.classes = files.read_metadata(weights).get("classes", [])  # type: ignore[assignment]
+        model.class_names = files.read_metadata(weights).get("classes", [])  # type: ignore[assignment]
     return model.eval()
 
 
