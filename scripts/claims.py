@@ -4,7 +4,7 @@ A judge takes a result.json and gives the share of its rule that holds, from 0 t
 decide it, and the numbers in words.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from statistics import mean
 from typing import Any, NamedTuple
@@ -164,11 +164,6 @@ def lattices(result: Result) -> Outcome:
     return share([*(value > 1.2 for value in four), *(value <= 1.2 for value in two)]), words
 
 
-def undecided(low: float, high: float, holds: bool) -> float | None:
-    """None where an interval has 0 in it, else whether the rule holds."""
-    return None if low <= 0 <= high else share([holds])
-
-
 def depth(result: Result) -> Outcome:
     """All four layers against both pairs together, seed by seed, by the error on validation images."""
     found = {name.removeprefix("krizhevsky without "): of for name, of in result["ours"]["difference"].items()}
@@ -182,11 +177,14 @@ def depth(result: Result) -> Outcome:
     inner, outer, deep = rows.values()
     if len({len(inner), len(outer), len(deep)}) > 1 or len(deep) < 2:
         return None, f"{words}; too few seeds"
-    bounds = interval([d - i - o for i, o, d in zip(inner, outer, deep, strict=True)])
-    low, high = bounds or (0.0, 0.0)
-    return undecided(
-        low, high, low > 0
-    ), f"{words}; all four beyond both pairs together, 95 %: {low:+.1f} to {high:+.1f}"
+    low, high = interval([d - i - o for i, o, d in zip(inner, outer, deep, strict=True)]) or (0.0, 0.0)
+    words += f"; all four beyond both pairs together, 95 %: {low:+.1f} to {high:+.1f}"
+    return decided((low, high), low > 0), words
+
+
+def decided(bounds: Sequence[float], holds: bool) -> float | None:
+    """The share of a rule of which an interval decides: None where 0 lies in it."""
+    return None if bounds[0] <= 0 <= bounds[1] else share([holds])
 
 
 def underfitting(result: Result) -> Outcome:
@@ -199,7 +197,7 @@ def underfitting(result: Result) -> Outcome:
         return None, f"{words}; one seed"
     low, high = train["interval"]
     holds = low > 0 and train["mean"] >= checks["mean"] / 2
-    return undecided(low, high, holds), f"{words} (train, 95 %: {low:+.1f} to {high:+.1f})"
+    return decided((low, high), holds), f"{words} (train, 95 %: {low:+.1f} to {high:+.1f})"
 
 
 def width(result: Result) -> Outcome:

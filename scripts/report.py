@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.output.results import ROOT, read_result
 from experiments.output.tables import shown, table
 from experiments.tables.runs import flat
+from experiments.tables.table6 import KINDS
 from scripts.claims import CLAIMS, MISSING, UNTESTED, Claim
 from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.files import write_atomically
@@ -186,10 +187,8 @@ def transferred(result: Mapping[str, Any]) -> list[tuple[str, list[list[float]],
     each, kind = result["ours"]["each"], result["experiment"]
     if kind == "table6":
         paper = result["paper"]["precision"]["mean"]["Zeiler & Fergus"]
-        kinds = {"exclusive": "one softmax", "each class": "a classifier for each class"}
         return [
-            (f"mean precision, {kinds.get(row, row)}", [of["mean"]], [paper] * (row == "exclusive"))
-            for row, of in each.items()
+            (f"mean precision, {KINDS[row]}", [of["mean"]], [paper] * (row == "exclusive")) for row, of in each.items()
         ]
     papers = result["paper"]["accuracy"]
     if kind == "table7":

@@ -139,12 +139,9 @@ def check(maps: int, probes: int, enhance: float, settled: float) -> None:
 
 def snapshots(weights: str | Path | None, epochs: Sequence[int] | None = None) -> dict[int, Path]:
     """The snapshots beside a file of weights, by epoch; of these `epochs`. InputError if they are not there."""
-    if weights is None:
-        raise InputError("random weights have no snapshots; give model.weights=trained, or a file of experiment=train")
-    if weights == "published":
-        raise InputError(
-            "published weights have no snapshots; give model.weights=trained, or a file of experiment=train"
-        )
+    if weights is None or weights == "published":
+        kind = weights or "random"
+        raise InputError(f"{kind} weights have no snapshots; give model.weights=trained, or a file of experiment=train")
     folder = Path(weights).parent / "epochs"
     files = {int(file.stem[6:]): file for file in sorted(folder.glob("epoch-*.safetensors")) if file.stem[6:].isdigit()}
     if not files:
