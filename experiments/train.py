@@ -145,7 +145,10 @@ def _seconds(history: list[dict[str, float]]) -> float:
 
 def summary(ours: dict[str, Any], crops: int | None, images: int) -> str:
     """What a training run came to, in a line."""
-    words = [f"{ours['epochs']} epochs", f"{ours['epochs'] * images / _seconds(ours['history']):,.0f} images/s"]
+    words = [
+        f"{ours['epochs']} epoch{'s' * (ours['epochs'] != 1)}",
+        f"{ours['epochs'] * images / _seconds(ours['history']):,.0f} images/s",
+    ]
     words.append(f"{ours['waiting']:.1%} of the time waiting for images")
     if "validation_top1" in ours:
         centre = ours["history"][-1]

@@ -212,9 +212,9 @@ for seed in 0 1 2; do
     for layers in "" " without layers 3, 4" " without layers 6, 7" " without layers 3, 4, 6, 7"; do
         slug=krizhevsky$(tr -d ',' <<<"${layers// /-}")-seed$seed
         one "$slug" 400 "$out/table3/$slug/result.json" "$python" experiments/run.py experiment=variant \
-            "variant='krizhevsky$layers'" seed=$seed data=tiny_imagenet "data.root='$data'" model=zfnet_small \
+            "variant='krizhevsky$layers'" seed=$seed data=tiny_imagenet "data.root=$data" model=zfnet_small \
             "model.architecture.maps=$maps" "model.architecture.hidden=$hidden" "train.epochs=$epochs" \
-            "networks='$out/networks'" "out='$out/table3/$slug'"
+            "networks=$out/networks" "out=$out/table3/$slug"
     done
     while ((running)); do await; done
     if [[ $(compgen -G "$out/table3/*-seed$seed/result.json" | wc -l) == 4 ]]; then # their weights are not needed any more
@@ -224,8 +224,8 @@ done
 
 if compgen -G "$out/table3/*/result.json" >/dev/null; then
     rm -f "$out/table/result.json" # of the results that were there before
-    alone "table" 60 "$out/table/result.json" "$python" experiments/run.py experiment=table3 "runs='$out/table3'" \
-        variants=depth data=tiny_imagenet "data.root='$data'" "out='$out/table'"
+    alone "table" 60 "$out/table/result.json" "$python" experiments/run.py experiment=table3 "runs=$out/table3" \
+        variants=depth data=tiny_imagenet "data.root=$data" "out=$out/table"
 fi
 say "$([[ $failed == 0 ]] && echo PASS || echo FAIL)" "all" "$SECONDS" "$out"
 exit $failed

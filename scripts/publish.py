@@ -1,26 +1,29 @@
 """Make a trained network one that comes with the sources: weights in half precision, their checksum and provenance.
 
     python experiments/run.py experiment=train ...         # leaves a folder
-    python scripts/publish.py FOLDER zfnet_small-scenes    # writes published/zfnet_small-scenes.safetensors, .json
+    python scripts/publish.py FOLDER                       # writes published/<model>-<data>.safetensors, .json
 
-Its errors and dead maps are measured again, with the weights as they are published.
+Its errors and dead maps are measured again, with the weights as they are published, before any file is replaced.
 """
 
 import argparse
 import copy
 import shlex
 import sys
+import tempfile
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.output.results import read_result, to_json
 from experiments.setup.commands import spelled
 from experiments.setup.configuration import configured
-from experiments.setup.objects import Objects, made
+from experiments.setup.objects import Objects, called, made
 from experiments.setup.published import FOLDER
 from experiments.train import dead_maps, size_of
 from zfnet import InputError, weights
@@ -31,26 +34,48 @@ METADATA = ("architecture", "classes", "identity", "history")  # of the trained 
 PROVENANCE = ("command", "seed", "commit", "dirty", "versions", "device", "threads", "started", "seconds")
 
 
-def publish(folder: Path, name: str) -> None:
+def publish(folder: Path) -> None:
     """Write the weights, what is known of them, and the checksums of all published files."""
     trained = read_result(folder / "result.json")
     words = shlex.split(trained["provenance"]["command"])[1:]
     words = spelled([word for word in words if not word.startswith("out=")])
     objects = Objects(configured(words), words, lambda *_: None)
-    path = FOLDER / f"{name}.safetensors"
-    halve(folder / "model.safetensors", path, objects)
+    name = name_of(objects.config)
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary, f"{name}.safetensors")
+        halve(folder / "model.safetensors", path, objects)
+        refuse_other_classes(path)
+        content, numbers = path.read_bytes(), measured(path, objects)
     record = {
         "file": path.name,
-        "bytes": path.stat().st_size,
-        "sha256": checksum(path),
-        **measured(path, objects),
+        "bytes": len(content),
+        "sha256": sha256(content).hexdigest(),
+        **numbers,
         "trained": {key: value for key, value in trained["ours"].items() if key != "history"},
         "training": {key: trained["provenance"].get(key) for key in PROVENANCE},
     }
+    write_atomically(FOLDER / path.name, content)
     write_atomically(FOLDER / f"{name}.json", f"{to_json(record)}\n".encode())
-    sums = "".join(f"{checksum(file)}  {file.name}\n" for file in sorted(FOLDER.glob("*.safetensors")))
+    files = sorted(FOLDER.glob("*.safetensors"))
+    sums = "".join(f"{sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
     write_atomically(FOLDER / "SHA256SUMS", sums.encode())
     print(to_json(record))
+
+
+def name_of(config: DictConfig) -> str:
+    """The name by which commands find the network of a model for its data."""
+    data = config.data.get("published")
+    if data is None:
+        raise InputError("no command would look for a network of these data: `published` in their file of conf/data")
+    return f"{called(config)}-{data}"
+
+
+def refuse_other_classes(path: Path) -> None:
+    """InputError if the network of this name that is published now knows other classes."""
+    now = FOLDER / path.name
+    if now.exists() and weights.read_metadata(now)["classes"] != weights.read_metadata(path)["classes"]:
+        advice = "give these data another name, `published` in their file of conf/data"
+        raise InputError(f"{now} was trained on other classes: {advice}")
 
 
 def halve(file: Path, path: Path, objects: Objects) -> None:
@@ -76,17 +101,10 @@ def measured(path: Path, objects: Objects) -> dict[str, Any]:
     }
 
 
-def checksum(file: Path) -> str:
-    """The SHA-256 of a file."""
-    return sha256(file.read_bytes()).hexdigest()
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of experiment=train")
-    parser.add_argument("name", help="<model>-<data>")
-    arguments = parser.parse_args()
     try:
-        publish(arguments.folder, arguments.name)
+        publish(parser.parse_args().folder)
     except InputError as error:
         sys.exit(f"publish.py: {error}")

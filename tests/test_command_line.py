@@ -348,7 +348,7 @@ def test_ctrl_c_says_how_to_go_on(run, monkeypatch):
     monkeypatch.setattr(stripes, "stripes", interrupted)
     status, lines = run("experiment=stripes")
     assert status == 130
-    assert lines == ["run.py: interrupted; the same command goes on from what was saved"]
+    assert lines == ["run.py: interrupted; the same command goes on from whatever was saved"]
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(run, monkeypatch):
@@ -502,7 +502,9 @@ def test_help_of_an_experiment_says_what_each_setting_means(experiment):
     lines = overview([f"experiment={experiment}"]).splitlines()
     settings = [n for n, line in enumerate(lines) if line.startswith("  ") and line[2] != " "]
     keys = [key for key in configured([f"experiment={experiment}"]).experiment if key != "_target_"]
-    assert [lines[n].split("=")[0].strip() for n in settings] == keys
+    groups = {"architecture": "model", "recipe": "train"}  # by which these are given
+    assert [lines[n].split("=")[0].strip() for n in settings] == [groups.get(key, key) for key in keys]
+    assert not any("${" in line for line in lines)
     for n in settings:
         assert lines[n + 1].startswith("      ") and len(lines[n + 1].split()) > 1, f"{lines[n]} has no meaning"
 

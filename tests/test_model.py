@@ -406,6 +406,7 @@ def test_initial_weights(init: str, deviation: float) -> None:
         ({"init": "hee"}, "no init 'hee' (did you mean 'he'?)"),
         ({"reference": ((96, 256, None, 384, 256), (4096, 4096))}, "reference has no conv3, which the network has"),
         ({"reference": (MAPS, (4096,))}, "reference has no fc7, which the network has"),
+        ({"reference": "x"}, "reference is 'x'; give maps and hidden, as ((96, 256"),
         ({"image_size": 20}, "images of 20 pixels are too small for ZFNet: nothing is left after layer 2"),
     ],
     ids=lambda value: value if isinstance(value, str) else str(value),

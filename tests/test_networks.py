@@ -224,6 +224,12 @@ def test_a_setting_of_training_means_nothing_to_a_network_that_is_trained(word: 
         Objects(configured(words), words, run)
 
 
+def test_a_setting_of_training_means_nothing_to_runs_that_lie_there() -> None:
+    words = spelled(["experiment=table3", "runs=results/variant", "train.epochs=3"])
+    with pytest.raises(InputError, match=r"train.epochs means nothing to runs, which were trained before: leave it"):
+        Objects(configured(words), words, run)
+
+
 def test_a_network_that_is_not_published_is_refused_by_name(tmp_path) -> None:
     words = spelled(["experiment=fig2", "model=zfnet", "model.weights=published"])
     with pytest.raises(InputError, match="no weights of zfnet are published for such images"):

@@ -15,6 +15,7 @@ from experiments.setup.commands import spelled
 from experiments.setup.configuration import configured
 from experiments.setup.objects import Objects
 from experiments.setup.published import FOLDER, checksums, find
+from scripts import publish
 from zfnet import InputError, weights
 from zfnet.data.scenes import Scenes
 from zfnet.training import error_rates
@@ -116,8 +117,38 @@ def test_what_is_published_is_said() -> None:
 def said(monkeypatch: pytest.MonkeyPatch, *words: str) -> dict:
     """What the result of a command says."""
     monkeypatch.setattr(sys, "argv", ["run.py", *words, "out=out"])
+    monkeypatch.setattr("experiments.output.results.COMMAND", shlex.join(sys.argv))
     command_line()
     return json.loads(Path("out", "result.json").read_text())["ours"]
+
+
+def test_publishing_measures_before_it_replaces(tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "published"
+    shutil.copytree(FOLDER, folder)
+    monkeypatch.setattr(publish, "FOLDER", folder)
+    monkeypatch.chdir(tmp_path)
+    few = ["data.side=64", "data.count.train=32", "data.count.val=16", "train.epochs=1", "train.batch_size=16"]
+    said(monkeypatch, "experiment=train", *few)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "measured", lambda *_: (_ for _ in ()).throw(InputError("no")))
+        with pytest.raises(InputError, match="no"):
+            publish.publish(Path("out"))
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+    publish.publish(Path("out"))
+    changed = {file.name for file in folder.iterdir() if file.read_bytes() != before[file.name]}
+    assert changed == {"zfnet_small-scenes.json", "zfnet_small-scenes.safetensors", "SHA256SUMS"}
+    known, content = (
+        json.loads((folder / "zfnet_small-scenes.json").read_text()),
+        (folder / "zfnet_small-scenes.safetensors").read_bytes(),
+    )
+    assert known["sha256"] == hashlib.sha256(content).hexdigest() and known["validation_images"] == 16
+    assert known["training"]["command"].endswith("out=out")
+
+    said(monkeypatch, "experiment=train", *few, "data.classes=all")
+    with pytest.raises(InputError, match="was trained on other classes: give these data another name"):
+        publish.publish(Path("out"))
 
 
 @pytest.mark.slow

@@ -149,16 +149,17 @@ def epochs(errors, rates=()):
 def test_course_of_a_training():
     history = epochs([0.9, 0.7, 0.65, 0.66, 0.646, 0.647], [0.01, 0.01, 0.01, 0.001, 0.001, 0.0001])
     flat = {"epochs": 6, "before": 65.0, "last_third": 64.6, "flat": True, "rate_fell": [4, 6]}
-    assert table3.course(history) == flat
-    assert not table3.course(epochs([0.9, 0.7, 0.65, 0.66, 0.645, 0.647]))["flat"]  # by 0.5
-    assert table3.course(epochs([0.6, 0.5, 0.55]))["last_third"] == 55.0  # it rose: flat
-    assert table3.course(epochs([0.6]))["flat"] is None and table3.course([])["epochs"] == 0
+    assert table3.course(history, 90.0) == flat
+    assert not table3.course(epochs([0.9, 0.7, 0.65, 0.66, 0.645, 0.647]), 90.0)["flat"]  # by 0.5
+    assert not table3.course(epochs([0.9, 0.9, 0.895]), 90.0)["flat"]  # it learned nothing
+    assert table3.course(epochs([0.6, 0.5, 0.55]), 90.0)["last_third"] == 55.0  # it rose: flat
+    assert table3.course(epochs([0.6]), 90.0)["flat"] is None and table3.course([], 90.0)["epochs"] == 0
 
 
 def test_whole_networks_are_said_to_be_flat_or_not():
     falling = epochs([0.9, 0.8, 0.7], [0.01, 0.01, 0.001])
     by = {"fig3, seed 7": falling, "krizhevsky, seed 7": epochs([0.5] * 3), "fig3 fc 2048, seed 7": falling}
-    title, *lines = table3.lengths({name: table3.course(history) for name, history in by.items()})
+    title, *lines = table3.lengths({name: table3.course(history, 90.0) for name, history in by.items()})
     assert "falls by less than 0.5 points" in title
     best, rate = "best validation error", "the learning rate"
     assert lines == [
@@ -166,7 +167,7 @@ def test_whole_networks_are_said_to_be_flat_or_not():
         f"krizhevsky, seed 7: {best} 50.0 before the last third of 3 epochs, 50.0 in it: flat; {rate} never fell.",
         "Flat of the 1 other networks: 0.",
     ]
-    assert table3.lengths({"fig3, seed 7": table3.course([])}) == []
+    assert table3.lengths({"fig3, seed 7": table3.course([], 90.0)}) == []
 
 
 def test_rows_of_depth():

@@ -143,7 +143,10 @@ def _check(maps: Sequence[int | None], hidden: Sequence[int], **choices: str | N
 
 
 def _check_reference(maps: Sequence[int | None], hidden: Sequence[int], reference: Any) -> None:
-    wide_maps, wide_hidden = reference
+    try:
+        wide_maps, wide_hidden = reference
+    except (TypeError, ValueError):
+        raise InputError(f"reference is {reference!r}; give maps and hidden, as {(MAPS, HIDDEN)}") from None
     _check(wide_maps, wide_hidden)
     absent = [f"conv{n}" for n, pair in enumerate(zip(maps, wide_maps, strict=True), 1) if pair[0] and not pair[1]]
     absent += [f"fc{n}" for n in range(6 + len(wide_hidden), 6 + len(hidden))]

@@ -208,11 +208,12 @@ def lattice_table(told: Mapping[str, Any]) -> str:
         columns = *own.values(), told["filters"]
         shares = ("" if c["beyond"] is None else round(100 * c["beyond"], 1) for c in columns)
         rows.append([layer, *shares, *("" if c["lattice"] is None else round(c["lattice"], 2) for c in columns)])
-    head = ["", "beyond, %: projections", "patches", "filters", "at the lattice: projections", "patches", "filters"]
+    energy = f"energy from 1/{2 * stride} cycles per pixel up, %: projections"
+    head = ["", energy, "patches", "filters", "at the lattice: projections", "patches", "filters"]
     return (
         f"{table(head, rows)}\n\n"
-        f"Beyond: energy at or above 1/{2 * stride} cycles per pixel, which the first layer's stride of {stride} "
-        f"cannot hold. At the lattice: how many times as much at multiples of 1/{stride} as beside them. First-layer "
+        f"Energy from 1/{2 * stride} cycles per pixel up is what the first layer's stride of {stride} cannot hold. "
+        f"At the lattice: how many times as much at multiples of 1/{stride} as beside them. First-layer "
         "filters have these numbers where they are placed at random: what projections have more comes from the lattice."
     )
 
@@ -242,9 +243,11 @@ def compose(page: Page, panels: Sequence[Panel], words: str) -> None:
                 x += panel.extent(tile, panel.columns) + SIDE_GAP
             x += LAYER_GAP - SIDE_GAP
         page.y += HEAD + max(p.extent(tile, p.rows) for p in line) + LAYER_GAP // 2
-    factors = ", ".join(f"{factor:.2g} times ({title})" for title, factor in enlargements.items())
+    factors = ", ".join(f"{factor:.2g} ({title})" for title, factor in enlargements.items())
     white = " White tiles: no activation above 0." if any(bool(panel.empty.any()) for panel in panels) else ""
-    page.caption(f"{words} Enlarged {factors}, {panels[0].look.interpolation}. Hatched: outside the image.{white}")
+    page.caption(
+        f"{words} Drawn at {factors} times their size, {panels[0].look.interpolation}. Hatched: outside the image.{white}"
+    )
 
 
 def _wide(line: Sequence[Panel], tile: int) -> int:

@@ -264,6 +264,9 @@ class Objects:
             if model.weights not in (None, "trained", "published"):
                 raise InputError("these networks are trained from scratch: leave out model.weights")
             model.weights = None
+        trained = [key for key in map(key_of, words) if key.split(".")[0] in ("model", "train")]
+        if trained and self.config.experiment.get("runs") is not None:
+            raise InputError(f"{trained[0]} means nothing to runs, which were trained before: leave it out, or runs")
         kinds = [*(kind for kind in TRAINING_KEYS if kind not in ("device", "trust")), *OF_PUBLISHED]
         keys = [key for key in map(key_of, words) if any(f"{key}.".startswith(f"{kind}.") for kind in kinds)]
         if keys and model.weights == "published" and "model" in self.asked:

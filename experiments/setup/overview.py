@@ -40,9 +40,14 @@ def overview(words: Sequence[str]) -> str:
         "",
     ]
     raw: Any = OmegaConf.to_container(config.experiment, resolve=False)
-    for name, value in raw.items():
+    resolved: Any = OmegaConf.to_container(config.experiment, resolve=True)
+    for name, value in resolved.items():
         if name != "_target_":
-            lines += textwrap.wrap(f"{meanings.get(name, '')}", 92) and _entry(name, value, meanings.get(name, ""))
+            setting, meaning = name, meanings.get(name, "")
+            if isinstance(value, dict) and "${" in str(raw[name]):  # what a group makes: its choice
+                setting = re.split(r"[.}]", raw[name].removeprefix("${"))[0]
+                value = config.hydra.runtime.choices[setting]
+            lines += _entry(setting, value, meaning) if meaning else []
     return "\n".join(lines)
 
 
@@ -60,6 +65,8 @@ def _about(name: str) -> str:
 def _entry(name: str, value: Any, meaning: str) -> list[str]:
     """A setting with its default, and below it what it means."""
     default = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+    if isinstance(value, list):
+        default = f"[{','.join(map(str, value))}]"
     return [f"  {name}={default}", *textwrap.wrap(meaning, 112, initial_indent=" " * 6, subsequent_indent=" " * 6)]
 
 

@@ -27,6 +27,6 @@ def find(model: str, data: str | None) -> dict[str, str]:
         there = ", ".join(sorted(file.removesuffix(".safetensors") for file in known))
         raise InputError(
             f"no weights of {model} are published for such images, of {there} alone; "
-            "give model.weights=trained, or a file"
+            "give model.weights=trained, a file, or, for a network of torchvision or timm, DEFAULT"
         )
     return {"weights": str(FOLDER / name), "sha256": known[name]}

@@ -115,7 +115,7 @@ def in_one_line() -> Iterator[None]:
         raise SystemExit(2) from None
     except KeyboardInterrupt as error:
         number = error.args[0] if isinstance(error, Stopped) else signal.SIGINT
-        say("interrupted; the same command goes on from what was saved", before="\n")
+        say("interrupted; the same command goes on from whatever was saved", before="\n")
         raise SystemExit(128 + number) from None
     except Exception as error:
         if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):

@@ -145,7 +145,10 @@ def write(result: Result, each: Measured, notes: Sequence[str]) -> dict[str, Any
     }
     parameters = {name: each[name, seeds[name][0]]["parameters"] for name in names}
     differences = {name: compare(name, each) for name in names if VARIANTS[name][0] in names and VARIANTS[name][1]}
-    courses = {f"{name}, seed {seed}": course(run["history"]) for (name, seed), run in each.items()}
+    classes = result.settings["architecture"].get("num_classes", 1000)
+    courses = {
+        f"{name}, seed {seed}": course(run["history"], 100 - 100 / classes) for (name, seed), run in each.items()
+    }
     counts = sorted({len(of) for of in seeds.values()})
     networks = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     spread = f"mean ± standard deviation (n - 1) of {networks} networks" if counts[-1] > 1 else "one network"
@@ -206,12 +209,15 @@ def verdict(paper: float, bounds: Sequence[float] | None, seeds: int) -> str:
     return "as in the paper" if (bounds[0] > 0) == (paper > 0) else "contrary"
 
 
-def course(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """How a training ended: the best validation error, %, before its last third and in it, and when the rate fell."""
+def course(history: Sequence[Mapping[str, float]], chance: float) -> dict[str, Any]:
+    """How a training ended: the best validation error, %, before its last third and in it, and when the rate fell.
+
+    An error that stays within a point of `chance`, %, is no end of learning: it is not called flat.
+    """
     errors = [percent(entry["validation_error"]) for entry in history]
     third = max(1, len(errors) // 3)
     before, after = min(errors[:-third], default=None), min(errors[-third:], default=None)
-    flat = None if before is None or after is None else before - after < FLAT
+    flat = None if before is None or after is None else before - after < FLAT and after < chance - 1
     return {
         "epochs": len(errors),
         "before": before,
@@ -247,7 +253,10 @@ def lengths(courses: Mapping[str, Mapping[str, Any]]) -> list[str]:
         )
     others = [of["flat"] for name, of in known.items() if name not in whole]
     if known:
-        start = f"\nLong enough? A validation error is flat if it falls by less than {FLAT} points in the last third."
+        rule = (
+            f"A validation error is flat if it falls by less than {FLAT} points in the last third, and is below chance."
+        )
+        start = f"\nLong enough? {rule}"
         return [start, *lines, *[f"Flat of the {len(others)} other networks: {sum(others)}."] * bool(others)]
     return []
 

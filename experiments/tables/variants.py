@@ -18,7 +18,7 @@ from zfnet.model import MAPS, variant
 from zfnet.training import Recipe, error_rates
 
 COLUMNS = {"train_top1": "train top-1", "validation_top1": "val top-1", "validation_top5": "val top-5"}
-PAPERS = {  # what section 3 says of training; other settings are departures
+PAPERS = {  # what section 3 says of training, or train=paper where it says nothing; other settings are departures
     "optimizer": "sgd",
     "learning_rate": 0.01,
     "momentum": 0.9,
@@ -29,6 +29,10 @@ PAPERS = {  # what section 3 says of training; other settings are departures
     "flip": True,
     "pixel_mean": True,
     "max_filter_rms": 0.1,
+    "weight_decay": 0.0,
+    "stored_size": 256,
+    "max_shift": 0,
+    "precision": "float32",
 }
 
 
