@@ -503,7 +503,8 @@ def test_help_of_an_experiment_says_what_each_setting_means(experiment):
     settings = [n for n, line in enumerate(lines) if line.startswith("  ") and line[2] != " "]
     keys = [key for key in configured([f"experiment={experiment}"]).experiment if key != "_target_"]
     groups = {"architecture": "model", "recipe": "train"}  # by which these are given
-    assert [lines[n].split("=")[0].strip() for n in settings] == [groups.get(key, key) for key in keys]
+    shown = [lines[n].split("=")[0].strip() for n in settings]
+    assert all(own in (key, groups.get(key)) for own, key in zip(shown, keys, strict=True))
     assert not any("${" in line for line in lines)
     for n in settings:
         assert lines[n + 1].startswith("      ") and len(lines[n + 1].split()) > 1, f"{lines[n]} has no meaning"

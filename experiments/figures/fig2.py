@@ -245,9 +245,8 @@ def compose(page: Page, panels: Sequence[Panel], words: str) -> None:
         page.y += HEAD + max(p.extent(tile, p.rows) for p in line) + LAYER_GAP // 2
     factors = ", ".join(f"{factor:.2g} ({title})" for title, factor in enlargements.items())
     white = " White tiles: no activation above 0." if any(bool(panel.empty.any()) for panel in panels) else ""
-    page.caption(
-        f"{words} Drawn at {factors} times their size, {panels[0].look.interpolation}. Hatched: outside the image.{white}"
-    )
+    drawn = f"Drawn at {factors} times their size, {panels[0].look.interpolation}."
+    page.caption(f"{words} {drawn} Hatched: outside the image.{white}")
 
 
 def _wide(line: Sequence[Panel], tile: int) -> int:
