@@ -113,6 +113,11 @@ def ranks(
     if weight not in (*WEIGHTS, *signals):
         raise unknown_name("weight", weight, (*WEIGHTS, *signals))
     weights = energy(signals[weight]) if weight in signals else WEIGHTS[weight](crops, inside, generator)
+    return ranked(weights, inside, generator)
+
+
+def ranked(weights: Tensor, inside: Tensor, generator: torch.Generator) -> Tensor:
+    """The rank of each pixel by falling weight (M, S, S), from 0; equals in random order, those outside last."""
     flat = weights.masked_fill(~inside, -torch.inf).flatten(1)
     drawn = torch.randperm(flat.shape[1], generator=generator).to(flat.device)
     order = drawn[flat[:, drawn].argsort(dim=1, descending=True, stable=True)]

@@ -1,0 +1,60 @@
+"""A second network, which knows neither the first one nor its units, tells what is alike in parts of images."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.graph import Graph
+from zfnet.layers import spread
+from zfnet.recording import activations
+from zfnet.rendering import resized
+
+SIZE = (64, 64)  # pixels, to which all parts of images are brought
+DEEPEST = 3  # of the judge's layers, which describe them
+
+
+def cut(pictures: Tensor, boxes: Tensor) -> Tensor:
+    """Parts of pictures (M, C, H, W), by boxes (M, 4: top, left, bottom, right), brought to one size: (M, C, *SIZE)."""
+    parts = pictures.new_empty(*pictures.shape[:2], *SIZE)
+    for part, picture, (top, left, bottom, right) in zip(parts, pictures, boxes.tolist(), strict=True):
+        part[:] = resized(picture[None, :, top:bottom, left:right], SIZE)[0]
+    return parts
+
+
+class Judge:
+    """Describes parts of images by the maps of a network's deepest layers, averaged over what is shown.
+
+    Args:
+        model: the second network, with its preprocessing.
+        source: how the images of the first network were normalised.
+    """
+
+    def __init__(self, model: nn.Module, source: Preprocessing):
+        self.graph, self.source = Graph(model), source
+        self.layers = spread(self.graph, SIZE)[-DEEPEST:]
+
+    def describe(self, parts: Tensor, shown: Tensor | None = None) -> Tensor:
+        """Parts (M, C, *SIZE), of which `shown` (M, *SIZE), from 0 to 1, is seen, or all: (M, D)."""
+        pixels = self.source.pixels(parts)
+        images = Preprocessing.of(self.graph.model).normalise(pixels.expand(-1, 3, -1, -1))
+        weights = parts.new_ones(len(parts), *SIZE) if shown is None else shown.to(parts)
+        described = []
+        for maps in activations(self.graph, images, self.layers).values():
+            weight = F.adaptive_avg_pool2d(weights[:, None], maps.shape[2:]) if maps.ndim == 4 else None
+            if weight is None:
+                described.append(maps)
+                continue
+            total = weight.sum((2, 3)).clamp(min=torch.finfo(weight.dtype).tiny)
+            described.append((maps * weight).sum((2, 3)) / total)
+        return torch.cat(described, 1)
+
+
+def standardised(descriptions: Tensor, *others: Tensor) -> list[Tensor]:
+    """Descriptions (M, D), and others, in units of the deviation of the first from its mean, feature by feature.
+
+    What does not vary says nothing and is 0.
+    """
+    mean, deviation = descriptions.mean(0), descriptions.std(0)
+    varies = deviation > 0
+    return [torch.where(varies, (of - mean) / deviation.where(varies, 1.0), 0.0) for of in (descriptions, *others)]

@@ -1,0 +1,130 @@
+"""Units of one layer: what they see of their images, what the deconvnet and others make of them, and their masks."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zfnet import Deconvnet
+from zfnet.analysis import faithfulness
+from zfnet.analysis.choices import effective_field, extents, smoothed
+from zfnet.checks import pair
+from zfnet.operations import DECONVNET, GRADIENT, GUIDED, Rules
+from zfnet.rendering import outside
+
+SIGNALS: Mapping[str, Rules] = {"projection": DECONVNET, "guided": GUIDED, "gradient": GRADIENT}
+FIELD, SHUFFLED, ANOTHER = "effective field", "shuffled network", "another map"
+MASKS = {  # by picture, the weights whose product orders the pixels
+    FIELD: (FIELD,),
+    "centre": ("centre",),
+    "projection": ("projection",),
+    "projection x field": ("projection", FIELD),
+    "guided": ("guided",),
+    "guided x field": ("guided", FIELD),
+    "gradient": ("gradient",),
+    "shuffled x field": (SHUFFLED, FIELD),
+    "another map x field": (ANOTHER, FIELD),
+}
+
+
+class Units:
+    """M units of one layer.
+
+    Args:
+        deconvnet: of the network.
+        data: images by index.
+        layer: the units' layer.
+        units: (M, 4): image (in the data), map, row, column.
+        seed: of what is random.
+    """
+
+    def __init__(self, deconvnet: Deconvnet, data: Any, layer: str, units: Tensor, seed: int):
+        self.deconvnet, self.layer, self.seed = deconvnet, layer, seed
+        self.items, self.maps = units[:, 0], units[:, 1]
+        known, local = self.items.unique(return_inverse=True)
+        self.units = torch.cat([local[:, None], units[:, 1:]], 1)
+        self.images = torch.stack([data[i][0] for i in known.tolist()])
+        self.image_size = pair(self.images.shape[-2:])
+        patches = deconvnet.project_units(self.images, layer, self.units)
+        self.crops, self.boxes, self.values = patches.crops, patches.boxes, patches.values
+        self.inside = ~outside(self.boxes, self.image_size, pair(self.crops.shape[-2:]))[:, 0]
+
+    @property
+    def random(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+    @cached_property
+    def strata(self) -> Tensor:
+        """(M, 2): the rows and columns of what each unit's map sees, which differ between branches of a layer."""
+        return (self.boxes[:, 2:] - self.boxes[:, :2]).cpu()
+
+    def respond(self, canvases: Tensor) -> Tensor:
+        """The units' activations (M,) with canvases in the place of what they see."""
+        return self.deconvnet.activations_of(canvases, self.layer, self.units, self.image_size)
+
+    def energy(self, rules: Rules, *, model: nn.Module | None = None, units: Tensor | None = None) -> Tensor:
+        """The squares (M, S, S) of what is projected from 1 at each unit, smoothed; see `choices.smoothed`."""
+        units = self.units if units is None else units
+        deconvnet = Deconvnet(model or self.deconvnet.model, rules=rules)
+        pictures = deconvnet.project_units(self.images, self.layer, units, signals=torch.ones(len(units))).projections
+        return smoothed(faithfulness.energy(pictures), self.inside)
+
+    def another_map(self) -> Tensor:
+        """The same units of the next of the maps; of their own, where there is but one."""
+        known = self.maps.unique()
+        units = self.units.clone()
+        units[:, 1] = known.roll(-1)[torch.searchsorted(known, self.maps)]
+        return units
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """Smoothed weights (M, S, S) by name: all but the effective field, which is measured on other units."""
+        found = {name: self.energy(rules) for name, rules in SIGNALS.items()}
+        shuffled = faithfulness.with_shuffled_weights(self.deconvnet.graph, self.layer, None, self.random)
+        found[SHUFFLED] = self.energy(DECONVNET, model=shuffled)
+        found[ANOTHER] = self.energy(DECONVNET, units=self.another_map())
+        found["centre"] = self.nearness()
+        return found
+
+    def nearness(self) -> Tensor:
+        """How near each pixel is to the middle of what the unit's map sees: (M, S, S), from 0."""
+        index = [torch.arange(n, device=self.inside.device) for n in self.inside.shape[1:]]
+        middle = (self.strata.to(self.inside.device) - 1) / 2
+        rows, columns = (i[None] - m[:, None] for i, m in zip(index, middle.T, strict=True))
+        distance = (rows.square()[:, :, None] + columns.square()[:, None, :]).sqrt()
+        return (distance.flatten(1).amax(1)[:, None, None] - distance) * self.inside
+
+    def field(self, others: "Units") -> Tensor:
+        """The effective field (M, S, S): the mean gradient of other maps in other images, of maps that see as much."""
+        found = torch.zeros(self.inside.shape, dtype=others.weights["gradient"].dtype, device=self.inside.device)
+        own = torch.stack([self.maps, self.items], 1)
+        for size in self.strata.unique(dim=0):
+            here, there = ((units.strata == size).all(1).nonzero().flatten() for units in (self, others))
+            rows, columns = size.tolist()
+            gradient, inside = (x[there][:, :rows, :columns] for x in (others.weights["gradient"], others.inside))
+            field = effective_field(gradient, inside, others.maps[there], others.items[there], own[here])
+            found[here, :rows, :columns] = field * self.inside[here][:, :rows, :columns]
+        return found
+
+    def masks(self, others: "Units", share: float = faithfulness.SHARE) -> dict[str, Tensor]:
+        """For each picture the `share` % of the pixels (M, S, S), bool, that it shows.
+
+        Args:
+            others: of the same layer, by which the effective field is measured.
+            share: of the pixels that the unit sees.
+        """
+        weights = self.weights | {FIELD: self.field(others)}
+        return {
+            picture: self.strongest(torch.stack([weights[name] for name in names]).prod(0), share)
+            for picture, names in MASKS.items()
+        }
+
+    def strongest(self, weights: Tensor, share: float) -> Tensor:
+        """The `share` % of pixels of the largest weights (M, S, S), bool; ties are in random order."""
+        rank = faithfulness.ranked(weights, self.inside, self.random)
+        return faithfulness.strongest(rank, self.inside, share)
+
+    def extents(self) -> Tensor:
+        return extents(self.inside)
