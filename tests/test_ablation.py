@@ -16,7 +16,8 @@ from experiments.output.feature_maps import Look
 from experiments.setup.configuration import configured
 from experiments.setup.models import build
 from zfnet import Deconvnet, InputError, scan
-from zfnet.analysis.faithfulness import PICTURES, Estimate
+from zfnet.analysis.faithfulness import PICTURES
+from zfnet.analysis.statistics import Estimate
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes

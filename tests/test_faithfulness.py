@@ -13,7 +13,6 @@ from zfnet.analysis.faithfulness import (
     FILLS,
     PICTURES,
     WEIGHTS,
-    Bootstrap,
     area,
     check_shares,
     cosine,
@@ -296,51 +295,6 @@ def test_similarity_forgets_signs_and_pixels_outside():
     other = a.clone()
     other[:, :, 0] = 99
     assert similarity(a, other, inside) == pytest.approx(1)
-
-
-class TestBootstrap:
-    def test_units_count_alike(self):
-        maps, images = torch.tensor([0, 0, 0, 1]), torch.arange(4)
-        result = Bootstrap(maps, images, seeded())(torch.tensor([1.0, 2.0, 3.0, 10.0]))
-        assert result.mean == pytest.approx(6) and result.values == 4
-        result = Bootstrap(maps, images, seeded())(torch.tensor([1.0, torch.nan, 3.0, 10.0]))
-        assert result.mean == pytest.approx(6) and result.values == 3
-        assert Bootstrap(maps, images, seeded())(torch.full((4,), torch.nan)) is None
-
-    def test_units_are_what_is_drawn(self):
-        maps = torch.arange(50).repeat_interleave(9)
-        effect = torch.randn(50, generator=seeded(), dtype=torch.float64)
-        result = Bootstrap(maps, torch.arange(450), seeded())(effect[maps])
-        expected = 3.92 * float(effect.std()) / 50**0.5  # and not of 450 values
-        assert result.high - result.low == pytest.approx(expected, rel=0.2)
-
-    def test_images_are_drawn_too(self):
-        maps, images = torch.arange(50).repeat_interleave(9), torch.arange(9).repeat(50)
-        effect = torch.randn(9, generator=seeded(), dtype=torch.float64)
-        result = Bootstrap(maps, images, seeded())(effect[images])
-        assert result.high - result.low == pytest.approx(3.92 * float(effect.std()) / 9**0.5, rel=0.25)
-
-    @pytest.mark.parametrize("effects", ["units", "images"])
-    def test_intervals_of_95_percent_hold_the_truth_in_95_of_100_experiments(self, effects):
-        """Values vary with one side of a crossed design alone: there the pigeonhole bootstrap is not conservative."""
-        maps, images = torch.arange(100).repeat_interleave(2), torch.arange(2).repeat(100)
-        if effects == "images":
-            maps, images = images, maps
-        varying = maps if effects == "units" else images
-        estimate = Bootstrap(maps, images, seeded(1), draws=1000)
-        experiments = 5 + torch.randn(400, 100, generator=seeded(2), dtype=torch.float64)
-        estimates = [estimate(values[varying]) for values in experiments]
-        assert 0.92 <= np.mean([e.low < 5 < e.high for e in estimates]) <= 0.98
-
-    def test_the_same_seed_gives_the_same_digits(self):
-        maps, images, values = torch.arange(20) % 4, torch.arange(20) % 7, torch.rand(20, generator=seeded())
-        runs = [Bootstrap(maps, images, seeded(n))(values) for n in (0, 0, 1)]
-        assert runs[0] == runs[1] != runs[2]
-
-    def test_no_difference_is_none(self):
-        values = torch.rand(20, generator=seeded())
-        result = Bootstrap(torch.arange(20) % 4, torch.arange(20), seeded())(values - values)
-        assert (result.mean, result.low, result.high) == (0, 0, 0)
 
 
 def test_every_picture_has_a_weight():

@@ -11,7 +11,8 @@ from experiments.ablation.measure import EXAMPLES, MEASURES, SIGNALS, Measuremen
 from experiments.ablation.report import intervals, label, source
 from experiments.output.feature_maps import Look
 from experiments.output.pages import LINE, Page, caption, enlarged, hatched, plots
-from zfnet.analysis.faithfulness import PICTURES, SHARE, Estimate, strongest
+from zfnet.analysis.faithfulness import PICTURES, SHARE, strongest
+from zfnet.analysis.statistics import Estimate
 from zfnet.rendering import GREY
 
 Rows = Mapping[str, Mapping[str, Sequence[Estimate | None]]]  # by title, and by picture: an estimate for each layer

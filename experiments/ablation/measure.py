@@ -24,7 +24,8 @@ from experiments.setup.models import build
 from experiments.setup.options import Reading
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.analysis import faithfulness
-from zfnet.analysis.faithfulness import PICTURES, WEIGHTS, Bootstrap, Estimate, similarity
+from zfnet.analysis.faithfulness import PICTURES, WEIGHTS, similarity
+from zfnet.analysis.statistics import Bootstrap, Estimate
 from zfnet.checks import pair
 from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing

@@ -14,7 +14,8 @@ from experiments.ablation.measure import (
     Protocol,
 )
 from experiments.output.tables import table
-from zfnet.analysis.faithfulness import SHARE, Estimate
+from zfnet.analysis.faithfulness import SHARE
+from zfnet.analysis.statistics import Estimate
 
 LABELS = {"shrunk crop": "central square", "centre": "central disc", "random": "random pixels"}  # what is shown
 
