@@ -48,7 +48,8 @@ def similarity(a: Tensor, b: Tensor, inside: Tensor, given: Tensor | None = None
     Args:
         a, b: pictures (M, C, S, S).
         inside: (M, S, S), bool.
-        given: a field (M, S, S), such as the mean energy of other maps on other images; the larger, the more is shown.
+        given: a field (M, S, S), such as the mean energy of other maps on other images, of receptive fields of the same
+            size; the larger, the more is shown.
     """
     x, y = (_ranks(energy(picture), inside) for picture in (a, b))
     return _correlation(x, y, inside.flatten(1).cpu(), None if given is None else _ranks(given, inside))
@@ -173,7 +174,8 @@ def with_shuffled_weights(graph: Graph, layer: str, below: str | None, generator
 
     A weight keeps its values and loses their order: of a convolution, a linear layer and all others of two dimensions
     or more. Vectors stay where they are: a bias, and the gain of a normalisation, whose statistics stay, too. So each
-    map reads something else, and keeps its own scale and threshold.
+    map reads something else, and keeps its own scale and threshold. Where a unit does not fire any more, its gradient
+    and guided gradient are zero, and likeness to them is NaN.
 
     Both randomisations of Adebayo et al. (2018), arXiv:1810.03292, are this: from the top in a cascade, with the unit's
     own layer as `layer`, and one layer at a time, with `layer` any one on the way down and `below` the one under it.
