@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from zfnet import DECONVNET, Deconvnet, InputError, Patches, ZFNet, receptive_field
-from zfnet.operations import DIFFERENTIATED_NORMS, UNRECTIFIED
+from zfnet.operations import DIFFERENTIATED_NORMS, UNRECTIFIED, UNSWITCHED
 
 UNITS = torch.int64
 
@@ -200,11 +200,12 @@ class TestZFNet:
         [
             {"rules": DECONVNET | DIFFERENTIATED_NORMS},
             {"rules": DECONVNET | UNRECTIFIED},
+            {"rules": DECONVNET | UNSWITCHED},
             {"rules": "guided"},
             {"collisions": "max"},
             {"collisions": "overwrite"},
         ],
-        ids=["norm differentiated", "not rectified", "guided", "max", "overwrite"],
+        ids=["norm differentiated", "not rectified", "not switched", "guided", "max", "overwrite"],
     )
     def test_every_option(self, options: dict) -> None:
         model, images = zfnet()[0].model, zfnet()[1]

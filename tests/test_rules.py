@@ -12,7 +12,8 @@ from oracles import assert_close, check_units, deconvnet_by_autograd, extent, me
 from torch import Tensor, nn
 from torchvision.ops import Permute, StochasticDepth
 
-from zfnet import DECONVNET, Deconvnet, InputError, Operation, receptive_field, rule
+from zfnet import DECONVNET, Deconvnet, InputError, Operation, SwitchMaxPool2d, receptive_field, rule
+from zfnet.operations import UNSWITCHED
 
 SIZE = (12, 14)
 
@@ -468,6 +469,73 @@ class TestRuleSets:
         ours = self.project(Deconvnet(model, rules=rules), images)
         assert torch.equal(ours, self.project(Deconvnet(model), images))
         assert torch.equal(switches[0], F.max_pool2d(model.conv1(images), 2, return_indices=True)[1])
+
+
+def sliding(n: int, kernel: int, stride: int, padding: int = 0, dilation: int = 1) -> list[int]:
+    """The places that window n of a max pooling reads along an axis, some beyond the border."""
+    return [n * stride - padding + tap * dilation for tap in range(kernel)]
+
+
+def sharing(n: int, extent: int, outputs: int) -> list[int]:
+    """The places that window n of an adaptive pooling reads."""
+    return [i for i in range(extent) if i >= n * extent // outputs and i * outputs < (n + 1) * extent]
+
+
+WINDOWS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int, int], list[int]]]] = {
+    "MaxPool2d": (lambda: nn.MaxPool2d(2), lambda n, *_: sliding(n, 2, 2)),
+    "SwitchMaxPool2d": (lambda: SwitchMaxPool2d(3, 2, ceil_mode=True), lambda n, *_: sliding(n, 3, 2)),
+    "max_pool2d": (lambda: Call(lambda x: F.max_pool2d(x, 3, 2, 1)), lambda n, *_: sliding(n, 3, 2, 1)),
+    "torch.max_pool2d": (lambda: Call(lambda x: torch.max_pool2d(x, (4, 4), 1)), lambda n, *_: sliding(n, 4, 1)),
+    "with indices": (
+        lambda: Call(lambda x: F.max_pool2d(x, 3, 2, dilation=2, return_indices=True)[0]),
+        lambda n, *_: sliding(n, 3, 2, 0, 2),
+    ),
+    "centres beyond the border": (lambda: nn.MaxPool2d(2, 2, 1, ceil_mode=True), lambda n, *_: sliding(n, 2, 2, 1)),
+    "AdaptiveMaxPool2d": (lambda: nn.AdaptiveMaxPool2d(5), sharing),
+    "adaptive_max_pool2d": (lambda: Call(lambda x: F.adaptive_max_pool2d(x, (4, 7))), sharing),
+    "whole maps": (lambda: nn.AdaptiveMaxPool2d(1), sharing),
+}
+
+
+class TestUnswitched:
+    """Max pooling undone without its switches: every value goes to the centre of its window."""
+
+    def project(self, deconvnet: Deconvnet, images: Tensor, signal: Tensor) -> Tensor:
+        return deconvnet.project(deconvnet.record(images, ["relu"]), "relu", signal)
+
+    @pytest.mark.parametrize("name", WINDOWS)
+    def test_against_a_loop(self, name: str) -> None:
+        make, reads = WINDOWS[name]
+        model, images = drawn(make()), torch.randn(2, 3, *SIZE, dtype=torch.float64)
+        signal = model(images).detach()
+        pooled = F.conv_transpose2d(signal, model.conv2.weight, padding=1)
+        spread = torch.zeros(2, 8, *SIZE, dtype=torch.float64)
+        middles = [
+            [sorted(taps)[(len(taps) - 1) // 2] for taps in (reads(n, extent, outputs) for n in range(outputs))]
+            for extent, outputs in zip(SIZE, pooled.shape[2:], strict=True)
+        ]
+        for i, row in enumerate(middles[0]):
+            for j, column in enumerate(middles[1]):
+                if 0 <= row < SIZE[0] and 0 <= column < SIZE[1]:
+                    spread[:, :, row, column] += pooled[:, :, i, j]
+        deconvnet = Deconvnet(model, rules=DECONVNET | UNSWITCHED)
+        expected = F.conv_transpose2d(spread, model.conv1.weight, padding=1).detach()
+        assert_close(self.project(deconvnet, images, signal), expected)
+        check_units(deconvnet, images, "relu")
+
+    def test_it_forgets_where_the_image_had_its_maxima(self) -> None:
+        model, images = drawn(nn.MaxPool2d(3, 2)), torch.randn(2, 3, *SIZE, dtype=torch.float64)
+        signal = model(images[:1]).detach().repeat(2, 1, 1, 1)
+        with_switches, without = (
+            self.project(Deconvnet(model, rules=rules), images, signal) for rules in (DECONVNET, DECONVNET | UNSWITCHED)
+        )
+        assert without[0].equal(without[1]) and not torch.allclose(with_switches[0], with_switches[1])
+
+    def test_other_poolings_go_back_as_before(self) -> None:
+        model, images = drawn(nn.AvgPool2d(3, 2)), torch.randn(1, 3, *SIZE, dtype=torch.float64)
+        signal = model(images).detach()
+        both = [self.project(Deconvnet(model, rules=r), images, signal) for r in (DECONVNET, DECONVNET | UNSWITCHED)]
+        assert both[0].equal(both[1])
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0), (1, 0, 3, 2)])

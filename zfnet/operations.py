@@ -529,6 +529,31 @@ def unpool_by_switches(step: Step, signal: Tensor) -> Tensor:
     return unpool(signal, step.switches, pair(step.shapes[0][-2:]), step.collisions)
 
 
+def unpool_to_centres(step: Step, signal: Tensor) -> Tensor:
+    """Without switches: a value goes to the centre of its window, of four in the middle the upper left one.
+
+    A centre beyond the border, as of some 2 x 2 windows with a padding of 1, has none.
+    """
+    size = pair(step.shapes[0][-2:])
+    rows, columns = (_centres(step, axis, signal.shape[axis - 2]).to(signal.device) for axis in (0, 1))
+    down, across = ((n >= 0) & (n < extent) for n, extent in zip((rows, columns), size, strict=True))
+    signal, switches = signal[..., down, :][..., across], rows[down, None] * size[1] + columns[across]
+    return unpool(signal, switches.expand(signal.shape), size, step.collisions)
+
+
+def _centres(step: Step, axis: int, outputs: int) -> Tensor:
+    """The places, along one axis, of the centres of a max pooling's windows: (outputs,)."""
+    places = torch.arange(outputs)
+    if "adaptive" in step.kind.lower():
+        extent = step.shapes[0][axis - 2]
+        return (places * extent // outputs - (-(places + 1) * extent // outputs) - 1) // 2
+    pooling = pool_arguments(step.argument)
+    kernel, stride, padding, dilation = (
+        pair(pooling[name])[axis] for name in ("kernel_size", "stride", "padding", "dilation")
+    )
+    return places * stride - (padding if step.padded else 0) + (kernel - 1) // 2 * dilation
+
+
 def _check_floor(step: Step) -> None:
     """Refuse a clamp or threshold that is no rectifier."""
     name = step.kind.lower()
@@ -815,6 +840,7 @@ DECONVNET: dict[Any, Operation] = {
 }
 # alternatives to the paper's choices, to be added to a rule set
 UNRECTIFIED: dict[Any, Operation] = _rows(RECTIFIERS, through)
+UNSWITCHED: dict[Any, Operation] = _rows(list(SWITCHED), unpool_to_centres, None)
 DIFFERENTIATED_NORMS: dict[Any, Operation] = {
     **_rows(CONTRAST_NORMS, gradient, normed_window, reads_input=True),
     **_rows(GROUP_NORMS, gradient, group_norm_window, reads_input=True),

@@ -24,7 +24,8 @@ from experiments.setup.models import build
 from experiments.setup.options import Reading
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.analysis import faithfulness
-from zfnet.analysis.faithfulness import PICTURES, WEIGHTS, similarity
+from zfnet.analysis.faithfulness import PICTURES, WEIGHTS
+from zfnet.analysis.likeness import cosine, similarity, with_shuffled_weights
 from zfnet.analysis.statistics import Bootstrap, Estimate
 from zfnet.checks import pair
 from zfnet.data.images import as_images
@@ -421,7 +422,7 @@ def measure_likeness(sample: Sample) -> Values:
     for name, rules in sample.bar(SIGNALS.items(), "shuffle"):
         signal, pictures = sample.signals[name], {}
         for end in (*reversed(layers[: layers.index(sample.layer)]), None):
-            shuffled = faithfulness.with_shuffled_weights(sample.deconvnet.graph, sample.layer, end, sample.random)
+            shuffled = with_shuffled_weights(sample.deconvnet.graph, sample.layer, end, sample.random)
             picture = sample.projected(model=shuffled, rules=rules)
             pictures[f"shuffled above {end}" if end else "all shuffled"] = picture
         pictures["edges of the crop"], pictures["nearness of the centre"] = edges.sqrt(), (near - near.min()).sqrt()
@@ -446,7 +447,7 @@ def measure_choices(sample: Sample, default: Values) -> Values:
         kept, removed = (sample.area(sample.curve(sample.patches.crops, rank, keep=k)) for k in (True, False))
         shown = torch.where(sample.inside[:, None], sample.displayed(signal), 0.0)
         gains = {
-            "cosine": faithfulness.cosine(projections, signal),
+            "cosine": cosine(projections, signal, sample.inside),
             "sufficiency": kept - masked["sufficiency"],
             "necessity": 1 - removed - masked["necessity"],
             **{m: v - whole[m] for m, v in sample.view(shown, shown.square().sum(1), rank).items()},

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from zfnet import Deconvnet
 from zfnet.analysis import faithfulness
 from zfnet.analysis.choices import effective_field, extents, smoothed
+from zfnet.analysis.likeness import with_shuffled_weights
 from zfnet.checks import pair
 from zfnet.operations import DECONVNET, GRADIENT, GUIDED, Rules
 from zfnet.rendering import outside
@@ -82,7 +83,7 @@ class Units:
     def weights(self) -> dict[str, Tensor]:
         """Smoothed weights (M, S, S) by name: all but the effective field, which is measured on other units."""
         found = {name: self.energy(rules) for name, rules in SIGNALS.items()}
-        shuffled = faithfulness.with_shuffled_weights(self.deconvnet.graph, self.layer, None, self.random)
+        shuffled = with_shuffled_weights(self.deconvnet.graph, self.layer, None, self.random)
         found[SHUFFLED] = self.energy(DECONVNET, model=shuffled)
         found[ANOTHER] = self.energy(DECONVNET, units=self.another_map())
         found["centre"] = self.nearness()

@@ -7,15 +7,12 @@ pixel is kept or removed, strongest first.
     necessity      remove these pixels of the crop instead: how much of it is lost?
     recognition    can the unit be identified from the picture alone?
     energy_inside, points_inside     where the truth is known: how much of what is shown is on the object?
-    similarity     of two pictures; `with_shuffled_weights` gives a network to test whether weights matter at all
 
 Shapes: M pictures of one layer's units are (M, C, S, S) for images of C channels, their weights (M, S, S), and `inside`
 (M, S, S), bool, marks the pixels that lie in the image.
 """
 
-import copy
 import itertools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,11 +20,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
-from scipy.stats import ConstantInputWarning, spearmanr
-from torch import Tensor, nn
+from torch import Tensor
 
 from zfnet.errors import InputError, unknown_name
-from zfnet.graph import Graph
 
 FILLS = ("grey", "blur", "noise")
 SHARE = 20.0  # percent of the pixels that a masked picture shows
@@ -61,6 +56,24 @@ def energy(signal: Tensor) -> Tensor:
     return signal.to(torch.promote_types(signal.dtype, torch.float32)).square().sum(1)
 
 
+def sobel(crops: Tensor, inside: Tensor) -> Tensor:
+    """Sobel's derivatives of each channel: (M, 2 C, S, S), first C across, then C down.
+
+    Their `energy` is the squared strength of edges, whatever their direction. They are 0 along the image's border,
+    which is no edge. Args: crops (M, C, S, S), and inside (M, S, S), bool.
+    """
+    across = crops.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    filters = torch.stack([across, across.T])[:, None]
+    channels = F.pad(crops, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]
+    by_channel: Tensor = F.conv2d(channels, filters).unflatten(0, crops.shape[:2])  # (M, C, 2, S, S)
+    return by_channel.transpose(1, 2).flatten(1, 2) * surrounded(inside)[:, None]
+
+
+def surrounded(inside: Tensor) -> Tensor:
+    """Which pixels (M, S, S), bool, lie inside the image (M, S, S), bool, with all their neighbours on the canvas."""
+    return ~F.max_pool2d((~inside)[:, None].float(), 3, 1, 1)[:, 0].bool()
+
+
 def _offsets(crops: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (S, 1) and columns (1, S) of pixels relative to the centre."""
     rows, columns = (torch.arange(n, device=crops.device) - (n - 1) / 2 for n in crops.shape[-2:])
@@ -82,12 +95,8 @@ def _random(crops: Tensor, inside: Tensor, generator: torch.Generator) -> Tensor
 
 
 def _edges(crops: Tensor, inside: Tensor, generator: torch.Generator) -> Tensor:
-    """Sobel's gradient of the mean over channels; 0 along the image's border, which is no edge."""
-    across = crops.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
-    filters = torch.stack([across, across.T])[:, None]
-    grey = F.pad(crops.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-    whole = -F.max_pool2d(-inside[:, None].to(crops), 3, 1, 1)[:, 0]
-    return F.conv2d(grey, filters).square().sum(1) * whole
+    """By Sobel's derivatives of the mean over channels."""
+    return energy(sobel(crops.mean(1, keepdim=True), inside))
 
 
 WEIGHTS: dict[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = {
@@ -237,39 +246,3 @@ def points_inside(rank: Tensor, truth: Tensor) -> Tensor:
     The pointing game of Zhang et al. (2016), arXiv:1608.00507, without its tolerance.
     """
     return truth.flatten(1).gather(1, rank.flatten(1).argmin(1)[:, None])[:, 0].to(torch.get_default_dtype())
-
-
-def with_shuffled_weights(graph: Graph, layer: str, below: str | None, generator: torch.Generator) -> nn.Module:
-    """A copy of the model in which the weights of the layers from `layer` down are shuffled, up to `below`, exclusive.
-
-    below: None, down to the image. A weight keeps its values and loses their order. Cascading randomisation from the
-    top, Adebayo et al. (2018), arXiv:1810.03292.
-    """
-    model = copy.deepcopy(graph.model)
-    spared = set(graph.path([graph.node(below)])) if below else set()
-    for node in reversed(graph.path([graph.node(layer)])):
-        if node in spared or node.op not in ("call_module", "get_attr"):  # get_attr: the weight of an F.conv2d
-            continue
-        for name, weight in model.named_parameters(remove_duplicate=False):
-            if f"{name}.".startswith(f"{node.target}."):
-                drawn = torch.randperm(weight.numel(), generator=generator).to(weight.device)
-                weight.data.copy_(weight.data.flatten()[drawn].view_as(weight))
-    return model
-
-
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Of pictures (M, C, S, S): (M,), float64; 1 if they differ only in scale, NaN if one is zero."""
-    a, b = a.double().flatten(1), b.double().flatten(1)
-    lengths: Tensor = a.norm(dim=1) * b.norm(dim=1)
-    return (a * b).sum(1) / lengths
-
-
-def similarity(a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
-    """Spearman's correlation of the energies of pictures (M, C, S, S), over pixels inside the image: (M,), float64.
-
-    Signs are ignored, as by Adebayo et al. (2018). NaN where one energy is constant.
-    """
-    triples = zip(energy(a).cpu().numpy(), energy(b).cpu().numpy(), inside.cpu().numpy(), strict=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConstantInputWarning)
-        return torch.tensor([spearmanr(x[mask], y[mask]).statistic for x, y, mask in triples], dtype=torch.float64)
