@@ -1,0 +1,141 @@
+"""A headless Chromium for tests, driven through a pipe by its DevTools protocol; nothing else has to be installed."""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE = 120  # seconds without a word after which it is given up
+KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Escape": 27, "Tab": 9, " ": 32}
+
+
+class Chromium:
+    """A browser with one page; what it downloads comes to `folder`. To be used in a `with` statement.
+
+    Attributes:
+        events: what it has reported, in order.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.events, self._session = folder, [], ""
+        self._count, self._read, self._waited = 0, b"", 0
+
+    def __enter__(self) -> "Chromium":
+        import fcntl  # of Unix alone
+
+        # it reads from descriptor 3 and writes to 4: both must be free of other meanings when bash puts them there
+        ends = (*os.pipe(), *os.pipe())
+        theirs_in, self._out, self._in, theirs_out = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+        for end in ends:
+            os.close(end)
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
+        options.append(f"--user-data-dir={self.folder / 'profile'}")
+        self._process = subprocess.Popen(
+            ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "bash", PROGRAM, *options],
+            pass_fds=(theirs_in, theirs_out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+        self.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(self.folder), eventsEnabled=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        os.close(self._out)
+        os.close(self._in)
+
+    def send(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """The result of a command of the protocol."""
+        number = self._write(method, parameters)
+        while (reply := self._next()).get("id") != number:
+            pass
+        assert "error" not in reply, f"{method}: {reply['error']}"
+        return reply["result"]
+
+    def wait(self, method: str, **expected: Any) -> dict[str, Any]:
+        """The next event of this kind with these parameters, after the one that was waited for last."""
+        while True:
+            while self._waited == len(self.events):
+                self._next()
+            event = self.events[self._waited]
+            self._waited += 1
+            if event["method"] == method and expected.items() <= event["params"].items():
+                return event["params"]
+
+    def _write(self, method: str, parameters: dict[str, Any]) -> int:
+        self._count += 1
+        message = {"id": self._count, "method": method, "params": parameters}
+        if self._session and not method.startswith(("Browser.", "Target.")):
+            message["sessionId"] = self._session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        return self._count
+
+    def _next(self) -> dict[str, Any]:
+        """The next message: a reply, or an event, which is kept. Questions of the page are answered with yes."""
+        while b"\0" not in self._read:
+            assert select.select([self._in], [], [], PATIENCE)[0], "the browser says nothing"
+            content = os.read(self._in, 2**20)
+            assert content, "the browser has ended"
+            self._read += content
+        text, self._read = self._read.split(b"\0", 1)
+        message = json.loads(text)
+        if "method" in message:
+            self.events.append(message)
+            if message["method"] == "Page.javascriptDialogOpening":
+                self._write("Page.handleJavaScriptDialog", {"accept": True})
+        return message
+
+    def downloaded(self) -> Path:
+        """The file that the page has the browser download, when it is there."""
+        begun = self.wait("Browser.downloadWillBegin")
+        self.wait("Browser.downloadProgress", guid=begun["guid"], state="completed")
+        return self.folder / begun["suggestedFilename"]
+
+    def open(self, address: str) -> None:
+        self._waited = len(self.events)
+        self.send("Page.navigate", url=address)
+        self.wait("Page.loadEventFired")
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of an expression of JavaScript."""
+        reply = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in reply, reply["exceptionDetails"]
+        return reply["result"].get("value")
+
+    def press(self, key: str) -> None:
+        """Press and let go of a key: a digit, or one of KEYS."""
+        stroke = {"key": key, "windowsVirtualKeyCode": KEYS.get(key, ord(key[0]))}
+        if len(key) == 1:
+            stroke["text"] = key
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, **stroke)
+
+    def click(self, selector: str) -> None:
+        """Click into the middle of an element, which must be the topmost there."""
+        where = self.evaluate(
+            f"""(() => {{
+                const chosen = document.querySelector({json.dumps(selector)});
+                chosen.scrollIntoView({{ block: "center" }});
+                const {{ left, top, width, height }} = chosen.getBoundingClientRect();
+                const [x, y] = [left + width / 2, top + height / 2];
+                return chosen.contains(document.elementFromPoint(x, y)) ? [x, y] : null;
+            }})()"""
+        )
+        assert where, f"{selector} cannot be clicked"
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=where[0], y=where[1], button="left", clickCount=1)
