@@ -41,7 +41,7 @@ class Judge:
         weights = parts.new_ones(len(parts), *SIZE) if shown is None else shown.to(parts)
         described = []
         for maps in activations(self.graph, images, self.layers).values():
-            weight = F.adaptive_avg_pool2d(weights[:, None], tuple(maps.shape[2:])) if maps.ndim == 4 else None
+            weight = F.adaptive_avg_pool2d(weights[:, None], (maps.shape[2], maps.shape[3])) if maps.ndim == 4 else None
             if weight is None:
                 described.append(maps)
                 continue
