@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zfnet import InputError
-from zfnet.analysis.choices import answers, effective_field, extents, extremes, nearer, smoothed, squares, under
+from zfnet.analysis.choices import (
+    answers,
+    effective_field,
+    extents,
+    extremes,
+    matched_extremes,
+    nearer,
+    smoothed,
+    squares,
+    under,
+)
 
 
 def seeded(seed=0):
@@ -102,6 +112,20 @@ def test_extremes_and_their_ties():
     assert ends[0].tolist() == [1, 0] and differ.tolist() == [True, False]
     ties = torch.tensor([[0.0, 0.0, 0.0, 5.0]])
     assert {int(extremes(ties, seeded(s))[0][0, 0]) for s in range(30)} == {0, 1, 2}
+
+
+def test_matched_extremes_are_neighbours_in_the_controls_order():
+    values = torch.tensor([[0.0, 9.0, 4.0, 3.0], [5.0, 1.0, 2.0, 9.0], [2.0, 2.0, 2.0, 2.0]])
+    control = torch.tensor([[1.0, 4.0, 2.0, 3.0]]).expand(3, 4)  # order: 0, 2, 3, 1
+    ends, differ = matched_extremes(values, control, seeded())
+    assert ends[:2].tolist() == [[3, 1], [1, 3]] and differ.tolist() == [True, True, False]
+    random = torch.rand(500, 25, generator=seeded(1))
+    control = torch.rand(500, 25, generator=seeded(2))
+    ends, _ = matched_extremes(random, control, seeded())
+    right = control.take_along_dim(ends, 1)
+    place = control.argsort(1).argsort(1).take_along_dim(ends, 1)
+    assert (place.diff(dim=1).abs() == 1).all() and (random.take_along_dim(ends, 1).diff(dim=1) > 0).all()
+    assert 0.4 < float((right[:, 0] > right[:, 1]).double().mean()) < 0.6  # the control is at chance
 
 
 def test_a_tie_is_half_right():

@@ -1,9 +1,12 @@
 """Task A: of two squares over an image, which one lowers the unit more? After Zimmermann et al. (2021).
 
-The unit is the strongest of its map in an image that is not among its nine strongest. Of squares at 25 places over what
-it sees, one lowers the unit most and one least: that is measured. A1: a picture of *this* image answers by how much of
-its mask lies under each square. A2: pictures of the *other* nine answer: in each, the square under which most of the
-mask lies is cut out, and the judge says which of the two squares' contents is more like these nine.
+The unit is the strongest of its map in an image that is not among its nine strongest. Squares are laid at 25 places
+over what it sees, and what is left of the unit is measured. The two squares of a trial are matched: they are
+neighbours in the order of what lies under them of the effective field, and of all neighbours those that differ most. A
+square in the middle and one at a corner would be told apart by whoever knows that units look at the middle. A1: a
+picture of *this* image answers by how much of its mask lies under each square. A2: pictures of the *other* nine
+answer: in each, the square under which most of the mask lies is cut out, and the judge says which of the two squares'
+contents is more like these nine.
 """
 
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor
 from experiments.ablation.judge import Judge, cut, standardised
 from experiments.ablation.units import Units
 from zfnet.analysis import faithfulness
-from zfnet.analysis.choices import answers, extremes, squares, under
+from zfnet.analysis.choices import answers, extremes, matched_extremes, squares, under
 
 FILLS = ("grey", "blur", "patch")  # of the squares: the mean colour, the blurred image, another image's pixels
 ORACLE = "oracle"  # the mask of the measured drops themselves: what a picture of this format can reach
@@ -21,34 +24,59 @@ ORACLE = "oracle"  # the mask of the measured drops themselves: what a picture o
 Trials = dict[str, list[float | None]]  # columns of equal length
 
 
-def trials(units: Units, references: Units, judge: Judge, fill: str = "grey") -> tuple[Trials, Trials]:
-    """The trials A1 and A2 of one layer, one for each unit that some square lowers more than another.
+def trials(units: Units, references: Units, judge: Judge) -> dict[str, Trials]:
+    """The trials of one layer by task, one for each unit that one of the squares lowers more than the other.
+
+    "A1" and "A2" are of grey squares that are matched; "A1/unmatched" of those that lower the unit most and least; and
+    "A1/blur" and "A1/patch" of matched squares with another fill.
 
     Args:
         units: the queries; `references` are other units of the same maps.
-        fill: of the squares, one of FILLS.
     """
-    boxes = squares(units.inside)
-    remaining = left(units, boxes, fill)
-    ends, differ = extremes(remaining, units.random)
+    boxes, masks = squares(units.inside), units.masks(references)
+    field, found = under(units.field(references), boxes), {}
+    for fill in FILLS:
+        remaining = left(units, boxes, fill)
+        masks[ORACLE] = units.strongest(drops(remaining, boxes, units), faithfulness.SHARE)
+        kept, both, columns = pairs(units, boxes, remaining, field)
+        pointed = {picture: answers(under(mask, both))[kept].tolist() for picture, mask in masks.items()}
+        found["A1" if fill == FILLS[0] else f"A1/{fill}"] = columns | pointed
+        if fill == FILLS[0]:
+            found["A2"] = columns | generalised(units, references, judge, kept, both)
+            kept, both, columns = pairs(units, boxes, remaining)
+            pointed = {picture: answers(under(mask, both))[kept].tolist() for picture, mask in masks.items()}
+            found["A1/unmatched"] = columns | pointed
+    return found
+
+
+def pairs(
+    units: Units, boxes: Tensor, remaining: Tensor, control: Tensor | None = None
+) -> tuple[Tensor, Tensor, Trials]:
+    """Which units have a trial, their two squares (M, 2, 4), the right one first, and what is told of the trials."""
+    if control is None:
+        ends, differ = extremes(remaining, units.random)
+    else:
+        ends, differ = matched_extremes(remaining, control, units.random)
     kept = differ.nonzero().flatten()
-    both = boxes[torch.arange(len(boxes))[:, None], ends]  # (M, 2, 4), the right one first
+    shares = (remaining.take_along_dim(ends, 1) / units.values[:, None])[kept]
     columns: Trials = {
         "map": units.maps[kept].tolist(),
         "image": units.items[kept].tolist(),
         "rows": units.strata[kept, 0].tolist(),
         "columns": units.strata[kept, 1].tolist(),
-        "left": (remaining.amin(1) / units.values)[kept].tolist(),
+        "left": shares[:, 0].tolist(),
+        "left by the other": shares[:, 1].tolist(),
     }
-    masks = units.masks(references)
-    masks[ORACLE] = units.strongest(drops(remaining, boxes, units), faithfulness.SHARE)
-    first = {picture: answers(under(mask, both))[kept].tolist() for picture, mask in masks.items()}
+    return kept, boxes[torch.arange(len(boxes))[:, None], ends], columns
+
+
+def generalised(units: Units, references: Units, judge: Judge, kept: Tensor, both: Tensor) -> Trials:
+    """The answers of A2, by picture of the references."""
     described = judge.describe(cut(units.crops.repeat_interleave(2, 0), both.flatten(0, 1)))
-    second = {
+    return {
         picture: answers(likeness(units, references, described, mask, judge))[kept].tolist()
         for picture, mask in references.masks(references).items()
     }
-    return columns | first, columns | second
 
 
 def left(units: Units, boxes: Tensor, fill: str) -> Tensor:

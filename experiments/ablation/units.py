@@ -27,6 +27,7 @@ MASKS = {  # by picture, the weights whose product orders the pixels
     "gradient": ("gradient",),
     "shuffled x field": (SHUFFLED, FIELD),
     "another map x field": (ANOTHER, FIELD),
+    "edges x field": ("edges", FIELD),
 }
 
 
@@ -76,7 +77,7 @@ class Units:
         """The same units of the next of the maps; of their own, where there is but one."""
         known = self.maps.unique()
         units = self.units.clone()
-        units[:, 1] = known.roll(-1)[torch.searchsorted(known, self.maps)]
+        units[:, 1] = known.roll(-1)[torch.searchsorted(known, self.maps.contiguous())]
         return units
 
     @cached_property
@@ -87,6 +88,7 @@ class Units:
         found[SHUFFLED] = self.energy(DECONVNET, model=shuffled)
         found[ANOTHER] = self.energy(DECONVNET, units=self.another_map())
         found["centre"] = self.nearness()
+        found["edges"] = smoothed(faithfulness.energy(faithfulness.sobel(self.crops, self.inside)), self.inside)
         return found
 
     def nearness(self) -> Tensor:

@@ -122,6 +122,21 @@ def extremes(values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     return ends, values.amin(1) < values.amax(1)
 
 
+def matched_extremes(values: Tensor, control: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """As `extremes`, of two places that a control hardly tells apart: neighbours in the order of its values (M, P).
+
+    Of all such neighbours they are the two whose values differ most.
+    """
+    drawn = torch.randperm(values.shape[1], generator=generator).to(values.device)
+    order = drawn[control[:, drawn].argsort(dim=1, stable=True)]
+    sorted_values = values.take_along_dim(order, 1)
+    steps = sorted_values.diff(dim=1)
+    first = steps.abs().argmax(1, keepdim=True)
+    both = order.take_along_dim(torch.cat([first, first + 1], 1), 1)
+    rising = steps.take_along_dim(first, 1) > 0
+    return torch.where(rising, both, both.flip(1)), steps.amin(1).ne(0) | steps.amax(1).ne(0)
+
+
 def answers(scores: Tensor) -> Tensor:
     """Which of the answers by scores (M, 2), the right alternative's first, are right: (M,), 1, 0, or 0.5 for a tie."""
     return torch.where(scores[:, 0] == scores[:, 1], 0.5, (scores[:, 0] > scores[:, 1]).double())
