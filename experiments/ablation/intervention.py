@@ -9,6 +9,8 @@ answer: in each, the square under which most of the mask lies is cut out, and th
 contents is more like these nine.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,10 +23,10 @@ FILLS = ("grey", "blur", "patch")  # of the squares: the mean colour, the blurre
 ORACLE = "oracle"  # the mask of the measured drops themselves: what a picture of this format can reach
 
 
-Trials = dict[str, list[float | None]]  # columns of equal length
+Trials = dict[str, list[Any]]  # columns of equal length: numbers, words or None
 
 
-def trials(units: Units, references: Units, judge: Judge) -> dict[str, Trials]:
+def trials(units: Units, references: Units, judge: Judge | None) -> dict[str, Trials]:
     """The trials of one layer by task, one for each unit that one of the squares lowers more than the other.
 
     "A1" and "A2" are of grey squares that are matched; "A1/unmatched" of those that lower the unit most and least; and
@@ -32,6 +34,7 @@ def trials(units: Units, references: Units, judge: Judge) -> dict[str, Trials]:
 
     Args:
         units: the queries; `references` are other units of the same maps.
+        judge: of A2, which is left out without one.
     """
     boxes, masks = squares(units.inside), units.masks(references)
     field, found = under(units.field(references), boxes), {}
@@ -42,7 +45,8 @@ def trials(units: Units, references: Units, judge: Judge) -> dict[str, Trials]:
         pointed = {picture: answers(under(mask, both))[kept].tolist() for picture, mask in masks.items()}
         found["A1" if fill == FILLS[0] else f"A1/{fill}"] = columns | pointed
         if fill == FILLS[0]:
-            found["A2"] = columns | generalised(units, references, judge, kept, both)
+            if judge is not None:
+                found["A2"] = columns | generalised(units, references, judge, kept, both)
             kept, both, columns = pairs(units, boxes, remaining)
             pointed = {picture: answers(under(mask, both))[kept].tolist() for picture, mask in masks.items()}
             found["A1/unmatched"] = columns | pointed

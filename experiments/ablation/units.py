@@ -91,6 +91,10 @@ class Units:
         found["edges"] = smoothed(faithfulness.energy(faithfulness.sobel(self.crops, self.inside)), self.inside)
         return found
 
+    def noise(self) -> Tensor:
+        """Random weights (M, S, S), brought to the bandwidth of all others."""
+        return smoothed(torch.rand(self.inside.shape, generator=self.random).to(self.crops), self.inside)
+
     def nearness(self) -> Tensor:
         """How near each pixel is to the middle of what the unit's map sees: (M, S, S), from 0."""
         index = [torch.arange(n, device=self.inside.device) for n in self.inside.shape[1:]]
