@@ -14,11 +14,11 @@ SIZE = (64, 64)  # pixels, to which all parts of images are brought
 DEEPEST = 3  # of the judge's layers, which describe them
 
 
-def cut(pictures: Tensor, boxes: Tensor) -> Tensor:
-    """Parts of pictures (M, C, H, W), by boxes (M, 4: top, left, bottom, right), brought to one size: (M, C, *SIZE)."""
-    parts = pictures.new_empty(*pictures.shape[:2], *SIZE)
+def cut(pictures: Tensor, boxes: Tensor, size: tuple[int, int] = SIZE) -> Tensor:
+    """Parts of pictures (M, C, H, W), by boxes (M, 4: top, left, bottom, right), brought to one size: (M, C, *size)."""
+    parts = pictures.new_empty(*pictures.shape[:2], *size)
     for part, picture, (top, left, bottom, right) in zip(parts, pictures, boxes.tolist(), strict=True):
-        part[:] = resized(picture[None, :, top:bottom, left:right], SIZE)[0]
+        part[:] = resized(picture[None, :, top:bottom, left:right], size)[0]
     return parts
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -29,6 +29,7 @@ from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.identity import Identity, digest, read_sealed, write_sealed
 
+FEWEST = 140  # images: the least of which task B asks
 MOST = 2000  # images, of which all are ranked by every map; more are drawn
 REFERENCES, QUERIES = 9, 11  # of each map: its strongest images, and those of ranks 10 to 20
 PIXELS = 2**28  # of all pictures of a layer of one kind: those of very deep networks are many times the image
@@ -76,50 +77,69 @@ class Layer:
         size = receptive_field(self.deconvnet.graph, self.name, pair(self.data[0][0].shape[-2:])).size
         if len(units) * math.prod(size) > PIXELS:
             raise InputError(
-                f"{self.name}: {len(units)} pictures of {size[0]} x {size[1]} pixels, which its units see, are too many "
-                "to hold; give fewer maps, or other layers"
+                f"{self.name}: {len(units)} pictures of {size[0]} x {size[1]} pixels, which its units see, are too "
+                "many to hold; give fewer maps, or other layers"
             )
         return Units(self.deconvnet, self.data, self.name, units, self.seed)
 
 
-def measure(model: nn.Module, data: Any, out: Path, protocol: Protocol, **reading: Unpack[Reading]) -> dict[str, Any]:
-    """The trials of all layers, and what they are of; a run that was stopped goes on after the last task done."""
-    images = as_images(data)
-    if len(images) < REFERENCES + QUERIES:
-        raise InputError(f"the data has {len(images)} images; ranks up to {REFERENCES + QUERIES} need as many")
-    numbers = None
+class Study(NamedTuple):
+    """A network and its images: what the tasks of all layers are made of."""
+
+    layers: dict[str, Layer]
+    images: Any
+    sample: list[int] | None  # of the images, where not all were taken: images of units count in it
+    broken_images: list[str]
+
+
+def study(model: nn.Module, data: Any, out: Path, protocol: Protocol, **reading: Unpack[Reading]) -> Study:
+    """Rank all images by every map of the layers; a run that was stopped goes on."""
+    images, sample = as_images(data), None
+    if len(images) < FEWEST:
+        raise InputError(f"the data has {len(images)} images; the tasks need {FEWEST} or more")
     if len(images) > MOST:
         random = torch.Generator().manual_seed(protocol.seed)
-        numbers = torch.randperm(len(images), generator=random)[:MOST].sort().values.tolist()
-        data = Subset(data, numbers)
+        sample = torch.randperm(len(images), generator=random)[:MOST].sort().values.tolist()
+        data = Subset(data, sample)
     deconvnet, judge = Deconvnet(model), judge_of(model, protocol.judge)
-    scan_state, state = (out / name for name in STATES)
-    every = min(len(images), MOST)
-    tops = scan(deconvnet.graph, data, protocol.layers, every, state=scan_state, keep_state=True, **reading)
-    identity = deconvnet.graph.identity() | {name: str(value) for name, value in protocol.settings.items()}
-    identity |= {"images": images.identity(), "judge": "none" if judge is None else digest(judge.graph.model)}
+    every, state = min(len(images), MOST), out / STATES[0]
+    tops = scan(deconvnet.graph, data, protocol.layers, every, state=state, keep_state=True, **reading)
+    layers = {
+        name: Layer(deconvnet, data, name, top, drawn(top, protocol), judge, protocol.seed)
+        for name, top in tops.items()
+    }
+    if not any(layer.maps for layer in layers.values()):
+        least = f"above 0 on {REFERENCES + QUERIES} images"
+        raise InputError(f"no feature map of {', '.join(layers)} is {least}, which the tasks need")
+    return Study(layers, images, sample, tops.broken)
+
+
+def measure(model: nn.Module, data: Any, out: Path, protocol: Protocol, **reading: Unpack[Reading]) -> dict[str, Any]:
+    """The trials of all layers, and what they are of; a run that was stopped goes on after the last task done."""
+    layers, images, sample, broken = study(model, data, out, protocol, **reading)
+    state, one = out / STATES[1], next(iter(layers.values()))
+    judge = None if one.judge is None else one.judge.graph.model
+    identity = one.deconvnet.graph.identity() | {name: str(value) for name, value in protocol.settings.items()}
+    identity |= {"images": images.identity(), "judge": "none" if judge is None else digest(judge)}
     done = {} if reading.get("fresh") else read_trials(state, identity)
-    layers = {}
-    for name, top in tops.items():
-        layer = Layer(deconvnet, data, name, top, drawn(top, protocol), judge, protocol.seed)
+    measured = {}
+    for name, layer in layers.items():
         trials = done.setdefault(name, {})
         left = [task for task in TASKS if task not in trials and layer.maps]
         for task in tqdm(left, desc=name, unit=" tasks", disable=not reading.get("progress", True)):
             trials[task] = TASKS[task](layer)
             write_sealed(state, identity, json.dumps(done))
         found = {name: columns for of in trials.values() for name, columns in of.items()}
-        layers[name] = {"maps": len(top.value), "dead": len(dead_maps(top)), "drawn": layer.maps, "trials": found}
-    if not any(layer["drawn"] for layer in layers.values()):
-        least = f"above 0 on {REFERENCES + QUERIES} images"
-        raise InputError(f"no feature map of {', '.join(layers)} is {least}, which the tasks need")
+        count = {"maps": len(layer.top.value), "dead": len(dead_maps(layer.top)), "drawn": layer.maps}
+        measured[name] = count | {"trials": found}
     return {
         "network": type(model).__name__,
         "dataset": type(images).__name__,
-        "images": every,
-        "sample": numbers,  # of the images, where not all were taken: "image" in trials counts in it
-        "judge": None if judge is None else type(judge.graph.model).__name__,
-        "broken_images": tops.broken,
-        "layers": layers,
+        "images": len(sample or images),
+        "sample": sample,
+        "judge": None if judge is None else type(judge).__name__,
+        "broken_images": broken,
+        "layers": measured,
     }
 
 

@@ -1,0 +1,155 @@
+"""Tasks A2 and B for people: a page with a sample of trials, and what the files of their answers come to."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from experiments.ablation import prediction, trials
+from experiments.ablation.intervention import FILLS, covered, left, pairs
+from experiments.ablation.judge import cut
+from experiments.ablation.measure import REFERENCES, STATES, Layer, Protocol, study
+from experiments.ablation.prediction import CROP, MASKED
+from experiments.ablation.trials import Trial
+from experiments.ablation.units import Units
+from experiments.output.results import Result
+from experiments.output.tables import table
+from experiments.setup.options import Reading
+from zfnet.analysis.choices import squares, under
+from zfnet.analysis.faithfulness import SHARE
+from zfnet.analysis.statistics import two_way
+from zfnet.data.preprocessing import Preprocessing
+
+PAGE = "trials"  # its name, where none is given
+EACH = 10  # trials of each task and layer
+ASKED = 3  # layers at most, spread over those that are named
+TILE = (160, 160)  # pixels of every image on the page
+NONE = "none"
+SHOWN = {"A2": (NONE, CROP, MASKED), "B": (CROP, MASKED)}  # how a trial's references are shown, in turn
+TITLE = "What does this unit look for?"
+
+
+def export(
+    result: Result, model: nn.Module, data: Any, protocol: Protocol, name: str, **reading: Unpack[Reading]
+) -> dict[str, Any]:
+    """Write the page with a sample of trials of some layers, and its key, into a folder of the page's name."""
+    layers = [layer for layer in study(model, data, result.out, protocol, **reading).layers.values() if layer.maps]
+    count = min(ASKED, len(layers))
+    spread = [layers[round(n * (len(layers) - 1) / max(1, count - 1))] for n in range(count)]
+    asked = [trial for layer in spread for trial in trials_of(layer)]
+    state, result.out = result.out / STATES[0], result.out / name
+    result.file(lambda folder: trials.write(asked, folder / f"{name}.html", title=TITLE, seed=protocol.seed) and None)
+    written = result.finish({"trials": len(asked), "layers": [layer.name for layer in spread]})
+    state.unlink(missing_ok=True)
+    print(f"{len(asked)} trials: give people {name}.html of {result.out}, and keep {name}-KEY.json to yourself")
+    return written
+
+
+def score(result: Result, answers: Sequence[str], name: str) -> dict[str, Any]:
+    """Score the files that people saved, by the key beside the page, and print who was right how often."""
+    scored = trials.score(answers, result.out / name / f"{name}-KEY.json")
+    result.out = result.out / name / "answers"
+    columns = scored.columns
+    rows: list[list[Any]] = []
+    for (task, picture), share in trials.shares(columns).items():
+        keys = zip(columns["task"], columns["picture"], strict=True)
+        mine = [n for n, key in enumerate(keys) if key == (task, picture)]
+        right = torch.tensor([columns["right"][n] for n in mine], dtype=torch.float64)
+        units, people = ([columns[key][n] for n in mine] for key in ("id", "person"))
+        found = two_way(right - 0.5, numbered(units), numbered(people))
+        bounds = "" if found is None else f"{100 * (found.low + 0.5):.0f} to {100 * (found.high + 0.5):.0f}"
+        rows.append([task, picture, f"{100 * share.right:.0f}", bounds, share.answers, share.people])
+    failed = {person: failure._asdict() for person, failure in scored.failed.items()}
+    words = f"{len(scored.people)} people; {len(failed)} left out, who missed questions that everybody gets right."
+    head = ["task", "references", "right, %", "95% interval", "answers", "people"]
+    note = "Chance is 50 %. The interval is over units and people; it is empty with one of either."
+    result.text(f"{table(head, rows)}\n\n{words} {note}")
+    return result.finish({"columns": columns, "people": len(scored.people), "failed": failed})
+
+
+def numbered(names: Sequence[Any]) -> Tensor:
+    """Names as numbers (M,)."""
+    known = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([known[name] for name in names])
+
+
+def trials_of(layer: Layer) -> Iterator[Trial]:
+    """Trials of some maps of a layer, A2 and B."""
+    random = torch.Generator().manual_seed(layer.seed)
+    some = torch.tensor(layer.maps)[torch.randperm(len(layer.maps), generator=random)[:EACH]].sort().values
+    layer = replace(layer, maps=some.tolist())
+    yield from squares_of(layer)
+    yield from queries_of(layer)
+
+
+def squares_of(layer: Layer) -> Iterator[Trial]:
+    """A2: two squares over an image of each map, beside what its nine strongest images look like, or nothing."""
+    references, queries = layer.references, layer.units(REFERENCES, REFERENCES + 1)
+    boxes = squares(queries.inside)
+    remaining = left(queries, boxes, FILLS[0])
+    kept, both, _ = pairs(queries, boxes, remaining, under(queries.field(references), boxes))
+    shown, options = tiles(references), []
+    for box in both.unbind(1):
+        hidden = torch.where(covered(box, queries.inside)[:, None], 0.0, queries.crops)
+        options.append(images_of(queries, hidden))
+    for number, n in enumerate(kept.tolist()):
+        picture, m = SHOWN["A2"][number % len(SHOWN["A2"])], int(queries.maps[n])
+        own = (references.maps == m).nonzero().flatten().tolist()
+        yield Trial(
+            id=f"A2 {layer.name} {m}",
+            task="A2",
+            picture=picture,
+            layer=layer.name,
+            map=m,
+            options=[of[n] for of in options],
+            right=0,
+            strongest=[] if picture == NONE else [shown[picture][i] for i in own],
+            image=int(queries.items[n]),
+        )
+
+
+def queries_of(layer: Layer) -> Iterator[Trial]:
+    """B: two images, beside the nine that activate the map most and the nine that do least.
+
+    One trial more is easy: its images are among the references.
+    """
+    random = torch.Generator().manual_seed(layer.seed)
+    places = prediction.places(layer.deconvnet, layer.name, layer.references.image_size)
+    values, units = prediction.ranking(layer.top, layer.maps, places, random)
+    pairs_of = {prediction.EXTREME: 1, prediction.PERCENTILE: 1}
+    ranks = prediction.asked(values.shape[1], len(layer.maps), pairs_of, random)
+    for n, m in enumerate(layer.maps):
+        chosen, picture, first = units[n, ranks[n]], SHOWN["B"][n % len(SHOWN["B"])], 2 * REFERENCES + n % 2
+        shown = tiles(Units(layer.deconvnet, layer.data, layer.name, chosen, layer.seed), layer.references)[picture]
+        trial = Trial(
+            id=f"B {layer.name} {m}",
+            task="B",
+            picture=picture,
+            layer=layer.name,
+            map=m,
+            options=[shown[first], shown[first + 2]],
+            right=0,
+            strongest=shown[:REFERENCES],
+            weakest=shown[REFERENCES : 2 * REFERENCES],
+            image=int(chosen[first, 0]),
+        )
+        yield trial
+        if n == 0:
+            easy = [trial.strongest[0], trial.weakest[0]]
+            yield replace(trial, id=f"easy {layer.name} {m}", options=easy, image=int(chosen[0, 0]), catch=True)
+
+
+def tiles(units: Units, others: Units | None = None) -> dict[str, list[Tensor]]:
+    """What units see, whole and masked by projection x field, as images of the page, by picture."""
+    mask = units.strongest(units.projection * units.field(others or units), SHARE)
+    masked = torch.where(mask[:, None], units.crops, 0.0)
+    return {CROP: images_of(units, units.crops), MASKED: images_of(units, masked)}
+
+
+def images_of(units: Units, crops: Tensor) -> list[Tensor]:
+    """What units see of crops (M, C, S, S), as images (3, *TILE), uint8."""
+    pixels = Preprocessing.of(units.deconvnet.model).pixels(cut(crops, units.extents(), TILE)).clamp(0, 1)
+    return list((255 * pixels).round().to(torch.uint8).expand(-1, 3, -1, -1).cpu())
