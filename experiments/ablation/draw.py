@@ -1,181 +1,265 @@
-"""The ablation's figures: what is left of activations, measures and likeness by layer, and the pictures themselves."""
+"""The ablation's figures: each task by layer, from the trials alone, and what the pictures of some units show."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
-from experiments.ablation.measure import EXAMPLES, MEASURES, SIGNALS, Measurements, Protocol, Sample
-from experiments.ablation.report import intervals, label, source
-from experiments.output.feature_maps import Look
+from experiments.ablation.analysis import BASELINES, CHANCE, PICTURE, Compared, analysed, difference
+from experiments.ablation.report import pairs_of, sizes, squares
+from experiments.ablation.units import FIELD, Units
 from experiments.output.pages import LINE, Page, caption, enlarged, hatched, plots
-from zfnet.analysis.faithfulness import PICTURES, SHARE, strongest
-from zfnet.analysis.statistics import Estimate
+from zfnet.analysis.statistics import MARGIN, Contrast
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.rendering import GREY
 
-Rows = Mapping[str, Mapping[str, Sequence[Estimate | None]]]  # by title, and by picture: an estimate for each layer
-
 COLUMNS = 5  # layers beside each other
+PLAIN = "projection, plain correlation"
 GAP = 5  # pixels between pictures
-CURVES = (  # rows: which curves, whether of the crop's pixels or of a signal's own, and what they are
-    ("kept", False, "signal's strongest\npixels shown"),
-    ("kept", True, "crop's strongest\npixels shown"),
-    ("removed", True, "crop's strongest\npixels removed"),
-)
-OTHERS = {  # pictures that a projection may be like
-    "all shuffled": "the same unit in a network whose weights are shuffled",
-    "another map, same place": "another map at the same place",
-    "same map, another image": "the same map in another image",
-    "edges of the crop": "edges of the crop",
-    "nearness of the centre": "nearness of the centre",
+DASHED, DOTTED = (0, (4, 1.5)), (0, (1, 1.5))
+SYMBOLS, STRATA = "osDX", "v^<>"  # of conditions; of strata, from the smallest area
+QUESTIONS = {
+    "A1": "Which of two squares lowers the unit more? A picture of the image itself answers.",
+    "A2": "Which of two squares lowers the unit more? Pictures of the nine strongest other images answer, by a judge.",
+    "B": "Which of two images activates the map more? Pictures of nine strong and nine weak images answer, by a judge.",
 }
 
 
 class Mark(NamedTuple):
-    """How pictures are drawn in plots, by the weight that orders their pixels."""
+    """How a picture, or a rule, is drawn; what is multiplied by the field is a solid line with filled points."""
 
-    words: str
     number: int | None  # of the style's colours; None: grey
-    line: Any
     point: str
+    line: Any = "-"
+    fill: Any = "full"
 
-    def colour(self, lines: Sequence[str]) -> str:
-        return "0.55" if self.number is None else lines[self.number]
+    def style(self, lines: Sequence[str]) -> dict[str, Any]:
+        colour = "0.55" if self.number is None else lines[self.number]
+        return {"color": colour, "linestyle": self.line, "marker": self.point, "fillstyle": self.fill}
 
 
 MARKS = {
-    "square": Mark("square from the centre", 7, "-", "s"),
-    "disc": Mark("disc from the centre", 3, (0, (2, 1)), "v"),
-    "projection": Mark("projection", 0, "-", "o"),
-    "gradient": Mark("gradient", 2, (0, (4, 1.5)), "D"),
-    "guided": Mark("guided back-propagation", 1, (0, (6, 1.5, 1, 1.5)), "^"),
-    "random": Mark("random", None, (0, (1, 1)), "X"),
-    "edges": Mark("edges", 4, (0, (3, 1, 1, 1, 1, 1)), "P"),
+    FIELD: Mark(7, "s"),
+    "centre": Mark(None, "v"),
+    "projection": Mark(0, "o", DASHED, "none"),
+    "projection x field": Mark(0, "o"),
+    "guided": Mark(1, "^", DASHED, "none"),
+    "guided x field": Mark(1, "^"),
+    "gradient": Mark(2, "D", DASHED, "none"),
+    "shuffled x field": Mark(3, "X"),
+    "another map x field": Mark(4, "P"),
+    "edges x field": Mark(5, "v"),
 }
 
 
-def draw_curves(measured: Measurements, protocol: Protocol, lines: Sequence[str], width: float) -> Figure:
-    """What is left of the activation by the share of pixels that are shown, or removed; a column for each layer."""
-    layers = list(measured.layers.items())
-    blocks = [layers[n : n + COLUMNS] for n in range(0, len(layers), COLUMNS)]
-    rows = [(block, *curves) for block in blocks for curves in CURVES]
-    figure = plots(1.1 + 1.25 * len(rows), width)
-    axes = figure.subplots(len(rows), len(blocks[0]), squeeze=False, sharey="row")
-    for line, (block, key, of_crop, words) in zip(axes, rows, strict=True):
-        line[0].set_ylabel(f"activation left:\n{words}")
-        for axis in line[len(block) :]:
-            axis.axis("off")
-        for axis, (layer, result) in zip(line, block, strict=False):
-            axis.axhline(1, color="0.8", linewidth=0.6, zorder=0)
-            for name, (content, weight, _) in PICTURES.items():
-                if name == "crop" or (name != "shrunk crop" and of_crop == (content == "crop")):
-                    style = {"color": MARKS[weight].colour(lines), "linestyle": MARKS[weight].line}
-                    axis.plot(protocol.shares, result.curves[name][key], linewidth=1.1, **style)
-            if key == "removed":
-                axis.set_xlabel("pixels, %")
-            else:
-                axis.tick_params(labelbottom=False)
-            if not of_crop:
-                axis.set_title(f"{layer}\n{' x '.join(map(str, result.size))} pixels", size=7)
-    for mark in MARKS.values():
-        axes[0, 0].plot([], [], color=mark.colour(lines), linestyle=mark.line, label=mark.words)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+def draw_choices(ours: Mapping[str, Any], task: str, lines: Sequence[str], width: float) -> Figure:
+    """The share right of every picture, and what it has more than the baseline, by layer.
+
+    Args:
+        ours: as for `report.report`.
+        task: "A1", "A2" or "B".
+        lines: the style's colours.
+        width: inches.
+    """
+    conditions = analysed(ours, [task])["compared"]
+    names = list(dict.fromkeys(name for tasks in conditions.values() for of in tasks.values() for name in of.means))
+    rows = [(block, baseline) for block in blocks(ours) for baseline in ("", BASELINES[task])]
+    figure = plots(1.1 + len(rows) * (0.45 + (0.12 + 0.025 * len(conditions)) * len(names)), width)
+    axes = figure.subplots(len(rows), len(rows[0][0]), squeeze=False, sharex="row", sharey=True)
+    for line, (block, baseline) in zip(axes, rows, strict=True):
+        for axis, layer in panels(line, block):
+            axis.axvline(0 if baseline else CHANCE, color="0.4", linewidth=0.7, linestyle=DOTTED, zorder=0)
+            axis.set_xlabel(f"less {baseline}" if baseline else "share right")
+            axis.set_title("" if baseline else layer, size=7)
+            axis.tick_params(axis="y", length=0)
+            if baseline:
+                axis.axvspan(-MARGIN, MARGIN, color="0.9", linewidth=0, zorder=0)
+            for n, (condition, tasks) in enumerate(conditions.items()):
+                offset = 0.7 * ((n + 0.5) / len(conditions) - 0.5)
+                style = {"color": lines[n], "marker": SYMBOLS[n], "label": label(condition)}
+                if layer in tasks:
+                    shares(axis, tasks[layer], names, baseline, offset, style)
+                if layer in tasks and not n:
+                    strata(axis, tasks[layer], names, baseline, offset)
+    axes[0, 0].set(yticks=range(len(names)), yticklabels=names, ylim=(max(len(names), 1) - 0.5, -0.5))
+    for axis in axes[:, 0]:
+        for words in axis.get_yticklabels():
+            words.set_fontweight("bold" if words.get_text() == PICTURE else "normal")
+    if len(conditions) > 1:
+        legend(figure, axes)
+    first: Mapping[str, Compared] = next(iter(conditions.values()), {})
     words = (
-        f"Means over units; pixels are ordered as the legend says, and removed ones become {protocol.fill}. Top row: "
-        "signals are shown to the network at a figure's contrast, so that more than 1 may be left; the crop, from its "
-        "centre outwards, is there for comparison."
+        f"{QUESTIONS[task]} Means over maps and 95 % intervals; dotted: chance, or no difference; grey: ±{MARGIN:g}."
     )
-    caption(figure, f"{source(measured, protocol)} {words}")
+    if any(of.strata for of in first.values()):
+        words += " Open triangles: means of the maps that see the smallest area (down) and the next larger one (up)."
+    caption(figure, f"{source(ours, first)} {words}")
     return figure
 
 
-def draw_measures(measured: Measurements, protocol: Protocol, lines: Sequence[str], width: float) -> Figure:
-    """Every measure of every picture, layer by layer."""
-    results = measured.layers.values()
-    rows = {
-        f"{m}: {MEASURES[m]}": {p: [r.measures[p].get(m) for r in results] for p in PICTURES} for m in measured.measures
-    }
-    words = f"Removed pixels become {protocol.fill}. Filled: pixels of the crop; open: a signal; dotted line: chance."
-    words = f"{source(measured, protocol)} {words} Larger is better. {intervals(protocol)}"
-    figure = by_layer(rows, list(measured.layers), lines, (width, 0.93), words)
-    for axis, measure in zip(figure.axes, measured.measures, strict=True):
-        if measure in ("pixels", "network"):
-            for n, result in enumerate(results):
-                axis.hlines(result.chance, n - 0.5, n + 0.5, color="0.4", linewidth=0.6, linestyle=":", zorder=0)
-    return figure
+def shares(
+    axis: Axes, of: Compared, names: Sequence[str], baseline: str, offset: float, style: Mapping[str, Any]
+) -> None:
+    """The estimates of one layer, a row for each picture."""
+    for y, name in enumerate(names):
+        if contrast := beyond(of, name, baseline):
+            ends = [[contrast.mean - contrast.low], [contrast.high - contrast.mean]]
+            axis.errorbar(contrast.mean, y + offset, xerr=ends, markersize=3, linewidth=0.8, linestyle="", **style)
 
 
-def draw_likeness(measured: Measurements, protocol: Protocol, lines: Sequence[str], width: float) -> Figure:
-    """How like each signal is what it should not be like, layer by layer."""
-    results = measured.layers.values()
-    rows = {words: {s: [r.likeness[s].get(other) for r in results] for s in SIGNALS} for other, words in OTHERS.items()}
+def strata(axis: Axes, of: Compared, names: Sequence[str], baseline: str, offset: float) -> None:
+    """The means of the maps that see as much, as open symbols."""
+    for symbol, part in zip(STRATA, of.strata.values(), strict=False):
+        for y, name in enumerate(names):
+            if contrast := beyond(part, name, baseline):
+                mean = contrast.mean
+                axis.plot(
+                    mean, y + offset, symbol, color="black", markersize=3.5, fillstyle="none", markeredgewidth=0.5
+                )
+
+
+def beyond(of: Compared, name: str, baseline: str) -> Contrast | None:
+    """A picture's mean, or what it has more than the baseline."""
+    return of.differences.get(difference(name, baseline)) if baseline else of.means.get(name)
+
+
+def draw_sanity(ours: Mapping[str, Any], lines: Sequence[str], width: float) -> Figure:
+    """How like a picture stays to itself while more layers are shuffled, and when one is, by layer."""
+    found = analysed(ours, ["sanity"])["sanity"]
+    hows = {"cascade": "shuffled down to a layer", "alone": "one layer shuffled"}
+    rows = [(block, how) for block in blocks(ours) for how in hows]
+    figure = plots(1.2 + 1.35 * len(rows), width)
+    axes = figure.subplots(len(rows), len(rows[0][0]), squeeze=False, sharey=True)
+    for line, (block, how) in zip(axes, rows, strict=True):
+        line[0].set_ylabel(f"{hows[how]}:\nrank correlation")
+        for axis, layer in panels(line, block):
+            axis.axhline(0, color="0.4", linewidth=0.7, linestyle=DOTTED, zorder=0)
+            axis.set_title(layer if how == "cascade" else "", size=7)
+            rules = {rule: of.get(how, {}) for rule, of in found.get(layer, {}).items()}
+            most = max(map(len, rules.values()), default=0)
+            for rule, steps in rules.items():
+                style = MARKS[rule].style(lines) | {"fillstyle": "full", "linestyle": "-"}
+                at = range(1, len(steps) + 1)
+                curve(axis, at, [of["partial"].mean for of in steps.values()], style, rule)
+                if rule == "projection":
+                    style |= {"linestyle": DASHED, "fillstyle": "none"}
+                    curve(axis, at, [of["similarity"].mean for of in steps.values()], style, PLAIN)
+            axis.set_xlim(0.5, max(most, 1) + 0.5)
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+            axis.set_xlabel("shuffled layer" if how == "alone" else "")
+    legend(figure, axes)
     words = (
-        f"Rank correlation of the energies of two pictures; no point: one of them is constant. {intervals(protocol)}"
+        "Likeness of energies to the picture of the trained network, given the mean field of the layer's other units, "
+        "and for the projection without it, too. Layers are counted from the unit's own, 1, down. Means over maps and "
+        "95 % intervals."
     )
-    return by_layer(rows, list(measured.layers), lines, (width, 0.75), f"{source(measured, protocol)} {words}")
-
-
-def by_layer(rows: Rows, layers: Sequence[str], lines: Sequence[str], size: tuple[float, float], words: str) -> Figure:
-    """Rows of points with intervals, in the pictures' marks; size: of a row, inches."""
-    figure = plots(1 + size[1] * len(rows), size[0])
-    axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, (title, pictures) in zip(axes, rows.items(), strict=True):
-        for n, (name, estimates) in enumerate(pictures.items()):
-            mark, content = MARKS[PICTURES[name].weight], PICTURES[name].content
-            fill = "bottom" if name == "shrunk crop" else "full" if content == "crop" else "none"
-            style = {"color": mark.colour(lines), "fmt": mark.point, "markersize": 4, "linewidth": 0.8}
-            points = [(i + 0.84 * ((n + 0.5) / len(pictures) - 0.5), *e[:3]) for i, e in enumerate(estimates) if e]
-            x, mean, low, high = torch.tensor(points).reshape(-1, 4).T
-            bars = torch.stack([mean - low, high - mean]).clamp(min=0)
-            axis.errorbar(x, mean, bars, fillstyle=fill, label=label(name) if axis is axes[0] else None, **style)
-        for n in range(1, len(layers)):
-            axis.axvline(n - 0.5, color="0.85", linewidth=0.6, zorder=0)
-        axis.set_title(title, loc="left", size=7)
-        axis.set_xticks(range(len(layers)), layers)
-        axis.set(xlim=(-0.5, len(layers) - 0.5), ymargin=0.15)
-        axis.tick_params(axis="x", length=0)
-    figure.legend(loc="outside upper center", ncols=6, frameon=False)
-    caption(figure, words)
+    caption(figure, f"{ours['network']}, {ours['images']:,} images. {pairs_of(found)} {words}")
     return figure
 
 
-def draw_pictures(page: Page, measured: Measurements, samples: Mapping[str, Sample], look: Look) -> Figure:
-    """Rows: the units of each sample; columns: what is shown of them."""
-    tile = (page.columns + GAP) // len(PICTURES) - GAP
-    for column, name in enumerate(PICTURES):
-        page.text(column * (tile + GAP) + tile / 2, page.y + LINE, textwrap.fill(label(name), 10), ha="center")
-    page.y += 2 * LINE
-    for layer, sample in samples.items():
-        rows, columns = sample.field.size
-        maps = ", ".join(map(str, sample.maps.tolist()))
-        words = f"{layer}: maps {maps}; {rows} x {columns} pixels, enlarged {tile / columns:.2g} times"
-        page.text(0, page.y + 0.8 * LINE, words)
+def draw_sufficiency(ours: Mapping[str, Any], lines: Sequence[str], width: float) -> Figure:
+    """What is left of the activation, and what is lost, by the share of the pixels, by layer and fill."""
+    kinds = {"sufficiency": "left", "necessity": "lost"}
+    found = analysed(ours, list(kinds))["compared"]
+    curves = list(dict.fromkeys(tuple(name.split("/")[:2]) for name in found)) or [("sufficiency", "grey")]
+    rows = [(block, kind, fill) for block in blocks(ours) for kind, fill in curves]
+    figure = plots(1.2 + 1.25 * len(rows), width)
+    axes = figure.subplots(len(rows), len(rows[0][0]), squeeze=False, sharey="row")
+    for row, (line, (block, kind, fill)) in enumerate(zip(axes, rows, strict=True)):
+        line[0].set_ylabel(f"activation {kinds[kind]},\n{fill}")
+        of_share = {name.split("/")[2]: of for name, of in found.items() if name.startswith(f"{kind}/{fill}/")}
+        for axis, layer in panels(line, block):
+            means = {n: tasks[layer].means for n, tasks in enumerate(of_share.values()) if layer in tasks}
+            for name in dict.fromkeys(name for of in means.values() for name in of):
+                style = MARKS.get(name, Mark(None, ".", DOTTED)).style(lines)
+                curve(axis, list(means), [of.get(name) for of in means.values()], style, name)
+            axis.set_xticks(range(len(of_share)), list(of_share))
+            axis.tick_params(labelbottom=row % len(curves) == len(curves) - 1)
+            axis.set_title(layer if row % len(curves) == 0 else "", size=7)
+            axis.set_xlabel("pixels, %" if row % len(curves) == len(curves) - 1 else "")
+    legend(figure, axes)
+    words = (
+        "Left: a mask's pixels alone are shown. Lost: they are removed. What is not shown is filled as the rows say. "
+        "Means over maps and 95 % intervals."
+    )
+    caption(figure, f"{source(ours, next(iter(found.values()), {}))} {words}")
+    return figure
+
+
+def curve(
+    axis: Axes, x: Sequence[float], estimates: Sequence[Contrast | None], style: Mapping[str, Any], name: str
+) -> None:
+    """Means and intervals over x."""
+    known = [(at, *estimate[:3]) for at, estimate in zip(x, estimates, strict=True) if estimate]
+    if known:
+        at, mean, low, high = zip(*known, strict=True)
+        ends = [[m - e for m, e in zip(mean, low, strict=True)], [e - m for m, e in zip(mean, high, strict=True)]]
+        axis.errorbar(at, mean, ends, label=name, markersize=3, linewidth=0.9, elinewidth=0.6, **style)
+
+
+def legend(figure: Figure, axes: Any) -> None:
+    """The names of all lines, once."""
+    handles = {name: h for axis in axes.flat for h, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5, frameon=False)
+
+
+def blocks(ours: Mapping[str, Any]) -> list[list[str]]:
+    """The layers in rows of at most COLUMNS."""
+    layers = list(ours["layers"])
+    return [layers[n : n + COLUMNS] for n in range(0, len(layers), COLUMNS)]
+
+
+def panels(line: Sequence[Axes], block: Sequence[str]) -> list[tuple[Axes, str]]:
+    """The axes of the layers of a row; what is left of the row stays empty."""
+    for axis in line[len(block) :]:
+        axis.axis("off")
+    return list(zip(line, block, strict=False))
+
+
+def label(task: str) -> str:
+    """What the trials of a task have in common, for the legend."""
+    kind, _, condition = task.partition("/")
+    return f"{condition} queries" if kind == "B" else squares(task)
+
+
+def source(ours: Mapping[str, Any], tasks: Mapping[str, Compared]) -> str:
+    return f"{ours['network']}, {ours['images']:,} images. {sizes(tasks) if tasks else 'There is no trial.'}"
+
+
+def draw_pictures(page: Page, examples: Mapping[str, tuple[Units, Mapping[str, Tensor]]], interpolation: str) -> Figure:
+    """Rows: units; columns: the crop of what each sees, and what of it every mask shows.
+
+    Args:
+        page: an empty page.
+        examples: by layer, a few units and their masks (M, S, S) by picture; see `Units.masks`.
+        interpolation: of the crops: "bicubic" or "nearest".
+    """
+    names = ["crop", *dict.fromkeys(name for _, masks in examples.values() for name in masks)]
+    tile = (page.columns + GAP) // len(names) - GAP
+    for column, name in enumerate(names):
+        page.text(column * (tile + GAP) + tile / 2, page.y + 1.5 * LINE, textwrap.fill(name, 11), ha="center")
+    page.y += 3 * LINE
+    for layer, (units, masks) in examples.items():
+        page.text(0, page.y + 0.8 * LINE, f"{layer}: maps {', '.join(map(str, units.maps.tolist()))}")
         page.y += round(1.4 * LINE)
-        for tiles in tiles_of(sample, look, (tile, tile)):
-            for column, picture in enumerate(tiles):
-                page.image(picture, column * (tile + GAP), page.y)
+        pixels = Preprocessing.of(units.deconvnet.model).pixels(units.crops)
+        crops = enlarged(pixels, (tile, tile), interpolation).clamp(0, 1)
+        beyond = enlarged((~units.inside)[:, None].float(), (tile, tile), "nearest")[:, 0] > 0.5
+        masked = {name: (~mask)[:, None].float() for name, mask in masks.items()}
+        hidden = {name: enlarged(mask, (tile, tile), "nearest") > 0.5 for name, mask in masked.items()}
+        for row, (crop, outside) in enumerate(zip(crops, beyond, strict=True)):
+            for column, name in enumerate(names):
+                shown = crop.masked_fill(hidden[name][row], GREY) if name in hidden else crop
+                if column == 0 or name in hidden:
+                    page.image(hatched(shown, outside), column * (tile + GAP), page.y)
             page.y += tile + GAP
     page.caption(
-        f"{measured.network}, {measured.images:,} images: of each layer {EXAMPLES} of the maps that were drawn by seed "
-        f"{sample.protocol.seed}, a row for each, and of each map the strongest activation. {look.words} Masked crops "
-        f"and the four pictures on the right show {SHARE:.0f}% of the crop's pixels; the others, removed, are grey. "
-        f"Tiles are enlarged ({look.interpolation}) as said above them. Hatched: outside the image."
+        "Units, a row for each: what the unit sees, and the pixels of it that each mask shows; the others are grey. "
+        f"Hatched: what the unit does not see. Enlarged ({interpolation})."
     )
     return page.done()
-
-
-def tiles_of(sample: Sample, look: Look, size: tuple[int, int]) -> torch.Tensor:
-    """Every picture of every unit: (M, pictures, 3, *size)."""
-    photograph = enlarged(sample.preprocessing.pixels(sample.patches.crops), size, look.interpolation).clamp(0, 1)
-    beyond = enlarged((~sample.inside)[:, None].float(), size, "nearest")[:, 0] > 0.5
-    tiles = []
-    for content, weight, share in PICTURES.values():
-        signal = sample.signals.get(content)
-        whole = photograph if signal is None else look.pictures(sample.preprocessing.rgb(signal), size)
-        shown = strongest(sample.ranks(weight, sample.signals), sample.inside, share)
-        hidden = enlarged((~shown)[:, None].float(), size, "nearest") > 0.5  # whole pixels, however large
-        pictures = zip(whole.masked_fill(hidden, GREY), beyond, strict=True)
-        tiles.append(torch.stack([hatched(picture, where) for picture, where in pictures]))
-    return torch.stack(tiles, 1).cpu()

@@ -1,148 +1,492 @@
-"""The ablation in words: every number with its interval in tables, and a page whose sentences are made from them."""
+"""The ablation in words: two pages whose sentences are made from the trials, and tables of every estimate."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from experiments.ablation.measure import (
+from experiments.ablation.analysis import (
+    BASELINES,
+    CHANCE,
     CHOICES,
-    COMPARISONS,
-    MEASURES,
-    SHOWN,
-    SIGNALS,
-    Estimates,
-    LayerResult,
-    Measurements,
-    Protocol,
+    CONTROL,
+    CONTROLS,
+    FEWEST,
+    PICTURE,
+    UNDECIDED,
+    Compared,
+    Typical,
+    analysed,
+    difference,
+    logistic,
 )
+from experiments.ablation.units import FIELD
 from experiments.output.tables import table
-from zfnet.analysis.faithfulness import SHARE
-from zfnet.analysis.statistics import Estimate
+from zfnet.analysis.statistics import MARGIN, Contrast, Estimate
 
-LABELS = {"shrunk crop": "central square", "centre": "central disc", "random": "random pixels"}  # what is shown
+ByLayer = Mapping[str, Compared]
+
+FEW = (FIELD, PICTURE, CONTROL)  # of the pictures of sufficiency and necessity; `table.md` has them all
+CONDITION = "grey/10"  # of sufficiency and necessity: the fill and the percentage
+RECOVERED = ("projection", "projection without switches", "gradient")  # rules of which the report tells
+OTHERS = {
+    "edges": "the image's edges",
+    "another": "another map's picture at the same place",
+    "unswitched": "the same picture without switches",
+}
+PEOPLE = (
+    "People were right in 92 % with nine natural images, in 82 % with nine synthetic ones, and in 73 % and 65 % with "
+    "one of each kind (Borowski et al. 2021, arXiv:2010.12606). Those are other judges, other stimuli and another "
+    "network: they give the scale, and no difference from them means anything."
+)
 
 
-def label(name: str) -> str:
-    """What a picture, or a comparison of two, is called where people read it."""
-    return " - ".join(LABELS.get(picture, picture) for picture in name.split(" - "))
+def report(ours: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Two pages in Markdown.
+
+    Args:
+        ours: as for `analysis.analysed`, and "network", "dataset", "images" (how many), "judge" (its name, or None) and
+            "broken_images"; of each layer "maps" and "dead" (how many) and "drawn" (the maps' numbers).
+        settings: of the experiment; "seed" and "queries" (units of each map that task A asks about) are said.
+    """
+    found = analysed(ours)
+    compared = found["compared"]
+    first = compared.get("A1", {})
+    parts = [
+        "# Deconvolution or cropping?",
+        failed_control(first),
+        source(ours, first, settings),
+        "## Does a projection tell more than where units look anyway?",
+        "Two squares are laid over an image. Which of them lowers the unit more (task A1)? A picture of this image "
+        "answers by how much of its mask lies under each. The *effective field* is the mean squared gradient of other "
+        "maps on other images: where units of a layer look, whichever they are. The two squares are neighbours in the "
+        "order of what they cover of it, so that the field hardly helps. Primary, and named before anything was "
+        f"measured, is how much more often *{PICTURE}* is right than the field alone, with Holm's correction over the "
+        f"layers. A difference within ±{MARGIN:g}, by two one-sided tests of 5 %, counts as none.",
+        "\n".join(primary(layer, ours, settings, found) for layer in ours["layers"]),
+        control(first),
+        changes(found),
+        check(ours, found),
+        "## Exploratory: all that follows",
+        exploratory(compared),
+        *pointing(first),
+        *generalising(compared.get("A2", {})),
+        *prediction(compared),
+        *sanity(found["sanity"]),
+        *recovery(found["recovery"]),
+        *sufficiency(compared),
+        "## Limits",
+        limits(ours, first),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def source(measured: Measurements, protocol: Protocol) -> str:
-    """Where the numbers come from, for captions and the report."""
-    drawn, units = sum(c.drawn for c in measured.counts.values()), sum(r.units for r in measured.layers.values())
+# ---- words for numbers -----------------------------------------------------------------------------------------------
+
+
+def cell(estimate: Contrast | Estimate | None, sign: str = "", digits: int = 2) -> str:
+    """A mean and its interval; "-" if there is none."""
+    if estimate is None:
+        return "-"
+    mean, low, high = (f"{round(x, digits) + 0.0:{sign}.{digits}f}" for x in estimate[:3])
+    return f"{mean} ({low} to {high})"
+
+
+def gain(contrast: Contrast | Estimate | None) -> str:
+    return cell(contrast, "+", 3)
+
+
+def clear(contrast: Contrast | None) -> int:
+    """1 or -1 where an interval, to three digits, lies wholly above or below 0, else 0."""
+    return 0 if contrast is None else int(round(contrast.low, 3) > 0) - int(round(contrast.high, 3) < 0)
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def size(of: Compared) -> str:
+    return f"{counted(of.maps, 'map')}, {counted(of.images, 'image')}, {counted(of.trials, 'trial')}"
+
+
+def span(numbers: Iterable[int]) -> str:
+    low, *_, high = sorted([*numbers] * 2)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def sizes(tasks: ByLayer) -> str:
+    """How many maps, images and trials the layers have."""
+    maps, images, trials = (span(getattr(of, name) for of in tasks.values()) for name in ("maps", "images", "trials"))
+    return f"In each layer {trials} trials of {maps} maps in {images} images."
+
+
+def listed(words: Iterable[str]) -> str:
+    *first, end = words
+    return f"{', '.join(first)} and {end}" if first else end
+
+
+def sides(contrasts: Mapping[str, Contrast | None]) -> str:
+    """Which intervals lie above 0, and which below, with their numbers."""
+    words = []
+    for side, word in ((1, "above"), (-1, "below")):
+        of_side = [f"{name} {gain(contrast)}" for name, contrast in contrasts.items() if clear(contrast) == side]
+        words += [f"{word} 0 in {listed(of_side)}"] if of_side else []
+    known = sum(contrast is not None for contrast in contrasts.values())
+    return "; ".join(words) or f"clear of 0 in none of {known}"
+
+
+def by_layer(tasks: ByLayer, one: str, other: str) -> dict[str, Contrast | None]:
+    """A difference, layer by layer."""
+    return {layer: of.differences.get(difference(one, other)) for layer, of in tasks.items()}
+
+
+def against(tasks: ByLayer, pairs: Iterable[tuple[str, str]]) -> str:
+    """A line for each pair of pictures that there is."""
+    contrasts = {f"{one} less {other}": by_layer(tasks, one, other) for one, other in pairs}
+    return "\n".join(f"- {name}: {sides(of)}." for name, of in contrasts.items() if any(of.values()))
+
+
+def grid(rows: Mapping[str, Mapping[str, str]], layers: Iterable[str]) -> str:
+    """A table with a column for each layer."""
+    layers = list(layers)
+    return table(["", *layers], [[name, *(row.get(layer, "-") for layer in layers)] for name, row in rows.items()])
+
+
+def means(tasks: ByLayer, names: Sequence[str] | None = None) -> dict[str, dict[str, str]]:
+    """Rows of a grid: all pictures, or those of `names` that there are."""
+    known = dict.fromkeys(name for of in tasks.values() for name in of.means if names is None or name in names)
+    return {name: {layer: cell(of.means.get(name)) for layer, of in tasks.items()} for name in known}
+
+
+# ---- the primary contrasts -------------------------------------------------------------------------------------------
+
+
+def failed_control(tasks: ByLayer) -> str:
+    """What stands first if the mask of a shuffled network is better than the field: something else than learning is."""
+    contrasts = by_layer(tasks, CONTROL, FIELD)
+    enough = {layer for layer, of in tasks.items() if min(of.maps, of.images) >= FEWEST}
+    above = {layer: contrast for layer, contrast in contrasts.items() if layer in enough and clear(contrast) > 0}
+    if not above:
+        return ""
+    numbers = listed(f"{layer} by {gain(contrast)}, {size(tasks[layer])}" for layer, contrast in above.items())
     return (
-        f"{measured.network}, {measured.images:,} images ({measured.dataset}): the {protocol.k} strongest activations "
-        f"of {drawn} feature maps in {len(measured.layers)} layers, {units:,} units; maps by seed {protocol.seed}."
+        "**A control failed.** A network with shuffled weights has learned nothing. Its mask should be right no more "
+        f"often than the effective field. It is in {numbers}. What other masks gain there need not be what the network "
+        "has learned."
     )
 
 
-def intervals(protocol: Protocol) -> str:
-    return f"Means over maps, and their 95% intervals from {protocol.draws:,} draws of maps and images."
+def source(ours: Mapping[str, Any], tasks: ByLayer, settings: Mapping[str, Any]) -> str:
+    maps, trials = (sum(getattr(of, name) for of in tasks.values()) for name in ("maps", "trials"))
+    words = f"{ours['network']}, {counted(ours['images'], 'image')} ({ours['dataset']}): "
+    words += f"{counted(len(ours['layers']), 'layer')}, {counted(maps, 'feature map')}, {trials:,} trials of task A1"
+    return (
+        f"{words}; maps drawn by seed {settings['seed']}. Brackets hold 95 % intervals for other maps and other images "
+        "of this network. `table.md` has every estimate, `result.json` every trial."
+    )
 
 
-def cell(estimate: Estimate | None, sign: str = "") -> str:
-    return "-" if estimate is None else "{:{s}.2f} ({:{s}.2f} to {:{s}.2f})".format(*estimate[:3], s=sign)
+def primary(layer: str, ours: Mapping[str, Any], settings: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """What the primary contrast of a layer comes to."""
+    contrast, corrected, verdict = found["primary"][layer]
+    of: Compared | None = found["compared"].get("A1", {}).get(layer)
+    if of is None:
+        return f"- **{layer}: {UNDECIDED}.** There is no trial."
+    tied = len(ours["layers"][layer]["drawn"]) * settings["queries"] - of.trials
+    counts = size(of) + (f", and {counted(tied, 'unit')} that both squares lower alike" if tied else "")
+    if contrast is None:
+        return f"- **{layer}: {UNDECIDED}.** {counts}: too few for an interval."
+    shown = f"{PICTURE} {cell(of.means[PICTURE])}, field {cell(of.means[FIELD])}"
+    if corrected is None:
+        few = f"fewer than {FEWEST} maps or images, too few for a test"
+        return f"- **{layer}: {UNDECIDED}.** {gain(contrast)}, {few}: {shown}; {counts}."
+    p = "p < 0.0001" if corrected < 0.0001 else f"p = {corrected:.2g}"
+    words = f"- **{layer}: {verdict}.** {gain(contrast)}, {p} corrected: {shown}; {counts}."
+    if contrast.equivalent and clear(contrast):
+        words += " The difference is clear of 0, but too small to count."
+    field = of.means[FIELD]
+    if field and field.high < CHANCE:
+        words += " The field is below chance here: what is more than the field need not be more than chance."
+    if of.strata:
+        apart = listed(
+            f"{seen} pixels {gain(part.differences.get(difference()))} ({counted(part.maps, 'map')})"
+            for seen, part in of.strata.items()
+        )
+        words += f" Its maps see areas of {len(of.strata)} sizes: {apart}; the first number is the mean over all maps."
+    return words
 
 
-def tables(measured: Measurements) -> str:
-    """Every number with its interval, as four tables."""
+def control(tasks: ByLayer) -> str:
+    """The mask of a shuffled network against the field, in all layers."""
+    contrasts = by_layer(tasks, CONTROL, FIELD)
+    if not any(contrasts.values()):
+        return "There is no control by a network with shuffled weights."
+    numbers = ", ".join(f"{layer} {gain(contrast)}" for layer, contrast in contrasts.items())
+    return f"Control: the mask of the network with shuffled weights ({CONTROL}) less the field is {numbers}."
 
-    def rows(what: str, rows_of: Callable[[LayerResult], Estimates], columns: Sequence[str], sign: str = "") -> str:
-        cells = [
-            [layer, label(name), *(cell(row.get(c), "" if c == "cosine" else sign) for c in columns)]
-            for layer, result in measured.layers.items()
-            for name, row in rows_of(result).items()
+
+def changes(found: Mapping[str, Any]) -> str:
+    """The primary contrast with other squares, and whether it differs."""
+    rows = {
+        squares(task): {layer: gain(contrast) for layer, contrast in by_layer(tasks, PICTURE, FIELD).items()}
+        for task, tasks in found["compared"].items()
+        if task.startswith("A1/")
+    }
+    if not rows:
+        return "There is no trial with other squares."
+    contrasts = {
+        f"{layer} ({squares(f'A1/{name}')})": contrast
+        for layer, of in found["changes"].items()
+        for name, contrast in of.items()
+    }
+    return (
+        "The same contrast with squares of another fill, and with those that lower the unit most and least "
+        f"(exploratory):\n\n{grid(rows, found['primary'])}\n\n"
+        f"On the same units, what other squares change is {sides(contrasts)}."
+    )
+
+
+def squares(task: str) -> str:
+    """Which squares a task of A has."""
+    kind = task.partition("/")[2]
+    return "grey squares, most and least" if kind == "unmatched" else f"{kind or 'grey'} squares"
+
+
+def check(ours: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """The primary contrasts by another method."""
+    odds = logistic(ours)
+    if odds is None:
+        return "The check by a mixed-effects logistic model was not made: statsmodels is not installed."
+    known = {layer: of for layer, of in odds.items() if of}
+    if not known:
+        return "A mixed-effects logistic model can be fitted in no layer: a picture is never right, or always."
+    numbers = ", ".join(f"{layer} {cell(of, '+')} of {of.values:,}" for layer, of in known.items())
+    signs = {layer: int(of.low > 0) - int(of.high < 0) for layer, of in known.items()}
+    contrary = [layer for layer, sign in signs.items() if sign * clear(found["primary"][layer].difference) < 0]
+    return (
+        f"As a check, a mixed-effects logistic model gives log odds, of trials without an undecided answer: {numbers}. "
+        f"Where both are clear of 0, its sign is another one in {listed(contrary) if contrary else 'no layer'}."
+    )
+
+
+# ---- what is exploratory ---------------------------------------------------------------------------------------------
+
+
+def exploratory(compared: Mapping[str, ByLayer]) -> str:
+    contrasts = [c for tasks in compared.values() for of in tasks.values() for c in of.differences.values() if c]
+    away = sum(clear(contrast) != 0 for contrast in contrasts)
+    return (
+        "Nothing here was named before, and nothing is corrected. Of intervals around nothing, 5 in 100 leave 0 out; "
+        f"of all {len(contrasts):,} differences of pictures {away:,} do."
+    )
+
+
+def pointing(tasks: ByLayer) -> list[str]:
+    """Task A1: all pictures."""
+    if not tasks:
+        return []
+    pairs = [(PICTURE, control) for control in CONTROLS]
+    pairs += [(one, FIELD) for one in ("guided x field", "projection")]
+    return [
+        "**A1, other pictures of the image itself: share right.** Chance is 0.50. The oracle, the mask of the measured "
+        f"drops, is the ceiling. {sizes(tasks)}",
+        grid(means(tasks), tasks),
+        against(tasks, pairs),
+    ]
+
+
+def generalising(tasks: ByLayer) -> list[str]:
+    """Task A2: pictures of other images."""
+    if not tasks:
+        return ["There is no trial of task A2."]
+    return [
+        "**A2, pictures of the nine strongest other images: share right.** Chance is 0.50. The judge says which "
+        f"square's content is more like what the masks show. {sizes(tasks)}",
+        grid(means(tasks, FEW), tasks),
+        against(tasks, [(PICTURE, FIELD), (PICTURE, CONTROL), ("guided x field", FIELD)]),
+    ]
+
+
+def prediction(compared: Mapping[str, ByLayer]) -> list[str]:
+    """Task B beside what people reached."""
+    pairs = {name.partition("/")[2]: tasks for name, tasks in compared.items() if name.startswith("B/")}
+    if not pairs:
+        return ["There is no trial of task B."]
+    layers = dict.fromkeys(layer for tasks in pairs.values() for layer in tasks)
+    shown = ("crop", "masked crop", "random crop")
+    rows = {f"{name}, {pair}": row for pair, tasks in pairs.items() for name, row in means(tasks, shown).items()}
+    differences = [
+        f"- Masked crop less crop, {pair} queries: {sides(by_layer(tasks, 'masked crop', 'crop'))}."
+        for pair, tasks in pairs.items()
+    ]
+    counts = " ".join(f"{sizes(tasks)[:-1]}, {pair} queries." for pair, tasks in pairs.items())
+    return [
+        "**B, which of two images activates the map more: share right.** Chance is 0.50. The judge compares both with "
+        f"nine strong and nine weak references. {counts} {PEOPLE}",
+        grid(rows, layers),
+        "\n".join(differences),
+    ]
+
+
+def sanity(found: Mapping[str, Any]) -> list[str]:
+    """How much of a picture stays when all weights are shuffled, the last step of the cascade."""
+    ends: dict[str, Any] = {"cascade": {}, "another map": {}}
+    for how, layers in ends.items():
+        for layer, rules in found.items():
+            layers[layer] = {rule: [*of[how].values()][-1] for rule, of in rules.items() if how in of}
+    last, others = ends.values()
+    rules = dict.fromkeys(rule for of in last.values() for rule in of)
+    rows = {f"{rule}, given the field": typical(last, rule, "partial") for rule in rules}
+    rows["projection, plain"] = typical(last, "projection", "similarity")
+    rows["projection of another map instead, given the field"] = typical(others, "projection", "partial")
+    if not any(rows.values()):
+        return ["There is no trial of sanity, or no picture has a value in it."]
+    return [
+        "**Sanity: likeness to the same picture after all weights are shuffled.** Rank correlation of energies: 1 is "
+        "the same picture. The plain one also sees that all units of a layer look at the middle of what they see; "
+        "given the mean field of the layer's other units, 0 is no likeness. The control is another map's projection at "
+        f"the same place, with the trained weights. {pairs_of(last)}",
+        grid({name: row for name, row in rows.items() if row}, found),
+    ]
+
+
+def recovery(found: Mapping[str, Any]) -> list[str]:
+    """How like a picture is what says nothing of the unit."""
+    rows = {f"{rule}: {words}": typical(found, rule, o) for o, words in OTHERS.items() for rule in RECOVERED}
+    if not any(rows.values()):
+        return ["There is no trial of recovery, or no picture has a value in it."]
+    return [
+        "**Recovery: likeness to what does not tell the unit.** Rank correlation of energies, given the field. "
+        f"{pairs_of(found)}",
+        grid({name: row for name, row in rows.items() if row}, found),
+    ]
+
+
+def typical(found: Mapping[str, Any], rule: str, measure: str) -> dict[str, str]:
+    """Means by layer, where any picture has a value."""
+    known = {layer: of[rule][measure] for layer, of in found.items() if measure in of.get(rule, {})}
+    return {layer: cell(of.mean) for layer, of in known.items() if of.median is not None}
+
+
+def pairs_of(found: Mapping[str, Any]) -> str:
+    """How many pairs of pictures likenesses are the means of."""
+    known = [of for _, of in flat(found) if of.median is not None]
+    if not known:
+        return "No picture has a value."
+    pairs = span(of.mean.values if of.mean else 0 for of in known)
+    return f"Each number is of {pairs} pairs of pictures; {span(of.undefined for of in known)} have no value."
+
+
+def sufficiency(compared: Mapping[str, ByLayer]) -> list[str]:
+    """What is left of the activation when a mask's pixels alone are shown, and what is lost without them."""
+    rows: dict[str, dict[str, str]] = {}
+    lines, shown = [], {}
+    for kind, words in {"sufficiency": "left", "necessity": "lost"}.items():
+        conditions = {name.partition("/")[2]: of for name, of in compared.items() if name.startswith(f"{kind}/")}
+        if not conditions:
+            continue
+        condition = CONDITION if CONDITION in conditions else next(iter(conditions))
+        shown[condition] = conditions[condition]
+        rows |= {f"{name}: {words}": row for name, row in means(conditions[condition], FEW).items()}
+        contrasts = [c for tasks in conditions.values() for c in by_layer(tasks, PICTURE, FIELD).values() if c]
+        above, below = (sum(clear(contrast) == side for contrast in contrasts) for side in (1, -1))
+        lines.append(
+            f"- {kind.capitalize()}, {PICTURE} less {FIELD}: {sides(by_layer(conditions[condition], PICTURE, FIELD))}. "
+            f"Over all layers, fills and percentages: above 0 in {above}, below in {below} of {len(contrasts)}."
+        )
+    if not rows:
+        return ["There is no trial of sufficiency or necessity."]
+    (condition, tasks), *_ = shown.items()
+    fill, _, percent = condition.partition("/")
+    return [
+        f"**Sufficiency and necessity: the share of the activation** that is left when a mask's {percent} % of the "
+        f"pixels alone are shown, and that is lost without them ({fill} in their place). {sizes(tasks)}",
+        grid(rows, tasks),
+        "\n".join(lines),
+    ]
+
+
+def limits(ours: Mapping[str, Any], tasks: ByLayer) -> str:
+    """What the numbers do not say."""
+    lines = [
+        f"One network, {ours['network']}, and one set of {counted(ours['images'], 'image')}: no interval is for other "
+        "networks.",
+        "With a square over it, or most of it filled, an image is unlike those that the network knows.",
+        "Squares that are matched are the two neighbours of 25 that differ most: other pairs would be harder to tell "
+        "apart.",
+    ]
+    if ours["judge"]:
+        lines.append(f"A2 and B depend on their judge, {ours['judge']}, which is no person.")
+    if broken := len(ours["broken_images"]):
+        lines.append(f"{counted(broken, 'image')} could not be read.")
+    dead = [f"{of['dead']} of {of['maps']} in {layer}" for layer, of in ours["layers"].items() if of["dead"]]
+    if dead:
+        lines.append(f"Maps that are never above 0 are left out: {listed(dead)}.")
+    most = {layer: max(of.undecided.items(), key=lambda named: named[1]) for layer, of in tasks.items() if of.undecided}
+    ties = [f"{layer} {name} {n:,} of {tasks[layer].trials:,}" for layer, (name, n) in most.items() if n]
+    if ties:
+        lines.append(f"An undecided answer counts as half right; the picture with most of them is {listed(ties)}.")
+    if without := [layer for layer in ours["layers"] if layer not in tasks]:
+        lines.append(f"There is no trial of task A1 in {listed(without)}.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+# ---- every estimate --------------------------------------------------------------------------------------------------
+
+
+def tables(ours: Mapping[str, Any]) -> str:
+    """Every estimate in Markdown; `ours` as for `analysis.analysed`."""
+    found = analysed(ours)
+    rows = [
+        [layer, gain(of.difference), "-" if of.corrected is None else f"{of.corrected:.2g}", of.verdict]
+        for layer, of in found["primary"].items()
+    ]
+    parts = [
+        "Brackets hold 95 % intervals. Primary, with p corrected over the layers; all other tables are exploratory.",
+        table(["layer", difference(), "p", "verdict"], rows),
+    ]
+    for kind, baseline in BASELINES.items():
+        rows = [
+            [name, layer, seen, of.maps, of.images, of.trials, *row]
+            for name, tasks in found["compared"].items()
+            if name.partition("/")[0] == kind
+            for layer, whole in tasks.items()
+            for seen, of in {"all": whole, **whole.strata}.items()
+            for row in comparisons(of, baseline)
         ]
-        return table(["layer", what, *columns], cells)
-
-    def by_other(result: LayerResult) -> Estimates:
-        others = result.likeness["projection"]
-        return {other: {signal: result.likeness[signal].get(other) for signal in SIGNALS} for other in others}
-
-    parts = [
-        "Means over units, with 95% intervals; larger is better.",
-        rows("picture", lambda result: result.measures, measured.measures),
-        "Paired differences: of the same units and images.",
-        rows("difference", lambda result: result.differences, measured.measures, "+"),
-        "The reproduction's own choices: cosine with its projection, and what is gained by them, in sufficiency and "
-        "necessity by the masked crop, else by the projection.",
-        rows("choice", lambda result: result.choices, ["cosine", *measured.measures], "+"),
-        "How like the picture is another, by the rank correlation of their energies.",
-        rows("other", by_other, list(SIGNALS)),
-    ]
-    if measured.classes:
-        estimates = ", ".join(f"{signal} {cell(estimate)}" for signal, estimate in measured.classes.items())
-        parts.append(f"Of the likeliest class and of another one, on the same image: {estimates}.")
-    return "\n\n".join(parts)
+        what = "right" if kind in CHOICES else "left" if kind == "sufficiency" else "lost"
+        head = ["task", "layer", "sees", "maps", "images", "trials", "picture", what, f"less {baseline}", "p"]
+        parts += [table([*head, "equivalent", "undecided"], rows)] if rows else []
+    rows = [[*of_fill, *concluded(contrast)] for of_fill, contrast in flat(found["changes"])]
+    parts += [table(["layer", "squares", "primary contrast, less that of A1", "p", "equivalent"], rows)] if rows else []
+    for kind, head in (("sanity", ["rule", "how", "shuffled", "measure"]), ("recovery", ["rule", "other"])):
+        rows = [[*names, *likeness(typical)] for names, typical in flat(found[kind])]
+        parts += [table(["layer", *head, "mean", "median", "pairs", "undefined"], rows)] if rows else []
+    return "\n\n".join(parts) + "\n"
 
 
-def clear(estimate: Estimate | None) -> int:
-    """1 or -1 where an interval, to three digits, lies wholly on one side of 0, else 0."""
-    return 0 if estimate is None else int(round(estimate.low, 3) > 0) - int(round(estimate.high, 3) < 0)
+def comparisons(of: Compared, baseline: str) -> list[list[Any]]:
+    """Each picture against the baseline, and the primary picture against its controls."""
+    rows = []
+    for picture, mean in of.means.items():
+        contrast = of.differences.get(difference(picture, baseline))
+        rows.append([picture, cell(mean, digits=3), *concluded(contrast), of.undecided.get(picture, "")])
+    for name in (difference(PICTURE, control) for control in CONTROLS):
+        rows += [[name, "", *concluded(of.differences[name]), ""]] if name in of.differences else []
+    return rows
 
 
-def unbeaten(result: LayerResult, measure: str) -> list[str]:
-    """Those of the shown pictures that none of the others is clearly better than."""
-    losers = set()
-    for pictures in COMPARISONS:
-        if pictures.of_shown and (side := clear(result.differences[pictures.name].get(measure))):
-            losers.add(pictures.other if side > 0 else pictures.one)
-    return [name for name in SHOWN if result.measures[name].get(measure) and name not in losers]
+def concluded(contrast: Contrast | None) -> list[str]:
+    if contrast is None:
+        return ["-", "-", "-"]
+    return [gain(contrast), f"{contrast.p:.2g}", "yes" if contrast.equivalent else "no"]
 
 
-def effects(rows: Mapping[str, Mapping[str, Estimate | None]], measures: Sequence[str]) -> str:
-    """In which layers something is clearly better, and worse, by each measure; the rows are by layer."""
-    words = []
-    for measure in measures:
-        for side, word in ((1, "better"), (-1, "worse")):
-            layers = [layer for layer, row in rows.items() if clear(row.get(measure)) == side]
-            where = "every layer" if len(layers) == len(rows) else ", ".join(layers)
-            words += [f"{measure} {word} in {where}"] if layers else []
-    return "; ".join(words) or "no difference shown"
+def likeness(of: Typical) -> list[Any]:
+    median = "-" if of.median is None else f"{of.median:.3f}"
+    return [cell(of.mean, digits=3), median, of.mean.values if of.mean else 0, of.undefined]
 
 
-def report(measured: Measurements, protocol: Protocol) -> str:
-    """One page, whose sentences are made from the numbers."""
-    layers, measures = measured.layers, measured.measures
-    chances = ", ".join(f"{layer} {result.chance:.2f}" for layer, result in layers.items())
-    winners = []
-    for measure in measures:
-        names = [unbeaten(result, measure) for result in layers.values()]
-        cells = [f"**{best[0]}**" if len(best) == 1 else ", ".join(best) or "-" for best in names]
-        winners += [[f"{measure}: {MEASURES[measure]}", *cells]] if any(names) else []
-    orders = {label("shrunk crop" if c.other == "crop" else c.other): c.name for c in COMPARISONS if c.of_crops}
-    against = [
-        f"- {other}: {effects({layer: r.differences[name] for layer, r in layers.items()}, measures[:2])}"
-        for other, name in orders.items()
-    ]
-    choices = [f"- {c}: {effects({layer: r.choices[c] for layer, r in layers.items()}, measures)}" for c in CHOICES]
-    parts = [
-        "# Deconvolution or cropping?",
-        f"{source(measured, protocol)} Removed pixels become {protocol.fill}. {intervals(protocol)} What is not clear "
-        f"of 0 is not counted as a difference. {remarks(measured, protocol.k)}",
-        "## Which of crop, projection and masked crop?",
-        "A crop has no order of its own: its pixels are kept from its centre outwards. The masked crop keeps those "
-        f"where the projection is strongest; people see {SHARE:.0f}% of them. The projection itself is shown to the "
-        "network at a figure's contrast, and may excite the unit more than the crop does: then more than 1 is left. "
-        "Every second picture of a map is known, and the others are to be told apart; the rates by chance are "
-        f"{chances}. The second network is SqueezeNet ({protocol.settings['judge']}).",
-        "Named are those that none of the other two is clearly better than, in bold where there is but one; how much "
-        "they differ is in `table.md`.",
-        table(["", *layers], winners),
-        "## Against gradients and baselines",
-        "The crop masked by the projection is, against\n\n" + "\n".join(against),
-        "## Do this reproduction's choices matter?",
-        "\n".join(choices),
-    ]
-    return "\n\n".join(parts)
-
-
-def remarks(measured: Measurements, k: int) -> str:
-    """What was left out, or is not as in the paper."""
-    words = []
-    for layer, count in measured.counts.items():
-        if count.dead:
-            words.append(f"{layer}: {count.dead} of {count.maps} maps never fire, and are left out")
-        if count.rare:
-            words.append(f"{layer}: {count.rare} of the {count.drawn} maps drawn are above 0 on fewer than {k} images")
-    words += [f"{k} images of each map, not the paper's nine"] if k < 9 else []
-    words += [f"{len(measured.broken_images)} images could not be read"] if measured.broken_images else []
-    return "; ".join(words) + "." if words else "No map was left out."
+def flat(nested: Any, names: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """What is in dictionaries of dictionaries, with the names that lead to it."""
+    if not isinstance(nested, Mapping):
+        return [(names, nested)]
+    return [row for name, inner in nested.items() for row in flat(inner, (*names, name))]
