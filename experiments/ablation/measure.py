@@ -111,7 +111,7 @@ def study(model: nn.Module, data: Any, out: Path, protocol: Protocol, **reading:
     if not any(layer.maps for layer in layers.values()):
         least = f"above 0 on {REFERENCES + QUERIES} images"
         raise InputError(f"no feature map of {', '.join(layers)} is {least}, which the tasks need")
-    return Study(layers, images, sample, tops.broken)
+    return Study(layers, images, sample, list(tops.broken))
 
 
 def measure(model: nn.Module, data: Any, out: Path, protocol: Protocol, **reading: Unpack[Reading]) -> dict[str, Any]:

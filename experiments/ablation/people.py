@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +42,11 @@ def export(
     spread = [layers[round(n * (len(layers) - 1) / max(1, count - 1))] for n in range(count)]
     asked = [trial for layer in spread for trial in trials_of(layer)]
     state, result.out = result.out / STATES[0], result.out / name
-    result.file(lambda folder: trials.write(asked, folder / f"{name}.html", title=TITLE, seed=protocol.seed) and None)
+
+    def write(folder: Path) -> None:
+        trials.write(asked, folder / f"{name}.html", title=TITLE, seed=protocol.seed)
+
+    result.file(write)
     written = result.finish({"trials": len(asked), "layers": [layer.name for layer in spread]})
     state.unlink(missing_ok=True)
     print(f"{len(asked)} trials: give people {name}.html of {result.out}, and keep {name}-KEY.json to yourself")
