@@ -76,7 +76,7 @@ def test_imports_point_back(file: Path) -> None:
 
 
 # plumbing knows no experiment; what experiments share stands in setup, output, and the modules named here
-SHARED = {"tables": {"transfer", "variants", "runs"}, "ablation": {"measure", "report", "draw"}}
+SHARED = {"tables": {"transfer", "variants", "runs"}, "ablation": {"measure", "report", "draw", "units", "judge"}}
 
 
 @pytest.mark.parametrize("file", [f for f in EXPERIMENTS if f.stem != "run"], ids=name_of)

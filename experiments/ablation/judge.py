@@ -36,18 +36,24 @@ class Judge:
 
     def describe(self, parts: Tensor, shown: Tensor | None = None) -> Tensor:
         """Parts (M, C, *SIZE), of which `shown` (M, *SIZE), from 0 to 1, is seen, or all: (M, D)."""
+        return self.views(parts, shown)[0]
+
+    def views(self, parts: Tensor, *shown: Tensor | None) -> list[Tensor]:
+        """The same parts, each time with something else `shown`, as by `describe`; the network is run once."""
         pixels = self.source.pixels(parts)
         images = Preprocessing.of(self.graph.model).normalise(pixels.expand(-1, 3, -1, -1))
-        weights = parts.new_ones(len(parts), *SIZE) if shown is None else shown.to(parts)
-        described = []
-        for maps in activations(self.graph, images, self.layers).values():
-            weight = F.adaptive_avg_pool2d(weights[:, None], (maps.shape[2], maps.shape[3])) if maps.ndim == 4 else None
-            if weight is None:
-                described.append(maps)
-                continue
-            total = weight.sum((2, 3)).clamp(min=torch.finfo(weight.dtype).tiny)
-            described.append((maps * weight).sum((2, 3)) / total)
-        return torch.cat(described, 1)
+        maps = activations(self.graph, images, self.layers).values()
+        return [torch.cat([pooled(of_layer, weights) for of_layer in maps], 1) for weights in shown]
+
+
+def pooled(maps: Tensor, shown: Tensor | None) -> Tensor:
+    """The means of maps (M, D, h, w) over what is shown (M, H, W), from 0 to 1, or all of it; (M, D) as they are."""
+    if maps.ndim != 4:
+        return maps
+    weights = maps.new_ones(len(maps), *SIZE) if shown is None else shown.to(maps)
+    weights = F.adaptive_avg_pool2d(weights[:, None], (maps.shape[2], maps.shape[3]))
+    total = weights.sum((2, 3)).clamp(min=torch.finfo(weights.dtype).tiny)
+    return (maps * weights).sum((2, 3)) / total
 
 
 def standardised(descriptions: Tensor, *others: Tensor) -> list[Tensor]:

@@ -15,7 +15,7 @@ from zfnet.checks import pair
 from zfnet.operations import DECONVNET, GRADIENT, GUIDED, Rules
 from zfnet.rendering import outside
 
-SIGNALS: Mapping[str, Rules] = {"projection": DECONVNET, "guided": GUIDED, "gradient": GRADIENT}
+SIGNALS: Mapping[str, Rules] = {"guided": GUIDED, "gradient": GRADIENT}
 FIELD, SHUFFLED, ANOTHER = "effective field", "shuffled network", "another map"
 MASKS = {  # by picture, the weights whose product orders the pixels
     FIELD: (FIELD,),
@@ -49,9 +49,10 @@ class Units:
         self.units = torch.cat([local[:, None], units[:, 1:]], 1)
         self.images = torch.stack([data[i][0] for i in known.tolist()])
         self.image_size = pair(self.images.shape[-2:])
-        patches = deconvnet.project_units(self.images, layer, self.units)
+        patches = deconvnet.project_units(self.images, layer, self.units, signals=torch.ones(len(units)))
         self.crops, self.boxes, self.values = patches.crops, patches.boxes, patches.values
         self.inside = ~outside(self.boxes, self.image_size, pair(self.crops.shape[-2:]))[:, 0]
+        self.projection = smoothed(faithfulness.energy(patches.projections), self.inside)  # the weights of that name
 
     @property
     def random(self) -> torch.Generator:
@@ -83,7 +84,7 @@ class Units:
     @cached_property
     def weights(self) -> dict[str, Tensor]:
         """Smoothed weights (M, S, S) by name: all but the effective field, which is measured on other units."""
-        found = {name: self.energy(rules) for name, rules in SIGNALS.items()}
+        found = {"projection": self.projection} | {name: self.energy(rules) for name, rules in SIGNALS.items()}
         shuffled = with_shuffled_weights(self.deconvnet.graph, self.layer, None, self.random)
         found[SHUFFLED] = self.energy(DECONVNET, model=shuffled)
         found[ANOTHER] = self.energy(DECONVNET, units=self.another_map())
