@@ -44,7 +44,7 @@ class Units:
 
     def __init__(self, deconvnet: Deconvnet, data: Any, layer: str, units: Tensor, seed: int):
         self.deconvnet, self.layer, self.seed = deconvnet, layer, seed
-        self.items, self.maps = units[:, 0], units[:, 1]
+        self.items, self.maps = units[:, 0].contiguous(), units[:, 1].contiguous()
         known, local = self.items.unique(return_inverse=True)
         self.units = torch.cat([local[:, None], units[:, 1:]], 1)
         self.images = torch.stack([data[i][0] for i in known.tolist()])
