@@ -83,7 +83,8 @@ def share(columns, picture, pair=None):
 def test_a_detector_of_colours_is_predicted_from_what_it_sees(colours):
     columns = colours.trials(MeanColour())
     assert {len(column) for column in columns.values()} == {20 * len(MAPS)}
-    assert list(columns) == ["map", "image", "pair", *PICTURES]
+    assert {*columns} == {"map", "image", "rows", "columns", "pair", *PICTURES}
+    assert {*columns["rows"], *columns["columns"]} == {8}
     assert share(columns, "crop") > 0.97 and share(columns, "masked crop") > 0.9
     assert share(columns, "crop", "extreme") == 1
     assert share(columns, "random crop") < share(columns, "crop") - 0.15  # where the spot is seldom seen whole

@@ -55,8 +55,8 @@ def trials(
         tasks: for each map; half of the queries stand next to the references, half at the percentiles.
 
     Returns:
-        Columns of equal length: "map", "image" (of the upper query), "pair" (EXTREME or PERCENTILE), and for each of
-        PICTURES whether its answer is right: 1, 0, or 0.5 for a tie.
+        Columns of equal length: "map", "image" (of the upper query), "rows" and "columns" of what the map sees, "pair"
+        (EXTREME or PERCENTILE), and for each of PICTURES whether its answer is right: 1, 0, or 0.5 for a tie.
 
     Raises: InputError if there are too few images.
     """
@@ -70,13 +70,14 @@ def trials(
     _, above, below = values.gather(1, ranks).split(sides, 1)
     kept = (above > below).flatten().nonzero().flatten()
     pairs = [pair for _ in maps for pair, count in queries.items() for _ in range(count)]
-    columns: dict[str, list[Any]] = {
-        "map": known[upper, 1].flatten()[kept].tolist(),
-        "image": known[upper, 0].flatten()[kept].tolist(),
-        "pair": [pairs[n] for n in kept.tolist()],
-    }
-    batches = (Units(deconvnet, data, layer, some, seed) for some in by_image(known))  # one at a time
-    described = [pictures(batch, judge, references, random) for batch in batches]
+    described, strata = [], []
+    for some in by_image(known):
+        batch = Units(deconvnet, data, layer, some, seed)
+        described.append(pictures(batch, judge, references, random))
+        strata.append(batch.strata)
+    of_upper = torch.cat([known[:, :2], torch.cat(strata)], 1)[upper.flatten()[kept]]
+    columns: dict[str, list[Any]] = dict(zip(("image", "map", "rows", "columns"), of_upper.T.tolist(), strict=True))
+    columns["pair"] = [pairs[n] for n in kept.tolist()]
     for picture in PICTURES:
         features = torch.cat([batch[picture] for batch in described])
         _, features = standardised(features[shown.flatten()], features)
