@@ -9,7 +9,7 @@ import torch
 from scipy.stats import rankdata, spearmanr
 from torch import Tensor, nn
 
-from zfnet.analysis.likeness import cosine, hog_correlation, similarity, ssim, with_shuffled_weights
+from zfnet.analysis.likeness import cosine, hog_correlation, similarity, ssim, stages, with_shuffled_weights
 from zfnet.graph import Graph
 
 MEASURES = (similarity, cosine, ssim, hog_correlation)
@@ -273,6 +273,33 @@ def test_which_weights_are_shuffled(layer, below, shuffled):
     for name, weight in before.items():
         assert weight.equal(model.state_dict()[name])  # the model itself is left alone
         assert after[name].flatten().sort().values.equal(weight.flatten().sort().values)
+
+
+class Block(nn.Module):
+    """A convolution, two branches that are joined, and a third that leads around them and a convolution behind them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b, self.last = (nn.Conv2d(n, 4, 1) for n in (3, 4, 4, 8))
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return x + self.last(torch.cat([self.a(x), self.b(x)], 1))
+
+
+def test_parts_of_a_chain_and_of_a_network_with_branches():
+    assert stages(Graph(network()), "4") == [("2", "1"), ("0", None)]
+    assert stages(Graph(network()), "1") == [("0", None)]
+    graph = Graph(Block().eval())
+    assert stages(graph, "add") == [("add", "relu"), ("stem", None)]
+    assert stages(graph, "last") == [("last", "cat"), ("cat", "relu"), ("stem", None)]
+    (top, below), _ = stages(graph, "add")
+    after = with_shuffled_weights(graph, top, below, seeded()).state_dict()
+    assert {name for name, weight in graph.model.state_dict().items() if not weight.equal(after[name])} == {
+        "a.weight",
+        "b.weight",
+        "last.weight",
+    }
 
 
 def test_a_layer_is_shuffled_in_the_same_way_however_deep_the_cascade_goes():

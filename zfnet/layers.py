@@ -22,40 +22,50 @@ def spread(graph: Graph, size: int | Pair) -> list[str]:
         size: of the images, pixels: (rows, columns), or one number for both.
     Raises InputError if there is no such layer.
     """
-    trunk = _trunk(graph, pair(size))
-    if not trunk:
+    joints = _joints(graph, pair(size))
+    if not joints:
         raise InputError(
             f"{type(graph.model).__name__} has no ReLU or joint that all of the image comes through, to stand for a "
             "layer of the paper's: name its layers; zfnet.layer_table lists them"
         )
     shapes = graph.shapes(pair(size), graph.output)
-    ends = [i for i, n in enumerate(trunk) if i + 1 == len(trunk) or shapes[n][2:] != shapes[trunk[i + 1]][2:]]
+    ends = [i for i, n in enumerate(joints) if i + 1 == len(joints) or shapes[n][2:] != shapes[joints[i + 1]][2:]]
     if len(ends) > DEPTHS:
         ends = [ends[round(i * (len(ends) - 1) / (DEPTHS - 1))] for i in range(DEPTHS)]
-    while len(ends) < min(DEPTHS, len(trunk)):
+    while len(ends) < min(DEPTHS, len(joints)):
         gaps = [(later - before, before) for before, later in zip([-1, *ends], ends, strict=False)]
         gap, before = max(gaps)
         ends = sorted([*ends, before + (gap + 1) // 2])
-    return [graph.names[_unclipped(graph, trunk[i])] for i in ends]
+    return [graph.names[_unclipped(graph, joints[i])] for i in ends]
 
 
 def _unclipped(graph: Graph, node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0] if graph.operation(node).lower() == "relu6" else node
 
 
-def _trunk(graph: Graph, size: Pair) -> list[fx.Node]:
-    """The ReLUs and joints behind a convolution that all of the image has to come through."""
-    shapes = graph.shapes(size, graph.output)
-    path = [n for n in graph.path([graph.output]) if n in shapes]
-    last = {n: max((i for i, reader in enumerate(path) if n in reader.all_input_nodes), default=0) for n in path}
-    trunk, open_until, filtered = [], 0, False
+def trunk(graph: Graph, last: fx.Node) -> list[fx.Node]:
+    """The steps that all of the image has to come through on its way to `last`, from the image to `last` itself."""
+    path = [n for n in graph.path([last]) if n in graph.carriers]
+    positions = {node: position for position, node in enumerate(path)}
+    last_read = [0] * len(path)
+    for position, reader in enumerate(path):
+        for source in positions.keys() & set(reader.all_input_nodes):
+            last_read[positions[source]] = position
+    passed, open_until = [], 0
     for position, node in enumerate(path):
-        filtered = filtered or "conv" in graph.operation(node).lower()
-        joins = graph.operation(node).lower() in JOINTS and len(shapes[node]) == 4 and max(shapes[node][2:]) > 1
-        if open_until <= position and joins and filtered:
-            trunk.append(node)
-        open_until = max(open_until, last[node])
-    return trunk
+        if open_until <= position:
+            passed.append(node)
+        open_until = max(open_until, last_read[position])
+    return passed
+
+
+def _joints(graph: Graph, size: Pair) -> list[fx.Node]:
+    """The ReLUs and joints behind a convolution that all of the image has to come through."""
+    shapes, path = graph.shapes(size, graph.output), graph.path([graph.output])
+    operations = {node: graph.operation(node).lower() for node in path}
+    first = next((position for position, node in enumerate(path) if "conv" in operations[node]), len(path))
+    behind = {node for node in path[first:] if operations[node] in JOINTS and node in shapes}
+    return [n for n in trunk(graph, graph.output) if n in behind and len(shapes[n]) == 4 and max(shapes[n][2:]) > 1]
 
 
 def head(graph: Graph, size: int | Pair) -> str:

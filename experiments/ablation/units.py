@@ -12,6 +12,7 @@ from zfnet.analysis import faithfulness
 from zfnet.analysis.choices import effective_field, extents, smoothed
 from zfnet.analysis.likeness import with_shuffled_weights
 from zfnet.checks import pair
+from zfnet.graph import Graph
 from zfnet.operations import DECONVNET, GRADIENT, GUIDED, Rules
 from zfnet.rendering import outside
 
@@ -43,7 +44,7 @@ class Units:
     """
 
     def __init__(self, deconvnet: Deconvnet, data: Any, layer: str, units: Tensor, seed: int):
-        self.deconvnet, self.layer, self.seed = deconvnet, layer, seed
+        self.deconvnet, self.data, self.layer, self.seed = deconvnet, data, layer, seed
         self.items, self.maps = units[:, 0].contiguous(), units[:, 1].contiguous()
         known, local = self.items.unique(return_inverse=True)
         self.units = torch.cat([local[:, None], units[:, 1:]], 1)
@@ -63,22 +64,38 @@ class Units:
         """(M, 2): the rows and columns of what each unit's map sees, which differ between branches of a layer."""
         return (self.boxes[:, 2:] - self.boxes[:, :2]).cpu()
 
+    def of_stratum(self, size: Tensor) -> Tensor:
+        """Which units' maps see so many rows and columns: (m,), int64."""
+        return (self.strata == size).all(1).nonzero().flatten()
+
     def respond(self, canvases: Tensor) -> Tensor:
         """The units' activations (M,) with canvases in the place of what they see."""
         return self.deconvnet.activations_of(canvases, self.layer, self.units, self.image_size)
 
-    def energy(self, rules: Rules, *, model: nn.Module | None = None, units: Tensor | None = None) -> Tensor:
-        """The squares (M, S, S) of what is projected from 1 at each unit, smoothed; see `choices.smoothed`."""
+    def strongest_of_maps(self) -> "Units":
+        """The strongest unit of each map."""
+        order = self.values.argsort(descending=True, stable=True).cpu()
+        rows = torch.stack([order[self.maps[order] == m][0] for m in self.maps.unique()])
+        units = torch.cat([self.items[:, None], self.units[:, 1:]], 1)[rows]
+        return Units(self.deconvnet, self.data, self.layer, units, self.seed)
+
+    def pictures(self, rules: Rules, *, model: nn.Module | Graph | None = None, units: Tensor | None = None) -> Tensor:
+        """What is projected from 1 at each unit: (M, C, S, S)."""
         units = self.units if units is None else units
-        deconvnet = Deconvnet(model or self.deconvnet.model, rules=rules)
-        pictures = deconvnet.project_units(self.images, self.layer, units, signals=torch.ones(len(units))).projections
-        return smoothed(faithfulness.energy(pictures), self.inside)
+        deconvnet = Deconvnet(model or self.deconvnet.graph, rules=rules)
+        return deconvnet.project_units(self.images, self.layer, units, signals=torch.ones(len(units))).projections
+
+    def energy(self, rules: Rules, *, model: nn.Module | None = None, units: Tensor | None = None) -> Tensor:
+        """The squares (M, S, S) of pictures, smoothed; see `choices.smoothed`."""
+        return smoothed(faithfulness.energy(self.pictures(rules, model=model, units=units)), self.inside)
 
     def another_map(self) -> Tensor:
-        """The same units of the next of the maps; of their own, where there is but one."""
-        known = self.maps.unique()
+        """The same units of the next of the maps that see as much; of their own, where there is but one."""
         units = self.units.clone()
-        units[:, 1] = known.roll(-1)[torch.searchsorted(known, self.maps.contiguous())]
+        for size in self.strata.unique(dim=0):
+            alike = self.of_stratum(size)
+            known = self.maps[alike].unique()
+            units[alike, 1] = known.roll(-1)[torch.searchsorted(known, self.maps[alike])]
         return units
 
     @cached_property
@@ -104,15 +121,21 @@ class Units:
         distance = (rows.square()[:, :, None] + columns.square()[:, None, :]).sqrt()
         return (distance.flatten(1).amax(1)[:, None, None] - distance) * self.inside
 
-    def field(self, others: "Units") -> Tensor:
-        """The effective field (M, S, S): the mean gradient of other maps in other images, of maps that see as much."""
-        found = torch.zeros(self.inside.shape, dtype=others.weights["gradient"].dtype, device=self.inside.device)
+    def field(self, others: "Units", weights: Tensor | None = None) -> Tensor:
+        """The effective field (M, S, S): the mean weights of other maps in other images, of maps that see as much.
+
+        Args:
+            others: of the same layer.
+            weights: of the others; None: their smoothed squared gradients.
+        """
+        weights = others.weights["gradient"] if weights is None else weights
+        found = torch.zeros(self.inside.shape, dtype=weights.dtype, device=self.inside.device)
         own = torch.stack([self.maps, self.items], 1)
         for size in self.strata.unique(dim=0):
-            here, there = ((units.strata == size).all(1).nonzero().flatten() for units in (self, others))
+            here, there = self.of_stratum(size), others.of_stratum(size)
             rows, columns = size.tolist()
-            gradient, inside = (x[there][:, :rows, :columns] for x in (others.weights["gradient"], others.inside))
-            field = effective_field(gradient, inside, others.maps[there], others.items[there], own[here])
+            seen, inside = (x[there][:, :rows, :columns] for x in (weights, others.inside))
+            field = effective_field(seen, inside, others.maps[there], others.items[there], own[here])
             found[here, :rows, :columns] = field * self.inside[here][:, :rows, :columns]
         return found
 

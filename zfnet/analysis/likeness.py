@@ -15,11 +15,12 @@ count for nothing. It gives (M,), float64, symmetric in a and b: 1 if they diffe
 and NaN where it is undefined, as for a picture that is constant. All but the cosine take the energy or magnitude of
 pixels: they ignore signs, and the two pictures may differ in their number of channels.
 
-`with_shuffled_weights` makes the other weights; `faithfulness.sobel` the edges; a deconvnet by the rules `DECONVNET |
-UNSWITCHED` the projections that do not know where the image had its maxima.
+`with_shuffled_weights` makes the other weights, in one of the `stages` or in several; `faithfulness.sobel` the edges; a
+deconvnet by the rules `DECONVNET | UNSWITCHED` the projections that do not know where the image had its maxima.
 """
 
 import copy
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from zfnet.analysis.faithfulness import energy, surrounded
 from zfnet.graph import Graph
+from zfnet.layers import trunk
 from zfnet.rendering import contrast
 
 WINDOW, DEVIATION = 11, 1.5  # of the structural similarity: pixels; of Wang et al.
@@ -35,6 +37,14 @@ STABILISERS = 0.01**2, 0.03**2  # of means and of variances, of pictures in 0..1
 ORIENTATIONS = 8
 CELLS, CELL = 8, 3  # cells along a side at most, and the pixels of one at least
 ROUNDING = 1e-10  # relative: what is left below is no value
+
+
+def ranks(values: Tensor, inside: Tensor) -> Tensor:
+    """The ranks of values (M, S, S) among those inside, from 1, the mean for equal ones; 0 elsewhere: (M, S, S)."""
+    found = torch.zeros(inside.shape, dtype=torch.float64)
+    for row, value, mask in zip(found, values.cpu(), inside.cpu(), strict=True):
+        row[mask] = torch.from_numpy(rankdata(value[mask].numpy()))
+    return found
 
 
 def similarity(a: Tensor, b: Tensor, inside: Tensor, given: Tensor | None = None) -> Tensor:
@@ -51,8 +61,9 @@ def similarity(a: Tensor, b: Tensor, inside: Tensor, given: Tensor | None = None
         given: a field (M, S, S), such as the mean energy of other maps on other images, of receptive fields of the same
             size; the larger, the more is shown.
     """
-    x, y = (_ranks(energy(picture), inside) for picture in (a, b))
-    return _correlation(x, y, inside.flatten(1).cpu(), None if given is None else _ranks(given, inside))
+    x, y = (ranks(energy(picture), inside).flatten(1) for picture in (a, b))
+    known = None if given is None else ranks(given, inside).flatten(1)
+    return _correlation(x, y, inside.flatten(1).cpu(), known)
 
 
 def cosine(a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
@@ -105,14 +116,6 @@ def hog_correlation(a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
     x, y = (_histograms(_magnitudes(picture, inside), inside) for picture in (a, b))
     seen = _blocks(surrounded(inside)[:, None].to(x)).amax(1, keepdim=True) > 0
     return _correlation(x.flatten(1), y.flatten(1), seen.expand(x.shape).flatten(1))
-
-
-def _ranks(values: Tensor, inside: Tensor) -> Tensor:
-    """The ranks of values (M, S, S) among those inside, the mean of ranks for equal ones; 0 elsewhere: (M, S S)."""
-    ranks = torch.zeros(len(values), inside[0].numel(), dtype=torch.float64)
-    for row, value, mask in zip(ranks, values.flatten(1).cpu(), inside.flatten(1).cpu(), strict=True):
-        row[mask] = torch.from_numpy(rankdata(value[mask].numpy()))
-    return ranks
 
 
 def _correlation(a: Tensor, b: Tensor, counted: Tensor, given: Tensor | None = None) -> Tensor:
@@ -169,6 +172,27 @@ def _blocks(planes: Tensor) -> Tensor:
     return F.unfold(F.adaptive_avg_pool2d(planes, (rows, columns)), 2)
 
 
+def stages(graph: Graph, layer: str) -> list[tuple[str, str | None]]:
+    """The parts of the way from a layer down to the image that have weights: (layer, below), the topmost first.
+
+    A part lies between two steps that all of the image has to come through, so that no branch leads around it: in a
+    chain a convolution, in networks of blocks also a block. Both names are arguments of `with_shuffled_weights`.
+    """
+    ends = reversed(trunk(graph, graph.node(layer)))
+    names = [None if end in graph.inputs else graph.names[end] for end in ends]
+    parts = [(top, below) for top, below in itertools.pairwise(names) if top is not None]
+    return [(top, below) for top, below in parts if _shuffled(graph, top, below)]
+
+
+def _shuffled(graph: Graph, layer: str, below: str | None) -> list[str]:
+    """The names of the weights from `layer` down, up to `below`, the topmost step's first."""
+    spared = set(graph.path([graph.node(below)])) if below else set()
+    steps = [node for node in reversed(graph.path([graph.node(layer)])) if node not in spared]
+    targets = [f"{node.target}." for node in steps if node.op in ("call_module", "get_attr")]  # of an F.conv2d
+    weights = [n for n, p in graph.model.named_parameters(remove_duplicate=False) if p.ndim > 1]
+    return [name for target in targets for name in weights if f"{name}.".startswith(target)]
+
+
 def with_shuffled_weights(graph: Graph, layer: str, below: str | None, generator: torch.Generator) -> nn.Module:
     """A copy of the model in which the weights of the layers from `layer` down are shuffled, up to `below`, exclusive.
 
@@ -187,12 +211,8 @@ def with_shuffled_weights(graph: Graph, layer: str, below: str | None, generator
         generator: of the same state it shuffles a layer in the same way, however far below others are shuffled.
     """
     model = copy.deepcopy(graph.model)
-    spared = set(graph.path([graph.node(below)])) if below else set()
-    for node in reversed(graph.path([graph.node(layer)])):
-        if node in spared or node.op not in ("call_module", "get_attr"):  # get_attr: the weight of an F.conv2d
-            continue
-        for name, weight in model.named_parameters(remove_duplicate=False):
-            if f"{name}.".startswith(f"{node.target}.") and weight.ndim > 1:
-                drawn = torch.randperm(weight.numel(), generator=generator).to(weight.device)
-                weight.data.copy_(weight.data.flatten()[drawn].view_as(weight))
+    for name in _shuffled(graph, layer, below):
+        weight = model.get_parameter(name)
+        drawn = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+        weight.data.copy_(weight.data.flatten()[drawn].view_as(weight))
     return model
