@@ -98,6 +98,11 @@ def test_of_a_deep_network_five_parts_are_shuffled_the_topmost_and_all_among_the
     assert parts == [(how, name) for name in "86420" for how in ("cascade", "alone")]
 
 
+def test_where_nothing_below_has_weights_nothing_is_shuffled():
+    units = units_of(nn.Sequential(nn.MaxPool2d(2), nn.ReLU()), "1", photographs(), range(3))
+    assert set(sanity.trials(units, units)["how"]) == {ANOTHER}
+
+
 # ---- known answers ---------------------------------------------------------------------------------------------------
 
 

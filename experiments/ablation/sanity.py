@@ -12,7 +12,7 @@ in other images. Where a unit does not fire its gradient is zero, and the likene
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -62,8 +62,10 @@ def comparisons(units: Units) -> Iterator[tuple[list[str], str | None, Callable[
     """How pictures are made others, which part of the network is shuffled, and what makes them by a rule set."""
     yield [ANOTHER], None, partial(of_another_map, units)
     graph, parts = units.deconvnet.graph, stages(units.deconvnet.graph, units.layer)
-    for number in sorted({round(n * (len(parts) - 1) / (PARTS - 1)) for n in range(PARTS)}):
-        top, below = parts[number]
+    spread = {round(n * (len(parts) - 1) / (PARTS - 1)) for n in range(PARTS)}
+    for number, (top, below) in enumerate(parts):
+        if number not in spread:
+            continue
         # of the topmost part both are the same
         runs = [([CASCADE], units.layer), ([ALONE], top)] if number else [([CASCADE, ALONE], top)]
         for kinds, first in runs:
@@ -141,10 +143,6 @@ def listed(values: dict[str, Tensor]) -> Columns:
     return {name: [None if math.isnan(v) else v for v in column.tolist()] for name, column in values.items()}
 
 
-def joined(tables: Iterable[Columns]) -> Columns:
+def joined(tables: Sequence[Columns]) -> Columns:
     """Columns one below the other."""
-    first, *others = tables
-    for table in others:
-        for name, values in table.items():
-            first[name] += values
-    return first
+    return {name: [value for table in tables for value in table[name]] for name in tables[0]}
