@@ -1,28 +1,40 @@
-"""The ablation end to end on a tiny network, its counts, its words, and what becomes of a run that was stopped."""
+"""The ablation end to end on a tiny network: known answers, what is written, and what a stopped run leaves."""
 
 import copy
 import json
-from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
-import torchvision
-from matplotlib.figure import Figure
-from PIL import Image
+from conftest import sequential
+from torch import nn
 
-from experiments.ablation import ablation, draw, measure, report
-from experiments.ablation.measure import CHOICES, COMPARISONS, SHOWN, Comparison, LayerResult
-from experiments.output.feature_maps import Look
+from experiments.ablation import ablation, intervention, measure, people, sufficiency
+from experiments.ablation.intervention import FILLS, ORACLE, covered, filled, left
+from experiments.ablation.measure import Protocol, study
+from experiments.ablation.trials import Trial
+from experiments.ablation.units import FIELD, MASKS, Units
 from experiments.setup.configuration import configured
-from experiments.setup.models import build
-from zfnet import Deconvnet, InputError, scan
-from zfnet.analysis.faithfulness import PICTURES
-from zfnet.analysis.statistics import Estimate
-from zfnet.data.photos import Photos
+from zfnet import Deconvnet, InputError
+from zfnet.analysis.choices import squares
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
 
-FEW = {"layers": ["relu1", "relu2"], "maps": 3, "k": 4, "shares": [0, 10, 40, 100], "draws": 100, "progress": False}
+FEW = {"layers": ["relu1", "relu2"], "maps": 2, "progress": False, "workers": 0}
+TASKS = {"A1", "A2", "A1/unmatched", "A1/blur", "A1/patch", "B", "sanity", "recovery", "sufficiency", "necessity"}
+
+
+class MeanColour:
+    """A judge that sees the mean colour of what is shown."""
+
+    graph = SimpleNamespace(model=nn.Conv2d(3, 1, 1))  # by whose weights a run knows its judge
+
+    def views(self, parts, *shown):
+        weights = [torch.ones(len(parts), *parts.shape[2:]) if s is None else s for s in shown]
+        return [(parts * w[:, None]).sum((2, 3)) / w.sum((1, 2))[:, None].clamp(min=1e-6) for w in weights]
+
+    def describe(self, parts, shown=None):
+        return self.views(parts, shown)[0]
 
 
 @pytest.fixture
@@ -30,269 +42,114 @@ def model(model):
     return copy.deepcopy(model)
 
 
+@pytest.fixture(scope="module")
+def many():
+    return Scenes("val", 140, size=32, transform=Preprocessing(size=32, resize=36))
+
+
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Without the figures, which take longer than all they show."""
-    for name in ("draw_curves", "draw_measures", "draw_likeness", "draw_pictures"):
-        monkeypatch.setattr(ablation, name, lambda *_: Figure((1, 1)))
+def judged(monkeypatch):
+    """Task A2 and B are judged by a mean colour, and asked of fewer images."""
+    monkeypatch.setattr(measure, "judge_of", lambda *_: MeanColour())
 
 
-def measured(model, data, out, **settings):
+def run(model, data, out, **settings):
     return ablation.main(model, data, out, **{**FEW, **settings})
 
 
-def test_it_writes_what_it_returns_and_says_it_in_words(model, data, tmp_path, capsys):
-    result = measured(model, data, tmp_path, width=5)
-    figures = {f"{name}.{kind}" for name in ("figure", "measures", "likeness", "pictures") for kind in ("png", "pdf")}
-    assert {path.name for path in tmp_path.iterdir()} == figures | {"result.json", "table.md", "report.md"}
+@pytest.mark.usefixtures("judged")
+def test_it_writes_every_trial_and_what_they_come_to(model, many, tmp_path, capsys):
+    result = run(model, many, tmp_path)
+    names = {f"{name}.{kind}" for name in ("A1", "A2", "B", "sanity", "sufficiency") for kind in ("png", "pdf")}
+    assert {path.name for path in tmp_path.iterdir()} == names | {"result.json", "table.md", "report.md"}
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
-    assert set(result["paper"]) == set(result["ours"])
-    assert {Image.open(tmp_path / name).width for name in figures if name.endswith("png")} == {1000}
-    printed = capsys.readouterr().out
-    assert printed == (tmp_path / "table.md").read_text()
-    layers = result["ours"]["layers"]
-    for layer in ("relu1", "relu2"):
-        rows = [line for line in printed.splitlines() if line.startswith(f"| {layer} | ")]
-        likeness = layers[layer]["likeness"]["projection"]
-        assert len(rows) == len(PICTURES) + len(COMPARISONS) + len(CHOICES) + len(likeness)
-    crop = layers["relu2"]["measures"]["crop"]["sufficiency"]
-    assert f"{crop[0]:.2f} ({crop[1]:.2f} to {crop[2]:.2f})" in printed
-    words = (tmp_path / "report.md").read_text()
-    assert "4 images of each map, not the paper's nine" in words
-    named = {line.split(":")[0]: line.split(" | ")[1:] for line in words.splitlines() if line.startswith("| ")}
-    for name in ("sufficiency", "necessity", "pixels", "network", "energy on object", "points at parts"):
-        for cell, numbers in zip(named[f"| {name}"], json.loads(json.dumps(layers)).values(), strict=True):
-            assert cell.strip("|* ") == ", ".join(report.unbeaten(LayerResult.of(numbers), name))
+    assert capsys.readouterr().out.rstrip("\n") == (tmp_path / "report.md").read_text().rstrip("\n")
+    for layer in result["ours"]["layers"].values():
+        assert set(layer["trials"]) == TASKS
+        for task, columns in layer["trials"].items():
+            assert len({len(column) for column in columns.values()}) == 1, task
+            assert set(columns["map"]) <= set(layer["drawn"])
+        for task in ("A1", "A2", "A1/unmatched"):
+            columns = layer["trials"][task]
+            assert all(a < b for a, b in zip(columns["left"], columns["left by the other"], strict=True))
+            assert {*columns[FIELD]} <= {0, 0.5, 1}
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_what_must_be_so_is_so(model, data, tmp_path):
-    layers = measured(model, data, tmp_path)["ours"]["layers"]
-    for numbers in layers.values():
-        for name, curves in numbers["curves"].items():
-            if PICTURES[name].content == "crop":
-                assert curves["kept"][-1] == pytest.approx(1) == curves["removed"][0]
-                assert curves["kept"][0] == pytest.approx(curves["removed"][-1])
-        assert numbers["choices"]["signal 1"]["cosine"][0] == pytest.approx(1)
-        assert numbers["choices"]["signal 1"]["energy on object"][:3] == pytest.approx([0, 0, 0], abs=1e-5)
-        assert numbers["measures"]["crop"]["necessity"] == numbers["measures"]["shrunk crop"]["necessity"]
-        for measures in numbers["measures"].values():
-            assert all(low <= mean <= high for mean, low, high, _ in (e for e in measures.values() if e))
-    first = layers["relu1"]  # of which a projection is its filter, by every rule, whatever the image
-    assert first["differences"]["projection - guided"]["sufficiency"][:3] == pytest.approx([0, 0, 0], abs=1e-6)
-    assert first["likeness"]["projection"]["same map, another image"][0] == pytest.approx(1)
-    assert "shuffled above relu1" in layers["relu2"]["likeness"]["guided"]
-    unrectified = layers["relu2"]["choices"]["not rectified"]
-    assert max(abs(x) for x in unrectified["energy on object"][:3]) > 1e-3 and unrectified["cosine"][0] < 0.99
+@pytest.mark.usefixtures("judged")
+def test_the_same_seed_gives_the_same_digits_whether_it_was_stopped_or_not(model, many, tmp_path, monkeypatch):
+    whole = run(model, many, tmp_path / "whole")["ours"]
+
+    def stop(layer):
+        raise KeyboardInterrupt
+
+    tasks = dict(measure.TASKS)
+    with monkeypatch.context() as patch:
+        patch.setitem(measure.TASKS, "sufficiency", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(model, many, tmp_path / "stopped")
+    done = []
+    for name, task in tasks.items():
+        monkeypatch.setitem(measure.TASKS, name, lambda layer, n=name, t=task: done.append((layer.name, n)) or t(layer))
+    assert run(model, many, tmp_path / "stopped")["ours"] == whole
+    assert done == [("relu1", "sufficiency"), *(("relu2", name) for name in tasks)]
+    assert run(model, many, tmp_path / "other", seed=1)["ours"]["layers"] != whole["layers"]
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_what_a_crop_shows_of_the_object_is_the_share_of_its_area(model, data, tmp_path):
-    found = measured(model, data, tmp_path, layers=["relu2"], maps=1)["ours"]["layers"]["relu2"]
-    (m,) = found["maps"]
-    top = scan(model, data, ["relu2"], 4, progress=False)["relu2"]
-    shares, hits = [], []
-    for image, row, column in zip(*(c[m].tolist() for c in (top.image, top.row, top.column)), strict=True):
-        upper, left = 4 * row - 4, 4 * column - 4  # conv1 5/2, pool1 3/2, conv2 3 with padding: 17 pixels, every 4th
-        mask = torch.as_tensor(data.scene(image).mask)
-        seen = mask[max(upper, 0) : upper + 17, max(left, 0) : left + 17].float()
-        if 0 < seen.mean() < 1:
-            shares.append(float(seen.mean()))
-            hits.append(float(mask[upper + 8, left + 8]))
-    assert found["measures"]["crop"]["energy on object"][0] == pytest.approx(sum(shares) / len(shares))
-    assert found["measures"]["crop"]["points at object"][0] == pytest.approx(sum(hits) / len(hits))
-    assert found["measures"]["crop"]["points at object"][3] == len(hits)
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_objects_in_boxes(model, tmp_path):
-    (tmp_path / "Annotations").mkdir()
-    (tmp_path / "JPEGImages").mkdir()
-    ends = {"xmin": 9, "ymin": 1, "xmax": 24, "ymax": 32}  # columns 8 to 24 of 32
-    box = "".join(f"<{end}>{at}</{end}>" for end, at in ends.items())
-    for n in range(6):
-        Image.fromarray(Scenes("val", 6, size=32).scene(n).image).save(tmp_path / f"JPEGImages/{n}.png")
-        (tmp_path / f"Annotations/{n}.xml").write_text(
-            f"<annotation><object><bndbox>{box}</bndbox></object></annotation>"
-        )
-    model.preprocessing = Preprocessing(size=32, resize=32)
-    photos = Photos(tmp_path, transform=model.preprocessing)
-    found = measured(model, photos, tmp_path / "out", layers=["relu2"], maps=1)["ours"]["layers"]["relu2"]
-    (m,) = found["maps"]
-    top = scan(model, photos, ["relu2"], 4, progress=False)["relu2"]
-    lefts = [4 * column - 4 for column in top.column[m].tolist()]
-    widths = [min(left + 17, 32) - max(left, 0) for left in lefts]
-    shares = [(min(left + 17, 24) - max(left, 8)) / width for left, width in zip(lefts, widths, strict=True)]
-    partly = [share for share in shares if 0 < share < 1]
-    assert found["measures"]["crop"]["energy on object"][0] == pytest.approx(sum(partly) / len(partly))
-    assert "energy on parts" not in found["measures"]["crop"]
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_the_same_seed_gives_the_same_digits(model, data, tmp_path):
-    seeds = enumerate((3, 3, 4))
-    runs = [measured(model, data, tmp_path / str(n), layers=["relu2"], seed=seed)["ours"] for n, seed in seeds]
-    assert json.dumps(runs[0]) == json.dumps(runs[1])
-    assert runs[2]["layers"]["relu2"]["maps"] != runs[0]["layers"]["relu2"]["maps"]
-
-
-@pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("fill", ["blur", "noise"])
-def test_other_fills_give_other_numbers(model, data, tmp_path, fill):
-    found = [
-        measured(model, data, tmp_path, layers=["relu2"], fill=f)["ours"]["layers"]["relu2"] for f in ("grey", fill)
-    ]
-    one, other = (each["measures"]["random"]["sufficiency"][0] for each in found)
-    assert abs(one - other) > 1e-3
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_run_that_was_stopped_goes_on(model, data, tmp_path, monkeypatch):
-    whole = measured(model, data, tmp_path / "whole")["ours"]
-    measure_layer, seen = measure.measure_layer, []
-
-    def stopped(sample):
-        seen.append(sample.layer)
-        if len(seen) == 2:
-            raise KeyboardInterrupt
-        return measure_layer(sample)
-
-    monkeypatch.setattr(measure, "measure_layer", stopped)
+@pytest.mark.usefixtures("judged")
+def test_of_a_damaged_state_one_line_is_said(model, many, tmp_path, monkeypatch):
+    monkeypatch.setitem(measure.TASKS, "prediction", lambda layer: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        measured(model, data, tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"scan.partial", "ablation.partial"}
-    again = measured(model, data, tmp_path / "out")["ours"]
-    assert seen == ["relu1", "relu2", "relu2"]
-    assert json.dumps(again) == json.dumps(whole)
-    assert not list((tmp_path / "out").glob("*.partial"))
+        run(model, many, tmp_path)
+    with pytest.raises(InputError, match=r"scan\.partial was made with different weights"):
+        run(sequential_of(model), many, tmp_path)
+    (tmp_path / "ablation.partial").write_text("{}")
+    with pytest.raises(InputError, match=r"ablation\.partial is damaged, or of an older format"):
+        run(model, many, tmp_path)
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_maps_that_do_not_fire_are_counted(model, data, tmp_path):
-    model.conv2.bias.data[2:] = -1e3
-    model.conv2.weight.data[1], model.conv2.bias.data[1] = 0, -1
-    model.conv1.bias.data[:] = -1e3  # relu1 is dead, and relu2 is its bias
-    model.conv2.bias.data[0] = 1
-    result = measured(model, data, tmp_path)
-    counts = result["ours"]["counts"]
-    assert counts["relu1"] == {"maps": 6, "dead": 6, "drawn": 0, "rare": 0}
-    assert counts["relu2"] == {"maps": 8, "dead": 7, "drawn": 1, "rare": 0}
-    assert list(result["ours"]["layers"]) == ["relu2"]
-    numbers = result["ours"]["layers"]["relu2"]
-    assert numbers["measures"]["random"]["sufficiency"][:3] == (1, 1, 1)  # a constant unit
-    assert numbers["likeness"]["gradient"]["all shuffled"] is None  # its gradient is zero
-    words = (tmp_path / "report.md").read_text()
-    assert "relu1: 6 of 6 maps never fire, and are left out; relu2: 7 of 8 maps" in words
+def sequential_of(model):
+    other = copy.deepcopy(model)
+    other.conv1.weight.data.mul_(1.01)
+    return other
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_maps_that_fire_on_few_images_are_counted(model, data, tmp_path):
-    values = scan(model, data, ["relu1"], 3, progress=False)["relu1"].value
-    model.conv1.bias.data -= (values[:, 1] + values[:, 2]) / 2  # above 0 on two images
-    result = measured(model, data, tmp_path, layers=["relu1"])
-    assert result["ours"]["counts"]["relu1"]["rare"] == 3
-    assert result["ours"]["layers"]["relu1"]["units"] == 6
-    assert "relu1: 3 of the 3 maps drawn are above 0 on fewer than 4 images" in (tmp_path / "report.md").read_text()
+def test_without_a_judge_two_tasks_are_left_out_and_the_report_says_so(model, many, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "judge_of", lambda *_: None)
+    result = run(model, many, tmp_path, layers=["relu2"])["ours"]
+    assert set(result["layers"]["relu2"]["trials"]) == TASKS - {"A2", "B"} and result["judge"] is None
+    assert not (tmp_path / "B.png").exists()
+    assert "A2" in (tmp_path / "report.md").read_text()
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_of_fewer_than_nine_images_all_are_taken(model, tmp_path):
-    few = Scenes("val", 5, size=32, transform=model.preprocessing)
-    result = measured(model, few, tmp_path, layers=["relu1"], k=9)
-    assert result["settings"]["k"] == 5
-    assert "5 images of each map, not the paper's nine" in (tmp_path / "report.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        ({"shares": [0, 101]}, "^shares must lie between 0 and 100 percent; got 101$"),
-        ({"shares": [-1, 50]}, "^shares must lie between 0 and 100 percent; got -1"),
-        ({"fill": "gray"}, "^no fill 'gray'"),
-        ({"maps": 0}, "^maps is 0; give at least 1$"),
-        ({"k": 0}, "^k is 0; give at least 1$"),
-        ({"draws": 3}, "^draws is 3; give at least 100$"),
-        ({"layers": ["relu9"]}, "^no layer of Sequential 'relu9'"),
-        ({"judge": "nowhere.npz"}, "nowhere.npz"),
-        ({"style": "bright"}, "^no style 'bright'"),
-        ({"contrast": 0}, "^contrast is 0; give a number above 0, up to 1$"),
-        ({"colour": "red"}, "^no colour 'red'"),
-        ({"interpolation": "linear"}, "^no interpolation 'linear'"),
-        ({"width": 1}, "^width is 1; give inches"),
-    ],
-)
-def test_a_mistake_is_one_line_and_leaves_nothing(model, data, tmp_path, wrong, says):
-    with pytest.raises(InputError, match=says) as error:
-        measured(model, data, tmp_path / "out", **wrong)
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_network_that_never_fires_is_one_line(model, data, tmp_path):
+@pytest.mark.usefixtures("judged")
+def test_mistakes_are_one_line_and_leave_nothing(model, data, many, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"^the data has 12 images; the tasks need 140 or more$"):
+        run(model, data, tmp_path)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InputError, match=r"^relu1: \d+ pictures of 5 x 5 pixels, .* too many to hold; give fewer maps"),
+    ):
+        patch.setattr(measure, "PIXELS", 100)
+        run(model, many, tmp_path / "large")
     model.conv1.bias.data[:] = -1e3
-    with pytest.raises(InputError, match=r"^no feature map of relu1 is ever above 0 on these 12 images$"):
-        measured(model, data, tmp_path, layers=["relu1"])
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match=r"^no feature map of relu1 is above 0 on 20 images, which the tasks need$"):
+        run(model, many, tmp_path / "dead", layers=["relu1"])
+    assert not list((tmp_path / "dead").iterdir())
 
 
-def result_of(crop, projection, masked):
-    """Of a layer of which but the necessity of the shown pictures is known, with intervals of ± 0.1."""
-    means = dict(zip(SHOWN, (crop, projection, masked), strict=True))
+def test_a_network_does_not_judge_itself():
+    from experiments.setup.efficientnet_lite import EfficientNetLite0
 
-    def estimate(*terms):
-        if None in terms:
-            return None
-        mean = terms[0] - sum(terms[1:])
-        return Estimate(mean, round(mean - 0.1, 9), round(mean + 0.1, 9), 9)
-
-    measures = {name: {"necessity": estimate(mean)} for name, mean in means.items()}
-    shown = [c for c in COMPARISONS if c.of_shown]
-    differences = {c.name: {"necessity": estimate(means[c.one], means[c.other])} for c in shown}
-    rest = {c.name: {} for c in COMPARISONS if not c.of_shown}
-    return LayerResult([7, 7], [0], 9, 0.5, {}, measures, differences | rest, {}, {})
+    with pytest.raises(InputError, match=r"EfficientNetLite0 would judge itself; give weights of SqueezeNet v1.0"):
+        measure.judge_of(EfficientNetLite0(10), None)
 
 
-@pytest.mark.parametrize(
-    ("means", "best"),
-    [
-        ((0.2, 0.4, 0.6), ["masked crop"]),
-        ((0.2, 0.6, 0.55), ["projection", "masked crop"]),  # better than the crop, but not than each other
-        ((0.9, 0.4, 0.6), ["crop"]),
-        ((0.2, None, 0.6), ["masked crop"]),
-        ((0.5, 0.5, 0.5), ["crop", "projection", "masked crop"]),
-        ((None, None, None), []),
-    ],
-)
-def test_who_is_named_is_beaten_by_none(means, best):
-    assert report.unbeaten(result_of(*means), "necessity") == best
-
-
-def test_an_interval_that_touches_zero_is_no_difference():
-    intervals = ([0.1, 0.02, 0.2, 9], [0.1, 0.0, 0.2, 9], [-0.1, -0.2, -0.01, 9], [1e-9, 1e-10, 1e-8, 9])
-    better, touching, worse, tiny = (Estimate(*interval) for interval in intervals)
-    assert [report.clear(estimate) for estimate in (better, touching, worse, tiny, None)] == [1, 0, -1, 0, 0]
-
-    def said(**estimates):
-        return report.effects({layer: {"necessity": e} for layer, e in estimates.items()}, ["sufficiency", "necessity"])
-
-    assert said(relu1=better, relu2=worse, relu3=touching) == "necessity better in relu1; necessity worse in relu2"
-    assert said(relu1=better, relu2=better) == "necessity better in every layer"
-    assert said(relu1=touching) == said(relu1=None) == "no difference shown"
-
-
-def test_which_comparisons_are_of_which_kind():
-    """By what their pictures are, whatever their place in the list."""
-    shown = {c.name for c in COMPARISONS if c.of_shown}
-    assert shown == {"projection - crop", "masked crop - crop", "masked crop - projection"}
-    others = ("crop", "centre", "random", "edges", "masked by gradient", "masked by guided")
-    assert {c for c in COMPARISONS if c.of_crops} == {Comparison("masked crop", other) for other in others}
-
-
-def test_a_layers_numbers_come_back_from_json():
-    result = result_of(0.2, None, 0.6)
-    again = LayerResult.of(json.loads(json.dumps(asdict(result))))
-    assert again == result
-    assert isinstance(again.measures["crop"]["necessity"], Estimate)
+def test_of_many_images_a_sample_is_ranked(model, many, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "judge_of", lambda *_: None)
+    monkeypatch.setattr(measure, "MOST", 40)
+    found = study(model, many, tmp_path, Protocol(["relu2"], 2, None, 0), progress=False)
+    assert len(found.sample) == 40 == found.layers["relu2"].top.value.shape[1] and len(set(found.sample)) == 40
+    assert found.sample != list(range(40))
 
 
 def test_the_configuration_takes_the_networks_layers():
@@ -300,117 +157,101 @@ def test_the_configuration_takes_the_networks_layers():
     assert len(layers) == 5 and layers[4] == "features.12.cat"
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_no_canvas_is_run_twice(model, data, tmp_path, monkeypatch):
-    seen, activations_of = [], Deconvnet.activations_of
-
-    def noted(self, canvases, layer, units, image_size, **options):
-        seen.append((layer, canvases.numpy().tobytes()))
-        return activations_of(self, canvases, layer, units, image_size, **options)
-
-    monkeypatch.setattr(Deconvnet, "activations_of", noted)
-    measured(model, data, tmp_path)
-    assert len(seen) == len(set(seen)) > 20
+# ---- task A on units whose answer is known ---------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_fields_too_large_to_hold_are_one_line(model, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "PIXELS", 1000)
-    with pytest.raises(InputError, match=r"^relu2: 12 pictures of 17 x 17 pixels, which its units see, are too many"):
-        measured(model, data, tmp_path, layers=["relu2"])
+def bright_spot():
+    """One map that reads one pixel, off the middle of the 9 x 9 that it sees; and one that reads another."""
+    conv = nn.Conv2d(3, 2, 9, 9)
+    with torch.no_grad():
+        conv.weight.zero_()
+        conv.bias.zero_()
+        conv.weight[0, :, 1, 6] = 1
+        conv.weight[1, :, 6, 1] = 1
+    return sequential(Preprocessing(size=27, resize=None, mean=0.0, std=1.0), conv=conv, relu=nn.ReLU())
 
 
-@pytest.fixture
-def sample(model, data):
-    top = scan(model, data, ["relu2"], 4, progress=False)["relu2"]
-    protocol = measure.Protocol(["relu1", "relu2"], 3, 4, [0, 100], "grey", None, 100, 0)
-    judge = build(torchvision.models.squeezenet1_0, preprocessing=Preprocessing())
-    study = measure.Study(Deconvnet(model), data, protocol, judge, False)
-    return measure.Sample(study, "relu2", top, [0, 3])
+def units_of(model, count=20, size=27, maps=2):
+    torch.manual_seed(3)
+    images = [(0.2 + torch.rand(3, size, size), 0) for _ in range(count)]
+    units = torch.tensor([(n, m, n % 3, (n + m) % 3) for n in range(count) for m in range(maps)])
+    return Units(Deconvnet(model), images, "relu", units, 0)
 
 
-def test_pictures_show_the_pixels_that_they_keep(sample):
-    """In squares of seven, in which no two pixels of the crop blend: the rest is grey, and hatched beyond the image."""
-    tiles = draw.tiles_of(sample, Look(interpolation="nearest"), (17 * 7, 17 * 7))
-    assert tiles.shape == (len(sample.units), len(PICTURES), 3, 17 * 7, 17 * 7)
-    centres = tiles[..., 3::7, 3::7]
-    crops = sample.preprocessing.pixels(sample.patches.crops).clamp(0, 1)
-    inside = sample.inside[:, None].expand_as(crops)
-    assert not inside.all()
-    for n, (name, picture) in enumerate(PICTURES.items()):
-        if picture.content == "crop":
-            kept = (centres[:, n] == crops) & inside
-            assert ((centres[:, n] == 0.5) | kept)[inside].all()
-            share = kept.all(1).sum((1, 2)) / sample.inside.sum((1, 2))
-            assert torch.allclose(share, torch.tensor(picture.share / 100), atol=0.01), name
-    beyond = ~inside.repeat_interleave(7, 2).repeat_interleave(7, 3)
-    assert tiles[:, 0][beyond].unique().tolist() == pytest.approx([0.72, 1])
+def test_a_unit_of_one_pixel_is_pointed_at_by_what_depends_on_it():
+    units = units_of(bright_spot())
+    found = intervention.trials(units, units, None)
+    columns = found["A1"]
+    assert "A2" not in found and len(columns["map"]) == 40
+    for picture in ("projection", "gradient", "guided", "projection x field", ORACLE):
+        right = [columns[picture][n] for n in range(40)]
+        assert sum(right) / 40 > 0.95, picture
+    for picture in (FIELD, "another map x field"):  # other maps look elsewhere
+        assert sum(columns[picture]) / 40 <= 0.6, picture
 
 
-def test_projections_in_pictures_have_the_contrast_and_colour_that_are_asked_for(sample):
-    which = list(PICTURES).index("projection")
-    look, size = Look(contrast=0.5, colour="grey", interpolation="nearest"), (17, 17)
-    wanted = look.pictures(sample.preprocessing.rgb(sample.patches.projections), size)
-    tiles, default = (draw.tiles_of(sample, each, size)[:, which] for each in (look, Look()))
-    inside = sample.inside[:, None].expand_as(wanted)
-    assert torch.equal(tiles[inside], wanted[inside]) and not torch.equal(tiles, default)
-    assert torch.equal(tiles[:, 0], tiles[:, 2])
+def test_what_is_left_under_a_square_is_what_the_network_gives():
+    units = units_of(bright_spot(), 4)
+    boxes = squares(units.inside)
+    remaining = left(units, boxes, "grey")
+    for n in range(len(units.maps)):
+        row, column = (1, 6) if units.maps[n] == 0 else (6, 1)
+        hit = covered(boxes[n], units.inside[n : n + 1].expand(25, -1, -1))[:, row, column]
+        assert torch.equal(remaining[n] == 0, hit)
+        assert torch.allclose(remaining[n][~hit], units.values[n])
 
 
-def test_objects_that_are_known_of_units_that_see_less_than_others(tmp_path):
-    """Behind joined branches, of one and of five pixels, every unit's truth is what the image has in its canvas."""
-
-    class Branches(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.narrow, self.wide = torch.nn.Conv2d(3, 2, 1), torch.nn.Conv2d(3, 2, 5, padding=2)
-
-        def forward(self, x):
-            return torch.cat([self.narrow(x), self.wide(x)], 1).relu()
-
-    branches, how = Branches().eval(), Preprocessing(size=32, resize=32)
-    branches.preprocessing = how
-    data = Scenes("val", 6, size=32, transform=how)
-    top = scan(branches, data, ["relu"], 3, progress=False)["relu"]
-    protocol = measure.Protocol(["relu"], 4, 3, [0, 100], "grey", None, 100, 0)
-    study = measure.Study(Deconvnet(branches), data, protocol, torch.nn.Identity(), False)
-    sample = measure.Sample(study, "relu", top, [0, 1, 2, 3])
-    assert sample.truth["object"].shape == sample.inside.shape
-    boxes = sample.patches.boxes.tolist()
-    for item, box, truth, inside in zip(sample.items, boxes, sample.truth["object"], sample.inside, strict=True):
-        mask = torch.as_tensor(data.scene(item).mask)
-        for row, column in inside.nonzero().tolist():
-            assert truth[row, column] == mask[box[0] + row, box[1] + column]
+@pytest.mark.parametrize("fill", FILLS)
+def test_a_fill_is_of_another_image_or_of_none(fill):
+    units = units_of(bright_spot(), 4)
+    ground = filled(units, fill)
+    assert ground.shape == units.crops.shape and not torch.equal(ground, units.crops)
+    if fill == "patch":
+        assert all(any(torch.equal(g, c) for c in units.crops) for g in ground)
 
 
-@pytest.mark.parametrize("layers", [1, 7])
-def test_figures_of_other_numbers_of_layers(model, data, tmp_path, layers):
-    """All points and lines are there, in columns of which there are at most five."""
-    result = LayerResult.of(measured(model, data, tmp_path, layers=["relu2"], maps=2, k=2)["ours"]["layers"]["relu2"])
-    named = {f"layer {n}": result for n in range(layers)}
-    counts = {name: measure.Counts(8, 0, 2, 0) for name in named}
-    several = measure.Measurements("net", "Scenes", 12, [], named, counts, None)
-    protocol = measure.Protocol(list(named), 2, 2, FEW["shares"], "grey", None, 100, 0)
-    lines = ["black"] * 8
-    curves = draw.draw_curves(several, protocol, lines, 6.9)
-    shown = [axis for axis in curves.axes if axis.axison]
-    assert len(shown) == 3 * layers and curves.axes[0].get_gridspec().ncols == min(layers, 5)
-    drawn = [line for axis in shown for line in axis.lines if len(line.get_xdata()) == len(FEW["shares"])]
-    assert len(drawn) == layers * (4 + 7 + 7)  # the signals and the crop; seven orders shown, and removed
-    points = draw.draw_measures(several, protocol, lines, 6.9).axes
-    assert len(points) == len(several.measures)
-    assert sum(len(c.lines[0].get_xdata()) for c in points[0].containers) == layers * len(PICTURES)
+def test_sufficiency_and_necessity_of_a_unit_of_one_pixel():
+    units = units_of(bright_spot(), 6)
+    kept, lost = sufficiency.trials(units, units)
+    rows = len(units.maps) * len(sufficiency.SHARES) * 3
+    assert {len(column) for column in (*kept.values(), *lost.values())} == {rows} and set(MASKS) <= set(kept)
+    grey = [n for n in range(rows) if kept["fill"][n] == "grey"]
+    assert all(kept["gradient"][n] == pytest.approx(1) == lost["gradient"][n] for n in grey)
+    assert all(kept[FIELD][n] + lost[FIELD][n] == pytest.approx(2 * kept[FIELD][n]) for n in grey)  # one pixel: alike
 
 
-def test_images_of_which_nothing_is_known_do_not_count(model, data, sample, monkeypatch):
-    truth, unknown = Scenes.truth, sample.items[0]
-    monkeypatch.setattr(Scenes, "truth", lambda self, i: None if i == unknown else truth(self, i))
-    again = measure.truth_of(data, sample.items, sample.images, sample.patches)
-    for kind, masks in sample.truth.items():
-        for item, before, now in zip(sample.items, masks, again[kind], strict=True):
-            assert not now.any() if item == unknown else torch.equal(before, now)
-    assert unknown in sample.items and len(set(sample.items)) > 1 and sample.truth["object"].any()
-    sample.truth = again
-    values = sample.view(sample.patches.crops, sample.inside.float(), sample.ranks("square", {}))
-    known = torch.tensor([item != unknown for item in sample.items])
-    assert values["points at object"][~known].isnan().all()
+# ---- people ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("judged")
+def test_a_page_for_people_and_its_score(model, many, tmp_path, capsys):
+    run(model, many, tmp_path, export="trials")
+    assert {path.name for path in (tmp_path / "trials").iterdir()} >= {"trials.html", "trials-KEY.json", "result.json"}
+    assert not list(tmp_path.glob("*.partial"))
+    key = json.loads((tmp_path / "trials" / "trials-KEY.json").read_text())
+    assert {trial["task"] for trial in key["trials"]} == {"A2", "B"} and any(t["catch"] for t in key["trials"])
+    answers = [
+        {"trial": n, "option": trial["right"], "left": 0, "confidence": 2, "milliseconds": 900}
+        for n, trial in enumerate(key["trials"])
+    ]
+    for person in ("0" * 16, "1" * 16):
+        content = {"format": key["format"], "page": key["page"], "person": person, "answers": answers}
+        (tmp_path / f"{person}.json").write_text(json.dumps(content))
+    files = [str(file) for file in sorted(tmp_path.glob("*.json"))]
+    scored = run(model, many, tmp_path, answers=files)["ours"]
+    assert scored["people"] == 2 and set(scored["columns"]["right"]) == {1}
+    assert "| 100 " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("judged")
+def test_trials_for_people_are_right_by_the_network(model, many, tmp_path):
+    found = study(model, many, tmp_path, Protocol(["relu2"], 3, None, 0), progress=False)
+    trials: list[Trial] = list(people.trials_of(found.layers["relu2"]))
+    of_b = [trial for trial in trials if trial.task == "B"]
+    assert len(of_b) == 4 and sum(trial.catch for trial in of_b) == 1
+    assert all(trial.right == 0 and len(trial.options) == 2 for trial in trials)
+    assert len({trial.id for trial in trials}) == len(trials)
+    top = found.layers["relu2"].top
+    for trial in of_b:
+        values = dict(zip(top.image[trial.map].tolist(), top.value[trial.map].tolist(), strict=True))
+        assert values[trial.image] >= top.value[trial.map].median()

@@ -76,7 +76,22 @@ def test_imports_point_back(file: Path) -> None:
 
 
 # plumbing knows no experiment; what experiments share stands in setup, output, and the modules named here
-SHARED = {"tables": {"transfer", "variants", "runs"}, "ablation": {"measure", "report", "draw", "units", "judge"}}
+SHARED = {
+    "tables": {"transfer", "variants", "runs"},
+    "ablation": {
+        "units",
+        "judge",
+        "intervention",
+        "prediction",
+        "sanity",
+        "sufficiency",
+        "measure",
+        "analysis",
+        "report",
+        "draw",
+        "trials",
+    },
+}
 
 
 @pytest.mark.parametrize("file", [f for f in EXPERIMENTS if f.stem != "run"], ids=name_of)

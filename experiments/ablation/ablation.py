@@ -18,9 +18,9 @@ from typing import Any
 from torch import nn
 from typing_extensions import Unpack
 
-from experiments.ablation import people
 from experiments.ablation.draw import draw_choices, draw_sanity, draw_sufficiency
 from experiments.ablation.measure import STATES, Protocol, measure
+from experiments.ablation.people import PAGE, export_trials, score_answers
 from experiments.ablation.report import report, tables
 from experiments.output.pages import style_of
 from experiments.output.results import Result
@@ -66,9 +66,9 @@ def main(
     protocol = Protocol(as_list(layers), maps, judge, seed)
     result.settings |= protocol.settings
     if answers is not None:
-        return people.score(result, as_list(answers), export or people.PAGE)
+        return score_answers(result, as_list(answers), export or PAGE)
     if export is not None:
-        return people.export(result, model, data, protocol, export, **reading)
+        return export_trials(result, model, data, protocol, export, **reading)
     ours = measure(model, data, Path(out), protocol, **reading)
     lines = style_of(style).lines
     for task in ("A1", "A2", "B"):

@@ -15,9 +15,13 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 from typing_extensions import Unpack
 
-from experiments.ablation import intervention, prediction, sanity, sufficiency
 from experiments.ablation.intervention import Trials
+from experiments.ablation.intervention import trials as intervened
 from experiments.ablation.judge import Judge
+from experiments.ablation.prediction import trials as predicted
+from experiments.ablation.sanity import recovery
+from experiments.ablation.sanity import trials as sanity
+from experiments.ablation.sufficiency import trials as kept_and_lost
 from experiments.ablation.units import Units
 from experiments.output.feature_maps import dead_maps
 from experiments.setup.efficientnet_lite import EfficientNetLite0
@@ -109,6 +113,7 @@ def study(model: nn.Module, data: Any, out: Path, protocol: Protocol, **reading:
         for name, top in tops.items()
     }
     if not any(layer.maps for layer in layers.values()):
+        state.unlink(missing_ok=True)
         least = f"above 0 on {REFERENCES + QUERIES} images"
         raise InputError(f"no feature map of {', '.join(layers)} is {least}, which the tasks need")
     return Study(layers, images, sample, list(tops.broken))
@@ -183,23 +188,23 @@ def read_trials(state: Path, identity: Identity) -> dict[str, dict[str, dict[str
 
 
 def intervene(layer: Layer) -> dict[str, Trials]:
-    return intervention.trials(layer.units(REFERENCES, REFERENCES + QUERIES), layer.references, layer.judge)
+    return intervened(layer.units(REFERENCES, REFERENCES + QUERIES), layer.references, layer.judge)
 
 
 def predict(layer: Layer) -> dict[str, Trials]:
     if layer.judge is None:
         return {}
     how = layer.deconvnet, layer.data, layer.name, layer.top, layer.maps, layer.judge, layer.references, layer.seed
-    return {"B": prediction.trials(*how)}
+    return {"B": predicted(*how)}
 
 
 def check(layer: Layer) -> dict[str, Trials]:
     one = layer.units(REFERENCES, REFERENCES + 1)
-    return {"sanity": sanity.trials(one, layer.references), "recovery": sanity.recovery(one, layer.references)}
+    return {"sanity": sanity(one, layer.references), "recovery": recovery(one, layer.references)}
 
 
 def keep(layer: Layer) -> dict[str, Trials]:
-    kept, lost = sufficiency.trials(layer.units(REFERENCES, REFERENCES + FEW), layer.references)
+    kept, lost = kept_and_lost(layer.units(REFERENCES, REFERENCES + FEW), layer.references)
     return {"sufficiency": kept, "necessity": lost}
 
 

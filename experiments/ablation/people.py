@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from experiments.ablation import prediction, trials
 from experiments.ablation.intervention import FILLS, covered, left, pairs
 from experiments.ablation.judge import cut
 from experiments.ablation.measure import REFERENCES, STATES, Layer, Protocol, study
-from experiments.ablation.prediction import CROP, MASKED
-from experiments.ablation.trials import Trial
+from experiments.ablation.prediction import CROP, EXTREME, MASKED, PERCENTILE, asked, places, ranking
+from experiments.ablation.trials import Trial, score, shares, write
 from experiments.ablation.units import Units
 from experiments.output.results import Result
 from experiments.output.tables import table
@@ -33,33 +32,33 @@ SHOWN = {"A2": (NONE, CROP, MASKED), "B": (CROP, MASKED)}  # how a trial's refer
 TITLE = "What does this unit look for?"
 
 
-def export(
+def export_trials(
     result: Result, model: nn.Module, data: Any, protocol: Protocol, name: str, **reading: Unpack[Reading]
 ) -> dict[str, Any]:
     """Write the page with a sample of trials of some layers, and its key, into a folder of the page's name."""
     layers = [layer for layer in study(model, data, result.out, protocol, **reading).layers.values() if layer.maps]
     count = min(ASKED, len(layers))
     spread = [layers[round(n * (len(layers) - 1) / max(1, count - 1))] for n in range(count)]
-    asked = [trial for layer in spread for trial in trials_of(layer)]
+    chosen = [trial for layer in spread for trial in trials_of(layer)]
     state, result.out = result.out / STATES[0], result.out / name
 
-    def write(folder: Path) -> None:
-        trials.write(asked, folder / f"{name}.html", title=TITLE, seed=protocol.seed)
+    def written(folder: Path) -> None:
+        write(chosen, folder / f"{name}.html", title=TITLE, seed=protocol.seed)
 
-    result.file(write)
-    written = result.finish({"trials": len(asked), "layers": [layer.name for layer in spread]})
+    result.file(written)
+    found = result.finish({"trials": len(chosen), "layers": [layer.name for layer in spread]})
     state.unlink(missing_ok=True)
-    print(f"{len(asked)} trials: give people {name}.html of {result.out}, and keep {name}-KEY.json to yourself")
-    return written
+    print(f"{len(chosen)} trials: give people {name}.html of {result.out}, and keep {name}-KEY.json to yourself")
+    return found
 
 
-def score(result: Result, answers: Sequence[str], name: str) -> dict[str, Any]:
+def score_answers(result: Result, answers: Sequence[str], name: str) -> dict[str, Any]:
     """Score the files that people saved, by the key beside the page, and print who was right how often."""
-    scored = trials.score(answers, result.out / name / f"{name}-KEY.json")
+    scored = score(answers, result.out / name / f"{name}-KEY.json")
     result.out = result.out / name / "answers"
     columns = scored.columns
     rows: list[list[Any]] = []
-    for (task, picture), share in trials.shares(columns).items():
+    for (task, picture), share in shares(columns).items():
         keys = zip(columns["task"], columns["picture"], strict=True)
         mine = [n for n, key in enumerate(keys) if key == (task, picture)]
         right = torch.tensor([columns["right"][n] for n in mine], dtype=torch.float64)
@@ -122,10 +121,9 @@ def queries_of(layer: Layer) -> Iterator[Trial]:
     One trial more is easy: its images are among the references.
     """
     random = torch.Generator().manual_seed(layer.seed)
-    places = prediction.places(layer.deconvnet, layer.name, layer.references.image_size)
-    values, units = prediction.ranking(layer.top, layer.maps, places, random)
-    pairs_of = {prediction.EXTREME: 1, prediction.PERCENTILE: 1}
-    ranks = prediction.asked(values.shape[1], len(layer.maps), pairs_of, random)
+    extents = places(layer.deconvnet, layer.name, layer.references.image_size)
+    values, units = ranking(layer.top, layer.maps, extents, random)
+    ranks = asked(values.shape[1], len(layer.maps), {EXTREME: 1, PERCENTILE: 1}, random)
     for n, m in enumerate(layer.maps):
         chosen, picture, first = units[n, ranks[n]], SHOWN["B"][n % len(SHOWN["B"])], 2 * REFERENCES + n % 2
         shown = tiles(Units(layer.deconvnet, layer.data, layer.name, chosen, layer.seed), layer.references)[picture]
