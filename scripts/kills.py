@@ -33,7 +33,7 @@ from PIL import Image
 from torch import nn
 
 import experiments.ablation.ablation as ablation
-import experiments.ablation.measure  # noqa: F401
+import experiments.ablation.measure
 import zfnet.analysis.features
 import zfnet.scanning
 import zfnet.training.loop
@@ -94,7 +94,9 @@ def computing_features(photos: Path) -> Any:
 def ablating(photos: Path) -> Any:
     zfnet.scanning.SAVE_EVERY = 0.0
     data = Photos(photos, transform=PREPROCESSING)
-    how: dict[str, Any] = {"layers": ["1", "4"], "maps": 3, "k": 3, "shares": [0, 50, 100], "draws": 100}
+    experiments.ablation.measure.FEWEST = experiments.ablation.measure.REFERENCES
+    experiments.ablation.measure.TASKS.pop("prediction", None)  # which needs more images
+    how: dict[str, Any] = {"layers": ["1", "4"], "maps": 3}
     return ablation.main(network(), data, "ablation", workers=2, progress=False, batch_size=8, **how)["ours"]
 
 

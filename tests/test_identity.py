@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from experiments.ablation import ablation, measure
-from experiments.ablation.measure import LayerResult
 from experiments.setup.networks import Networks
 from zfnet import InputError, scan, weights
 from zfnet.analysis.features import features
@@ -503,12 +502,14 @@ def test_a_network_that_was_trained_otherwise_is_not_read(name, tmp_path) -> Non
 
 def test_measurements_of_another_run_are_not_read(tmp_path) -> None:
     def measured(run: Run, folder: Path) -> bool:
-        settings = {"layers": ["2"], "maps": 2, "k": 2, "shares": (0, 100), "draws": 100, "progress": False}
+        settings = {"layers": ["2"], "maps": 2, "progress": False}
         done: list[str] = []
         with pytest.MonkeyPatch.context() as patch:
-            numbers = LayerResult([1, 1], [0], 2, 0.5, {}, {}, {}, {}, {})
-            patch.setattr(measure, "measure_layer", lambda sample: done.append(sample.layer) or numbers)
-            patch.setattr(measure, "class_likeness", interrupt)
+            patch.setattr(measure, "FEWEST", 1)
+            patch.setattr(measure, "judge_of", lambda *_: None)
+            patch.setattr(measure, "drawn", lambda *_: [0])
+            patch.setattr(measure, "TASKS", {"one": lambda layer: done.append(layer.name) or {"A1": {}}})
+            patch.setattr(ablation, "draw_choices", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 ablation.main(run.model, as_tensors(run.data), folder, **settings | run.settings)
         return not done
@@ -517,7 +518,7 @@ def test_measurements_of_another_run_are_not_read(tmp_path) -> None:
         raise KeyboardInterrupt
 
     assert read_again(measured, base("scenes"), base("scenes"), tmp_path / "same") is True
-    for name, change in (("seed", with_settings(seed=1)), ("fill", with_settings(fill="blur"))):
+    for name, change in (("seed", with_settings(seed=1)), ("maps", with_settings(maps=1))):
         said = read_again(measured, base("scenes"), change(base("scenes")), tmp_path / name)
         assert f"ablation.partial was made with different {name} (" in said and "start anew with fresh=True" in said
     assert "scan.partial was made with different weights" in read_again(
@@ -527,7 +528,7 @@ def test_measurements_of_another_run_are_not_read(tmp_path) -> None:
     assert read_again(measured, base("scenes"), replace(base("scenes"), settings=settings), tmp_path / "new") is False
     state = tmp_path / "same" / "ablation.partial"
     known = json.loads(state.read_bytes().partition(b"\n")[0])["identity"]
-    for content in ("[]", '{"2": {}}', '{"2": 3}', "{", 3, None):
+    for content in ("[]", '{"2": 3}', "{", 3, None):
         write_sealed(state, known, content)
         with pytest.raises(
             InputError, match=f"^{state} holds what no version of this experiment writes; delete it, or"

@@ -90,6 +90,7 @@ SHARED = {
         "report",
         "draw",
         "trials",
+        "people",
     },
 }
 

@@ -1,14 +1,12 @@
 """`fresh`: a stopped run is resumed, refused if anything has changed, or started anew."""
 
 import json
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from experiments.ablation import measure
 from experiments.figures import fig2, fig7
 from experiments.setup import networks
 from experiments.setup.choices import names
@@ -99,20 +97,6 @@ def test_other_images_and_another_network(model, data, tmp_path, interrupted):
     finally:
         model.conv1.weight.data.div_(2)
     assert fig2.main(model, data, tmp_path, **FIG2)  # which resumes
-
-
-def test_measurements_resumed_with_something_changed(model, data, tmp_path, interrupted):
-    protocol = measure.Protocol(["relu1", "relu2"], 2, 2, [20.0, 80.0], "grey", None, 100, 0)
-    reading = {"workers": 0, "progress": False}
-    interrupted(2, measure, "measure_layer")
-    with pytest.raises(KeyboardInterrupt):
-        measure.measure(model, data, tmp_path, protocol, **reading)
-    for change, says in (({"seed": 1}, r"seed \(0, now 1\)"), ({"fill": "noise"}, r"fill \(grey, now noise\)")):
-        with pytest.raises(InputError, match=rf"different {says}.*fresh=True"):
-            measure.measure(model, data, tmp_path, replace(protocol, **change), **reading)
-    anew, _ = measure.measure(model, data, tmp_path, replace(protocol, seed=1), **reading, fresh=True)
-    other, _ = measure.measure(model, data, tmp_path / "other", replace(protocol, seed=1), **reading)
-    assert json.dumps(asdict(anew)) == json.dumps(asdict(other))
 
 
 def test_features_are_computed_anew(model, data, tmp_path):
