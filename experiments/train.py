@@ -28,6 +28,7 @@ from zfnet.data.batches import Broken
 from zfnet.data.crops import preprocessing_of, views
 from zfnet.data.images import as_images
 from zfnet.files import write_atomically
+from zfnet.graph import Graph
 from zfnet.training import Checkpoint, Recipe, error_rates, in_memory, processes, train
 
 PAPER = {"epochs": 70, "history": None, "validation_top1": 0.384, "validation_top5": 0.165, "waiting": None}
@@ -67,6 +68,7 @@ def main(
     """
     recipe, out = recipe or Recipe(), Path(out)
     result = Result("train", out, locals())
+    _check_layers(model, layers or ())
     reading: dict[str, Any] = {"workers": workers, "progress": progress}
     options = {**reading, "allow_broken": allow_broken}
     images, broken = _held("training", training, **options)
@@ -93,6 +95,14 @@ def main(
         Checkpoint(out).remove()
         print(summary(ours, crops, len(images)))
     return written
+
+
+def _check_layers(model: nn.Module, layers: Sequence[str]) -> None:
+    """InputError for a layer that the model lacks, before hours of training."""
+    if layers:  # a network that cannot be traced can be trained, if no layer is asked for
+        graph = Graph(model)
+        for layer in as_list(layers):
+            graph.node(layer)
 
 
 def _held(kind: str, data: Any, *, allow_broken: bool, **reading: Any) -> tuple[Any, list[str]]:

@@ -37,6 +37,7 @@ PROVENANCE = ("command", "seed", "commit", "dirty", "versions", "device", "threa
 def publish(folder: Path) -> None:
     """Write the weights, what is known of them, and the checksums of all published files."""
     trained = read_result(folder / "result.json")
+    weights.read_metadata(folder / "model.safetensors")  # a committed result lacks them: said before data are read
     words = shlex.split(trained["provenance"]["command"])[1:]
     words = spelled([word for word in words if not word.startswith("out=")])
     objects = Objects(configured(words), words, lambda *_: None)

@@ -151,6 +151,12 @@ def test_publishing_measures_before_it_replaces(tmp_path, monkeypatch) -> None:
         publish.publish(Path("out"))
 
 
+def test_a_committed_result_has_no_weights_to_publish() -> None:
+    folder = FOLDER.parent / "results" / "train" / "zfnet_small-tiny_imagenet, seed 0"
+    with pytest.raises(InputError, match=r"cannot read .*seed 0/model.safetensors: No such file"):
+        publish.publish(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_training_again_gives_as_good_a_network(name: str, tmp_path: Path, monkeypatch, real_data) -> None:
