@@ -53,10 +53,9 @@ def main(
 
     Args:
         model: with its initial weights and its preprocessing.
-        training: (image, label) by index, images as uint8.
+        training, validation: (image, label) by index, images as uint8.
         out: the folder of the result; from the first epoch on it holds a checkpoint, metrics.csv, the curves, and in
             epochs/ the weights after `snapshots` and the last epoch.
-        validation: as `training`.
         recipe: how to train.
         crops: of every validation image, averaged at the end, 1 or 10; null: 10 if images leave a margin for them.
         layers: whose dead maps are counted, those never above 0 on a validation image; null: none.
@@ -70,7 +69,7 @@ def main(
     result = Result("train", out, locals())
     _check_layers(model, layers or ())
     reading: dict[str, Any] = {"workers": workers, "progress": progress}
-    options = {**reading, "allow_broken": allow_broken}
+    options = reading | {"allow_broken": allow_broken}
     images, broken = _held("training", training, **options)
     checks, broken_checks = _held("validation", validation, **options) if validation else (None, [])
     metadata = described(model, recipe, training, validation)
@@ -82,8 +81,8 @@ def main(
                 weights.save(model, out / "epochs" / f"epoch-{epoch:04d}.safetensors", epoch=epoch, **metadata)
 
         history = train(model, images, checks, recipe, folder=out, fresh=fresh, on_epoch=on_epoch, **options)
-    unread = sorted({*broken, *broken_checks, *chain(*history.broken.values())})
-    ours: dict[str, Any] = {"epochs": len(history), "history": history, "broken_images": unread}
+    ours: dict[str, Any] = {"epochs": len(history), "history": history}
+    ours["broken_images"] = sorted({*broken, *broken_checks, *chain(*history.broken.values())})
     crops = checks and (crops or (10 if recipe.stored_size or recipe.max_shift != 0 else 1))
     ours |= _measured(model, checks, recipe, crops, layers or (), reading) if checks else {}
     ours["waiting"] = sum(entry["waiting"] * entry["seconds"] for entry in history) / _seconds(history)
