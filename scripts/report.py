@@ -33,10 +33,12 @@ from zfnet.weights import read_metadata
 HEAD = """# The paper's claims
 
 What Zeiler & Fergus (2014) say, and what this software measured. Each claim has a rule. A claim is *reproduced* if
-every result fulfils its rule, *not* if every result fulfils less than half of it, and *partly* otherwise. The
-networks here are small and see few images: a claim that fails here may hold at the paper's size. `python
-scripts/report.py` writes this page from the files in [`results/`](../results). The commands below the table wrote
-them; settings, versions, processor and seed are in each file. In these commands `data/` is a folder of photographs.
+every result fulfils its rule, *not* if no result fulfils half of it, and *partly* otherwise. It is *not decided* if no
+result tells, such as where an interval has 0 in it. The thresholds of the rules are ours. The networks here are small
+and see few images: a claim that fails here may hold at the paper's size. Where a number is of one network, another
+seed may give another. `python scripts/report.py` writes this page from the files in [`results/`](../results). The
+commands below the table wrote them; settings, versions, processor and seed are in each file. In these commands `data/`
+is a folder of photographs.
 """
 
 
