@@ -91,9 +91,10 @@ CASES = {  # judge -> what fulfils its rule, and changes of it that do not: the 
             }
         },
         [
-            ("ours.settled_epoch.relu2", 20, 0.8),
-            ("ours.settled_before_rate_fell.relu1", False, 0.8),
-            ("ours.settled_epoch", {"relu1": None, "relu2": None, "relu5": None}, 1 / 3),
+            ("ours.settled_epoch.relu2", 20, 5 / 6),
+            ("ours.settled_before_rate_fell.relu1", False, 5 / 6),
+            ("ours.settled_epoch", {"relu1": 30, "relu2": 30, "relu5": None}, 3 / 4),
+            ("ours.settled_epoch", {"relu1": None, "relu2": None, "relu5": None}, 1 / 4),
         ],
     ),
     claims.dominance: (
