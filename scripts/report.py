@@ -174,6 +174,25 @@ def published_table() -> str:
     return table(head, rows) if rows else MISSING
 
 
+def lattice_table() -> str:
+    """How much of Figure 2's projections the first layer's stride cannot hold, and how strong its lattice is there."""
+    rows = []
+    for name, result in results("fig2/*").items():
+        told = result["ours"]["lattice"]
+        kinds = {kind: [of[kind] for of in told["layers"].values()] for kind in ("projections", "patches")}
+        cells = [*kinds.values(), [told["filters"]]]
+        shares = [spread([100 * of["beyond"] for of in numbers], 0) for numbers in cells]
+        rows.append([f"`{name}`", *shares, *(spread([of["lattice"] for of in numbers], 1) for numbers in cells)])
+    head = ["", "energy, %: projections", "patches", "filters", "at the lattice: projections", "patches", "filters"]
+    return table(head, rows) if rows else MISSING
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """The least and the largest of several numbers."""
+    ends = dict.fromkeys(f"{value:.{digits}f}" for value in (min(values), max(values)))
+    return " to ".join(ends)
+
+
 def transfer_table() -> str:
     """What frozen networks know of other images, beside networks that are trained from scratch."""
     rows = [
@@ -212,6 +231,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "claims": claims_table,
     "published": published_table,
     "trained": trained_table,
+    "lattice": lattice_table,
     "transfer": transfer_table,
 }
 
