@@ -28,6 +28,7 @@ from zfnet.data.batches import Broken
 from zfnet.data.crops import preprocessing_of, views
 from zfnet.data.images import as_images
 from zfnet.files import write_atomically
+from zfnet.graph import Graph
 from zfnet.training import Checkpoint, Recipe, error_rates, in_memory, processes, train
 
 PAPER = {"epochs": 70, "history": None, "validation_top1": 0.384, "validation_top5": 0.165, "waiting": None}
@@ -52,10 +53,9 @@ def main(
 
     Args:
         model: with its initial weights and its preprocessing.
-        training: (image, label) by index, images as uint8.
+        training, validation: (image, label) by index, images as uint8.
         out: the folder of the result; from the first epoch on it holds a checkpoint, metrics.csv, the curves, and in
             epochs/ the weights after `snapshots` and the last epoch.
-        validation: as `training`.
         recipe: how to train.
         crops: of every validation image, averaged at the end, 1 or 10; null: 10 if images leave a margin for them.
         layers: whose dead maps are counted, those never above 0 on a validation image; null: none.
@@ -67,8 +67,9 @@ def main(
     """
     recipe, out = recipe or Recipe(), Path(out)
     result = Result("train", out, locals())
+    _check_layers(model, layers or ())
     reading: dict[str, Any] = {"workers": workers, "progress": progress}
-    options = {**reading, "allow_broken": allow_broken}
+    options = reading | {"allow_broken": allow_broken}
     images, broken = _held("training", training, **options)
     checks, broken_checks = _held("validation", validation, **options) if validation else (None, [])
     metadata = described(model, recipe, training, validation)
@@ -80,8 +81,8 @@ def main(
                 weights.save(model, out / "epochs" / f"epoch-{epoch:04d}.safetensors", epoch=epoch, **metadata)
 
         history = train(model, images, checks, recipe, folder=out, fresh=fresh, on_epoch=on_epoch, **options)
-    unread = sorted({*broken, *broken_checks, *chain(*history.broken.values())})
-    ours: dict[str, Any] = {"epochs": len(history), "history": history, "broken_images": unread}
+    ours: dict[str, Any] = {"epochs": len(history), "history": history}
+    ours["broken_images"] = sorted({*broken, *broken_checks, *chain(*history.broken.values())})
     crops = checks and (crops or (10 if recipe.stored_size or recipe.max_shift != 0 else 1))
     ours |= _measured(model, checks, recipe, crops, layers or (), reading) if checks else {}
     ours["waiting"] = sum(entry["waiting"] * entry["seconds"] for entry in history) / _seconds(history)
@@ -93,6 +94,14 @@ def main(
         Checkpoint(out).remove()
         print(summary(ours, crops, len(images)))
     return written
+
+
+def _check_layers(model: nn.Module, layers: Sequence[str]) -> None:
+    """InputError for a layer that the model lacks, before hours of training."""
+    if layers:  # a network that cannot be traced can be trained, if no layer is asked for
+        graph = Graph(model)
+        for layer in as_list(layers):
+            graph.node(layer)
 
 
 def _held(kind: str, data: Any, *, allow_broken: bool, **reading: Any) -> tuple[Any, list[str]]:

@@ -13,6 +13,7 @@ from experiments.output.tables import interval
 
 PARTS = ("right eye", "left eye", "nose")
 LATTICE = ("layer2_lattice", "filters_lattice")  # of Figure 6
+FEW = 10  # epochs
 WIDER = {"fig3 512-1024-512": "more maps", "fig3 fc 8192": "wider fully connected layers"}
 UNTESTED, MISSING = "cannot be tested here", "no result yet"
 Result = dict[str, Any]
@@ -84,14 +85,18 @@ def correspondence(layer: int) -> Callable[[Result], Outcome]:
         random = result["ours"]["random"][layer]["mean"]
         return [row["mean"] < random and row["p"] < 0.05 for row in rows.values()]
 
+    def told(row: Result) -> str:
+        p = "" if row.get("p") is None else f"p {row['p']:.4f}, "
+        return f"{row['mean']:.3f} ({p}{row['changed']:.0%} of features change)"
+
     def judge(result: Result) -> Outcome:
-        rows = {part: result["ours"][part][layer] for part in PARTS}
-        words = ", ".join(f"{part} {row['mean']:.3f} (p {row['p']:.4f})" for part, row in rows.items())
-        words += f"; random {result['ours']['random'][layer]['mean']:.3f}"
+        rows, random = ({part: result["ours"][part][layer] for part in names} for names in (PARTS, ["random"]))
+        words = "; ".join(", ".join(f"{part} {told(row)}" for part, row in of.items()) for of in (rows, random))
         if layer == 0:
             return share(alike(result, 0)), words
         lost = share(not one for one in alike(result, 1))
-        return (lost if all(alike(result, 0)) else None), words  # what was not there in layer 5 cannot be lost
+        there = all(alike(result, 0))
+        return (lost if there or lost < 1 else None), words  # what was not there in layer 5 cannot be lost
 
     return judge
 
@@ -113,12 +118,13 @@ def deeper(result: Result) -> Outcome:
 
 
 def settling(result: Result) -> Outcome:
-    """Each layer no later than the next, the first before the last, and before the learning rate fell."""
+    """Each layer no later than the next and before the last; the first soon, and before the learning rate fell."""
     ends, before = result["ours"]["settled_epoch"], result["ours"]["settled_before_rate_fell"]
     epochs = [float("inf") if end is None else end for end in ends.values()]
     numbers = ", ".join("the last" if end is None else str(end) for end in ends.values())
     fell = result["ours"]["rate_fell"]
-    parts = [a <= b and a < epochs[-1] for a, b in pairwise(epochs)] + [next(iter(before.values())) is True]
+    parts = [a <= b and a < epochs[-1] for a, b in pairwise(epochs)]
+    parts += [epochs[0] <= FEW, next(iter(before.values())) is True]
     falls = "is not recorded" if fell is None else f"was in epoch {', '.join(map(str, fell))}" if fell else "never came"
     words = f"layers 1 to {len(epochs)} settle at epoch {numbers}; a fall of the learning rate {falls}"
     return share(parts), words
@@ -138,8 +144,10 @@ def by_seed(claim: str, number: str, percent: bool = False) -> Callable[[Result]
 
     def judge(result: Result) -> Outcome:
         counts, each = result["ours"]["claims"][claim], result["ours"]["each"]
-        rows = (each[name][number] for name in ("krizhevsky", "fig3"))
+        rows = [each[name][number] for name in ("krizhevsky", "fig3")]
         words = "11x11, stride 4: {}; 7x7, stride 2: {}, by seed".format(*(listed(row, percent) for row in rows))
+        if not any(value for row in rows for value in row):
+            return None, words
         whole = sum(counts.values()) == len(each["fig3"][number])
         return (counts["as_claimed"] / sum(counts.values()) if whole else None), words
 
@@ -152,7 +160,10 @@ def listed(values: Iterable[float | None], percent: bool = False) -> str:
 
 
 def lattices(result: Result) -> Outcome:
-    """By the filters' own number, which projections have where the signal has no order: at most 1.2 times is none."""
+    """By the filters' own number, which projections have where the signal has no order: at most 1.2 times is none.
+
+    The paper compares the two, so that one which has less than the other counts as well.
+    """
     each = result["ours"]["each"]
     four, two = (
         [a / b if a is not None and b else None for a, b in zip(*(each[name][n] for n in LATTICE), strict=True)]
@@ -161,11 +172,12 @@ def lattices(result: Result) -> Outcome:
     words = f"against the filters' own: stride 4 {listed(four)}; stride 2 {listed(two)}, by seed"
     if len(known(four)) < len(four) or len(known(two)) < len(two):
         return None, words
-    return share([*(value > 1.2 for value in four), *(value <= 1.2 for value in two)]), words
+    fewer = [b < a for a, b in zip(four, two, strict=True)]
+    return share([*(value > 1.2 for value in four), *(value <= 1.2 for value in two), *fewer]), words
 
 
 def depth(result: Result) -> Outcome:
-    """All four layers against both pairs together, seed by seed, by the error on validation images."""
+    """All four layers against twice each pair of them, seed by seed, by the error on validation images."""
     found = {name.removeprefix("krizhevsky without "): of for name, of in result["ours"]["difference"].items()}
     names = [f"layers {n}" for n in ("3, 4", "6, 7", "3, 4, 6, 7")]
     if not set(names) <= set(found) or not all(found[name]["validation_top1"]["each"] for name in names):
@@ -177,9 +189,15 @@ def depth(result: Result) -> Outcome:
     inner, outer, deep = rows.values()
     if len({len(inner), len(outer), len(deep)}) > 1 or len(deep) < 2:
         return None, f"{words}; too few seeds"
-    low, high = interval([d - i - o for i, o, d in zip(inner, outer, deep, strict=True)]) or (0.0, 0.0)
-    words += f"; all four beyond both pairs together, 95 %: {low:+.1f} to {high:+.1f}"
-    return decided((low, high), low > 0), words
+    pairs = {"3, 4": inner, "6, 7": outer}
+    beyond = {n: interval([d - 2 * p for p, d in zip(of, deep, strict=True)]) or (0.0, 0.0) for n, of in pairs.items()}
+    words += "; all four beyond twice " + ", beyond twice ".join(
+        f"{n}, 95 %: {low:+.1f} to {high:+.1f}" for n, (low, high) in beyond.items()
+    )
+    flat = [of["flat"] for of in result["ours"]["training"].values()]
+    words += f"; the error was flat at the end of {flat.count(True)} of {len(flat)} trainings"
+    parts = [decided(bounds, bounds[0] > 0) for bounds in beyond.values()]
+    return (None if None in parts else share(part == 1 for part in parts)), words
 
 
 def decided(bounds: Sequence[float], holds: bool) -> float | None:
@@ -209,7 +227,7 @@ def width(result: Result) -> Outcome:
         for name, (train, checks) in told.items()
     )
     if len(found) < len(WIDER) or any(of["interval"] is None for both in told.values() for of in both):
-        return None, f"{words or 'not measured'} points; too few seeds"
+        return None, f"{words} points; too few seeds" if words else "not measured"
     falls = [all(of["interval"][1] < 0 for of in told["fig3 512-1024-512"]), told["fig3 fc 8192"][0]["interval"][1] < 0]
     train, checks = (of["each"] for of in told["fig3 fc 8192"])
     low, high = interval([b - a for a, b in zip(train, checks, strict=True)]) or (0.0, 0.0)
@@ -229,10 +247,14 @@ def averaging(result: Result) -> Outcome:
 
 
 def other_architecture(result: Result) -> Outcome:
-    """Against a sixth network of Figure 3 in its place."""
-    test = result["ours"]["sixth"]["validation_top1"]
-    words = f"{test['difference']:+.1f} points against a sixth network of Figure 3 (McNemar, p {test['p']:.2g})"
-    return (None if test["p"] >= 0.05 else share([test["difference"] < 0])), words
+    """Against the five alone, and against a sixth network of Figure 3 in its place."""
+    test, error = result["ours"]["sixth"]["validation_top1"], result["ours"]["error"]
+    five, six = (error[row] for row in ("Figure 3, 5 nets (a)", "(a) and (b), 6 nets"))
+    words = " and ".join(f"{five[column]:.1f} to {six[column]:.1f} %" for column in five)
+    words += f", top-1 and top-5; top-1 {test['difference']:+.1f} points against a sixth network of Figure 3 "
+    words += f"(McNemar, p {test['p']:.2g}: of these two networks, not of other seeds)"
+    falls = [six[column] < five[column] for column in five]
+    return (None if test["p"] >= 0.05 else share([*falls, test["difference"] < 0])), words
 
 
 CLAIMS = [
@@ -246,21 +268,21 @@ CLAIMS = [
     Claim(
         "4.1, Figure 5",
         "Small transforms change layer 1 much at once; layer 7 changes in proportion, for translation and scale.",
-        "linearity is above 0.5 in layer 7 and below 0 in layer 1, for both",
+        "on average over five images, linearity is above 0.5 in layer 7 and below 0 in layer 1, for both",
         "fig5/*",
         sensitivity,
     ),
     Claim(
         "4.1, Figure 5",
         "The output is stable to translation and scale.",
-        "on average 0.8 of the probability of the class is kept, over the paper's range, for both",
+        "on average over five images and the paper's range, 0.8 of the probability of the class is kept, for both",
         "fig5/*",
         stability,
     ),
     Claim(
         "4.1, Figure 5",
         "The output is not stable to rotation.",
-        "less of the probability is kept than for translation and for scale",
+        "on average over five images, less of the probability is kept than for translation and for scale",
         "fig5/*",
         rotation,
     ),
@@ -268,7 +290,7 @@ CLAIMS = [
         "4.1, Figure 4",
         "Lower layers settle within a few epochs, upper layers after 40 to 50 of 70.",
         "each layer settles (its activations correlate above 0.9 with those of the last epoch) no later than "
-        "the next and before the last, and the first before the learning rate first fell",
+        f"the next and before the last, and the first within {FEW} epochs, before the learning rate first fell",
         "fig4/*",
         settling,
     ),
@@ -282,7 +304,7 @@ CLAIMS = [
     Claim(
         "4.2, Figure 6",
         "With 7x7 filters and a stride of 2, layer 1 has fewer dead filters than with 11x11 and 4.",
-        "for every seed",
+        "for every seed; not decided where no filter is dead",
         "fig6/*",
         by_seed("layer 1 of 7x7, stride 2, has fewer dead filters", "dead_filters", percent=True),
     ),
@@ -297,35 +319,38 @@ CLAIMS = [
         "4.2, Figure 6 (d, e)",
         "A stride of 4 leaves its lattice in layer 2, a stride of 2 does not.",
         "projections have more than 1.2 times the power of the filters at the lattice (against beside it) with a "
-        "stride of 4, and not with 2, for every seed",
+        "stride of 4, not with 2, and less with 2 than with 4, for every seed",
         "fig6/*",
         lattices,
     ),
     Claim(
         "4.3, Figure 7",
         "The probability of the class falls when the object is hidden, not when the background is.",
-        "the square that hides the class best is on the object more often (95 %) than chance and than any fixed place",
+        "the square that hides the class best is on the object more often (95 %) than chance and than any fixed place; "
+        "on rendered scenes, whose background says nothing of the class",
         "fig7/*",
         occlusion,
     ),
     Claim(
         "4.4, Table 1",
         "In layer 5 hiding a part of faces (dogs, people) changes features more alike than hiding random places does.",
-        "a smaller distance than of random masks, p below 0.05, for each of the three parts",
+        "a smaller distance than of random masks, p below 0.05, for each of the three parts; masks that change fewer "
+        "features agree more, whatever they hide",
         "table1/*",
         correspondence(0),
     ),
     Claim(
         "4.4, Table 1",
         "In layer 7 the effect is almost gone.",
-        "for none of the parts p is below 0.05; not decided where the claim on layer 5 does not hold",
+        "for none of the parts p is below 0.05; not decided where there is no effect in layer 5 either",
         "table1/*",
         correspondence(1),
     ),
     Claim(
         "5.2, Tables 4 and 5",
         "A new softmax on the features of a pretrained network beats training from scratch on the same images.",
-        "in every fold, for every number of training images; what is trained from scratch here is a smaller ZFNet",
+        "in every fold, for every number of training images; what is trained from scratch here is a smaller ZFNet, and "
+        "new scenes are rendered as those of the pretraining were",
         "table[45]/*",
         transfer,
     ),
@@ -337,14 +362,16 @@ CLAIMS = [
     Claim(
         "5.3, Table 7",
         "The deeper the layer, the better its features classify other images (layers 1 to 5).",
-        "each layer is better than the one before; not, if layer 5 is no better than layer 1",
+        "each layer is better than the one before; not, if layer 5 is no better than layer 1; photographs that "
+        "ImageNet may have as well are not left out",
         "table7/*",
         deeper,
     ),
     Claim(
         "5.1, Table 3",
         "Removing layers 3 and 4, or 6 and 7, costs little; removing all four costs a lot: depth matters.",
-        "the validation error rises by more without all four than without both pairs together (95 %, over seeds)",
+        "without all four the validation error rises by more than twice what it does without each pair (95 %, over "
+        "seeds)",
         "table3/*",
         depth,
     ),
@@ -372,7 +399,8 @@ CLAIMS = [
     Claim(
         "5.1, Table 2",
         "A sixth network with 512, 1024 and 512 maps in layers 3 to 5 lowers it further.",
-        "a lower error than with a sixth network of Figure 3 in its place, p below 0.05; else not decided",
+        "lower errors than those of the five, and than with a sixth network of Figure 3 in its place (top-1); not "
+        "decided if p of the latter is not below 0.05",
         "table2/*",
         other_architecture,
     ),

@@ -53,7 +53,12 @@ PREPROCESSING = Preprocessing(size=32, resize=36)
 SMALL = [  # of the bare command
     *("data.count={train:48,val:48}", "train.epochs=2", "train.max_shift=4", "train.batch_size=8"),
     *("model.preprocessing.size=64", "model.preprocessing.resize=72", "model.architecture.image_size=64"),
-    *("model.architecture.maps=[4,6,6,6,6]", "model.architecture.hidden=[8]", "correct=false"),
+    *(
+        "model.weights=trained",
+        "model.architecture.maps=[4,6,6,6,6]",
+        "model.architecture.hidden=[8,8]",
+        "correct=false",
+    ),
 ]
 
 

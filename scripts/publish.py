@@ -11,6 +11,7 @@ import copy
 import shlex
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.output.results import read_result, to_json
 from experiments.setup.commands import spelled
-from experiments.setup.configuration import configured
+from experiments.setup.configuration import configured, key_of
 from experiments.setup.objects import Objects, called, made
 from experiments.setup.published import FOLDER
 from experiments.train import dead_maps, size_of
@@ -30,6 +31,7 @@ from zfnet import InputError, weights
 from zfnet.files import write_atomically
 from zfnet.training import error_rates, in_memory
 
+READ = ("model.architecture.image_size", "model.architecture.num_classes")  # by commands, from the weights
 METADATA = ("architecture", "classes", "identity", "history")  # of the trained weights
 PROVENANCE = ("command", "seed", "commit", "dirty", "versions", "device", "threads", "started", "seconds")
 
@@ -37,8 +39,10 @@ PROVENANCE = ("command", "seed", "commit", "dirty", "versions", "device", "threa
 def publish(folder: Path) -> None:
     """Write the weights, what is known of them, and the checksums of all published files."""
     trained = read_result(folder / "result.json")
+    weights.read_metadata(folder / "model.safetensors")  # a committed result lacks them: said before data are read
     words = shlex.split(trained["provenance"]["command"])[1:]
     words = spelled([word for word in words if not word.startswith("out=")])
+    refuse_other_networks(words)
     objects = Objects(configured(words), words, lambda *_: None)
     name = name_of(objects.config)
     with tempfile.TemporaryDirectory() as temporary:
@@ -60,6 +64,13 @@ def publish(folder: Path) -> None:
     sums = "".join(f"{sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
     write_atomically(FOLDER / "SHA256SUMS", sums.encode())
     print(to_json(record))
+
+
+def refuse_other_networks(words: Sequence[str]) -> None:
+    """InputError for a network that the commands which look for one of its name would not make."""
+    for key in map(key_of, words):
+        if key.startswith("model.architecture.") and key not in READ:
+            raise InputError(f"{key} makes another network than commands do by its name: train without it")
 
 
 def name_of(config: DictConfig) -> str:

@@ -224,9 +224,11 @@ def test_a_setting_of_training_means_nothing_to_a_network_that_is_trained(word: 
         Objects(configured(words), words, run)
 
 
-def test_a_setting_of_training_means_nothing_to_runs_that_lie_there() -> None:
-    words = spelled(["experiment=table3", "runs=results/variant", "train.epochs=3"])
-    with pytest.raises(InputError, match=r"train.epochs means nothing to runs, which were trained before: leave it"):
+@pytest.mark.parametrize("word", ["train.epochs=3", "train=short", "model=zfnet", "seeds=3", "seed=1", "fresh=true"])
+def test_a_setting_of_training_means_nothing_to_runs_that_lie_there(word: str) -> None:
+    words = spelled(["experiment=table3", "runs=results/variant", word])
+    name = word.partition("=")[0]
+    with pytest.raises(InputError, match=rf"^{name} means nothing to runs, which were trained before: leave it"):
         Objects(configured(words), words, run)
 
 

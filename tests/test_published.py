@@ -149,6 +149,15 @@ def test_publishing_measures_before_it_replaces(tmp_path, monkeypatch) -> None:
     said(monkeypatch, "experiment=train", *few, "data.classes=all")
     with pytest.raises(InputError, match="was trained on other classes: give these data another name"):
         publish.publish(Path("out"))
+    said(monkeypatch, "experiment=train", *few, "model.architecture.hidden=[8,8]")
+    with pytest.raises(InputError, match=r"^model\.architecture\.hidden makes another network than commands do by its"):
+        publish.publish(Path("out"))
+
+
+def test_a_committed_result_has_no_weights_to_publish() -> None:
+    folder = FOLDER.parent / "results" / "train" / "zfnet_small-tiny_imagenet, seed 0"
+    with pytest.raises(InputError, match=r"cannot read .*seed 0/model.safetensors: No such file"):
+        publish.publish(folder)
 
 
 @pytest.mark.slow

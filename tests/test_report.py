@@ -13,7 +13,14 @@ from zfnet import InputError
 LINEAR = {"translation": {"linearity": [-2.3, 0.6]}, "scale": {"linearity": [-1.2, 0.8]}}
 KEPT = {"translation": 0.9, "scale": 0.85, "rotation": 0.3}
 ON = {"share": 0.8, "interval": [0.68, 0.88]}
-FACES = {part: [{"mean": 0.07, "p": 0.001}, {"mean": 0.07, "p": 0.4}] for part in ("right eye", "left eye", "nose")}
+
+
+def masks(five: float, seven: float, *ps: float) -> list[dict]:
+    """What a mask does in layers 5 and 7."""
+    return [{"mean": of, "p": p, "changed": 0.1} for of, p in zip((five, seven), ps or (None, None), strict=True)]
+
+
+FACES = {part: masks(0.07, 0.07, 0.001, 0.4) for part in ("right eye", "left eye", "nose")}
 
 
 def rises(*each: float) -> dict:
@@ -56,14 +63,15 @@ CASES = {  # judge -> what fulfils its rule, and changes of it that do not: the 
         [("ours.on_object.best_place.share", 0.7, 0.5), ("ours.on_object.probability.interval", [0.1, 0.9], 0)],
     ),
     claims.correspondence(0): (
-        {"ours": {**FACES, "random": [{"mean": 0.1}, {"mean": 0.07}]}},
-        [("ours.nose", [{"mean": 0.2, "p": 0.001}, {}], 2 / 3), ("ours.random", [{"mean": 0.05}, {}], 0)],
+        {"ours": {**FACES, "random": masks(0.1, 0.07)}},
+        [("ours.nose", masks(0.2, 0.07, 0.001, 0.4), 2 / 3), ("ours.random", masks(0.05, 0.07), 0)],
     ),
     claims.correspondence(1): (
-        {"ours": {**FACES, "random": [{"mean": 0.1}, {"mean": 0.075}]}},
+        {"ours": {**FACES, "random": masks(0.1, 0.075)}},
         [
-            ("ours.nose", [{"mean": 0.07, "p": 0.001}, {"mean": 0.01, "p": 0.001}], 2 / 3),
-            ("ours.random", [{"mean": 0.05}, {"mean": 0.075}], None),
+            ("ours.nose", masks(0.07, 0.01, 0.001, 0.001), 2 / 3),
+            ("ours.random", masks(0.05, 0.075), None),
+            ("ours.nose", masks(0.2, 0.01, 0.4, 0.001), 2 / 3),  # in layer 7 alone: the contrary
         ],
     ),
     claims.transfer: (
@@ -83,9 +91,10 @@ CASES = {  # judge -> what fulfils its rule, and changes of it that do not: the 
             }
         },
         [
-            ("ours.settled_epoch.relu2", 20, 0.8),
-            ("ours.settled_before_rate_fell.relu1", False, 0.8),
-            ("ours.settled_epoch", {"relu1": None, "relu2": None, "relu5": None}, 1 / 3),
+            ("ours.settled_epoch.relu2", 20, 5 / 6),
+            ("ours.settled_before_rate_fell.relu1", False, 5 / 6),
+            ("ours.settled_epoch", {"relu1": 30, "relu2": 30, "relu5": None}, 3 / 4),
+            ("ours.settled_epoch", {"relu1": None, "relu2": None, "relu5": None}, 1 / 4),
         ],
     ),
     claims.dominance: (
@@ -105,17 +114,29 @@ CASES = {  # judge -> what fulfils its rule, and changes of it that do not: the 
         [
             ("ours.claims.claim", {"as_claimed": 0, "contrary": 2, "equal": 1}, 0),
             ("ours.claims.claim", {"as_claimed": 0, "contrary": 0, "equal": 0}, None),
+            ("ours.each", {name: {"dead": [0.0, 0.0, 0.0]} for name in ("krizhevsky", "fig3")}, None),
         ],
     ),
     claims.lattices: (
         {"ours": {"each": {n: {"layer2_lattice": of, "filters_lattice": [1.0, 1.0]} for n, of in LATTICES.items()}}},
-        [("ours.each.fig3.layer2_lattice", [3.0, 1.0], 0.75), ("ours.each.fig3.layer2_lattice", [None, 1.0], None)],
+        [
+            ("ours.each.fig3.layer2_lattice", [3.0, 1.0], 4 / 6),
+            ("ours.each.fig3.layer2_lattice", [4.0, 4.0], 2 / 6),
+            ("ours.each.fig3.layer2_lattice", [None, 1.0], None),
+        ],
     ),
     claims.depth: (
-        {"ours": {"difference": DEPTH, "seeds": {name: [0, 1, 2] for name in DEPTH}}},
+        {
+            "ours": {
+                "difference": DEPTH,
+                "seeds": {name: [0, 1, 2] for name in DEPTH},
+                "training": {f"{DEEP}, seed 0": {"flat": True}},
+            }
+        },
         [
             (f"ours.difference.{DEEP}.validation_top1", rises(1.0, 1.1, 0.9), 0),
-            (f"ours.difference.{DEEP}.validation_top1", rises(3.0, 3.5, 2.5), None),
+            (f"ours.difference.{DEEP}.validation_top1", rises(3.0, 3.5, 2.5), 0.5),
+            (f"ours.difference.{DEEP}.validation_top1", rises(4.0, 5.0, 3.5), None),
             (f"ours.difference.{DEEP}.validation_top1.each", [9.0], None),
             (f"ours.difference.{DEEP}.validation_top1.each", [], None),
             (f"ours.seeds.{DEEP}", [0, 1, 3], None),
@@ -155,10 +176,19 @@ CASES = {  # judge -> what fulfils its rule, and changes of it that do not: the 
         ],
     ),
     claims.other_architecture: (
-        {"ours": {"sixth": {"validation_top1": {"difference": -1.0, "p": 0.01}}}},
+        {
+            "ours": {
+                "sixth": {"validation_top1": {"difference": -1.0, "p": 0.01}},
+                "error": {
+                    "Figure 3, 5 nets (a)": {"validation_top1": 26.0, "validation_top5": 5.2},
+                    "(a) and (b), 6 nets": {"validation_top1": 25.5, "validation_top5": 5.0},
+                },
+            }
+        },
         [
-            ("ours.sixth.validation_top1", {"difference": 1.0, "p": 0.01}, 0),
+            ("ours.sixth.validation_top1", {"difference": 1.0, "p": 0.01}, 2 / 3),
             ("ours.sixth.validation_top1.p", 0.2, None),
+            ("ours.error.(a) and (b), 6 nets", {"validation_top1": 26.5, "validation_top5": 5.2}, 1 / 3),
         ],
     ),
 }

@@ -37,6 +37,13 @@ def test_training_leaves_weights_and_curves(model, data, tmp_path):
     assert not torch.equal(first.conv1.weight, network.conv1.weight)
 
 
+def test_a_layer_that_is_not_there_is_refused_before_training(model, data, tmp_path):
+    recipe = Recipe(epochs=1, batch_size=6)
+    with pytest.raises(InputError, match="no layer of Sequential 'relu9'"):
+        train.main(model, data, tmp_path, validation=data, recipe=recipe, layers=["relu9"], progress=False)
+    assert not files(tmp_path) & {"checkpoint.pt", "metrics.csv", "epoch-0001.safetensors"}
+
+
 def test_snapshots_of_an_earlier_run_are_gone(model, data, tmp_path):
     for epochs in (3, 1):
         recipe = Recipe(epochs=epochs, batch_size=6)

@@ -1,6 +1,6 @@
 """Variants of one network, as Tables 2 and 3 train them; layers 6 and 7 of one differ in width, to tell them apart."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import pytest
@@ -63,16 +63,18 @@ def test_departures_say_how_far_an_error_can_be_told():
 
 
 def test_departures_name_what_is_not_the_papers():
-    paper = {"architecture": {}, "recipe": asdict(Recipe(schedule="plateau", pixel_mean=True))}
+    recipe = Recipe(schedule="plateau", pixel_mean=True, stored_size=256, precision="float32")
+    paper = {"architecture": {}, "recipe": asdict(recipe)}
     assert "otherwise the recipe of its section 3" in departures(SETTINGS | paper)
     words = departures(SETTINGS)
     assert "for 70; narrower networks, batch_size 8 for 128, schedule constant for plateau, init he for paper" in words
-    other = {"architecture": {}, "recipe": asdict(Recipe(optimizer="adam", schedule="plateau", pixel_mean=True))}
-    assert "for 70; optimizer adam for sgd; 12 validation images" in departures(SETTINGS | other)
+    other = {"architecture": {}, "recipe": asdict(replace(recipe, optimizer="adam", precision="auto"))}
+    changes = "optimizer adam for sgd, precision auto (half on a GPU, float32 elsewhere) for float32"
+    assert f"for 70; {changes}; 12 validation images" in departures(SETTINGS | other)
 
 
 def test_papers_values_are_those_of_its_configuration():
     config = configured(["train=paper", "model=zfnet"])
     told = {**config.model.architecture, **config.train}
     defaults = {"dropout": 0.5, "init": "paper"}  # of ZFNet
-    assert {name: told.get(name, defaults.get(name)) for name in PAPERS} == PAPERS
+    assert {name: told.get(name, defaults.get(name)) for name in PAPERS} == PAPERS | {"precision": "auto"}

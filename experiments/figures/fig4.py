@@ -360,5 +360,6 @@ def draw_curves(
         axes.set_xlabel("epoch", labelpad=1)
         if n == 0:
             axes.axhline(settled, color="0.6", lw=0.6, ls="--")
-            axes.legend(*axes.get_legend_handles_labels(), frameon=False, loc="lower right", labelspacing=0.2)
+        if n == len(titles) - 1:  # there the curves fall
+            axes.legend(*axes.get_legend_handles_labels(), frameon=False, loc="lower left", labelspacing=0.2)
     page.y += CURVES

@@ -80,7 +80,7 @@ ROWS = {  # of the table: each number's name in result.json
     "layer 2: energy of projections below 1/6, %": "layer2_low",
     "layer 2: energy of projections from 1/6 to 1/3, %": "layer2_middle",
     "layer 2: energy of projections above 1/3, %": "layer2_high",
-    "layer 2: energy of projections beyond conv1's lattice, %": "layer2_aliased",
+    "layer 2: energy of projections that conv1's stride cannot hold, %": "layer2_aliased",
     "layer 2: the same of the image patches, %": "layer2_patches_aliased",
     "layer 2: projections / image patches": "layer2_aliased_ratio",
     "layer 2: power of projections at conv1's lattice / beside it": "layer2_lattice",

@@ -32,6 +32,7 @@ from zfnet.identity import difference, digest
 # what trained weights depend on, besides the data
 OF_DATA = ("trained_on", "side", "published")  # settings of a data set that are no arguments of its function
 TRAINING_KEYS = ("model.architecture", "model.preprocessing", "train", "training", "validation", "device", "trust")
+OF_RUNS = ("model", "train", "seed", "device", "networks", "experiment.seeds", "experiment.fresh")  # trained before
 OF_PUBLISHED = ("data.side", "data.trained_on", "model.sha256")  # what such weights have of their own
 SHARED = ("train", "variant")  # experiments whose work several processes share
 
@@ -264,9 +265,10 @@ class Objects:
             if model.weights not in (None, "trained", "published"):
                 raise InputError("these networks are trained from scratch: leave out model.weights")
             model.weights = None
-        trained = [key for key in map(key_of, words) if key.split(".")[0] in ("model", "train")]
+        trained = [key for key in map(key_of, words) if key.split(".")[0] in OF_RUNS or key in OF_RUNS]
         if trained and self.config.experiment.get("runs") is not None:
-            raise InputError(f"{trained[0]} means nothing to runs, which were trained before: leave it out, or runs")
+            name = trained[0].removeprefix("experiment.")
+            raise InputError(f"{name} means nothing to runs, which were trained before: leave it out, or runs")
         kinds = [*(kind for kind in TRAINING_KEYS if kind not in ("device", "trust")), *OF_PUBLISHED]
         keys = [key for key in map(key_of, words) if any(f"{key}.".startswith(f"{kind}.") for kind in kinds)]
         if keys and model.weights == "published" and "model" in self.asked:

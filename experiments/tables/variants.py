@@ -32,7 +32,7 @@ PAPERS = {  # what section 3 says of training, or train=paper where it says noth
     "weight_decay": 0.0,
     "stored_size": 256,
     "max_shift": 0,
-    "precision": "float32",
+    "precision": "float32",  # train=paper: auto
 }
 
 
@@ -76,6 +76,8 @@ def departures(settings: Mapping[str, Any]) -> str:
     """
     architecture = {"image_size": 224, "num_classes": 1000, "dropout": 0.5, "init": "paper"} | settings["architecture"]
     recipe = architecture | settings["recipe"]
+    if recipe["precision"] == "auto":
+        recipe["precision"] = "auto (half on a GPU, float32 elsewhere)"
     changes = [f"{name} {recipe[name]} for {paper}" for name, paper in PAPERS.items() if recipe[name] != paper]
     if tuple(architecture.get("maps", MAPS)) != MAPS:
         changes = ["narrower networks", *changes]
