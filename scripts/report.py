@@ -21,6 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments.ablation.analysis import analysed
 from experiments.output.results import ROOT, read_result
 from experiments.output.tables import shown, table
 from experiments.tables.runs import flat
@@ -222,6 +223,18 @@ def transferred(result: Mapping[str, Any]) -> list[tuple[str, list[list[float]],
     ]
 
 
+def ablation_table() -> str:
+    """The primary contrasts of the ablation: task A1, projection x field less the effective field."""
+    rows = []
+    for name, result in results("ablation/*").items():
+        for layer, of in analysed(result["ours"], ["A1"])["primary"].items():
+            difference, p = of.difference, "" if of.corrected is None else f"{of.corrected:.2g}"
+            told = "" if difference is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(*difference[:3])
+            rows.append([f"`{name}`", layer, told, p, of.verdict])
+    head = ["", "layer", "share right, less the field's", "p, corrected", "projection x field"]
+    return table(head, rows) if rows else MISSING
+
+
 def claims_table() -> str:
     """The verdicts alone."""
     return table(["paper", "claim", "here"], [[claim.item, claim.says, judged(claim)[0]] for claim in CLAIMS])
@@ -233,6 +246,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "trained": trained_table,
     "lattice": lattice_table,
     "transfer": transfer_table,
+    "ablation": ablation_table,
 }
 
 

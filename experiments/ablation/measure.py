@@ -132,7 +132,7 @@ def measure(model: nn.Module, data: Any, out: Path, protocol: Protocol, **readin
         trials = done.setdefault(name, {})
         left = [task for task in TASKS if task not in trials and layer.maps]
         for task in tqdm(left, desc=name, unit=" tasks", disable=not reading.get("progress", True)):
-            trials[task] = TASKS[task](layer)
+            trials[task] = {kind: rounded(columns) for kind, columns in TASKS[task](layer).items()}
             write_sealed(state, identity, json.dumps(done))
         found = {name: columns for of in trials.values() for name, columns in of.items()}
         count = {"maps": len(layer.top.value), "dead": len(dead_maps(layer.top)), "drawn": layer.maps}
@@ -145,6 +145,14 @@ def measure(model: nn.Module, data: Any, out: Path, protocol: Protocol, **readin
         "judge": None if judge is None else type(judge).__name__,
         "broken_images": broken,
         "layers": measured,
+    }
+
+
+def rounded(trials: Trials) -> Trials:
+    """Trials with numbers of six digits, which is more than they are worth and a third of the file."""
+    return {
+        name: [float(f"{value:.6g}") if isinstance(value, float) else value for value in column]
+        for name, column in trials.items()
     }
 
 
