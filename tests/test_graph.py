@@ -417,3 +417,18 @@ def test_parts_that_are_compiled_are_looked_into(way: str) -> None:
     else:
         model[1] = torch.compile(model[1])
     assert torch.equal(Deconvnet(model).record(images, ["1"]).activations["1"], expected)
+
+
+def test_a_network_of_many_steps_and_branches_is_traced():
+    """Every step has two sources, and the first of them is far away."""
+
+    class Deep(nn.Module):
+        def forward(self, x):
+            zero = x.new_zeros(1)
+            for _ in range(700):
+                zero = zero + zero
+                x = x + zero
+            return x
+
+    graph = Graph(Deep(), verify=False)
+    assert len(graph.nodes) > 1400

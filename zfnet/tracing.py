@@ -142,6 +142,7 @@ class Tracer(fx.Tracer):
         self.module = ""  # the module whose forward is traced
         self.repeats: dict[str, int] = {}  # how often a name was used
         self.constants: dict[str, Tensor] = {}
+        self.of_buffers: dict[fx.Node, bool] = {}
         self.guards: list[tuple[fx.Node, bool]] = []
         self.failed = ""  # the innermost module that could not be traced
 
@@ -180,7 +181,8 @@ class Tracer(fx.Tracer):
 
     def create_proxy(self, kind: str, *arguments: Any, **more: Any) -> fx.Proxy:
         proxy: fx.Proxy = super().create_proxy(kind, *arguments, **more)
-        if kind != "call_module" and kind.startswith("call") and self._is_of_buffers(proxy.node):
+        of_buffers = self._is_of_buffers(proxy.node)  # of every step, so that none has to look further back than one
+        if of_buffers and kind != "call_module" and kind.startswith("call"):
             return proxy  # torchvision computes it while it traces, and does not count it
         within = f"{self.module}." if self.module else ""
         name = self.module if kind == "call_module" else f"{within}{proxy.node}"
@@ -191,9 +193,13 @@ class Tracer(fx.Tracer):
 
     def _is_of_buffers(self, node: fx.Node) -> bool:
         """Whether a step depends on buffers alone."""
-        if node.op == "get_attr":
-            return any(node.target == name for name, _ in self.root.named_buffers())
-        return bool(node.all_input_nodes) and all(map(self._is_of_buffers, node.all_input_nodes))
+        if node not in self.of_buffers:
+            sources = node.all_input_nodes
+            if node.op == "get_attr":
+                self.of_buffers[node] = any(node.target == name for name, _ in self.root.named_buffers())
+            else:
+                self.of_buffers[node] = bool(sources) and all(map(self._is_of_buffers, sources))
+        return self.of_buffers[node]
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         name, by_position, by_name = _arguments(root_fn, self.inputs)
