@@ -17,6 +17,7 @@ from experiments.ablation.units import FIELD, MASKS, Units
 from experiments.setup.configuration import configured
 from zfnet import Deconvnet, InputError
 from zfnet.analysis.choices import squares
+from zfnet.analysis.statistics import two_way
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
 
@@ -188,6 +189,67 @@ def test_a_unit_of_one_pixel_is_pointed_at_by_what_depends_on_it():
         assert sum(right) / 40 > 0.95, picture
     for picture in (FIELD, "another map x field"):  # other maps look elsewhere
         assert sum(columns[picture]) / 40 <= 0.6, picture
+
+
+def blobs(bias=0.0):
+    """Four linear maps, each of which sums what lies about another place of the 15 x 15 pixels that it sees."""
+    conv = nn.Conv2d(3, 4, 15, 6)
+    index = torch.arange(15)
+    with torch.no_grad():
+        for weight, row, column in zip(conv.weight, (3, 3, 11, 11), (4, 10, 4, 10), strict=True):
+            distance = (index - row).square()[:, None] + (index - column).square()[None]
+            weight[:] = (-distance / 8).exp()
+        conv.bias.fill_(bias)
+    return sequential(
+        Preprocessing(size=27, resize=None, mean=0.0, std=1.0), relu=conv
+    )  # no ReLU, in spite of the name
+
+
+def test_of_a_linear_unit_gradient_and_projection_point_at_the_right_square():
+    units = units_of(blobs(), maps=4)
+    boxes = squares(units.inside)
+    weights = units.deconvnet.graph.model.relu.weight[units.maps]
+    parts = torch.stack(
+        [(covered(box, units.inside)[:, None] * weights * units.crops).sum((1, 2, 3)) for box in boxes.unbind(1)], 1
+    )
+    torch.testing.assert_close(left(units, boxes, "grey"), units.values[:, None] - parts, rtol=1e-4, atol=0)
+    columns = intervention.trials(units, units, None)["A1"]
+    assert len(columns["map"]) == 80
+    for picture in ("projection", "gradient", "guided", "projection x field", ORACLE):
+        assert sum(columns[picture]) / 80 > 0.95, picture
+    assert sum(columns[FIELD]) / 80 < 0.6
+
+
+def test_a_unit_that_ignores_its_image_has_no_trial():
+    model = blobs(bias=2.0)
+    model.relu.weight.data.zero_()
+    units = units_of(model, maps=4)
+    found = intervention.trials(units, units, None)
+    assert {len(column) for columns in found.values() for column in columns.values()} == {0}
+
+
+def test_in_a_random_network_the_mask_of_a_shuffled_one_is_worth_its_field():
+    torch.manual_seed(0)
+    preprocessing = Preprocessing(size=27, resize=None, mean=0.0, std=1.0)
+    layers = {f"conv{n}": nn.Conv2d(3 if n == 0 else 16, 16, 5) for n in range(3)}
+    model = sequential(
+        preprocessing,
+        conv0=layers["conv0"],
+        relu0=nn.ReLU(),
+        conv1=layers["conv1"],
+        relu1=nn.ReLU(),
+        conv2=layers["conv2"],
+        relu=nn.ReLU(),
+    )
+    units = units_of(model, 24, maps=16)
+    live = units.values > 0
+    known = torch.cat([units.items[:, None], units.units[:, 1:]], 1)[live]
+    units = Units(units.deconvnet, units.data, "relu", known, 0)
+    columns = intervention.trials(units, units, None)["A1"]
+    one, other = (torch.tensor(columns[name]) for name in ("shuffled x field", FIELD))
+    maps, images = (torch.tensor(columns[name]) for name in ("map", "image"))
+    found = two_way(one - other, maps, images)
+    assert len(maps) > 100 and found.low < 0 < found.high, found
 
 
 def test_what_is_left_under_a_square_is_what_the_network_gives():
