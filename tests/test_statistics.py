@@ -9,7 +9,7 @@ import torch
 from scipy.stats import ttest_1samp
 
 from zfnet import InputError
-from zfnet.analysis.statistics import Bootstrap, holm, mixed_logistic, two_way
+from zfnet.analysis.statistics import holm, mixed_logistic, two_way
 
 
 def seeded(seed=0):
@@ -230,58 +230,3 @@ class TestMixedLogistic:
             InputError, match=r"^a mixed-effects model needs statsmodels: pip install 'zfnet\[stats\]'$"
         ):
             mixed_logistic(*[torch.ones(2)] * 4)
-
-
-class TestBootstrap:
-    def test_units_count_alike(self):
-        maps, images = torch.tensor([0, 0, 0, 1]), torch.arange(4)
-        result = Bootstrap(maps, images, seeded())(torch.tensor([1.0, 2.0, 3.0, 10.0]))
-        assert result.mean == pytest.approx(6) and result.values == 4
-        result = Bootstrap(maps, images, seeded())(torch.tensor([1.0, torch.nan, 3.0, 10.0]))
-        assert result.mean == pytest.approx(6) and result.values == 3
-        assert Bootstrap(maps, images, seeded())(torch.full((4,), torch.nan)) is None
-
-    def test_units_are_what_is_drawn(self):
-        maps = torch.arange(50).repeat_interleave(9)
-        effect = torch.randn(50, generator=seeded(), dtype=torch.float64)
-        result = Bootstrap(maps, torch.arange(450), seeded())(effect[maps])
-        expected = 3.92 * float(effect.std()) / 50**0.5  # and not of 450 values
-        assert result.high - result.low == pytest.approx(expected, rel=0.2)
-
-    def test_images_are_drawn_too(self):
-        maps, images = torch.arange(50).repeat_interleave(9), torch.arange(9).repeat(50)
-        effect = torch.randn(9, generator=seeded(), dtype=torch.float64)
-        result = Bootstrap(maps, images, seeded())(effect[images])
-        assert result.high - result.low == pytest.approx(3.92 * float(effect.std()) / 9**0.5, rel=0.25)
-
-    @pytest.mark.parametrize("effects", ["units", "images"])
-    def test_intervals_of_95_percent_hold_the_truth_in_95_of_100_experiments(self, effects):
-        """Values vary with one side of a crossed design alone: there the pigeonhole bootstrap is not conservative."""
-        maps, images = torch.arange(100).repeat_interleave(2), torch.arange(2).repeat(100)
-        if effects == "images":
-            maps, images = images, maps
-        varying = maps if effects == "units" else images
-        estimate = Bootstrap(maps, images, seeded(1), draws=1000)
-        experiments = 5 + torch.randn(400, 100, generator=seeded(2), dtype=torch.float64)
-        estimates = [estimate(values[varying]) for values in experiments]
-        assert 0.92 <= np.mean([e.low < 5 < e.high for e in estimates]) <= 0.98
-
-    def test_the_same_seed_gives_the_same_digits(self):
-        maps, images, values = torch.arange(20) % 4, torch.arange(20) % 7, torch.rand(20, generator=seeded())
-        runs = [Bootstrap(maps, images, seeded(n))(values) for n in (0, 0, 1)]
-        assert runs[0] == runs[1] != runs[2]
-
-    def test_no_difference_is_none(self):
-        values = torch.rand(20, generator=seeded())
-        result = Bootstrap(torch.arange(20) % 4, torch.arange(20), seeded())(values - values)
-        assert (result.mean, result.low, result.high) == (0, 0, 0)
-
-    def test_where_values_differ_within_maps_and_images_it_is_too_careful(self):
-        """Its variance counts what neither explains three times, Owen (2007): that is why there is `two_way`."""
-        maps, images = DESIGNS["64 x 11 of 400"]
-        values = normal(200, len(maps))
-        bootstrap = Bootstrap(maps, images, seeded(), draws=500)
-        careful, exact = ([f(v) for v in values] for f in (bootstrap, lambda v: two_way(v, maps, images)))
-        longer = [(b.high - b.low) / (e.high - e.low) for b, e in zip(careful, exact, strict=True)]
-        assert 1.4 < np.mean(longer) < 3**0.5
-        assert np.mean([b.low < 0 < b.high for b in careful]) > 0.98

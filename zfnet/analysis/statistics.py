@@ -6,7 +6,6 @@ independent, and other maps and other images would have given another mean.
     two_way           the mean, its 95 % interval, a test of 0, and whether it is as good as 0
     holm              p-values of a family of tests, corrected
     mixed_logistic    the same contrast as odds, by a mixed-effects logistic model: a check
-    Bootstrap         means and intervals by resampling, which are wider than need be
 
 In all of them, values are (M,) and the map and image of each value are (M,), int.
 """
@@ -152,35 +151,3 @@ def mixed_logistic(one: Tensor, other: Tensor, maps: Tensor, images: Tensor) -> 
     fit = model.fit_vb(np.zeros(count), np.ones(count), "L-BFGS-B")  # without a start it draws one
     mean, half = float(fit.fe_mean[1]), float(ndtri(0.975) * fit.fe_sd[1])
     return Estimate(mean, mean - half, mean + half, answers.shape[1])
-
-
-class Bootstrap:
-    """Means over units, each the mean over its images, with intervals by resampling both units and images.
-
-    maps, images (M,): the unit and the image of each value. A value's weight in a draw is the product of how often its
-    unit and its image were drawn: the pigeonhole bootstrap, Owen (2007), doi:10.1214/07-AOAS122. It is conservative: it
-    counts three times the variance of what neither the map nor the image explains. Where that is most of it, as in
-    answers that are right or wrong, its intervals are 1.4 to 1.7 times too long, and `two_way` is to be preferred.
-    For the interval of a paired difference, pass the values' differences.
-    """
-
-    def __init__(self, maps: Tensor, images: Tensor, generator: torch.Generator, draws: int = 2000):
-        self.maps = maps.unique(return_inverse=True)[1]
-        self.weights = torch.ones(draws, len(maps), dtype=torch.float64)
-        for clusters in (self.maps, images.unique(return_inverse=True)[1]):
-            count = int(clusters.max()) + 1
-            drawn = torch.randint(count, (draws, count), generator=generator)
-            times = torch.zeros(draws, count, dtype=torch.float64)
-            self.weights *= times.scatter_add_(1, drawn, torch.ones_like(times))[:, clusters]
-
-    def __call__(self, values: Tensor) -> Estimate | None:
-        """The estimate from values (M,) that are not NaN; None if all are."""
-        valid = ~values.isnan()
-        if not valid.any():
-            return None
-        values, maps = values[valid].double().cpu(), self.maps[valid.cpu()]
-        even = 1 / maps.bincount()[maps].double()  # units count alike, however many images they have
-        weights = self.weights[:, valid.cpu()] * even
-        means = (weights @ values / weights.sum(1)).numpy()
-        low, high = np.nanquantile(means, (0.025, 0.975)).tolist()
-        return Estimate(float(values @ even / even.sum()), low, high, len(values))
