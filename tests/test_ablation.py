@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,7 @@ from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
 
 FEW = {"layers": ["relu1", "relu2"], "maps": 2, "progress": False, "workers": 0}
+FIGURES = ("pictures", "A1", "sanity", "sufficiency")
 TASKS = {"A1", "A2", "A1/unmatched", "A1/blur", "A1/patch", "B", "sanity", "recovery", "sufficiency", "necessity"}
 
 
@@ -61,7 +63,7 @@ def run(model, data, out, **settings):
 @pytest.mark.usefixtures("judged")
 def test_it_writes_every_trial_and_what_they_come_to(model, many, tmp_path, capsys):
     result = run(model, many, tmp_path)
-    names = {f"{name}.{kind}" for name in ("A1", "A2", "B", "sanity", "sufficiency") for kind in ("png", "pdf")}
+    names = {f"{name}.{kind}" for name in (*FIGURES, "A2", "B") for kind in ("png", "pdf")}
     assert {path.name for path in tmp_path.iterdir()} == names | {"result.json", "table.md", "report.md"}
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
     assert capsys.readouterr().out.rstrip("\n") == (tmp_path / "report.md").read_text().rstrip("\n")
@@ -70,6 +72,10 @@ def test_it_writes_every_trial_and_what_they_come_to(model, many, tmp_path, caps
         for task, columns in layer["trials"].items():
             assert len({len(column) for column in columns.values()}) == 1, task
             assert set(columns["map"]) <= set(layer["drawn"])
+        asked = {task: list(zip(of["map"], of["image"], strict=True)) for task, of in layer["trials"].items()}
+        for fill in ("A1/blur", "A1/patch"):
+            assert 0 < max(Counter(m for m, _ in asked[fill]).values()) <= intervention.FEW
+            assert set(asked[fill]) <= set(asked["A1"])
         for task in ("A1", "A2", "A1/unmatched"):
             columns = layer["trials"][task]
             assert all(a < b for a, b in zip(columns["left"], columns["left by the other"], strict=True))

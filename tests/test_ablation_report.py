@@ -403,6 +403,6 @@ class TestFigures:
         every, some = (Units(deconvnet, data, "relu2", which, 0) for which in (rows, rows[:2]))
         page = Page(6.9)
         masks = some.masks(every)
-        figure = draw.draw_pictures(page, {"relu2": (some, masks)}, "bicubic")
+        figure = draw.draw_pictures(page, {"relu2": (some, masks)})
         save(figure, tmp_path / "pictures")
         assert sum(bool(axis.images) for axis in figure.axes) == 2 * (1 + len(masks))

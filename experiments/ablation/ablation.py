@@ -18,11 +18,11 @@ from typing import Any
 from torch import nn
 from typing_extensions import Unpack
 
-from experiments.ablation.draw import draw_choices, draw_sanity, draw_sufficiency
-from experiments.ablation.measure import STATES, Protocol, measure
+from experiments.ablation.draw import draw_choices, draw_pictures, draw_sanity, draw_sufficiency
+from experiments.ablation.measure import STATES, Protocol, examples, measure, study
 from experiments.ablation.people import PAGE, export_trials, score_answers
 from experiments.ablation.report import report, tables
-from experiments.output.pages import style_of
+from experiments.output.pages import Page, style_of
 from experiments.output.results import Result
 from experiments.setup.checks import as_list
 from experiments.setup.hints import Count, Names, Palette, Seed, Width
@@ -69,11 +69,13 @@ def main(
         return score_answers(result, as_list(answers), export or PAGE)
     if export is not None:
         return export_trials(result, model, data, protocol, export, **reading)
-    ours = measure(model, data, Path(out), protocol, **reading)
+    known = study(model, data, Path(out), protocol, **reading)
+    ours = measure(known, Path(out), protocol, **reading)
     lines = style_of(style).lines
     for task in ("A1", "A2", "B"):
         if any(task in layer["trials"] for layer in ours["layers"].values()):
             result.figure(draw_choices(ours, task, lines, width), task)
+    result.figure(draw_pictures(Page(width), examples(known.layers.values())), "pictures")
     result.figure(draw_sanity(ours, lines, width), "sanity")
     result.figure(draw_sufficiency(ours, lines, width), "sufficiency")
     result.text(tables(ours), printed=False)

@@ -19,7 +19,7 @@ from zfnet.rendering import GREY
 
 COLUMNS = 5  # layers beside each other
 PLAIN = "projection, plain correlation"
-GAP = 5  # pixels between pictures
+GAP, EXAMPLES = 5, 2  # pixels between pictures; units of each layer whose pictures are drawn
 DASHED, DOTTED = (0, (4, 1.5)), (0, (1, 1.5))
 SYMBOLS, STRATA = "osDX", "v^<>"  # of conditions; of strata, from the smallest area
 QUESTIONS = {
@@ -231,13 +231,12 @@ def source(ours: Mapping[str, Any], tasks: Mapping[str, Compared]) -> str:
     return f"{ours['network']}, {ours['images']:,} images. {sizes(tasks) if tasks else 'There is no trial.'}"
 
 
-def draw_pictures(page: Page, examples: Mapping[str, tuple[Units, Mapping[str, Tensor]]], interpolation: str) -> Figure:
-    """Rows: units; columns: the crop of what each sees, and what of it every mask shows.
+def draw_pictures(page: Page, examples: Mapping[str, tuple[Units, Mapping[str, Tensor]]]) -> Figure:
+    """Rows: two units of each layer; columns: the crop of what each sees, and what of it every mask shows.
 
     Args:
         page: an empty page.
-        examples: by layer, a few units and their masks (M, S, S) by picture; see `Units.masks`.
-        interpolation: of the crops: "bicubic" or "nearest".
+        examples: by layer, units and their masks (M, S, S) by picture; see `Units.masks`.
     """
     names = ["crop", *dict.fromkeys(name for _, masks in examples.values() for name in masks)]
     tile = (page.columns + GAP) // len(names) - GAP
@@ -245,12 +244,13 @@ def draw_pictures(page: Page, examples: Mapping[str, tuple[Units, Mapping[str, T
         page.text(column * (tile + GAP) + tile / 2, page.y + 1.5 * LINE, textwrap.fill(name, 11), ha="center")
     page.y += 3 * LINE
     for layer, (units, masks) in examples.items():
-        page.text(0, page.y + 0.8 * LINE, f"{layer}: maps {', '.join(map(str, units.maps.tolist()))}")
+        maps, crops, inside = units.maps[:EXAMPLES].tolist(), units.crops[:EXAMPLES], units.inside[:EXAMPLES]
+        page.text(0, page.y + 0.8 * LINE, f"{layer}: maps {', '.join(map(str, maps))}")
         page.y += round(1.4 * LINE)
-        pixels = Preprocessing.of(units.deconvnet.model).pixels(units.crops)
-        crops = enlarged(pixels, (tile, tile), interpolation).clamp(0, 1)
-        beyond = enlarged((~units.inside)[:, None].float(), (tile, tile), "nearest")[:, 0] > 0.5
-        masked = {name: (~mask)[:, None].float() for name, mask in masks.items()}
+        pixels = Preprocessing.of(units.deconvnet.model).pixels(crops)
+        crops = enlarged(pixels, (tile, tile)).clamp(0, 1)
+        beyond = enlarged((~inside)[:, None].float(), (tile, tile), "nearest")[:, 0] > 0.5
+        masked = {name: (~mask[:EXAMPLES])[:, None].float() for name, mask in masks.items()}
         hidden = {name: enlarged(mask, (tile, tile), "nearest") > 0.5 for name, mask in masked.items()}
         for row, (crop, outside) in enumerate(zip(crops, beyond, strict=True)):
             for column, name in enumerate(names):
@@ -260,6 +260,6 @@ def draw_pictures(page: Page, examples: Mapping[str, tuple[Units, Mapping[str, T
             page.y += tile + GAP
     page.caption(
         "Units, a row for each: what the unit sees, and the pixels of it that each mask shows; the others are grey. "
-        f"Hatched: what the unit does not see. Enlarged ({interpolation})."
+        "Hatched: beyond the image, or beyond what the unit sees. Brought to one size, bicubic."
     )
     return page.done()

@@ -20,6 +20,7 @@ from zfnet.analysis import faithfulness
 from zfnet.analysis.choices import answers, extremes, matched_extremes, squares, under
 
 FILLS = ("grey", "blur", "patch")  # of the squares: the mean colour, the blurred image, another image's pixels
+FEW = 5  # units of each map, under squares of other fills than the first
 ORACLE = "oracle"  # the mask of the measured drops themselves: what a picture of this format can reach
 
 
@@ -30,7 +31,7 @@ def trials(units: Units, references: Units, judge: Judge | None) -> dict[str, Tr
     """The trials of one layer by task, one for each unit that one of the squares lowers more than the other.
 
     "A1" and "A2" are of grey squares that are matched; "A1/unmatched" of those that lower the unit most and least; and
-    "A1/blur" and "A1/patch" of matched squares with another fill.
+    "A1/blur" and "A1/patch" of matched squares with another fill, over the strongest FEW units of each map.
 
     Args:
         units: the queries; `references` are other units of the same maps.
@@ -39,7 +40,7 @@ def trials(units: Units, references: Units, judge: Judge | None) -> dict[str, Tr
     boxes, masks = squares(units.inside), units.masks(references)
     field, found = under(units.field(references), boxes), {}
     for fill in FILLS:
-        remaining = left(units, boxes, fill)
+        remaining = left(units, boxes, fill, None if fill == FILLS[0] else first_of_maps(units.maps, FEW))
         masks[ORACLE] = units.strongest(drops(remaining, boxes, units), faithfulness.SHARE)
         kept, both, columns = pairs(units, boxes, remaining, field)
         pointed = {picture: answers(under(mask, both))[kept].tolist() for picture, mask in masks.items()}
@@ -83,11 +84,23 @@ def generalised(units: Units, references: Units, judge: Judge, kept: Tensor, bot
     }
 
 
-def left(units: Units, boxes: Tensor, fill: str) -> Tensor:
-    """The activations (M, P) that are left under squares: boxes (M, P, 4)."""
-    ground = filled(units, fill)
-    canvases = (torch.where(covered(box, units.inside)[:, None], ground, units.crops) for box in boxes.unbind(1))
-    return torch.stack([units.respond(canvas) for canvas in canvases], 1)
+def left(units: Units, boxes: Tensor, fill: str, rows: Tensor | None = None) -> Tensor:
+    """The activations (M, P) that are left under squares: boxes (M, P, 4).
+
+    If rows are given, other units keep theirs under all squares, and so have no trial.
+    """
+    rows = torch.arange(len(units.maps)) if rows is None else rows
+    ground, crops, inside = filled(units, fill)[rows], units.crops[rows], units.inside[rows]
+    remaining = units.values[:, None].repeat(1, boxes.shape[1])
+    for column, box in enumerate(boxes[rows].unbind(1)):
+        canvases = torch.where(covered(box, inside)[:, None], ground, crops)
+        remaining[rows, column] = units.respond(canvases, rows)
+    return remaining
+
+
+def first_of_maps(maps: Tensor, count: int) -> Tensor:
+    """The rows of the first units of each map (M,), which are the strongest."""
+    return ((maps[:, None] == maps[None]).tril(-1).sum(1) < count).nonzero().flatten()
 
 
 def covered(boxes: Tensor, inside: Tensor) -> Tensor:

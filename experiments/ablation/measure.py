@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 from typing_extensions import Unpack
@@ -119,9 +119,9 @@ def study(model: nn.Module, data: Any, out: Path, protocol: Protocol, **reading:
     return Study(layers, images, sample, list(tops.broken))
 
 
-def measure(model: nn.Module, data: Any, out: Path, protocol: Protocol, **reading: Unpack[Reading]) -> dict[str, Any]:
+def measure(of: Study, out: Path, protocol: Protocol, **reading: Unpack[Reading]) -> dict[str, Any]:
     """The trials of all layers, and what they are of; a run that was stopped goes on after the last task done."""
-    layers, images, sample, broken = study(model, data, out, protocol, **reading)
+    layers, images, sample, broken = of
     state, one = out / STATES[1], next(iter(layers.values()))
     judge = None if one.judge is None else one.judge.graph.model
     identity = one.deconvnet.graph.identity() | {name: str(value) for name, value in protocol.settings.items()}
@@ -134,11 +134,11 @@ def measure(model: nn.Module, data: Any, out: Path, protocol: Protocol, **readin
         for task in tqdm(left, desc=name, unit=" tasks", disable=not reading.get("progress", True)):
             trials[task] = {kind: rounded(columns) for kind, columns in TASKS[task](layer).items()}
             write_sealed(state, identity, json.dumps(done))
-        found = {name: columns for of in trials.values() for name, columns in of.items()}
+        found = {name: columns for task in trials.values() for name, columns in task.items()}
         count = {"maps": len(layer.top.value), "dead": len(dead_maps(layer.top)), "drawn": layer.maps}
         measured[name] = count | {"trials": found}
     return {
-        "network": type(model).__name__,
+        "network": type(one.deconvnet.model).__name__,
         "dataset": type(images).__name__,
         "images": len(sample or images),
         "sample": sample,
@@ -146,6 +146,16 @@ def measure(model: nn.Module, data: Any, out: Path, protocol: Protocol, **readin
         "broken_images": broken,
         "layers": measured,
     }
+
+
+def examples(layers: Iterable[Layer]) -> dict[str, tuple[Units, dict[str, Tensor]]]:
+    """The strongest query of each map, and what every mask shows of it, by layer."""
+    found = {}
+    for layer in layers:
+        if layer.maps:
+            units = layer.units(REFERENCES, REFERENCES + 1)
+            found[layer.name] = units, units.masks(layer.references)
+    return found
 
 
 def rounded(trials: Trials) -> Trials:

@@ -17,6 +17,7 @@ from zfnet.operations import DECONVNET, GRADIENT, GUIDED, Rules
 from zfnet.rendering import outside
 
 SIGNALS: Mapping[str, Rules] = {"guided": GUIDED, "gradient": GRADIENT}
+MEMORY = 2**26  # bytes of a step: the most that was faster than less
 FIELD, SHUFFLED, ANOTHER = "effective field", "shuffled network", "another map"
 MASKS = {  # by picture, the weights whose product orders the pixels
     FIELD: (FIELD,),
@@ -68,9 +69,10 @@ class Units:
         """Which units' maps see so many rows and columns: (m,), int64."""
         return (self.strata == size).all(1).nonzero().flatten()
 
-    def respond(self, canvases: Tensor) -> Tensor:
-        """The units' activations (M,) with canvases in the place of what they see."""
-        return self.deconvnet.activations_of(canvases, self.layer, self.units, self.image_size)
+    def respond(self, canvases: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The activations of all units, or of those of some rows, with canvases in the place of what they see."""
+        units = self.units if rows is None else self.units[rows]
+        return self.deconvnet.activations_of(canvases, self.layer, units, self.image_size, memory=MEMORY)
 
     def strongest_of_maps(self) -> "Units":
         """The strongest unit of each map."""

@@ -11,7 +11,6 @@ Shapes: M units have weights (M, S, S), and `inside` (M, S, S), bool, marks the 
 """
 
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from zfnet.errors import InputError
@@ -44,17 +43,15 @@ def smoothed(weights: Tensor, inside: Tensor, bandwidth: float = BANDWIDTH) -> T
     Args:
         bandwidth: the Gaussian's deviation, in sides of what a unit sees.
     """
-    boxes, smooth = extents(inside), torch.zeros(weights.shape, dtype=torch.promote_types(weights.dtype, torch.float32))
-    sides = boxes[:, 2:] - boxes[:, :2]
-    planes, masks = (weights * inside).cpu().to(smooth), inside.cpu().to(smooth)
-    for size in sides.unique(dim=0).tolist():
-        rows = (sides == torch.tensor(size, device=sides.device)).all(1).cpu()
-        sigma = [0, *(bandwidth * side for side in size)]
-        blurred, weight = (
-            torch.from_numpy(gaussian_filter(plane[rows].numpy(), sigma, mode="constant")) for plane in (planes, masks)
-        )
-        smooth[rows] = torch.where(inside.cpu()[rows], blurred / weight.clamp(min=torch.finfo(smooth.dtype).tiny), 0.0)
-    return smooth.to(weights.device)
+    boxes, planes = extents(inside), weights.to(torch.promote_types(weights.dtype, torch.float32)) * inside
+    sides, kernels = boxes[:, 2:] - boxes[:, :2], []
+    for axis, extent in enumerate(inside.shape[1:]):
+        index = torch.arange(extent, device=planes.device)
+        steps = (index[:, None] - index[None]) / (bandwidth * sides[:, axis, None, None])
+        seen = (index >= boxes[:, axis, None]) & (index < boxes[:, axis + 2, None])
+        kernels.append(torch.softmax((-steps.square() / 2).to(planes).masked_fill(~seen[:, None], -torch.inf), 2))
+    rows, columns = kernels
+    return rows @ planes @ columns.transpose(1, 2) * inside
 
 
 def effective_field(weights: Tensor, inside: Tensor, maps: Tensor, images: Tensor, own: Tensor) -> Tensor:
