@@ -78,7 +78,7 @@ def test_it_writes_every_trial_and_what_they_come_to(model, many, tmp_path, caps
             assert set(asked[fill]) <= set(asked["A1"])
         for task in ("A1", "A2", "A1/unmatched"):
             columns = layer["trials"][task]
-            assert all(a < b for a, b in zip(columns["left"], columns["left by the other"], strict=True))
+            assert all(a <= b for a, b in zip(columns["left"], columns["left by the other"], strict=True))
             assert {*columns[FIELD]} <= {0, 0.5, 1}
 
 
@@ -190,9 +190,8 @@ def test_a_unit_of_one_pixel_is_pointed_at_by_what_depends_on_it():
     found = intervention.trials(units, units, None)
     columns = found["A1"]
     assert "A2" not in found and len(columns["map"]) == 40
-    for picture in ("projection", "gradient", "guided", "projection x field", ORACLE):
-        right = [columns[picture][n] for n in range(40)]
-        assert sum(right) / 40 > 0.95, picture
+    for picture in ("projection", "gradient", "guided", ORACLE):  # the field is that of the one other map, elsewhere
+        assert sum(columns[picture]) / 40 > 0.95, picture
     for picture in (FIELD, "another map x field"):  # other maps look elsewhere
         assert sum(columns[picture]) / 40 <= 0.6, picture
 

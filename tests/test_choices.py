@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 
 from zfnet import InputError
 from zfnet.analysis.choices import (
@@ -56,6 +57,17 @@ def test_smoothing_leaves_what_is_even_and_adds_nothing_outside():
     assert smooth[0, 8, 7] > smooth[0, 8, 8] > 0
     assert not smooth[~inside].any()
     assert torch.equal(smoothed(spike + 5 * ~inside, inside, 1 / 8), smooth)  # what lies outside counts for nothing
+
+
+def test_smoothing_is_that_of_scipy():
+    weights, inside = torch.rand(2, 40, 30, generator=seeded()).double(), torch.zeros(2, 40, 30, dtype=torch.bool)
+    inside[0], inside[1, 5:, :21] = True, True
+    smooth = smoothed(weights, inside)
+    for plane, seen_, mine in zip(weights * inside, inside.double(), smooth, strict=True):
+        sigma = [side / 16 for side in (seen_.any(1).sum().item(), seen_.any(0).sum().item())]
+        blurred, weight = (gaussian_filter(x.numpy(), sigma, mode="constant", truncate=9) for x in (plane, seen_))
+        expected = torch.from_numpy(blurred / weight.clip(min=1e-300)) * seen_
+        torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_a_units_smoothing_is_that_of_its_own_box():

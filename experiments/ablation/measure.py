@@ -159,11 +159,15 @@ def examples(layers: Iterable[Layer]) -> dict[str, tuple[Units, dict[str, Tensor
 
 
 def rounded(trials: Trials) -> Trials:
-    """Trials with numbers of six digits, which is more than they are worth and a third of the file."""
-    return {
-        name: [float(f"{value:.6g}") if isinstance(value, float) else value for value in column]
-        for name, column in trials.items()
-    }
+    """Trials with numbers of four digits, which is more than they are worth; whole ones are written as such."""
+
+    def short(value: Any) -> Any:
+        if not isinstance(value, float):
+            return value
+        number = float(f"{value:.4g}")
+        return int(number) if number.is_integer() else number
+
+    return {name: [short(value) for value in column] for name, column in trials.items()}
 
 
 def drawn(top: TopActivations, protocol: Protocol) -> list[int]:

@@ -17,7 +17,7 @@ from zfnet.operations import DECONVNET, GRADIENT, GUIDED, Rules
 from zfnet.rendering import outside
 
 SIGNALS: Mapping[str, Rules] = {"guided": GUIDED, "gradient": GRADIENT}
-MEMORY = 2**26  # bytes of a step: the most that was faster than less
+MEMORY = 2**25  # bytes that a step may take: neither more nor less is faster
 FIELD, SHUFFLED, ANOTHER = "effective field", "shuffled network", "another map"
 MASKS = {  # by picture, the weights whose product orders the pixels
     FIELD: (FIELD,),
