@@ -1,10 +1,10 @@
-"""What the committed results say: docs/claims.md, and the tables of numbers in README.md.
+"""What the committed results say: docs/claims.md, and the tables of numbers in README.md and docs/ablation.md.
 
-    python scripts/report.py            # writes both
+    python scripts/report.py            # writes them
     python scripts/report.py --check    # exits with 1 if they are not what it would write
 
-It reads results/<experiment>/<name>/result.json, which experiments wrote, and published/*.json. In README.md it
-replaces what stands between <!-- numbers: NAME --> and <!-- end -->.
+It reads results/<experiment>/<name>/result.json, which experiments wrote, and published/*.json. In pages it replaces
+what stands between <!-- numbers: NAME --> and <!-- end -->.
 """
 
 import argparse
@@ -15,13 +15,14 @@ import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.ablation.analysis import analysed
+from experiments.ablation import networks
 from experiments.output.results import ROOT, read_result
 from experiments.output.tables import shown, table
 from experiments.tables.runs import flat
@@ -223,16 +224,15 @@ def transferred(result: Mapping[str, Any]) -> list[tuple[str, list[list[float]],
     ]
 
 
-def ablation_table() -> str:
-    """The primary contrasts of the ablation: task A1, projection x field less the effective field."""
-    rows = []
-    for name, result in results("ablation/*").items():
-        for layer, of in analysed(result["ours"], ["A1"])["primary"].items():
-            difference, p = of.difference, "" if of.corrected is None else f"{of.corrected:.2g}"
-            told = "" if difference is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(*difference[:3])
-            rows.append([f"`{name}`", layer, told, p, of.verdict])
-    head = ["", "layer", "share right, less the field's", "p, corrected", "projection x field"]
-    return table(head, rows) if rows else MISSING
+@cache
+def ablations() -> networks.Networks:
+    """The estimates of every network that was asked which picture of a unit is better."""
+    return networks.estimates({Path(name).name: result["ours"] for name, result in results("ablation/*").items()})
+
+
+def ablation_table(of: Callable[[networks.Networks], str]) -> str:
+    """A table of all networks that the ablation was made of."""
+    return of(ablations()) if ablations() else MISSING
 
 
 def claims_table() -> str:
@@ -246,26 +246,32 @@ TABLES: dict[str, Callable[[], str]] = {
     "trained": trained_table,
     "lattice": lattice_table,
     "transfer": transfer_table,
-    "ablation": ablation_table,
+    "ablation": partial(ablation_table, networks.primary_table),
+    "ablation in words": partial(ablation_table, networks.sentences),
+    "ablation, pointing": partial(ablation_table, networks.pointing_table),
+    "ablation, judged": partial(ablation_table, networks.judged_table),
 }
 
 
-def readme(text: str) -> str:
-    """README.md with its tables of numbers as the results have them."""
+def filled(text: str, page: str) -> str:
+    """A page with its tables of numbers as the results have them."""
 
-    def filled(match: re.Match[str]) -> str:
+    def numbers(match: re.Match[str]) -> str:
         if (name := match[1]) not in TABLES:
-            raise unknown_name("table of README.md", name, TABLES)
-        with complete(f"a file behind README.md's table {name}"):
+            raise unknown_name(f"table of {page}", name, TABLES)
+        with complete(f"a file behind {page}'s table {name}"):
             return f"<!-- numbers: {name} -->\n{TABLES[name]()}\n<!-- end -->"
 
-    return re.sub(r"<!-- numbers: (\w+) -->\n.*?<!-- end -->", filled, text, flags=re.DOTALL)
+    return re.sub(r"<!-- numbers: ([\w, ]+) -->\n.*?<!-- end -->", numbers, text, flags=re.DOTALL)
 
 
 def pages() -> dict[Path, str]:
     """What the files should hold."""
-    home = ROOT / "README.md"
-    return {ROOT / "docs" / "claims.md": claims_page(), home: readme(home.read_text(encoding="utf-8"))}
+    known = {
+        ROOT / page: filled((ROOT / page).read_text(encoding="utf-8"), page)
+        for page in ("README.md", "docs/ablation.md")
+    }
+    return {ROOT / "docs" / "claims.md": claims_page()} | known
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from experiments.ablation import analysis, draw, report
+from experiments.ablation import analysis, draw, networks, report
 from experiments.ablation.analysis import (
     ADDS,
     CONTROL,
@@ -370,6 +370,30 @@ class TestWords:
         assert odds.low > 0 and f"relu1 {report.cell(odds, '+')} of 60." in words and "another one in no layer" in words
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         assert "statsmodels is not installed" in report.report(result(trials), SETTINGS)
+
+
+class TestNetworks:
+    def test_contrasts_stand_side_by_side(self, ours):
+        other = result({layer: everything(7, gain) for layer, gain in (("conv1", 0.3), ("conv2", -0.5))})
+        known = networks.estimates({"one": ours, "other": other})
+        _, _, one, two, *_ = networks.primary_table(known).splitlines()
+        cells = [cell.strip() for cell in two.split("|")][1:-1]
+        assert cells[0] == "`other`" and cells[3:] == [""] * 3 and "`one`" in one
+        assert cells[1].startswith("**+0.") and cells[2].startswith("**-0.")
+        words = networks.sentences(known)
+        verdicts = [of.verdict for found in known.values() for of in found["primary"].values()]
+        assert f"Of 7 contrasts of 2 networks the projection adds something in {verdicts.count(ADDS)}, takes" in words
+        assert "with blur squares projection x field is above the field in" in words and words.endswith("of 7.")
+        for made in (networks.pointing_table, networks.judged_table):
+            lines = made(known).splitlines()
+            assert len(lines) == 2 + 7 and len({line.count("|") for line in lines}) == 1
+            assert "0.7" in lines[2]
+
+    def test_what_was_not_asked_is_a_dash(self):
+        known = networks.estimates({"one": result({"relu1": {"A1": answered(units(), RATES)}, "relu2": {}})})
+        for made in (networks.primary_table, networks.pointing_table, networks.judged_table):
+            assert "| -" in made(known)
+        assert "Of 2 contrasts of 1 networks" in networks.sentences(known)
 
 
 class TestFigures:

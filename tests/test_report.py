@@ -263,7 +263,7 @@ def test_what_the_pages_cannot_be_made_of_is_one_line(tmp_path, monkeypatch) -> 
     with pytest.raises(InputError, match=r"results/table1/x/result.json has not what is read of it .KeyError"):
         report.judged(claim)
     with pytest.raises(InputError, match=r"no table of README.md 'nope'"):
-        report.readme("<!-- numbers: nope -->\n<!-- end -->")
+        report.filled("<!-- numbers: nope -->\n<!-- end -->", "README.md")
 
 
 def test_the_pages_are_what_the_results_say() -> None:

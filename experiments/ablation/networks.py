@@ -1,0 +1,116 @@
+"""What the ablations of several networks come to, side by side, from their trials alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.ablation.analysis import (
+    ADDS,
+    CONTROL,
+    NOTHING,
+    PICTURE,
+    TAKES,
+    UNDECIDED,
+    Compared,
+    Primary,
+    analysed,
+    difference,
+)
+from experiments.ablation.report import cell, clear, listed, squares
+from experiments.ablation.units import FIELD
+from experiments.output.tables import table
+from zfnet.analysis.statistics import MARGIN, Contrast
+
+GUIDED = "guided x field"
+OTHER_SQUARES = ("A1/unmatched", "A1/blur", "A1/patch")
+MARKS = {ADDS: "**{}**", TAKES: "**{}**", NOTHING: "{}, none", UNDECIDED: "{}"}  # of a contrast, by its verdict
+Networks = Mapping[str, Mapping[str, Any]]  # what `estimates` finds, by network
+
+
+def estimates(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What `analysis.analysed` finds of each network, by its name, from `ours` of its result."""
+    return {name: analysed(ours, ["A1", "B", "sanity"]) for name, ours in results.items()}
+
+
+def primary_table(networks: Networks) -> str:
+    """The primary contrasts, a row for each network and a column for each layer; bold where they are found."""
+    rows = [
+        [f"`{name}`", *(MARKS[of.verdict].format(signed(of.difference)) for of in found["primary"].values())]
+        for name, found in networks.items()
+    ]
+    head = ["", *(f"layer {n}" for n in range(1, max(map(len, rows))))]
+    return table(head, [row + [""] * (len(head) - len(row)) for row in rows])
+
+
+def sentences(networks: Networks) -> str:
+    """What the primary contrasts come to, and those that stand beside them."""
+    layers: list[list[Primary]] = [[*found["primary"].values()] for found in networks.values()]
+    verdicts = [of.verdict for primary in layers for of in primary]
+    adds, takes, nothing, undecided = (verdicts.count(verdict) for verdict in MARKS)
+    depth = [sum(of[n].verdict == ADDS for of in layers if n < len(of)) for n in range(max(map(len, layers)))]
+    words = [
+        "Bold: p < 0.05 by Holm's correction over the layers of a network. *None*: within "
+        f"±{MARGIN:g} by two one-sided tests. Of {len(verdicts)} contrasts of {len(layers)} networks the projection adds something in {adds}, takes "
+        f"away in {takes}, adds nothing in {nothing}, and {undecided} are not decided. It adds something in "
+        f"layers {listed(str(n) for n in range(1, len(depth) + 1))} of {listed(map(str, depth))} networks.",
+        "Exploratory, and not corrected:",
+    ]
+    beside = {f"with {squares(task)} {PICTURE} is": differences(networks, task, PICTURE) for task in OTHER_SQUARES} | {
+        "guided back-propagation x field is": differences(networks, "A1", GUIDED),
+        "the projection of a network with shuffled weights, a control, is": differences(networks, "A1", CONTROL),
+    }
+    for what, contrasts in beside.items():
+        above, below = (sum(clear(contrast) == side for contrast in contrasts) for side in (1, -1))
+        words.append(f"{what} above the field in {above} and below it in {below} of {len(contrasts)};")
+    return " ".join(words).removesuffix(";") + "."
+
+
+def differences(networks: Networks, task: str, picture: str) -> list[Contrast | None]:
+    """How much more often a picture is right than the field, in all layers of all networks."""
+    tasks = [found["compared"].get(task, {}) for found in networks.values()]
+    return [of.differences.get(difference(picture)) for layers in tasks for of in layers.values()]
+
+
+def pointing_table(networks: Networks) -> str:
+    """Task A1 in every layer: the primary contrast, controls, and other squares."""
+    rows = []
+    for name, found in networks.items():
+        for layer, of in found["primary"].items():
+            a1, *others = (found["compared"].get(task, {}).get(layer) for task in ("A1", *OTHER_SQUARES))
+            right = [mean(a1, picture) for picture in (PICTURE, FIELD)]
+            beside = [less_field(a1, picture) for picture in (CONTROL, GUIDED)]
+            p = "-" if of.corrected is None else f"{of.corrected:.2g}"
+            rows.append([f"`{name}`", layer, *right, signed(of.difference), p, of.verdict, *beside])
+            rows[-1] += [less_field(other, PICTURE) for other in others]
+    head = ["network", "layer", f"{PICTURE}: right", "field: right", "difference", "p, corrected", "the projection"]
+    head += ["shuffled less field", f"{GUIDED} less field"]
+    return table([*head, *(f"difference, {squares(task)}" for task in OTHER_SQUARES)], rows)
+
+
+def judged_table(networks: Networks) -> str:
+    """Task B and the sanity of projections in every layer."""
+    rows = []
+    for name, found in networks.items():
+        for layer in found["primary"]:
+            tasks = [found["compared"].get(f"B/{pair}", {}).get(layer) for pair in ("extreme", "percentile")]
+            right = [mean(task, picture) for task in tasks for picture in ("crop", "masked crop", "random crop")]
+            sane = found["sanity"].get(layer, {}).get("projection", {})
+            steps = [[*sane.get(how, {}).values()] for how in ("cascade", "another map")]
+            like = [cell(of[-1][kind].mean) if of else "-" for kind in ("similarity", "partial") for of in steps]
+            rows.append([f"`{name}`", layer, *right, *like])
+    shuffled, another = "all weights shuffled", "another map at its place"
+    pictures = ["crop", "masked crop", "random crop"]
+    head = ["network", "layer", *(f"{pair} queries: {one}" for pair in ("extreme", "percentile") for one in pictures)]
+    kinds = ("plain", "given the field")
+    return table([*head, *(f"{kind}: {what}" for kind in kinds for what in (shuffled, another))], rows)
+
+
+def signed(contrast: Contrast | None) -> str:
+    return cell(contrast, "+")
+
+
+def mean(of: Compared | None, picture: str) -> str:
+    return cell(of.means.get(picture) if of else None)
+
+
+def less_field(of: Compared | None, picture: str) -> str:
+    return signed(of.differences.get(difference(picture)) if of else None)
