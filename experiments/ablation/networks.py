@@ -47,13 +47,13 @@ def sentences(networks: Networks) -> str:
     verdicts = [of.verdict for primary in layers for of in primary]
     adds, takes, nothing, undecided = (verdicts.count(verdict) for verdict in MARKS)
     depth = [sum(of[n].verdict == ADDS for of in layers if n < len(of)) for n in range(max(map(len, layers)))]
+    numbers = map(str, range(1, len(depth) + 1))
     words = [
         "Bold: p < 0.05 by Holm's correction over the layers of a network. *None*: within "
         f"±{MARGIN:g} by two one-sided tests.",
         f"Of {len(verdicts)} contrasts of {len(layers)} networks the projection adds something in {adds}, takes away in "
         f"{takes}, adds nothing in {nothing}, and {undecided} are not decided.",
-        f"It adds something in layers {listed(str(n) for n in range(1, len(depth) + 1))} of {listed(map(str, depth))} "
-        "networks.",
+        f"It adds something in layers {listed(numbers)} of {listed(map(str, depth))} networks.",
         "Exploratory, and not corrected:",
     ]
     beside = {f"with {squares(task)} {PICTURE} is": differences(networks, task, PICTURE) for task in OTHER_SQUARES} | {
