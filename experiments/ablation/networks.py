@@ -51,8 +51,8 @@ def sentences(networks: Networks) -> str:
     words = [
         "Bold: p < 0.05 by Holm's correction over the layers of a network. *None*: within "
         f"±{MARGIN:g} by two one-sided tests.",
-        f"Of {len(verdicts)} contrasts of {len(layers)} networks the projection adds something in {adds}, takes away in "
-        f"{takes}, adds nothing in {nothing}, and {undecided} are not decided.",
+        f"Of {len(verdicts)} contrasts of {len(layers)} networks the projection adds something in {adds}, takes away "
+        f"in {takes}, adds nothing in {nothing}, and {undecided} are not decided.",
         f"It adds something in layers {listed(numbers)} of {listed(map(str, depth))} networks.",
         "Exploratory, and not corrected:",
     ]
