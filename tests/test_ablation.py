@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from zfnet.analysis.choices import squares
 from zfnet.analysis.statistics import two_way
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
+from zfnet.rendering import GREY
 
 FEW = {"layers": ["relu1", "relu2"], "maps": 2, "progress": False, "workers": 0}
 FIGURES = ("pictures", "A1", "sanity", "sufficiency")
@@ -30,7 +32,7 @@ TASKS = {"A1", "A2", "A1/unmatched", "A1/blur", "A1/patch", "B", "sanity", "reco
 class MeanColour:
     """A judge that sees the mean colour of what is shown."""
 
-    graph = SimpleNamespace(model=nn.Conv2d(3, 1, 1))  # by whose weights a run knows its judge
+    model = nn.Conv2d(3, 1, 1)  # by whose weights a run knows its judge
 
     def views(self, parts, *shown):
         weights = [torch.ones(len(parts), *parts.shape[2:]) if s is None else s for s in shown]
@@ -149,6 +151,31 @@ def test_a_network_does_not_judge_itself():
 
     with pytest.raises(InputError, match=r"EfficientNetLite0 would judge itself; give weights of SqueezeNet v1.0"):
         measure.judge_of(EfficientNetLite0(10), None)
+
+
+def test_dreamsim_judges_where_it_is_installed(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dreamsim", None)
+    with pytest.raises(InputError, match="judge=dreamsim needs a package of that name: pip install dreamsim"):
+        measure.judge_of(model, "dreamsim")
+    asked = []
+
+    def embed(images):
+        assert images.shape[1:] == (3, 224, 224)
+        assert images.min() >= 0 and images.max() <= 1
+        asked.append(len(images))
+        return images.mean((2, 3))
+
+    package = SimpleNamespace(dreamsim=lambda pretrained, device: (SimpleNamespace(embed=embed), None))
+    monkeypatch.setitem(sys.modules, "dreamsim", package)
+    judge = measure.judge_of(model, "dreamsim")
+    pixels = torch.rand(70, 3, 64, 64)
+    parts, half = judge.source.normalise(pixels), torch.ones(70, 64, 64)
+    half[:, :, 32:] = 0
+    whole, masked = judge.views(parts, None, half)
+    assert asked == [32, 32, 6] * 2 and torch.equal(judge.describe(parts), whole)
+    torch.testing.assert_close(whole, pixels.mean((2, 3)), atol=1e-3, rtol=0)
+    torch.testing.assert_close(masked, (pixels[..., :32].mean((2, 3)) + GREY) / 2, atol=5e-3, rtol=0)
+    assert Protocol([], 4, "dreamsim", 0).settings["judge"] == "DreamSim"
 
 
 def test_of_many_images_a_sample_is_ranked(model, many, tmp_path, monkeypatch):

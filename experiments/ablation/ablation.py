@@ -52,8 +52,9 @@ def main(
         out: the folder of the result; a run that was stopped goes on after the last task that was done.
         layers: by name.
         maps: feature maps of each layer, drawn by seed from those that are above 0 on twenty images or more.
-        judge: weights of torchvision's SqueezeNet v1.0, the second network that answers in people's place; null:
-            EfficientNet-Lite0, of the extra [weights]. Where it is not installed tasks A2 and B are left out.
+        judge: weights of torchvision's SqueezeNet v1.0, the second network that answers in people's place; dreamsim,
+            where that package is installed; null: EfficientNet-Lite0, of the extra [weights]. Where it is not installed
+            tasks A2 and B are left out.
         export: a name, such as trials: write a page with that name that asks people in place of the judge, and nothing
             else.
         answers: the files that people saved from that page, which are scored, and nothing else.

@@ -5,12 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zfnet.data.preprocessing import Preprocessing
+from zfnet.errors import InputError
 from zfnet.graph import Graph
 from zfnet.layers import spread
 from zfnet.recording import activations
-from zfnet.rendering import resized
+from zfnet.rendering import GREY, resized
 
 SIZE = (64, 64)  # pixels, to which all parts of images are brought
+DREAMSIM, LARGE, BATCH = "dreamsim", (224, 224), 32  # its name, the size of its images, and how many at once
 DEEPEST = 3  # of the judge's layers, which describe them
 
 
@@ -31,7 +33,7 @@ class Judge:
     """
 
     def __init__(self, model: nn.Module, source: Preprocessing):
-        self.graph, self.source = Graph(model), source
+        self.model, self.graph, self.source = model, Graph(model), source
         self.layers = spread(self.graph, SIZE)[-DEEPEST:]
 
     def describe(self, parts: Tensor, shown: Tensor | None = None) -> Tensor:
@@ -41,9 +43,36 @@ class Judge:
     def views(self, parts: Tensor, *shown: Tensor | None) -> list[Tensor]:
         """The same parts, each time with something else `shown`, as by `describe`; the network is run once."""
         pixels = self.source.pixels(parts)
-        images = Preprocessing.of(self.graph.model).normalise(pixels.expand(-1, 3, -1, -1))
+        images = Preprocessing.of(self.model).normalise(pixels.expand(-1, 3, -1, -1))
         maps = activations(self.graph, images, self.layers).values()
         return [torch.cat([pooled(of_layer, weights) for of_layer in maps], 1) for weights in shown]
+
+
+class DreamSim(Judge):
+    """Describes parts of images by DreamSim's embeddings: Fu et al. (2023), arXiv:2306.09344.
+
+    What is not shown is grey. InputError without the package, which downloads its weights.
+
+    Args:
+        source: how the images of the first network were normalised.
+        device: of its network.
+    """
+
+    def __init__(self, source: Preprocessing, device: torch.device):
+        try:
+            from dreamsim import dreamsim
+        except ImportError:
+            raise InputError(f"judge={DREAMSIM} needs a package of that name: pip install dreamsim") from None
+        model, _ = dreamsim(pretrained=True, device=str(device))
+        self.model, self.source, self.embed = model, source, model.embed
+
+    def views(self, parts: Tensor, *shown: Tensor | None) -> list[Tensor]:
+        pixels = self.source.pixels(parts).expand(-1, 3, -1, -1).clamp(0, 1)
+        seen = [pixels if s is None else GREY + (pixels - GREY) * s[:, None].to(pixels) for s in shown]
+        with torch.inference_mode():
+            return [
+                torch.cat([self.embed(resized(x, LARGE).clamp(0, 1)) for x in images.split(BATCH)]) for images in seen
+            ]
 
 
 def pooled(maps: Tensor, shown: Tensor | None) -> Tensor:

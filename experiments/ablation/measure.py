@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 
 from experiments.ablation.intervention import Trials
 from experiments.ablation.intervention import trials as intervened
-from experiments.ablation.judge import Judge
+from experiments.ablation.judge import DREAMSIM, DreamSim, Judge
 from experiments.ablation.prediction import trials as predicted
 from experiments.ablation.sanity import recovery
 from experiments.ablation.sanity import trials as sanity
@@ -54,7 +54,8 @@ class Protocol:
     @property
     def settings(self) -> dict[str, Any]:
         """As result.json says them: the second network by its file's name."""
-        name = "EfficientNet-Lite0" if self.judge is None else f"SqueezeNet v1.0 ({Path(self.judge).name})"
+        known = {None: "EfficientNet-Lite0", DREAMSIM: "DreamSim"}
+        name = known.get(self.judge) or f"SqueezeNet v1.0 ({Path(str(self.judge)).name})"
         return asdict(self) | {"judge": name, "references": REFERENCES, "queries": QUERIES}
 
 
@@ -123,7 +124,7 @@ def measure(of: Study, out: Path, protocol: Protocol, **reading: Unpack[Reading]
     """The trials of all layers, and what they are of; a run that was stopped goes on after the last task done."""
     layers, images, sample, broken = of
     state, one = out / STATES[1], next(iter(layers.values()))
-    judge = None if one.judge is None else one.judge.graph.model
+    judge = None if one.judge is None else one.judge.model
     identity = one.deconvnet.graph.identity() | {name: str(value) for name, value in protocol.settings.items()}
     identity |= {"images": images.identity(), "judge": "none" if judge is None else digest(judge)}
     done = {} if reading.get("fresh") else read_trials(state, identity)
@@ -178,10 +179,13 @@ def drawn(top: TopActivations, protocol: Protocol) -> list[int]:
 
 
 def judge_of(model: nn.Module, file: str | None) -> Judge | None:
-    """The second network: EfficientNet-Lite0, or SqueezeNet with the weights of a file; None without the package.
+    """The second network: EfficientNet-Lite0, SqueezeNet with the weights of a file, or DreamSim.
 
-    InputError if it is the network that is judged.
+    None where EfficientNet-Lite0's package is not installed. InputError if it is the network that is judged.
     """
+    device = next(model.parameters()).device
+    if file == DREAMSIM:
+        return DreamSim(Preprocessing.of(model), device)
     if file is None:
         try:
             judge = build(EfficientNetLite0, weights="PACKAGE")
@@ -192,7 +196,7 @@ def judge_of(model: nn.Module, file: str | None) -> Judge | None:
     if type(judge) is type(model):
         other = "weights of SqueezeNet v1.0, judge=FILE" if file is None else "none, for EfficientNet-Lite0"
         raise InputError(f"{type(model).__name__} would judge itself; give {other}")
-    return Judge(judge.to(next(model.parameters()).device), Preprocessing.of(model))
+    return Judge(judge.to(device), Preprocessing.of(model))
 
 
 def read_trials(state: Path, identity: Identity) -> dict[str, dict[str, dict[str, Trials]]]:
