@@ -231,6 +231,14 @@ def source(ours: Mapping[str, Any], tasks: Mapping[str, Compared]) -> str:
     return f"{ours['network']}, {ours['images']:,} images. {sizes(tasks) if tasks else 'There is no trial.'}"
 
 
+def tiled(plane: Tensor, size: Sequence[int], tile: int, interpolation: str = "bicubic") -> Tensor:
+    """The rows and columns that a unit sees of a plane (..., S, S), as a tile (..., tile, tile)."""
+    seen = plane[..., : size[0], : size[1]].float()
+    return enlarged(seen.reshape(1, -1, *seen.shape[-2:]), (tile, tile), interpolation).view(
+        *seen.shape[:-2], tile, tile
+    )
+
+
 def draw_pictures(page: Page, examples: Mapping[str, tuple[Units, Mapping[str, Tensor]]]) -> Figure:
     """Rows: two units of each layer; columns: the crop of what each sees, and what of it every mask shows.
 
@@ -244,22 +252,21 @@ def draw_pictures(page: Page, examples: Mapping[str, tuple[Units, Mapping[str, T
         page.text(column * (tile + GAP) + tile / 2, page.y + 1.5 * LINE, textwrap.fill(name, 11), ha="center")
     page.y += 3 * LINE
     for layer, (units, masks) in examples.items():
-        maps, crops, inside = units.maps[:EXAMPLES].tolist(), units.crops[:EXAMPLES], units.inside[:EXAMPLES]
-        page.text(0, page.y + 0.8 * LINE, f"{layer}: maps {', '.join(map(str, maps))}")
+        shown = range(min(EXAMPLES, len(units.maps)))
+        page.text(0, page.y + 0.8 * LINE, f"{layer}: maps {', '.join(str(int(units.maps[n])) for n in shown)}")
         page.y += round(1.4 * LINE)
-        pixels = Preprocessing.of(units.deconvnet.model).pixels(crops)
-        crops = enlarged(pixels, (tile, tile)).clamp(0, 1)
-        beyond = enlarged((~inside)[:, None].float(), (tile, tile), "nearest")[:, 0] > 0.5
-        masked = {name: (~mask[:EXAMPLES])[:, None].float() for name, mask in masks.items()}
-        hidden = {name: enlarged(mask, (tile, tile), "nearest") > 0.5 for name, mask in masked.items()}
-        for row, (crop, outside) in enumerate(zip(crops, beyond, strict=True)):
+        pixels = Preprocessing.of(units.deconvnet.model).pixels(units.crops)
+        for n in shown:
+            size = units.strata[n].tolist(), tile
+            crop, beyond = tiled(pixels[n], *size).clamp(0, 1), tiled(~units.inside[n], *size, "nearest") > 0.5
             for column, name in enumerate(names):
-                shown = crop.masked_fill(hidden[name][row], GREY) if name in hidden else crop
-                if column == 0 or name in hidden:
-                    page.image(hatched(shown, outside), column * (tile + GAP), page.y)
+                if name in masks:
+                    hidden = tiled(~masks[name][n], *size, "nearest") > 0.5
+                    page.image(hatched(crop.masked_fill(hidden, GREY), beyond), column * (tile + GAP), page.y)
+            page.image(hatched(crop, beyond), 0, page.y)
             page.y += tile + GAP
     page.caption(
         "Units, a row for each: what the unit sees, and the pixels of it that each mask shows; the others are grey. "
-        "Hatched: beyond the image, or beyond what the unit sees. Brought to one size, bicubic."
+        "Hatched: beyond the image. All are brought to one size, bicubic."
     )
     return page.done()
