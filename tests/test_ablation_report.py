@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 
 import pytest
 import torch
@@ -9,13 +10,13 @@ from matplotlib.figure import Figure
 
 from experiments.ablation import analysis, draw, networks, report
 from experiments.ablation.analysis import (
-    ADDS,
+    BETTER,
     CONTROL,
     CONTROLS,
-    NOTHING,
+    EQUIVALENT,
     PICTURE,
-    TAKES,
     UNDECIDED,
+    WORSE,
     analysed,
     difference,
 )
@@ -155,18 +156,18 @@ class TestEstimates:
             uncorrected += any(of.difference.p < 0.05 for of in found)
         assert false <= 200 * (0.05 + 2 * (0.05 * 0.95 / 200) ** 0.5) and uncorrected > 200 * 0.12
 
-    @pytest.mark.parametrize(("gain", "expected"), [(0.15, ADDS), (-0.15, TAKES), (0.03, UNDECIDED)])
+    @pytest.mark.parametrize(("gain", "expected"), [(0.15, BETTER), (-0.15, WORSE), (0.03, UNDECIDED)])
     def test_a_difference_is_found_or_not_decided(self, gain, expected):
         trials = answered(units(64, 11, 400), {FIELD: 0.6, PICTURE: 0.6 + gain})
         assert primary_of(trials).verdict == expected
 
     def test_what_is_corrected_decides(self):
         contrast = Contrast(0.05, 0.001, 0.1, 704, 0.04, False)
-        assert [analysis.verdict(contrast, p) for p in (0.04, 0.2, None)] == [ADDS, UNDECIDED, UNDECIDED]
-        assert analysis.verdict(contrast._replace(equivalent=True), 0.04) == NOTHING
+        assert [analysis.verdict(contrast, p) for p in (0.04, 0.2, None)] == [BETTER, UNDECIDED, UNDECIDED]
+        assert analysis.verdict(contrast._replace(equivalent=True), 0.04) == EQUIVALENT
 
     def test_observers_who_nearly_agree_are_equivalent_if_there_are_enough_trials(self):
-        for keys, expected in ((units(64, 11, 400), NOTHING), (units(8, 4, 20), UNDECIDED)):
+        for keys, expected in ((units(64, 11, 400), EQUIVALENT), (units(8, 4, 20), UNDECIDED)):
             field = answered(keys, {FIELD: 0.5})[FIELD]
             other = [1 - right if n % 20 == 0 else right for n, right in enumerate(field)]
             assert primary_of(keys | {FIELD: field, PICTURE: other}).verdict == expected
@@ -255,8 +256,25 @@ class TestEstimates:
     def test_names_are_those_of_masks(self):
         assert {PICTURE, FIELD, *CONTROLS} <= set(MASKS) == set(draw.MARKS)
 
+    def test_of_few_maps_or_images_the_mean_stands_alone(self):
+        for of, expected in ((units(7, 5, 40), True), (units(8, 5, 40), False), (units(9, 3, 7), True)):
+            contrast = primary_of(answered(of, RATES)).difference
+            means = [contrast.mean, contrast.values]
+            assert math.isnan(contrast.low) is math.isnan(contrast.p) is expected and not any(map(math.isnan, means))
+
+    def test_a_share_ends_at_0_and_1(self):
+        found = analysed(result({"relu1": {"A1": answered(units(), RATES | {PICTURE: 0.99}, spread=0)}}))
+        mean = found["compared"]["A1"]["relu1"].means[PICTURE]
+        assert mean.mean < mean.high == 1 and mean.low < 1
+
 
 class TestWords:
+    def test_the_title_is_answered_first(self, ours):
+        words = report.report(ours, SETTINGS).split("\n\n")[1]
+        better = [layer for layer, of in analysed(ours)["primary"].items() if of.verdict == BETTER]
+        assert words.startswith("**In short.**") and f"{BETTER} in {report.listed(better)}" in words
+        assert "extreme queries, " in words and "percentile queries, " in words
+
     def test_sentences_are_made_of_the_numbers(self, ours):
         words = report.report(ours, SETTINGS)
         found = analysed(ours)
@@ -267,8 +285,8 @@ class TestWords:
             assert ("27 x 27 pixels" in line and "43 x 43 pixels" in line) == (layer == "relu5")
         assert "SqueezeNet, 801 images (photographs): 5 layers, 60 feature maps, 300 trials of task A1; maps" in words
         assert "drawn by seed 3." in words
-        assert "in 92 %" in words and "other judges" in words and "their judge, Lite0," in words
-        assert found["primary"]["relu2"].verdict == ADDS and "A control failed" not in words
+        assert "in 92 %" in words and "are others here" in words and "their judge, Lite0, a network" in words
+        assert found["primary"]["relu2"].verdict == BETTER and "A control failed" not in words
 
     def test_only_what_is_primary_stands_above_exploratory(self, ours):
         above, below = report.report(ours, SETTINGS).split("## Exploratory: all that follows")
@@ -330,8 +348,8 @@ class TestWords:
         }
         words = report.report(result(few | nothing), SETTINGS | {"queries": 4})
         assert "A control failed" not in words
-        assert "- **1: not decided.** 1 map, 4 images, 4 trials: too few for an interval." in words
-        assert "- **4: not decided.** +" in words and "fewer than 8 maps or images, too few for a test" in words
+        assert "- **1: not decided.** +" in words and "1 map, 4 images, 4 trials." in words
+        assert words.count("too few for an interval: projection x field 1.00, field ") == 2 and "nan" not in words
         assert all(f"- **{layer}: not decided.** There is no trial." in words for layer in nothing)
         assert "There is no trial of task A1 in empty and none." in words and "There is no trial of task B." in words
         assert report.tables(result(few | nothing)).count("| 1     |") > len(RATES)
@@ -349,7 +367,7 @@ class TestWords:
         changed["layers"]["relu1"] |= {"dead": 7, "drawn": [*range(13)]}
         changed["broken_images"] = ["a.jpg"]
         words = report.report(changed, SETTINGS)
-        assert words.count("60 trials, and 5 units that both squares lower alike.") == 1
+        assert words.count("60 trials, and 5 units whose activation both squares reduce by the same amount.") == 1
         assert "left out: 7 of 96 in relu1." in words and "1 image could not be read." in words
 
     def test_a_small_difference_that_is_clear_is_said_to_be_small(self):
@@ -359,7 +377,10 @@ class TestWords:
         words = report.report(
             result({"relu1": {"A1": keys | {FIELD: field, PICTURE: better}}}), SETTINGS | {"queries": 11}
         )
-        assert f"- **relu1: {NOTHING}.** +0.017 (+0.0" in words and "clear of 0, but too small to count" in words
+        assert (
+            f"- **relu1: {EQUIVALENT}.** +0.017 (+0.0" in words
+            and "excludes 0, but the difference is too small" in words
+        )
 
     def test_the_logistic_model_is_a_check(self, monkeypatch):
         pytest.importorskip("statsmodels")
@@ -367,7 +388,11 @@ class TestWords:
         trials = {"relu1": {"A1": answered(units(), {FIELD: 0.4, PICTURE: 0.8})}, "relu2": {}}
         words = report.report(result(trials), SETTINGS)
         odds = analysis.logistic(result(trials))["relu1"]
-        assert odds.low > 0 and f"relu1 {report.cell(odds, '+')} of 60." in words and "another one in no layer" in words
+        assert (
+            odds.low > 0
+            and f"relu1 {report.cell(odds, '+')} of 60." in words
+            and "contradicts the sign above in no layer" in words
+        )
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         assert "statsmodels is not installed" in report.report(result(trials), SETTINGS)
 
@@ -382,8 +407,8 @@ class TestNetworks:
         assert cells[1].startswith("**+0.") and cells[2].startswith("**-0.")
         words = networks.sentences(known)
         verdicts = [of.verdict for found in known.values() for of in found["primary"].values()]
-        assert f"Of 7 contrasts of 2 networks the projection adds something in {verdicts.count(ADDS)}, takes" in words
-        assert "with blur squares projection x field is above the field in" in words and words.endswith("of 7.")
+        assert f"Of 7 contrasts of 2 networks the projection is better in {verdicts.count(BETTER)}, worse" in words
+        assert "with blur squares projection x field is above the field in" in words and words.endswith("of 7 layers.")
         for made in (networks.pointing_table, networks.judged_table):
             lines = made(known).splitlines()
             assert len(lines) == 2 + 7 and len({line.count("|") for line in lines}) == 1

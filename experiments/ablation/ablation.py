@@ -67,7 +67,7 @@ def main(
     protocol = Protocol(as_list(layers), maps, judge, seed)
     result.settings |= protocol.settings
     if answers is not None:
-        return score_answers(result, as_list(answers), export or PAGE)
+        return score_answers(result, as_list(answers, "answers"), export or PAGE)
     if export is not None:
         return export_trials(result, model, data, protocol, export, **reading)
     known = study(model, data, Path(out), protocol, **reading)

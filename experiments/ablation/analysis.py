@@ -10,6 +10,7 @@ other estimates are exploratory: nothing corrects them.
 """
 
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,11 +47,11 @@ LIKENESS = {
     "sanity": (("rule", "how", "shuffled"), ("partial", "similarity", "cosine", "ssim", "hog")),
     "recovery": (("rule",), ("edges", "another", "unswitched")),
 }
-FEWEST = 8  # maps, and images: `two_way` was tried with as few, not with fewer
+FEWEST = 8  # maps, and images: `two_way` was tried with as few, not with fewer; of these a mean stands alone
 LEVEL = 0.05
 
-ADDS, TAKES, UNDECIDED = "adds something", "takes away", "not decided"
-NOTHING = f"adds nothing (equivalent within {MARGIN:g})"
+BETTER, WORSE, UNDECIDED = "better", "worse", "not decided"
+EQUIVALENT = f"equivalent within ±{MARGIN:g}"
 
 
 class Compared(NamedTuple):
@@ -127,15 +128,10 @@ def analysed(ours: Mapping[str, Any], kinds: Sequence[str] = (*BASELINES, *LIKEN
 
 
 def primary(layers: Sequence[str], tasks: Mapping[str, Compared]) -> dict[str, Primary]:
-    """The primary contrast of each layer, tested together; those of fewer than FEWEST maps or images are not."""
+    """The primary contrast of each layer, tested together; those without an interval are not."""
     differences = {layer: tasks[layer].differences.get(difference()) if layer in tasks else None for layer in layers}
-    p = [
-        d.p if d and min(tasks[layer].maps, tasks[layer].images) >= FEWEST else None for layer, d in differences.items()
-    ]
-    return {
-        layer: Primary(d, corrected, verdict(d, corrected))
-        for (layer, d), corrected in zip(differences.items(), holm(p), strict=True)
-    }
+    corrected = holm([d and d.p for d in differences.values()])
+    return {layer: Primary(d, p, verdict(d, p)) for (layer, d), p in zip(differences.items(), corrected, strict=True)}
 
 
 def verdict(difference: Contrast | None, corrected: float | None) -> str:
@@ -143,8 +139,8 @@ def verdict(difference: Contrast | None, corrected: float | None) -> str:
     if difference is None or corrected is None:
         return UNDECIDED
     if difference.equivalent:
-        return NOTHING
-    return UNDECIDED if corrected >= LEVEL else ADDS if difference.mean > 0 else TAKES
+        return EQUIVALENT
+    return UNDECIDED if corrected >= LEVEL else BETTER if difference.mean > 0 else WORSE
 
 
 def difference(one: str = PICTURE, other: str = FIELD) -> str:
@@ -171,7 +167,7 @@ def compared(columns: Columns, baseline: str, chance: float | None = None, apart
         trials=len(maps),
         means={name: against(x, maps, images, chance or 0.0) for name, x in values.items()},
         differences={
-            difference(one, other): two_way(values[one] - values[other], maps, images)
+            difference(one, other): estimate(values[one] - values[other], maps, images)
             for one, other in pairs
             if one in values and other in values
         },
@@ -185,9 +181,24 @@ def compared(columns: Columns, baseline: str, chance: float | None = None, apart
 
 
 def against(values: Tensor, maps: Tensor, images: Tensor, chance: float) -> Contrast | None:
-    """The mean of values, with the p-value and the equivalence of its difference from chance."""
-    contrast = two_way(values - chance, maps, images)
-    return contrast and contrast._replace(**{end: getattr(contrast, end) + chance for end in ("mean", "low", "high")})
+    """The mean of values, with the p-value of its difference from chance; the interval of a share ends at 0 and 1."""
+    if contrast := estimate(values - chance, maps, images):
+        ends = {end: getattr(contrast, end) + chance for end in ("mean", "low", "high")}
+        if chance:
+            ends |= {"low": max(ends["low"], 0.0), "high": min(ends["high"], 1.0)}
+        contrast = contrast._replace(**ends)
+    return contrast
+
+
+def estimate(values: Tensor, maps: Tensor, images: Tensor) -> Contrast | None:
+    """As `two_way`; of fewer than FEWEST maps or images the mean alone, without an interval."""
+    known = ~values.isnan()
+    if not known.any():
+        return None
+    if min(len(clusters[known].unique()) for clusters in (maps, images)) >= FEWEST:
+        return two_way(values, maps, images)
+    means = [values[known & (maps == m)].mean() for m in maps[known].unique()]
+    return Contrast(float(torch.stack(means).mean()), math.nan, math.nan, int(known.sum()), math.nan, False)
 
 
 def change(trials: Mapping[str, Columns], task: str) -> Contrast | None:
@@ -202,7 +213,7 @@ def change(trials: Mapping[str, Columns], task: str) -> Contrast | None:
     both = [unit for unit in gains["A1"] if unit in gains[task]]
     maps, images = torch.tensor(both, dtype=torch.long).reshape(-1, 2).T
     values = [float(gains[task][unit] - gains["A1"][unit]) for unit in both]
-    return two_way(torch.tensor(values, dtype=torch.float64), maps, images)
+    return estimate(torch.tensor(values, dtype=torch.float64), maps, images)
 
 
 def likeness(columns: Columns, conditions: Sequence[str], measures: Sequence[str]) -> dict[str, Any]:
@@ -217,7 +228,7 @@ def likeness(columns: Columns, conditions: Sequence[str], measures: Sequence[str
             values = numbers(part[measure])
             known = values[~values.isnan()]
             median = float(known.quantile(0.5)) if len(known) else None
-            inner[measure] = Typical(two_way(values, maps, images), median, len(values) - len(known))
+            inner[measure] = Typical(estimate(values, maps, images), median, len(values) - len(known))
     return found
 
 
@@ -229,8 +240,9 @@ def logistic(ours: Mapping[str, Any]) -> dict[str, Estimate | None] | None:
     for layer, result in ours["layers"].items():
         columns = result.get("trials", {}).get("A1", {})
         if columns.get(PICTURE) and columns.get(FIELD):
-            one, other = (numbers(columns[name]) for name in (PICTURE, FIELD))
-            found[layer] = mixed_logistic(one, other, *clusters(columns))
+            one, other, units = numbers(columns[PICTURE]), numbers(columns[FIELD]), clusters(columns)
+            if min(len(of.unique()) for of in units) >= FEWEST:
+                found[layer] = mixed_logistic(one, other, *units)
     return found
 
 

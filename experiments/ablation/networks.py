@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.ablation.analysis import (
-    ADDS,
+    BETTER,
     CONTROL,
-    NOTHING,
+    EQUIVALENT,
     PICTURE,
-    TAKES,
     UNDECIDED,
+    WORSE,
     Compared,
     Primary,
     analysed,
@@ -22,7 +22,12 @@ from zfnet.analysis.statistics import MARGIN, Contrast
 
 GUIDED = "guided x field"
 OTHER_SQUARES = ("A1/unmatched", "A1/blur", "A1/patch")
-MARKS = {ADDS: "**{}**", TAKES: "**{}**", NOTHING: "{}, none", UNDECIDED: "{}"}  # of a contrast, by its verdict
+MARKS = {
+    BETTER: "**{}**",
+    WORSE: "**{}**",
+    EQUIVALENT: "{}, equivalent",
+    UNDECIDED: "{}",
+}  # of a contrast, by its verdict
 Networks = Mapping[str, Mapping[str, Any]]  # what `estimates` finds, by network
 
 
@@ -45,15 +50,14 @@ def sentences(networks: Networks) -> str:
     """What the primary contrasts come to, and those that stand beside them."""
     layers: list[list[Primary]] = [[*found["primary"].values()] for found in networks.values()]
     verdicts = [of.verdict for primary in layers for of in primary]
-    adds, takes, nothing, undecided = (verdicts.count(verdict) for verdict in MARKS)
-    depth = [sum(of[n].verdict == ADDS for of in layers if n < len(of)) for n in range(max(map(len, layers)))]
-    numbers = map(str, range(1, len(depth) + 1))
+    better, worse, equivalent, undecided = (verdicts.count(verdict) for verdict in MARKS)
+    depth = [sum(of[n].verdict == BETTER for of in layers if n < len(of)) for n in range(max(map(len, layers)))]
     words = [
-        "Bold: p < 0.05 by Holm's correction over the layers of a network. *None*: within "
+        "Bold: p < 0.05 by Holm's correction over the layers of a network. *Equivalent*: within "
         f"±{MARGIN:g} by two one-sided tests.",
-        f"Of {len(verdicts)} contrasts of {len(layers)} networks the projection adds something in {adds}, takes away "
-        f"in {takes}, adds nothing in {nothing}, and {undecided} are not decided.",
-        f"It adds something in layers {listed(numbers)} of {listed(map(str, depth))} networks.",
+        f"Of {len(verdicts)} contrasts of {len(layers)} networks the projection is better in {better}, worse in "
+        f"{worse}, equivalent in {equivalent}, and {undecided} are not decided.",
+        f"It is better in {listed(f'layer {n} of {count}' for n, count in enumerate(depth, 1))} networks.",
         "Exploratory, and not corrected:",
     ]
     beside = {f"with {squares(task)} {PICTURE} is": differences(networks, task, PICTURE) for task in OTHER_SQUARES} | {
@@ -62,7 +66,7 @@ def sentences(networks: Networks) -> str:
     }
     for what, contrasts in beside.items():
         above, below = (sum(clear(contrast) == side for contrast in contrasts) for side in (1, -1))
-        words.append(f"{what} above the field in {above} and below it in {below} of {len(contrasts)};")
+        words.append(f"{what} above the field in {above} and below it in {below} of {len(contrasts)} layers;")
     return " ".join(words).removesuffix(";") + "."
 
 
@@ -84,7 +88,7 @@ def pointing_table(networks: Networks) -> str:
             rows.append([f"`{name}`", layer, *right, signed(of.difference), p, of.verdict, *beside])
             rows[-1] += [less_field(other, PICTURE) for other in others]
     head = ["network", "layer", f"{PICTURE}: right", "field: right", "difference", "p, corrected", "the projection"]
-    head += ["shuffled less field", f"{GUIDED} less field"]
+    head += ["shuffled minus field", f"{GUIDED} minus field"]
     return table([*head, *(f"difference, {squares(task)}" for task in OTHER_SQUARES)], rows)
 
 

@@ -1,5 +1,6 @@
 """The ablation in words: two pages whose sentences are made from the trials, and tables of every estimate."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,6 @@ from experiments.ablation.analysis import (
     CHOICES,
     CONTROL,
     CONTROLS,
-    FEWEST,
     PICTURE,
     UNDECIDED,
     Compared,
@@ -35,8 +35,8 @@ OTHERS = {
 }
 PEOPLE = (
     "People were right in 92 % with nine natural images, in 82 % with nine synthetic ones, and in 73 % and 65 % with "
-    "one of each kind (Borowski et al. 2021, arXiv:2010.12606). Those are other judges, other stimuli and another "
-    "network: they give the scale, and no difference from them means anything."
+    "one of each kind (Borowski et al. 2021, arXiv:2010.12606). Judges, stimuli and network are others here: those "
+    "numbers give the scale, and a difference from them means nothing."
 )
 
 
@@ -54,15 +54,17 @@ def report(ours: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     parts = [
         "# Deconvolution or cropping?",
         failed_control(first),
+        answer(ours, found),
         source(ours, first, settings),
         "## Does a projection tell more than where units look anyway?",
-        "Two squares are laid over an image. Which of them lowers the unit more (task A1)? A picture of this image "
-        "answers by how much of its mask lies under each. The *effective field* is the mean squared gradient of other "
-        "maps on other images: where units of a layer look, whichever they are. The two squares are neighbours in the "
-        "order of what they cover of it, so that the field hardly helps. Primary, and named before anything was "
-        f"measured, is how much more often *{PICTURE}* is right than the field alone, with Holm's correction over the "
-        "layers; that squares are matched in this way was decided after a trial on eight maps in two layers of "
-        f"SqueezeNet. A difference within ±{MARGIN:g}, by two one-sided tests of 5 %, counts as none.",
+        "Two squares are laid over an image. Which of them reduces the unit's activation more (task A1)? A mask of "
+        "this image answers by how many of its pixels lie under each. The *effective field* is the mean squared "
+        "gradient of other maps on other images: where units of a layer look, whichever they are. The two squares are"
+        " neighbours in the order of what they cover of the field. This makes the field less useful, but not useless."
+        f" The primary contrast is how much more often *{PICTURE}* is right than the field alone, with Holm's "
+        "correction over the layers. It was fixed in advance; how squares are matched was changed after a pilot on "
+        "eight maps of SqueezeNet, of which its own result is not fully independent. *Equivalent* is a difference "
+        f"within ±{MARGIN:g}, by two one-sided tests of 5 %.",
         "\n".join(primary(layer, ours, settings, found) for layer in ours["layers"]),
         control(first),
         changes(found),
@@ -89,7 +91,7 @@ def cell(estimate: Contrast | Estimate | None, sign: str = "", digits: int = 2) 
     if estimate is None:
         return "-"
     mean, low, high = (f"{round(x, digits) + 0.0:{sign}.{digits}f}" for x in estimate[:3])
-    return f"{mean} ({low} to {high})"
+    return mean if math.isnan(estimate.low) else f"{mean} ({low} to {high})"
 
 
 def gain(contrast: Contrast | Estimate | None) -> str:
@@ -98,7 +100,11 @@ def gain(contrast: Contrast | Estimate | None) -> str:
 
 def clear(contrast: Contrast | None) -> int:
     """1 or -1 where an interval, to three digits, lies wholly above or below 0, else 0."""
-    return 0 if contrast is None else int(round(contrast.low, 3) > 0) - int(round(contrast.high, 3) < 0)
+    return (
+        0
+        if contrast is None or math.isnan(contrast.low)
+        else int(round(contrast.low, 3) > 0) - int(round(contrast.high, 3) < 0)
+    )
 
 
 def counted(number: int, noun: str) -> str:
@@ -132,7 +138,7 @@ def sides(contrasts: Mapping[str, Contrast | None]) -> str:
         of_side = [f"{name} {gain(contrast)}" for name, contrast in contrasts.items() if clear(contrast) == side]
         words += [f"{word} 0 in {listed(of_side)}"] if of_side else []
     known = sum(contrast is not None for contrast in contrasts.values())
-    return "; ".join(words) or f"clear of 0 in none of {known}"
+    return "; ".join(words) or f"no interval of {known} excludes 0"
 
 
 def by_layer(tasks: ByLayer, one: str, other: str) -> dict[str, Contrast | None]:
@@ -142,7 +148,7 @@ def by_layer(tasks: ByLayer, one: str, other: str) -> dict[str, Contrast | None]
 
 def against(tasks: ByLayer, pairs: Iterable[tuple[str, str]]) -> str:
     """A line for each pair of pictures that there is."""
-    contrasts = {f"{one} less {other}": by_layer(tasks, one, other) for one, other in pairs}
+    contrasts = {f"{one} minus {other}": by_layer(tasks, one, other) for one, other in pairs}
     return "\n".join(f"- {name}: {sides(of)}." for name, of in contrasts.items() if any(of.values()))
 
 
@@ -164,16 +170,34 @@ def means(tasks: ByLayer, names: Sequence[str] | None = None) -> dict[str, dict[
 def failed_control(tasks: ByLayer) -> str:
     """What stands first if the mask of a shuffled network is better than the field: something else than learning is."""
     contrasts = by_layer(tasks, CONTROL, FIELD)
-    enough = {layer for layer, of in tasks.items() if min(of.maps, of.images) >= FEWEST}
-    above = {layer: contrast for layer, contrast in contrasts.items() if layer in enough and clear(contrast) > 0}
+    above = {layer: contrast for layer, contrast in contrasts.items() if clear(contrast) > 0}
     if not above:
         return ""
     numbers = listed(f"{layer} by {gain(contrast)}, {size(tasks[layer])}" for layer, contrast in above.items())
     return (
         "**A control failed.** A network with shuffled weights has learned nothing. Its mask should be right no more "
-        f"often than the effective field. It is in {numbers}. What other masks gain there need not be what the network "
-        "has learned."
+        f"often than the effective field. It is right more often in {numbers}. What other masks gain there need not be "
+        "what the network has learned."
     )
+
+
+def answer(ours: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """What the title asks, in a few sentences."""
+    verdicts: dict[str, list[str]] = {}
+    for layer, of in found["primary"].items():
+        verdicts.setdefault(of.verdict, []).append(layer)
+    words = (
+        "**In short.** Task A: which pixels matter to a unit? Compared with a map of where units of its layer look "
+        f"anyway, the projection is {listed(f'{verdict} in {listed(layers)}' for verdict, layers in verdicts.items())}."
+    )
+    pairs = {
+        name[2:]: by_layer(of, "masked crop", "crop") for name, of in found["compared"].items() if name[:2] == "B/"
+    }
+    if pairs:
+        told = "; ".join(f"{pair} queries, {sides(contrasts)}" for pair, contrasts in pairs.items())
+        words += " Task B: which of two images activates a map more? The crop masked by the projection minus the whole "
+        words += f"crop: {told}."
+    return f"{words} How a projection looks to people is not measured here."
 
 
 def source(ours: Mapping[str, Any], tasks: ByLayer, settings: Mapping[str, Any]) -> str:
@@ -181,8 +205,8 @@ def source(ours: Mapping[str, Any], tasks: ByLayer, settings: Mapping[str, Any])
     words = f"{ours['network']}, {counted(ours['images'], 'image')} ({ours['dataset']}): "
     words += f"{counted(len(ours['layers']), 'layer')}, {counted(maps, 'feature map')}, {trials:,} trials of task A1"
     return (
-        f"{words}; maps drawn by seed {settings['seed']}. Brackets hold 95 % intervals for other maps and other images "
-        "of this network. `table.md` has every estimate, `result.json` every trial."
+        f"{words}; maps drawn by seed {settings['seed']}. Brackets hold 95 % intervals, which allow for other maps and "
+        "images of this network. `table.md` has every estimate, `result.json` every trial."
     )
 
 
@@ -193,26 +217,29 @@ def primary(layer: str, ours: Mapping[str, Any], settings: Mapping[str, Any], fo
     if of is None:
         return f"- **{layer}: {UNDECIDED}.** There is no trial."
     tied = len(ours["layers"][layer]["drawn"]) * settings["queries"] - of.trials
-    counts = size(of) + (f", and {counted(tied, 'unit')} that both squares lower alike" if tied else "")
+    counts = size(of) + (
+        f", and {counted(tied, 'unit')} whose activation both squares reduce by the same amount" if tied else ""
+    )
     if contrast is None:
         return f"- **{layer}: {UNDECIDED}.** {counts}: too few for an interval."
     shown = f"{PICTURE} {cell(of.means[PICTURE])}, field {cell(of.means[FIELD])}"
     if corrected is None:
-        few = f"fewer than {FEWEST} maps or images, too few for a test"
-        return f"- **{layer}: {UNDECIDED}.** {gain(contrast)}, {few}: {shown}; {counts}."
+        return f"- **{layer}: {UNDECIDED}.** {gain(contrast)}, too few for an interval: {shown}; {counts}."
     p = "p < 0.0001" if corrected < 0.0001 else f"p = {corrected:.2g}"
     words = f"- **{layer}: {verdict}.** {gain(contrast)}, {p} corrected: {shown}; {counts}."
     if contrast.equivalent and clear(contrast):
-        words += " The difference is clear of 0, but too small to count."
+        words += " The interval excludes 0, but the difference is too small to count."
     field = of.means[FIELD]
     if field and field.high < CHANCE:
-        words += " The field is below chance here: what is more than the field need not be more than chance."
+        words += " The field is below chance here: what is above the field need not be above chance."
+    if ties := {name: n for name in (FIELD, PICTURE) if (n := of.undecided.get(name, 0)) > of.trials / 10}:
+        words += f" Undecided, and half right: {listed(f'{name} {n} of {of.trials}' for name, n in ties.items())}."
     if of.strata:
         apart = listed(
             f"{seen} pixels {gain(part.differences.get(difference()))} ({counted(part.maps, 'map')})"
             for seen, part in of.strata.items()
         )
-        words += f" Its maps see areas of {len(of.strata)} sizes: {apart}; the first number is the mean over all maps."
+        words += f" Its maps see areas of {len(of.strata)} sizes: {apart}."
     return words
 
 
@@ -222,7 +249,7 @@ def control(tasks: ByLayer) -> str:
     if not any(contrasts.values()):
         return "There is no control by a network with shuffled weights."
     numbers = ", ".join(f"{layer} {gain(contrast)}" for layer, contrast in contrasts.items())
-    return f"Control: the mask of the network with shuffled weights ({CONTROL}) less the field is {numbers}."
+    return f"Control: the mask of the network with shuffled weights ({CONTROL}) minus the field is {numbers}."
 
 
 def changes(found: Mapping[str, Any]) -> str:
@@ -240,9 +267,9 @@ def changes(found: Mapping[str, Any]) -> str:
         for name, contrast in of.items()
     }
     return (
-        "The same contrast with squares of another fill, and with those that lower the unit most and least "
+        "The same contrast with squares of another fill, and with the two that reduce the activation most and least "
         f"(exploratory):\n\n{grid(rows, found['primary'])}\n\n"
-        f"On the same units, what other squares change is {sides(contrasts)}. {best(found['compared'])}"
+        f"What other squares change of it, on the same units: {sides(contrasts)}. {best(found['compared'])}"
     )
 
 
@@ -254,13 +281,14 @@ def best(compared: Mapping[str, ByLayer]) -> str:
         right = [max(means) for means in layers if means]
         if task.partition("/")[0] == "A1" and right:
             words.append(f"{min(right):.2f} to {max(right):.2f} with {squares(task)}")
-    return f"The best of all pictures but the oracle is right in {listed(words)}, by layer." if words else ""
+    near = "Where this is near chance, a contrast decides nothing."
+    return f"Of all masks but the oracle the best is right in {listed(words)}, by layer. {near}" if words else ""
 
 
 def squares(task: str) -> str:
     """Which squares a task of A has."""
     kind = task.partition("/")[2]
-    return "grey squares, most and least" if kind == "unmatched" else f"{kind or 'grey'} squares"
+    return "unmatched grey squares" if kind == "unmatched" else f"{kind or 'grey'} squares"
 
 
 def check(ours: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -270,13 +298,17 @@ def check(ours: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         return "The check by a mixed-effects logistic model was not made: statsmodels is not installed."
     known = {layer: of for layer, of in odds.items() if of}
     if not known:
-        return "A mixed-effects logistic model can be fitted in no layer: a picture is never right, or always."
+        return "A mixed-effects logistic model can be fitted in no layer: maps are too few, or a mask is always right."
     numbers = ", ".join(f"{layer} {cell(of, '+')} of {of.values:,}" for layer, of in known.items())
     signs = {layer: int(of.low > 0) - int(of.high < 0) for layer, of in known.items()}
-    contrary = [layer for layer, sign in signs.items() if sign * clear(found["primary"][layer].difference) < 0]
+    clearly = {layer: clear(found["primary"][layer].difference) for layer in known}
+    contrary = [layer for layer, sign in signs.items() if sign * clearly[layer] < 0]
+    alone = [layer for layer, sign in signs.items() if sign and not clearly[layer]]
     return (
-        f"As a check, a mixed-effects logistic model gives log odds, of trials without an undecided answer: {numbers}. "
-        f"Where both are clear of 0, its sign is another one in {listed(contrary) if contrary else 'no layer'}."
+        "As a check, a mixed-effects logistic model gives log odds, of trials without an undecided answer: "
+        f"{numbers}. Its intervals are too short where the effect differs between maps. It contradicts the sign above "
+        f"in {listed(contrary) if contrary else 'no layer'}, and excludes 0 where the primary contrast does not in "
+        f"{listed(alone) if alone else 'no layer'}."
     )
 
 
@@ -284,11 +316,10 @@ def check(ours: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def exploratory(compared: Mapping[str, ByLayer]) -> str:
-    contrasts = [c for tasks in compared.values() for of in tasks.values() for c in of.differences.values() if c]
-    away = sum(clear(contrast) != 0 for contrast in contrasts)
+    count = sum(len(of.differences) for tasks in compared.values() for of in tasks.values())
     return (
-        "Nothing here was named before, and nothing is corrected. Of intervals around nothing, 5 in 100 leave 0 out; "
-        f"of all {len(contrasts):,} differences of pictures {away:,} do."
+        f"Nothing here was fixed in advance, and nothing is corrected. There are {count:,} differences; where there is "
+        "none, 5 of 100 intervals exclude 0 by chance."
     )
 
 
@@ -300,7 +331,7 @@ def pointing(tasks: ByLayer) -> list[str]:
     pairs += [(one, FIELD) for one in ("guided x field", "projection")]
     return [
         "**A1, other pictures of the image itself: share right.** Chance is 0.50. The oracle, the mask of the measured "
-        f"drops, is the ceiling. {sizes(tasks)}",
+        f"drops, shows what such a mask can reach. {sizes(tasks)}",
         grid(means(tasks), tasks),
         against(tasks, pairs),
     ]
@@ -314,7 +345,7 @@ def generalising(tasks: ByLayer) -> list[str]:
         "**A2, pictures of the nine strongest other images: share right.** Chance is 0.50. The judge says which "
         f"square's content is more like what the masks show. {sizes(tasks)}",
         grid(means(tasks, FEW), tasks),
-        against(tasks, [(PICTURE, FIELD), (PICTURE, CONTROL), ("guided x field", FIELD)]),
+        against(tasks, [(PICTURE, FIELD), (PICTURE, CONTROL), ("projection", FIELD), ("guided x field", FIELD)]),
     ]
 
 
@@ -327,7 +358,7 @@ def prediction(compared: Mapping[str, ByLayer]) -> list[str]:
     shown = ("crop", "masked crop", "random crop")
     rows = {f"{name}, {pair}": row for pair, tasks in pairs.items() for name, row in means(tasks, shown).items()}
     differences = [
-        f"- Masked crop less crop, {pair} queries: {sides(by_layer(tasks, 'masked crop', 'crop'))}."
+        f"- Masked crop minus crop, {pair} queries: {sides(by_layer(tasks, 'masked crop', 'crop'))}."
         for pair, tasks in pairs.items()
     ]
     counts = " ".join(f"{sizes(tasks)[:-1]}, {pair} queries." for pair, tasks in pairs.items())
@@ -367,8 +398,9 @@ def recovery(found: Mapping[str, Any]) -> list[str]:
     if not any(rows.values()):
         return ["There is no trial of recovery, or no picture has a value in it."]
     return [
-        "**Recovery: likeness to what does not tell the unit.** Rank correlation of energies, given the field. "
-        f"{pairs_of(found)}",
+        "**Recovery: how like a projection is to pictures that do not depend on its map.** Partial rank correlation of "
+        "energies, given the field. "
+        f"{pairs_of(found)} 1 is the same picture: the nearer to 1, the less a picture tells which map it is of.",
         grid({name: row for name, row in rows.items() if row}, found),
     ]
 
@@ -385,7 +417,8 @@ def pairs_of(found: Mapping[str, Any]) -> str:
     if not known:
         return "No picture has a value."
     pairs = span(of.mean.values if of.mean else 0 for of in known)
-    return f"Each number is of {pairs} pairs of pictures; {span(of.undefined for of in known)} have no value."
+    undefined = span(of.undefined for of in known)
+    return f"Each number is of {pairs} pairs of pictures; {undefined} are undefined, because one is zero everywhere."
 
 
 def sufficiency(compared: Mapping[str, ByLayer]) -> list[str]:
@@ -402,7 +435,8 @@ def sufficiency(compared: Mapping[str, ByLayer]) -> list[str]:
         contrasts = [c for tasks in conditions.values() for c in by_layer(tasks, PICTURE, FIELD).values() if c]
         above, below = (sum(clear(contrast) == side for contrast in contrasts) for side in (1, -1))
         lines.append(
-            f"- {kind.capitalize()}, {PICTURE} less {FIELD}: {sides(by_layer(conditions[condition], PICTURE, FIELD))}. "
+            f"- {kind.capitalize()}, {PICTURE} minus {FIELD}: "
+            f"{sides(by_layer(conditions[condition], PICTURE, FIELD))}. "
             f"Over all layers, fills and percentages: above 0 in {above}, below in {below} of {len(contrasts)}."
         )
     if not rows:
@@ -422,12 +456,11 @@ def limits(ours: Mapping[str, Any], tasks: ByLayer) -> str:
     lines = [
         f"One network, {ours['network']}, and one set of {counted(ours['images'], 'image')}: no interval is for other "
         "networks.",
-        "With a square over it, or most of it filled, an image is unlike those that the network knows.",
-        "Squares that are matched are the two neighbours of 25 that differ most: other pairs would be harder to tell "
-        "apart.",
+        "Masked images differ from those that the network was trained on.",
+        "Of 24 pairs of neighbours the one whose activations differ most is asked about: other pairs are harder.",
     ]
     if ours["judge"]:
-        lines.append(f"A2 and B depend on their judge, {ours['judge']}, which is no person.")
+        lines.append(f"A2 and B depend on their judge, {ours['judge']}, a network and not a person.")
     if broken := len(ours["broken_images"]):
         lines.append(f"{counted(broken, 'image')} could not be read.")
     dead = [f"{of['dead']} of {of['maps']} in {layer}" for layer, of in ours["layers"].items() if of["dead"]]
@@ -466,10 +499,12 @@ def tables(ours: Mapping[str, Any]) -> str:
             for row in comparisons(of, baseline)
         ]
         what = "right" if kind in CHOICES else "left" if kind == "sufficiency" else "lost"
-        head = ["task", "layer", "sees", "maps", "images", "trials", "picture", what, f"less {baseline}", "p"]
+        head = ["task", "layer", "sees", "maps", "images", "trials", "picture", what, f"minus {baseline}", "p"]
         parts += [table([*head, "equivalent", "undecided"], rows)] if rows else []
     rows = [[*of_fill, *concluded(contrast)] for of_fill, contrast in flat(found["changes"])]
-    parts += [table(["layer", "squares", "primary contrast, less that of A1", "p", "equivalent"], rows)] if rows else []
+    parts += (
+        [table(["layer", "squares", "primary contrast, minus that of A1", "p", "equivalent"], rows)] if rows else []
+    )
     for kind, head in (("sanity", ["rule", "how", "shuffled", "measure"]), ("recovery", ["rule", "other"])):
         rows = [[*names, *likeness(typical)] for names, typical in flat(found[kind])]
         parts += [table(["layer", *head, "mean", "median", "pairs", "undefined"], rows)] if rows else []
@@ -490,6 +525,8 @@ def comparisons(of: Compared, baseline: str) -> list[list[Any]]:
 def concluded(contrast: Contrast | None) -> list[str]:
     if contrast is None:
         return ["-", "-", "-"]
+    if math.isnan(contrast.p):
+        return [gain(contrast), "-", "-"]
     return [gain(contrast), f"{contrast.p:.2g}", "yes" if contrast.equivalent else "no"]
 
 

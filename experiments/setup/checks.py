@@ -53,11 +53,11 @@ def grid(shape: Any, name: str = "a grid") -> None:
         raise InputError(f"{name} is [rows, columns] of feature maps; got {shape}")
 
 
-def as_list(layers: str | Sequence[str]) -> list[str]:
-    """Layers by name; one name alone is a list of one. InputError for a layer that is given twice."""
-    names = [layers] if isinstance(layers, str) else list(layers)
+def as_list(names: str | Sequence[str], what: str = "layers") -> list[str]:
+    """Names of layers, or files; one name alone is a list of one. InputError for a name that is given twice."""
+    names = [names] if isinstance(names, str) else list(names)
     if len({*names}) < len(names):
-        raise InputError(f"layers are {', '.join(names)}; give each once")
+        raise InputError(f"{what} are {', '.join(names)}; give each once")
     return names
 
 
