@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from experiments.ablation.analysis import BASELINES, CHANCE, PICTURE, Compared, analysed, difference
+from experiments.ablation.analysis import BASELINES, CHANCE, CONTROL, PICTURE, Compared, analysed, difference
 from experiments.ablation.report import pairs_of, sizes, squares
 from experiments.ablation.units import FIELD, Units
 from experiments.output.pages import LINE, Page, caption, enlarged, hatched, plots
@@ -18,9 +18,10 @@ from zfnet.data.preprocessing import Preprocessing
 from zfnet.rendering import GREY
 
 COLUMNS = 5  # layers beside each other
-PLAIN = "projection, plain correlation"
+PLAIN = "projection, plain"
 GAP, EXAMPLES = 5, 2  # pixels between pictures; units of each layer whose pictures are drawn
 DASHED, DOTTED = (0, (4, 1.5)), (0, (1, 1.5))
+KEPT = (FIELD, PICTURE, "guided x field", CONTROL, "random")  # masks of sufficiency and necessity that are drawn
 SYMBOLS, STRATA = "osDX", "v^<>"  # of conditions; of strata, from the smallest area
 QUESTIONS = {
     "A1": "Which of two squares lowers the unit more? A picture of the image itself answers.",
@@ -72,8 +73,8 @@ def draw_choices(ours: Mapping[str, Any], task: str, lines: Sequence[str], width
     axes = figure.subplots(len(rows), len(rows[0][0]), squeeze=False, sharex="row", sharey=True)
     for line, (block, baseline) in zip(axes, rows, strict=True):
         for axis, layer in panels(line, block):
-            axis.axvline(0 if baseline else CHANCE, color="0.4", linewidth=0.7, linestyle=DOTTED, zorder=0)
-            axis.set_xlabel(f"less {baseline}" if baseline else "share right")
+            axis.axvline(0 if baseline else CHANCE, color="0.4", linewidth=0.7, linestyle=DOTTED, zorder=1)
+            axis.set_xlabel(f"minus {baseline}" if baseline else "share right")
             axis.set_title("" if baseline else layer, size=7)
             axis.tick_params(axis="y", length=0)
             if baseline:
@@ -91,12 +92,17 @@ def draw_choices(ours: Mapping[str, Any], task: str, lines: Sequence[str], width
             words.set_fontweight("bold" if words.get_text() == PICTURE else "normal")
     if len(conditions) > 1:
         legend(figure, axes)
-    first: Mapping[str, Compared] = next(iter(conditions.values()), {})
+    name, first = next(iter(conditions.items()), ("", {}))
     words = (
         f"{QUESTIONS[task]} Means over maps and 95 % intervals; dotted: chance, or no difference; grey: ±{MARGIN:g}."
     )
+    if len(conditions) > 1:
+        words += f" The numbers of trials are those of {label(name)}."
     if any(of.strata for of in first.values()):
-        words += " Open triangles: means of the maps that see the smallest area (down) and the next larger one (up)."
+        words += (
+            f" Open triangles, of {label(name)}: means of the maps that see the smallest area (down) and the next "
+            "larger one (up), without their intervals."
+        )
     caption(figure, f"{source(ours, first)} {words}")
     return figure
 
@@ -130,7 +136,7 @@ def beyond(of: Compared, name: str, baseline: str) -> Contrast | None:
 def draw_sanity(ours: Mapping[str, Any], lines: Sequence[str], width: float) -> Figure:
     """How like a picture stays to itself while more layers are shuffled, and when one is, by layer."""
     found = analysed(ours, ["sanity"])["sanity"]
-    hows = {"cascade": "shuffled down to a layer", "alone": "one layer shuffled"}
+    hows = {"cascade": "shuffled down to a part", "alone": "one part shuffled"}
     rows = [(block, how) for block in blocks(ours) for how in hows]
     figure = plots(1.2 + 1.35 * len(rows), width)
     axes = figure.subplots(len(rows), len(rows[0][0]), squeeze=False, sharey=True)
@@ -144,18 +150,18 @@ def draw_sanity(ours: Mapping[str, Any], lines: Sequence[str], width: float) -> 
             for rule, steps in rules.items():
                 style = MARKS[rule].style(lines) | {"fillstyle": "full", "linestyle": "-"}
                 at = range(1, len(steps) + 1)
-                curve(axis, at, [of["partial"].mean for of in steps.values()], style, rule)
+                curve(axis, at, [of["partial"].mean for of in steps.values()], style, f"{rule}, given the field")
                 if rule == "projection":
                     style |= {"linestyle": DASHED, "fillstyle": "none"}
                     curve(axis, at, [of["similarity"].mean for of in steps.values()], style, PLAIN)
             axis.set_xlim(0.5, max(most, 1) + 0.5)
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
-            axis.set_xlabel("shuffled layer" if how == "alone" else "")
+            axis.set_xlabel("part of the network" if how == "alone" else "")
     legend(figure, axes)
     words = (
-        "Likeness of energies to the picture of the trained network, given the mean field of the layer's other units, "
-        "and for the projection without it, too. Layers are counted from the unit's own, 1, down. Means over maps and "
-        "95 % intervals."
+        "Likeness of energies to the picture of the trained network, given the mean field of the layer's other units; "
+        "of the projection also plainly. Weights are shuffled in at most five parts of the network, counted from the "
+        "unit's own layer, 1, down to the image. Means over maps and 95 % intervals."
     )
     caption(figure, f"{ours['network']}, {ours['images']:,} images. {pairs_of(found)} {words}")
     return figure
@@ -163,7 +169,7 @@ def draw_sanity(ours: Mapping[str, Any], lines: Sequence[str], width: float) -> 
 
 def draw_sufficiency(ours: Mapping[str, Any], lines: Sequence[str], width: float) -> Figure:
     """What is left of the activation, and what is lost, by the share of the pixels, by layer and fill."""
-    kinds = {"sufficiency": "left", "necessity": "lost"}
+    kinds = {"sufficiency": "remaining", "necessity": "lost"}
     found = analysed(ours, list(kinds))["compared"]
     curves = list(dict.fromkeys(tuple(name.split("/")[:2]) for name in found)) or [("sufficiency", "grey")]
     rows = [(block, kind, fill) for block in blocks(ours) for kind, fill in curves]
@@ -174,7 +180,7 @@ def draw_sufficiency(ours: Mapping[str, Any], lines: Sequence[str], width: float
         of_share = {name.split("/")[2]: of for name, of in found.items() if name.startswith(f"{kind}/{fill}/")}
         for axis, layer in panels(line, block):
             means = {n: tasks[layer].means for n, tasks in enumerate(of_share.values()) if layer in tasks}
-            for name in dict.fromkeys(name for of in means.values() for name in of):
+            for name in KEPT:
                 style = MARKS.get(name, Mark(None, ".", DOTTED)).style(lines)
                 curve(axis, list(means), [of.get(name) for of in means.values()], style, name)
             axis.set_xticks(range(len(of_share)), list(of_share))
@@ -183,8 +189,8 @@ def draw_sufficiency(ours: Mapping[str, Any], lines: Sequence[str], width: float
             axis.set_xlabel("pixels, %" if row % len(curves) == len(curves) - 1 else "")
     legend(figure, axes)
     words = (
-        "Left: a mask's pixels alone are shown. Lost: they are removed. What is not shown is filled as the rows say. "
-        "Means over maps and 95 % intervals."
+        "Remaining: a mask's pixels alone are shown. Lost: they are removed. What is not shown is filled as the rows "
+        "say. Means over maps and 95 % intervals; table.md has the other masks."
     )
     caption(figure, f"{source(ours, next(iter(found.values()), {}))} {words}")
     return figure
