@@ -323,7 +323,9 @@ def test_a_page_for_people_and_its_score(model, many, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "trials").iterdir()} >= {"trials.html", "trials-KEY.json", "result.json"}
     assert not list(tmp_path.glob("*.partial"))
     key = json.loads((tmp_path / "trials" / "trials-KEY.json").read_text())
-    assert {trial["task"] for trial in key["trials"]} == {"A2", "B"} and any(t["catch"] for t in key["trials"])
+    assert {trial["task"] for trial in key["trials"]} == {"A2", "B"} and sum(
+        t["catch"] for t in key["trials"]
+    ) == people.EASY
     answers = [
         {"trial": n, "option": trial["right"], "left": 0, "confidence": 2, "milliseconds": 900}
         for n, trial in enumerate(key["trials"])
@@ -340,9 +342,9 @@ def test_a_page_for_people_and_its_score(model, many, tmp_path, capsys):
 @pytest.mark.usefixtures("judged")
 def test_trials_for_people_are_right_by_the_network(model, many, tmp_path):
     found = study(model, many, tmp_path, Protocol(["relu2"], 3, None, 0), progress=False)
-    trials: list[Trial] = list(people.trials_of(found.layers["relu2"]))
+    trials: list[Trial] = list(people.trials_of(found.layers["relu2"], 2))
     of_b = [trial for trial in trials if trial.task == "B"]
-    assert len(of_b) == 4 and sum(trial.catch for trial in of_b) == 1
+    assert len(of_b) == 5 and sum(trial.catch for trial in of_b) == 2
     assert all(trial.right == 0 and len(trial.options) == 2 for trial in trials)
     assert len({trial.id for trial in trials}) == len(trials)
     top = found.layers["relu2"].top

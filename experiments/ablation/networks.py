@@ -87,7 +87,7 @@ def pointing_table(networks: Networks) -> str:
             p = "-" if of.corrected is None else f"{of.corrected:.2g}"
             rows.append([f"`{name}`", layer, *right, signed(of.difference), p, of.verdict, *beside])
             rows[-1] += [less_field(other, PICTURE) for other in others]
-    head = ["network", "layer", f"{PICTURE}: right", "field: right", "difference", "p, corrected", "the projection"]
+    head = ["network", "layer", f"{PICTURE}: right", "field: right", "difference", "p, corrected", "verdict"]
     head += ["shuffled minus field", f"{GUIDED} minus field"]
     return table([*head, *(f"difference, {squares(task)}" for task in OTHER_SQUARES)], rows)
 

@@ -25,6 +25,7 @@ from zfnet.data.preprocessing import Preprocessing
 
 PAGE = "trials"  # its name, where none is given
 EACH = 10  # trials of each task and layer
+EASY = 4  # catch trials of a page, at least: of these one may be missed
 ASKED = 3  # layers at most, spread over those that are named
 TILE = (160, 160)  # pixels of every image on the page
 NONE = "none"
@@ -39,7 +40,7 @@ def export_trials(
     layers = [layer for layer in study(model, data, result.out, protocol, **reading).layers.values() if layer.maps]
     count = min(ASKED, len(layers))
     spread = [layers[round(n * (len(layers) - 1) / max(1, count - 1))] for n in range(count)]
-    chosen = [trial for layer in spread for trial in trials_of(layer)]
+    chosen = [trial for layer in spread for trial in trials_of(layer, -(-EASY // count))]
     state, result.out = result.out / STATES[0], result.out / name
 
     def written(folder: Path) -> None:
@@ -67,10 +68,10 @@ def score_answers(result: Result, answers: Sequence[str], name: str) -> dict[str
         bounds = "" if found is None else f"{100 * (found.low + 0.5):.0f} to {100 * (found.high + 0.5):.0f}"
         rows.append([task, picture, f"{100 * share.right:.0f}", bounds, share.answers, share.people])
     failed = {person: failure._asdict() for person, failure in scored.failed.items()}
-    words = f"{len(scored.people)} people; {len(failed)} left out, who missed questions that everybody gets right."
+    words = f"Scored: {len(scored.people)}; left out, because they missed easy questions: {len(failed)}."
     head = ["task", "references", "right, %", "95% interval", "answers", "people"]
     note = "Chance is 50 %. The interval is over units and people; it is empty with one of either."
-    result.text(f"{table(head, rows)}\n\n{words} {note}")
+    result.text(f"{table(head, rows)}\n\n{words} {note}" if rows else f"No answer is left. {words}")
     return result.finish({"columns": columns, "people": len(scored.people), "failed": failed})
 
 
@@ -80,13 +81,13 @@ def numbered(names: Sequence[Any]) -> Tensor:
     return torch.tensor([known[name] for name in names])
 
 
-def trials_of(layer: Layer) -> Iterator[Trial]:
-    """Trials of some maps of a layer, A2 and B."""
+def trials_of(layer: Layer, easy: int) -> Iterator[Trial]:
+    """Trials of some maps of a layer, A2 and B, and easy ones."""
     random = torch.Generator().manual_seed(layer.seed)
     some = torch.tensor(layer.maps)[torch.randperm(len(layer.maps), generator=random)[:EACH]].sort().values
     layer = replace(layer, maps=some.tolist())
     yield from squares_of(layer)
-    yield from queries_of(layer)
+    yield from queries_of(layer, easy)
 
 
 def squares_of(layer: Layer) -> Iterator[Trial]:
@@ -115,10 +116,10 @@ def squares_of(layer: Layer) -> Iterator[Trial]:
         )
 
 
-def queries_of(layer: Layer) -> Iterator[Trial]:
+def queries_of(layer: Layer, easy: int) -> Iterator[Trial]:
     """B: two images, beside the nine that activate the map most and the nine that do least.
 
-    One trial more is easy: its images are among the references.
+    As many trials more are easy: their images are among the references.
     """
     random = torch.Generator().manual_seed(layer.seed)
     extents = places(layer.deconvnet, layer.name, layer.references.image_size)
@@ -140,9 +141,9 @@ def queries_of(layer: Layer) -> Iterator[Trial]:
             image=int(chosen[first, 0]),
         )
         yield trial
-        if n == 0:
-            easy = [trial.strongest[0], trial.weakest[0]]
-            yield replace(trial, id=f"easy {layer.name} {m}", options=easy, image=int(chosen[0, 0]), catch=True)
+        if n < easy:
+            options = [trial.strongest[0], trial.weakest[0]]
+            yield replace(trial, id=f"easy {layer.name} {m}", options=options, image=int(chosen[0, 0]), catch=True)
 
 
 def tiles(units: Units, others: Units | None = None) -> dict[str, list[Tensor]]:
