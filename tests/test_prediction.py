@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 from experiments.ablation import prediction
 from experiments.ablation.judge import Judge
-from experiments.ablation.prediction import BATCH, PICTURES, REFERENCES, asked, by_image, elsewhere, ranking, trials
+from experiments.ablation.prediction import BATCH, PICTURES, REFERENCES, asked, by_image, moved, ranking, trials
 from experiments.ablation.units import Units
 from zfnet import Deconvnet, InputError, TopActivations, scan
 from zfnet.analysis.statistics import two_way
@@ -26,13 +26,10 @@ class MeanColour:
     def __init__(self):
         self.asked = 0
 
-    def views(self, parts, *shown):
+    def describe(self, parts, shown=None):
         self.asked += len(parts)
-        weights = [torch.ones(len(parts), *parts.shape[2:]) if s is None else s for s in shown]
-        return [(parts * w[:, None]).sum((2, 3)) / w.sum((1, 2))[:, None] for w in weights]
-
-    def describe(self, parts):
-        return self.views(parts, None)[0]
+        weights = torch.ones(len(parts), *parts.shape[2:]) if shown is None else shown
+        return (parts * weights[:, None]).sum((2, 3)) / weights.sum((1, 2))[:, None]
 
 
 def detector(stride=4):
@@ -46,7 +43,7 @@ def detector(stride=4):
     return sequential(AS_THEY_ARE, conv=conv, relu=nn.ReLU())
 
 
-def spots(count=160, ground=0.3):
+def spots(count=240, ground=0.3):
     """Images with an 8 x 8 spot of a random colour, at a random place of the lattice, on noise of one grey."""
     random = torch.Generator().manual_seed(1)
     images = ground + 0.05 * torch.randn(count, 3, 24, 24, generator=random)
@@ -98,24 +95,25 @@ def test_the_masked_crop_shows_the_pixels_that_a_map_reads():
         for m in MAPS:
             model.conv.weight[m, m, 3:5, 3:5] = 1 / 4
     random = torch.Generator().manual_seed(2)
-    images, read = (torch.rand(160, 3, 1, 1, generator=random).repeat(1, 1, 24, 24) for _ in range(2))
+    images, read = (torch.rand(240, 3, 1, 1, generator=random).repeat(1, 1, 24, 24) for _ in range(2))
     for row in range(3, 24, 8):
         for column in range(3, 24, 8):
             images[:, :, row : row + 2, column : column + 2] = read[:, :, :2, :2]
-    data = TensorDataset(images, torch.zeros(160, dtype=torch.int64))
+    data = TensorDataset(images, torch.zeros(240, dtype=torch.int64))
     columns = Setting(model, data, "relu", MAPS).trials(MeanColour())
-    assert share(columns, "masked crop") > 0.75 and share(columns, "crop") < 0.65
+    assert share(columns, "masked crop") > 0.7 and share(columns, "crop") < 0.65
 
 
 def test_a_map_that_ignores_its_image_is_not_predicted(colours):
     """Its ranking has nothing to do with what is in the images."""
     random = torch.Generator().manual_seed(3)
     maps = 24
+    torch.manual_seed(3)
     model = sequential(AS_THEY_ARE, conv=nn.Conv2d(3, maps, 8, 4), relu=nn.ReLU())
     setting = Setting(model, spots(), "relu", range(maps))
-    values = torch.rand(maps, 160, generator=random).sort(1, descending=True).values + 1
-    images = torch.rand(maps, 160, generator=random).argsort(1)
-    row, column = torch.randint(5, (2, maps, 160), generator=random)
+    values = torch.rand(maps, 240, generator=random).sort(1, descending=True).values + 1
+    images = torch.rand(maps, 240, generator=random).argsort(1)
+    row, column = torch.randint(5, (2, maps, 240), generator=random)
     columns = setting.trials(MeanColour(), top=TopActivations(values, images, row, column))
     of_maps, of_images = torch.tensor(columns["map"]), torch.tensor(columns["image"])
     for picture in PICTURES:
@@ -143,7 +141,7 @@ def test_each_picture_is_described_once(colours, monkeypatch):
     monkeypatch.setattr(prediction, "BATCH", 7)
     colours.trials(judge)
     assert len(read) == len(set(read)) and len(units_seen) > 10
-    assert judge.asked == 2 * sum(units_seen) + len(read)  # crops, random crops, whole images
+    assert judge.asked == 3 * sum(units_seen) + len(read)  # crops, masked, random ones, whole images
     assert sum(units_seen) <= len(MAPS) * (2 * REFERENCES + 2 * 20)
 
 
@@ -169,7 +167,7 @@ def test_a_real_judge(model, data):
     assert {right for picture in PICTURES for right in columns[picture]} <= {0, 0.5, 1}
 
 
-@pytest.mark.parametrize(("images", "tasks"), [(140, 20), (801, 20), (90, 2), (110, 5)])
+@pytest.mark.parametrize(("images", "tasks"), [(240, 20), (801, 20), (100, 2), (140, 5)])
 def test_ranks_of_references_and_queries(images, tasks):
     queries = {"extreme": tasks - tasks // 2, "percentile": tasks // 2}
     ranks = asked(images, 50, queries, torch.Generator().manual_seed(0))
@@ -186,8 +184,8 @@ def test_ranks_of_references_and_queries(images, tasks):
 
 
 def test_too_few_images_are_refused_by_how_many_are_needed(colours):
-    colours = Setting(detector(), spots(139), "relu", MAPS)
-    with pytest.raises(InputError, match="needs 140 images for 20 tasks a map; there are 139"):
+    colours = Setting(detector(), spots(239), "relu", MAPS)
+    with pytest.raises(InputError, match="needs 240 images for 20 tasks a map; there are 239"):
         colours.trials(MeanColour())
     with pytest.raises(InputError, match="tasks is 1; give at least 2"):
         colours.trials(MeanColour(), tasks=1)
@@ -222,9 +220,9 @@ def test_an_image_that_could_not_be_read_is_in_no_ranking():
 
 
 def test_two_queries_that_activate_a_map_alike_are_no_trial(colours):
-    """A map that is above 0 in 25 of 160 images has upper queries among them; one that is in 9 has none."""
-    for alive, expected in ((25, {"extreme": 30, "percentile": 30}), (9, {})):
-        row = silent(160, alive)
+    """A map that is above 0 in 40 of 240 images has upper queries among them; one that is in 9 has none."""
+    for alive, expected in ((40, {"extreme": 30, "percentile": 30}), (9, {})):
+        row = silent(240, alive)
         top = TopActivations(*(column.expand(3, -1).clone() for column in row))
         columns = colours.trials(MeanColour(), top=top._replace(row=top.row.clamp(max=4), column=top.column))
         assert {pair: columns["pair"].count(pair) for pair in set(columns["pair"])} == expected
@@ -244,10 +242,41 @@ def test_batches_keep_an_image_together():
 
 def test_a_box_elsewhere_is_as_large_and_within_the_image():
     boxes = torch.tensor([[0, 0, 5, 3]]).repeat(4000, 1)
-    moved = elsewhere(boxes, (8, 6), torch.Generator().manual_seed(0))
-    assert (moved[:, 2:] - moved[:, :2] == torch.tensor([5, 3])).all()
-    corners, count = moved[:, :2].unique(dim=0, return_counts=True)
+    drawn = moved(boxes, (8, 6), torch.Generator().manual_seed(0))
+    assert (drawn[:, 2:] - drawn[:, :2] == torch.tensor([5, 3])).all()
+    corners, count = drawn[:, :2].unique(dim=0, return_counts=True)
     assert corners.tolist() == [[r, c] for r in range(4) for c in range(4)]
     assert count.min() > 180  # of 250: all places alike
     whole = torch.tensor([[0, 0, 8, 6]])
-    assert torch.equal(elsewhere(whole, (8, 6), torch.Generator().manual_seed(0)), whole)
+    assert torch.equal(moved(whole, (8, 6), torch.Generator().manual_seed(0)), whole)
+
+
+def test_a_box_at_the_border_is_moved_and_not_cut():
+    boxes = torch.tensor([[-2, 1, 3, 4], [4, 4, 9, 7], [2, 2, 7, 5], [-3, -1, 12, 2]])
+    assert moved(boxes, (8, 6)).tolist() == [[0, 1, 5, 4], [3, 3, 8, 6], [2, 2, 7, 5], [0, 0, 8, 3]]
+
+
+def test_crops_do_not_tell_where_units_are():
+    """Noise: where strong units lie at a corner and weak ones in the middle, no crop tells them apart."""
+    conv = nn.Conv2d(3, 8, 9, 3, padding=4)
+    model = sequential(AS_THEY_ARE, conv=conv, relu=nn.ReLU())
+    random = torch.Generator().manual_seed(4)
+    data = TensorDataset(torch.rand(240, 3, 24, 24, generator=random), torch.zeros(240, dtype=torch.int64))
+    setting = Setting(model, data, "relu", range(8))
+    values = torch.rand(8, 240, generator=random).sort(1, descending=True).values + 1
+    images = torch.rand(8, 240, generator=random).argsort(1)
+    place = torch.where(torch.arange(240) < 120, 0, 4).repeat(8, 1)
+    columns = setting.trials(MeanColour(), top=TopActivations(values, images, place, place))
+    for picture in ("crop", "random crop"):
+        assert abs(share(columns, picture) - 0.5) < 0.15, picture
+
+
+def test_a_judge_does_not_see_what_is_hidden(model):
+    torch.manual_seed(2)
+    other = sequential(AS_THEY_ARE, conv=nn.Conv2d(3, 8, 9, 4, padding=4), relu=nn.ReLU())
+    judge = Judge(other, model.preprocessing)
+    parts, shown = torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64)
+    shown[:, 20:40, 10:50] = 1
+    changed = torch.where(shown[:, None] == 1, parts, torch.randn(2, 3, 64, 64))
+    torch.testing.assert_close(judge.describe(parts, shown), judge.describe(changed, shown))
+    assert not torch.allclose(judge.describe(parts), judge.describe(changed))

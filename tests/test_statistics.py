@@ -136,10 +136,11 @@ class TestTwoWay:
         once, twice = two_way(values, maps, images), two_way(values.repeat(2), maps.repeat(2), images.repeat(2))
         assert twice[:3] == pytest.approx(once[:3]) and twice.p == pytest.approx(once.p)
 
-    def test_no_difference_is_none(self):
+    def test_of_values_without_spread_nothing_is_concluded(self):
         maps, images = crossed(4, 5)
-        assert two_way(torch.zeros(20), maps, images) == (0, 0, 0, 20, 1, True)
-        assert two_way(torch.ones(20), maps, images)[:4] == pytest.approx((1, 1, 1, 20))
+        for value in (0.0, 1.0):
+            found = two_way(torch.full((20,), value), maps, images)
+            assert found[:4] == pytest.approx((value, value, value, 20)) and np.isnan(found.p) and not found.equivalent
 
     def test_one_map_or_one_image_says_nothing_of_others(self):
         values, several, one = normal(6), torch.arange(6), torch.zeros(6, dtype=torch.int64)

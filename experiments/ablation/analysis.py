@@ -39,7 +39,7 @@ KEYS = (
 )
 PICTURE = "projection x field"  # of the primary contrast, against FIELD
 CONTROL = "shuffled x field"  # knows nothing of the trained weights
-CONTROLS = (CONTROL, "another map x field", "edges x field")
+CONTROLS = (CONTROL, "another map x field", "edges x field", "noise x field")
 BASELINES = {"A1": FIELD, "A2": FIELD, "B": "crop", "sufficiency": FIELD, "necessity": FIELD}
 CONDITIONS = {"B": ("pair",), "sufficiency": ("fill", "share"), "necessity": ("fill", "share")}
 CHOICES, CHANCE = ("A1", "A2", "B"), 0.5
@@ -48,6 +48,7 @@ LIKENESS = {
     "recovery": (("rule",), ("edges", "another", "unswitched")),
 }
 FEWEST = 8  # maps, and images: `two_way` was tried with as few, not with fewer; of these a mean stands alone
+DIFFERENT = 10
 LEVEL = 0.05
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "not decided"
@@ -191,11 +192,16 @@ def against(values: Tensor, maps: Tensor, images: Tensor, chance: float) -> Cont
 
 
 def estimate(values: Tensor, maps: Tensor, images: Tensor) -> Contrast | None:
-    """As `two_way`; of fewer than FEWEST maps or images the mean alone, without an interval."""
+    """As `two_way`; the mean alone, without an interval, where its spread cannot be known.
+
+    That is of fewer than FEWEST maps or images, and where fewer than DIFFERENT values differ from the most common one.
+    """
     known = ~values.isnan()
     if not known.any():
         return None
-    if min(len(clusters[known].unique()) for clusters in (maps, images)) >= FEWEST:
+    differ = int(known.sum() - values[known].unique(return_counts=True)[1].max())
+    few = min(len(clusters[known].unique()) for clusters in (maps, images)) < FEWEST
+    if not few and differ >= min(DIFFERENT, int(known.sum()) - 1):
         return two_way(values, maps, images)
     means = [values[known & (maps == m)].mean() for m in maps[known].unique()]
     return Contrast(float(torch.stack(means).mean()), math.nan, math.nan, int(known.sum()), math.nan, False)

@@ -54,6 +54,7 @@ MARKS = {
     "shuffled x field": Mark(3, "X"),
     "another map x field": Mark(4, "P"),
     "edges x field": Mark(5, "v"),
+    "noise x field": Mark(None, "D"),
 }
 
 

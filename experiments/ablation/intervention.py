@@ -9,6 +9,7 @@ answer: in each, the square under which most of the mask lies is cut out, and th
 contents is more like these nine.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ from experiments.ablation.judge import Judge, cut, standardised
 from experiments.ablation.units import Units
 from zfnet.analysis import faithfulness
 from zfnet.analysis.choices import answers, extremes, matched_extremes, squares, under
+from zfnet.checks import pair
+from zfnet.views import cut as windows
 
-FILLS = ("grey", "blur", "patch")  # of the squares: the mean colour, the blurred image, another image's pixels
+FILLS = ("grey", "blur", "patch")  # of the squares: the mean colour, the blurred image, the same place of another one
 FEW = 5  # units of each map, under squares of other fills than the first
 ORACLE = "oracle"  # the mask of the measured drops themselves: what a picture of this format can reach
 
@@ -43,15 +46,18 @@ def trials(units: Units, references: Units, judge: Judge | None) -> dict[str, Tr
         remaining = left(units, boxes, fill, None if fill == FILLS[0] else first_of_maps(units.maps, FEW))
         masks[ORACLE] = units.strongest(drops(remaining, boxes, units), faithfulness.SHARE)
         kept, both, columns = pairs(units, boxes, remaining, field)
-        pointed = {picture: answers(under(mask, both))[kept].tolist() for picture, mask in masks.items()}
-        found["A1" if fill == FILLS[0] else f"A1/{fill}"] = columns | pointed
+        found["A1" if fill == FILLS[0] else f"A1/{fill}"] = columns | pointed(units, masks, both, kept)
         if fill == FILLS[0]:
             if judge is not None:
                 found["A2"] = columns | generalised(units, references, judge, kept, both)
             kept, both, columns = pairs(units, boxes, remaining)
-            pointed = {picture: answers(under(mask, both))[kept].tolist() for picture, mask in masks.items()}
-            found["A1/unmatched"] = columns | pointed
+            found["A1/unmatched"] = columns | pointed(units, masks, both, kept)
     return found
+
+
+def pointed(units: Units, masks: Mapping[str, Tensor], both: Tensor, kept: Tensor) -> Trials:
+    """The answers of A1, by picture."""
+    return {name: units.answers(name, answers(under(mask, both)), kept) for name, mask in masks.items()}
 
 
 def pairs(
@@ -62,7 +68,7 @@ def pairs(
         ends, differ = extremes(remaining, units.random)
     else:
         ends, differ = matched_extremes(remaining, control, units.random)
-    kept = differ.nonzero().flatten()
+    kept = differ.nonzero().flatten().cpu()
     shares = (remaining.take_along_dim(ends, 1) / units.values[:, None])[kept]
     columns: Trials = {
         "map": units.maps[kept].tolist(),
@@ -72,14 +78,14 @@ def pairs(
         "left": shares[:, 0].tolist(),
         "left by the other": shares[:, 1].tolist(),
     }
-    return kept, boxes[torch.arange(len(boxes))[:, None], ends], columns
+    return kept, boxes.take_along_dim(ends[:, :, None], 1), columns
 
 
 def generalised(units: Units, references: Units, judge: Judge, kept: Tensor, both: Tensor) -> Trials:
     """The answers of A2, by picture of the references."""
     described = judge.describe(cut(units.crops.repeat_interleave(2, 0), both.flatten(0, 1)))
     return {
-        picture: answers(likeness(units, references, described, mask, judge))[kept].tolist()
+        picture: units.answers(picture, answers(likeness(units, references, described, mask, judge)), kept)
         for picture, mask in references.masks(references).items()
     }
 
@@ -114,20 +120,16 @@ def covered(boxes: Tensor, inside: Tensor) -> Tensor:
 
 def filled(units: Units, fill: str) -> Tensor:
     """What squares put in the place of the units' pixels: (M, C, S, S)."""
-    if fill != "patch":
-        return faithfulness.ground(units.crops, units.inside, fill, units.random)
-    other = torch.arange(len(units.items))
-    for shift in range(1, len(other)):  # the next unit of another image; its own where there is none
-        alone = units.items[other] == units.items
-        if not alone.any():
-            break
-        other = torch.where(alone, torch.arange(len(other)).roll(-shift), other)
-    return torch.where((units.inside & units.inside[other])[:, None], units.crops[other], 0.0)
+    count = len(units.images)
+    if fill != "patch" or count == 1:
+        return units.ground(FILLS[0] if fill == "patch" else fill)
+    image = units.units[:, 0] + torch.randint(1, count, (len(units.units),), generator=units.random)
+    return windows(units.images, (image % count).tolist(), units.boxes, pair(units.crops.shape[-2:]))
 
 
 def drops(remaining: Tensor, boxes: Tensor, units: Units) -> Tensor:
     """By how much squares over each pixel lower its unit, on average: (M, S, S), from 0."""
-    total, count = (torch.zeros(units.inside.shape) for _ in range(2))
+    total, count = (torch.zeros(units.inside.shape, device=boxes.device) for _ in range(2))
     for box, drop in zip(boxes.unbind(1), (units.values[:, None] - remaining).clamp(min=0).unbind(1), strict=True):
         over = covered(box, units.inside)
         total += over * drop[:, None, None]
@@ -143,7 +145,7 @@ def likeness(units: Units, references: Units, described: Tensor, mask: Tensor, j
     """
     boxes = squares(references.inside)
     densest = extremes(-under(mask, boxes), references.random)[0][:, 0]
-    best = boxes[torch.arange(len(boxes)), densest]
+    best = boxes.take_along_dim(densest[:, None, None], 1)[:, 0]
     shown = cut((mask & covered(best, mask))[:, None].float(), best)[:, 0].clamp(0, 1)
     known, asked = standardised(judge.describe(cut(references.crops, best), shown), described)
     known, asked = (torch.nn.functional.normalize(x, dim=1) for x in (known, asked))

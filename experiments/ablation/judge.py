@@ -9,7 +9,7 @@ from zfnet.errors import InputError
 from zfnet.graph import Graph
 from zfnet.layers import spread
 from zfnet.recording import activations
-from zfnet.rendering import GREY, resized
+from zfnet.rendering import resized
 
 SIZE = (64, 64)  # pixels, to which all parts of images are brought
 DREAMSIM, LARGE, BATCH = "dreamsim", (224, 224), 32  # its name, the size of its images, and how many at once
@@ -37,21 +37,21 @@ class Judge:
         self.layers = spread(self.graph, SIZE)[-DEEPEST:]
 
     def describe(self, parts: Tensor, shown: Tensor | None = None) -> Tensor:
-        """Parts (M, C, *SIZE), of which `shown` (M, *SIZE), from 0 to 1, is seen, or all: (M, D)."""
-        return self.views(parts, shown)[0]
-
-    def views(self, parts: Tensor, *shown: Tensor | None) -> list[Tensor]:
-        """The same parts, each time with something else `shown`, as by `describe`; the network is run once."""
-        pixels = self.source.pixels(parts)
-        images = Preprocessing.of(self.model).normalise(pixels.expand(-1, 3, -1, -1))
+        """Parts (M, C, *SIZE), of which `shown` (M, *SIZE), from 0 to 1, is seen, and the rest is grey: (M, D)."""
+        images = Preprocessing.of(self.model).normalise(self.pixels(parts, shown))
         maps = activations(self.graph, images, self.layers).values()
-        return [torch.cat([pooled(of_layer, weights) for of_layer in maps], 1) for weights in shown]
+        return torch.cat([pooled(of_layer, shown) for of_layer in maps], 1)
+
+    def pixels(self, parts: Tensor, shown: Tensor | None) -> Tensor:
+        """What is seen, in 0..1 and three channels; grey is the mean colour of the first network's images."""
+        seen = parts if shown is None else parts * shown[:, None].to(parts)
+        return self.source.pixels(seen).expand(-1, 3, -1, -1)
 
 
 class DreamSim(Judge):
     """Describes parts of images by DreamSim's embeddings: Fu et al. (2023), arXiv:2306.09344.
 
-    What is not shown is grey. InputError without the package, which downloads its weights.
+    InputError without the package, which downloads its weights.
 
     Args:
         source: how the images of the first network were normalised.
@@ -66,13 +66,10 @@ class DreamSim(Judge):
         model, _ = dreamsim(pretrained=True, device=str(device))
         self.model, self.source, self.embed = model, source, model.embed
 
-    def views(self, parts: Tensor, *shown: Tensor | None) -> list[Tensor]:
-        pixels = self.source.pixels(parts).expand(-1, 3, -1, -1).clamp(0, 1)
-        seen = [pixels if s is None else GREY + (pixels - GREY) * s[:, None].to(pixels) for s in shown]
+    def describe(self, parts: Tensor, shown: Tensor | None = None) -> Tensor:
+        images = self.pixels(parts, shown).split(BATCH)
         with torch.inference_mode():
-            return [
-                torch.cat([self.embed(resized(x, LARGE).clamp(0, 1)) for x in images.split(BATCH)]) for images in seen
-            ]
+            return torch.cat([self.embed(resized(some, LARGE).clamp(0, 1)) for some in images])
 
 
 def pooled(maps: Tensor, shown: Tensor | None) -> Tensor:

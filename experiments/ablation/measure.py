@@ -1,5 +1,6 @@
 """What is measured: the trials of every task in every layer of one network; `report` says what they come to."""
 
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -24,7 +25,7 @@ from experiments.ablation.sanity import trials as sanity
 from experiments.ablation.sufficiency import trials as kept_and_lost
 from experiments.ablation.units import Units
 from experiments.output.feature_maps import dead_maps
-from experiments.setup.efficientnet_lite import EfficientNetLite0
+from experiments.setup.efficientnet_lite import PACKAGE, EfficientNetLite0
 from experiments.setup.models import build
 from experiments.setup.options import Reading
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
@@ -33,11 +34,12 @@ from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.identity import Identity, digest, read_sealed, write_sealed
 
-FEWEST = 140  # images: the least of which task B asks
+FEWEST = 240  # images: the least of which task B asks
 MOST = 2000  # images, of which all are ranked by every map; more are drawn
 REFERENCES, QUERIES = 9, 11  # of each map: its strongest images, and those of ranks 10 to 20
 PIXELS = 2**28  # of all pictures of a layer of one kind: those of very deep networks are many times the image
 FEW = 2  # queries of each map in sufficiency, necessity
+TASKS_VERSION = "2"  # another one if a task changes: what was measured before is not taken up
 ANEW = "delete it, or start anew with fresh=True"
 STATES = ("scan.partial", "ablation.partial")  # of a run that was stopped
 
@@ -100,8 +102,9 @@ class Study(NamedTuple):
 def study(model: nn.Module, data: Any, out: Path, protocol: Protocol, **reading: Unpack[Reading]) -> Study:
     """Rank all images by every map of the layers; a run that was stopped goes on."""
     images, sample = as_images(data), None
+    too_few = "the data has {} images that can be read; the tasks need {} or more".format
     if len(images) < FEWEST:
-        raise InputError(f"the data has {len(images)} images; the tasks need {FEWEST} or more")
+        raise InputError(too_few(len(images), FEWEST))
     if len(images) > MOST:
         random = torch.Generator().manual_seed(protocol.seed)
         sample = torch.randperm(len(images), generator=random)[:MOST].sort().values.tolist()
@@ -113,6 +116,9 @@ def study(model: nn.Module, data: Any, out: Path, protocol: Protocol, **reading:
         name: Layer(deconvnet, data, name, top, drawn(top, protocol), judge, protocol.seed)
         for name, top in tops.items()
     }
+    if tops.images < FEWEST:
+        state.unlink(missing_ok=True)
+        raise InputError(too_few(tops.images, FEWEST))
     if not any(layer.maps for layer in layers.values()):
         state.unlink(missing_ok=True)
         least = f"above 0 on {REFERENCES + QUERIES} images"
@@ -126,7 +132,11 @@ def measure(of: Study, out: Path, protocol: Protocol, **reading: Unpack[Reading]
     state, one = out / STATES[1], next(iter(layers.values()))
     judge = None if one.judge is None else one.judge.model
     identity = one.deconvnet.graph.identity() | {name: str(value) for name, value in protocol.settings.items()}
-    identity |= {"images": images.identity(), "judge": "none" if judge is None else digest(judge)}
+    identity |= {
+        "tasks": TASKS_VERSION,
+        "images": images.identity(),
+        "judge": "none" if judge is None else digest(judge),
+    }
     done = {} if reading.get("fresh") else read_trials(state, identity)
     measured = {}
     for name, layer in layers.items():
@@ -141,7 +151,7 @@ def measure(of: Study, out: Path, protocol: Protocol, **reading: Unpack[Reading]
     return {
         "network": type(one.deconvnet.model).__name__,
         "dataset": type(images).__name__,
-        "images": len(sample or images),
+        "images": len(sample or images) - len(broken),
         "sample": sample,
         "judge": None if judge is None else type(judge).__name__,
         "broken_images": broken,
@@ -187,10 +197,9 @@ def judge_of(model: nn.Module, file: str | None) -> Judge | None:
     if file == DREAMSIM:
         return DreamSim(Preprocessing.of(model), device)
     if file is None:
-        try:
-            judge = build(EfficientNetLite0, weights="PACKAGE")
-        except InputError:
+        if importlib.util.find_spec(PACKAGE) is None:
             return None
+        judge = build(EfficientNetLite0, weights="PACKAGE")
     else:
         judge = build(torchvision.models.squeezenet1_0, weights=file, preprocessing=Preprocessing())
     if type(judge) is type(model):

@@ -21,7 +21,7 @@ from experiments.setup.checks import at_least
 from zfnet import Deconvnet, InputError, TopActivations
 from zfnet.analysis.choices import answers, nearer
 from zfnet.analysis.faithfulness import SHARE
-from zfnet.rendering import resized
+from zfnet.rendering import on_image, resized
 
 CROP, MASKED, WHOLE, RANDOM = PICTURES = ("crop", "masked crop", "whole image", "random crop")
 EXTREME, PERCENTILE = "extreme", "percentile"  # where in the ranking the queries stand
@@ -122,12 +122,12 @@ def asked(images: int, maps: int, queries: dict[str, int], random: torch.Generat
     Returns:
         (M, 2 * REFERENCES + 2 * Q) for Q pairs; the n-th upper and the n-th lower query are a pair.
 
-    Raises: InputError if a query at the percentiles would be a reference.
+    Raises: InputError if a query at the percentiles would also be a reference, or stand next to them.
     """
     at_least(2, tasks=sum(queries.values()))
     start = {EXTREME: REFERENCES, PERCENTILE: images // TENTH - queries[PERCENTILE] // 2}
-    if start[PERCENTILE] < REFERENCES:
-        needed = TENTH * (REFERENCES + queries[PERCENTILE] // 2)
+    if start[PERCENTILE] < REFERENCES + queries[EXTREME]:
+        needed = TENTH * (REFERENCES + queries[EXTREME] + queries[PERCENTILE] // 2)
         raise InputError(
             f"task B needs {needed} images for {sum(queries.values())} tasks a map; there are {images}: give more "
             "images, or fewer tasks"
@@ -149,21 +149,29 @@ def by_image(units: Tensor) -> tuple[Tensor, ...]:
 
 def pictures(units: Units, judge: Judge, references: Units, random: torch.Generator) -> dict[str, Tensor]:
     """What the judge makes of each picture of M units: (M, D), by picture."""
-    boxes, image = units.extents(), units.units[:, 0]
+    boxes, image = moved(units.boxes, units.image_size), units.units[:, 0]
+    crops = cut(units.images[image], boxes)
     mask = units.strongest(units.projection * units.field(references), SHARE)
-    shown = cut(mask[:, None].float(), boxes)[:, 0].clamp(0, 1)
-    crop, masked = judge.views(cut(units.crops, boxes), None, shown)
+    shown = cut(on_image(mask[:, None].float(), units.boxes, units.image_size), boxes)[:, 0].clamp(0, 1)
     return {
-        CROP: crop,
-        MASKED: masked,
+        CROP: judge.describe(crops),
+        MASKED: judge.describe(crops, shown),
         WHOLE: judge.describe(resized(units.images, SIZE))[image],
-        RANDOM: judge.describe(cut(units.images[image], elsewhere(boxes, units.image_size, random))),
+        RANDOM: judge.describe(cut(units.images[image], moved(units.boxes, units.image_size, random))),
     }
 
 
-def elsewhere(boxes: Tensor, image_size: tuple[int, int], random: torch.Generator) -> Tensor:
-    """Boxes (M, 4) as large as these, at random places in the image."""
-    sides = boxes[:, 2:] - boxes[:, :2]
-    free = torch.tensor(image_size) + 1 - sides.cpu()
-    corner = (torch.rand(free.shape, generator=random, dtype=torch.float64) * free).long().to(boxes.device)
+def moved(boxes: Tensor, image_size: tuple[int, int], random: torch.Generator | None = None) -> Tensor:
+    """Boxes (M, 4) of the same size inside the image: as near as they can be, or at random places.
+
+    A box that ended where the image does would be smaller, and so would tell where the unit is. Of a box that is larger
+    than the image the image is left.
+    """
+    size = torch.tensor(image_size, device=boxes.device)
+    sides = torch.minimum(boxes[:, 2:] - boxes[:, :2], size)
+    free, corner = size - sides, boxes[:, :2]
+    if random is not None:
+        drawn = torch.rand(free.shape, generator=random, dtype=torch.float64).to(boxes.device)
+        corner = (drawn * (free + 1)).long()
+    corner = torch.minimum(corner.clamp(min=0), free)
     return torch.cat([corner, corner + sides], 1)

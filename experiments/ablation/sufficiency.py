@@ -21,7 +21,8 @@ def trials(units: Units, others: Units) -> tuple[Trials, Trials]:
     """
     kept: Trials = {name: [] for name in ("map", "image", "rows", "columns", "fill", "share")}
     lost: Trials = {name: [] for name in kept}
-    grounds = {fill: faithfulness.ground(units.crops, units.inside, fill, units.random) for fill in faithfulness.FILLS}
+    rows = torch.arange(len(units.maps))
+    grounds = {fill: units.ground(fill) for fill in faithfulness.FILLS}
     for share in SHARES:
         masks = units.masks(others, share) | {"random": units.strongest(units.noise(), share)}
         for fill, ground in grounds.items():
@@ -35,6 +36,6 @@ def trials(units: Units, others: Units) -> tuple[Trials, Trials]:
             for picture, mask in masks.items():
                 left = units.respond(torch.where(mask[:, None], units.crops, ground)) / units.values
                 rest = units.respond(torch.where(mask[:, None], ground, units.crops)) / units.values
-                kept.setdefault(picture, []).extend(left.tolist())
-                lost.setdefault(picture, []).extend((1 - rest).tolist())
+                kept.setdefault(picture, []).extend(units.answers(picture, left, rows))
+                lost.setdefault(picture, []).extend(units.answers(picture, 1 - rest, rows))
     return kept, lost

@@ -30,6 +30,7 @@ MASKS = {  # by picture, the weights whose product orders the pixels
     "shuffled x field": (SHUFFLED, FIELD),
     "another map x field": (ANOTHER, FIELD),
     "edges x field": ("edges", FIELD),
+    "noise x field": ("noise", FIELD),
 }
 
 
@@ -64,6 +65,26 @@ class Units:
     def strata(self) -> Tensor:
         """(M, 2): the rows and columns of what each unit's map sees, which differ between branches of a layer."""
         return (self.boxes[:, 2:] - self.boxes[:, :2]).cpu()
+
+    @cached_property
+    def alone(self) -> Tensor:
+        """Which units' maps see another area than all other maps: they have no field, and no other map: (M,), bool."""
+        alike = (self.strata[:, None] == self.strata[None]).all(2)
+        return ~(alike & (self.maps[:, None] != self.maps[None])).any(1)
+
+    def answers(self, picture: str, values: Tensor, rows: Tensor) -> list[float | None]:
+        """Values (M,) by a picture, of some rows; None where a unit has no such picture."""
+        lacking = self.alone & (not {FIELD, ANOTHER}.isdisjoint(MASKS.get(picture, ())))
+        return [None if lacking[n] else float(values[n]) for n in rows.tolist()]
+
+    def ground(self, fill: str) -> Tensor:
+        """What replaces the units' pixels: (M, C, S, S); see `faithfulness.ground`."""
+        found = torch.zeros_like(self.crops)
+        for size in self.strata.unique(dim=0):
+            rows, (height, width) = self.of_stratum(size), size.tolist()
+            crops, inside = self.crops[rows, :, :height, :width], self.inside[rows, :height, :width]
+            found[rows, :, :height, :width] = faithfulness.ground(crops, inside, fill, self.random)
+        return found
 
     def of_stratum(self, size: Tensor) -> Tensor:
         """Which units' maps see so many rows and columns: (m,), int64."""
@@ -108,6 +129,7 @@ class Units:
         found[SHUFFLED] = self.energy(DECONVNET, model=shuffled)
         found[ANOTHER] = self.energy(DECONVNET, units=self.another_map())
         found["centre"] = self.nearness()
+        found["noise"] = self.noise()
         found["edges"] = smoothed(faithfulness.energy(faithfulness.sobel(self.crops, self.inside)), self.inside)
         return found
 

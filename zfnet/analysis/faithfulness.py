@@ -45,9 +45,14 @@ def surrounded(inside: Tensor) -> Tensor:
 def ranked(weights: Tensor, inside: Tensor, generator: torch.Generator) -> Tensor:
     """The rank of each pixel by falling weight (M, S, S), from 0; equals in random order, those outside last."""
     flat = weights.masked_fill(~inside, -torch.inf).flatten(1)
-    drawn = torch.randperm(flat.shape[1], generator=generator).to(flat.device)
-    order = drawn[flat[:, drawn].argsort(dim=1, descending=True, stable=True)]
-    return order.argsort(dim=1).view_as(weights)  # the inverse of a permutation
+    count = flat.shape[1]
+    places = torch.arange(count) + torch.randint(
+        count, (len(flat), 1), generator=generator
+    )  # another start in each row
+    drawn = torch.randperm(count, generator=generator)[places % count].to(flat.device)
+    order = drawn.gather(1, flat.gather(1, drawn).argsort(dim=1, descending=True, stable=True))
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(count, device=flat.device).expand_as(order))
+    return rank.view_as(weights)
 
 
 def strongest(rank: Tensor, inside: Tensor, percent: float) -> Tensor:
