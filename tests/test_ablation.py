@@ -4,6 +4,7 @@ import copy
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from experiments.ablation.intervention import FILLS, ORACLE, covered, filled, le
 from experiments.ablation.measure import Protocol, study
 from experiments.ablation.trials import Trial
 from experiments.ablation.units import FIELD, MASKS, Units
+from experiments.output.results import Result
 from experiments.setup.configuration import configured
 from zfnet import Deconvnet, InputError
 from zfnet.analysis.choices import squares
@@ -338,7 +340,29 @@ def test_a_page_for_people_and_its_score(model, many, tmp_path, capsys):
     files = [str(file) for file in sorted(tmp_path.glob("*.json"))]
     scored = run(model, many, tmp_path, answers=files)["ours"]
     assert scored["people"] == 2 and set(scored["columns"]["right"]) == {1}
-    assert "| 100 " in capsys.readouterr().out
+    assert "| 1.00 " in capsys.readouterr().out
+    assert "No answer is left." not in (tmp_path / "trials" / "answers" / "table.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "/tmp/x", "a b"])
+def test_a_page_has_a_plain_name(model, many, tmp_path, name):
+    with pytest.raises(InputError, match=r"^export is .*; give the page a name of letters, digits, - and _, such as"):
+        run(model, many, tmp_path, export=name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_share_of_people_and_its_interval_are_of_one_estimate(tmp_path, monkeypatch):
+    """Units count alike: 22 people are right on two easy units, and two of them are wrong on eight hard ones."""
+    rows = [(f"{person}", unit) for person in range(22) for unit in range(10) if unit < 2 or person < 2]
+    known = {"task": "B", "pair": "extreme", "picture": "crop", "layer": "relu1"}
+    columns = {name: [value] * len(rows) for name, value in known.items()}
+    columns |= {"person": [p for p, _ in rows], "map": [u for _, u in rows], "right": [int(u < 2) for _, u in rows]}
+    found = SimpleNamespace(columns=columns, people=["a"], failed={}, incomplete=[])
+    monkeypatch.setattr(people, "score", lambda *_: found)
+    result = Result("ablation", tmp_path, {})
+    people.score_answers(result, [], "trials")
+    table = (tmp_path / "trials" / "answers" / "table.md").read_text()
+    assert "| 0.20 (" in table and "0.73" not in table
 
 
 @pytest.mark.usefixtures("judged")
@@ -353,3 +377,27 @@ def test_trials_for_people_are_right_by_the_network(model, many, tmp_path):
     for trial in of_b:
         values = dict(zip(top.image[trial.map].tolist(), top.value[trial.map].tolist(), strict=True))
         assert values[trial.image] >= top.value[trial.map].median()
+
+
+def test_people_see_every_kind_of_picture_with_every_kind_of_query(many, tmp_path):
+    torch.manual_seed(0)
+    preprocessing = Preprocessing(size=32, resize=36)
+    model = sequential(preprocessing, conv=nn.Conv2d(3, 10, 5, 2), relu=nn.ReLU())
+    model.conv.bias.data += 1.0
+    found = study(model, many, tmp_path, Protocol(["relu"], 10, None, 0), progress=False)
+    trials = [trial for trial in people.trials_of(found.layers["relu"], 0) if trial.task == "B"]
+    assert len(Counter((trial.picture, trial.pair) for trial in trials)) == 4
+    silent = found.layers["relu"].top
+    for trial in trials:
+        assert silent.value[trial.map].max() > silent.value[trial.map].min()
+
+
+def test_people_are_not_asked_which_of_two_silent_images_is_stronger(many, tmp_path):
+    torch.manual_seed(0)
+    model = sequential(Preprocessing(size=32, resize=36), conv=nn.Conv2d(3, 2, 5, 2), relu=nn.ReLU())
+    layer = study(model, many, tmp_path, Protocol(["relu"], 2, None, 0), progress=False).layers["relu"]
+    value = layer.top.value.clone()
+    value[:, 20:] = 0  # above 0 in 20 of 240 images
+    layer = replace(layer, top=layer.top._replace(value=value, unclipped=value), maps=[0, 1])
+    asked = [trial for n in range(4) for trial in people.trials_of(replace(layer, seed=n), 0) if trial.task == "B"]
+    assert {trial.pair for trial in asked} <= {"extreme"}

@@ -14,7 +14,7 @@ import torch
 from chromium import PROGRAM, Chromium
 from PIL import Image
 
-from experiments.ablation.trials import CAUGHT, COLUMNS, Failed, Share, Trial, score, shares, write
+from experiments.ablation.trials import CAUGHT, COLUMNS, Failed, Trial, score, write
 from zfnet import InputError
 
 
@@ -231,19 +231,13 @@ def test_error_rates_come_back(trials, page, tmp_path) -> None:
     assert {*columns["id"]} == {*by_id}
     for n, name in enumerate(columns["id"]):
         trial = by_id[name]
-        for field in ("task", "picture", "layer", "map", "image"):
+        for field in ("task", "picture", "pair", "layer", "map", "image"):
             assert columns[field][n] == getattr(trial, field)
         errs = {"0": False, "1": True, "2": trial.image % 3 == 0}[columns["person"][n][0]]
         assert columns["right"][n] == 1 - errs
     secrets = key_of(page)["trials"]
     answer = next(a for a in people["2" * 16]["answers"] if not secrets[a["trial"]]["catch"])
     assert columns["confidence"][24] == answer["confidence"] and columns["milliseconds"][24] == answer["milliseconds"]
-    assert shares(columns) == {  # images 0, 3, 6, 9 are those of A2 without references, and of B with crops
-        ("A2", "crop"): Share(2 / 3, 12, 3),
-        ("A2", "none"): Share(1 / 3, 6, 3),
-        ("B", "crop"): Share(1 / 3, 6, 3),
-        ("B", "masked crop"): Share(2 / 3, 12, 3),
-    }
 
 
 def test_who_does_not_look_is_left_out(page, tmp_path) -> None:
@@ -285,7 +279,7 @@ def test_who_stops_early_is_counted(page, tmp_path) -> None:
 
 def test_nobody_has_answered(page) -> None:
     scored = score([], page.with_name("trials-KEY.json"))
-    assert scored.people == [] and shares(scored.columns) == {}
+    assert scored.people == [] and not any(scored.columns.values())
 
 
 def change(**fields):

@@ -1,6 +1,6 @@
 """What the ablations of several networks come to, side by side, from their trials alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.ablation.analysis import (
@@ -81,15 +81,31 @@ def pointing_table(networks: Networks) -> str:
     rows = []
     for name, found in networks.items():
         for layer, of in found["primary"].items():
-            a1, *others = (found["compared"].get(task, {}).get(layer) for task in ("A1", *OTHER_SQUARES))
-            right = [mean(a1, picture) for picture in (PICTURE, FIELD)]
-            beside = [less_field(a1, picture) for picture in (CONTROL, GUIDED)]
+            tasks = [found["compared"].get(task, {}).get(layer) for task in ("A1", *OTHER_SQUARES)]
             p = "-" if of.corrected is None else f"{of.corrected:.2g}"
-            rows.append([f"`{name}`", layer, *right, signed(of.difference), p, of.verdict, *beside])
-            rows[-1] += [less_field(other, PICTURE) for other in others]
-    head = ["network", "layer", f"{PICTURE}: right", "field: right", "difference", "p, corrected", "verdict"]
+            rows.append([f"`{name}`", layer, "all", *pointing(tasks, [p, of.verdict])])
+            for seen in tasks[0].strata if tasks[0] else ():
+                parts = [task and task.strata.get(seen) for task in tasks]
+                rows.append([f"`{name}`", layer, seen, *pointing(parts, ["", ""])])
+    head = [
+        "network",
+        "layer",
+        "maps that see",
+        f"{PICTURE}: right",
+        "field: right",
+        "difference",
+        "p, corrected",
+        "verdict",
+    ]
     head += ["shuffled minus field", f"{GUIDED} minus field"]
     return table([*head, *(f"difference, {squares(task)}" for task in OTHER_SQUARES)], rows)
+
+
+def pointing(tasks: Sequence[Compared | None], verdict: Sequence[str]) -> list[str]:
+    """The cells of task A1 with matched squares, the first of the tasks, and with others."""
+    first, *others = tasks
+    cells = [mean(first, PICTURE), mean(first, FIELD), less_field(first, PICTURE), *verdict]
+    return [*cells, *(less_field(first, one) for one in (CONTROL, GUIDED)), *(less_field(x, PICTURE) for x in others)]
 
 
 def judged_table(networks: Networks) -> str:

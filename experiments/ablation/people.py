@@ -1,5 +1,6 @@
 """Tasks A2 and B for people: a page with a sample of trials, and what the files of their answers come to."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,19 +10,21 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from experiments.ablation.analysis import CHANCE, against
 from experiments.ablation.intervention import FILLS, covered, left, pairs
 from experiments.ablation.judge import cut
 from experiments.ablation.measure import REFERENCES, STATES, Layer, Protocol, study
 from experiments.ablation.prediction import CROP, EXTREME, MASKED, PERCENTILE, asked, places, ranking
-from experiments.ablation.trials import Trial, score, shares, write
+from experiments.ablation.report import cell
+from experiments.ablation.trials import Trial, score, write
 from experiments.ablation.units import Units
 from experiments.output.results import Result
 from experiments.output.tables import table
 from experiments.setup.options import Reading
 from zfnet.analysis.choices import squares, under
 from zfnet.analysis.faithfulness import SHARE
-from zfnet.analysis.statistics import two_way
 from zfnet.data.preprocessing import Preprocessing
+from zfnet.errors import InputError
 
 PAGE = "trials"  # its name, where none is given
 EACH = 10  # trials of each task and layer
@@ -37,11 +40,14 @@ def export_trials(
     result: Result, model: nn.Module, data: Any, protocol: Protocol, name: str, **reading: Unpack[Reading]
 ) -> dict[str, Any]:
     """Write the page with a sample of trials of some layers, and its key, into a folder of the page's name."""
-    layers = [layer for layer in study(model, data, result.out, protocol, **reading).layers.values() if layer.maps]
+    if not re.fullmatch(r"[\w-]+", name):
+        raise InputError(f"export is {name!r}; give the page a name of letters, digits, - and _, such as {PAGE}")
+    state = result.out / name / STATES[0]  # beside the page: an ablation in the same folder keeps its own
+    layers = [layer for layer in study(model, data, state.parent, protocol, **reading).layers.values() if layer.maps]
     count = min(ASKED, len(layers))
     spread = [layers[round(n * (len(layers) - 1) / max(1, count - 1))] for n in range(count)]
     chosen = [trial for layer in spread for trial in trials_of(layer, -(-EASY // count))]
-    state, result.out = result.out / STATES[0], result.out / name
+    result.out = state.parent
 
     def written(folder: Path) -> None:
         write(chosen, folder / f"{name}.html", title=TITLE, seed=protocol.seed)
@@ -58,19 +64,18 @@ def score_answers(result: Result, answers: Sequence[str], name: str) -> dict[str
     scored = score(answers, result.out / name / f"{name}-KEY.json")
     result.out = result.out / name / "answers"
     columns = scored.columns
+    kinds = list(zip(columns["task"], columns["pair"], columns["picture"], strict=True))
     rows: list[list[Any]] = []
-    for (task, picture), share in shares(columns).items():
-        keys = zip(columns["task"], columns["picture"], strict=True)
-        mine = [n for n, key in enumerate(keys) if key == (task, picture)]
-        right = torch.tensor([columns["right"][n] for n in mine], dtype=torch.float64)
-        units, people = ([columns[key][n] for n in mine] for key in ("id", "person"))
-        found = two_way(right - 0.5, numbered(units), numbered(people))
-        bounds = "" if found is None else f"{100 * (found.low + 0.5):.0f} to {100 * (found.high + 0.5):.0f}"
-        rows.append([task, picture, f"{100 * share.right:.0f}", bounds, share.answers, share.people])
+    for kind in sorted({*kinds}, key=str):
+        mine = {name: [x for x, k in zip(column, kinds, strict=True) if k == kind] for name, column in columns.items()}
+        units = list(zip(mine["layer"], mine["map"], strict=True))
+        right = torch.tensor(mine["right"], dtype=torch.float64)
+        found = against(right, numbered(units), numbered(mine["person"]), CHANCE)
+        rows.append([kind[0], kind[1] or "", kind[2], cell(found), len(right), len({*mine["person"]})])
     failed = {person: failure._asdict() for person, failure in scored.failed.items()}
     words = f"Scored: {len(scored.people)}; left out, because they missed easy questions: {len(failed)}."
-    head = ["task", "references", "right, %", "95% interval", "answers", "people"]
-    note = "Chance is 50 %. The interval is over units and people; it is empty with one of either."
+    head = ["task", "queries", "references", "share right", "answers", "people"]
+    note = "Chance is 0.50. Means over units; intervals allow for other units and people, and need eight of both."
     result.text(f"{table(head, rows)}\n\n{words} {note}" if rows else f"No answer is left. {words}")
     return result.finish({"columns": columns, "people": len(scored.people), "failed": failed})
 
@@ -126,12 +131,17 @@ def queries_of(layer: Layer, easy: int) -> Iterator[Trial]:
     values, units = ranking(layer.top, layer.maps, extents, random)
     ranks = asked(values.shape[1], len(layer.maps), {EXTREME: 1, PERCENTILE: 1}, random)
     for n, m in enumerate(layer.maps):
-        chosen, picture, first = units[n, ranks[n]], SHOWN["B"][n % len(SHOWN["B"])], 2 * REFERENCES + n % 2
+        pair = (EXTREME, PERCENTILE)[n // len(SHOWN["B"]) % 2]
+        first = 2 * REFERENCES + (pair == PERCENTILE)
+        if values[n, ranks[n, first]] <= values[n, ranks[n, first + 2]]:
+            continue  # both activate the map alike
+        chosen, picture = units[n, ranks[n]], SHOWN["B"][n % len(SHOWN["B"])]
         shown = tiles(Units(layer.deconvnet, layer.data, layer.name, chosen, layer.seed), layer.references)[picture]
         trial = Trial(
             id=f"B {layer.name} {m}",
             task="B",
             picture=picture,
+            pair=pair,
             layer=layer.name,
             map=m,
             options=[shown[first], shown[first + 2]],
@@ -141,7 +151,7 @@ def queries_of(layer: Layer, easy: int) -> Iterator[Trial]:
             image=int(chosen[first, 0]),
         )
         yield trial
-        if n < easy:
+        if (easy := easy - 1) >= 0:
             options = [trial.strongest[0], trial.weakest[0]]
             yield replace(trial, id=f"easy {layer.name} {m}", options=options, image=int(chosen[0, 0]), catch=True)
 

@@ -33,9 +33,9 @@ FORMAT = 1  # of files of answers, and of keys
 TEMPLATE = Path(__file__).with_name("trials.html")
 LOSSLESS = 64  # pixels: smaller images are stored exactly
 QUALITY = 90  # of larger ones
-SECRET = ("id", "task", "picture", "layer", "map", "image", "catch", "right")  # what the key says of a trial
+SECRET = ("id", "task", "picture", "pair", "layer", "map", "image", "catch", "right")  # what the key says of a trial
 ANSWER = ("trial", "option", "left", "confidence", "milliseconds")  # fields of an answer
-COLUMNS = ("person", "id", "task", "picture", "layer", "map", "image", "right", "confidence", "milliseconds")
+COLUMNS = ("person", "id", "task", "picture", "pair", "layer", "map", "image", "right", "confidence", "milliseconds")
 PERSON = re.compile("[0-9a-f]{16}")  # drawn at random by the page
 AGAIN = "get the file from the person again"
 
@@ -54,6 +54,7 @@ class Trial:
         options: two images; small images should be enlarged before, because a browser enlarges them smoothly.
         right: 0 or 1, the option that lowers the unit more ("A2") or activates the map more ("B").
         strongest: reference images that activate the map most, at most nine; none in "A2" is a control.
+        pair: where in the ranking the options of "B" stand, such as "extreme".
         weakest: those that activate it least; "B" needs both.
         image: which image of the data set the question is about, if it is about one.
         catch: whether everybody knows the answer who reads the question.
@@ -68,6 +69,7 @@ class Trial:
     right: int
     strongest: Sequence[Picture] = ()
     weakest: Sequence[Picture] = ()
+    pair: str | None = None
     image: int | None = None
     catch: bool = False
 
@@ -214,25 +216,6 @@ def score(answers: Sequence[Path | str], key: Path | str, *, caught: float = CAU
         for name, column in scored.columns.items():
             column.extend(row[name] for row in rows if not row["catch"])
     return scored
-
-
-class Share(NamedTuple):
-    """The share of right answers to one kind of trial."""
-
-    right: float
-    answers: int
-    people: int
-
-
-def shares(columns: Mapping[str, Sequence[Any]]) -> dict[tuple[str, str], Share]:
-    """The share of right answers by task and kind of picture, from the columns of `score`; chance is 0.5."""
-    names = sorted({*zip(columns["task"], columns["picture"], strict=True)})
-    rows = list(zip(*(columns[name] for name in ("task", "picture", "person", "right")), strict=True))
-    groups = {name: [row[2:] for row in rows if row[:2] == name] for name in names}
-    return {
-        name: Share(sum(right for _, right in group) / len(group), len(group), len({person for person, _ in group}))
-        for name, group in groups.items()
-    }
 
 
 def _read_key(path: Path) -> tuple[str, list[dict[str, Any]]]:
