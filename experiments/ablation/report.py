@@ -327,7 +327,7 @@ def pointing(tasks: ByLayer) -> list[str]:
     """Task A1: all pictures."""
     if not tasks:
         return []
-    pairs = [(PICTURE, control) for control in CONTROLS]
+    pairs = [(PICTURE, control) for control in CONTROLS[:2]]
     pairs += [(one, FIELD) for one in ("guided x field", "projection")]
     return [
         "**A1, other pictures of the image itself: share right.** Chance is 0.50. The oracle, the mask of the measured "
