@@ -70,14 +70,7 @@ def pairs(
         ends, differ = matched_extremes(remaining, control, units.random)
     kept = differ.nonzero().flatten().cpu()
     shares = (remaining.take_along_dim(ends, 1) / units.values[:, None])[kept]
-    columns: Trials = {
-        "map": units.maps[kept].tolist(),
-        "image": units.items[kept].tolist(),
-        "rows": units.strata[kept, 0].tolist(),
-        "columns": units.strata[kept, 1].tolist(),
-        "left": shares[:, 0].tolist(),
-        "left by the other": shares[:, 1].tolist(),
-    }
+    columns: Trials = units.columns(kept) | {"left": shares[:, 0].tolist(), "left by the other": shares[:, 1].tolist()}
     return kept, boxes.take_along_dim(ends[:, :, None], 1), columns
 
 

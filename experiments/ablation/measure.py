@@ -19,6 +19,7 @@ from typing_extensions import Unpack
 from experiments.ablation.intervention import Trials
 from experiments.ablation.intervention import trials as intervened
 from experiments.ablation.judge import DREAMSIM, DreamSim, Judge
+from experiments.ablation.prediction import REFERENCES
 from experiments.ablation.prediction import trials as predicted
 from experiments.ablation.sanity import recovery
 from experiments.ablation.sanity import trials as sanity
@@ -36,7 +37,7 @@ from zfnet.identity import Identity, digest, read_sealed, write_sealed
 
 FEWEST = 240  # images: the least of which task B asks
 MOST = 2000  # images, of which all are ranked by every map; more are drawn
-REFERENCES, QUERIES = 9, 11  # of each map: its strongest images, and those of ranks 10 to 20
+QUERIES = 11  # of each map: its images of ranks 10 to 20
 PIXELS = 2**28  # of all pictures of a layer of one kind: those of very deep networks are many times the image
 FEW = 2  # queries of each map in sufficiency, necessity
 TASKS_VERSION = "2"  # another one if a task changes: what was measured before is not taken up

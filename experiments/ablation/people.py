@@ -13,8 +13,8 @@ from typing_extensions import Unpack
 from experiments.ablation.analysis import CHANCE, against
 from experiments.ablation.intervention import FILLS, covered, left, pairs
 from experiments.ablation.judge import cut
-from experiments.ablation.measure import REFERENCES, STATES, Layer, Protocol, study
-from experiments.ablation.prediction import CROP, EXTREME, MASKED, PERCENTILE, asked, places, ranking
+from experiments.ablation.measure import STATES, Layer, Protocol, study
+from experiments.ablation.prediction import CROP, EXTREME, MASKED, PERCENTILE, REFERENCES, asked, places, ranking
 from experiments.ablation.report import cell
 from experiments.ablation.trials import Trial, score, write
 from experiments.ablation.units import Units

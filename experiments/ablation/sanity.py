@@ -134,8 +134,7 @@ def likeness(
 
 def columns(units: Units, same: dict[str, Any]) -> Columns:
     """What units are, and what is the same for all."""
-    known = {"map": units.maps, "image": units.items, "rows": units.strata[:, 0], "columns": units.strata[:, 1]}
-    return {name: x.tolist() for name, x in known.items()} | {n: [value] * len(units.maps) for n, value in same.items()}
+    return units.columns() | {name: [value] * len(units.maps) for name, value in same.items()}
 
 
 def listed(values: dict[str, Tensor]) -> Columns:

@@ -19,7 +19,7 @@ def trials(units: Units, others: Units) -> tuple[Trials, Trials]:
     Args:
         others: units of the same layer, by which the effective field is measured.
     """
-    kept: Trials = {name: [] for name in ("map", "image", "rows", "columns", "fill", "share")}
+    kept: Trials = {name: [] for name in (*units.columns(), "fill", "share")}
     lost: Trials = {name: [] for name in kept}
     rows = torch.arange(len(units.maps))
     grounds = {fill: units.ground(fill) for fill in faithfulness.FILLS}
@@ -27,12 +27,9 @@ def trials(units: Units, others: Units) -> tuple[Trials, Trials]:
         masks = units.masks(others, share) | {"random": units.strongest(units.noise(), share)}
         for fill, ground in grounds.items():
             for columns in (kept, lost):
-                columns["map"] += units.maps.tolist()
-                columns["image"] += units.items.tolist()
-                columns["rows"] += units.strata[:, 0].tolist()
-                columns["columns"] += units.strata[:, 1].tolist()
-                columns["fill"] += [fill] * len(units.maps)
-                columns["share"] += [share] * len(units.maps)
+                same: Trials = {"fill": [fill] * len(rows), "share": [share] * len(rows)}
+                for name, column in (same | units.columns()).items():
+                    columns[name] += column
             for picture, mask in masks.items():
                 left = units.respond(torch.where(mask[:, None], units.crops, ground)) / units.values
                 rest = units.respond(torch.where(mask[:, None], ground, units.crops)) / units.values

@@ -86,6 +86,12 @@ class Units:
             found[rows, :, :height, :width] = faithfulness.ground(crops, inside, fill, self.random)
         return found
 
+    def columns(self, rows: Tensor | None = None) -> dict[str, list[int]]:
+        """What trials say of their units, or of those of some rows: map, image, and what the map sees."""
+        rows = torch.arange(len(self.maps)) if rows is None else rows
+        known = {"map": self.maps, "image": self.items, "rows": self.strata[:, 0], "columns": self.strata[:, 1]}
+        return {name: column[rows].tolist() for name, column in known.items()}
+
     def of_stratum(self, size: Tensor) -> Tensor:
         """Which units' maps see so many rows and columns: (m,), int64."""
         return (self.strata == size).all(1).nonzero().flatten()
