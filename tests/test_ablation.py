@@ -82,6 +82,29 @@ def test_it_writes_every_trial_and_what_they_come_to(model, many, tmp_path, caps
             assert {*columns[FIELD]} <= {0, 0.5, 1}
 
 
+class Branches(nn.Module):
+    """Maps that see 5 pixels and maps that see 9, joined, at 32 x 32."""
+
+    def __init__(self):
+        super().__init__()
+        self.preprocessing = Preprocessing(size=32, resize=36)
+        self.stem, self.narrow, self.wide = nn.Conv2d(3, 6, 5, 2), nn.Conv2d(6, 2, 1), nn.Conv2d(6, 3, 3, padding=1)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        return torch.cat([torch.relu(self.narrow(x)), torch.relu(self.wide(x))], 1)
+
+
+@pytest.mark.usefixtures("judged")
+def test_every_task_takes_maps_that_see_areas_of_two_sizes(many, tmp_path):
+    torch.manual_seed(0)
+    layer = run(Branches().eval(), many, tmp_path, layers=["cat"], maps=5)["ours"]["layers"]["cat"]
+    for task, columns in layer["trials"].items():
+        assert {*columns["rows"]} == {5, 9}, task
+        for n, seen in enumerate(columns["rows"]):
+            assert (seen == 5) == (columns["map"][n] < 2)
+
+
 @pytest.mark.usefixtures("judged")
 def test_the_same_seed_gives_the_same_digits_whether_it_was_stopped_or_not(model, many, tmp_path, monkeypatch):
     whole = run(model, many, tmp_path / "whole")["ours"]

@@ -109,5 +109,7 @@ def test_canvases_in_their_places():
         [[6, -1, -1, -1], [9, -1, -1, -1], [-1, -1, -1, -1]],
         [[-1, -1, -1, -1], [-1, -1, -1, -1], [-1, -1, -1, 1]],
     ]
+    smaller = on_image(canvases[:1], torch.tensor([[1, 1, 3, 2]]), (3, 4), fill=-1.0)
+    assert torch.equal(smaller[0, :, 1:3, 1:2], canvases[0, :, :2, :1]) and int((smaller == -1).sum()) == 10
     far = on_image(canvases[:1], torch.tensor([[5, 0, 8, 3]]), (3, 4))
     assert not far.any()

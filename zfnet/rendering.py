@@ -68,12 +68,13 @@ def on_image(canvases: Tensor, boxes: Tensor, image_size: tuple[int, int], fill:
     """Lay canvases on empty images (N, C, *image_size) of the value `fill`. What lies outside the image is lost.
 
     Args:
-        canvases: (N, C, h, w).
+        canvases: (N, C, h, w), of which what is larger than its box is left out.
         boxes: (N, 4: top, left, bottom, right), where they lie, in image pixels.
     """
     images = canvases.new_full((*canvases.shape[:2], *image_size), fill)
     for image, canvas, (top, left, bottom, right) in zip(images, canvases, boxes.tolist(), strict=True):
-        part = canvas[:, max(-top, 0) : max(image_size[0] - top, 0), max(-left, 0) : max(image_size[1] - left, 0)]
+        rows, columns = (min(end, extent) for end, extent in zip((bottom, right), image_size, strict=True))
+        part = canvas[:, max(-top, 0) : max(rows - top, 0), max(-left, 0) : max(columns - left, 0)]
         image[:, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = part
     return images
 
