@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from experiments.ablation.measure import read_results
+from experiments.ablation.measure import read_trials
 from experiments.output.results import Result, read_result
 from experiments.setup.networks import find_trained
 from zfnet import scan, weights
@@ -126,13 +126,12 @@ def whole_metadata() -> dict[str, Any]:
 
 
 def write_measurements(folder: Path) -> None:
-    entries = {"size": [3, 3], "maps": [1], "units": 9, "chance": 0.1, "curves": {}, "choices": {"a": {"b": None}}}
-    tables = {"measures": {"crop": {"pixels": [0.5, 0.25, 0.75]}}, "differences": {}, "likeness": {}}
-    write_sealed(folder / "ablation.partial", IDENTITY, json.dumps({"relu1": entries | tables}))
+    trials = {"A1": {"map": [3, 3, 5], "image": [0, 7, 7], "effective field": [1, 0.5, None]}}
+    write_sealed(folder / "ablation.partial", IDENTITY, json.dumps({"relu1": {"intervention": trials}}))
 
 
 def read_measurements(folder: Path) -> Any:
-    return read_results(folder / "ablation.partial", IDENTITY)
+    return read_trials(folder / "ablation.partial", IDENTITY)
 
 
 def write_result(folder: Path) -> None:
