@@ -157,9 +157,9 @@ def test_mistakes_are_one_line_and_leave_nothing(model, data, many, tmp_path, mo
         run(model, data, tmp_path)
     with (
         monkeypatch.context() as patch,
-        pytest.raises(InputError, match=r"^relu1: \d+ pictures of 5 x 5 pixels, .* too many to hold; give fewer maps"),
+        pytest.raises(InputError, match=r"^relu2: 22 pictures of 17 x 17 pixels, .* too many to hold; give maps=1, or"),
     ):
-        patch.setattr(measure, "PIXELS", 100)
+        patch.setattr(measure, "PIXELS", 22 * 17**2 - 1)
         run(model, many, tmp_path / "large")
     model.conv1.bias.data[:] = -1e3
     with pytest.raises(InputError, match=r"^no feature map of relu1 is above 0 on 20 images, which the tasks need$"):

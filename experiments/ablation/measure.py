@@ -82,13 +82,16 @@ class Layer:
         """The units of ranks first to last, exclusive, from 0, that are above 0."""
         ranked = TopActivations(*(column[:, first:last] for column in self.top))
         units = ranked.units(self.maps)[ranked.value[self.maps].flatten() > 0]
-        size = receptive_field(self.deconvnet.graph, self.name, pair(self.data[0][0].shape[-2:])).size
-        if len(units) * math.prod(size) > PIXELS:
-            raise InputError(
-                f"{self.name}: {len(units)} pictures of {size[0]} x {size[1]} pixels, which its units see, are too "
-                "many to hold; give fewer maps, or other layers"
-            )
         return Units(self.deconvnet, self.data, self.name, units, self.seed)
+
+    def check_size(self) -> None:
+        """InputError if the pictures of all queries are too many to hold: said before anything is measured."""
+        size = receptive_field(self.deconvnet.graph, self.name, pair(self.data[0][0].shape[-2:])).size
+        if len(self.maps) * QUERIES * math.prod(size) > PIXELS:
+            raise InputError(
+                f"{self.name}: {len(self.maps) * QUERIES} pictures of {size[0]} x {size[1]} pixels, which its units "
+                f"see, are too many to hold; give maps={PIXELS // (QUERIES * math.prod(size))}, or other layers"
+            )
 
 
 class Study(NamedTuple):
@@ -124,6 +127,8 @@ def study(model: nn.Module, data: Any, out: Path, protocol: Protocol, **reading:
         state.unlink(missing_ok=True)
         least = f"above 0 on {REFERENCES + QUERIES} images"
         raise InputError(f"no feature map of {', '.join(layers)} is {least}, which the tasks need")
+    for layer in layers.values():
+        layer.check_size()
     return Study(layers, images, sample, list(tops.broken))
 
 
