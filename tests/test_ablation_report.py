@@ -416,6 +416,7 @@ class TestNetworks:
         words = networks.sentences(known)
         verdicts = [of.verdict for found in known.values() for of in found["primary"].values()]
         assert f"Of 7 contrasts of 2 networks the projection is better in {verdicts.count(BETTER)}, worse" in words
+        assert "It is worse in `other`, layer 2." in words
         assert "with blur squares projection x field is above the field in" in words and words.endswith("of 7 layers.")
         for made in (networks.pointing_table, networks.judged_table):
             lines = made(known).splitlines()

@@ -57,7 +57,8 @@ def sentences(networks: Networks) -> str:
         f"±{MARGIN:g} by two one-sided tests.",
         f"Of {len(verdicts)} contrasts of {len(layers)} networks the projection is better in {better}, worse in "
         f"{worse}, equivalent in {equivalent}, and {undecided} are not decided.",
-        f"It is better in {listed(f'layer {n} of {count}' for n, count in enumerate(depth, 1))} networks.",
+        f"By layer it is better in {listed(map(str, depth))} networks.",
+        *(f"It is worse in {listed(places)}." for places in [worse_in(networks)] if places),
         "Exploratory, and not corrected:",
     ]
     beside = {f"with {squares(task)} {PICTURE} is": differences(networks, task, PICTURE) for task in OTHER_SQUARES} | {
@@ -68,6 +69,16 @@ def sentences(networks: Networks) -> str:
         above, below = (sum(clear(contrast) == side for contrast in contrasts) for side in (1, -1))
         words.append(f"{what} above the field in {above} and below it in {below} of {len(contrasts)} layers;")
     return " ".join(words).removesuffix(";") + "."
+
+
+def worse_in(networks: Networks) -> list[str]:
+    """The layers, by network, in which the projection is worse than the field."""
+    found = {}
+    for name, ours in networks.items():
+        numbers = [n for n, of in enumerate(ours["primary"].values(), 1) if of.verdict == WORSE]
+        if numbers:
+            found[name] = f"`{name}`, layer{'s' * (len(numbers) > 1)} {listed(map(str, numbers))}"
+    return [*found.values()]
 
 
 def differences(networks: Networks, task: str, picture: str) -> list[Contrast | None]:
