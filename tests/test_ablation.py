@@ -161,6 +161,9 @@ def test_mistakes_are_one_line_and_leave_nothing(model, data, many, tmp_path, mo
     ):
         patch.setattr(measure, "PIXELS", 22 * 17**2 - 1)
         run(model, many, tmp_path / "large")
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"too many to hold; give other layers$"):
+        patch.setattr(measure, "PIXELS", 1)
+        run(model, many, tmp_path / "large")
     model.conv1.bias.data[:] = -1e3
     with pytest.raises(InputError, match=r"^no feature map of relu1 is above 0 on 20 images, which the tasks need$"):
         run(model, many, tmp_path / "dead", layers=["relu1"])

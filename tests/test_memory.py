@@ -1,6 +1,7 @@
 """A limit on memory holds within it, and is gone behind it."""
 
 import functools
+import mmap
 import os
 import threading
 import traceback
@@ -40,6 +41,8 @@ def test_memory_is_refused_within_the_limit_only():
         bytearray(2**25)
         with pytest.raises(MemoryError):
             bytes(2**32)  # more than earlier tests may have left free in this process, which no limit counts
+        with pytest.raises(OSError):
+            mmap.mmap(-1, 2**28, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # never from what is free
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
     bytes(2**32)
 

@@ -87,10 +87,12 @@ class Layer:
     def check_size(self) -> None:
         """InputError if the pictures of all queries are too many to hold: said before anything is measured."""
         size = receptive_field(self.deconvnet.graph, self.name, pair(self.data[0][0].shape[-2:])).size
-        if len(self.maps) * QUERIES * math.prod(size) > PIXELS:
+        most = PIXELS // (QUERIES * math.prod(size))
+        if len(self.maps) > most:
+            fewer = f"maps={most}, or " if most else ""
             raise InputError(
                 f"{self.name}: {len(self.maps) * QUERIES} pictures of {size[0]} x {size[1]} pixels, which its units "
-                f"see, are too many to hold; give maps={PIXELS // (QUERIES * math.prod(size))}, or other layers"
+                f"see, are too many to hold; give {fewer}other layers"
             )
 
 

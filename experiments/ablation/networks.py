@@ -52,13 +52,14 @@ def sentences(networks: Networks) -> str:
     verdicts = [of.verdict for primary in layers for of in primary]
     better, worse, equivalent, undecided = (verdicts.count(verdict) for verdict in MARKS)
     depth = [sum(of[n].verdict == BETTER for of in layers if n < len(of)) for n in range(max(map(len, layers)))]
+    worse_places = worse_in(networks)
     words = [
         "Bold: p < 0.05 by Holm's correction over the layers of a network. *Equivalent*: within "
         f"±{MARGIN:g} by two one-sided tests.",
         f"Of {len(verdicts)} contrasts of {len(layers)} networks the projection is better in {better}, worse in "
         f"{worse}, equivalent in {equivalent}, and {undecided} are not decided.",
         f"By layer it is better in {listed(map(str, depth))} networks.",
-        *(f"It is worse in {listed(places)}." for places in [worse_in(networks)] if places),
+        *([f"It is worse in {listed(worse_places)}."] if worse_places else []),
         "Exploratory, and not corrected:",
     ]
     beside = {f"with {squares(task)} {PICTURE} is": differences(networks, task, PICTURE) for task in OTHER_SQUARES} | {
@@ -73,12 +74,12 @@ def sentences(networks: Networks) -> str:
 
 def worse_in(networks: Networks) -> list[str]:
     """The layers, by network, in which the projection is worse than the field."""
-    found = {}
+    places = []
     for name, ours in networks.items():
         numbers = [n for n, of in enumerate(ours["primary"].values(), 1) if of.verdict == WORSE]
         if numbers:
-            found[name] = f"`{name}`, layer{'s' * (len(numbers) > 1)} {listed(map(str, numbers))}"
-    return [*found.values()]
+            places.append(f"`{name}`, layer{'s' * (len(numbers) > 1)} {listed(map(str, numbers))}")
+    return places
 
 
 def differences(networks: Networks, task: str, picture: str) -> list[Contrast | None]:
