@@ -4,6 +4,7 @@
 from zfnet.analysis.occlusion import OcclusionMaps, occlusion_maps
 from zfnet.deconvnet import Deconvnet, Patches, project_top
 from zfnet.errors import InputError
+from zfnet.extended import EXTENDED
 from zfnet.graph import Graph
 from zfnet.model import ZFNet
 from zfnet.operations import DECONVNET, GRADIENT, GUIDED, Operation, rule
@@ -14,6 +15,7 @@ from zfnet.switches import SwitchMaxPool2d, pool, unpool
 
 __all__ = [
     "DECONVNET",
+    "EXTENDED",
     "GRADIENT",
     "GUIDED",
     "Deconvnet",

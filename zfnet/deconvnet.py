@@ -29,8 +29,9 @@ from zfnet.checks import (
 )
 from zfnet.data.batches import Batches
 from zfnet.errors import InputError, unknown_name
+from zfnet.extended import RULE_SETS, extends
 from zfnet.graph import Graph, Shapes
-from zfnet.operations import DECONVNET, RULE_SETS, Operation, Rules, Step
+from zfnet.operations import DECONVNET, OTHER, Operation, Rules, Step
 from zfnet.receptive_fields import map_fields, receptive_field
 from zfnet.recording import Recording, record
 from zfnet.scanning import TopActivations, Units
@@ -201,8 +202,12 @@ class Deconvnet:
 
     def _reads_input(self, node: fx.Node) -> bool:
         """Whether the value of this step is an input that some rule reads."""
-        rows = (self.graph.lookup(self.rules, user) for user in node.users)
-        return any(row is not None and row.reads_input for row in rows)
+        return any(row is not None and row.reads_input for row in map(self._row, node.users))
+
+    def _row(self, node: fx.Node) -> Operation | None:
+        """What the rule set knows of a step."""
+        row: Operation | None = self.graph.lookup(self.rules, node)
+        return self.rules.get(OTHER) if row is None or row.back is None else row
 
     def record(self, images: Tensor, layers: Sequence[str | nn.Module] | None = None) -> Recording:
         """Run images forward, up to the deepest of the layers, and keep their activations and all switches.
@@ -245,7 +250,7 @@ class Deconvnet:
             return [view.read(node, source, recording.values[source]) for source in sources]
 
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n if n in sources else known(n))
-        return Step(
+        step = Step(
             graph.names[node],
             graph.operation(node),
             graph.kind(node),
@@ -260,7 +265,10 @@ class Deconvnet:
             switches=recording.switches.get(graph.names[node]),
             padded=view.padded,
             collisions=self.collisions,
+            lookup=graph.lookup,
+            advice=lambda: 'give rules="extended", or ' if extends(step, self.rules) else "",
         )
+        return step
 
     def _walk(self, recording: Recording, layer: str | nn.Module, signal: Tensor) -> Iterator[tuple[str, str, Tensor]]:
         graph, start = self.graph, self.graph.node(layer)
@@ -274,7 +282,7 @@ class Deconvnet:
         for node in reversed(graph.path([start])):
             if node in graph.inputs or node not in signals:
                 continue
-            step, row = self._step(node, recording), graph.lookup(self.rules, node)
+            step, row = self._step(node, recording), self._row(node)
             if row is None or row.back is None:
                 raise step.refuse()
             lost = [source for source in node.all_input_nodes if source in graph.carriers - recording.outputs.keys()]
@@ -282,6 +290,8 @@ class Deconvnet:
                 raise step.refuse(f" of {graph.names[lost[0]]}, which gives several tensors")
             sent = row.back(step, signals.pop(node))
             for source, part in zip(step.sources, (sent,) if isinstance(sent, Tensor) else sent, strict=True):
+                if part is None:
+                    continue
                 part = recording.view.place(node, source, part).to(recording.types[source])
                 signals[source] = signals[source] + part if source in signals else part
                 yield graph.names[node], graph.operation(node), signals[source]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from zfnet.aliases import Aliases
+from zfnet.attention import multihead_attention
 from zfnet.checks import Pair, device_and_dtype, in_eval_mode, pair, undifferentiated
 from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.identity import digest, network_identity, printed
@@ -164,6 +165,8 @@ class Graph:
                 user.target, user.kwargs = piece, node.kwargs
                 user.args = (node.args[0], split, user.args[1], *node.args[1:])
             return True
+        if self._takes_attention(node, names):
+            return True
         argument, row = self.arguments(node, node.args, node.kwargs), self.lookup(SWITCHED, node)
         if row is None or not (argument("return_indices", False) or self.operation(node).endswith("with_indices")):
             return False
@@ -176,6 +179,22 @@ class Graph:
                 self.names[user] = names.get(node, node.name)
             else:
                 user.target, user.args = switches_of, (node.args[0], pooling, arguments)
+        return True
+
+    def _takes_attention(self, node: fx.Node, names: Mapping[fx.Node, str]) -> bool:
+        """Whether the step is attention of which only the first output is read; then its readers compute that."""
+        module = self.module(node)
+        if type(module) is not nn.MultiheadAttention or any(u.args[1] != 0 and u.users for u in node.users):
+            return False
+        order = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "average_attn_weights")
+        given = dict(zip(order, node.args, strict=False)) | node.kwargs
+        inputs = [given.pop(name) for name in order[:3]]
+        for user in list(node.users):
+            if user.args[1] != 0:  # as of `out, _ = attention(...)`
+                user.graph.erase_node(user)
+                continue
+            user.target, user.args = multihead_attention, (*inputs, module, given)
+            self.names[user] = names.get(node, node.name)
         return True
 
     def _changes_in_place(self, node: fx.Node) -> bool:

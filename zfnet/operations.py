@@ -57,6 +57,8 @@ class Step:
     switches: Tensor | None = None  # (N, C, h, w) int64, of max pooling
     padded: bool = True  # False: what the step sees holds its border already
     collisions: str = "add"
+    lookup: Callable[[Mapping[Any, Any], fx.Node], Any] = lambda table, node: None  # the row of a step in a table
+    advice: Callable[[], str] = str  # what else can be done where there is no rule
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -64,10 +66,13 @@ class Step:
 
     def refuse(self, why: str = "") -> InputError:
         """The error for a step that has no rule."""
-        return InputError(f"no deconvnet rule for {self.operation} at {self.name}{why}; register one with @rule")
+        return InputError(
+            f"no deconvnet rule for {self.operation} at {self.name}{why}; {self.advice()}register one with @rule"
+        )
 
 
-Back = Callable[[Step, Tensor], Tensor | Sequence[Tensor]]
+Part = Tensor | None  # the signal at one input of a step; None: the walk back ends there
+Back = Callable[[Step, Tensor], Tensor | Sequence[Part]]
 
 
 class Operation(NamedTuple):
@@ -110,6 +115,9 @@ SIGNATURES: dict[Any, tuple[str, ...]] = {
     F.pixel_shuffle: ("input", "upscale_factor"),
     F.pixel_unshuffle: ("input", "downscale_factor"),
     torch.einsum: ("equation", "operand"),
+    torch.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    F.scaled_dot_product_attention: ("query", "key", "value", "attn_mask", "dropout_p", "is_causal"),
+    **dict.fromkeys((torch.prelu, Tensor.prelu), ("input", "weight")),
 }
 POOL = {"kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False, "dilation": 1}
 # max pooling -> how it gives (values, switches), and the arguments that this takes
@@ -728,6 +736,14 @@ RECTIFIERS = named(
     "torch.clip Tensor.clip torch.clamp_min Tensor.clamp_min Tensor.clamp_min_"
 )
 CONTRAST_NORMS = [ContrastNorm, *named("nn.LocalResponseNorm F.local_response_norm nn.CrossMapLRN2d")]
+DROPOUTS = named(
+    "nn.Dropout nn.Dropout1d nn.Dropout2d nn.Dropout3d nn.AlphaDropout nn.FeatureAlphaDropout F.dropout F.dropout1d "
+    "F.dropout2d F.dropout3d F.alpha_dropout F.feature_alpha_dropout"
+)
+UNCHANGED = named(  # the values, of another type or in another memory
+    "nn.Identity Tensor.contiguous Tensor.clone torch.clone Tensor.detach Tensor.to Tensor.float Tensor.double "
+    "Tensor.half Tensor.bfloat16 Tensor.type Tensor.type_as"
+)
 GROUP_NORMS = named("nn.GroupNorm F.group_norm torch.group_norm nn.InstanceNorm2d F.instance_norm")
 _ELEMENTWISE = (
     "abs acos asin atan celu cos elu erf exp expm1 gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log log10 "
@@ -820,20 +836,8 @@ DECONVNET: dict[Any, Operation] = {
         arithmetic_window,
     ),
     # nothing, in evaluation
-    **_rows(
-        named(
-            "nn.Dropout nn.Dropout1d nn.Dropout2d nn.Dropout3d nn.AlphaDropout nn.FeatureAlphaDropout F.dropout "
-            "F.dropout1d F.dropout2d F.dropout3d F.alpha_dropout F.feature_alpha_dropout"
-        ),
-        through_dropout,
-    ),
-    **_rows(
-        named(
-            "nn.Identity Tensor.contiguous Tensor.clone torch.clone Tensor.detach Tensor.to Tensor.float Tensor.double "
-            "Tensor.half Tensor.bfloat16 Tensor.type Tensor.type_as"
-        ),
-        through,
-    ),
+    **_rows(DROPOUTS, through_dropout),
+    **_rows(UNCHANGED, through),
     "torchvision.ops.stochastic_depth.stochastic_depth": Operation(
         through_dropout, POINTWISE
     ),  # imported with its models
@@ -845,13 +849,14 @@ DIFFERENTIATED_NORMS: dict[Any, Operation] = {
     **_rows(CONTRAST_NORMS, gradient, normed_window, reads_input=True),
     **_rows(GROUP_NORMS, gradient, group_norm_window, reads_input=True),
 }
-GRADIENT = (
+OTHER = "any other operation"  # its row is that of operations without one
+GRADIENT: dict[Any, Operation] = (
     {key: row if row.back else Operation(gradient, row.window, reads_input=True) for key, row in DECONVNET.items()}
     | DIFFERENTIATED_NORMS
     | _rows(RECTIFIERS, pass_where_fired, reads_input=True)
+    | {OTHER: Operation(gradient, None, reads_input=True)}
 )
 GUIDED = GRADIENT | _rows(RECTIFIERS, rectify_where_fired, reads_input=True)
-RULE_SETS = {"deconvnet": DECONVNET, "gradient": GRADIENT, "guided": GUIDED}
 
 
 def rule(

@@ -16,8 +16,9 @@ from zfnet.checks import pair
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import project_top
 from zfnet.errors import unknown_name
+from zfnet.extended import RULE_SETS
 from zfnet.graph import Graph
-from zfnet.operations import DIFFERENTIATED_NORMS, RULE_SETS
+from zfnet.operations import DIFFERENTIATED_NORMS
 from zfnet.receptive_fields import ReceptiveField
 from zfnet.rendering import grid, outside, resized, signed_image
 

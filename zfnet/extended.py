@@ -1,0 +1,230 @@
+"""EXTENDED: the deconvnet of networks that are not plain ReLU. An extension of the paper, not the paper.
+
+A deconvnet keeps what the forward pass *decided* and transposes the rest. Max pooling decides which input wins, and the
+switches keep that. A gate, the statistics of a normalisation and the weights of an attention map are decisions of the
+forward pass, too. Held fixed, what is left is linear:
+
+    activation that is nearly a ReLU (SiLU, GELU, ...)  -> rectify the signal, as at a ReLU
+    feature map times a gate                            -> the signal times the gate; the gate itself gets none
+    layer, RMS, group, instance normalisation           -> the signal times the scale that the statistics gave
+    attention                                           -> the attention weights, transposed, to the values alone
+
+`docs/rules.md` derives each of them and says what is lost.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from zfnet.attention import multihead_attention, value_path
+from zfnet.operations import (
+    DECONVNET,
+    DROPOUTS,
+    GRADIENT,
+    GROUP_NORMS,
+    GUIDED,
+    MOVES,
+    UNCHANGED,
+    Operation,
+    Part,
+    Rules,
+    Step,
+    named,
+    scale,
+    through,
+    transpose,
+    vector_jacobian,
+)
+
+SMOOTH = named(
+    "nn.SiLU F.silu nn.GELU F.gelu nn.Mish F.mish nn.Hardswish F.hardswish nn.ELU F.elu F.elu_ nn.SELU F.selu F.selu_ "
+    "torch.selu torch.selu_ nn.CELU F.celu F.celu_ torch.celu torch.celu_ nn.Softplus F.softplus"
+)
+LEAKY = named(
+    "nn.LeakyReLU F.leaky_relu F.leaky_relu_ nn.PReLU F.prelu torch.prelu Tensor.prelu nn.RReLU F.rrelu torch.rrelu"
+)
+GATES = named(  # what a gate ends in
+    "nn.Sigmoid F.sigmoid torch.sigmoid torch.sigmoid_ Tensor.sigmoid Tensor.sigmoid_ nn.Hardsigmoid F.hardsigmoid "
+    "nn.Tanh F.tanh torch.tanh torch.tanh_ Tensor.tanh Tensor.tanh_ nn.Softmax nn.Softmax2d F.softmax torch.softmax "
+    "Tensor.softmax"
+)
+PRODUCTS = named(
+    "operator.mul torch.mul Tensor.mul Tensor.mul_ torch.matmul Tensor.matmul operator.matmul torch.bmm Tensor.bmm "
+    "torch.einsum"
+)
+GATED = named("nn.GLU F.glu")
+LAYER_NORMS = named("nn.LayerNorm F.layer_norm torch.layer_norm")
+RMS_NORMS = [
+    operation
+    for space, name in ((nn, "RMSNorm"), (F, "rms_norm"), (torch, "rms_norm"))
+    if (operation := getattr(space, name, None)) is not None
+]
+
+
+def rectify(step: Step, signal: Tensor) -> Tensor:
+    return signal.clamp(min=0)
+
+
+def slope(step: Step, signal: Tensor) -> Tensor:
+    """The transpose of a leaky rectifier, as if every place had the sign of its signal."""
+    slopes = step.argument("weight")  # of PReLU: one for each map
+    if slopes is None:
+        low, high = step.argument("lower"), step.argument("upper")
+        slopes = step.argument("negative_slope", 0.01) if low is None else (low + high) / 2
+    elif slopes.numel() > 1:
+        slopes = slopes.view(1, -1, *[1] * (signal.ndim - 2))
+    return torch.where(signal > 0, signal, signal * slopes)
+
+
+def is_gate(step: Step, source: fx.Node, shape: Sequence[int]) -> bool:
+    """Whether a factor of a product is a gate: it ends in a sigmoid or the like, or is one number for all places."""
+    places = {(shape[first : first + 2], step.output[first : first + 2]) for first in (1, 2)}
+    if len(shape) == len(step.output) == 4 and any(own == (1, 1) != whole for own, whole in places):
+        return True
+    node: fx.Node | None = source
+    while node is not None:
+        if step.lookup(_GATES, node):
+            return True
+        node = node.all_input_nodes[0] if step.lookup(_KEPT, node) and node.all_input_nodes else None
+    return False
+
+
+def gates_of(step: Step) -> list[bool]:
+    """Which of the tensors that a step reads are gates."""
+    return [is_gate(step, source, shape) for source, shape in zip(step.sources, step.shapes, strict=True)]
+
+
+def extends(step: Step, rules: Rules) -> bool:
+    """Whether EXTENDED has a rule for a step that this rule set refuses."""
+    row, own = (step.lookup(table, step.node) for table in (EXTENDED, rules))
+    if row is None or row.back is None or row == own:
+        return False
+    return row.back is not hold_gate or (len(step.sources) == 2 and gates_of(step).count(False) == 1)
+
+
+def hold_gate(step: Step, signal: Tensor) -> Sequence[Part]:
+    """A feature map times a gate that is held fixed, or times a constant."""
+    if len(step.sources) < 2:
+        if step.kind == "einsum" or "matmul" in step.kind or step.kind == "bmm":
+            return _transposed_product(step, signal)
+        return scale(step, signal)
+    gates = gates_of(step)
+    if gates.count(False) != 1:
+        how = "neither of which is a gate" if not any(gates) else "which are both gates"
+        raise step.refuse(f" of two feature maps, {how}")
+    return _toward(step, signal, gates.index(False))
+
+
+def _transposed_product(step: Step, signal: Tensor) -> Sequence[Part]:
+    if len([a for a in step.node.args if a in step.sources]) != 1:
+        raise step.refuse(" of a feature map with itself")
+    return vector_jacobian(step.call, [signal.new_zeros(shape) for shape in step.shapes], signal)
+
+
+def _toward(step: Step, signal: Tensor, number: int) -> Sequence[Part]:
+    """The transpose of a step that is linear in one of its inputs, while the others are held fixed."""
+    inputs = step.inputs
+
+    def call(x: Tensor) -> Tensor:
+        out: Tensor = step.call(*inputs[:number], x, *inputs[number + 1 :])
+        return out
+
+    parts: list[Part] = [None] * len(inputs)
+    (parts[number],) = vector_jacobian(call, [torch.zeros_like(inputs[number])], signal)
+    return parts
+
+
+def gated_unit(step: Step, signal: Tensor) -> Tensor:
+    """GLU: the first half of the maps, times a sigmoid of the second."""
+    (x,) = step.inputs
+    dim = step.argument("dim", -1)
+    gate = x.chunk(2, dim)[1].sigmoid()
+    return torch.cat([signal * gate, torch.zeros_like(signal)], dim)
+
+
+def layer_norm(step: Step, signal: Tensor) -> Tensor:
+    """By the forward pass's statistics, held fixed."""
+    (x,) = step.inputs
+    shape = step.argument("normalized_shape")
+    dims = tuple(range(-(1 if isinstance(shape, int) else len(shape)), 0))
+    eps = step.argument("eps", None if _is_rms(step) else 1e-5)
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    power = x.square().mean(dims, keepdim=True) if _is_rms(step) else x.var(dims, correction=0, keepdim=True)
+    weight = step.argument("weight")
+    held = signal * (power + eps).rsqrt()
+    return held if weight is None else held * weight
+
+
+def _is_rms(step: Step) -> bool:
+    return "rms" in step.kind.lower()
+
+
+class _HeldAttention(TorchFunctionMode):
+    """Attention weights are constants for autograd, wherever they are computed."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        return out.detach() if function in _SOFTMAXES else out
+
+
+_SOFTMAXES = named("F.softmax torch.softmax Tensor.softmax")
+
+
+def attend_in_windows(step: Step, signal: Tensor) -> Sequence[Part]:
+    """torchvision's attention in shifted windows: to the values, by its own code, whose softmax is held fixed."""
+
+    def call(*inputs: Tensor) -> Tensor:
+        with _HeldAttention():
+            out: Tensor = step.call(*inputs)
+        return out
+
+    return vector_jacobian(call, step.inputs, signal)
+
+
+def attend(step: Step, signal: Tensor) -> Sequence[Part]:
+    """Attention of a module: its weights held fixed, the signal goes to the values."""
+    query, key, value = (step.argument(name) for name in ("query", "key", "value"))
+    inputs = dict(zip(step.sources, step.inputs, strict=True))
+    if value not in inputs:
+        raise step.refuse(" whose values do not depend on the image")
+    tensors = [inputs.get(x, x) for x in (query, key, value)]
+    path = value_path(step.argument("attention"), *tensors, **(step.argument("settings") or {}))
+    (part,) = vector_jacobian(path, [inputs[value]], signal)
+    return [part if source is value else None for source in step.sources]
+
+
+def attend_to_values(step: Step, signal: Tensor) -> Sequence[Part]:
+    """Scaled dot-product attention: its weights held fixed, the signal goes to the values."""
+    value = step.argument("value")
+    if value not in step.sources or any(step.argument(name) is value for name in ("query", "key")):
+        raise step.refuse(" whose values are its queries or keys")
+    return _toward(step, signal, list(step.sources).index(value))
+
+
+def _rows(operations: Sequence[Any], back: Any, reads_input: bool = False) -> dict[Any, Operation]:
+    """Rows without windows: those of DECONVNET stay."""
+    return {key: Operation(back, None, reads_input) for key in operations}
+
+
+_SWIN = "torchvision.models.swin_transformer"
+_GATES: dict[Any, bool] = dict.fromkeys(GATES, True)
+_KEPT: dict[Any, bool] = dict.fromkeys([*MOVES, *UNCHANGED, *DROPOUTS], True)
+EXTENDED: dict[Any, Operation] = DECONVNET | {
+    **_rows([*SMOOTH, *LEAKY], rectify),
+    **_rows(PRODUCTS, hold_gate, reads_input=True),
+    **_rows(GATED, gated_unit, reads_input=True),
+    **_rows([*LAYER_NORMS, *RMS_NORMS], layer_norm, reads_input=True),
+    **_rows([multihead_attention], attend, reads_input=True),
+    **_rows([F.scaled_dot_product_attention], attend_to_values, reads_input=True),
+    # functions that torchvision has torch.fx take for one step each; they are imported with its models
+    **_rows([f"{_SWIN}.shifted_window_attention"], attend_in_windows, reads_input=True),
+    **_rows([f"{_SWIN}._patch_merging_pad"], transpose),
+}
+# alternatives, to be added to EXTENDED
+SLOPED: dict[Any, Operation] = _rows(LEAKY, slope)
+PASSED_NORMS: dict[Any, Operation] = _rows([*LAYER_NORMS, *RMS_NORMS, *GROUP_NORMS], through)
+RULE_SETS: dict[str, Rules] = {"deconvnet": DECONVNET, "extended": EXTENDED, "gradient": GRADIENT, "guided": GUIDED}
