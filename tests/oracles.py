@@ -99,6 +99,78 @@ def held_instance_norm(
     return held_statistics(x, x.shape[1], weight, bias, eps)
 
 
+SMOOTH = (F.silu, F.gelu, F.mish, F.hardswish, F.elu, F.selu, F.celu, F.softplus, F.leaky_relu, F.prelu)
+SQUASHING = (F.sigmoid, torch.sigmoid, Tensor.sigmoid, F.hardsigmoid, F.tanh, torch.tanh, Tensor.tanh)
+SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
+
+
+class RectifiedBehind(torch.autograd.Function):
+    """Any function, of which the backward pass rectifies the signal."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable, args: tuple, kwargs: dict) -> Tensor:
+        return function(x.clone(), *args, **kwargs)
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor | None, ...]:
+        return signal.clamp(min=0), None, None, None
+
+
+def held_layer_norm(
+    x: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Layer normalisation, of which the backward pass takes mean and variance for constants."""
+    last = tuple(range(x.ndim - len(tuple(normalized_shape)), x.ndim))
+    deviation = (x - x.mean(last, keepdim=True)).detach().square().mean(last, keepdim=True).add(eps).sqrt()
+    out = (x - x.mean(last, keepdim=True).detach()) / deviation
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
+
+
+def held_rms_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    last = tuple(range(x.ndim - len(tuple(normalized_shape)), x.ndim))
+    size = x.detach().square().mean(last, keepdim=True).add(torch.finfo(x.dtype).eps if eps is None else eps).sqrt()
+    return x / size if weight is None else x / size * weight
+
+
+def held_heads(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    """`F.multi_head_attention_forward` of self-attention, head by head, whose weights are constants."""
+    names = "embed_dim_to_check num_heads in_proj_weight in_proj_bias bias_k bias_v add_zero_attn dropout_p "
+    given = dict(zip((names + "out_proj_weight out_proj_bias").split(), args, strict=False)) | kwargs
+    width = query.shape[-1] // given["num_heads"]
+    weights, biases = (given[f"in_proj_{part}"].chunk(3) for part in ("weight", "bias"))
+    q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+    heads = []
+    for first in range(0, query.shape[-1], width):  # tensors are (places, images, width)
+        own = [x[..., first : first + width].transpose(0, 1) for x in (q, k, v)]
+        attention = (own[0] @ own[1].mT / width**0.5).softmax(-1).detach()
+        heads.append((attention @ own[2]).transpose(0, 1))
+    return F.linear(torch.cat(heads, -1), given["out_proj_weight"], given["out_proj_bias"]), None
+
+
+def held_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return F.scaled_dot_product_attention(query.detach(), key.detach(), value, *args, **kwargs)
+
+
+def holding() -> dict[Callable, Callable]:
+    """What the forward pass decides besides switches: gates, statistics and attention weights, as constants."""
+
+    def smooth(func: Callable) -> Callable:
+        return lambda x, *args, **kwargs: RectifiedBehind.apply(x, func, args, kwargs)
+
+    def constant(func: Callable) -> Callable:
+        return lambda *args, **kwargs: func(*args, **kwargs).detach()
+
+    return {
+        **{func: smooth(func) for func in SMOOTH},
+        **{func: constant(func) for func in (*SQUASHING, *SOFTMAXES)},
+        F.layer_norm: held_layer_norm,
+        F.rms_norm: held_rms_norm,
+        F.multi_head_attention_forward: held_heads,
+        F.scaled_dot_product_attention: held_attention,
+    }
+
+
 class Replaced(TorchFunctionMode):
     """Calls other functions in place of some, wherever they are called from."""
 
@@ -228,6 +300,7 @@ def deconvnet_by_autograd(
     *,
     norm: str = "identity",
     rectify: bool | str = True,
+    extended: bool = False,
 ) -> Tensor:
     """Autograd through the model, where a ReLU's backward is clamp(signal, 0), and contrast normalisation's nothing.
 
@@ -238,6 +311,7 @@ def deconvnet_by_autograd(
         layer: a module's name, or a graph name of torchvision's.
         signal: in the shape of the layer's output, or a function that makes it from that output.
         norm: "identity", also with the statistics of group and instance normalisation held; or "gradient".
+        extended: hold gates, statistics of layer norms and attention weights, and rectify at smooth activations.
         rectify: False for a ReLU whose backward does nothing, "guided" for Springenberg's, "gradient" for torch's own.
     """
     twin = by_torchs_own_norm(copy.deepcopy(model).eval(), norm == "identity")
@@ -249,6 +323,8 @@ def deconvnet_by_autograd(
             x, size, alpha, beta, k
         )
         replacements |= {F.group_norm: held_statistics, F.instance_norm: held_instance_norm}
+    if extended:
+        replacements |= holding()
     pixels = images.clone().requires_grad_()
     forward = activation_of(twin, layer)
     with Replaced(replacements):

@@ -227,4 +227,9 @@ EXTENDED: dict[Any, Operation] = DECONVNET | {
 # alternatives, to be added to EXTENDED
 SLOPED: dict[Any, Operation] = _rows(LEAKY, slope)
 PASSED_NORMS: dict[Any, Operation] = _rows([*LAYER_NORMS, *RMS_NORMS, *GROUP_NORMS], through)
-RULE_SETS: dict[str, Rules] = {"deconvnet": DECONVNET, "extended": EXTENDED, "gradient": GRADIENT, "guided": GUIDED}
+RULE_SETS: dict[str, dict[Any, Operation]] = {
+    "deconvnet": DECONVNET,
+    "extended": EXTENDED,
+    "gradient": GRADIENT,
+    "guided": GUIDED,
+}

@@ -193,7 +193,8 @@ class Graph:
             if user.args[1] != 0:  # as of `out, _ = attention(...)`
                 user.graph.erase_node(user)
                 continue
-            user.target, user.args = multihead_attention, (*inputs, module, given)
+            arguments: Any = (*inputs, module, given)
+            user.target, user.args = multihead_attention, arguments
             self.names[user] = names.get(node, node.name)
         return True
 

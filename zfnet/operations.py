@@ -522,6 +522,18 @@ def gradient(step: Step, signal: Tensor) -> Sequence[Tensor]:
     return vector_jacobian(step.call, step.inputs, signal)
 
 
+def or_gradient(back: Back) -> Back:
+    """A rule, and the gradient where it refuses a step."""
+
+    def apply(step: Step, signal: Tensor) -> Tensor | Sequence[Part]:
+        try:
+            return back(step, signal)
+        except InputError:
+            return gradient(step, signal)
+
+    return apply
+
+
 def through(step: Step, signal: Tensor) -> Sequence[Tensor]:
     return [signal, *(signal.new_zeros(shape) for shape in step.shapes[1:])]  # of `x.type_as(y)` y gets none
 
@@ -849,14 +861,20 @@ DIFFERENTIATED_NORMS: dict[Any, Operation] = {
     **_rows(CONTRAST_NORMS, gradient, normed_window, reads_input=True),
     **_rows(GROUP_NORMS, gradient, group_norm_window, reads_input=True),
 }
+_REFUSING = (scale, contract, batch_norm, put_back)  # rules that are not for all of an operation's uses
 OTHER = "any other operation"  # its row is that of operations without one
 GRADIENT: dict[Any, Operation] = (
     {key: row if row.back else Operation(gradient, row.window, reads_input=True) for key, row in DECONVNET.items()}
     | DIFFERENTIATED_NORMS
-    | _rows(RECTIFIERS, pass_where_fired, reads_input=True)
+    | {
+        key: Operation(or_gradient(row.back), row.window, True)
+        for key, row in DECONVNET.items()
+        if row.back in _REFUSING
+    }
+    | _rows(RECTIFIERS, or_gradient(pass_where_fired), reads_input=True)
     | {OTHER: Operation(gradient, None, reads_input=True)}
 )
-GUIDED = GRADIENT | _rows(RECTIFIERS, rectify_where_fired, reads_input=True)
+GUIDED = GRADIENT | _rows(RECTIFIERS, or_gradient(rectify_where_fired), reads_input=True)
 
 
 def rule(
