@@ -57,7 +57,8 @@ TIMM = (
     *("inception_resnet_v2", "repvgg_a0", "mobileone_s0", "mobilenetv2_035", "mobilenetv2_100", "mnasnet_050"),
     *("spnasnet_100", "fbnetc_100"),
 )
-NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
+NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+ENDS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.ReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.LayerNorm)
 
 
 class Row(NamedTuple):
@@ -82,6 +83,8 @@ def randomised(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
             nn.init.normal_(module.running_mean, std=0.2)
             nn.init.uniform_(module.running_var, 0.5, 2)
+        if isinstance(module, nn.Linear):  # torchvision's heads may be zero
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
         if isinstance(module, NORMALISATIONS) and module.weight is not None:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
@@ -160,6 +163,24 @@ def check(model: nn.Module, size: int, supports: int = 2) -> Row:
     single = max((deviation for deviation in all_units if deviation <= 1e-5), default=0.0)
     seconds = perf_counter() - start
     return Row(project, single, exact, flips, len(all_units), fields, measurements, occlusion, seconds)
+
+
+def extended_layers(deconvnet: Deconvnet, count: int = 5) -> list[str]:
+    """Modules spread over the depth of a network: the last ones before each share of its steps."""
+    modules = dict(deconvnet.graph.model.named_modules())
+    names = [name for name in deconvnet.graph.layers if isinstance(modules.get(name), ENDS)]
+    names = [name for name in names if f"{name}_1" not in deconvnet.graph.layers]
+    return [names[round((i + 1) * (len(names) - 1) / count)] for i in range(count)]
+
+
+def layer_deviation(deconvnet: Deconvnet, images: Tensor, layer: str, rules: str) -> float:
+    """How far the projection of a sparse signal is from autograd's, relative to the largest pixel."""
+    recording = deconvnet.record(images, [layer])
+    activation = recording.activations[layer]
+    signal = activation * (torch.rand_like(activation) < 0.1)
+    kept = {"rectify": "gradient", "norm": "gradient"} if rules == "gradient" else {"extended": True}
+    theirs = deconvnet_by_autograd(deconvnet.graph.model, images, layer, signal, **kept)
+    return worst(deconvnet.project(recording, layer, signal), theirs)
 
 
 def main() -> None:

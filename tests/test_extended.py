@@ -1,0 +1,270 @@
+"""EXTENDED against autograd with gates, statistics and attention weights as constants; equal to DECONVNET elsewhere."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import assert_close, deconvnet_by_autograd
+from torch import Tensor, nn
+from torchvision import models
+
+from scripts.zoo import ZOO, drawn, extended_layers, layer_deviation, randomised
+from zfnet import DECONVNET, EXTENDED, GRADIENT, GUIDED, Deconvnet, InputError
+from zfnet.extended import PASSED_NORMS, SLOPED
+
+SIDE = 10
+
+
+class Between(nn.Module):
+    """conv1 -> a function of its maps -> conv2, in float64."""
+
+    def __init__(self, function: Callable[..., Tensor], *modules: nn.Module, maps: int = 8):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(maps, 6, 3)
+        self.function, self.parts = function, nn.ModuleList(modules)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.function(self.conv1(x), *self.parts))
+
+
+def between(function: Callable[..., Tensor], *modules: nn.Module, maps: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    model = randomised(Between(function, *modules, maps=maps))
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm) and module.weight is not None:
+            nn.init.normal_(module.weight), nn.init.normal_(module.bias)
+    return model
+
+
+def as_tokens(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def as_maps(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).unflatten(2, (SIDE, SIDE))
+
+
+def squeezed(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    """Squeeze and excitation."""
+    return x * torch.sigmoid(second(F.relu(first(x.mean((2, 3), keepdim=True)))))
+
+
+def attended(x: Tensor, keys: nn.Module) -> Tensor:
+    """Self-attention of places, by hand."""
+    tokens = as_tokens(x)
+    weights = (tokens @ keys(tokens).mT).mul(0.1).softmax(-1)
+    return as_maps(torch.matmul(weights, tokens))
+
+
+def einsum(x: Tensor, keys: nn.Module) -> Tensor:
+    tokens = as_tokens(x)
+    weights = F.softmax(torch.einsum("n i c, n j c -> n i j", tokens, keys(tokens)), -1)
+    return as_maps(torch.einsum("n i j, n j c -> n i c", weights, tokens))
+
+
+def by_torch(x: Tensor, keys: nn.Module) -> Tensor:
+    tokens = as_tokens(x)
+    return as_maps(F.scaled_dot_product_attention(tokens * 2, keys(tokens), tokens))
+
+
+def multihead(x: Tensor, attention: nn.Module) -> Tensor:
+    tokens = as_tokens(x)
+    if not attention.batch_first:
+        tokens = tokens.transpose(0, 1)
+    out, _ = attention(tokens, tokens, tokens, need_weights=False)
+    return as_maps(out if attention.batch_first else out.transpose(0, 1))
+
+
+def channels_last(x: Tensor, norm: nn.Module) -> Tensor:
+    return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+STEPS: dict[str, Callable[[], nn.Module]] = {
+    **{
+        kind.__name__: lambda kind=kind: between(lambda x, f: f(x), kind())
+        for kind in (nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.ELU, nn.SELU, nn.CELU, nn.Softplus, nn.LeakyReLU)
+    },
+    "PReLU": lambda: between(lambda x, f: f(x), nn.PReLU(8)),
+    "F.gelu, approximate": lambda: between(lambda x: F.gelu(x, approximate="tanh")),
+    "SiLU, in place": lambda: between(lambda x, f: f(x), nn.SiLU(inplace=True)),
+    "squeeze and excitation": lambda: between(squeezed, nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)),
+    "a gate first": lambda: between(lambda x, f: torch.sigmoid(f(x)) * x, nn.Conv2d(8, 8, 1)),
+    "a gate in place": lambda: between(lambda x, f: (x + 0).mul_(f(x).sigmoid()), nn.Conv2d(8, 8, 1)),
+    "a gate of places": lambda: between(lambda x, f: x * torch.sigmoid(f(x)), nn.Conv2d(8, 1, 1)),
+    "a gate behind a view": lambda: between(
+        lambda x, f: x * f(x.mean((2, 3))).sigmoid().view(-1, 8, 1, 1), nn.Linear(8, 8)
+    ),
+    "a gate by hard sigmoid": lambda: between(lambda x, f: x * F.hardsigmoid(f(x)), nn.Conv2d(8, 8, 1)),
+    "LayerNorm, channels last": lambda: between(channels_last, nn.LayerNorm(8)),
+    "LayerNorm of whole maps": lambda: between(lambda x, f: f(x), nn.LayerNorm((8, SIDE, SIDE))),
+    "LayerNorm without weights": lambda: between(channels_last, nn.LayerNorm(8, elementwise_affine=False)),
+    "F.layer_norm": lambda: between(lambda x: F.layer_norm(x, x.shape[1:], eps=1e-3)),
+    "RMSNorm": lambda: between(channels_last, nn.RMSNorm(8)),
+    "RMSNorm with an epsilon": lambda: between(channels_last, nn.RMSNorm(8, eps=1e-2)),
+    "attention by hand": lambda: between(attended, nn.Linear(8, 8)),
+    "attention by einsum": lambda: between(einsum, nn.Linear(8, 8)),
+    "attention by torch": lambda: between(by_torch, nn.Linear(8, 8)),
+    "MultiheadAttention": lambda: between(multihead, nn.MultiheadAttention(8, 2, batch_first=True)),
+    "MultiheadAttention, places first": lambda: between(multihead, nn.MultiheadAttention(8, 4)),
+}
+
+
+def images(count: int = 2, side: int = SIDE) -> Tensor:
+    return torch.randn(count, 3, side, side, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_holds_what_the_forward_pass_decided(name: str) -> None:
+    model, x = STEPS[name](), images()
+    deconvnet = Deconvnet(model, rules="extended")
+    recording = deconvnet.record(x, ["conv2"])
+    signal = torch.randn_like(recording.activations["conv2"])
+    ours = deconvnet.project(recording, "conv2", signal)
+    assert_close(ours, deconvnet_by_autograd(model, x, "conv2", signal, extended=True), 1e-10)
+    assert ours.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_gradient_goes_through_anything(name: str) -> None:
+    model, x = STEPS[name](), images()
+    deconvnet = Deconvnet(model, rules="gradient")
+    recording = deconvnet.record(x, ["conv2"])
+    signal = torch.randn_like(recording.activations["conv2"])
+    theirs = deconvnet_by_autograd(model, x, "conv2", signal, rectify="gradient", norm="gradient")
+    assert_close(deconvnet.project(recording, "conv2", signal), theirs, 1e-10)
+
+
+@pytest.mark.parametrize("rules", ["gradient", "guided"])
+@pytest.mark.parametrize(
+    "function", [lambda x: x * x, lambda x: x.clamp(min=-0.2), lambda x: x.abs().sqrt() / (1 + x.exp())]
+)
+def test_the_gradient_is_taken_where_a_closer_rule_refuses(function: Callable, rules: str) -> None:
+    model, x = between(function), images()
+    deconvnet = Deconvnet(model, rules=rules)
+    recording = deconvnet.record(x, ["conv2"])
+    signal = torch.randn_like(recording.activations["conv2"])
+    theirs = deconvnet_by_autograd(model, x, "conv2", signal, rectify="gradient", norm="gradient")
+    assert_close(deconvnet.project(recording, "conv2", signal), theirs, 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (lambda x, f: x * f(x), "mul at mul of two feature maps, neither of which is a gate"),
+        (lambda x, f: x.tanh() * f(x).sigmoid(), "mul at mul of two feature maps, which are both gates"),
+        (lambda x, f: x * x, "mul at mul of two feature maps"),
+        (lambda x, f: f(x).sin(), "sin at sin"),
+        (lambda x, f: x.mT @ x, "matmul at matmul of a feature map with itself|matmul at matmul of two feature maps"),
+    ],
+)
+def test_what_is_no_gate_is_refused_by_name(function: Callable, why: str) -> None:
+    deconvnet = Deconvnet(between(function, nn.Conv2d(8, 8, 1)), rules="extended")
+    recording = deconvnet.record(images(), ["conv2"])
+    with pytest.raises(InputError, match=f"^no deconvnet rule for ({why})[^;\n]*; register one with @rule$"):
+        deconvnet.project(recording, "conv2", recording.activations["conv2"])
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_deconvnet_refuses_and_names_the_way_on(name: str) -> None:
+    deconvnet = Deconvnet(STEPS[name]())
+    recording = deconvnet.record(images(), ["conv2"])
+    with pytest.raises(InputError, match=r'; give rules="extended", or register one with @rule$'):
+        deconvnet.project(recording, "conv2", recording.activations["conv2"])
+
+
+def test_a_leaky_rectifier_may_keep_its_slope() -> None:
+    x = images()
+    for activation in (nn.LeakyReLU(0.2), nn.PReLU(8, 0.3)):
+        model = between(lambda x, f: f(x), activation)
+        deconvnet = Deconvnet(model, rules=EXTENDED | SLOPED)
+        recording = deconvnet.record(x, ["conv2"])
+        signal = torch.randn_like(recording.activations["conv2"])
+        below = F.conv_transpose2d(signal, model.conv2.weight)
+        bent = F.leaky_relu(below, 0.2) if isinstance(activation, nn.LeakyReLU) else F.prelu(below, activation.weight)
+        expected = F.conv_transpose2d(bent, model.conv1.weight, padding=1)
+        assert_close(deconvnet.project(recording, "conv2", signal), expected)
+
+
+def test_a_norm_may_be_passed_through() -> None:
+    model, x = between(channels_last, nn.LayerNorm(8)), images()
+    deconvnet = Deconvnet(model, rules=EXTENDED | PASSED_NORMS)
+    recording = deconvnet.record(x, ["conv2"])
+    signal = torch.randn_like(recording.activations["conv2"])
+    expected = F.conv_transpose2d(F.conv_transpose2d(signal, model.conv2.weight), model.conv1.weight, padding=1)
+    assert_close(deconvnet.project(recording, "conv2", signal), expected)
+
+
+def test_whether_an_attention_module_gives_its_weights_decides_nothing() -> None:
+    def asked(x: Tensor, attention: nn.Module) -> Tensor:
+        tokens = as_tokens(x)
+        return as_maps(attention(tokens, tokens, tokens)[0])
+
+    attention, x = nn.MultiheadAttention(8, 2, batch_first=True).double(), images()
+    pixels = []
+    for function in (multihead, asked):
+        deconvnet = Deconvnet(between(function, attention), rules="extended")
+        recording = deconvnet.record(x, ["conv2"])
+        pixels.append(deconvnet.project(recording, "conv2", recording.activations["conv2"]))
+    assert_close(*pixels)
+
+
+RELU = ["resnet18", "squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v2", "googlenet"]
+
+
+@pytest.mark.parametrize("name", [*RELU, *(pytest.param(n, marks=pytest.mark.slow) for n in ZOO if n not in RELU)])
+def test_extended_is_deconvnet_bit_for_bit_on_relu_networks(name: str) -> None:
+    model = drawn(name).float()
+    side = 96 if name.startswith(("inception", "alexnet")) else 64
+    x, pixels = torch.randn(1, 3, side, side), []
+    for rules in (DECONVNET, EXTENDED):
+        deconvnet = Deconvnet(model, rules=rules)
+        layer = deconvnet.graph.layers[-1]
+        recording = deconvnet.record(x, [layer])
+        pixels.append(deconvnet.project(recording, layer, recording.activations[layer]))
+    assert torch.equal(*pixels)
+
+
+FAST = ["efficientnet_b0", "mobilenet_v3_small", "regnet_y_400mf", "convnext_tiny", "swin_t", "swin_v2_t", "vit_b_32"]
+OTHERS = [n for n in models.list_models(module=models) if n not in (*ZOO, *FAST, "vit_h_14", "regnet_y_128gf")]
+
+
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+def test_torchvisions_other_classifiers_equal_autograd(name: str) -> None:
+    model, side = drawn(name), 224 if name.startswith(("vit", "maxvit")) else 64
+    x = torch.randn(1, 3, side, side, dtype=torch.float64)
+    for rules in ("extended", "gradient"):
+        deconvnet = Deconvnet(model, rules=rules)
+        layers = extended_layers(deconvnet)
+        assert len(layers) == 5
+        for layer in layers if name not in ("vit_b_32",) else layers[-2:]:
+            assert layer_deviation(deconvnet, x, layer, rules) <= 1e-8, layer
+
+
+def test_a_unit_of_a_gated_layer_is_projected_as_the_whole_image_is() -> None:
+    model = between(squeezed, nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1))
+    deconvnet, x = Deconvnet(model, rules="extended"), images()
+    patches = deconvnet.project_units(x, "conv2", [[1, 2, 3, 4]])
+    recording = deconvnet.record(x, ["conv2"])
+    signal = torch.zeros_like(recording.activations["conv2"])
+    signal[1, 2, 3, 4] = recording.activations["conv2"][1, 2, 3, 4]
+    whole = deconvnet.project(recording, "conv2", signal)[1]
+    top, left, bottom, right = patches.boxes[0].tolist()
+    inside = whole[:, max(top, 0) : bottom, max(left, 0) : right]
+    assert_close(
+        patches.projections[0][:, max(-top, 0) :, max(-left, 0) :][:, : inside.shape[1], : inside.shape[2]], inside
+    )
+    assert re.match(r"\d", str(inside.abs().max().item())) and inside.abs().max() > 0
+
+
+def test_the_rule_sets_stand_on_each_other() -> None:
+    assert all(EXTENDED[key] == row for key, row in DECONVNET.items() if row.back is not None and key not in _PRODUCTS)
+    assert set(DECONVNET) <= set(EXTENDED) and set(DECONVNET) <= set(GRADIENT) and set(GRADIENT) == set(GUIDED)
+
+
+_PRODUCTS = {
+    getattr(space, name)
+    for space, names in ((torch, "mul einsum"), (Tensor, "mul mul_"), (__import__("operator"), "mul"))
+    for name in names.split()
+}
