@@ -673,7 +673,7 @@ def test_a_rectifier_with_another_floor_is_refused() -> None:
 class TestRegistering:
     def test_what_has_no_rule_is_refused_by_name(self) -> None:
         model, images = silu_net()
-        message = "no deconvnet rule for SiLU at features.3.1; register one with @rule"
+        message = 'no deconvnet rule for SiLU at features.3.1; give rules="extended", or register one with @rule'
         with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
             projected(model, images, "features.4", several)
 

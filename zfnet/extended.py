@@ -99,9 +99,9 @@ def gates_of(step: Step) -> list[bool]:
 
 
 def extends(step: Step, rules: Rules) -> bool:
-    """Whether EXTENDED has a rule for a step that this rule set refuses."""
-    row, own = (step.lookup(table, step.node) for table in (EXTENDED, rules))
-    if row is None or row.back is None or row == own:
+    """Whether EXTENDED has a rule for a step that this rule set, like DECONVNET, refuses."""
+    row, *others = (step.lookup(table, step.node) for table in (EXTENDED, DECONVNET, rules))
+    if row is None or row.back is None or row in others:
         return False
     return row.back is not hold_gate or (len(step.sources) == 2 and gates_of(step).count(False) == 1)
 

@@ -27,7 +27,7 @@ class Showing(Reading, total=False):
     """How projections are made and shown.
 
     Args:
-        rules: how the signal goes back: "deconvnet", "guided" or "gradient".
+        rules: how the signal goes back: "deconvnet", "extended" (docs/rules.md), "guided" or "gradient".
         collisions: what overlapping pooling windows do with a place that several of them send to: "add", "max", ...
         norm: contrast normalisation in reverse: passed through ("identity", as in the paper), or "gradient".
         contrast: a projection's scale ends at this quantile of its non-zero absolute values.
@@ -36,7 +36,7 @@ class Showing(Reading, total=False):
         width: of the page, inches; above 100, pixels.
     """
 
-    rules: Literal["deconvnet", "gradient", "guided"]
+    rules: Literal["deconvnet", "extended", "gradient", "guided"]
     collisions: Literal["add", "overwrite", "max"]
     norm: Literal["identity", "gradient"]
     contrast: Share
