@@ -877,6 +877,19 @@ GRADIENT: dict[Any, Operation] = (
 GUIDED = GRADIENT | _rows(RECTIFIERS, or_gradient(rectify_where_fired), reads_input=True)
 
 
+def is_repetition(row: Operation | None) -> bool:
+    """Whether an operation, of which this is the row of DECONVNET, only passes on in evaluation what it is given."""
+    if row is None:
+        return False
+    passes_on = row.back in (through, through_dropout) and row.window is POINTWISE
+    return passes_on or row.window is moved_window
+
+
+def moves_axes(operation: str) -> bool:
+    """Whether an operation of that name exchanges axes, after which the second may be no longer that of maps."""
+    return operation in ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "einsum")
+
+
 def rule(
     *operations: Any, window: Window | Callable[[Step], Window | None] | None = None, reads_input: bool = False
 ) -> Callable[[Back], Back]:
