@@ -13,6 +13,7 @@ import random
 import re
 import tarfile
 import threading
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -460,6 +461,7 @@ def test_names_of_classes(tmp_path: Path) -> None:
 def test_broken_pictures_are_named_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = bytearray(picture(0))
     bomb[16:24] = (60_000).to_bytes(4, "big") * 2
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
     contents = [picture(1), b"", b"no picture", picture(2)[:60], bytes(bomb), picture(3), b"\0" * 2**16]
     tar(tmp_path / "a.tar", *((f"{n}.png", content) for n, content in enumerate(contents)))
     monkeypatch.setattr(web_dataset, "MOST_BYTES", 2**16 - 1)
@@ -468,7 +470,8 @@ def test_broken_pictures_are_named_and_left_out(tmp_path: Path, monkeypatch: pyt
     assert [re.search(r"a\.tar/\d\.png", line)[0] for line in batches.broken] == [
         f"a.tar/{n}.png" for n in (1, 2, 3, 4, 6)
     ]
-    assert "empty" in batches.broken[0] and "more than the 65,535 that are read" in batches.broken[-1]
+    assert "empty" in batches.broken[0] and "decompression bomb" in batches.broken[3]
+    assert "more than the 65,535 that are read" in batches.broken[-1]
 
 
 def test_a_tar_that_changes_is_not_read_on(tmp_path: Path) -> None:

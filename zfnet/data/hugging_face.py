@@ -7,6 +7,7 @@ not read.
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def splits_of(root: str | os.PathLike[str]) -> list[str]:
 
 def _folder(root: Path, split: str | None) -> Path:
     """The folder of one `Dataset`; InputError if there is none."""
-    if "::" in str(root) or "://" in str(root):
+    if "::" in str(root) or re.match(r"[a-z][a-z0-9+]+:/", str(root)):
         raise InputError(f"{root} is no path of the disk; download the dataset, and save it with save_to_disk")
     if not root.is_dir():
         raise InputError(f"{root} is no folder; give the one that save_to_disk wrote")
