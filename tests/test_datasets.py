@@ -476,7 +476,8 @@ def test_a_data_set_asks_for_nothing_but_its_root(file):
     assert config.published in ("scenes", "tiny_imagenet_60") and ("side" in config) != ("trained_on" in config)
     # what is not trained on says what the network was trained on
     assert ("trained_on" in config) == (
-        file.stem in ("photos", "caltech101", "caltech256", "voc2012", "held_out", "several")
+        file.stem
+        in ("photos", "web_dataset", "hugging_face", "caltech101", "caltech256", "voc2012", "held_out", "several")
     )
 
 

@@ -22,11 +22,13 @@ from experiments.setup.hints import Count, Seed
 from zfnet.data.annotations import read_table
 from zfnet.data.class_folders import class_folders, home_of
 from zfnet.data.folders import Folder
+from zfnet.data.hugging_face import HuggingFace, splits_of
 from zfnet.data.images import Images, as_images
 from zfnet.data.pascal import Pascal
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Stored
 from zfnet.data.scenes import SPLITS, Scenes
+from zfnet.data.web_dataset import WebDataset
 from zfnet.errors import InputError, first_line, unknown_name
 
 IMAGENET = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]  # 1000 names, in the order of their folders
@@ -110,6 +112,56 @@ def photos(
         use = "train on" if split == "train" else "measure training by: give it, or validation=train"
         raise InputError(f"{root} has no folder {split!r} of photographs to {use}")
     return Photos(home.path / split if split and home else root, labels=labels, transform=transform)
+
+
+def web_dataset(
+    transform: Transform,
+    /,
+    *,
+    root: str | Path | Sequence[str],
+    split: str | None = "val",
+    picture: str | None = None,
+    index: str | None = None,
+) -> WebDataset:
+    """Tars in WebDataset's layout: a pattern, a folder or a list.
+
+    `{split}` in a pattern stands for the split; of a folder its folder `split` is taken. To look at, not to train on,
+    the whole root is taken where it has neither.
+    """
+    tars = [str(Path(part).expanduser()) for part in ([root] if isinstance(root, str | Path) else root)]
+    if split and len(tars) == 1 and os.path.isdir(home := os.path.join(tars[0], split)):
+        tars = [home]
+    elif any("{split}" in part for part in tars):
+        tars = [part.replace("{split}", split or "*") for part in tars]
+    elif split == "train" or (split and isinstance(transform, Stored)):
+        advice = "give a folder that has one, or a pattern with {split}"
+        raise InputError(f"{tars[0]} does not say which tars are of the split {split!r}, to train by; {advice}")
+    return WebDataset(tars, transform=transform, picture=picture, index=index)
+
+
+def hugging_face(
+    transform: Transform,
+    /,
+    *,
+    root: str | Path,
+    split: str | None = "val",
+    image: str | None = None,
+    label: str | None = None,
+) -> HuggingFace:
+    """What `save_to_disk` of Hugging Face's `datasets` wrote: a `Dataset`, or a `DatasetDict` with splits.
+
+    The split "val" is also called "validation", "valid" or "test". To look at, not to train on, a `Dataset` is taken
+    whatever the split.
+    """
+    root = Path(root).expanduser()
+    names = splits_of(root)
+    if names and split == "val":
+        split = next((name for name in ("val", "validation", "valid", "test") if name in names), split)
+    if not names:
+        if split == "train" or (split and isinstance(transform, Stored)):
+            raise InputError(f"{root} is a single Dataset, without a split {split!r} to train by; save a DatasetDict")
+        split = None
+    return HuggingFace(root, split=split, transform=transform, image=image, label=label)
 
 
 def caltech(transform: Transform, /, *, root: str | Path, inside: str, without: str, split: str = "val") -> Photos:

@@ -100,6 +100,37 @@ def _reason(error: BaseException) -> str:
     return "not an image of a known format" if isinstance(error, UnidentifiedImageError) else first_line(error)
 
 
+def read_photograph(read: Callable[[], bytes], name: str) -> Image.Image:
+    """What an image file shows (of an animation, its first frame), as upright RGB.
+
+    Args:
+        read: gives the content of the file.
+        name: what an error calls it.
+
+    Raises BrokenImage for what cannot be read or decoded, or would take too much memory or time.
+    """
+    content = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which pixels do not depend on
+        try:
+            with memory_limit(_MOST_BYTES):
+                content = read()
+                return upright_rgb(_decoded(content))
+        except DAMAGED_IMAGE as error:
+            reason = "the file is empty (zero bytes)" if content == b"" else _reason(error)
+            raise BrokenImage(f"cannot load {name}: {reason}") from None
+
+
+def item_image(image: Image.Image, transform: Callable[[Image.Image], Any] | None, name: str) -> Any:
+    """What a transform makes of a photograph; without one, float32 (3, H, W) in 0..1 unless that is too large."""
+    if transform is not None:
+        return transformed(transform, image, name)
+    if image.width * image.height > (most := _MOST_BYTES // _MORE_BYTES):
+        size = f"{image.width} x {image.height} pixels"
+        raise BrokenImage(f"cannot load {name}: {size}, more than the {most:,} that are read without a transform")
+    return rgb_tensor(image)
+
+
 class ImageFiles(Images):
     """Image files of a folder or zip, each with a label; `Photos` and `Pascal` say which."""
 
@@ -120,26 +151,12 @@ class ImageFiles(Images):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         assert self.labels is not None
-        image, path, label = self.image(index), self.root / self._files[index], self.labels[index]
-        if self.transform is not None:
-            return transformed(self.transform, image, str(path)), label
-        if image.width * image.height > (most := _MOST_BYTES // _MORE_BYTES):
-            size = f"{image.width} x {image.height} pixels"
-            raise BrokenImage(f"cannot load {path}: {size}, more than the {most:,} that are read without a transform")
-        return rgb_tensor(image), label
+        path = str(self.root / self._files[index])
+        return item_image(self.image(index), self.transform, path), self.labels[index]
 
     def image(self, index: int) -> Image.Image:
         """The photograph (an animation's first frame) as upright RGB, before any transform, or BrokenImage."""
-        content = None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which pixels do not depend on
-            try:
-                with memory_limit(_MOST_BYTES):
-                    content = self._folder.read(self._files[index])
-                    return upright_rgb(_decoded(content))
-            except DAMAGED_IMAGE as error:
-                reason = "the file is empty (zero bytes)" if content == b"" else _reason(error)
-                raise BrokenImage(f"cannot load {self.root / self._files[index]}: {reason}") from None
+        return read_photograph(lambda: self._folder.read(self._files[index]), str(self.root / self._files[index]))
 
     def file(self, index: int) -> str:
         """The path of a photograph from the folder, with forward slashes."""
