@@ -1,0 +1,2 @@
+/* Search: placeholder until the page is written. */
+"use strict";
