@@ -310,7 +310,8 @@ window.atlas = (() => {
     mark(current);
     current.shown?.();
     const title = container.querySelector("h1");
-    if (!first && !afresh) title?.focus({ preventScroll: true });
+    const writing = document.activeElement?.id === "find";
+    if (!first && !afresh && !writing) title?.focus({ preventScroll: true });
     restore();
   }
 

@@ -58,10 +58,9 @@
     }
 
     /** Let one map's box stand out, and show what this image is for it. */
-    async function point(entry) {
-      for (const box of boxes.children) box.classList.toggle("on", box.dataset.map === String(entry?.map));
-      boxes.classList.toggle("pointing", Boolean(entry));
-      if (!entry) return;
+    async function point(entry, pointing = true) {
+      for (const box of boxes.children) box.classList.toggle("on", pointing && box.dataset.map === String(entry.map));
+      boxes.classList.toggle("pointing", pointing);
       const on = [...boxes.children].find((box) => box.classList.contains("on"));
       if (on) boxes.append(on); // above the others
       const layer = index.layers[entry.L];
@@ -69,7 +68,8 @@
       if (row < 0) return;
       const kinds = index.pixels === "none" ? ["projection"] : ["crop", "projection"];
       const tiles = kinds.map((kind) => atlas.tile(entry.L, row, kind, entry.rank, { target: 112, box: entry.box, label: `${kind} of this image for map ${entry.map}` }));
-      detail.replaceChildren(el("p", { class: "value" }, el("b", {}, `${layer.name} map ${entry.map}`), ` ${number(entry.value)}, its number ${entry.rank + 1}, at row ${entry.row}, column ${entry.column}`), el("span", { class: "pair" }, tiles));
+      detail.replaceChildren(el("p", { class: "value" }, el("b", {}, `${layer.name} map ${entry.map}`), ` ${number(entry.value)}, its number ${entry.rank + 1}, at row ${entry.row}, column ${entry.column}`), el("span", { class: "pair" }, tiles),
+        el("p", { class: "meaning" }, "Point at a map below, or move the focus to it, to see its box, its crop and its projection. Grey is zero."));
     }
 
     async function section(L) {
@@ -94,10 +94,11 @@
     async function choose(L) {
       chosen = L;
       boxes.replaceChildren(...(byLayer.get(L) ?? []).map(rectangle));
-      detail.replaceChildren(el("p", { class: "meaning" }, "Point at a map below, or move the focus to it, to see its box, its crop and its projection."));
       for (const button of tabs) button.setAttribute("aria-pressed", String(Number(button.dataset.layer) === L));
       const content = await section(L);
-      if (chosen === L) list.replaceChildren(...content.filter(Boolean));
+      if (chosen !== L) return;
+      list.replaceChildren(...content.filter(Boolean));
+      await point(byLayer.get(L)[0], false);
     }
 
     const wanted = ({ layer }) => {
@@ -125,8 +126,8 @@
     return {
       title: `image ${name}`,
       where: [[`image ${atlas.short(name)}`, address.image(id)]],
-      before: before === undefined ? null : address.image(before),
-      after: after === undefined ? null : address.image(after),
+      before: () => before !== undefined && address.image(before),
+      after: () => after !== undefined && address.image(after),
       update({ query: next }) {
         const L = wanted(next);
         if (total && L !== chosen) choose(L);

@@ -236,7 +236,8 @@
     return {
       title: name,
       where: [[name, address.layer(name)]],
-      layer: L,
+      before: () => index.layers[L - 1] && address.layer(index.layers[L - 1].name),
+      after: () => index.layers[L + 1] && address.layer(index.layers[L + 1].name),
       shown() {
         apply();
         sizes.observe(list);

@@ -34,9 +34,9 @@
   /** How long the longer side of a tile is on this screen. */
   function target(view) {
     const wide = window.innerWidth;
-    if (view === "pair") return wide < 460 ? 72 : wide < 760 ? 100 : 112;
-    if (view === "image") return wide < 460 ? 100 : 168;
-    return wide < 460 ? 100 : 150;
+    if (view === "pair") return wide < 460 ? 75 : wide < 760 ? 100 : 112;
+    if (view === "image") return wide < 460 ? 98 : 208;
+    return wide < 460 ? 98 : 168;
   }
 
   /** One of the nine, as a picture. */
@@ -48,22 +48,24 @@
   }
 
   /** The nine of a map as a list of tiles with their values; names come in when the images' list is read. */
-  function nine(place, view) {
+  function nine(place, view, { side = target(view), brief = false, links = true } = {}) {
     const { source, L, item } = place;
-    const side = target(view);
     const size = view === "image" ? source.index.image_size : source.index.layers[L].tile;
     const wide = size[1] * (view === "image" ? side / Math.max(...size) : atlas.scaleTo(size, side)) * (view === "pair" ? 2 : 1);
     const names = [];
-    const list = el("ol", { class: `nine ${view}`, style: { gridTemplateColumns: `repeat(auto-fill, ${Math.max(wide + (view === "pair" ? 2 : 0), 78)}px)` } },
+    const column = Math.max(wide + (view === "pair" ? 2 : 0), brief ? 1 : 78);
+    const across = Math.ceil(Math.sqrt(item.value.length));
+    const gap = brief ? 4 : 16;
+    const list = el("ol", { class: `nine ${view}`, style: { maxWidth: `${across * (column + gap)}px`, gridTemplateColumns: `repeat(auto-fill, ${column}px)` } },
       item.value.map((value, rank) => {
         const file = el("span", { class: "file" }, `image ${item.image[rank]}`);
         const label = source.className(item.label[rank]);
         const words = (what) => `${what} ${rank + 1} of ${item.value.length} of map ${item.map}, from image ${item.image[rank]}`;
         const pictured = picture(place, view, rank, side, words);
         names.push({ file, pictured, id: item.image[rank] });
-        return el("li", {}, el("a", { href: address.image(item.image[rank]) }, pictured),
-          el("span", { class: "value" }, number(value), item.unclipped ? el("small", { title: "before the clip" }, ` (${number(item.unclipped[rank])})`) : null),
-          label === null ? null : el("span", { class: "label", title: label }, short(label)), file);
+        return el("li", {}, links ? el("a", { href: address.image(item.image[rank]) }, pictured) : pictured,
+          brief ? null : el("span", { class: "value" }, number(value), item.unclipped ? el("small", { title: "before the clip" }, ` (${number(item.unclipped[rank])})`) : null),
+          brief || label === null ? null : el("span", { class: "label", title: label }, short(label)), brief ? null : file);
       }));
     source.names().then((named) => {
       for (const { file, pictured, id } of names) {
@@ -113,10 +115,10 @@
     const rows = item.classes.map(([label, mean, share]) => {
       const name = source.className(label) ?? "without a class";
       const chance = index.class_images[label] / index.images;
-      return el("tr", {}, el("th", { scope: "row" }, el("a", { href: address.search(name), title: name }, short(name, 24))),
-        el("td", {}, el("span", { class: "amount", style: { "width": `${(60 * Math.abs(mean)) / largest}px` } }), number(mean)), el("td", {}, percent(share)), el("td", {}, percent(chance)));
+      return el("tr", {}, el("th", { scope: "row" }, el("a", { href: address.search(name), title: name }, short(name, 20))),
+        el("td", {}, el("span", { class: "amount", style: { width: `${(32 * Math.abs(mean)) / largest}px` } }), number(mean)), el("td", {}, percent(share)), el("td", {}, percent(chance)));
     });
-    const head = ["Class", "Mean", "Of the nine", "By chance"].map((text) => el("th", { scope: "col" }, text));
+    const head = ["Class", "Mean", "Of nine", "Of all"].map((text) => el("th", { scope: "col" }, text));
     return el("section", {}, el("h2", {}, "Preferred classes"),
       el("p", { class: "meaning" }, "Mean of the map's maximum over the class's images; the share of the nine that are of this class, and of all images."),
       el("table", { class: "plain" }, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows)));
@@ -155,7 +157,7 @@
     return [
       ["Strongest value", number((item.unclipped ?? item.value)[0] ?? null)],
       ["Fires on", `${percent(item.fires)} of the images`],
-      ["Mean of the maxima", number(item.mean)],
+      ["Mean", `${number(item.mean)}, of the maxima`],
       item.selectivity === null || item.selectivity === undefined ? null : ["Class selectivity", number(item.selectivity)],
       focus === null ? null : ["Focus", `half of a projection lies on ${percent(focus)} of the crop`],
       ["A unit sees", layer.field ? `${area(layer.field)} pixels` : "an area that is not known"],
@@ -236,8 +238,8 @@
       where: [[name, address.layer(name)], [`map ${map}`, address.map(name, map)]],
       layer: L,
       map,
-      before: before === null ? null : address.map(name, before),
-      after: after === null ? null : address.map(name, after),
+      before: () => before !== null && address.map(name, before, keep()),
+      after: () => after !== null && address.map(name, after, keep()),
       view: () => keep().view,
       views: known,
       update({ query: next }) {

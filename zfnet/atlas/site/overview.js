@@ -59,11 +59,12 @@
     const [height, width] = index.image_size;
     const image = { output: [index.channels ?? 3, height, width], steps: [], image: true };
     const largest = Math.sqrt(height * width);
+    const tall = shown.length < 10 ? 130 : 92;
     const items = [image, ...shown].map((block) => {
       if (block.left) return el("li", { class: "left-out" }, el("span", { title: `${block.left} steps are not drawn` }, `… ${count(block.left, "step")}`));
       const layer = block.layer === null || block.layer === undefined ? null : index.layers[block.layer];
       const text = [
-        drawing(block, largest, 92),
+        drawing(block, largest, tall),
         el("span", { class: "name" }, block.image ? "image" : layer ? layer.name : block.steps[0].name),
         el("span", { class: "size" }, size(block.output)),
         el("span", { class: "how" }, block.image ? "pixels" : block.steps.map(describe).join(", ")),
@@ -135,7 +136,7 @@
 
   function provenance(index) {
     const rows = Object.entries(index.provenance ?? {}).map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value === null ? "–" : String(value))));
-    return el("div", { class: "wide", tabindex: 0, role: "group", "aria-label": "Provenance" }, el("table", { class: "plain" }, el("tbody", {}, rows)));
+    return el("div", { class: "wide", tabindex: 0, role: "group", "aria-label": "Provenance" }, el("table", { class: "plain provenance" }, el("tbody", {}, rows)));
   }
 
   atlas.pages.overview = (container) => {

@@ -30,7 +30,8 @@
    */
   function scaleTo(size, target) {
     const side = Math.max(...size);
-    return side < SMALL ? Math.max(1, Math.floor(target / side)) : target / side;
+    const fine = window.devicePixelRatio >= 2 ? 2 : 1; // whole numbers of the screen's own pixels
+    return side < SMALL ? Math.max(1, Math.floor((target * fine) / side) / fine) : target / side;
   }
 
   /** What the tiles of a layer show and how large: said once beside them. */
@@ -182,7 +183,7 @@
     const shown = axis(edges, item.bins, mark === undefined ? winners : [...winners, mark]);
     const top = Math.max(1, ...item.bins.map(([, many]) => many));
     const [rule, name] = top <= 12 ? [(n) => n, ""] : top <= 20000 ? [Math.sqrt, ", square-root scale"] : [(n) => Math.log(1 + n), ", logarithmic scale"];
-    const [left, right, above, below] = [44, 8, 10, 38];
+    const [left, right, above, below] = [36, 8, 26, 36];
     const [inner, tall] = [width - left - right, height - above - below];
     const step = inner / Math.max(shown.length, 1);
     const base = above + tall;
@@ -219,7 +220,7 @@
     if (mark !== undefined) drawing.append(svg("line", { class: "mark", x1: place(mark), x2: place(mark), y1: above, y2: base }));
     drawing.append(
       svg("text", { class: "x name", x: left + inner / 2, y: height - 6 }, "maximum in an image (logarithmic)"),
-      svg("text", { class: "y name", transform: `translate(10 ${above + tall / 2}) rotate(-90)` }, `images${name}`),
+      svg("text", { class: "name", x: 0, y: 11 }, `images${name}`),
     );
     return drawing;
   }
@@ -253,5 +254,5 @@
     return found;
   }
 
-  Object.assign(atlas, { tile, frame, whole, scaleTo, scaleText, histogram });
+  Object.assign(atlas, { locate, tile, frame, whole, scaleTo, scaleText, histogram });
 })();
