@@ -37,6 +37,7 @@ class Layer:
     clipped: bool
     sizes: Mapping[str, Pair]  # pixels of a stored tile, mask, overview tile and example
     below: Sequence[int]
+    sources: Sequence[str]  # the names of those below
     above: Sequence[int]
     steps: Sequence[tuple[str, str]]  # name and operation of each step of the way down, from the layer to the image
     fields: bool  # whether its maps see differently
@@ -207,6 +208,7 @@ def plan(deconvnet: Deconvnet, image_size: Pair, names: Sequence[str], maps: Any
                 clipped=clips(graph, node),
                 sizes=sizes,
                 below=below[number],
+                sources=[graph.names[nodes[source]] for source in below[number]],
                 above=above[number],
                 steps=[
                     (graph.names[step], "image" if step in graph.inputs else graph.operation(step))
@@ -218,8 +220,9 @@ def plan(deconvnet: Deconvnet, image_size: Pair, names: Sequence[str], maps: Any
                 and len(torch.cat([fields.low, fields.high], 1).unique(dim=0)) > 1,
                 kernel=kernel.kernel if kernel else None,
                 stride=kernel.stride if kernel else None,
-                kernel_of=None if source is None or source is node and not _is_convolution(graph, node) else
-                graph.names[source],
+                kernel_of=None
+                if source is None or (source is node and not _is_convolution(graph, node))
+                else graph.names[source],
             )
         )
     return layers

@@ -133,7 +133,7 @@ def _arrivals(
                 signal = torch.zeros_like(activation)
                 _, *index = run.index(first, activation)
                 index[0] = maps
-                signal[(torch.arange(len(maps)), *(i[: len(maps)] for i in index))] = 1
+                signal[tuple(i[: len(maps)] for i in (torch.arange(len(maps)), *index))] = 1
                 arrived: dict[str, Tensor] = {}
 
                 def observe(step: str, sent: Tensor, arrived: dict[str, Tensor] = arrived) -> None:

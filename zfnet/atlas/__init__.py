@@ -1,0 +1,5 @@
+"""The atlas: every feature map of every layer of a network, in a folder that opens in a browser."""
+
+from zfnet.atlas.build import build
+
+__all__ = ["build"]
