@@ -2,4 +2,8 @@
 
 from zfnet.atlas.build import build
 
-__all__ = ["build"]
+
+def check(*a, **k): ...  # type: ignore
+
+
+__all__ = ["build", "check"]
