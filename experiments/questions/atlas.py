@@ -60,16 +60,13 @@ def main(
     result = Result("atlas", out, locals())
     settings: Any = {"batch_size": 64, "workers": None, "progress": True, "fresh": False, **reading}
     if check is not None:
-        return _checked(result, atlas.check(model, data, check, samples=samples, seed=seed), check)
+        found = atlas.check(model, data, check, samples=samples, seed=seed, progress=settings["progress"])
+        return _checked(result, found, check)
     spent: dict[str, float] = {}
     provenance = {"command": COMMAND, **commit(), "weights_from": None if weights is None else str(weights)}
-    atlas.build(
-        *(model, data, out),
-        **{"layers": layers, "maps": maps, "images": images, "format": format, "rules": rules, "k": k},
-        **{"title": title, "licence": licence, "provenance": provenance, "random": weights is None, "seed": seed},
-        **settings,
-        spent=spent,
-    )
+    shown: Any = {"layers": layers, "maps": maps, "images": images, "format": format, "rules": rules, "k": k}
+    said: Any = {"title": title, "licence": licence, "provenance": provenance, "random": weights is None}
+    atlas.build(model, data, out, **shown, **said, **settings, seed=seed, spent=spent)
     return _finished(result, Path(out), spent)
 
 
@@ -83,9 +80,10 @@ def _finished(result: Result, out: Path, spent: Mapping[str, float]) -> dict[str
     return result.finish({"files": len(files), "bytes": size, "seconds": seconds})
 
 
-def _checked(result: Result, differences: Sequence[str], folder: str) -> dict[str, Any]:
-    for line in differences:
+def _checked(result: Result, found: atlas.Differences, folder: str) -> dict[str, Any]:
+    for line in found:
         print(line)
-    if differences:
-        raise InputError(f"{folder}: {len(differences)} differences from what this network computes")
-    return result.finish({"differences": 0})
+    if found:
+        raise InputError(f"{folder}: {len(found)} differences from what this network computes, as printed above")
+    print(f"{found.values} values, {found.tiles} tiles checked: all are what this network computes")
+    return result.finish({"differences": 0, "values": found.values, "tiles": found.tiles})

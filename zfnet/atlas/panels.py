@@ -85,6 +85,7 @@ class Painter:
         reader: of the images.
         pixels: whether pictures of the images are made, and not of projections alone.
         clock: is told what the time is spent for.
+        strict: whether winners must have the values that the network computes.
     """
 
     deconvnet: Deconvnet
@@ -93,6 +94,7 @@ class Painter:
     reader: Reader
     pixels: bool = True
     clock: Callable[[str], None] = lambda name: None
+    strict: bool = True
 
     def rgb(self, images: Tensor) -> Tensor:
         """Images (n, C, H, W) as they are shown: (n, 3, H, W) in 0..1."""
@@ -138,7 +140,8 @@ class Painter:
         arrived = _Arrivals(self, layer, m)
         for chunk, images in self._chunks(layer, units, won):
             canvases, strengths = self._canvases(layer, units[chunk], images, arrived.of(chunk, k))
-            _check(layer, values[chunk], strengths, units[chunk])
+            if self.strict:
+                _check(layer, values[chunk], strengths, units[chunk])
             indices = chunk.numpy()
             if self.pixels:
                 found.tiles[indices, 0] = canvases.crop_tiles(size)
@@ -162,6 +165,19 @@ class Painter:
         found.steps, found.signal = arrived.steps, arrived.links()
         self._examples(layer, maps, shown, found)
         return found
+
+    def whole_canvases(self, layer: Layer, units: Tensor, won: Tensor) -> tuple[Tensor, Tensor, tuple[Bytes, Bytes]]:
+        """Of the units `won`, in their order: crops, projections, and the tiles of both."""
+        crops = torch.ones(len(units), 3, *layer.shown)
+        projections = torch.zeros(len(units), self.preprocessing.channel_count, *layer.shown)
+        tiles = [np.full((len(units), *layer.sizes["tile"], 3), 255, np.uint8) for _ in range(2)]
+        for chunk, images in self._chunks(layer, units, won[units[won, 0].argsort(stable=True)]):
+            canvases, _ = self._canvases(layer, units[chunk], images, None)
+            crops[chunk] = canvases.crops.masked_fill(canvases.beyond, 1.0)
+            projections[chunk] = canvases.projections
+            tiles[0][chunk.numpy()] = canvases.crop_tiles(layer.sizes["tile"])
+            tiles[1][chunk.numpy()] = canvases.projection_tiles(layer.sizes["tile"])
+        return crops[won], projections[won], (tiles[0][won.numpy()], tiles[1][won.numpy()])
 
     def _examples(self, layer: Layer, maps: Tensor, shown: Examples, found: Panels) -> None:
         """Fill in the examples of maps (m,)."""
@@ -205,7 +221,7 @@ class Painter:
             yield torch.tensor(chunk), images
 
     def _canvases(
-        self, layer: Layer, units: Tensor, images: Tensor, observe: Callable[[str, Tensor, Tensor], None]
+        self, layer: Layer, units: Tensor, images: Tensor, observe: Callable[[str, Tensor, Tensor], None] | None
     ) -> tuple[Canvases, Tensor]:
         """What units see of their images and their projections, and their values."""
         local = units.clone()
