@@ -1,10 +1,15 @@
 """The processes that share a run (`torchrun`); without them, one."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from zfnet.errors import InputError
+
+T = TypeVar("T")
 
 
 def processes() -> tuple[int, int]:
@@ -36,3 +41,19 @@ def from_process(source: int, value: Any, device: torch.device) -> Any:
     if processes()[1] > 1:
         dist.broadcast_object_list(values, src=source, device=device)
     return values[0]
+
+
+def by_first(function: Callable[[], T], device: torch.device) -> T:
+    """What a function gives that the first process alone calls; its InputError is raised in all."""
+    value: T | None = None
+    error: str | None = None
+    try:
+        value = function() if processes()[0] == 0 else None
+    except InputError as raised:
+        if processes()[1] == 1:
+            raise
+        error = str(raised)
+    given: tuple[T, str | None] = from_first((value, error), device)
+    if given[1] is not None:
+        raise InputError(given[1])
+    return given[0]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from zfnet.checks import check_images, check_weights, device_and_dtype, undifferentiated
 from zfnet.data.batches import Batch, Batches
-from zfnet.data.images import Images, as_images
+from zfnet.data.images import as_images
 from zfnet.errors import InputError
 from zfnet.files import remove
 from zfnet.gathering import Gathering, Maxima, Part, Statistics, widened
@@ -109,6 +109,7 @@ def scan(
     keep_state: bool = False,
     fresh: bool = False,
     progress: bool = True,
+    known: Identity | None = None,
 ) -> Scan:
     """Find the k strongest activations of every feature map of the layers over a dataset.
 
@@ -125,12 +126,13 @@ def scan(
         state: a file that keeps an interrupted scan; the same call resumes from it.
         keep_state: leave the finished scan in that file, for a caller that has more to do before it can be deleted.
         fresh: start anew and overwrite `state`.
+        known: what `scan_identity` gave, where the caller has it: it may take as long as reading all images.
 
     Raises InputError for unknown layers, fewer images than k, images that do not fit the network, NaN, and a `state`
     that is damaged or of another scan.
     """
     how: dict[str, Any] = {"batch_size": batch_size, "distinct": distinct, "gather": gather, "workers": workers}
-    how |= {"keep_state": keep_state, "fresh": fresh}
+    how |= {"keep_state": keep_state, "fresh": fresh, "known": known}
     if shared and processes()[1] > 1:
         number, count = processes()
         if indices is not None or shard is not None:
@@ -147,10 +149,12 @@ def scan(
         )
     graph, images = graph_of(model), as_images(dataset)
     check_weights(graph.model)
-    nodes = _nodes(graph, layers)
+    nodes = steps_of(graph, layers)
     chosen = _chosen(indices, len(images), k, distinct, shard, batch_size)
     file = None if state is None else Path(state)
-    identity = _identity(graph, images, chosen, nodes.values(), k, distinct, gather) if file else {}
+    identity: Identity = {}
+    if file:
+        identity = dict(known or scan_identity(graph, images, distinct)) | _request(graph, chosen, nodes, k, gather)
     start = _Progress(0, {}, [], Gathering.none(images) if gather else None)
     if file and fresh:
         remove(file)  # now: what is killed before it saves must not leave the old one
@@ -231,7 +235,7 @@ def _shared(device: torch.device, own: Callable[[], Scan]) -> Scan:
     return whole
 
 
-def _nodes(graph: Graph, layers: Sequence[str | nn.Module]) -> dict[str, fx.Node]:
+def steps_of(graph: Graph, layers: Sequence[str | nn.Module]) -> dict[str, fx.Node]:
     """The steps to scan, by the names that the result will have for them."""
     if isinstance(layers, str | nn.Module) or not isinstance(layers, Iterable):
         raise InputError("layers must be a list, also for one layer, as in layers=['relu1']")
@@ -325,13 +329,11 @@ def _is_top(top: TopActivations, k: int, chosen: Tensor) -> bool:
     return floats and places and bool((torch.isin(top.image, chosen) | (top.image == -1)).all())
 
 
-def _identity(
-    graph: Graph, images: Images, chosen: Tensor, nodes: Iterable[fx.Node], k: int, distinct: bool, gather: bool
-) -> Identity:
-    """What a scan's state depends on."""
-    state = {"indices": digest(chosen), "layers": digest(sorted(graph.names[node] for node in nodes)), "k": str(k)}
-    state |= {"statistics": "gathered"} if gather else {}
-    return dict(scan_identity(graph, images, distinct)) | state
+def _request(graph: Graph, chosen: Tensor, nodes: Mapping[str, fx.Node], k: int, gather: bool) -> dict[str, str]:
+    """What a state depends on besides."""
+    layers = digest(sorted(graph.names[node] for node in nodes.values()))
+    request = {"indices": digest(chosen), "layers": layers, "k": str(k)}
+    return request | {"statistics": "gathered"} if gather else request
 
 
 def scan_identity(model: nn.Module | Graph, dataset: Any, distinct: bool = True) -> Identity:
