@@ -34,6 +34,7 @@ ORDER = [
     "rendering",
     "training",
     "analysis",
+    "atlas",
 ]
 FOR_EXPERIMENTS = {"hydra", "omegaconf", "matplotlib"}
 LIBRARY = sorted((ROOT / "zfnet").rglob("*.py"))

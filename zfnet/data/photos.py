@@ -53,11 +53,16 @@ _MOST_SLOW = 2**23  # pixels where Pillow's decoder is written in Python: of a P
 _MOST_VALUES = 2**17  # in the tags of a TIFF, such as places of strips and tiles, that become objects of Python
 
 
-def _decoded(content: bytes) -> Image.Image:
-    """The image as Pillow opens it, unless decoding would take too much memory or time."""
+def _opened(content: bytes) -> Image.Image:
+    """The image as Pillow opens it, of which only the header is read."""
     if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         _check_tags(content)
-    image = Image.open(io.BytesIO(content), formats=_FORMATS)
+    return Image.open(io.BytesIO(content), formats=_FORMATS)
+
+
+def _decoded(content: bytes) -> Image.Image:
+    """The image as Pillow opens it, unless decoding would take too much memory or time."""
+    image = _opened(content)
     width, height = image.size
     if max(width, height) > _MOST_ASPECT * min(width, height):
         raise InputError(f"{width} x {height} pixels: one side is more than {_MOST_ASPECT:,} times the other")
@@ -100,6 +105,70 @@ def _reason(error: BaseException) -> str:
     return "not an image of a known format" if isinstance(error, UnidentifiedImageError) else first_line(error)
 
 
+class TooManyPixels(BrokenImage):
+    """An image with more pixels than whoever reads it takes."""
+
+
+class NoImage(BrokenImage):
+    """What is no image of a format that is read."""
+
+
+def check_declared(content: bytes, name: str, most: int) -> None:
+    """Check an image file by its header, before anything is decoded.
+
+    Args:
+        content: of the file.
+        name: what an error calls it.
+        most: how many pixels it may have.
+
+    Raises TooManyPixels; NoImage for another format; BrokenImage for a header that cannot be read.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if not content:
+                raise BrokenImage("the file is empty (zero bytes)")
+            width, height = _opened(content).size
+            if width * height > most:
+                raise TooManyPixels(f"{width} x {height} pixels, more than the {most:,} that are taken")
+        except BrokenImage as error:
+            raise type(error)(f"cannot load {name}: {error}") from None
+        except DAMAGED_IMAGE as error:
+            kinds = {Image.DecompressionBombError: TooManyPixels, UnidentifiedImageError: NoImage}
+            raise kinds.get(type(error), BrokenImage)(f"cannot load {name}: {_reason(error)}") from None
+
+
+def read_photograph(read: Callable[[], bytes], name: str) -> Image.Image:
+    """What an image file shows (of an animation, its first frame), as upright RGB.
+
+    Args:
+        read: gives the content of the file.
+        name: what an error calls it.
+
+    Raises BrokenImage for what cannot be read or decoded, or would take too much memory or time.
+    """
+    content = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which pixels do not depend on
+        try:
+            with memory_limit(_MOST_BYTES):
+                content = read()
+                return upright_rgb(_decoded(content))
+        except DAMAGED_IMAGE as error:
+            reason = "the file is empty (zero bytes)" if content == b"" else _reason(error)
+            raise BrokenImage(f"cannot load {name}: {reason}") from None
+
+
+def item_image(image: Image.Image, transform: Callable[[Image.Image], Any] | None, name: str) -> Any:
+    """What a transform makes of a photograph; without one, float32 (3, H, W) in 0..1 unless that is too large."""
+    if transform is not None:
+        return transformed(transform, image, name)
+    if image.width * image.height > (most := _MOST_BYTES // _MORE_BYTES):
+        size = f"{image.width} x {image.height} pixels"
+        raise BrokenImage(f"cannot load {name}: {size}, more than the {most:,} that are read without a transform")
+    return rgb_tensor(image)
+
+
 class ImageFiles(Images):
     """Image files of a folder or zip, each with a label; `Photos` and `Pascal` say which."""
 
@@ -120,26 +189,12 @@ class ImageFiles(Images):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         assert self.labels is not None
-        image, path, label = self.image(index), self.root / self._files[index], self.labels[index]
-        if self.transform is not None:
-            return transformed(self.transform, image, str(path)), label
-        if image.width * image.height > (most := _MOST_BYTES // _MORE_BYTES):
-            size = f"{image.width} x {image.height} pixels"
-            raise BrokenImage(f"cannot load {path}: {size}, more than the {most:,} that are read without a transform")
-        return rgb_tensor(image), label
+        path = str(self.root / self._files[index])
+        return item_image(self.image(index), self.transform, path), self.labels[index]
 
     def image(self, index: int) -> Image.Image:
         """The photograph (an animation's first frame) as upright RGB, before any transform, or BrokenImage."""
-        content = None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which pixels do not depend on
-            try:
-                with memory_limit(_MOST_BYTES):
-                    content = self._folder.read(self._files[index])
-                    return upright_rgb(_decoded(content))
-            except DAMAGED_IMAGE as error:
-                reason = "the file is empty (zero bytes)" if content == b"" else _reason(error)
-                raise BrokenImage(f"cannot load {self.root / self._files[index]}: {reason}") from None
+        return read_photograph(lambda: self._folder.read(self._files[index]), str(self.root / self._files[index]))
 
     def file(self, index: int) -> str:
         """The path of a photograph from the folder, with forward slashes."""
