@@ -33,9 +33,9 @@ _Alike = tuple[Tensor, list[tuple[int, int]], list[tuple[int, int]]]  # maps (C,
 
 
 class ClassAnswer(NamedTuple):
-    """One class: its index, its name ("" where it is not known), and its probability."""
+    """One class: its number, its name ("" where it is not known), and its probability."""
 
-    index: int
+    number: int
     name: str
     probability: float
 
@@ -324,22 +324,18 @@ class Answers:
         self, number: int, run: _Pass, ranks: Ranks, best: _Array, places: _Array, count: int
     ) -> list[MapAnswer]:
         """The most unusual maps, of values (R,) at flat places (R,) of the atlas' maps; -1: no unit."""
-        width, name = run.values[number].shape[2], self.layers[number]["name"]
+        name = self.layers[number]["name"]
         units = np.flatnonzero(places >= 0)
         quantiles = np.full(len(best), -1.0)
         quantiles[units] = ranks.quantiles(best[units], units)
         order, answers = ranks.order(best, quantiles), []
         for position in order[places[order] >= 0][:count].tolist():
-            map, dead, value = int(ranks.map[position]), bool(ranks.dead[position]), float(best[position])
-            row, column = divmod(int(places[position]), width)
-            words = said(float(quantiles[position]), ranks.images, dead)
-            answers.append(
-                MapAnswer(
-                    *(position, map, float(quantiles[position]), words),
-                    *(float(run.values[number][map, row, column]), value),
-                    *(row, column, self._box(name, map, row, column), value > 0, dead),
-                )
-            )
+            map, dead, quantile = int(ranks.map[position]), bool(ranks.dead[position]), float(quantiles[position])
+            row, column = divmod(int(places[position]), run.values[number].shape[2])
+            box, words = self._box(name, map, row, column), said(quantile, ranks.images, dead)
+            value, unclipped = float(run.values[number][map, row, column]), float(best[position])
+            fires = unclipped > 0
+            answers.append(MapAnswer(position, map, quantile, words, value, unclipped, row, column, box, fires, dead))
         return answers
 
     def _box(self, layer: str, map: int, row: int, column: int) -> Box | None:
