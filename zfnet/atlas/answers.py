@@ -123,7 +123,7 @@ class Ranks:
             share = np.where(spread, np.clip((v - low) / (high - low), 0, 1), 0)
         between = below + (count - same.sum(1)).clip(0) * share
         least = np.where(kept, stored, np.inf).min(1)
-        reached = v >= least - _SAME * np.abs(least)
+        reached = v >= least * (1 - _SAME * np.sign(least))
         exact = self.images - (stored >= (v - _SAME * np.abs(v))[:, None]).sum(1)
         known = reached | (~kept.all(1) & (v > 0))  # where fewer are kept, no other image fires
         quantiles: _Array = np.where(known, exact, between) / max(self.images, 1)
@@ -384,8 +384,9 @@ class Answers:
         for kind in range(int(kinds.max()) + 1):
             maps = (kinds == kind).nonzero().flatten()
             field = receptive_field(self.graph, name, self.size, int(maps[0]))
-            tops = [field.box(row, 0) for row in range(extent[0])]
-            lefts = [field.box(0, column) for column in range(extent[1])]
+            middle = extent[0] // 2, extent[1] // 2  # where a unit sees more than padding
+            tops = [field.seen(row, middle[1]) for row in range(extent[0])]
+            lefts = [field.seen(middle[0], column) for column in range(extent[1])]
             alike.append((maps, [(box[0], box[2]) for box in tops], [(box[1], box[3]) for box in lefts]))
         return alike
 

@@ -52,9 +52,10 @@ class AtlasFolder:
 
     def read(self, name: str) -> bytes:
         """The content of a file of the atlas, by its path from the folder with forward slashes."""
-        content, known = self._content(name), self.files.get(name)
+        known = self.files.get(name)
         if known is None:
             raise self._damaged(name, "files.json does not have it")
+        content = self._content(name)
         if not hmac.compare_digest(hashlib.blake2b(content, digest_size=len(known) // 2).hexdigest(), known):
             raise self._damaged(name, "it is not what files.json says")
         return content
