@@ -9,8 +9,9 @@ rule of their own: what a step's readers send back is added. The rules are those
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -33,9 +34,11 @@ from zfnet.graph import Graph, Shapes
 from zfnet.operations import DECONVNET, RULE_SETS, Operation, Rules, Step
 from zfnet.receptive_fields import map_fields, receptive_field
 from zfnet.recording import Recording, record
-from zfnet.scanning import TopActivations, Units
 from zfnet.switches import COLLISIONS
 from zfnet.views import Places, UnitWindows, View, cut, no_window, places_of
+from zfnet.winners import TopActivations, Units
+
+Observe = Callable[[str, Tensor], None]  # a layer's name, and the complete signal that came down to its output
 
 
 class Patches(NamedTuple):
@@ -262,7 +265,16 @@ class Deconvnet:
             collisions=self.collisions,
         )
 
-    def _walk(self, recording: Recording, layer: str | nn.Module, signal: Tensor) -> Iterator[tuple[str, str, Tensor]]:
+    def _walk(
+        self,
+        recording: Recording,
+        layer: str | nn.Module,
+        signal: Tensor,
+        observe: Observe | None = None,
+        ends: Collection[fx.Node] = (),
+    ) -> Iterator[tuple[str, str, Tensor]]:
+        """The way down, step by step. `observe` gets each step's signal once all its readers have sent theirs, and
+        must not change it; the walk does not go on below the `ends`."""
         graph, start = self.graph, self.graph.node(layer)
         if not isinstance(recording, Recording):
             raise InputError(f"a recording is a {type(recording).__name__}; give what record() returns")
@@ -272,7 +284,11 @@ class Deconvnet:
         what = f"a signal at {graph.name(layer)} has the shape of that layer's output, {tuple(shape)}"
         signals = {start: check_signal(signal, shape, what).to(like.device, recording.types[start])}
         for node in reversed(graph.path([start])):
-            if node in graph.inputs or node not in signals:
+            if node not in signals:
+                continue
+            if observe is not None:
+                observe(graph.names[node], signals[node])
+            if node in graph.inputs or node in ends:
                 continue
             step, row = self._step(node, recording), graph.lookup(self.rules, node)
             if row is None or row.back is None:
@@ -285,7 +301,7 @@ class Deconvnet:
                 part = recording.view.place(node, source, part).to(recording.types[source])
                 signals[source] = signals[source] + part if source in signals else part
                 yield graph.names[node], graph.operation(node), signals[source]
-        if not any(image in signals for image in graph.inputs):
+        if not any(image in signals for image in graph.inputs) and not ends:
             raise InputError(f"{graph.name(layer)} does not depend on the image")
 
     def project(self, recording: Recording, layer: str | nn.Module, signal: Tensor) -> Tensor:
@@ -298,7 +314,13 @@ class Deconvnet:
         Returns the projections (N, C, H, W).
         """
         with undifferentiated(self.model):
-            ((_, _, pixels),) = deque(self._walk(recording, layer, signal), maxlen=1)  # the last step reaches the image
+            return self._down(recording, layer, signal)
+
+    def _down(
+        self, recording: Recording, layer: str | nn.Module, signal: Tensor, observe: Observe | None = None
+    ) -> Tensor:
+        steps = self._walk(recording, layer, signal, observe)
+        ((_, _, pixels),) = deque(steps, maxlen=1)  # the last step reaches the image
         return pixels
 
     def _located(
@@ -355,6 +377,7 @@ class Deconvnet:
         signals: Tensor | None = None,
         whole: bool = False,
         memory: int = 2**24,
+        observe: Callable[[str, Tensor, Tensor], None] | None = None,
     ) -> Patches:
         """Project single units, each from its own activation, and crop their receptive fields.
 
@@ -367,6 +390,8 @@ class Deconvnet:
             signals: (M,) what each unit starts from instead of its activation.
             whole: return whole images instead of receptive fields, which in deep networks may be many times as large.
             memory: bytes that the largest step of one batch may take.
+            observe: is called on the way down with a step's name, the complete signals (m, ...) at its output, and
+                which of the units (m,) they are of, from the layer itself to the image; it must not change them.
         Raises InputError for units that do not exist, images that are too small, and NaN.
         """
         images, memory = check_images(self.model, images), check_number("memory", memory)
@@ -387,7 +412,8 @@ class Deconvnet:
                     signal = torch.zeros_like(activation)
                     signal[index] = activation[index] if signals is None else signals.to(activation)[batch]
                     crops[batch] = run.crop(batch, pixels)
-                    projections[batch] = run.crop(batch, self.project(recording, layer, signal))
+                    seen = None if observe is None else partial(_tell, observe, batch)
+                    projections[batch] = run.crop(batch, self._down(recording, layer, signal, seen))
         return Patches(crops, projections, located.boxes.to(images.device), values)
 
     def activations_of(
@@ -428,6 +454,10 @@ class Deconvnet:
                     activation = recording.activations[self.graph.name(layer)]
                     values[batch] = activation[run.index(batch, activation)].to(values)
         return values
+
+
+def _tell(observe: Callable[[str, Tensor, Tensor], None], batch: Tensor, name: str, signal: Tensor) -> None:
+    observe(name, signal, batch)
 
 
 def _filled(run: _ByWindow | _ByImage, batch: Tensor, canvases: Tensor) -> Tensor:

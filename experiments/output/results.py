@@ -155,7 +155,7 @@ class Result:
         versions = {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")}
         return {
             "versions": {"zfnet": _zfnet_version(), **versions, "python": platform.python_version()},
-            **_commit(),
+            **commit(),
             "command": COMMAND,
             "seed": self.seed,
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _cpu(),
@@ -171,7 +171,7 @@ def _zfnet_version() -> str:
     return "not installed"
 
 
-def _commit() -> dict[str, Any]:
+def commit() -> dict[str, Any]:
     """The commit of this source tree and whether files differ from it; nothing outside git."""
 
     def git(*words: str) -> str:

@@ -30,7 +30,7 @@ from zfnet.errors import InputError, first_line
 from zfnet.identity import difference, digest
 
 # what trained weights depend on, besides the data
-OF_DATA = ("trained_on", "side", "published")  # settings of a data set that are no arguments of its function
+OF_DATA = ("trained_on", "side", "published", "licence")  # settings of a data set that are no arguments of its function
 TRAINING_KEYS = ("model.architecture", "model.preprocessing", "train", "training", "validation", "device", "trust")
 OF_RUNS = ("model", "train", "seed", "device", "networks", "experiment.seeds", "experiment.fresh")  # trained before
 OF_PUBLISHED = ("data.side", "data.trained_on", "model.sha256")  # what such weights have of their own
@@ -118,6 +118,8 @@ class Objects:
         """
         if self.config.out:
             return Path(self.config.out).expanduser()
+        if self.config.experiment.get("check"):
+            experiment = f"{experiment}-check"  # of a folder that another run made, which is left as it is
         folder = Path("outputs", experiment, self.name)
         if experiment == "train" and (folder / "model.safetensors").exists():
             identity = self.identity

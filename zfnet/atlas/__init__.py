@@ -1,1 +1,9 @@
-"""The atlas: every feature map of every layer of a network, as a site that a browser shows."""
+"""The atlas: every feature map of every layer of a network, in a folder that opens in a browser."""
+
+from zfnet.atlas.build import build
+
+
+def check(*a, **k): ...  # type: ignore
+
+
+__all__ = ["build", "check"]

@@ -22,17 +22,17 @@ def total(values: Tensor) -> Tensor:
 
 def from_first(value: Any, device: torch.device) -> Any:
     """The value that the first process gives."""
-    values = [value]
-    if processes()[1] > 1:
-        dist.broadcast_object_list(values, device=device)
-    return values[0]
+    return from_process(0, value, device)
 
 
 def from_all(value: Any, device: torch.device) -> list[Any]:
     """The values that the processes give, in their order."""
-    number, count = processes()
-    values = [value if i == number else None for i in range(count)]
-    for source in range(count if count > 1 else 0):
-        dist.broadcast_object_list(part := [values[source]], src=source, device=device)
-        values[source] = part[0]
-    return values
+    return [from_process(source, value, device) for source in range(processes()[1])]
+
+
+def from_process(source: int, value: Any, device: torch.device) -> Any:
+    """The value that one of the processes gives."""
+    values = [value if processes()[0] == source else None]
+    if processes()[1] > 1:
+        dist.broadcast_object_list(values, src=source, device=device)
+    return values[0]

@@ -1,0 +1,91 @@
+"""The atlas: every feature map of every layer, in a folder that opens in a browser.
+
+What to look for: the overview counts what each layer has; a map's page shows its nine as crops, projections, and crops
+that the projection masks, the maps below that feed it, and the photographs that it is not strong on.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+from typing_extensions import Unpack
+
+from experiments.output.results import COMMAND, Result, commit
+from experiments.setup.hints import Count, Names, Natural, Seed
+from experiments.setup.options import Reading
+from zfnet import InputError, atlas
+
+Maps = Count | Sequence[Natural] | Mapping[str, Sequence[Natural]] | None
+
+
+def main(
+    model: nn.Module,
+    data: Any,
+    out: str | Path,
+    *,
+    layers: Names | Literal["auto", "all"] = "auto",
+    maps: Maps = None,
+    images: Literal["full", "thumbs", "none"] = "full",
+    format: Literal["webp", "avif"] = "webp",
+    rules: Literal["deconvnet", "gradient", "guided"] = "deconvnet",
+    k: Count = 9,
+    title: str | None = None,
+    licence: str | None = None,
+    weights: str | None = None,
+    check: str | None = None,
+    samples: Count = 50,
+    seed: Seed = 0,
+    **reading: Unpack[Reading],
+) -> dict[str, Any]:
+    """Build an atlas of the network's feature maps, or check one.
+
+    Args:
+        model: the network.
+        data: the images.
+        out: the folder of the atlas; index.html in it opens by double click. One that was stopped goes on.
+        layers: by name; auto: five that stand for the paper's; all: every rectifier and joint.
+        maps: how many of each layer, or their numbers, for each layer or by its name; null: all.
+        images: "full"; "thumbs": whole images are small; "none": projections and numbers, no pixel of an image.
+        format: of the pictures: "webp", or "avif", which is smaller and takes ten times as long.
+        rules: how the signal goes back.
+        k: strongest activations of each map.
+        title: of the first page.
+        licence: a sentence on what may be published of the images.
+        weights: where the network's come from; null: they are random.
+        check: the folder of an atlas: compute some of its numbers and pictures again, and say what differs.
+        samples: how many of either.
+        seed: of which are drawn.
+    """
+    result = Result("atlas", out, locals())
+    settings: Any = {"batch_size": 64, "workers": None, "progress": True, "fresh": False, **reading}
+    if check is not None:
+        return _checked(result, atlas.check(model, data, check, samples=samples, seed=seed), check)
+    spent: dict[str, float] = {}
+    provenance = {"command": COMMAND, **commit(), "weights_from": None if weights is None else str(weights)}
+    atlas.build(
+        *(model, data, out),
+        **{"layers": layers, "maps": maps, "images": images, "format": format, "rules": rules, "k": k},
+        **{"title": title, "licence": licence, "provenance": provenance, "random": weights is None, "seed": seed},
+        **settings,
+        spent=spent,
+    )
+    return _finished(result, Path(out), spent)
+
+
+def _finished(result: Result, out: Path, spent: Mapping[str, float]) -> dict[str, Any]:
+    """Say how long it took, and for what, and how large it is."""
+    files = [file for file in out.rglob("*") if file.is_file()]
+    size, total = sum(file.stat().st_size for file in files), sum(spent.values())
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in sorted(spent.items(), key=lambda part: -part[1]))
+    print(f"{len(files)} files, {size / 1e6:.1f} MB; {total:.0f} seconds: {parts}")
+    seconds = {name: round(value, 2) for name, value in spent.items()}
+    return result.finish({"files": len(files), "bytes": size, "seconds": seconds})
+
+
+def _checked(result: Result, differences: Sequence[str], folder: str) -> dict[str, Any]:
+    for line in differences:
+        print(line)
+    if differences:
+        raise InputError(f"{folder}: {len(differences)} differences from what this network computes")
+    return result.finish({"differences": 0})

@@ -1,0 +1,290 @@
+"""What an atlas shows of some maps of a layer: their winners, projected, and examples from the sampled images."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zfnet.atlas.images import Reader
+from zfnet.atlas.layers import Layer
+from zfnet.atlas.links import Links
+from zfnet.atlas.pictures import Bytes, Canvases, beyond, crop_tiles
+from zfnet.checks import Pair
+from zfnet.data.preprocessing import Preprocessing
+from zfnet.deconvnet import Deconvnet
+from zfnet.errors import InputError
+from zfnet.gathering import Statistics
+from zfnet.winners import TopActivations
+
+QUANTILES = (0.9, 0.5, 0.1, 0.0)  # of the examples; 0: the weakest
+MOST_BYTES = 2**26  # of the crops of units that are run at a time, and of their images
+CLOSE = 1e-3  # of a map's strongest value: how far a value computed again may be from the scan's
+
+
+class Examples(NamedTuple):
+    """Of m maps, the sampled images at the quantiles, (m, Q); an image is -1 where there is none."""
+
+    value: Tensor
+    image: Tensor
+    row: Tensor
+    column: Tensor
+
+
+def examples(statistics: Statistics, sampled: Tensor, maps: Tensor, columns: int, dead: Tensor) -> Examples:
+    """The sampled images whose maxima are at the QUANTILES of a map: of n in ascending order, number q (n - 1).
+
+    Args:
+        statistics: of the layer.
+        sampled: (S,) the sampled images.
+        maps: (m,) which maps.
+        columns: of the layer's output.
+        dead: (C,) maps, of which there are no examples.
+    """
+    maxima, places = statistics.maxima[maps], statistics.places[maps].long()
+    read = places[:1].flatten() >= 0  # which of the images could be read: the same for all maps
+    shape = len(maps), len(QUANTILES)
+    if not read.any():
+        return Examples(torch.zeros(shape), *(torch.full(shape, -1) for _ in range(3)))
+    order = maxima[:, read].argsort(dim=1, stable=True)
+    chosen = torch.tensor([round(q * (int(read.sum()) - 1)) for q in QUANTILES])
+    columns_of = read.nonzero().flatten()[order[:, chosen]]
+    place = places.gather(1, columns_of)
+    image = sampled[columns_of].masked_fill(dead[maps][:, None], -1)
+    return Examples(maxima.gather(1, columns_of), image, place // columns, place % columns)
+
+
+@dataclass
+class Panels:
+    """What is shown of m maps of a layer; tiles without a winner are white, and their numbers nothing."""
+
+    tiles: Bytes  # (m, k or 2k, h, w, 3)
+    masks: NDArray[np.bool_]  # (m, k, h, w): what is shown
+    examples: Bytes | None  # (m, Q, h, w, 3)
+    overview: Bytes  # (m, 1 or 2, h, w, 3)
+    focus: NDArray[np.float64]  # (m, k)
+    area: NDArray[np.float64]  # (m, k)
+    boxes: Tensor  # (m, k, 4)
+    example_boxes: Tensor  # (m, Q, 4)
+    steps: Tensor  # (m, steps of the layer) int64: numbers that are not zero on the way down from the strongest unit
+    signal: Links  # the maps below at which its signal arrives
+
+
+@dataclass
+class Painter:
+    """Makes the panels of an atlas.
+
+    Args:
+        deconvnet: of the network.
+        preprocessing: of its images.
+        image_size: rows and columns.
+        reader: of the images.
+        pixels: whether pictures of the images are made, and not of projections alone.
+        clock: is told what the time is spent for.
+    """
+
+    deconvnet: Deconvnet
+    preprocessing: Preprocessing
+    image_size: Pair
+    reader: Reader
+    pixels: bool = True
+    clock: Callable[[str], None] = lambda name: None
+
+    def rgb(self, images: Tensor) -> Tensor:
+        """Images (n, C, H, W) as they are shown: (n, 3, H, W) in 0..1."""
+        return self.preprocessing.pixels(images).clamp(0, 1)
+
+    def boxes(self, layer: Layer, units: Tensor) -> Tensor:
+        """The boxes (m, 4) of units (m, 4) of a layer; where tiles are whole images, those that the browser draws."""
+        if not len(units):
+            return torch.zeros(0, 4, dtype=torch.int64)
+        local = units * torch.tensor((0, 1, 1, 1))
+        whole = layer.table.receptive_field is None
+        return self.deconvnet._located(layer.name, local, 1, self.image_size, whole=whole).boxes
+
+    def panels(self, layer: Layer, top: TopActivations, shown: Examples, rows: Tensor) -> Panels:
+        """The panels of some rows (m,) of a layer.
+
+        Args:
+            layer: which.
+            top: its winners.
+            shown: the examples of these rows.
+            rows: numbers of rows.
+        Raises InputError where the winners are not what the network computes.
+        """
+        maps, k = layer.chosen[rows], top.value.shape[1]
+        units, values = top.units(maps), top.value[maps].flatten()
+        won = ((units[:, 0] >= 0) & (top.unclipped[maps].flatten() > 0)).nonzero().flatten()
+        won = won[units[won, 0].argsort(stable=True)]
+        m, size, mask, small = len(maps), layer.sizes["tile"], layer.sizes["mask"], layer.sizes["overview"]
+        parts = 2 if self.pixels else 1
+        found = Panels(
+            np.full((m * k, parts, *size, 3), 255, np.uint8),
+            np.zeros((m * k, *mask), bool),
+            None,
+            np.full((m, parts, *small, 3), 255, np.uint8),
+            np.zeros(m * k),
+            np.zeros(m * k),
+            torch.zeros(m * k, 4, dtype=torch.int64),
+            torch.zeros(m, len(QUANTILES), 4, dtype=torch.int64),
+            torch.zeros(m, len(layer.steps), dtype=torch.int64),
+            Links.none(m),
+        )
+        found.boxes[won] = self.boxes(layer, units[won])
+        arrived = _Arrivals(self, layer, m)
+        for chunk, images in self._chunks(layer, units, won):
+            canvases, strengths = self._canvases(layer, units[chunk], images, arrived.of(chunk, k))
+            _check(layer, values[chunk], strengths, units[chunk])
+            indices = chunk.numpy()
+            if self.pixels:
+                found.tiles[indices, 0] = canvases.crop_tiles(size)
+            found.tiles[indices, -1] = canvases.projection_tiles(size)
+            found.masks[indices] = canvases.masks(mask)
+            found.focus[indices] = canvases.focus()
+            first = (chunk % k == 0).nonzero().flatten()
+            if len(first):
+                strongest = Canvases(*(vars(canvases)[name][first] for name in vars(canvases)))
+                if self.pixels:
+                    found.overview[indices[first] // k, 0] = strongest.crop_tiles(small)
+                found.overview[indices[first] // k, -1] = strongest.projection_tiles(small)
+            self.clock("pictures")
+        found.area = found.masks.mean((1, 2)).reshape(m, k)
+        found.tiles = found.tiles.reshape(m, k, parts, *size, 3).swapaxes(1, 2).reshape(m, parts * k, *size, 3)
+        found.masks, found.focus, found.boxes = (
+            found.masks.reshape(m, k, *mask),
+            found.focus.reshape(m, k),
+            found.boxes.view(m, k, 4),
+        )
+        found.steps, found.signal = arrived.steps, arrived.links()
+        self._examples(layer, maps, shown, found)
+        return found
+
+    def _examples(self, layer: Layer, maps: Tensor, shown: Examples, found: Panels) -> None:
+        """Fill in the examples of maps (m,)."""
+        count = len(QUANTILES)
+        units = torch.stack([shown.image, maps[:, None].expand(-1, count), shown.row, shown.column], 2).view(-1, 4)
+        there = (units[:, 0] >= 0).nonzero().flatten()
+        boxes = found.example_boxes.view(-1, 4)
+        boxes[there] = self.boxes(layer, units[there])
+        if not self.pixels:
+            return
+        size = layer.sizes["example"]
+        tiles = np.full((len(units), *size, 3), 255, np.uint8)
+        there = there[units[there, 0].argsort(stable=True)]
+        for chunk, images in self._chunks(layer, units, there):
+            _, local = units[chunk, 0].unique(return_inverse=True)
+            crops, hidden = self._crops(layer, self.rgb(images), local, boxes[chunk])
+            tiles[chunk.numpy()] = crop_tiles(crops, hidden, size)
+            self.clock("pictures")
+        found.examples = tiles.reshape(len(maps), count, *size, 3)
+
+    def _chunks(self, layer: Layer, units: Tensor, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some of the units, ordered by image, in chunks that fit into memory, each with its images (n, C, H, W).
+
+        How they are cut depends on nothing but them, so that the bits of a projection do not either.
+        """
+        channels = self.preprocessing.channel_count
+        most = max(1, MOST_BYTES // (4 * max(3, channels) * layer.shown[0] * layer.shown[1]))
+        most_images = max(1, MOST_BYTES // (4 * channels * self.image_size[0] * self.image_size[1]))
+        chunks: list[list[int]] = []
+        groups: list[list[int]] = []
+        for unit, image in zip(chosen.tolist(), units[chosen, 0].tolist(), strict=True):
+            new = not groups or groups[-1][-1] != image
+            if not chunks or len(chunks[-1]) == most or (new and len(groups[-1]) == most_images):
+                chunks.append([])
+                groups.append([image])
+            elif new:
+                groups[-1].append(image)
+            chunks[-1].append(unit)
+        for chunk, images in zip(chunks, self.reader.groups(groups), strict=True):
+            self.clock("reading")
+            yield torch.tensor(chunk), images
+
+    def _canvases(
+        self, layer: Layer, units: Tensor, images: Tensor, observe: Callable[[str, Tensor, Tensor], None]
+    ) -> tuple[Canvases, Tensor]:
+        """What units see of their images and their projections, and their values."""
+        local = units.clone()
+        local[:, 0] = units[:, 0].unique(return_inverse=True)[1]
+        patches = self.deconvnet.project_units(images, layer.name, local, whole=layer.whole, observe=observe)
+        projections = fill(patches.projections.float().cpu(), layer.shown)
+        crops, hidden = self._crops(layer, self.rgb(images), local[:, 0], patches.boxes.cpu())
+        self.clock("projection")
+        return Canvases(crops, projections, self.preprocessing.rgb(projections), hidden), patches.values.cpu()
+
+    def _crops(self, layer: Layer, pictures: Tensor, local: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """What boxes hold of pictures (n, 3, H, W), and what of it lies beyond them or the box."""
+        if layer.whole:
+            boxes = torch.tensor((0, 0, *self.image_size)).expand(len(boxes), 4)
+        crops = cut_out(pictures.float().cpu(), local, boxes, layer.shown)
+        return crops, beyond(boxes, self.image_size, layer.shown)
+
+
+def cut_out(pictures: Tensor, local: Tensor, boxes: Tensor, size: Pair) -> Tensor:
+    """Canvases (m, 3, *size) with what boxes (m, 4) hold of pictures (n, 3, H, W)."""
+    crops = torch.zeros(len(boxes), pictures.shape[1], *size)
+    for crop, image, (top, left, bottom, right) in zip(crops, local.tolist(), boxes.tolist(), strict=True):
+        part = pictures[image, :, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+        crop[:, max(-top, 0) :, max(-left, 0) :][:, : part.shape[1], : part.shape[2]] = part
+    return crops
+
+
+def fill(canvases: Tensor, size: Pair) -> Tensor:
+    """Canvases at the size of the layer's largest, zero beyond them."""
+    rows, columns = canvases.shape[-2:]
+    if (rows, columns) == size:
+        return canvases
+    return F.pad(canvases, (0, size[1] - columns, 0, size[0] - rows))
+
+
+def _check(layer: Layer, scanned: Tensor, computed: Tensor, units: Tensor) -> None:
+    """InputError where units have other values than the scan says: it is of another network, or of other images."""
+    wrong = (scanned - computed.to(scanned)).abs() > CLOSE * scanned.abs().clamp(min=1e-3)
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        image, number, row, column = units[first].tolist()
+        raise InputError(
+            f"the scan says that map {number} of {layer.name} is {float(scanned[first]):g} at ({row}, {column}) of "
+            f"image {image}; this network computes {float(computed[first]):g}: scan it anew, fresh=True"
+        )
+
+
+class _Arrivals:
+    """What arrives on the way down from the strongest unit of each map."""
+
+    def __init__(self, painter: Painter, layer: Layer, rows: int):
+        self.steps = torch.zeros(rows, len(layer.steps), dtype=torch.int64)
+        self._columns = {name: column for column, (name, _) in enumerate(layer.steps)}
+        graph = painter.deconvnet.graph
+        shapes = graph.shapes(painter.image_size, layer.node)
+        self._below = dict(zip(layer.sources, layer.below, strict=True))
+        self._sums = {name: torch.zeros(rows, shapes[graph.node(name)][1]) for name in self._below}
+
+    def of(self, chunk: Tensor, k: int) -> Callable[[str, Tensor, Tensor], None]:
+        """What `project_units` is to tell of a chunk of units."""
+
+        def observe(name: str, signal: Tensor, batch: Tensor) -> None:
+            units = chunk[batch]
+            first = (units % k == 0).nonzero().flatten()
+            if not len(first) or name not in self._columns:
+                return
+            rows, strongest = units[first] // k, signal[first.to(signal.device)]
+            self.steps[rows, self._columns[name]] = strongest.flatten(1).count_nonzero(1).cpu()
+            if name in self._sums:
+                sums = strongest.abs().flatten(2).sum(2) if strongest.ndim > 2 else strongest.abs()
+                self._sums[name][rows] = sums.float().cpu()
+
+        return observe
+
+    def links(self) -> Links:
+        """The maps below at which most of the signal arrives, with their shares."""
+        links = Links.none(len(self.steps))
+        total = sum((sums.sum(1, keepdim=True) for sums in self._sums.values()), torch.zeros(len(self.steps), 1))
+        for name, sums in self._sums.items():
+            weight, which = (sums / total.clamp(min=torch.finfo(torch.float32).tiny)).topk(min(6, sums.shape[1]), 1)
+            links = links.merged(torch.full_like(which, self._below[name]), which, weight)
+        return links

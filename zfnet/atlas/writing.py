@@ -1,0 +1,196 @@
+"""The folder of an atlas while it is written: files with their digests, encoded beside the projection, and what is
+kept of an interrupted build."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zfnet.errors import InputError, first_line
+from zfnet.files import part_of, remove_leftovers, sync_folder, write_atomically
+from zfnet.identity import Identity, difference
+
+FILES, WORK, STATE = "files.json", ".work", "state.json"
+OURS = {"config.yaml", "settings.yaml", "result.json"}  # what an experiment writes beside its atlas
+_WAITING = 6  # files that wait to be encoded, for each thread
+
+
+def rounded(value: float) -> float | int | None:
+    """A number with five significant digits; None where it is not defined."""
+    if not math.isfinite(value):
+        return None
+    short = float(f"{value:.5g}")
+    return int(short) if short == int(short) else short
+
+
+def exact(value: float) -> float:
+    """The shortest number that is this float32."""
+    return float(str(np.float32(value)))
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def script(name: str, value: Any) -> bytes:
+    """A data file: a script that hands its value to the page; the entries of a list stand on lines of their own."""
+    lines = "[\n" + ",\n".join(map(to_json, value)) + "\n]" if isinstance(value, list) else to_json(value)
+    return f"atlas.put({json.dumps(name)},{lines});\n".encode()
+
+
+def read_script(content: bytes) -> Any:
+    """The value of a data file; ValueError if it is none."""
+    text = content.decode()
+    if not text.startswith("atlas.put(") or not text.endswith(");\n"):
+        raise ValueError("not a data file of an atlas")
+    _, end = json.JSONDecoder().raw_decode(text, len("atlas.put("))
+    return json.loads(text[end + 1 : -3])
+
+
+def digest_of(content: bytes) -> str:
+    return blake2b(content, digest_size=16).hexdigest()
+
+
+class Partial:
+    """An atlas that is being built in `<out>.partial`, part by part; a part that is whole need not be made again.
+
+    Args:
+        out: where the atlas will be.
+        identity: what its pictures and numbers depend on.
+        fresh: begin anew.
+    Raises InputError for a folder at `out` that is no atlas, or one of that name that is none of ours.
+    """
+
+    def __init__(self, out: Path, identity: Identity, fresh: bool):
+        self.out, self.folder = out, out.with_name(f"{out.name}.partial")
+        self.work = self.folder / WORK
+        check_out(out)
+        state = self.work / STATE
+        try:
+            known = json.loads(state.read_bytes()) if state.exists() else None
+        except (OSError, ValueError):
+            known = {}
+        if known is None and self.folder.exists() and any(self.folder.iterdir()):
+            raise InputError(f"{self.folder} is in the way of an atlas that is built; move it")
+        if known is not None and (fresh or known != dict(identity)):
+            if not fresh:
+                print(
+                    f"{self.folder} is of another atlas ({difference(known, identity)}); it is begun anew",
+                    file=sys.stderr,
+                )
+            shutil.rmtree(self.folder)
+        self.work.mkdir(parents=True, exist_ok=True)
+        write_atomically(state, to_json(dict(identity)).encode())
+        threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        self._pool, self._most = ThreadPoolExecutor(threads), threads * _WAITING
+        self._jobs: deque[Future[None]] = deque()
+        self.digests: dict[str, str] = {}  # of the files of the part that is being made
+
+    def write(self, path: str, make: Callable[[], bytes]) -> None:
+        """Have a file made and written by another thread; an error is raised by a later call, or by `part`."""
+        while len(self._jobs) >= self._most:
+            self._jobs.popleft().result()
+        self._jobs.append(self._pool.submit(self._write, self.digests, path, make))
+
+    def _write(self, digests: dict[str, str], path: str, make: Callable[[], bytes]) -> None:
+        content = make()
+        file = self.folder / path
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with open(file, "wb") as opened:
+                opened.write(content)
+                opened.flush()
+                os.fsync(opened.fileno())
+        except OSError as error:
+            raise InputError(f"cannot write {file}: {first_line(error)}") from None
+        digests[path] = digest_of(content)
+
+    def begin(self) -> None:
+        """Begin a part."""
+        self.digests = {}
+
+    def finish(self, part: str, content: Mapping[str, Any]) -> None:
+        """Keep what was made, once the files of the part are written, with more that later parts need to know."""
+        kept = {"files": self.digests, "content": dict(content)}
+
+        def keep(before: Sequence[Future[None]]) -> None:
+            for job in before:  # which other threads have begun
+                job.result()
+            write_atomically(self.work / f"{part}.json", to_json(kept).encode())
+
+        self._jobs.append(self._pool.submit(keep, list(self._jobs)))
+
+    def digests_of(self, parts: Sequence[str]) -> dict[str, str]:
+        """The digests of the files of finished parts."""
+        found: dict[str, str] = {}
+        for part in parts:
+            found |= json.loads((self.work / f"{part}.json").read_bytes())["files"]
+        return found
+
+    def join(self) -> None:
+        """Wait for all that is to be written."""
+        while self._jobs:
+            self._jobs.popleft().result()
+
+    def known(self, part: str, basis: str) -> dict[str, Any] | None:
+        """What `finish` kept of a part, if all of its files are whole and its content says the same `basis`."""
+        try:
+            kept = json.loads((self.work / f"{part}.json").read_bytes())
+            files, content = kept["files"], kept["content"]
+            if content["basis"] != basis:
+                return None
+            if any(digest_of((self.folder / path).read_bytes()) != digest for path, digest in files.items()):
+                return None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        self.digests = files
+        return dict(content)
+
+    def close(self) -> None:
+        """Stop the threads; what they have begun is finished."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def publish(self, digests: Mapping[str, str]) -> None:
+        """Write files.json and put the folder in the place of what has been at `out`."""
+        for file in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+            name = file.relative_to(self.folder).as_posix()
+            if not name.startswith(f"{WORK}/") and name not in digests:
+                file.unlink()  # left by a build that was interrupted
+        lines = ",\n".join(f"{json.dumps(path)}: {json.dumps(digest)}" for path, digest in sorted(digests.items()))
+        write_atomically(self.folder / FILES, f"{{\n{lines}\n}}\n".encode())
+        check_out(self.out)
+        replaced, old = (self.out / FILES).exists(), part_of(self.out)
+        try:
+            if self.out.exists():
+                os.replace(self.out, old)
+            os.replace(self.folder, self.out)
+            sync_folder(self.out.parent)
+        except OSError as error:
+            raise InputError(f"cannot write {self.out}: {first_line(error)}") from None
+        if replaced:
+            print(f"the atlas that was in {self.out} is replaced", file=sys.stderr)
+        shutil.rmtree(self.out / WORK, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_out(out: Path) -> None:
+    """InputError if `out` is something else than an atlas, an empty folder, or nothing."""
+    if not out.exists() and not out.is_symlink():
+        with contextlib.suppress(OSError):
+            remove_leftovers(out.parent)
+        return
+    if not out.is_dir() or out.is_symlink():
+        raise InputError(f"{out} is no folder; give another place for the atlas")
+    names = {path.name for path in out.iterdir()} - OURS
+    if names and FILES not in names:
+        raise InputError(f"{out} holds something else than an atlas ({min(names)}); give another folder, or empty it")
