@@ -60,8 +60,8 @@ _TYPES = {
     ".avif": "image/avif",
     ".svg": "image/svg+xml",
 }
-_POLICY = (  # style-src: elements are placed by their style attribute; media-src: the webcam
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+_POLICY = (  # media-src: the webcam
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS = {
