@@ -38,6 +38,8 @@ def run(experiment: str, words: Sequence[str], below: str | Path = "", swept: Se
     """Run one experiment; return what its result.json holds. `swept`: the settings of this point of a sweep."""
     objects = Objects(configured(words), words, run)
     result = objects.experiment(out := objects.folder(experiment) / below)
+    if result is None:  # it leaves nothing
+        return None
     with results(out) as folder:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(objects.settings()), encoding="utf-8")
         if swept:

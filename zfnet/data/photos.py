@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from zfnet.data.annotations import read_annotation, read_table
 from zfnet.data.folders import Folder, Listing
@@ -53,11 +53,16 @@ _MOST_SLOW = 2**23  # pixels where Pillow's decoder is written in Python: of a P
 _MOST_VALUES = 2**17  # in the tags of a TIFF, such as places of strips and tiles, that become objects of Python
 
 
-def _decoded(content: bytes) -> Image.Image:
-    """The image as Pillow opens it, unless decoding would take too much memory or time."""
+def _opened(content: bytes) -> ImageFile.ImageFile:
+    """The image as Pillow opens it, of which only the header is read."""
     if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         _check_tags(content)
-    image = Image.open(io.BytesIO(content), formats=_FORMATS)
+    return Image.open(io.BytesIO(content), formats=_FORMATS)
+
+
+def _decoded(content: bytes) -> Image.Image:
+    """The image as Pillow opens it, unless decoding would take too much memory or time."""
+    image = _opened(content)
     width, height = image.size
     if max(width, height) > _MOST_ASPECT * min(width, height):
         raise InputError(f"{width} x {height} pixels: one side is more than {_MOST_ASPECT:,} times the other")
@@ -98,6 +103,39 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return f"it takes more than {_MOST_BYTES // 2**20:,} MiB to decode"
     return "not an image of a known format" if isinstance(error, UnidentifiedImageError) else first_line(error)
+
+
+class TooManyPixels(BrokenImage):
+    """An image with more pixels than whoever reads it takes."""
+
+
+class NoImage(BrokenImage):
+    """What is no image of a format that is read."""
+
+
+def check_declared(content: bytes, name: str, most: int) -> None:
+    """Check an image file by its header, before anything is decoded.
+
+    Args:
+        content: of the file.
+        name: what an error calls it.
+        most: how many pixels it may have.
+
+    Raises TooManyPixels; NoImage for another format; BrokenImage for a header that cannot be read.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if not content:
+                raise BrokenImage("the file is empty (zero bytes)")
+            width, height = _opened(content).size
+            if width * height > most:
+                raise TooManyPixels(f"{width} x {height} pixels, more than the {most:,} that are taken")
+        except BrokenImage as error:
+            raise type(error)(f"cannot load {name}: {error}") from None
+        except DAMAGED_IMAGE as error:
+            kinds = {Image.DecompressionBombError: TooManyPixels, UnidentifiedImageError: NoImage}
+            raise kinds.get(type(error), BrokenImage)(f"cannot load {name}: {_reason(error)}") from None
 
 
 def read_photograph(read: Callable[[], bytes], name: str) -> Image.Image:
