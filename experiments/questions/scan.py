@@ -18,9 +18,9 @@ from experiments.setup.hints import Count, Names
 from experiments.setup.options import Reading
 from zfnet import InputError
 from zfnet.data.preprocessing import Preprocessing
+from zfnet.extended import RULE_SETS
 from zfnet.graph import Graph
 from zfnet.layers import chosen
-from zfnet.operations import RULE_SETS
 from zfnet.scan_files import kept_scan
 
 

@@ -22,9 +22,9 @@ from zfnet.atlas.pictures import Bytes
 from zfnet.atlas.writing import FILES, digest_of, read_script
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, first_line
+from zfnet.extended import RULE_SETS
 from zfnet.graph import Graph, graph_of
 from zfnet.identity import network_identity
-from zfnet.operations import RULE_SETS
 from zfnet.recording import activations
 from zfnet.winners import TopActivations
 
