@@ -394,7 +394,8 @@ def distributed(experiments: Sequence[str]) -> Iterator[None]:
         yield
         return
     if not set(experiments) <= set(SHARED):
-        raise InputError(f"torchrun is for experiment={' and '.join(SHARED)}; run {', '.join(experiments)} with python")
+        known = f"{', '.join(SHARED[:-1])} and {SHARED[-1]}"
+        raise InputError(f"torchrun is for experiment={known}; run {', '.join(experiments)} with python")
     try:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     except ValueError as error:  # such as WORLD_SIZE without what torchrun sets beside it
