@@ -9,8 +9,9 @@ from zfnet.model import ZFNet
 from zfnet.operations import DECONVNET, GRADIENT, GUIDED, Operation, rule
 from zfnet.receptive_fields import ReceptiveField, layer_table, receptive_field
 from zfnet.recording import Recording
-from zfnet.scanning import TopActivations, Units, scan
+from zfnet.scanning import scan
 from zfnet.switches import SwitchMaxPool2d, pool, unpool
+from zfnet.winners import TopActivations, Units
 
 __all__ = [
     "DECONVNET",

@@ -33,9 +33,9 @@ from zfnet.graph import Graph, Shapes
 from zfnet.operations import DECONVNET, RULE_SETS, Operation, Rules, Step
 from zfnet.receptive_fields import map_fields, receptive_field
 from zfnet.recording import Recording, record
-from zfnet.scanning import TopActivations, Units
 from zfnet.switches import COLLISIONS
 from zfnet.views import Places, UnitWindows, View, cut, no_window, places_of
+from zfnet.winners import TopActivations, Units
 
 
 class Patches(NamedTuple):

@@ -8,12 +8,13 @@ ranked by the value before the clip: otherwise all nine may be equal, and the or
 Zeiler & Fergus (2014), Figure 2: the top nine of a feature map over the validation set.
 """
 
+import operator
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,90 +23,73 @@ from tqdm import tqdm
 
 from zfnet.checks import check_images, check_weights, device_and_dtype, undifferentiated
 from zfnet.data.batches import Batch, Batches
-from zfnet.data.images import Images, as_images
+from zfnet.data.images import as_images
 from zfnet.errors import InputError
 from zfnet.files import remove
+from zfnet.gathering import Gathering, Maxima, Part, Statistics, widened
 from zfnet.graph import Graph, graph_of
 from zfnet.identity import Identity, digest, read_sealed, write_sealed
+from zfnet.processes import from_all, from_process, processes
+from zfnet.winners import TopActivations
 
 SAVE_EVERY = 30.0  # seconds between two saves of a scan's state
 ANEW = "delete it, or start anew with fresh=True"
-
-Units = Tensor  # (M, 4), int64: image, map, row and column of each unit, as `Deconvnet.project_units` takes them
 
 _CLIPS = (F.relu6, F.hardtanh, F.hardtanh_)
 _CLAMPS = (torch.clamp, torch.clamp_, torch.clip, torch.clip_)
 
 
-class _Columns(NamedTuple):
-    value: Tensor
-    image: Tensor
-    row: Tensor
-    column: Tensor
-    unclipped: Tensor
+class Scan(dict[str, TopActivations]):
+    """The strongest activations by layer, of `images` images that were read, and a message for each unreadable one.
 
-
-class TopActivations(_Columns):
-    """The k strongest activations of each of C feature maps, strongest first; every field is (C, k).
-
-    Where there are fewer than k, value and unclipped are -inf, and image, row and column (int64) are -1. `unclipped`
-    ranks them: the values before a ReLU6 or Hardtanh clips them; in any other layer, `value`.
+    `statistics` are of every layer too, where they were gathered; else None. `sampled` (S,) are the images of which
+    these keep every map's maximum, `class_images` (K + 1,) counts images by label; last: those without one.
     """
 
-    __slots__ = ()
-
-    def __new__(
-        cls, value: Tensor, image: Tensor, row: Tensor, column: Tensor, unclipped: Tensor | None = None
-    ) -> "TopActivations":
-        return super().__new__(cls, value, image, row, column, value if unclipped is None else unclipped)
-
-    @classmethod
-    def none(cls, maps: int, k: int, like: Tensor) -> "TopActivations":
-        """No activations yet, on the device and of the type of `like`."""
-        positions = torch.full((3, maps, k), -1, device=like.device)
-        return cls(like.new_full((maps, k), -torch.inf), *positions.unbind())
-
-    def to(self, device: torch.device | str) -> "TopActivations":
-        return TopActivations(*(column.to(device) for column in self))
-
-    def merge(self, other: "TopActivations") -> "TopActivations":
-        """The k strongest of both; exact for scans of disjoint parts of a dataset, in any order."""
-        if self.value.shape != other.value.shape:
-            shapes = " and ".join(f"{top.value.shape[0]} maps, k={top.value.shape[1]}" for top in (self, other))
-            raise InputError(f"cannot merge scans of different shapes ({shapes}); scan every part with the same k")
-        return self._join(other)
-
-    def _join(self, other: "TopActivations") -> "TopActivations":
-        """The k strongest of both, of which the other may have more than k."""
-        both = TopActivations(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
-        order = torch.arange(both.value.shape[1], device=both.value.device).expand_as(both.value)
-        for key in (both.column, both.row, both.image, both.unclipped):  # the most important last
-            largest_first = key is both.unclipped
-            order = order.gather(1, key.gather(1, order).argsort(dim=1, descending=largest_first, stable=True))
-        order = order[:, : self.value.shape[1]]
-        return TopActivations(*(column.gather(1, order) for column in both))
-
-    def units(self, maps: Iterable[int] | None = None) -> Units:
-        """The winners of some maps, all by default, as units (len(maps) * k, 4), map by map, strongest first.
-
-        A missing winner keeps its row: its image is -1. Raises InputError for maps that the layer does not have.
-        """
-        count, k = self.value.shape
-        if maps is not None and not isinstance(maps, Iterable):
-            raise InputError(f"maps is {maps!r}; give a list of map numbers")
-        chosen = torch.as_tensor(list(range(count) if maps is None else maps), dtype=torch.int64)
-        if len(unknown := chosen[(chosen < 0) | (chosen >= count)]):
-            raise InputError(f"no map {int(unknown[0])}: the layer has {count}, numbered from 0")
-        image, row, column = (entries.cpu()[chosen].flatten() for entries in (self.image, self.row, self.column))
-        return torch.stack([image, chosen.repeat_interleave(k), row, column], 1)
-
-
-class Scan(dict[str, TopActivations]):
-    """The strongest activations by layer, how many images were scanned, and a message for each unreadable one."""
-
-    def __init__(self, tops: Mapping[str, TopActivations], images: int, broken: Sequence[str]):
+    def __init__(
+        self,
+        tops: Mapping[str, TopActivations],
+        images: int,
+        broken: Sequence[str],
+        statistics: Mapping[str, Statistics] | None = None,
+        sampled: Tensor | None = None,
+        class_images: Tensor | None = None,
+    ):
         super().__init__(tops)
-        self.images, self.broken = images, broken
+        self.images, self.broken, self.statistics = images, broken, statistics
+        self.sampled = torch.empty(0, dtype=torch.int64) if sampled is None else sampled
+        self.class_images = torch.zeros(1, dtype=torch.int64) if class_images is None else class_images
+
+    def merge(self, other: "Scan") -> "Scan":
+        """The scan of both; exact for scans of disjoint parts of a dataset, in any order but that of `broken`.
+
+        A part of which no image could be read has no layers. InputError for scans of different layers, or k.
+        """
+        if self and other and set(self) != set(other):
+            layer = min(set(self) ^ set(other))
+            raise InputError(f"cannot merge scans of different layers: only one has {layer}")
+        if not torch.equal(self.sampled, other.sampled) or (self.statistics is None) != (other.statistics is None):
+            raise InputError(
+                "cannot merge scans of parts of different datasets, or one with and one without statistics"
+            )
+        statistics = None
+        if self.statistics is not None and other.statistics is not None:
+            statistics = _joined(self.statistics, other.statistics)
+        classes = max(len(self.class_images), len(other.class_images)) - 1
+        class_images = widened(self.class_images, classes) + widened(other.class_images, classes)
+        if statistics is not None:
+            statistics = {layer: one._replace(sums=widened(one.sums, classes)) for layer, one in statistics.items()}
+        broken = [*self.broken, *other.broken]
+        return Scan(_joined(self, other), self.images + other.images, broken, statistics, self.sampled, class_images)
+
+
+T = TypeVar("T", TopActivations, Statistics)
+
+
+def _joined(ours: Mapping[str, T], theirs: Mapping[str, T]) -> dict[str, T]:
+    """By layer what both have, of which one may have nothing."""
+    layers = ours or theirs
+    return {layer: ours[layer].merge(theirs[layer]) if ours and theirs else layers[layer] for layer in layers}
 
 
 def scan(
@@ -117,11 +101,15 @@ def scan(
     batch_size: int = 64,
     distinct: bool = True,
     indices: Iterable[int] | None = None,
+    shard: tuple[int, int] | None = None,
+    shared: bool = False,
+    gather: bool = False,
     workers: int | None = None,
     state: str | Path | None = None,
     keep_state: bool = False,
     fresh: bool = False,
     progress: bool = True,
+    known: Identity | None = None,
 ) -> Scan:
     """Find the k strongest activations of every feature map of the layers over a dataset.
 
@@ -129,27 +117,50 @@ def scan(
         dataset: what `as_images` takes. Images that cannot be read are left out, and named in the result's `broken`.
         layers: names, or modules of the model.
         distinct: count an image once for a map, at its strongest position; otherwise any positions.
-        indices: scan only these images; `TopActivations.merge` joins such shards.
+        indices: scan only these images; `Scan.merge` joins such parts.
+        shard: (number from 0, count): scan only that part, which is cut at whole batches: merged, all parts are the
+            scan of one process, to the bit. A part of which no image can be read has no layers.
+        shared: share the work with the other processes of `torchrun`, which must all call this; each gets the result.
+        gather: gather statistics of every map as well; see `zfnet.gathering`.
         workers: processes that read images; by default as many as there are cores, up to eight.
         state: a file that keeps an interrupted scan; the same call resumes from it.
         keep_state: leave the finished scan in that file, for a caller that has more to do before it can be deleted.
         fresh: start anew and overwrite `state`.
+        known: what `scan_identity` gave, where the caller has it: it may take as long as reading all images.
 
     Raises InputError for unknown layers, fewer images than k, images that do not fit the network, NaN, and a `state`
     that is damaged or of another scan.
     """
+    how: dict[str, Any] = {"batch_size": batch_size, "distinct": distinct, "gather": gather, "workers": workers}
+    how |= {"keep_state": keep_state, "fresh": fresh, "known": known}
+    if shared and processes()[1] > 1:
+        number, count = processes()
+        if indices is not None or shard is not None:
+            raise InputError("processes share a whole dataset: leave out indices and shard, or shared")
+        return _shared(
+            device_and_dtype(graph_of(model).model)["device"],
+            lambda: scan(
+                *(model, dataset, layers, k),
+                **how,
+                shard=(number, count),
+                state=None if state is None else part_file(state, number, count),
+                progress=progress and number == 0,
+            ),
+        )
     graph, images = graph_of(model), as_images(dataset)
     check_weights(graph.model)
-    nodes = _nodes(graph, layers)
-    chosen = _chosen(indices, len(images), k, distinct)
+    nodes = steps_of(graph, layers)
+    chosen = _chosen(indices, len(images), k, distinct, shard, batch_size)
     file = None if state is None else Path(state)
-    identity = _identity(graph, images, chosen, nodes.values(), k, distinct) if file else {}
-    start = _Progress(0, {}, [])
+    identity: Identity = {}
+    if file:
+        identity = dict(known or scan_identity(graph, images, distinct)) | _request(graph, chosen, nodes, k, gather)
+    start = _Progress(0, {}, [], Gathering.none(images) if gather else None)
     if file and fresh:
         remove(file)  # now: what is killed before it saves must not leave the old one
     elif file and os.path.exists(file):
         content = read_sealed(file, identity, ANEW)
-        start = _Progress.of(content, file, graph, [graph.names[node] for node in nodes.values()], k, chosen)
+        start = start.of(content, file, graph, [graph.names[node] for node in nodes.values()], k, chosen)
     reached = start
     batches = Batches(images, batch_size, indices=chosen[start.done :], workers=workers)
     bar = tqdm(total=len(chosen), initial=start.done, unit=" images", desc="scan", disable=not progress)
@@ -158,7 +169,7 @@ def scan(
 
     def save() -> None:
         nonlocal kept
-        if file and reached.tops:
+        if file and (reached.tops or reached.done):
             if kept and not os.path.exists(file):
                 print(f"{file} was removed during the scan; it is written again", file=sys.stderr)
             write_sealed(file, identity, reached.content())
@@ -177,17 +188,54 @@ def scan(
     except BaseException:  # an error as well: a worker that died at the end of a long scan
         save()
         raise
-    if not reached.tops:
-        raise InputError(f"none of the {len(chosen)} images could be read: {(*reached.broken, 'there are none')[0]}")
+    if not reached.tops and shard is None:
+        raise InputError(_none_read(len(chosen), reached.broken))
     if keep_state:
         save()
     elif file:
         remove(file)
-    tops = {layer: reached.tops[graph.names[node]].to("cpu") for layer, node in nodes.items()}
-    return Scan(tops, len(chosen) - len(reached.broken), reached.broken)
+    found = {layer: graph.names[node] for layer, node in nodes.items() if reached.tops}
+    tops = {layer: reached.tops[name].to("cpu") for layer, name in found.items()}
+    read = len(chosen) - len(reached.broken)
+    if reached.gathered is None:
+        return Scan(tops, read, reached.broken)
+    gathered = reached.gathered.counted()
+    statistics = {layer: gathered.statistics[name].to("cpu") for layer, name in found.items()}
+    return Scan(tops, read, reached.broken, statistics, gathered.sampled, gathered.class_images)
 
 
-def _nodes(graph: Graph, layers: Sequence[str | nn.Module]) -> dict[str, fx.Node]:
+def part_file(file: str | Path, number: int, count: int) -> Path:
+    """Where one of several processes keeps its state."""
+    return Path(f"{file}.{number}-of-{count}")
+
+
+def _none_read(images: int, broken: Sequence[str]) -> str:
+    return f"none of the {images} images could be read: {(*broken, 'there are none')[0]}"
+
+
+def _shared(device: torch.device, own: Callable[[], Scan]) -> Scan:
+    """The scan of all processes, of which each scans its own part; an error of one is raised in all."""
+    part: Scan | None = None
+    error: InputError | None = None
+    try:
+        part = own()
+    except InputError as raised:
+        error = raised
+    errors = [message for message in from_all(None if error is None else str(error), device) if message is not None]
+    if errors:
+        raise error or InputError(errors[0])
+    assert part is not None
+    whole: Scan | None = None
+    for source in range(processes()[1]):  # one after the other: all at once would take as much memory as there are
+        other = from_process(source, part, device)
+        whole = other if whole is None else whole.merge(other)
+    assert whole is not None
+    if not whole:
+        raise InputError(_none_read(len(whole.broken), whole.broken))
+    return whole
+
+
+def steps_of(graph: Graph, layers: Sequence[str | nn.Module]) -> dict[str, fx.Node]:
     """The steps to scan, by the names that the result will have for them."""
     if isinstance(layers, str | nn.Module) or not isinstance(layers, Iterable):
         raise InputError("layers must be a list, also for one layer, as in layers=['relu1']")
@@ -197,12 +245,18 @@ def _nodes(graph: Graph, layers: Sequence[str | nn.Module]) -> dict[str, fx.Node
     return nodes
 
 
-def _chosen(indices: Iterable[int] | None, images: int, k: int, distinct: bool) -> Tensor:
+def _chosen(
+    indices: Iterable[int] | None, images: int, k: int, distinct: bool, shard: tuple[int, int] | None, batch_size: int
+) -> Tensor:
     """The images to scan, in order."""
     if type(k) is not int or k < 1:
         raise InputError(f"k is {k!r}; give a whole number from 1")
     if indices is None and distinct and images < k:
         raise InputError(f"the dataset has {images} images, fewer than k={k}; lower k, or pass distinct=False")
+    if shard is not None:
+        if indices is not None:
+            raise InputError("a shard is of the whole dataset: leave out indices, or shard")
+        return torch.arange(*_cut(shard, images, batch_size))
     if indices is None:
         return torch.arange(images)
     try:
@@ -215,33 +269,53 @@ def _chosen(indices: Iterable[int] | None, images: int, k: int, distinct: bool) 
     return unique
 
 
+def _cut(shard: tuple[int, int], images: int, batch_size: int) -> tuple[int, int]:
+    """The first image of a shard, and the one after its last."""
+    try:
+        number, count = map(operator.index, shard)
+        if not 0 <= number < count:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise InputError(f"shard is {shard!r}; give (number, count), numbered from 0, as in (3, 64)") from None
+    batches = -(-images // batch_size)
+    first, last = (min(batches * n // count * batch_size, images) for n in (number, number + 1))
+    return first, last
+
+
 class _Progress(NamedTuple):
     """How far a scan has come, always by whole batches."""
 
     done: int  # how many of the chosen images were scanned, or could not be read
     tops: Mapping[str, TopActivations]  # by the names of the graph
     broken: list[str]
+    gathered: Gathering | None = None  # where nothing is gathered
 
     def content(self) -> dict[str, Any]:
         """What is kept in a file."""
         tops = {layer: [column.cpu().clone() for column in top] for layer, top in self.tops.items()}
-        return self._asdict() | {"tops": tops}
+        content = {"done": self.done, "tops": tops, "broken": self.broken}
+        return content if self.gathered is None else content | {"gathered": self.gathered.content()}
 
-    @classmethod
-    def of(cls, content: Any, file: Path, graph: Graph, layers: Sequence[str], k: int, chosen: Tensor) -> "_Progress":
+    def of(self, content: Any, file: Path, graph: Graph, layers: Sequence[str], k: int, chosen: Tensor) -> "_Progress":
         """The progress that a file keeps; InputError if no scan of these layers could have written it."""
         device = device_and_dtype(graph.model)["device"]
         try:
-            read = cls(**content)
+            read = _Progress(**content)
             tops = {layer: TopActivations(*columns) for layer, columns in read.tops.items()}
-            valid = type(read.done) is int and 0 <= read.done <= len(chosen) and set(tops) == set(layers)
+            valid = type(read.done) is int and 0 <= read.done <= len(chosen)
+            valid = valid and (set(tops) == set(layers) or (not tops and 0 < read.done == len(read.broken)))
             valid = valid and isinstance(read.broken, list) and all(isinstance(name, str) for name in read.broken)
             valid = valid and all(_is_top(top, k, chosen) for top in tops.values())
-        except (TypeError, ValueError, AttributeError, RuntimeError):
+            valid = valid and (read.gathered is None) == (self.gathered is None)
+            gathered = self.gathered
+            if valid and gathered is not None:
+                maps = {layer: len(top.value) for layer, top in tops.items()}
+                gathered = gathered.of(read.gathered, maps, read.done - len(read.broken), device)
+        except (TypeError, ValueError, AttributeError, RuntimeError, LookupError):
             valid = False
         if not valid:
             raise InputError(f"{file} holds what no scan of these layers writes; {ANEW}")
-        return read._replace(tops={layer: top.to(device) for layer, top in tops.items()})
+        return read._replace(tops={layer: top.to(device) for layer, top in tops.items()}, gathered=gathered)
 
 
 def _is_top(top: TopActivations, k: int, chosen: Tensor) -> bool:
@@ -255,16 +329,19 @@ def _is_top(top: TopActivations, k: int, chosen: Tensor) -> bool:
     return floats and places and bool((torch.isin(top.image, chosen) | (top.image == -1)).all())
 
 
-def _identity(
-    graph: Graph, images: Images, chosen: Tensor, nodes: Iterable[fx.Node], k: int, distinct: bool
-) -> Identity:
-    """What a scan depends on."""
+def _request(graph: Graph, chosen: Tensor, nodes: Mapping[str, fx.Node], k: int, gather: bool) -> dict[str, str]:
+    """What a state depends on besides."""
+    layers = digest(sorted(graph.names[node] for node in nodes.values()))
+    request = {"indices": digest(chosen), "layers": layers, "k": str(k)}
+    return request | {"statistics": "gathered"} if gather else request
+
+
+def scan_identity(model: nn.Module | Graph, dataset: Any, distinct: bool = True) -> Identity:
+    """What the result of a scan depends on, whatever the layers and k."""
+    graph = graph_of(model)
     return graph.identity() | {
         "dtype": str(device_and_dtype(graph.model)["dtype"]),
-        "images": images.identity(),
-        "indices": digest(chosen),
-        "layers": digest(sorted(graph.names[node] for node in nodes)),
-        "k": str(k),
+        "images": as_images(dataset).identity(),
         "distinct": str(distinct),
     }
 
@@ -278,19 +355,20 @@ def _whole_batches(
     """How far the scan has come after each batch, and at the end. An interrupt leaves all of a batch or none of it."""
     reached = start
     for batch in batches:
-        tops = _scanned(graph, nodes, batch, reached.tops, k, distinct)
+        tops, gathered = _scanned(graph, nodes, batch, reached, k, distinct)
         position = int(torch.searchsorted(chosen[start.done :], batch.index[-1]))
         done = start.done + (position // batches.batch_size + 1) * batches.batch_size
-        reached = _Progress(min(done, len(chosen)), tops, [*start.broken, *batches.broken])
+        reached = _Progress(min(done, len(chosen)), tops, [*start.broken, *batches.broken], gathered)
         yield reached
-    yield _Progress(len(chosen), reached.tops, [*start.broken, *batches.broken])
+    yield _Progress(len(chosen), reached.tops, [*start.broken, *batches.broken], reached.gathered)
 
 
 def _scanned(
-    graph: Graph, nodes: Collection[fx.Node], batch: Batch, before: Mapping[str, TopActivations], k: int, distinct: bool
-) -> dict[str, TopActivations]:
-    """The strongest activations before a batch and in it."""
-    tops = dict(before)
+    graph: Graph, nodes: Collection[fx.Node], batch: Batch, before: _Progress, k: int, distinct: bool
+) -> tuple[dict[str, TopActivations], Gathering | None]:
+    """The strongest activations before a batch and in it, and what is gathered."""
+    tops, maxima = dict(before.tops), dict[str, Maxima]()
+    sampled = None if before.gathered is None else before.gathered.columns(batch.index)[0]
 
     def take(node: fx.Node, output: Any) -> TopActivations:
         graph.check_maps(node, output)
@@ -298,7 +376,10 @@ def _scanned(
         if not maps.is_floating_point():
             raise InputError(f"{name} gives {maps.dtype}; choose a layer of floating-point values")
         top = tops.get(name) or TopActivations.none(maps.shape[1], k, maps)
-        tops[name] = _update(top, maps, batch.index, distinct, name)
+        best, positions = _strongest(maps)
+        tops[name] = _update(top, maps, best, positions, batch.index, distinct, name)
+        if sampled is not None:
+            maxima[name] = Maxima(best.float(), positions[sampled.to(positions.device)].int())
         return tops[name]
 
     def apply(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -316,7 +397,9 @@ def _scanned(
     images = check_images(graph.model, batch.images)
     graph.check_size(images, nodes)
     graph.run(images, nodes, apply)
-    return tops
+    if before.gathered is None:
+        return tops, None
+    return tops, before.gathered.with_part(Part(batch.index, batch.labels.cpu(), maxima))
 
 
 def _clips_from_above(graph: Graph, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -342,10 +425,12 @@ def _strongest(x: Tensor) -> tuple[Tensor, Tensor]:
     return best, position
 
 
-def _update(top: TopActivations, x: Tensor, index: Tensor, distinct: bool, layer: str) -> TopActivations:
-    """Take in the values x (N, C, H, W) of the images `index` (N,), later in the dataset than all before."""
+def _update(
+    top: TopActivations, x: Tensor, best: Tensor, positions: Tensor, index: Tensor, distinct: bool, layer: str
+) -> TopActivations:
+    """Take in the values x (N, C, H, W), and what `_strongest` finds in them, of the images `index` (N,), which are
+    later in the dataset than all before."""
     k = top.value.shape[1]
-    best, positions = _strongest(x)
     if not best.isfinite().all():
         image = int(index[int((~best.isfinite()).any(1).nonzero()[0])])
         raise InputError(f"{layer} gives NaN or infinity, in {x.dtype}, on image {image}")
@@ -367,4 +452,4 @@ def _update(top: TopActivations, x: Tensor, index: Tensor, distinct: bool, layer
     entries = (value, origin, position // x.shape[3], position % x.shape[3], value)
     for column, entry in zip(candidates, entries, strict=True):
         column[target] = entry
-    return top._join(candidates)
+    return top.join(candidates)

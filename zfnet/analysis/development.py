@@ -16,7 +16,8 @@ from zfnet.analysis.matching import correlations
 from zfnet.data.images import as_images
 from zfnet.deconvnet import Deconvnet
 from zfnet.graph import Graph, graph_of
-from zfnet.scanning import Scan, TopActivations, scan
+from zfnet.scanning import Scan, scan
+from zfnet.winners import TopActivations
 
 
 class _Together(nn.ModuleList):

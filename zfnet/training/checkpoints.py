@@ -21,7 +21,7 @@ from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError
 from zfnet.files import remove
 from zfnet.identity import Damaged, Identity, digest, network_identity, read_sealed, write_sealed
-from zfnet.training.processes import processes
+from zfnet.processes import processes
 from zfnet.training.recipe import Recipe
 
 ANEW = "start anew with fresh=True or in another folder"

@@ -30,9 +30,9 @@ from zfnet.data.crops import augment, crop_size, mean_image, on_device, preproce
 from zfnet.data.images import as_images
 from zfnet.errors import InputError, first_line
 from zfnet.files import locked
+from zfnet.processes import from_all, from_first, processes, total
 from zfnet.training.checkpoints import Checkpoint, check_state, run_identity
 from zfnet.training.evaluation import check_labels, missed_in, network_input
-from zfnet.training.processes import from_all, from_first, processes, total
 from zfnet.training.recipe import Recipe
 
 SAVE_EVERY = 300.0  # seconds between two checkpoints within an epoch
