@@ -5,6 +5,7 @@ be loaded is left out and named, and does not end a scan of a million others.
 """
 
 import contextlib
+import math
 import multiprocessing
 import os
 import pickle
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from zfnet.data.images import Images, TensorImages, as_images, read_item
 from zfnet.errors import BrokenImage, InputError
@@ -60,6 +61,20 @@ def check_alike(first: Tensor, second: Tensor, *names: str) -> None:
     raise InputError(f"{both}; a batch needs one {what}, so give the dataset a transform")
 
 
+def _room(count: int, image: Tensor) -> Tensor:
+    """Room for so many images like this one; in a worker, in the memory that it shares with the main process.
+
+    A batch is filled image by image: a list of them, their stack and its shared copy would be three times the memory,
+    and the pages of each would be asked of the system anew for every batch.
+    """
+    shape = (count, *image.shape)
+    if get_worker_info() is None or image.device.type != "cpu":
+        return torch.empty(shape, dtype=image.dtype, device=image.device)
+    size = max(math.prod(shape) * image.element_size(), 1)
+    storage = torch.UntypedStorage._new_shared(size)  # as torch's default_collate asks for it; nothing public does
+    return torch.empty(0, dtype=image.dtype).set_(storage).view(shape)
+
+
 class _Reader(Dataset[_Read]):
     """A dataset whose item is a whole batch: the work of a worker."""
 
@@ -68,7 +83,7 @@ class _Reader(Dataset[_Read]):
 
     def __getitem__(self, chunk: list[int]) -> _Read:
         read = _Read([], None, [], [], None)
-        images: list[Tensor] = []
+        images = torch.empty(0)
         try:
             for i in chunk:
                 try:
@@ -76,16 +91,18 @@ class _Reader(Dataset[_Read]):
                 except BrokenImage as error:
                     read.broken.append(str(error))
                     continue
-                if images:
+                if read.items:
                     check_alike(images[0], image, self.dataset.name(read.items[0]), self.dataset.name(i))
-                images.append(image)
+                else:
+                    images = _room(len(chunk), image)
+                images[len(read.items)] = image
                 read.items.append(i)
                 read.labels.append(label)
-            if not images:
+            if not read.items:
                 return read
-            stacked = torch.stack(images)
-            _check_finite(stacked, read.items, self.dataset)
-            return read._replace(images=stacked)
+            images = images[: len(read.items)]
+            _check_finite(images, read.items, self.dataset)
+            return read._replace(images=images)
         except InputError as error:  # as a message: raised here, it would come back as a worker's traceback
             return read._replace(error=str(error))
 
