@@ -7,6 +7,7 @@ images' list has all images that are shown, and `winners` says the same as the m
 import json
 import math
 from collections import defaultdict
+from hashlib import blake2b
 from pathlib import Path
 from shutil import copyfile, copytree
 from typing import Any, NamedTuple
@@ -305,4 +306,16 @@ def write_atlas(
     put(folder, "index", index | {"winners": made.write_images(files)})
     if site:
         copytree(SITE, folder, dirs_exist_ok=True)
+    digests = {
+        path.relative_to(folder).as_posix(): blake2b(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    (folder / "files.json").write_text(json.dumps(digests, indent=0, sort_keys=True))
     return index
+
+
+def read(folder: Path, name: str) -> Any:
+    """The value that a file of data puts: read(folder, "0/columns")."""
+    text = (folder / "data" / f"{name}.js").read_text()
+    return json.loads(text[text.index(",") + 1 : text.rindex(")")])

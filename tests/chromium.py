@@ -26,6 +26,7 @@ class Chromium:
     def __init__(self, folder: Path) -> None:
         self.folder, self.events, self._session = folder, [], ""
         self._count, self._read, self._waited, self._heard = 0, b"", 0, 0
+        self._emulated: dict[str, dict[str, Any]] = {}  # what every window is told
 
     def __enter__(self) -> "Chromium":
         import fcntl  # of Unix alone
@@ -46,10 +47,7 @@ class Chromium:
         )
         os.close(theirs_in)
         os.close(theirs_out)
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.send(f"{domain}.enable")
+        self.new_window()
         self.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(self.folder), eventsEnabled=True)
         return self
 
@@ -59,6 +57,18 @@ class Chromium:
         self._process.wait()
         os.close(self._out)
         os.close(self._in)
+
+    def new_window(self) -> None:
+        """Close the page and open another one, which remembers nothing of it."""
+        old = self.__dict__.pop("_target", None)
+        self._target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        if old:
+            self.send("Target.closeTarget", targetId=old)
+        self._session = self.send("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+        for method, parameters in self._emulated.items():
+            self.send(method, **parameters)
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The result of a command of the protocol."""
@@ -118,10 +128,11 @@ class Chromium:
         assert "exceptionDetails" not in reply, reply["exceptionDetails"]
         return reply["result"].get("value")
 
-    def press(self, key: str) -> None:
-        """Press and let go of a key: a digit, or one of KEYS."""
-        stroke = {"key": key, "windowsVirtualKeyCode": KEYS.get(key, ord(key[0]))}
-        if len(key) == 1:
+    def press(self, key: str, *, control: bool = False) -> None:
+        """Press and let go of a key: a character, or one of KEYS; `control`: with Ctrl."""
+        code = KEYS.get(key, ord(key[0].upper()))
+        stroke: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": code, "modifiers": 2 if control else 0}
+        if len(key) == 1 and not control:
             stroke["text"] = key
         if key == "Enter":
             stroke["text"] = "\r"
@@ -173,23 +184,32 @@ class Chromium:
 
     def viewport(self, width: int, height: int, *, phone: bool = False) -> None:
         """The size of the window; `phone`: with touch instead of a mouse, and two pixels of the screen to one."""
-        self.send(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=2 if phone else 1,
-            mobile=phone,
-        )
+        screen = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
+        self._emulate("Emulation.setDeviceMetricsOverride", **screen)
 
     def prefer(self, **features: str) -> None:
         """What the reader's system prefers: prefer(color_scheme="dark")."""
         names = [{"name": f"prefers-{name.replace('_', '-')}", "value": value} for name, value in features.items()]
-        self.send("Emulation.setEmulatedMedia", features=names)
+        self._emulate("Emulation.setEmulatedMedia", features=names)
 
-    def screenshot(self, path: Path, *, whole: bool = False) -> None:
-        """A PNG of the window, or of the whole page."""
-        picture = self.send("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
-        path.write_bytes(base64.b64decode(picture))
+    def _emulate(self, method: str, **parameters: Any) -> None:
+        self._emulated[method] = parameters
+        self.send(method, **parameters)
+
+    def screenshot(self, selector: str | None = None, *, whole: bool = False) -> bytes:
+        """A PNG of the window, of an element that is in it, or of the whole page."""
+        clip = {}
+        if selector:
+            x, y, width, height = self.evaluate(
+                f"""(() => {{
+                    const chosen = document.querySelector({json.dumps(selector)});
+                    chosen.scrollIntoView({{ block: "center" }});
+                    const {{ left, top, width, height }} = chosen.getBoundingClientRect();
+                    return [left + scrollX, top + scrollY, width, height];
+                }})()"""
+            )
+            clip = {"clip": {"x": x, "y": y, "width": width, "height": height, "scale": 1}}
+        return base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=whole, **clip)["data"])
 
     def complaints(self) -> list[str]:
         """Errors and warnings of the page, and requests that failed, since the last call."""

@@ -22,6 +22,7 @@ window.atlas = (() => {
       this.files = new Map();
       this.values = new Map();
       this.rows = new Map();
+      this.again = 0;
       sources.set(folder, this);
     }
 
@@ -41,9 +42,10 @@ window.atlas = (() => {
           const script = document.createElement("script");
           const fail = (reason) => {
             this.files.delete(name);
+            this.again++;
             reject(new Sorry(`The file ${path} ${reason}. Is the atlas' folder complete?`));
           };
-          script.src = path;
+          script.src = this.again ? `${path}?again=${this.again}` : path; // past what the browser keeps of a broken file
           script.dataset.folder = this.folder;
           script.onload = () => {
             script.remove();

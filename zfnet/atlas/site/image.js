@@ -80,8 +80,8 @@
         const row = await source.row(L, entry.map);
         const pair = row < 0 ? null : tiles.map((place) => atlas.tile(L, row, "overview", place, { target: 40 }));
         const show = () => point(entry);
-        return el("li", {}, el("a", { href: address.map(layer.name, entry.map), onmouseenter: show, onfocus: show, "aria-label": `Map ${entry.map} of ${layer.name}: ${number(entry.value)}, number ${entry.rank + 1} of its strongest` },
-          el("span", { class: "pair" }, pair), el("span", { class: "about" }, el("b", {}, entry.map), el("span", {}, number(entry.value)))));
+        return el("li", {}, el("a", { href: address.map(layer.name, entry.map), onmouseenter: show, onfocus: show },
+          el("span", { class: "pair" }, pair), el("span", { class: "about" }, el("b", {}, el("span", { class: "unseen" }, "map "), entry.map), el("span", {}, number(entry.value)))));
       };
       const items = el("ul", { class: "links" }, await Promise.all(all.slice(0, FIRST).map(item)));
       const more = all.length > FIRST ? el("button", { type: "button", onclick: async () => {

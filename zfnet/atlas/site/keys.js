@@ -65,9 +65,7 @@
 
   window.addEventListener("DOMContentLoaded", () => {
     document.body.append(help);
-    document.querySelector(".tools").append(
-      el("button", { type: "button", onclick: () => atlas.random() }, "Random map"),
-      el("button", { type: "button", "aria-label": "Keys of this page", title: "Keys (?)", onclick: () => help.showModal() }, "?"),
-    );
+    document.getElementById("random").addEventListener("click", () => atlas.random());
+    document.getElementById("keys").addEventListener("click", () => help.showModal());
   });
 })();

@@ -10,6 +10,8 @@
   const { el, number, percent, address, count } = atlas;
   const NEAR = 600; // pixels above and below the window in which lines are drawn
 
+  const GAP = 10; // pixels between tiles
+
   const SORTS = {
     map: ["map number", "asc", (columns, row) => String(columns.map[row])],
     strength: ["strongest value", "desc", (columns, row) => number(columns.strength[row])],
@@ -142,10 +144,11 @@
         ? el("span", { class: "dead", style: { width: `${side[1] * places.length}px`, height: `${side[0]}px` } }, "dead")
         : places.map((which) => atlas.tile(L, row, "overview", which, { scale: side[0] / layer.overview[0] }));
       const value = state.sort === "map" ? "" : SORTS[state.sort][2](columns, row);
-      const words = `Map ${map}${columns.dead[row] ? ", dead" : ""}${value ? `, ${value}` : ""}`;
-      const caption = el("span", { class: "caption", "aria-hidden": "true" }, el("b", {}, map), value ? el("span", {}, value) : null);
-      return el("li", { "aria-setsize": rows.length, "aria-posinset": place + 1, style: { width: `${cellWidth()}px` } },
-        el("a", { href: address.map(name, map), "aria-label": words, title: words }, el("span", { class: "pair" }, picture), caption));
+      const caption = el("span", { class: "caption" }, el("b", {}, el("span", { class: "unseen" }, "map "), map), value ? el("span", {}, value) : null);
+      const line = Math.floor(place / across);
+      const style = { width: `${cellWidth()}px`, top: `${line * (cellHeight() + GAP)}px`, left: `${(place - line * across) * (cellWidth() + GAP)}px` };
+      return el("li", { "aria-setsize": rows.length, "aria-posinset": place + 1, style },
+        el("a", { href: address.map(name, map), title: `map ${map}${value ? `: ${value}` : ""}` }, el("span", { class: "pair" }, picture), caption));
     }
 
     const cellWidth = () => Math.max(state.view === "both" ? 2 * wide : single[1], 64) + 2;
@@ -154,32 +157,32 @@
     /** Draw the lines near the window; lines that are there already stay, with the focus that is in them. */
     function draw(afresh = false) {
       if (!list.isConnected) return;
-      const gap = 10;
       const now = list.clientWidth;
       if (now !== width || afresh) {
         width = now;
         lines = new Map();
         list.replaceChildren();
-        across = Math.max(1, Math.floor((width + gap) / (cellWidth() + gap)));
-        list.style.height = `${Math.ceil(rows.length / across) * (cellHeight() + gap)}px`;
+        across = Math.max(1, Math.floor((width + GAP) / (cellWidth() + GAP)));
+        list.style.height = `${Math.ceil(rows.length / across) * (cellHeight() + GAP)}px`;
       }
-      const step = cellHeight() + gap;
+      const step = cellHeight() + GAP;
       const above = -list.getBoundingClientRect().top;
       const first = Math.max(0, Math.floor((above - NEAR) / step));
       const end = Math.min(Math.ceil(rows.length / across), Math.ceil((above + window.innerHeight + NEAR) / step));
-      for (const [line, element] of lines) {
-        if ((line < first || line >= end) && !element.contains(document.activeElement)) {
-          element.remove();
+      for (const [line, items] of lines) {
+        if ((line < first || line >= end) && !items.some((item) => item.contains(document.activeElement))) {
+          for (const item of items) item.remove();
           lines.delete(line);
         }
       }
       for (let line = first; line < end; line++) {
         if (lines.has(line)) continue;
-        const cells = rows.slice(line * across, (line + 1) * across).map((row, i) => cell(row, line * across + i));
-        const element = el("div", { class: "line", role: "presentation", style: { top: `${line * step}px`, gap: `${gap}px` } }, cells);
-        lines.set(line, element);
+        const items = rows.slice(line * across, (line + 1) * across).map((row, i) => cell(row, line * across + i));
         const next = [...lines.keys()].filter((other) => other > line).sort((a, b) => a - b)[0];
-        list.insertBefore(element, next === undefined ? null : lines.get(next));
+        lines.set(line, items);
+        const fragment = document.createDocumentFragment();
+        fragment.append(...items);
+        list.insertBefore(fragment, next === undefined ? null : lines.get(next)[0]);
       }
     }
 
