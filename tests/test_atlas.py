@@ -307,7 +307,7 @@ def test_large_tiles_are_within_the_tolerance_of_the_codec(tmp_path):
         for rank, (image, box) in enumerate(zip(found["image"], found["box"], strict=True)):
             expected = as_tile(crop_of(data, model, image, box, entry["shown"]))
             worst = max(worst, np.abs(tile(folder, 0, row, rank) - expected).mean())
-    assert worst < 8
+    assert worst < 12
     assert atlas.check(model, data, folder, samples=5, progress=False) == []
 
 
@@ -337,7 +337,7 @@ def test_whole_images(folder, model, data):
     assert images["size"] == [[24, 24]] * len(images["id"])
     for image in images["id"]:
         stored = np.array(Image.open(folder / f"images/{image}.webp").convert("RGB")).astype(float)
-        assert np.abs(stored - as_tile(crop_of(data, model, image, (0, 0, 24, 24), (24, 24)))).mean() < 8
+        assert np.abs(stored - as_tile(crop_of(data, model, image, (0, 0, 24, 24), (24, 24)))).mean() < 12
 
 
 # ---- links -----------------------------------------------------------------------------------------------------------
@@ -411,9 +411,7 @@ def test_the_nearest_layers_below_have_none_between():
     model = Skip()
     with torch.no_grad():
         feed, _ = linked(model, ["relu", "b", "add"], 8)
-        assert table(feed[2]) == pytest.approx(
-            [{(0, m): 1.0, (1, m): 1.0} for m in range(3)]
-        )  # the way through b ends at b
+        assert table(feed[2]) == [{(0, m): 1.0, (1, m): 1.0} for m in range(3)]  # the way through b ends at b
 
 
 def test_signal_and_steps_are_what_the_walk_leaves(folder, model, data):
@@ -631,7 +629,7 @@ def test_fields_larger_than_the_image_are_whole_images(tmp_path):
     found = next(e for e in entries(out, 0) if e["value"])
     assert tuple(found["box"][0]) == field.box(found["row"][0], found["column"][0])
     expected = as_tile(crop_of(data, model, found["image"][0], (0, 0, 24, 24), (24, 24)))
-    assert np.abs(tile(out, 0, found["map"], 0) - expected).mean() < 8
+    assert np.abs(tile(out, 0, found["map"], 0) - expected).mean() < 12
 
 
 def test_units_without_a_place(tmp_path):
