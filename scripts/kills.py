@@ -3,9 +3,10 @@
     python scripts/kills.py [N] [--jobs training,scan,...] [--first SEED] [--save docs/faults.json]
 
 A run works in a folder of its own, in a process group of its own: training (a checkpoint after every step), a scan,
-features, the ablation, and the bare command, all small, the last of them as a new process of Python. It gets SIGKILL,
-SIGTERM or SIGINT, alone or with the processes that it started, up to three times; then it runs to its end. It must
-then come to what the run that nothing killed came to, digit by digit and picture by picture, and leave the same files.
+shards of one, features, the ablation, and the bare command, all small, the last of them as a new process of Python. It
+gets SIGKILL, SIGTERM or SIGINT, alone or with the processes that it started, up to three times; then it runs to its
+end. It must then come to what the run that nothing killed came to, digit by digit and picture by picture, and leave the
+same files.
 """
 
 import argparse
@@ -44,6 +45,7 @@ from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing, Stored
 from zfnet.errors import InputError
 from zfnet.identity import digest
+from zfnet.scan_files import STATISTICS, TOP, kept_scan, merge_shards
 from zfnet.training import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,14 +107,30 @@ def ablating(photos: Path) -> Any:
     return ablation.main(network(), data, "ablation", workers=2, progress=False, batch_size=8, **how)["ours"]
 
 
+def sharding(photos: Path) -> Any:
+    """Three shards and their merge, into a folder that keeps another layer already."""
+    zfnet.scanning.SAVE_EVERY = 0.0
+    data, folder = Photos(photos, transform=PREPROCESSING), "scans"
+    how: dict[str, Any] = {"batch_size": 8, "workers": 2, "progress": False}
+    kept_scan(network(), data, folder, ["2"], 3, **how)
+    for number in (2, 0, 1):
+        kept_scan(network(), data, folder, ["1", "4"], 5, shard=(number, 3), **how)
+    merge_shards(network(), data, folder)
+    tops = kept_scan(network(), data, folder, ["1", "2", "4"], 3, **how)
+    columns = {layer: [*top, *(tops.statistics or {})[layer]] for layer, top in tops.items()}
+    files = {name: digest(Path(folder, name).read_bytes()) for name in (TOP, STATISTICS)}
+    return digest(columns, tops.class_images), tops.images, tops.broken, files
+
+
 RUNS: dict[str, Callable[[Path], Any]] = {
     "training": training,
     "scan": scanning,
+    "shards": sharding,
     "features": computing_features,
     "ablation": ablating,
 }
 COMMAND = "command"
-SHARES = {"training": 5, "scan": 5, "features": 5, "ablation": 3, COMMAND: 2}  # how often a run is chosen
+SHARES = {"training": 5, "scan": 5, "shards": 4, "features": 5, "ablation": 3, COMMAND: 2}  # how often a run is chosen
 
 
 # --- processes

@@ -403,7 +403,10 @@ def test_a_network_has_as_many_classes_as_its_data_and_keeps_them(run, tmp_path,
 def test_several_processes_are_for_training(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     status, lines = run("experiment=stripes")
-    assert (status, lines) == (2, ["run.py: torchrun is for experiment=train and variant; run stripes with python"])
+    assert (status, lines) == (
+        2,
+        ["run.py: torchrun is for experiment=train, variant and scan; run stripes with python"],
+    )
 
 
 def test_a_variant_is_trained_where_the_tables_find_it(run, tmp_path):

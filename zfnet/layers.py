@@ -1,10 +1,17 @@
-"""Which layers of any network stand for the paper's: 1 to 5, spread over the depth, and 7, below the classifier."""
+"""Which layers of any network to look into: those that stand for the paper's, or all that have feature maps.
+
+The paper's are 1 to 5, spread over the depth, and 7, below the classifier.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
 
 from torch import fx
 
 from zfnet.checks import Pair, pair
 from zfnet.errors import InputError
 from zfnet.graph import Graph
+from zfnet.operations import DECONVNET, Rules, is_repetition, moves_axes
 
 DEPTHS = 5  # the paper's layers 1 to 5
 JOINTS = ("relu", "relu6", "add", "cat")  # operations, in lower case, that end a part of a network
@@ -80,3 +87,55 @@ def head(graph: Graph, size: int | Pair) -> str:
     heads = [n for n in path if len(shapes[n]) == 2 and "linear" not in graph.operation(n).lower()]
     heads = [n for n in heads if "dropout" not in graph.operation(n).lower()]
     return graph.names[(heads or path)[-1]]
+
+
+def every(graph: Graph, size: int | Pair, rules: Rules = DECONVNET) -> list[str]:
+    """All layers that have feature maps, or fully connected units, whose units can be projected, in their order.
+
+    Those that only repeat another are left out: dropout in evaluation, identities, what moves elements (flatten).
+
+    Args:
+        graph: the network.
+        size: of the images, pixels: (rows, columns), or one number for both.
+        rules: that they are projected by.
+    Raises InputError if there is none.
+    """
+    size = pair(size)
+    shapes = graph.shapes(size, graph.output)
+    steps = [node for node in graph.path([graph.output]) if node in graph.carriers]
+    projected, moved, found = set(graph.inputs), set[fx.Node](), []
+    for node in steps:
+        if node in graph.inputs:
+            continue
+        sources = [source for source in node.all_input_nodes if source in graph.carriers]
+        row = graph.lookup(rules, node)
+        if row is not None and row.back is not None and all(s in projected and s in shapes for s in sources):
+            projected.add(node)
+        if moves_axes(graph.operation(node)) or moved.intersection(sources):
+            moved.add(node)
+        if node in projected and node in shapes and not is_repetition(graph.lookup(DECONVNET, node)):
+            shape = shapes[node]
+            if shape[0] == 1 and len(shape) in (2, 4) and (node not in moved or _has_maps(graph, node, size, shape)):
+                found.append(graph.names[node])
+    if not found:
+        raise InputError(f"{type(graph.model).__name__} has no layer of feature maps whose units can be projected")
+    return found
+
+
+def _has_maps(graph: Graph, node: fx.Node, size: Pair, shape: Sequence[int]) -> bool:
+    """Whether it has as many maps in a larger image; behind a permutation, its second axis may be rows of places."""
+    if len(shape) == 2:
+        return True
+    try:
+        return graph.shapes((size[0] + 32, size[1] + 32), node)[node][1] == shape[1]
+    except InputError:
+        return False
+
+
+def chosen(
+    graph: Graph, size: int | Pair, layers: Sequence[str] | Literal["auto", "all"], rules: Rules = DECONVNET
+) -> list[str]:
+    """Layers by name: "auto" are the five of `spread`, "all" those of `every`, others stay as they are."""
+    if layers == "auto":
+        return spread(graph, size)
+    return every(graph, size, rules) if layers == "all" else list(layers)

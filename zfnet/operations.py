@@ -854,6 +854,19 @@ GUIDED = GRADIENT | _rows(RECTIFIERS, rectify_where_fired, reads_input=True)
 RULE_SETS = {"deconvnet": DECONVNET, "gradient": GRADIENT, "guided": GUIDED}
 
 
+def is_repetition(row: Operation | None) -> bool:
+    """Whether an operation, of which this is the row of DECONVNET, only passes on in evaluation what it is given."""
+    if row is None:
+        return False
+    passes_on = row.back in (through, through_dropout) and row.window is POINTWISE
+    return passes_on or row.window is moved_window
+
+
+def moves_axes(operation: str) -> bool:
+    """Whether an operation of that name exchanges axes, after which the second may be no longer that of maps."""
+    return operation in ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "einsum")
+
+
 def rule(
     *operations: Any, window: Window | Callable[[Step], Window | None] | None = None, reads_input: bool = False
 ) -> Callable[[Back], Back]:

@@ -37,6 +37,7 @@ def main(
     layers: Names = ("relu1", "relu2", "relu3", "relu4", "relu5"),
     maps: Count = 64,
     judge: str | None = None,
+    scans: Path | None = None,
     export: str | None = None,
     answers: str | Sequence[str] | None = None,
     seed: Seed = 0,
@@ -55,6 +56,7 @@ def main(
         judge: weights of torchvision's SqueezeNet v1.0, the second network that answers in people's place; dreamsim,
             where that package is installed; null: EfficientNet-Lite0, of the extra [weights]. Where it is not installed
             tasks A2 and B are left out.
+        scans: the folder of the kept scans of this network and these images, which other experiments read too.
         export: a name, such as trials: write a page with that name that asks people in place of the judge, and nothing
             else.
         answers: the files that people saved from that page, which are scored, and nothing else.
@@ -69,8 +71,8 @@ def main(
     if answers is not None:
         return score_answers(result, as_list(answers, "answers"), export or PAGE)
     if export is not None:
-        return export_trials(result, model, data, protocol, export, **reading)
-    known = study(model, data, Path(out), protocol, **reading)
+        return export_trials(result, model, data, protocol, export, scans, **reading)
+    known = study(model, data, Path(out), protocol, scans, **reading)
     ours = measure(known, Path(out), protocol, **reading)
     lines = style_of(style).lines
     for task in ("A1", "A2", "B"):

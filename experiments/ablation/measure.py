@@ -34,6 +34,7 @@ from zfnet.checks import pair
 from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.identity import Identity, digest, read_sealed, write_sealed
+from zfnet.scan_files import kept_scan
 
 FEWEST = 240  # images: the least of which task B asks
 MOST = 2000  # images, of which all are ranked by every map; more are drawn
@@ -105,8 +106,14 @@ class Study(NamedTuple):
     broken_images: list[str]
 
 
-def study(model: nn.Module, data: Any, out: Path, protocol: Protocol, **reading: Unpack[Reading]) -> Study:
-    """Rank all images by every map of the layers; a run that was stopped goes on."""
+def study(
+    model: nn.Module, data: Any, out: Path, protocol: Protocol, scans: Path | None = None, **reading: Unpack[Reading]
+) -> Study:
+    """Rank all images by every map of the layers; a run that was stopped goes on.
+
+    Args:
+        scans: the folder of the kept scans of this network and these images; of a sample of these none is kept.
+    """
     images, sample = as_images(data), None
     too_few = "the data has {} images that can be read; the tasks need {} or more".format
     if len(images) < FEWEST:
@@ -117,7 +124,10 @@ def study(model: nn.Module, data: Any, out: Path, protocol: Protocol, **reading:
         data = Subset(data, sample)
     deconvnet, judge = Deconvnet(model), judge_of(model, protocol.judge)
     every, state = min(len(images), MOST), out / STATES[0]
-    tops = scan(deconvnet.graph, data, protocol.layers, every, state=state, keep_state=True, **reading)
+    if scans is not None and sample is None:
+        tops = kept_scan(deconvnet.graph, data, scans, protocol.layers, every, **reading)
+    else:
+        tops = scan(deconvnet.graph, data, protocol.layers, every, state=state, keep_state=True, **reading)
     layers = {
         name: Layer(deconvnet, data, name, top, drawn(top, protocol), judge, protocol.seed)
         for name, top in tops.items()

@@ -37,13 +37,20 @@ TITLE = "What does this unit look for?"
 
 
 def export_trials(
-    result: Result, model: nn.Module, data: Any, protocol: Protocol, name: str, **reading: Unpack[Reading]
+    result: Result,
+    model: nn.Module,
+    data: Any,
+    protocol: Protocol,
+    name: str,
+    scans: Path | None = None,
+    **reading: Unpack[Reading],
 ) -> dict[str, Any]:
     """Write the page with a sample of trials of some layers, and its key, into a folder of the page's name."""
     if not re.fullmatch(r"[\w-]+", name):
         raise InputError(f"export is {name!r}; give the page a name of letters, digits, - and _, such as {PAGE}")
     state = result.out / name / STATES[0]  # beside the page: an ablation in the same folder keeps its own
-    layers = [layer for layer in study(model, data, state.parent, protocol, **reading).layers.values() if layer.maps]
+    known = study(model, data, state.parent, protocol, scans, **reading)
+    layers = [layer for layer in known.layers.values() if layer.maps]
     count = min(ASKED, len(layers))
     spread = [layers[round(n * (len(layers) - 1) / max(1, count - 1))] for n in range(count)]
     chosen = [trial for layer in spread for trial in trials_of(layer, -(-EASY // count))]

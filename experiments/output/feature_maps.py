@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.output.pages import enlarged, hatched
+from experiments.output.tables import table
 from experiments.setup.checks import by_number, one_of, share
 from experiments.setup.options import READING, SHOWING, Reading
 from zfnet import Deconvnet, InputError, TopActivations
@@ -20,6 +21,7 @@ from zfnet.graph import Graph
 from zfnet.operations import DIFFERENTIATED_NORMS, RULE_SETS
 from zfnet.receptive_fields import ReceptiveField
 from zfnet.rendering import grid, outside, resized, signed_image
+from zfnet.scanning import Scan
 
 MAP_GAP, TILE_GAP = 7, 1  # pixels between the blocks of two maps, and between two tiles of a map
 
@@ -133,6 +135,24 @@ def how_chosen(choose: Any, seed: int) -> str:
 def dead_maps(top: TopActivations) -> list[int]:
     """The maps that are never above 0."""
     return (~(top.value[:, 0] > 0)).nonzero().flatten().tolist()
+
+
+def scan_table(found: Scan, k: int | None) -> tuple[str, dict[str, Any]]:
+    """What a scan found, as a table and for result.json.
+
+    Args:
+        found: the scan, with statistics.
+        k: images that were asked for of each map.
+    """
+    dead = {layer: int((statistics.fires == 0).sum()) for layer, statistics in (found.statistics or {}).items()}
+    layers = {layer: {"maps": len(top.value), "dead": dead[layer]} for layer, top in found.items()}
+    rows = [[layer, count["maps"], count["dead"], found.images] for layer, count in layers.items()]
+    text = table(["layer", "maps", "dead maps", "images"], rows) if rows else "no image of this part could be read"
+    if found.broken:
+        text += f"\n\n{len(found.broken):,} image(s) could not be read, first: {found.broken[0]}"
+    labelled = int(found.class_images[:-1].sum())
+    counts = {"images": found.images, "labelled_images": labelled, "broken_images": list(found.broken)}
+    return text, {"layers": layers, **counts, "k": k}
 
 
 def marked(pictures: Tensor, outside: Tensor, empty: Tensor) -> Tensor:

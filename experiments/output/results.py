@@ -30,7 +30,7 @@ from zfnet.identity import BLANK, Damaged, is_stamped, stamped
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # half a second, which tables do without
 
-UNSAID = ("out", "reading", "options", "networks", "training", "validation", *READING)
+UNSAID = ("out", "reading", "options", "networks", "scans", "training", "validation", *READING)
 MOST = 2**26  # bytes of a result.json that is read
 COMMAND = shlex.join(sys.argv)  # as it was typed
 RESULT = "result.json"

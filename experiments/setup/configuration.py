@@ -27,7 +27,7 @@ from experiments.setup.options import READING, SHOWING
 from experiments.setup.trust import check_trusted
 from zfnet.errors import InputError, first_line, unknown_name
 
-OBJECTS = ("model", "data", "training", "validation", "networks")  # arguments that are made from groups
+OBJECTS = ("model", "data", "training", "validation", "networks", "scans")  # arguments that are made from groups
 PARTS: dict[str, Any] = {  # of groups: what objects fill in, or need where a function does not, and seeds
     "layers": Names | Literal["auto"],
     "layer7": str,
@@ -50,6 +50,7 @@ class Config:
     training: str = "train"
     validation: str = "val"
     networks: str = "outputs/networks"
+    scans: str = "outputs/scan"
     trust: bool = False
     experiment: Any = field(default_factory=dict)
     model: Any = field(default_factory=dict)

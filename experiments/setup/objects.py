@@ -34,7 +34,7 @@ OF_DATA = ("trained_on", "side", "published", "licence")  # settings of a data s
 TRAINING_KEYS = ("model.architecture", "model.preprocessing", "train", "training", "validation", "device", "trust")
 OF_RUNS = ("model", "train", "seed", "device", "networks", "experiment.seeds", "experiment.fresh")  # trained before
 OF_PUBLISHED = ("data.side", "data.trained_on", "model.sha256")  # what such weights have of their own
-SHARED = ("train", "variant")  # experiments whose work several processes share
+SHARED = ("train", "variant", "scan")  # experiments whose work several processes share
 
 
 def made(settings: Any, *arguments: Any, **more: Any) -> Any:
@@ -195,6 +195,11 @@ class Objects:
             fresh=self.fresh,
         )
 
+    @property
+    def scans(self) -> Path:
+        """The folder of the scans that are kept of this network and these images."""
+        return Path(self.config.scans, self.name).expanduser()
+
     def trained(self) -> Path:
         """The weights of the network, trained as configured: by an earlier run, or else now.
 
@@ -340,7 +345,8 @@ class Objects:
             images, k = len(self._dataset(transform)), settings.get("k")
             if settings.get("distinct") and k > images:
                 raise InputError(f"the data has {images} images, fewer than k={k}; lower k, or give distinct=false")
-        layers = [layer for layer in settings.get("layers", [settings.get("layer")]) if layer]
+        named = settings.get("layers", [settings.get("layer")])
+        layers = [] if isinstance(named, str) else [layer for layer in named if layer]  # "all" is found in any network
         grids = settings.get("grids")
         if grids and len(grids) != len(layers):
             raise InputError(f"{len(layers)} layers and {len(grids)} grids; give one, [rows, columns], for each layer")
@@ -388,7 +394,8 @@ def distributed(experiments: Sequence[str]) -> Iterator[None]:
         yield
         return
     if not set(experiments) <= set(SHARED):
-        raise InputError(f"torchrun is for experiment={' and '.join(SHARED)}; run {', '.join(experiments)} with python")
+        known = f"{', '.join(SHARED[:-1])} and {SHARED[-1]}"
+        raise InputError(f"torchrun is for experiment={known}; run {', '.join(experiments)} with python")
     try:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     except ValueError as error:  # such as WORLD_SIZE without what torchrun sets beside it

@@ -1,0 +1,40 @@
+"""Join the shards of a scan, which experiment=scan shard=0/64 to 63/64 left, to the scan that other experiments read.
+
+The result is the scan of one process, to the bit: counts and sums of whole numbers do not depend on their order, nor do
+the strongest of the strongest. What is missing, or of another network or other images, is said, and nothing is joined.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from experiments.output.feature_maps import scan_table
+from experiments.output.results import Result
+from experiments.setup.hints import Count
+from zfnet import InputError
+from zfnet.scan_files import merge_shards, read_scan
+from zfnet.scanning import scan_identity
+
+
+def main(
+    model: nn.Module, data: Any, out: str | Path, *, scans: Path, count: Count | None = None, distinct: bool = True
+) -> dict[str, Any]:
+    """Join the shards of a scan.
+
+    Args:
+        model: the network that was scanned.
+        data: the images.
+        out: the folder of the result.
+        scans: the folder of the kept scans of this network and these images; the shards are in it.
+        count: how many shards there are; null: as they say themselves.
+        distinct: as they were scanned.
+    """
+    result = Result("merge", out, locals())
+    layers = merge_shards(model, data, scans, count, distinct=distinct)
+    found = read_scan(scans, scan_identity(model, data, distinct), layers)
+    if found is None:
+        raise InputError(f"the scan in {scans} was replaced by another run meanwhile; run this again")
+    text, ours = scan_table(found, max(top.value.shape[1] for top in found.values()))
+    result.text(text)
+    return result.finish(ours)
