@@ -24,6 +24,7 @@ def main(
     data: Any,
     out: str | Path,
     *,
+    scans: Path,
     layers: Names | Literal["auto", "all"] = "auto",
     maps: Maps = None,
     images: Literal["full", "thumbs", "none"] = "full",
@@ -44,7 +45,8 @@ def main(
         model: the network.
         data: the images.
         out: the folder of the atlas; index.html in it opens by double click. One that was stopped goes on.
-        layers: by name; auto: five that stand for the paper's; all: every rectifier and joint.
+        scans: the folder of the kept scans of this network and these images.
+        layers: by name; "auto": five, spread over the depth; "all": every layer whose units can be projected.
         maps: how many of each layer, or their numbers, for each layer or by its name; null: all.
         images: "full"; "thumbs": whole images are small; "none": projections and numbers, no pixel of an image.
         format: of the pictures: "webp", or "avif", which is smaller and takes ten times as long.
@@ -66,7 +68,7 @@ def main(
     provenance = {"command": COMMAND, **commit(), "weights_from": None if weights is None else str(weights)}
     shown: Any = {"layers": layers, "maps": maps, "images": images, "format": format, "rules": rules, "k": k}
     said: Any = {"title": title, "licence": licence, "provenance": provenance, "random": weights is None}
-    atlas.build(model, data, out, **shown, **said, **settings, seed=seed, spent=spent)
+    atlas.build(model, data, out, scans=scans, **shown, **said, **settings, seed=seed, spent=spent)
     return _finished(result, Path(out), spent)
 
 

@@ -67,6 +67,7 @@ def build(
     layers: str | Sequence[str | nn.Module] | None = None,
     maps: Any = None,
     scan: Scan | None = None,
+    scans: str | os.PathLike[str] | None = None,
     images: Literal["full", "thumbs", "none"] = "full",
     format: Literal["webp", "avif"] = "webp",
     rules: Rules | str = "deconvnet",
@@ -93,6 +94,7 @@ def build(
         layers: names or modules; None or "auto": five that stand for the paper's; "all".
         maps: None: all maps of a layer; see `zfnet.atlas.layers.chosen_maps`.
         scan: of these layers with `gather=True`; None: the images are scanned now.
+        scans: the folder where that scan is kept, and from which it is read if it is there; None: nowhere.
         images: pictures of the images: "full"; "thumbs": whole images are small; "none": projections and numbers only.
         format: of the pictures.
         rules: of the projections; see Deconvnet.
@@ -123,7 +125,8 @@ def build(
             work.links()
             if scan is None:
                 reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
-                scan = kept_scan(job.graph, job.images, folder.work / "scan", job.names, job.k, **reading)
+                kept = folder.work / "scan" if scans is None else Path(scans)
+                scan = kept_scan(job.graph, job.images, kept, job.names, job.k, fresh=fresh, **reading)
             work.clock("scan")
             work.all(check_scan(scan, job))
             work.finish(title, licence, provenance or {}, random, seed)
@@ -178,7 +181,7 @@ def prepared(model: nn.Module | Graph, dataset: Any, layers: Any, maps: Any, rul
     graph, images = deconvnet.graph, as_images(dataset)
     check_weights(graph.model)
     size = image_size(images)
-    names = names_of(graph, size, layers)
+    names = names_of(graph, size, layers, deconvnet.rules)
     preprocessing = Preprocessing.of(graph.model)
     planned = plan(deconvnet, size, names, maps, k)
     first = torch.zeros(1, graph.channels, *size)

@@ -1,5 +1,6 @@
 """Whether an atlas shows what a network computes: its files as they were written, and a sample of it computed again."""
 
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from zfnet.atlas.images import Reader
 from zfnet.atlas.layers import ACROSS, PER, Layer
 from zfnet.atlas.links import weights
 from zfnet.atlas.panels import QUANTILES, Examples, Painter, Panels
-from zfnet.atlas.pictures import Bytes
+from zfnet.atlas.pictures import LOSSLESS, Bytes, encoded
 from zfnet.atlas.writing import FILES, digest_of, read_script
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, first_line
@@ -29,7 +30,8 @@ from zfnet.recording import activations
 from zfnet.winners import TopActivations
 
 CLOSE = 1e-3  # of a number: how far one that is computed again may be from it
-LOST = 20.0  # of 255: the mean absolute difference that a codec may make in a tile; of WebP it was at most 14
+LOST = 4.0  # of 255: the mean absolute difference of a tile beyond the codec's own, and
+TIMES = 1.5  # how many times the codec's own it may be: what it makes of the computed tiles, encoded once more
 FLIPPED = 0.01  # of a mask's pixels that may be on the other side of its limit
 
 
@@ -234,6 +236,7 @@ class _Compared:
                 return
 
     def _pictures(self, panels: Panels, count: int) -> None:
+        lost = self._lost
         layer, k, row = self.layer, self.index["k"], self.row
         encoding, folder = self.index["encoding"], self.path / "tiles" / str(self.layer.number)
         (height, width), (eh, ew) = layer.sizes["tile"], layer.sizes["example"]
@@ -244,11 +247,13 @@ class _Compared:
             what = "projection" if part == parts - 1 else "crop"
             for rank in range(count):
                 place = part * k + rank
-                self._tile(what, sheet[top : top + height, place * width : (place + 1) * width], tiles[place])
+                cell = sheet[top : top + height, place * width : (place + 1) * width]
+                self._tile(what, cell, tiles[place], lost(tiles[place]))
         if panels.examples is not None:
             for place in range(len(self.entry["examples"])):
                 left = parts * k * width + place * ew
-                self._tile("example", sheet[top : top + eh, left : left + ew], panels.examples[0, place])
+                example = panels.examples[0, place]
+                self._tile("example", sheet[top : top + eh, left : left + ew], example, lost(example))
         if not count:
             return
         (height, width), across, n = layer.sizes["overview"], ACROSS["overview"], row % PER["overview"]
@@ -256,7 +261,7 @@ class _Compared:
         top, left = n // across * height, n % across * parts * width
         for part in range(parts):
             cell = sheet[top : top + height, left + part * width : left + (part + 1) * width]
-            self._tile("tile of the overview", cell, panels.overview[0, part])
+            self._tile("tile of the overview", cell, panels.overview[0, part], lost(panels.overview[0, part]))
         (height, width), across, n = layer.sizes["mask"], ACROSS["masks"], row % PER["masks"]
         alpha = _sheet(folder / f"masks-{row // PER['masks']}.png", "RGBA")[..., 3]
         top, left = n // across * height, n % across * k * width
@@ -266,14 +271,25 @@ class _Compared:
             if cell.shape != (height, width) or ((cell == 0) != panels.masks[0, rank]).mean() > FLIPPED:
                 self._say("has another mask")
 
-    def _tile(self, what: str, stored: Bytes, computed: Bytes) -> None:
+    def _lost(self, tile: Bytes) -> float:
+        """What the codec itself changes in a tile."""
+        encoding, lossless = self.index["encoding"], max(self.layer.sizes["tile"]) < LOSSLESS
+        with Image.open(io.BytesIO(encoded(tile, encoding, lossless=lossless))) as image:
+            return _difference(np.array(image.convert("RGB")), tile)
+
+    def _tile(self, what: str, stored: Bytes, computed: Bytes, loss: float) -> None:
         self.found.tiles += 1
         if stored.shape != computed.shape:
             self._say(f"has a {what} of another size")
             return
-        difference = float(np.abs(stored.astype(float) - computed).mean())
-        if difference > LOST:
+        difference = _difference(stored, computed)
+        if difference > LOST + TIMES * loss:
             self._say(f"has another {what}: a mean difference of {difference:.0f} of 255")
+
+
+def _difference(one: Bytes, other: Bytes) -> float:
+    """The mean absolute difference of two pictures, of 255."""
+    return float(np.abs(one.astype(float) - other).mean())
 
 
 def _sheet(path: Path, mode: str = "RGB") -> Bytes:

@@ -13,7 +13,8 @@ from zfnet.checks import Pair, pair
 from zfnet.deconvnet import Deconvnet
 from zfnet.errors import InputError
 from zfnet.graph import Graph
-from zfnet.layers import spread, trunk
+from zfnet.layers import every, spread, trunk
+from zfnet.operations import DECONVNET, Rules
 from zfnet.receptive_fields import LayerUnits, layer_table, map_fields
 from zfnet.scanning import _clips_from_above
 
@@ -88,22 +89,21 @@ def fitted(size: Pair, most: int) -> Pair:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def names_of(graph: Graph, image_size: Pair, layers: str | Sequence[str | nn.Module] | None) -> list[str]:
+def names_of(
+    graph: Graph, image_size: Pair, layers: str | Sequence[str | nn.Module] | None, rules: Rules = DECONVNET
+) -> list[str]:
     """The names of the layers that `layers` asks for, in the network's order.
 
     Args:
-        layers: names or modules; None or "auto": five that stand for the paper's; "all": every rectifier and joint,
-            and where there is none every convolution.
+        layers: names or modules; None or "auto": five that stand for the paper's; "all": every layer whose units can
+            be projected.
+        rules: that they are projected by.
     Raises InputError for a layer that does not exist or gives no maps, and if there is none.
     """
     if layers is None or layers == "auto":
         return spread(graph, image_size)
-    shapes = graph.shapes(image_size, graph.output)
     if layers == "all":
-        names = [graph.names[node] for node in graph.path([graph.output]) if _is_worth_a_look(graph, node, shapes)]
-        if not names:
-            raise InputError(f"{type(graph.model).__name__} has no convolution or rectifier; name its layers")
-        return names
+        return every(graph, image_size, rules)
     if isinstance(layers, str | nn.Module) or not isinstance(layers, Iterable):
         raise InputError(f"layers is {layers!r}; give a list of layers, all, or auto")
     nodes = {graph.node(layer): None for layer in layers}
@@ -112,24 +112,6 @@ def names_of(graph: Graph, image_size: Pair, layers: str | Sequence[str | nn.Mod
     for node in nodes:
         graph.check_maps(node, graph.shapes(image_size, node).get(node))
     return [graph.names[node] for node in graph.nodes if node in nodes]
-
-
-def _is_worth_a_look(graph: Graph, node: fx.Node, shapes: Mapping[fx.Node, torch.Size]) -> bool:
-    """Whether its maps are none that stand in another layer, too: of a convolution, its norm and its ReLU, the last."""
-    if node not in shapes or len(shapes[node]) != 4 or max(shapes[node][2:]) < 2:
-        return False
-    readers = [_sort(graph, reader) for reader in node.users if reader in graph.carriers]
-    sort, joined = _sort(graph, node), bool(readers) and all(reader == "cat" for reader in readers)
-    if sort == "relu":
-        return not joined
-    if sort in ("add", "cat"):
-        return readers != ["relu"]
-    return sort in ("conv", "norm") and not joined and not {"relu", "norm", "add"}.issuperset(readers[:1] or ["none"])
-
-
-def _sort(graph: Graph, node: fx.Node) -> str | None:
-    kind = graph.operation(node).lower()
-    return next((sort for sort in ("relu", "hardtanh", "conv", "norm", "add", "cat") if sort in kind), None)
 
 
 def chosen_maps(maps: Any, names: Sequence[str], counts: Sequence[int]) -> list[Tensor]:

@@ -193,7 +193,11 @@ class Painter:
         there = there[units[there, 0].argsort(stable=True)]
         for chunk, images in self._chunks(layer, units, there):
             _, local = units[chunk, 0].unique(return_inverse=True)
-            crops, hidden = self._crops(layer, self.rgb(images), local, boxes[chunk])
+            if self.preprocessing.mean_image is None:
+                crops, hidden = self._crops(layer, images, local, boxes[chunk])
+                crops = self.rgb(crops)
+            else:
+                crops, hidden = self._crops(layer, self.rgb(images), local, boxes[chunk])
             tiles[chunk.numpy()] = crop_tiles(crops, hidden, size)
             self.clock("pictures")
         found.examples = tiles.reshape(len(maps), count, *size, 3)
@@ -228,12 +232,16 @@ class Painter:
         local[:, 0] = units[:, 0].unique(return_inverse=True)[1]
         patches = self.deconvnet.project_units(images, layer.name, local, whole=layer.whole, observe=observe)
         projections = fill(patches.projections.float().cpu(), layer.shown)
-        crops, hidden = self._crops(layer, self.rgb(images), local[:, 0], patches.boxes.cpu())
+        if self.preprocessing.mean_image is None:
+            crops = self.rgb(fill(patches.crops.float().cpu(), layer.shown))
+            hidden = beyond(patches.boxes.cpu(), self.image_size, layer.shown)
+        else:  # whose mean differs from place to place
+            crops, hidden = self._crops(layer, self.rgb(images), local[:, 0], patches.boxes.cpu())
         self.clock("projection")
         return Canvases(crops, projections, self.preprocessing.rgb(projections), hidden), patches.values.cpu()
 
     def _crops(self, layer: Layer, pictures: Tensor, local: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """What boxes hold of pictures (n, 3, H, W), and what of it lies beyond them or the box."""
+        """What boxes hold of pictures (n, C, H, W), and what of it lies beyond them or the box."""
         if layer.whole:
             boxes = torch.tensor((0, 0, *self.image_size)).expand(len(boxes), 4)
         crops = cut_out(pictures.float().cpu(), local, boxes, layer.shown)
@@ -241,7 +249,7 @@ class Painter:
 
 
 def cut_out(pictures: Tensor, local: Tensor, boxes: Tensor, size: Pair) -> Tensor:
-    """Canvases (m, 3, *size) with what boxes (m, 4) hold of pictures (n, 3, H, W)."""
+    """Canvases (m, C, *size) with what boxes (m, 4) hold of pictures (n, C, H, W)."""
     crops = torch.zeros(len(boxes), pictures.shape[1], *size)
     for crop, image, (top, left, bottom, right) in zip(crops, local.tolist(), boxes.tolist(), strict=True):
         part = pictures[image, :, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]

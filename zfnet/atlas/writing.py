@@ -157,8 +157,8 @@ class Partial:
         return dict(content)
 
     def close(self) -> None:
-        """Stop the threads; what they have begun is finished."""
-        self._pool.shutdown(cancel_futures=True)
+        """Stop the threads, once all that was handed to them is written."""
+        self._pool.shutdown()
 
     def publish(self, digests: Mapping[str, str]) -> None:
         """Write files.json and put the folder in the place of what has been at `out`."""
