@@ -256,6 +256,7 @@ def test_quantiles_at_every_turn() -> None:
 def test_quantiles_in_words() -> None:
     assert said(0.998, 1000) == "stronger than in 99.8 % of the 1,000 images"
     assert said(0.99999, 1000) == "stronger than in 99.9 % of the 1,000 images"
+    assert said(0.0004, 1000) == "stronger than in less than 0.1 % of the 1,000 images"
     assert said(1, 1000) == "stronger than in all 1,000 images"
     assert said(0, 1000) == "stronger than in none of the 1,000 images"
     assert said(1 - 1e-6, 10**6) == "stronger than in 99.9999 % of the 1,000,000 images"
