@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from chromium import PROGRAM, Chromium
 from conftest import sequential
-from test_serve import Server, png
 from torch import nn
 
 import zfnet.atlas
+from tests.chromium import PROGRAM, Chromium
+from tests.served import Server, png
 from zfnet.atlas.answers import Answers
 from zfnet.atlas.server import Limits
 from zfnet.data import Photos
