@@ -1,16 +1,25 @@
-"""An atlas of a tiny network, whose numbers come from loops over the network itself; nothing of zfnet ranks or counts.
+"""An atlas of a tiny network, whose numbers come from loops over the network itself, and a server to be asked.
 
-It has what the served mode reads, and a site of one bare page where zfnet has none.
+Nothing of zfnet ranks or counts. The atlas has what the served mode reads, and a site of one bare page.
 """
 
+import contextlib
 import hashlib
+import http.client
+import io
 import json
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from zfnet.atlas.answers import Answers
+from zfnet.atlas.server import Limits, listen, web_server
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.identity import network_identity
 
@@ -107,3 +116,57 @@ def write(folder: Path, model: nn.Module, images: Tensor, layers: list[str], cla
     (folder / "index.html").write_text("<!DOCTYPE html><html><body><script src=app.js></script></body></html>")
     seal(folder)
     return folder
+
+
+def png(seed: int, width: int = 50, height: int = 41) -> bytes:
+    """A picture with light and dark patches."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+    return saved(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def saved(image: Image.Image, kind: str = "PNG", **more: Any) -> bytes:
+    image.save(file := io.BytesIO(), kind, **more)
+    return file.getvalue()
+
+
+class Server:
+    """A server on a free port of this machine, in a thread."""
+
+    def __init__(self, answers: Answers, limits: Limits) -> None:
+        self._socket = listen("127.0.0.1", 0)
+        self.port = self._socket.getsockname()[1]
+        self.host = f"127.0.0.1:{self.port}"
+        self._server = web_server(answers, limits=limits)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
+
+    def __enter__(self) -> "Server":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+    def ask(self, path: str, body: Any = None, method: str | None = None, **headers: str) -> tuple[int, Any]:
+        """The status and the content of an answer; of JSON, the value."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(connection):
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method or ("GET" if body is None else "POST"), path, body, named)
+            reply = connection.getresponse()
+            self.headers, content = reply.headers, reply.read()
+        is_json = (reply.getheader("content-type") or "").startswith("application/json")
+        return reply.status, json.loads(content) if is_json else content
+
+    def raw(self, content: bytes, ends: bool = False) -> bytes:
+        """What comes back to these bytes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
+            connection.sendall(content)
+            if ends:
+                connection.shutdown(socket.SHUT_WR)
+            parts = []
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                while part := connection.recv(2**16):
+                    parts.append(part)
+        return b"".join(parts)

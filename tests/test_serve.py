@@ -3,7 +3,6 @@
 The server runs for real, on a socket, and is asked through http.client and through bare sockets.
 """
 
-import contextlib
 import http.client
 import io
 import itertools
@@ -25,15 +24,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import served
 import torch
 from conftest import sequential
 from PIL import Image
 from torch import nn
 
+from tests import served
+from tests.served import Server, png, saved
 from zfnet.atlas.answers import Answers, Ranks, said
 from zfnet.atlas.reading import AtlasFolder, read_put
-from zfnet.atlas.server import Limits, is_local, listen, web_server
+from zfnet.atlas.server import Limits, is_local, listen
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError
 
@@ -57,18 +57,6 @@ def network(seed: int = 0, **changes: Any) -> nn.Sequential:
         flat=nn.Flatten(),
         fc=nn.Linear(32, 7),
     )
-
-
-def png(seed: int, width: int = 50, height: int = 41) -> bytes:
-    """A picture with light and dark patches."""
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
-    return saved(small.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def saved(image: Image.Image, kind: str = "PNG", **more: Any) -> bytes:
-    image.save(file := io.BytesIO(), kind, **more)
-    return file.getvalue()
 
 
 class Atlas(NamedTuple):
@@ -256,6 +244,7 @@ def test_quantiles_at_every_turn() -> None:
 def test_quantiles_in_words() -> None:
     assert said(0.998, 1000) == "stronger than in 99.8 % of the 1,000 images"
     assert said(0.99999, 1000) == "stronger than in 99.9 % of the 1,000 images"
+    assert said(0.0004, 1000) == "stronger than in less than 0.1 % of the 1,000 images"
     assert said(1, 1000) == "stronger than in all 1,000 images"
     assert said(0, 1000) == "stronger than in none of the 1,000 images"
     assert said(1 - 1e-6, 10**6) == "stronger than in 99.9999 % of the 1,000,000 images"
@@ -304,48 +293,6 @@ def test_a_data_file_is_a_name_and_a_value() -> None:
 
 
 # ---- the server ------------------------------------------------------------------------------------------------------
-
-
-class Server:
-    """A server on a free port of this machine, in a thread."""
-
-    def __init__(self, answers: Answers, limits: Limits) -> None:
-        self._socket = listen("127.0.0.1", 0)
-        self.port = self._socket.getsockname()[1]
-        self.host = f"127.0.0.1:{self.port}"
-        self._server = web_server(answers, limits=limits)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
-
-    def __enter__(self) -> "Server":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._server.should_exit = True
-        self._thread.join()
-
-    def ask(self, path: str, body: Any = None, method: str | None = None, **headers: str) -> tuple[int, Any]:
-        """The status and the content of an answer; of JSON, the value."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        with contextlib.closing(connection):
-            named = {name.replace("_", "-"): value for name, value in headers.items()}
-            connection.request(method or ("GET" if body is None else "POST"), path, body, named)
-            reply = connection.getresponse()
-            self.headers, content = reply.headers, reply.read()
-        is_json = (reply.getheader("content-type") or "").startswith("application/json")
-        return reply.status, json.loads(content) if is_json else content
-
-    def raw(self, content: bytes, ends: bool = False) -> bytes:
-        """What comes back to these bytes."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
-            connection.sendall(content)
-            if ends:
-                connection.shutdown(socket.SHUT_WR)
-            parts = []
-            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-                while part := connection.recv(2**16):
-                    parts.append(part)
-        return b"".join(parts)
 
 
 @pytest.fixture(scope="module")

@@ -148,7 +148,8 @@ def said(quantile: float, images: int, dead: bool = False) -> str:
         return f"stronger than in none of the {images:,} images"
     places = max(1, len(str(images)) - 3)
     shown = int(quantile * 100 * 10**places + 1e-6) / 10**places  # rounded down: 100 % would be all
-    return f"stronger than in {shown:.{places}f} % of the {images:,} images"
+    share = f"{shown:.{places}f} %" if shown else f"less than {0.1**places:.{places}f} %"
+    return f"stronger than in {share} of the {images:,} images"
 
 
 class Answers:

@@ -9,6 +9,7 @@
 (() => {
   const { el, svg, number, percent, count, address } = atlas;
   const served = window.ZFNET_SERVED ?? { bytes: 20 * 2 ** 20 };
+  const FIRST = 16; // maps of a layer before the button that shows all
   let kept = null; // { file, name, answer } of the picture that was given last
 
   /** What the server answers to a picture; a sentence where it refuses. */
@@ -284,7 +285,7 @@
       let unit = new AbortController();
       const heading = el("h2", { id: "own-maps" }, "Maps for which it is unusual");
       const explanation = el("p", { class: "meaning" });
-      const back = el("button", { type: "button", hidden: true }, "The whole image again");
+      const back = el("button", { type: "button", class: "own-back", hidden: true }, "The whole image again");
       const detail = el("div", { class: "own-detail", "aria-live": "polite" });
       const list = el("div", {});
       const picture = canvasOf(answer, see);
@@ -317,7 +318,13 @@
           el("span", { class: "about" }, el("b", {}, `map ${found.map}`), el("span", {}, words(found))));
           return el("li", {}, button);
         });
-        list.replaceChildren(items.length ? el("ul", { class: "links own-list" }, items) : el("p", { class: "notice" }, "No unit of this layer sees this place, or it is not known which do."));
+        const more = items.length > FIRST ? el("button", { type: "button", class: "own-more", onclick: () => {
+          for (const item of items) item.hidden = false;
+          items[FIRST].firstChild.focus();
+          more.remove();
+        } }, `${index.layers[L].rows > items.length ? "The" : "All"} ${count(items.length, "map")}${index.layers[L].rows > items.length ? " that are most unusual" : ""}`) : null;
+        items.forEach((item, i) => (item.hidden = i >= FIRST));
+        list.replaceChildren(...(items.length ? [el("ul", { class: "links own-list" }, items), more].filter(Boolean) : [el("p", { class: "notice" }, "No unit of this layer sees this place, or it is not known which do.")]));
         detail.replaceChildren();
         if (items.length) select(L, layers[L][0], items[0].firstChild);
         else picture.outline(null);
@@ -353,7 +360,7 @@
       explain(whole, null);
       result.replaceChildren(
         el("div", { class: "columns own" },
-          el("div", {}, el("h2", {}, "As the network sees it"), picture.frame, picture.said),
+          el("div", { class: "own-seen" }, el("h2", {}, "As the network sees it"), picture.frame, picture.said),
           el("div", {}, el("h2", {}, "Classes"), classesOf(answer), occlusionOf(answer, picture, file, leaving.signal))),
         heading, explanation, el("p", { class: "buttons" }, back),
         el("div", { class: "switch many", role: "group", "aria-label": "The layer" }, tabs),
