@@ -1,17 +1,16 @@
 """EXTENDED against autograd with gates, statistics and attention weights as constants; equal to DECONVNET elsewhere."""
 
-import re
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import assert_close, deconvnet_by_autograd
+from oracles import assert_close, deconvnet_by_autograd, positions
 from torch import Tensor, nn
 from torchvision import models
 
 from scripts.zoo import ZOO, drawn, extended_layers, layer_deviation, randomised
-from zfnet import DECONVNET, EXTENDED, GRADIENT, GUIDED, Deconvnet, InputError
+from zfnet import DECONVNET, EXTENDED, GRADIENT, GUIDED, Deconvnet, InputError, receptive_field
 from zfnet.extended import PASSED_NORMS, SLOPED
 
 SIDE = 10
@@ -255,7 +254,46 @@ def test_a_unit_of_a_gated_layer_is_projected_as_the_whole_image_is() -> None:
     assert_close(
         patches.projections[0][:, max(-top, 0) :, max(-left, 0) :][:, : inside.shape[1], : inside.shape[2]], inside
     )
-    assert re.match(r"\d", str(inside.abs().max().item())) and inside.abs().max() > 0
+    assert inside.abs().max() > 0
+
+
+FIELDS = ["SiLU", "squeeze and excitation", "a gate behind a view", "a gate of places", "LayerNorm of whole maps"]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_is_that_of_the_path_back(name: str) -> None:
+    model, x = STEPS[name](), images(1)
+    graph = Deconvnet(model, rules="extended").graph
+    field = receptive_field(graph, "conv2", SIDE)
+    assert field.size == (5, 5) and field.exact == (name == "SiLU")
+    for row, column in positions(SIDE - 2, SIDE - 2):
+        signal = torch.zeros(1, 6, SIDE - 2, SIDE - 2, dtype=torch.float64)
+        signal[..., row, column] = torch.randn(1, 6)
+        support = deconvnet_by_autograd(model, x, "conv2", signal, extended=True)[0].abs().sum(0) > 0
+        top, left, bottom, right = field.seen(row, column)
+        inside = torch.zeros_like(support)
+        inside[top:bottom, left:right] = True
+        assert not (support & ~inside).any()
+    plain = receptive_field(model, "conv2", SIDE)  # all that the unit depends on
+    assert plain.exact and (plain.size == (5, 5)) == (name in ("SiLU", "a gate of places"))
+
+
+def test_an_efficientnet_has_fields() -> None:
+    deconvnet = Deconvnet(drawn("efficientnet_b0").float(), rules="extended")
+    field = receptive_field(deconvnet.graph, "features.3", 224)
+    assert field.size == (67, 67) and field.stride == (8, 8) and not field.exact
+    x = torch.randn(2, 3, 224, 224)
+    patches = deconvnet.project_units(x, "features.3", [[0, 1, 10, 10], [1, 2, 0, 27]])
+    assert patches.projections.shape == (2, 3, 67, 67)
+    recording = deconvnet.record(x, ["features.3"])
+    signal = torch.zeros_like(recording.activations["features.3"])
+    signal[0, 1, 10, 10] = recording.activations["features.3"][0, 1, 10, 10]
+    whole = deconvnet.project(recording, "features.3", signal)[0]
+    top, left, bottom, right = patches.boxes[0].tolist()
+    inside = whole[:, top:bottom, left:right]
+    assert_close(patches.projections[0], inside, 1e-5)
+    whole[:, top:bottom, left:right] = 0
+    assert not whole.any()
 
 
 def test_the_rule_sets_stand_on_each_other() -> None:

@@ -39,6 +39,7 @@ from zfnet.operations import (
     transpose,
     vector_jacobian,
 )
+from zfnet.windows import POINTWISE, Window
 
 SMOOTH = named(
     "nn.SiLU F.silu nn.GELU F.gelu nn.Mish F.mish nn.Hardswish F.hardswish nn.ELU F.elu F.elu_ nn.SELU F.selu F.selu_ "
@@ -104,6 +105,14 @@ def extends(step: Step, rules: Rules) -> bool:
     if row is None or row.back is None or row in others:
         return False
     return row.back is not hold_gate or (len(step.sources) == 2 and gates_of(step).count(False) == 1)
+
+
+def gated_window(step: Step) -> Window | None:
+    """Of a product: the same place of what is gated; the gate is held fixed."""
+    if len(step.sources) != 2 or (gates := gates_of(step)).count(False) != 1:
+        return None
+    gated = step.shapes[gates.index(False)]
+    return POINTWISE._replace(decided=(gates.index(True),)) if gated[1:] == step.output[1:] else None
 
 
 def hold_gate(step: Step, signal: Tensor) -> Sequence[Part]:
@@ -205,9 +214,9 @@ def attend_to_values(step: Step, signal: Tensor) -> Sequence[Part]:
     return _toward(step, signal, list(step.sources).index(value))
 
 
-def _rows(operations: Sequence[Any], back: Any, reads_input: bool = False) -> dict[Any, Operation]:
+def _rows(operations: Sequence[Any], back: Any, reads_input: bool = False, path: Any = None) -> dict[Any, Operation]:
     """Rows without windows: those of DECONVNET stay."""
-    return {key: Operation(back, None, reads_input) for key in operations}
+    return {key: Operation(back, None, reads_input, path) for key in operations}
 
 
 _SWIN = "torchvision.models.swin_transformer"
@@ -215,9 +224,9 @@ _GATES: dict[Any, bool] = dict.fromkeys(GATES, True)
 _KEPT: dict[Any, bool] = dict.fromkeys([*MOVES, *UNCHANGED, *DROPOUTS], True)
 EXTENDED: dict[Any, Operation] = DECONVNET | {
     **_rows([*SMOOTH, *LEAKY], rectify),
-    **_rows(PRODUCTS, hold_gate, reads_input=True),
+    **_rows(PRODUCTS, hold_gate, True, gated_window),
     **_rows(GATED, gated_unit, reads_input=True),
-    **_rows([*LAYER_NORMS, *RMS_NORMS], layer_norm, reads_input=True),
+    **_rows([*LAYER_NORMS, *RMS_NORMS], layer_norm, True, POINTWISE),
     **_rows([multihead_attention], attend, reads_input=True),
     **_rows([F.scaled_dot_product_attention], attend_to_values, reads_input=True),
     # functions that torchvision has torch.fx take for one step each; they are imported with its models

@@ -47,6 +47,7 @@ class Shapes(Mapping[fx.Node, torch.Size]):
         self.outputs: dict[fx.Node, torch.Size] = {}
         self.numbers: dict[fx.Node, Any] = {}  # what the others give: sizes, parameters and what is made of them
         self.windows: dict[fx.Node, Window | None] = {}
+        self.paths: dict[fx.Node, Window | None] = {}  # the windows of what a signal comes back through
         self.places: dict[fx.Node, Any] = {}  # the windows that its units depend on: see deconvnet._Located.by_window
         self.fields: dict[fx.Node, Any] = {}  # of the maps of each step: see receptive_fields.map_fields
 
@@ -540,6 +541,7 @@ class Graph:
             self.arguments(node, args, kwargs),
             call,
             [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)],
+            lookup=self.lookup,
         )
 
     def window(self, node: fx.Node, shapes: Shapes) -> Window | None:
@@ -561,6 +563,16 @@ class Graph:
                 window = None
             shapes.windows[node] = window
         return shapes.windows[node]
+
+    def path_window(self, node: fx.Node, shapes: Shapes) -> Window | None:
+        """The window of what a signal comes back through; that of `window`, where the step decides nothing."""
+        if node not in shapes.paths:
+            row = self.lookup(self.operations, node)
+            path = None if row is None or len(shapes[node]) < 3 else row.path
+            if path is not None and not isinstance(path, Window):
+                path = path(self.step(node, shapes))
+            shapes.paths[node] = path or self.window(node, shapes)
+        return shapes.paths[node]
 
 
 _CONVOLUTIONS = named("nn.Conv2d F.conv2d torch.conv2d nn.ConvTranspose2d F.conv_transpose2d")

@@ -82,11 +82,14 @@ class Operation(NamedTuple):
         back: (step, signal at the output) -> signal at the input, or one for each input; None: refused by name.
         window: a Window, or a function of the step that returns one; None: that of DECONVNET, if it has one.
         reads_input: whether `back` reads `step.inputs`.
+        path: a window, or a function of the step, of what the signal comes back through while the forward pass's
+            decisions are held fixed; None: the window, which also holds what these depend on.
     """
 
     back: Back | None
     window: Window | Callable[[Step], Window | None] | None = None
     reads_input: bool = False
+    path: Window | Callable[[Step], Window | None] | None = None
 
 
 Rules = Mapping[Any, Operation]

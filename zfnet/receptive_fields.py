@@ -34,6 +34,7 @@ class Fields(NamedTuple):
     high: Tensor | None = None  # ends exclusive
     stride: Pair | None = None  # None: fields differ from unit to unit
     unknown: fx.Node | None = None  # the step that has no window
+    exact: bool = True  # False: of the path back alone; the forward pass decides by more of the image
 
     @property
     def whole(self) -> bool:
@@ -54,15 +55,16 @@ def _fields(graph: Graph, step: fx.Node, shapes: Shapes) -> Fields:
     if step in graph.inputs:
         corner = torch.zeros(count_maps(shapes[step]), 2, dtype=torch.int64)
         return Fields(corner, corner + 1, (1, 1))
-    sources = [source for source in step.all_input_nodes if source in shapes]
-    below, window = [shapes.fields[source] for source in sources], graph.window(step, shapes)
-    if window is WHOLE or any(fields.whole for fields in below):
+    sources, window = [source for source in step.all_input_nodes if source in shapes], graph.path_window(step, shapes)
+    decided = window.decided if window else ()
+    below = {number: shapes.fields[source] for number, source in enumerate(sources) if number not in decided}
+    if window is WHOLE or any(fields.whole for fields in below.values()):
         return Fields()
-    if unknown := next((fields.unknown for fields in below if fields.unknown), None if window else step):
+    if unknown := next((fields.unknown for fields in below.values() if fields.unknown), None if window else step):
         return Fields(unknown=unknown)
     assert window is not None
     outputs, lows, highs, strides = count_maps(shapes[step]), [], [], set()
-    for number, (low, high, stride, _) in enumerate(below):
+    for number, (low, high, stride, *_) in below.items():
         assert low is not None and high is not None
         if stride is not None and window.slides:
             reach = torch.tensor([window.reads(0, 1, axis) for axis in (0, 1)]) - torch.tensor([0, 1])
@@ -79,12 +81,16 @@ def _fields(graph: Graph, step: fx.Node, shapes: Shapes) -> Fields:
             lows.append(low[reads].masked_fill(absent, _NOTHING).amin(1))
             highs.append(high[reads].masked_fill(absent, -_NOTHING).amax(1))
     stride = strides.pop() if len(strides) == 1 and (0, 0) not in strides else None
-    return Fields(torch.stack(lows).amin(0), torch.stack(highs).amax(0), stride)
+    exact = window is graph.window(step, shapes) and all(fields.exact for fields in below.values())
+    return Fields(torch.stack(lows).amin(0), torch.stack(highs).amax(0), stride, exact=exact)
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
     """Which pixels the units of a layer see: unit (row, column) begins at start + stride * (row, column).
+
+    With rules that hold decisions of the forward pass (EXTENDED), it is the field of the path back, and `exact` is
+    False: a gate or a statistic depends on more of the image.
 
     Behind a step that mixes all places (flatten, global pooling) stride and start are 0. Behind one whose windows do
     not slide evenly (upsampling) `stride` is None, `size` that of the unit that sees most, and `box` is what the unit
@@ -98,6 +104,11 @@ class ReceptiveField:
     _graph: Graph
     _node: fx.Node
     _maps: Tensor  # (C,) bool
+
+    @property
+    def exact(self) -> bool:
+        """Whether the unit depends on nothing else; False: the path back alone is meant."""
+        return map_fields(self._graph, self._node, self._graph.shapes(self.image_size, self._node)).exact
 
     def box(self, row: int, column: int) -> Box:
         """Top, left, bottom, right in input pixels, ends exclusive, not clipped to the image."""

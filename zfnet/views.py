@@ -87,12 +87,14 @@ def follow(
         if step not in parts or step in graph.inputs:
             continue
         sources = [source for source in step.all_input_nodes if source in shapes]
-        window = graph.window(step, shapes)
+        window = graph.path_window(step, shapes)
         if window is WHOLE:
             return None
         if window is None:
             raise no_window(graph, step)
         for number, source in enumerate(sources):
+            if number in window.decided:
+                continue
             behind = window.maps_behind(number, parts[step].maps, count_maps(shapes[source]))
             if not behind.any():
                 continue
@@ -128,8 +130,11 @@ class Places(NamedTuple):
 def places_of(graph: Graph, node: fx.Node, maps: Tensor, shapes: Shapes) -> dict[fx.Node, Places] | None:
     """The windows of every step that units of these maps (C,) bool depend on; None if these do not slide."""
     path = [step for step in graph.path([node]) if step in shapes and step not in graph.inputs]
-    if any(window is not None and window.table is not None for window in (graph.window(s, shapes) for s in path)):
+    windows = [graph.window(s, shapes) for s in path]
+    if any(window is not None and window.table is not None for window in windows):
         return None
+    if any(window is not graph.path_window(step, shapes) for step, window in zip(path, windows, strict=True)):
+        return None  # what is decided there depends on more than the windows hold
     first, second = (follow(graph, node, (i, i), maps, shapes, clip=False) for i in (0, 1))
     if first is None or second is None or graph.inputs[0] not in first:
         return None

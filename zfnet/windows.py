@@ -27,6 +27,7 @@ class Window(NamedTuple):
     spread: computes what an `aligned` change of the input adds to all outputs that it reaches.
     maps: SAME, ALL, or for each input of the step (maps of the output, r): the r maps of this input that they read, -1
     for none.
+    decided: the inputs that only decide, such as a gate; held fixed, nothing comes back through them.
     table: of windows that do not slide evenly, which rows and columns the outputs read: (rows, 2) and (columns, 2).
     """
 
@@ -39,6 +40,7 @@ class Window(NamedTuple):
     spread: Callable[[Tensor, Callable[..., Any]], Tensor] | None = None
     maps: str | tuple[Tensor, ...] = SAME
     table: tuple[Tensor, Tensor] | None = None
+    decided: tuple[int, ...] = ()
 
     @property
     def slides(self) -> bool:
