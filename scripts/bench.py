@@ -1,12 +1,15 @@
 """Speed as ratios, each measured side by side in one run: medians of alternating repeats.
 
-    python scripts/bench.py [forward record scan project ablation occlusion train] [--json FILE] [--device cuda]
-                            [--repeats N] [--small]
+    python scripts/bench.py [forward record scan project ablation occlusion train scale] [--json FILE]
+                            [--device cuda] [--repeats N] [--small]
 
 forward   ZFNet at 224 in eval mode, against the same layers composed from stock torch.nn modules
 record    tracing ResNet50 at 224 and recording five of its layers, against its forward pass
-scan      scanning relu1..relu5, against the bare forward pass to relu5 over the same tensors; and of JPEG files,
-          against decoding them alone, which is the bound where a GPU does the rest
+scan      scanning relu1..relu5, against the bare forward pass to relu5 over the same tensors; and scanning photographs,
+          against the slower of decoding them alone and the network alone. Threads and workers are the same in all
+          three: first one of each, so that either has a core of its own where there are two; then as many as there are
+          cores, where both want all of them: no order of work is faster than the sum of the processor time that both
+          take alone, which is printed too. Photographs are those of ZFNET_REAL_DATA, or else rendered JPEGs
 project   project_units on winning units of layers 1 to 5, against Captum's NeuronDeconvolution on the same units
 ablation  the activations of single units of layers 1 to 5 with half of their receptive fields covered, all at once,
           against one unit at a time: the whole image up to the layer, and the receptive field alone
@@ -15,6 +18,8 @@ occlusion a square of 50 pixels at the paper's 900 places, against plain batches
           much of that bound was reached
 train     an epoch of the paper's recipe on bytes of 64 pixels, of ZFNet with a third and with half of the paper's maps,
           in bfloat16 on a GPU: against bare updates on one batch that lies there, ready for the network
+scale     the pieces that docs/scale.md counts with: decoding, networks, tars, and what a scan keeps of 50,000 maps;
+          not of ratios, and only if it is named
 
 The file of --json is written anew after every line, with the hardware, its driver, the versions and the commit.
 --small tries the script itself in seconds: few images of 64 pixels, networks of few maps. Its figures mean nothing.
@@ -23,6 +28,7 @@ The file of --json is written anew after every line, with the hardware, its driv
 import argparse
 import copy
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -44,8 +50,10 @@ from torch.utils.data import TensorDataset
 from torchvision import models
 from tqdm import tqdm
 
+from scripts import scale
 from zfnet import DECONVNET, Deconvnet, TopActivations, ZFNet, occlusion_maps, scan
 from zfnet.analysis.occlusion import OcclusionMaps, multiply_adds
+from zfnet.checks import check_images
 from zfnet.data.batches import Batches
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
@@ -63,7 +71,7 @@ TARGETS = {
     "forward": 1.3,
     "record": 1 / 1.2,
     "scan": 0.95,
-    "decoding": 0.9,  # on a GPU; a processor has the forward pass to do as well
+    "overlap": 0.95,
     "train": 0.8,
     "relu1": 100,
     "relu2": 25,
@@ -156,15 +164,76 @@ def bench_scan(model: ZFNet, device: str, repeats: int) -> list[dict]:
     )
     rows = [row("scan relu1..relu5", spent, count, "bare forward pass to relu5", TARGETS["scan"])]
     with tempfile.TemporaryDirectory() as folder:
-        files = jpegs(Path(folder), 32, 32 if SMALL else 256 if device == "cpu" else 2048)
+        files = real_photographs() or jpegs(Path(folder), 32, 32 if SMALL else 256)
+        cores = os.cpu_count() or 1
+        for threads, workers in dict.fromkeys(
+            [(1, 1), (cores, cores)] if device == "cpu" else [(cores, min(cores, 8))]
+        ):
+            rows.append(overlap(model, files, device, repeats, threads, workers))
+            if device == "cpu" and not SMALL:
+                squeezenet = models.squeezenet1_0().eval().to(memory_format=torch.channels_last)
+                rows.append(overlap(squeezenet, files, device, repeats, threads, workers))
+    return rows
+
+
+def overlap(network: nn.Module, files: Photos, device: str, repeats: int, threads: int, workers: int) -> dict:
+    """Scanning photographs, against the slower of decoding them alone and the network alone over ready tensors."""
+    layers = LAYERS if isinstance(network, ZFNet) else [f"features.{n}" for n in (2, 5, 8, 12)]
+    graph, indices, spent_before = Graph(network), range(32 if SMALL else 256), torch.get_num_threads()
+    node, most = graph.node(layers[-1]), {"batch_size": 16 if SMALL else 64, "indices": indices, "workers": workers}
+    ready = [batch.images for batch in Batches(files, **most)]
+    processor: dict[str, list[float]] = {"decoding": [], "network": []}
+
+    def alone(name: str, run: Callable[[], object]) -> Callable[[], None]:
+        def counted() -> None:
+            before = processor_time()
+            run()
+            processor[name].append(processor_time() - before)
+
+        return counted
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for images in ready:
+                graph.run(
+                    check_images(network, images), {node}, lambda node, args, kwargs: graph.call(node, args, kwargs)
+                )
+
+    torch.set_num_threads(threads)
+    try:
         spent = medians(
             device,
             repeats,
-            ours=lambda: scan(graph, files, LAYERS, batch_size=batch, progress=False),
-            theirs=lambda: [None for _ in Batches(files, batch)],
+            scan=lambda: scan(graph, files, layers, progress=False, **most),
+            decoding=alone("decoding", lambda: [None for _ in Batches(files, **most)]),
+            network=alone("network", forward),
         )
-    rows.append(row("scan JPEG files", spent, len(files), "decoding them alone", TARGETS["decoding"]))
-    return rows
+    finally:
+        torch.set_num_threads(spent_before)
+    count = len(indices)
+    speed = {name: count / seconds for name, seconds in spent.items()}
+    slower = min(("decoding", "network"), key=lambda name: speed[name])
+    bound = count * min(os.cpu_count() or 1, threads + workers) / sum(map(statistics.median, processor.values()))
+    against = f"{slower} alone; images a second: " + ", ".join(f"{name} {of:.0f}" for name, of in speed.items())
+    if device == "cpu":
+        against += (
+            f"; at most {bound:.0f} by the processor time of both, of which the scan is {speed['scan'] / bound:.0%}"
+        )
+    times = {"ours": spent["scan"], "theirs": spent[slower]}
+    name = f"scan, {type(network).__name__}, {threads}+{workers}"
+    how = {"threads": threads, "workers": workers, "bound": bound}
+    return row(name, times, count, against, TARGETS["overlap"], **how, **speed)
+
+
+def processor_time() -> float:
+    """Seconds of this process and of those it has started and that have ended."""
+    return sum(os.times()[:4])
+
+
+def real_photographs() -> Photos | None:
+    """The photographs of ZFNET_REAL_DATA, where they are."""
+    folder = Path(os.environ.get("ZFNET_REAL_DATA", "")) / "imagenet_samples"
+    return Photos(folder, transform=Preprocessing(size=SIDE, resize=SIDE * 8 // 7)) if folder.is_dir() else None
 
 
 def jpegs(folder: Path, different: int, count: int) -> Photos:
@@ -365,6 +434,12 @@ def bench_train(model: ZFNet, device: str, repeats: int) -> Iterator[dict]:
         yield row(f"train, {name} maps", spent, count, against, TARGETS["train"], images_per_second=speed)
 
 
+def bench_scale(model: ZFNet, device: str, repeats: int) -> Iterator[dict]:
+    with tempfile.TemporaryDirectory() as folder:
+        files = real_photographs() or jpegs(Path(folder), 32, 32 if SMALL else 256)
+        yield from scale.pieces(files, model, Path(folder), repeats, SMALL)
+
+
 def row(name: str, spent: dict[str, float], items: int, against: str, target: float, **more: float) -> dict:
     ratio = spent["theirs"] / spent["ours"]
     times = {f"{who} ms per item": 1e3 * seconds / items for who, seconds in spent.items()}
@@ -401,6 +476,7 @@ def about(device: str) -> dict[str, Any]:
 def main() -> None:
     global SIDE, SMALL
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    named: dict[str, Callable[[ZFNet, str, int], Iterable[dict]]] = {"scale": bench_scale}
     benches: dict[str, Callable[[ZFNet, str, int], Iterable[dict]]] = {
         "forward": bench_forward,
         "record": bench_record,
@@ -410,15 +486,15 @@ def main() -> None:
         "occlusion": bench_occlusion,
         "train": bench_train,
     }
-    parser.add_argument("what", nargs="*", metavar="|".join(benches), help="all if none is named")
+    parser.add_argument("what", nargs="*", metavar="|".join(benches | named), help="all but scale if none is named")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
     parser.add_argument("--about", action="store_true", help="print hardware, versions and commit, and measure nothing")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="try the script itself: figures that mean nothing")
     options = parser.parse_args()
-    if wrong := [what for what in options.what if what not in benches]:
-        parser.error(f"no benchmark {wrong[0]!r}; there is: {', '.join(benches)}")
+    if wrong := [what for what in options.what if what not in benches | named]:
+        parser.error(f"no benchmark {wrong[0]!r}; there is: {', '.join(benches | named)}")
     torch.manual_seed(0)
     if options.device == "cpu":
         torch.set_num_threads(1 if options.small else 2)
@@ -436,14 +512,17 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     rows = []
     for what in options.what or benches:
-        for line in benches[what](model, options.device, options.repeats):
+        for line in (benches | named)[what](model, options.device, options.repeats):
             rows.append(line)
-            deviation = f"{line['deviation']:.1e}" if "deviation" in line else ""
-            print(
-                f"| {line['what']:20} | {line['ours ms per item']:9.3f} | {line['theirs ms per item']:10.3f} "
-                f"| {line['ratio']:7.2f} | {line['target']:6} | {deviation:9} | {line['against']}",
-                flush=True,
-            )
+            if "ratio" in line:
+                deviation = f"{line['deviation']:.1e}" if "deviation" in line else ""
+                print(
+                    f"| {line['what']:20} | {line['ours ms per item']:9.3f} | {line['theirs ms per item']:10.3f} "
+                    f"| {line['ratio']:7.2f} | {line['target']:6} | {deviation:9} | {line['against']}",
+                    flush=True,
+                )
+            else:
+                print(f"| {line['what']} | {line['value']:.4g} {line['unit']} | {line['how']}", flush=True)
             if options.json:
                 options.json.write_text(json.dumps({**facts, "small": SMALL, "rows": rows}, indent=1))
 

@@ -1,9 +1,10 @@
-"""What the committed results say: docs/claims.md, and the tables of numbers in README.md and docs/ablation.md.
+"""What the committed results say: docs/claims.md, and the tables of numbers in README.md, ablation.md and scale.md.
 
     python scripts/report.py            # writes them
     python scripts/report.py --check    # exits with 1 if they are not what it would write
 
-It reads results/<experiment>/<name>/result.json, which experiments wrote, and published/*.json. In pages it replaces
+It reads results/<experiment>/<name>/result.json, which experiments wrote, results/bench/*.json of scripts/bench.py, and
+published/*.json. In pages it replaces
 what stands between <!-- numbers: NAME --> and <!-- end -->.
 """
 
@@ -27,6 +28,7 @@ from experiments.output.results import ROOT, read_result
 from experiments.output.tables import shown, table
 from experiments.tables.runs import flat
 from experiments.tables.table6 import KINDS
+from scripts import scale
 from scripts.claims import CLAIMS, MISSING, UNTESTED, Claim
 from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.files import write_atomically
@@ -240,6 +242,21 @@ def claims_table() -> str:
     return table(["paper", "claim", "here"], [[claim.item, claim.says, judged(claim)[0]] for claim in CLAIMS])
 
 
+def bench_table(name: str, of: Callable[[Sequence[Mapping[str, Any]]], str]) -> str:
+    """A table of what scripts/bench.py measured, from results/bench/<name>.json."""
+    file = ROOT / "results" / "bench" / f"{name}.json"
+    if not file.exists():
+        return MISSING
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise InputError(
+            f"results/bench/{name}.json is damaged: take it from the repository, or measure anew"
+        ) from None
+    how = f"`python scripts/bench.py {name}`, {known['hardware']}, torch {known['versions']['torch']}:"
+    return f"{how}\n\n{of(known['rows'])}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "claims": claims_table,
     "published": published_table,
@@ -250,6 +267,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation in words": partial(ablation_table, networks.sentences),
     "ablation, pointing": partial(ablation_table, networks.pointing_table),
     "ablation, judged": partial(ablation_table, networks.judged_table),
+    "scale, measured": partial(bench_table, "scale", scale.measured_table),
+    "scale, on paper": partial(bench_table, "scale", scale.paper_table),
+    "overlap": partial(bench_table, "scan", scale.overlap_table),
 }
 
 
@@ -269,7 +289,7 @@ def pages() -> dict[Path, str]:
     """What the files should hold."""
     known = {
         ROOT / page: filled((ROOT / page).read_text(encoding="utf-8"), page)
-        for page in ("README.md", "docs/ablation.md")
+        for page in ("README.md", "docs/ablation.md", "docs/scale.md")
     }
     return {ROOT / "docs" / "claims.md": claims_page()} | known
 
