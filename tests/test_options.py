@@ -21,7 +21,7 @@ from zfnet import InputError, scanning
 from zfnet.data.scenes import Scenes
 
 SUITES = ("figures", "tables", "all")
-STATELESS = ("fig3", "units", "stripes", "merge")
+STATELESS = ("fig3", "units", "stripes", "merge", "serve")
 
 
 @pytest.mark.parametrize("experiment", [name for name in names("experiment") if name not in SUITES])
