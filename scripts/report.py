@@ -253,7 +253,7 @@ def bench_table(name: str, of: Callable[[Sequence[Mapping[str, Any]]], str]) -> 
         raise InputError(
             f"results/bench/{name}.json is damaged: take it from the repository, or measure anew"
         ) from None
-    how = f"`python scripts/bench.py {name}`, {known['hardware']}, torch {known['versions']['torch']}:"
+    how = f"`python scripts/bench.py {name}`, on {known['machine']} with {known['hardware']}, torch {known['versions']['torch']}:"
     return f"{how}\n\n{of(known['rows'])}"
 
 
