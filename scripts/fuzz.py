@@ -1,4 +1,4 @@
-"""Hostile input, made at random: images, zips, weights, damaged files, networks, command lines.
+"""Hostile input, made at random: images, zips, tars, weights, damaged files, networks, command lines.
 
     python scripts/fuzz.py [KIND ...] [--cases N] [--first SEED] [--minutes M] [--save docs/faults.json]
     python scripts/fuzz.py images --only 4711         one case again, in this process, with its traceback
@@ -30,7 +30,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-KINDS = {"images": 5000, "zips": 1000, "checkpoints": 1000, "flips": 500, "networks": 10_000, "lines": 2000}
+KINDS = {
+    "images": 5000,
+    "zips": 1000,
+    "tars": 1000,
+    "checkpoints": 1000,
+    "flips": 500,
+    "networks": 10_000,
+    "lines": 2000,
+}
 SECONDS = 60.0  # for a case
 MEMORY = 2**30  # bytes of a case, above what the process had before
 LIMIT = 4 * 2**30  # bytes above, at which the system refuses memory: a bomb must not end the machine

@@ -253,7 +253,8 @@ def bench_table(name: str, of: Callable[[Sequence[Mapping[str, Any]]], str]) -> 
         raise InputError(
             f"results/bench/{name}.json is damaged: take it from the repository, or measure anew"
         ) from None
-    how = f"`python scripts/bench.py {name}`, {known['hardware']}, torch {known['versions']['torch']}:"
+    machine, torch = known["machine"], known["versions"]["torch"]
+    how = f"`python scripts/bench.py {name}`, on {machine} with {known['hardware']}, torch {torch}:"
     return f"{how}\n\n{of(known['rows'])}"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from scripts import fuzz
 
-CASES = {"images": 60, "zips": 40, "checkpoints": 40, "flips": 16, "networks": 40, "lines": 25}
+CASES = {"images": 60, "zips": 40, "tars": 40, "checkpoints": 40, "flips": 16, "networks": 40, "lines": 25}
 
 
 def test_every_kind_is_tried():
