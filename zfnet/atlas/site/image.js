@@ -78,7 +78,7 @@
       const tiles = index.pixels === "none" ? [1] : [0, 1];
       const item = async (entry) => {
         const row = await source.row(L, entry.map);
-        const pair = row < 0 ? null : tiles.map((place) => atlas.tile(L, row, "overview", place, { target: 40 }));
+        const pair = row < 0 ? null : tiles.map((place) => atlas.tile(L, row, "overview", place, { target: 40, lazy: true }));
         const show = () => point(entry);
         return el("li", {}, el("a", { href: address.map(layer.name, entry.map), onmouseenter: show, onfocus: show },
           el("span", { class: "pair" }, pair), el("span", { class: "about" }, el("b", {}, el("span", { class: "unseen" }, "map "), entry.map), el("span", {}, number(entry.value)))));

@@ -98,7 +98,7 @@
     const row = await source.row(L, map);
     const text = [el("b", {}, `${short(layer.name, 18)} ${map}`), el("span", {}, written(value))];
     if (row < 0) return el("li", {}, el("span", { class: "absent", title: "not in this atlas" }, text));
-    const pair = (source.index.pixels === "none" ? [1] : [0, 1]).map((place) => atlas.tile(L, row, "overview", place, { source, target: 40 }));
+    const pair = (source.index.pixels === "none" ? [1] : [0, 1]).map((place) => atlas.tile(L, row, "overview", place, { source, target: 40, lazy: true }));
     return el("li", {}, el("a", { href: address.map(layer.name, map, query), title: `map ${map} of ${layer.name}` }, el("span", { class: "pair" }, pair), el("span", { class: "about" }, text)));
   }
 

@@ -12,6 +12,17 @@
   const asked = new Set();
   const SMALL = 40; // tiles below this side show their pixels
 
+  /** Sheets are read when a tile of them is on the screen: those of linked maps are many, and below the first screen. */
+  const late = new WeakMap();
+  const near = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (!isIntersecting) continue;
+      near.unobserve(target);
+      late.get(target)?.();
+      late.delete(target);
+    }
+  });
+
   /** Say on the page when a picture cannot be read: an element with a missing background only stays empty. */
   function watch(url, file) {
     if (asked.has(url)) return;
@@ -80,21 +91,22 @@
    * @param {number} place 0 for the strongest; of "overview": 0 the crop, 1 the projection; of "example": 0 to 3
    * @param {{source?: Source, target?: number, scale?: number, label?: string, box?: number[]}} options `target`: its longer side
    *     in pixels of the screen; `label`: what a screen reader says (without one it is passed over); `box`: drawn on
-   *     tiles that are whole images, in pixels of the network's image
+   *     tiles that are whole images, in pixels of the network's image; `lazy`: its sheet is read when it comes into view
    * @returns {HTMLElement}
    */
-  function tile(L, row, kind, place, { source = atlas.source, target = 80, scale, label, box } = {}) {
+  function tile(L, row, kind, place, { source = atlas.source, target = 80, scale, label, box, lazy = false } = {}) {
     const kinds = kind === "masked" ? ["mask", "crop"] : [kind];
     const images = [];
     const positions = [];
     const sizes = [];
+    const files = [];
     let size;
     let times = scale;
     for (const one of kinds) {
       const [name, width, stored, x, y] = locate(source, L, row, one, place);
       const file = `tiles/${L}/${name}`;
       const url = new URL(source.path(file), document.baseURI).href;
-      watch(url, source.path(file));
+      files.push([url, source.path(file)]);
       times ??= scaleTo(one === "mask" ? source.index.layers[L].tile : stored, target);
       size ??= (one === "mask" ? source.index.layers[L].tile : stored).map((side) => side * times);
       const [down, along] = [size[0] / stored[0], size[1] / stored[1]]; // a mask is stored smaller than its crop
@@ -111,11 +123,20 @@
       style: {
         width: `${size[1]}px`,
         height: `${size[0]}px`,
-        backgroundImage: images.join(", "),
         backgroundPosition: positions.join(", "),
         backgroundSize: sizes.join(", "),
       },
     });
+    const paint = () => {
+      for (const file of files) watch(...file);
+      picture.style.backgroundImage = images.join(", ");
+    };
+    if (lazy) {
+      late.set(picture, paint);
+      near.observe(picture);
+    } else {
+      paint();
+    }
     if (box && source.index.layers[L].whole) picture.append(frame(source, box));
     return picture;
   }

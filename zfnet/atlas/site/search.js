@@ -30,7 +30,7 @@
   /** A pair of tiles that leads to a map. */
   function pair([L, map, row], text) {
     const { name } = atlas.index.layers[L];
-    const tiles = (atlas.index.pixels === "none" ? [1] : [0, 1]).map((place) => atlas.tile(L, row, "overview", place, { target: 48 }));
+    const tiles = (atlas.index.pixels === "none" ? [1] : [0, 1]).map((place) => atlas.tile(L, row, "overview", place, { target: 48, lazy: true }));
     return el("li", {}, el("a", { href: address.map(name, map) }, el("span", { class: "pair" }, tiles), el("span", { class: "about" }, el("b", {}, `map ${map}`), el("span", {}, text))));
   }
 
