@@ -744,7 +744,7 @@ def test_images_are_read_once_for_all_layers(model, data, tmp_path):
 
 def test_images_that_do_not_fit_into_memory_are_read_again(folder, model, data, tmp_path, monkeypatch):
     monkeypatch.setattr("zfnet.atlas.images.MEMORY", 24 * 24 * 3 * 4 * 5)
-    monkeypatch.setattr("zfnet.atlas.panels.MOST_BYTES", 2**26)
+
     out = atlas.build(model, Some(data), tmp_path / "a", layers=LAYERS, workers=0, progress=False)
     theirs, ours = files(folder), files(out)
     differ = {name for name in ours if ours[name] != theirs[name]}
