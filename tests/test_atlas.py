@@ -16,6 +16,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from experiments.questions import atlas as experiment
+from experiments.setup.configuration import configured
 from zfnet import Deconvnet, InputError, atlas, receptive_field, scan
 from zfnet.atlas.layers import names_of
 from zfnet.atlas.links import nearest_above, nearest_below, weights
@@ -744,7 +746,7 @@ def test_images_are_read_once_for_all_layers(model, data, tmp_path):
 
 def test_images_that_do_not_fit_into_memory_are_read_again(folder, model, data, tmp_path, monkeypatch):
     monkeypatch.setattr("zfnet.atlas.images.MEMORY", 24 * 24 * 3 * 4 * 5)
-    monkeypatch.setattr("zfnet.atlas.panels.MOST_BYTES", 2**26)
+
     out = atlas.build(model, Some(data), tmp_path / "a", layers=LAYERS, workers=0, progress=False)
     theirs, ours = files(folder), files(out)
     differ = {name for name in ours if ours[name] != theirs[name]}
@@ -938,3 +940,48 @@ def test_show_what_there_is_not(model, data):
         atlas.show(model, data, "relu2", 10, progress=False)
     with pytest.raises(InputError, match="did you mean 'relu"):
         atlas.show(model, data, "relu3", 0, progress=False)
+
+
+# ---- the experiment --------------------------------------------------------------------------------------------------
+
+
+def test_the_experiment(model, data, tmp_path, capsys):
+    settings = {"scans": tmp_path / "scan", "layers": LAYERS, "progress": False}
+    result = experiment.main(model, data, tmp_path / "a", maps=4, licence="All free.", **settings)
+    ours, index = result["ours"], read(tmp_path / "a", "index")
+    assert "the weights are random" in " ".join(index["warnings"]).lower() and index["licence"] == "All free."
+    assert index["provenance"]["command"] and index["provenance"]["weights_from"] is None
+    assert ours["files"] == len(files(tmp_path / "a")) - 1  # before its own result
+    assert {"scan", "projection"} <= ours["seconds"].keys()
+    assert "seconds: " in capsys.readouterr().out
+    assert (tmp_path / "scan/scan.json").exists()
+    again = experiment.main(model, data, tmp_path / "b", maps=4, licence="All free.", weights="mine.pt", **settings)
+    assert again["ours"]["files"] == ours["files"]
+    assert not any("random" in warning for warning in read(tmp_path / "b", "index")["warnings"])
+    result = experiment.main(model, data, tmp_path / "c", check=str(tmp_path / "a"), samples=5, **settings)
+    assert result["ours"]["differences"] == 0 and result["ours"]["values"] > 0
+    assert "all are what this network computes" in capsys.readouterr().out
+    other = network()
+    with torch.no_grad():
+        other.conv2.weight *= 1.1
+    with pytest.raises(InputError, match="differences from what this network computes"):
+        experiment.main(other, data, tmp_path / "c", check=str(tmp_path / "a"), samples=5, **settings)
+    assert "weights differ" in capsys.readouterr().out
+
+
+def test_the_experiment_replaces_its_own_atlas(model, data, tmp_path):
+    settings = {"scans": tmp_path / "scan", "layers": ["relu1"], "progress": False}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/config.yaml").write_text("of a run that failed")
+    experiment.main(model, data, tmp_path / "a", maps=1, **settings)
+    (tmp_path / "a/config.yaml").write_text("of this run")
+    experiment.main(model, data, tmp_path / "a", maps=[3], **settings)
+    assert entries(tmp_path / "a", 0)[0]["map"] == 3
+    assert not (tmp_path / "a/config.yaml").exists() and (tmp_path / "a/result.json").exists()
+
+
+@pytest.mark.parametrize(("name", "words"), [("scenes", "free to publish"), ("imagenet", "may not be published")])
+def test_data_say_what_may_be_published(name, words):
+    config = configured(["experiment=atlas", f"data={name}", *(["data.root=/nowhere"] * (name != "scenes"))])
+    assert words in config.experiment.licence
+    assert configured(["experiment=atlas", "data=photos", "data.root=/nowhere"]).experiment.licence is None

@@ -253,7 +253,7 @@ class _Work:
         self.scan, self.statistics = scan, scan.statistics or {}
         self.shown = {layer.name: self._examples(layer) for layer in job.layers}
         self.uses = self._uses()
-        self.reader = Reader(job.images, self.uses, job.image_size, self.workers)
+        self.reader = Reader(job.images, self.uses, job.image_size, job.graph.channels, self.workers)
         self.painter = Painter(
             *(job.deconvnet, job.preprocessing, job.image_size, self.reader),
             pixels=self.pixels != "none",

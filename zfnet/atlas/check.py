@@ -98,7 +98,7 @@ def check(
         chosen.setdefault(layer.number, []).append(live[int(random.integers(len(live)))])
     below = [layer.below for layer in job.layers]
     feed, read = weights(job.deconvnet, [layer.node for layer in job.layers], below, job.image_size)
-    reader = Reader(job.images, {}, job.image_size, 0)
+    reader = Reader(job.images, {}, job.image_size, job.graph.channels, 0)
     painter = Painter(job.deconvnet, job.preprocessing, job.image_size, reader, index["pixels"] != "none", strict=False)
     with tqdm(total=samples, unit=" maps", desc="check", disable=not progress) as bar:
         for number, rows in sorted(chosen.items()):

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from zfnet.checks import Pair
-from zfnet.data.batches import Batches
-from zfnet.data.images import Images, TensorImages, read_item
+from zfnet.data.batches import Batches, _cores, _start_method
+from zfnet.data.images import Images, read_item
 from zfnet.errors import InputError
 
 MEMORY = 2**29  # bytes of images that are kept
-_AT_ONCE = 16  # images in a batch that is read
+_AT_ONCE = 8  # images in a batch that is read
+_FEW = 48  # images, below which other processes are not worth their start
 
 
 class Reader:
@@ -21,18 +22,26 @@ class Reader:
         images: the dataset.
         uses: how often each of its images will be needed.
         image_size: rows and columns that all of them must have.
+        channels: that they have.
         workers: processes that read; see `Batches`.
-        memory: bytes of what is kept.
+        memory: bytes of what is kept; 0: MEMORY.
     """
 
     def __init__(
-        self, images: Images, uses: Mapping[int, int], image_size: Pair, workers: int | None, memory: int = MEMORY
+        self,
+        images: Images,
+        uses: Mapping[int, int],
+        image_size: Pair,
+        channels: int,
+        workers: int | None,
+        memory: int = 0,
     ):
         self.images, self.workers, self.image_size = images, workers, image_size
         self.labels: dict[int, int] = {}
-        self._memory, self._kept = memory, dict[int, Tensor]()
-        self._wanted = [image for image, count in sorted(uses.items(), key=lambda use: (-use[1], use[0])) if count > 1]
-        self._filled = isinstance(images, TensorImages)  # which are in memory as they are
+        self._kept: dict[int, Tensor] = {}
+        most = (memory or MEMORY) // max(1, 4 * channels * image_size[0] * image_size[1])
+        ordered = sorted(uses.items(), key=lambda use: (-use[1], use[0]))
+        self._wanted = {image for image, count in ordered[:most] if count > 1}
 
     def label(self, image: int) -> int:
         """The label of an image, -1 where it has none."""
@@ -43,8 +52,6 @@ class Reader:
 
     def groups(self, groups: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """The images (n, C, H, W) of each group; a group may begin with the image that ended the one before."""
-        if not self._filled:
-            self._fill()
         missing, before = [], -1
         for group in groups:
             missing += [image for image in group if image not in self._kept and image != before]
@@ -61,21 +68,16 @@ class Reader:
                     found, tensor = next(stream)
                     assert found == image
                     last = {image: tensor}
+                    if image in self._wanted:  # a copy: what a worker sends lies in memory that is shared, and scarce
+                        self._kept[image] = tensor.clone()
                     tensors.append(tensor)
             yield torch.stack(tensors)
 
-    def _fill(self) -> None:
-        self._filled = True
-        room = self._memory
-        most = 0
-        for image, tensor in self._read(self._wanted[:1]):
-            self._kept[image] = tensor.clone()
-            most = room // max(1, tensor.numel() * tensor.element_size())
-        for image, tensor in self._read(sorted(self._wanted[1 : max(1, most)])):
-            self._kept[image] = tensor.clone()  # what a worker sent lies in memory that is shared, and scarce
-
     def _read(self, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        batches = Batches(self.images, _AT_ONCE, indices=torch.tensor(indices), workers=self.workers)
+        workers = self.workers
+        if workers is None and len(indices) >= _FEW and _start_method() == "fork":
+            workers = min(_cores(), 8)
+        batches = Batches(self.images, _AT_ONCE, indices=torch.tensor(indices), workers=workers)
         for batch in batches:
             if batches.broken:
                 raise InputError(f"{batches.broken[0]}; it was scanned, and cannot be read again")

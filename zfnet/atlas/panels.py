@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from zfnet.atlas.images import Reader
 from zfnet.atlas.layers import Layer
 from zfnet.atlas.links import Links
 from zfnet.atlas.pictures import Bytes, Canvases, beyond, crop_tiles
-from zfnet.checks import Pair
+from zfnet.checks import Pair, pair
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import Deconvnet
 from zfnet.errors import InputError
@@ -22,7 +23,7 @@ from zfnet.gathering import Statistics
 from zfnet.winners import TopActivations
 
 QUANTILES = (0.9, 0.5, 0.1, 0.0)  # of the examples; 0: the weakest
-MOST_BYTES = 2**26  # of the crops of units that are run at a time, and of their images
+MOST_BYTES, MOST_IMAGES = 2**24, 2**26  # bytes of the crops of units that are run at a time, and of their images
 CLOSE = 1e-3  # of a map's strongest value: how far a value computed again may be from the scan's
 
 
@@ -146,11 +147,11 @@ class Painter:
             if self.pixels:
                 found.tiles[indices, 0] = canvases.crop_tiles(size)
             found.tiles[indices, -1] = canvases.projection_tiles(size)
-            found.masks[indices] = canvases.masks(mask)
+            found.masks[indices] = canvases.masks(size, mask)
             found.focus[indices] = canvases.focus()
             first = (chunk % k == 0).nonzero().flatten()
             if len(first):
-                strongest = Canvases(*(vars(canvases)[name][first] for name in vars(canvases)))
+                strongest = canvases.of(first)
                 if self.pixels:
                     found.overview[indices[first] // k, 0] = strongest.crop_tiles(small)
                 found.overview[indices[first] // k, -1] = strongest.projection_tiles(small)
@@ -193,12 +194,9 @@ class Painter:
         there = there[units[there, 0].argsort(stable=True)]
         for chunk, images in self._chunks(layer, units, there):
             _, local = units[chunk, 0].unique(return_inverse=True)
-            if self.preprocessing.mean_image is None:
-                crops, hidden = self._crops(layer, images, local, boxes[chunk])
-                crops = self.rgb(crops)
-            else:
-                crops, hidden = self._crops(layer, self.rgb(images), local, boxes[chunk])
-            tiles[chunk.numpy()] = crop_tiles(crops, hidden, size)
+            seen = self._whole(len(chunk)) if layer.whole else boxes[chunk]
+            crops = self._pictures(cut_out(images.float().cpu(), local, seen, layer.shown), seen)
+            tiles[chunk.numpy()] = crop_tiles(crops, beyond(seen, self.image_size, layer.shown), size)
             self.clock("pictures")
         found.examples = tiles.reshape(len(maps), count, *size, 3)
 
@@ -209,7 +207,7 @@ class Painter:
         """
         channels = self.preprocessing.channel_count
         most = max(1, MOST_BYTES // (4 * max(3, channels) * layer.shown[0] * layer.shown[1]))
-        most_images = max(1, MOST_BYTES // (4 * channels * self.image_size[0] * self.image_size[1]))
+        most_images = max(1, MOST_IMAGES // (4 * channels * self.image_size[0] * self.image_size[1]))
         chunks: list[list[int]] = []
         groups: list[list[int]] = []
         for unit, image in zip(chosen.tolist(), units[chosen, 0].tolist(), strict=True):
@@ -232,20 +230,29 @@ class Painter:
         local[:, 0] = units[:, 0].unique(return_inverse=True)[1]
         patches = self.deconvnet.project_units(images, layer.name, local, whole=layer.whole, observe=observe)
         projections = fill(patches.projections.float().cpu(), layer.shown)
-        if self.preprocessing.mean_image is None:
-            crops = self.rgb(fill(patches.crops.float().cpu(), layer.shown))
-            hidden = beyond(patches.boxes.cpu(), self.image_size, layer.shown)
-        else:  # whose mean differs from place to place
-            crops, hidden = self._crops(layer, self.rgb(images), local[:, 0], patches.boxes.cpu())
+        boxes = patches.boxes.cpu()
+        crops = self._pictures(fill(patches.crops.float().cpu(), layer.shown), boxes)
+        hidden = beyond(boxes, self.image_size, layer.shown)
         self.clock("projection")
         return Canvases(crops, projections, self.preprocessing.rgb(projections), hidden), patches.values.cpu()
 
-    def _crops(self, layer: Layer, pictures: Tensor, local: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """What boxes hold of pictures (n, C, H, W), and what of it lies beyond them or the box."""
-        if layer.whole:
-            boxes = torch.tensor((0, 0, *self.image_size)).expand(len(boxes), 4)
-        crops = cut_out(pictures.float().cpu(), local, boxes, layer.shown)
-        return crops, beyond(boxes, self.image_size, layer.shown)
+    def _whole(self, count: int) -> Tensor:
+        """The boxes of whole images."""
+        return torch.tensor((0, 0, *self.image_size)).expand(count, 4)
+
+    @cached_property
+    def _grey(self) -> tuple[Tensor, Tensor]:
+        """The picture of an image of zeros, (1, 3, H, W), and what a channel's 1 adds to it."""
+        how = self.preprocessing
+        zero = torch.zeros(1, how.channel_count, *self.image_size)
+        return how.pixels(zero), torch.tensor(how.std, dtype=torch.float32).view(-1, 1, 1) / how.scale
+
+    def _pictures(self, crops: Tensor, boxes: Tensor) -> Tensor:
+        """Crops (m, C, h, w) of images as they are shown: the same as of whole images, whose mean may be an image."""
+        zero, gain = self._grey
+        pictures = self.preprocessing.rgb(crops * gain)
+        local = torch.zeros(len(boxes), dtype=torch.int64)
+        return pictures.add_(cut_out(zero, local, boxes, pair(crops.shape[-2:]))).clamp_(0, 1)
 
 
 def cut_out(pictures: Tensor, local: Tensor, boxes: Tensor, size: Pair) -> Tensor:

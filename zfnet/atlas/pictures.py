@@ -6,7 +6,7 @@ has its own scale.
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -47,6 +47,11 @@ class Canvases:
     projections: Tensor  # (M, C, h, w)
     signals: Tensor  # (M, 3, h, w): the projections as RGB
     beyond: Tensor  # (M, 1, h, w) bool: beyond the image, or beyond the field
+    _smaller: dict[Pair, Tensor] = field(default_factory=dict, repr=False)
+
+    def of(self, some: Tensor) -> "Canvases":
+        """Those of some of the units."""
+        return Canvases(self.crops[some], self.projections[some], self.signals[some], self.beyond[some])
 
     def crop_tiles(self, size: Pair) -> Bytes:
         """Crops (M, *size, 3)."""
@@ -54,12 +59,19 @@ class Canvases:
 
     def projection_tiles(self, size: Pair) -> Bytes:
         """Projections (M, *size, 3)."""
-        picture = signed_image(resized(self.signals, size))
+        picture = signed_image(self._resized(size))
         return as_bytes(picture.masked_fill(smaller(self.beyond, size), 1.0))
 
-    def masks(self, size: Pair) -> NDArray[np.bool_]:
-        """The pixels (M, *size) that hold 90 % of the projection: the smallest set, and what ties with its last."""
-        energy = resized(self.signals, size).abs().sum(1, keepdim=True)
+    def _resized(self, size: Pair) -> Tensor:
+        if size not in self._smaller:
+            self._smaller[size] = resized(self.signals, size)
+        return self._smaller[size]
+
+    def masks(self, tile: Pair, size: Pair) -> NDArray[np.bool_]:
+        """The pixels (M, *size) that hold 90 % of what a tile shows: the smallest set, and what ties with its last."""
+        energy = self._resized(tile).abs().sum(1, keepdim=True)
+        if size != tile:
+            energy = F.adaptive_avg_pool2d(energy, size)
         if max(size) >= BLURRED:
             energy = F.avg_pool2d(energy, 3, 1, 1)
         energy = energy.masked_fill(smaller(self.beyond, size), 0.0)[:, 0]

@@ -106,7 +106,7 @@ def show(
         scan = scanned(job.graph, job.images, job.names, k, gather=True, **reading)
     top = check_scan(scan, job)[about.name]
     assert scan.statistics is not None
-    reader = Reader(job.images, {}, job.image_size, workers)
+    reader = Reader(job.images, {}, job.image_size, job.graph.channels, workers)
     painter = Painter(job.deconvnet, job.preprocessing, job.image_size, reader)
     units = top.units([map])
     won = ((units[:, 0] >= 0) & (top.unclipped[map] > 0)).nonzero().flatten()
