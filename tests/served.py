@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from zfnet.atlas import server
 from zfnet.atlas.answers import Answers
-from zfnet.atlas.server import Limits, listen, web_server
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.identity import network_identity
 
@@ -133,11 +133,11 @@ def saved(image: Image.Image, kind: str = "PNG", **more: Any) -> bytes:
 class Server:
     """A server on a free port of this machine, in a thread."""
 
-    def __init__(self, answers: Answers, limits: Limits) -> None:
-        self._socket = listen("127.0.0.1", 0)
+    def __init__(self, answers: Answers, limits: server.Limits) -> None:
+        self._socket = server.listen("127.0.0.1", 0)
         self.port = self._socket.getsockname()[1]
         self.host = f"127.0.0.1:{self.port}"
-        self._server = web_server(answers, limits=limits)
+        self._server = server.Server(answers, limits=limits)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
 
     def __enter__(self) -> "Server":

@@ -3,6 +3,7 @@
 The server runs for real, on a socket, and is asked through http.client and through bare sockets.
 """
 
+import contextlib
 import http.client
 import io
 import itertools
@@ -776,6 +777,10 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", int(match[1]), timeout=60)
         connection.request("POST", "/answers", png(1))
         assert len(json.loads(connection.getresponse().read())["layers"][0]) == 4
+        connection.request("POST", "/occlusion", png(1))  # which the network is still at
+        connection.sock.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            connection.getresponse()
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=60)
     assert (process.returncode, out.strip(), error) == (0, "serve: ended", "")

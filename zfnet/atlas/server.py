@@ -102,8 +102,18 @@ class Line:
 
     def __init__(self, waiting: int) -> None:
         self.most, self._count, self._lock = waiting + 1, 0, threading.Lock()
-        self._work: queue.SimpleQueue[tuple[concurrent.futures.Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
-        threading.Thread(target=self._serve, daemon=True).start()  # Ctrl-C does not wait for the network
+        self._work: queue.SimpleQueue[tuple[concurrent.futures.Future[Any], Callable[[], Any]] | None]
+        self._work = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread after what it does now, which cannot be interrupted, and drop what waits."""
+        with contextlib.suppress(queue.Empty):
+            while waiting := self._work.get_nowait():
+                waiting[0].cancel()
+        self._work.put(None)
+        self._thread.join()
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """What `work` gives, done when its turn comes; raises Busy. What is cancelled while it waits is not done."""
@@ -121,14 +131,14 @@ class Line:
             self._count -= 1
 
     def _serve(self) -> None:
-        while True:
-            future, work = self._work.get()
+        while (waiting := self._work.get()) is not None:
+            future, work = waiting
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(work())
                 except BaseException as error:
                     future.set_exception(error)
-            del future, work  # nothing of a picture is kept while the thread waits
+            del future, work, waiting  # nothing of a picture is kept while the thread waits
 
 
 class Guard:
@@ -369,20 +379,15 @@ async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result:
         if not job.done():
             raise ClientDisconnect
         return job.result()
+    except asyncio.CancelledError:  # by Ctrl-C
+        raise HTTPException(503, "the server ends") from None
     finally:
         job.cancel()
         leaving.cancel()
 
 
-def application(answers: Answers, host: str = "127.0.0.1", limits: Limits = DEFAULT) -> ASGIApp:
-    """The web application that serves an atlas.
-
-    Args:
-        answers: of the network, beside its atlas.
-        host: where it listens.
-        limits: of what it takes.
-    """
-    pages = Pages(answers, limits)
+def application(pages: Pages, host: str = "127.0.0.1") -> ASGIApp:
+    """The web application that serves an atlas; `host` is where it listens."""
     asked = {
         "/answers": pages.answer,
         "/projection": pages.projection,
@@ -395,7 +400,7 @@ def application(answers: Answers, host: str = "127.0.0.1", limits: Limits = DEFA
         *(Route(f"/{name}", pages.own) for name in OWN),
         *(Route(path, answer, methods=["POST"]) for path, answer in asked.items()),
         *(Route(path, _not_posted) for path in asked),
-        Mount("/", Files(directory=answers.atlas.path)),
+        Mount("/", Files(directory=pages.answers.atlas.path)),
     ]
     handlers: dict[Any, Any] = {
         HTTPException: _http_error,
@@ -480,10 +485,31 @@ def listen(host: str, port: int) -> socket.socket:
         raise InputError(f"cannot listen on {host}, port {port}: {first_line(error)}; {advice}") from None
 
 
-def web_server(answers: Answers, host: str = "127.0.0.1", limits: Limits = DEFAULT) -> uvicorn.Server:
-    """What answers at a socket; `host` is where that listens. It logs nothing but our own faults."""
-    config = uvicorn.Config(
-        application(answers, host, limits),
+class Server(uvicorn.Server):
+    """What answers at a socket, and at the end waits for what the network does.
+
+    Args:
+        answers: of the network, beside its atlas.
+        host: where the socket listens.
+        limits: of what is taken.
+    """
+
+    def __init__(self, answers: Answers, host: str = "127.0.0.1", limits: Limits = DEFAULT) -> None:
+        pages = Pages(answers, limits)
+        self.line = pages.line
+        super().__init__(_configured(application(pages, host), limits))
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            super().run(sockets)
+        finally:
+            self.line.close()
+
+
+def _configured(app: ASGIApp, limits: Limits) -> uvicorn.Config:
+    """It logs nothing: our own faults are said where they are caught."""
+    return uvicorn.Config(
+        app,
         http=type("LimitedProtocol", (Protocol,), {"seconds": limits.seconds}),
         ws="none",
         lifespan="off",
@@ -495,7 +521,6 @@ def web_server(answers: Answers, host: str = "127.0.0.1", limits: Limits = DEFAU
         timeout_keep_alive=math.ceil(min(limits.seconds, 5)),
         timeout_graceful_shutdown=1,
     )
-    return uvicorn.Server(config)
 
 
 def is_local(host: str) -> bool:
@@ -525,4 +550,4 @@ def serve(
         answers.warm_up()
         name = f"[{host}]" if ":" in host else host
         ready(f"http://{name}:{listening.getsockname()[1]}/")
-        web_server(answers, host, limits).run(sockets=[listening])
+        Server(answers, host, limits).run(sockets=[listening])
