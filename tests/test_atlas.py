@@ -559,19 +559,47 @@ def test_another_build_takes_nothing_of_a_stopped_one(model, data, tmp_path, mon
 def test_an_atlas_is_replaced_and_nothing_else(model, data, tmp_path, capsys):
     out = tmp_path / "a"
     atlas.build(model, data, out, layers=["relu1"], maps=1, progress=False)
-    (out / "old.txt").write_text("of the old one")
+    (out / ".DS_Store").write_text("of a file manager")
     atlas.build(model, data, out, layers=["relu1"], maps=[2], progress=False)
     assert f"the atlas that was in {out} is replaced" in capsys.readouterr().err
-    assert not (out / "old.txt").exists() and entries(out, 0)[0]["map"] == 2
+    assert not (out / ".DS_Store").exists() and entries(out, 0)[0]["map"] == 2
     other = tmp_path / "mine"
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match=r"something else than an atlas \(thesis.tex\)"):
+    with pytest.raises(InputError, match=r"no part of an atlas \(thesis.tex\)"):
         atlas.build(model, data, other, layers=["relu1"], progress=False)
+    (other / "files.json").write_text('["a"]')
+    with pytest.raises(InputError, match=r"no part of an atlas \(files.json\)"):
+        atlas.build(model, data, other, layers=["relu1"], progress=False)
+    assert (other / "thesis.tex").read_text() == "years of work"
+    (out / "tiles/notes.txt").write_text("what I think of it")
+    with pytest.raises(InputError, match=r"no part of an atlas \(tiles/notes.txt\)"):
+        atlas.build(model, data, out, layers=["relu1"], progress=False)
     (tmp_path / "b.partial").mkdir()
     (tmp_path / "b.partial/x").write_text("")
     with pytest.raises(InputError, match="in the way"):
         atlas.build(model, data, tmp_path / "b", layers=["relu1"], progress=False)
+
+
+def test_a_build_that_was_killed_at_its_beginning_goes_on(model, data, tmp_path):
+    (tmp_path / "a.partial/.work").mkdir(parents=True)
+    out = atlas.build(model, data, tmp_path / "a", layers=["relu1"], maps=1, progress=False)
+    assert (out / "index.html").exists() and not (tmp_path / "a.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"k": 0}, "k is 0"),
+        ({"k": 2.0}, "k is 2.0"),
+        ({"provenance": {"loss": float("nan")}}, "provenance loss is nan"),
+        ({"provenance": {"when": object}}, "provenance when is <class"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(model, data, tmp_path, wrong, says):
+    with pytest.raises(InputError, match=says):
+        atlas.build(model, data, tmp_path / "a", layers=["relu1"], progress=False, **wrong)
+    assert not list(tmp_path.iterdir())
 
 
 # ---- choices ---------------------------------------------------------------------------------------------------------

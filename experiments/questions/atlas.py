@@ -29,7 +29,7 @@ def main(
     maps: Maps = None,
     images: Literal["full", "thumbs", "none"] = "full",
     format: Literal["webp", "avif"] = "webp",
-    rules: Literal["deconvnet", "gradient", "guided"] = "deconvnet",
+    rules: Literal["deconvnet", "extended", "gradient", "guided"] = "deconvnet",
     k: Count = 9,
     title: str | None = None,
     licence: str | None = None,

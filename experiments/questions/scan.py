@@ -34,7 +34,7 @@ def main(
     k: Count = 9,
     distinct: bool = True,
     shard: str | None = None,
-    rules: Literal["deconvnet", "gradient", "guided"] = "deconvnet",
+    rules: Literal["deconvnet", "extended", "gradient", "guided"] = "deconvnet",
     **reading: Unpack[Reading],
 ) -> dict[str, Any]:
     """Scan the images, and keep what was found.

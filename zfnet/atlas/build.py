@@ -28,7 +28,7 @@ from zfnet.atlas.numbers import Numbers
 from zfnet.atlas.panels import QUANTILES, Examples, Painter, examples
 from zfnet.atlas.pictures import LOSSLESS, Bytes, Sprites, as_bytes, beside, check_format, encoded, encoded_mask
 from zfnet.atlas.writing import Partial, check_out, exact, script
-from zfnet.checks import Pair, check_weights
+from zfnet.checks import Pair, check_number, check_weights
 from zfnet.data.images import Images, as_images, image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import Deconvnet
@@ -115,6 +115,7 @@ def build(
     if images not in PIXELS:
         raise unknown_name("images", str(images), PIXELS)
     check_format(format)
+    _check_plain(provenance or {})
     out = Path(out).expanduser().absolute()
     check_out(out)
     identity = job.identity | {"images": images, "encoding": format, "format": str(FORMAT)}
@@ -135,6 +136,13 @@ def build(
     if spent is not None:
         spent |= work.clock.seconds
     return out
+
+
+def _check_plain(provenance: Mapping[str, Any]) -> None:
+    """InputError for what the first page cannot say."""
+    for name, value in provenance.items():
+        if not isinstance(value, str | int | float | None) or value in (math.inf, -math.inf) or value != value:
+            raise InputError(f"provenance {name} is {value!r}; give text, a finite number, or None")
 
 
 def _k(scan: Scan) -> int:
@@ -177,7 +185,7 @@ class Job:
 
 def prepared(model: nn.Module | Graph, dataset: Any, layers: Any, maps: Any, rules: Rules | str, k: int) -> Job:
     """Check everything that can be checked before the images are scanned: also that every layer can be projected."""
-    deconvnet = Deconvnet(model, rules=rules)
+    k, deconvnet = check_number("k", k), Deconvnet(model, rules=rules)
     graph, images = deconvnet.graph, as_images(dataset)
     check_weights(graph.model)
     size = image_size(images)

@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections import deque
@@ -22,6 +23,7 @@ from zfnet.identity import Identity, difference
 
 FILES, WORK, STATE = "files.json", ".work", "state.json"
 OURS = {"config.yaml", "settings.yaml", "result.json"}  # what an experiment writes beside its atlas
+_OF_SYSTEMS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # which file managers leave
 _WAITING = 6  # files that wait to be encoded, for each thread
 
 
@@ -80,15 +82,19 @@ class Partial:
             known = json.loads(state.read_bytes()) if state.exists() else None
         except (OSError, ValueError):
             known = {}
-        if known is None and self.folder.exists() and any(self.folder.iterdir()):
-            raise InputError(f"{self.folder} is in the way of an atlas that is built; move it")
+        if known is None and self.folder.exists():
+            if {path.name for path in self.folder.iterdir()} - {WORK}:
+                raise InputError(f"{self.folder} is in the way of an atlas that is built; move it")
+            known = dict(identity)  # a build was killed at its very beginning
         if known is not None and (fresh or known != dict(identity)):
             if not fresh:
                 print(
                     f"{self.folder} is of another atlas ({difference(known, identity)}); it is begun anew",
                     file=sys.stderr,
                 )
-            shutil.rmtree(self.folder)
+            old = part_of(self.folder)  # a kill leaves all of it under its name, or nothing
+            os.replace(self.folder, old)
+            shutil.rmtree(old, ignore_errors=True)
         self.work.mkdir(parents=True, exist_ok=True)
         write_atomically(state, to_json(dict(identity)).encode())
         threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -191,6 +197,19 @@ def check_out(out: Path) -> None:
         return
     if not out.is_dir() or out.is_symlink():
         raise InputError(f"{out} is no folder; give another place for the atlas")
-    names = {path.name for path in out.iterdir()} - OURS
-    if names and FILES not in names:
-        raise InputError(f"{out} holds something else than an atlas ({min(names)}); give another folder, or empty it")
+    known = {*OURS, *_listed(out)}
+    files = (path.relative_to(out).as_posix() for path in sorted(out.rglob("*")) if not path.is_dir())
+    others = (name for name in files if name not in known and name.rpartition("/")[2] not in _OF_SYSTEMS)
+    if (other := next(others, None)) is not None:
+        advice = "give another folder, or move it: an atlas takes the place of all that is there"
+        raise InputError(f"{out} holds what is no part of an atlas ({other}); {advice}")
+
+
+def _listed(out: Path) -> list[str]:
+    """The files of the atlas in a folder; nothing if its list is none of ours."""
+    try:
+        files = json.loads((out / FILES).read_bytes())
+        whole = all(re.fullmatch(r"[0-9a-f]{32}", digest) for digest in files.values())
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return []
+    return [FILES, *files] if whole and "data/index.js" in files else []
