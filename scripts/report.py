@@ -1,4 +1,4 @@
-"""What the committed results say: docs/claims.md, and the tables of numbers in README.md, ablation.md and scale.md.
+"""What the committed results say: docs/claims.md, and the tables of numbers in README.md and docs/.
 
     python scripts/report.py            # writes them
     python scripts/report.py --check    # exits with 1 if they are not what it would write
@@ -258,6 +258,29 @@ def bench_table(name: str, of: Callable[[Sequence[Mapping[str, Any]]], str]) -> 
     return f"{how}\n\n{of(known['rows'])}"
 
 
+def atlas_table() -> str:
+    """How long the atlases took, and how large they are."""
+    rows = []
+    for name, result in results("atlas/*").items():
+        ours, seconds = result["ours"], result["ours"]["seconds"]
+        made = sum(seconds[part] for part in ("links", "scan", "reading", "projection"))
+        rows.append(
+            [
+                f"`{name}`",
+                len(ours["maps"]),
+                f"{sum(ours['maps'].values()):,}",
+                f"{ours['images']:,}",
+                f"{ours['files']:,}",
+                f"{ours['bytes'] / 1e6:.0f} MB",
+                f"{sum(seconds.values()):.0f} s",
+                f"{made / sum(seconds.values()):.0%}",
+                f"{ours['peak_memory'] / 2**30:.1f} GiB",
+            ]
+        )
+    head = ["atlas", "layers", "maps", "images", "files", "size", "time", "of it scan and projection", "peak memory"]
+    return table(head, rows) if rows else MISSING
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "claims": claims_table,
     "published": published_table,
@@ -270,6 +293,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation, judged": partial(ablation_table, networks.judged_table),
     "scale, measured": partial(bench_table, "scale", scale.measured_table),
     "scale, on paper": partial(bench_table, "scale", scale.paper_table),
+    "atlas": atlas_table,
     "overlap": partial(bench_table, "scan", scale.overlap_table),
 }
 
@@ -290,7 +314,7 @@ def pages() -> dict[Path, str]:
     """What the files should hold."""
     known = {
         ROOT / page: filled((ROOT / page).read_text(encoding="utf-8"), page)
-        for page in ("README.md", "docs/ablation.md", "docs/scale.md")
+        for page in ("README.md", "docs/ablation.md", "docs/atlas.md", "docs/scale.md")
     }
     return {ROOT / "docs" / "claims.md": claims_page()} | known
 

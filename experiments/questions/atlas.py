@@ -4,6 +4,7 @@ What to look for: the overview counts what each layer has; a map's page shows it
 that the projection masks, the maps below that feed it, and the photographs that it is not strong on.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from experiments.output.results import COMMAND, Result, commit
 from experiments.setup.hints import Count, Names, Natural, Seed
 from experiments.setup.options import Reading
 from zfnet import InputError, atlas
+from zfnet.atlas.writing import read_script
 
 Maps = Count | Sequence[Natural] | Mapping[str, Sequence[Natural]] | None
 
@@ -78,8 +80,20 @@ def _finished(result: Result, out: Path, spent: Mapping[str, float]) -> dict[str
     size, total = sum(file.stat().st_size for file in files), sum(spent.values())
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in sorted(spent.items(), key=lambda part: -part[1]))
     print(f"{len(files)} files, {size / 1e6:.1f} MB; {total:.0f} seconds: {parts}")
+    index = read_script((out / "data" / "index.js").read_bytes())
+    maps = {layer["name"]: layer["rows"] for layer in index["layers"]}
     seconds = {name: round(value, 2) for name, value in spent.items()}
-    return result.finish({"files": len(files), "bytes": size, "seconds": seconds})
+    ours = {"images": index["images"], "maps": maps, "files": len(files), "bytes": size, "seconds": seconds}
+    return result.finish(ours | {"peak_memory": peak_memory()})
+
+
+def peak_memory() -> int | None:
+    """The most bytes that this process has taken; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _checked(result: Result, found: atlas.Differences, folder: str) -> dict[str, Any]:
