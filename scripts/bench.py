@@ -179,7 +179,7 @@ def bench_scan(model: ZFNet, device: str, repeats: int) -> list[dict]:
 def overlap(network: nn.Module, files: Photos, device: str, repeats: int, threads: int, workers: int) -> dict:
     """Scanning photographs, against the slower of decoding them alone and the network alone over ready tensors."""
     layers = LAYERS if isinstance(network, ZFNet) else [f"features.{n}" for n in (2, 5, 8, 12)]
-    graph, indices, spent_before = Graph(network), range(32 if SMALL else 256), torch.get_num_threads()
+    graph, indices, spent_before = Graph(network), range(32 if SMALL else min(len(files), 512)), torch.get_num_threads()
     node, most = graph.node(layers[-1]), {"batch_size": 16 if SMALL else 64, "indices": indices, "workers": workers}
     ready = [batch.images for batch in Batches(files, **most)]
     processor: dict[str, list[float]] = {"decoding": [], "network": []}
