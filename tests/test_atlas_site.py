@@ -137,7 +137,7 @@ def test_the_overview_draws_the_network_and_every_layer(reader: Reader) -> None:
     reader.open(PAGES["overview"])
     assert reader.settle() == "Made-up atlas"
     assert reader.all(".network a .name") == [layer.name for layer in LAYERS]
-    assert reader.all(".network .size")[:2] == ["3 @ 64 \u00d7 64", "24 @ 16 \u00d7 16"]
+    assert reader.all(".network .size")[:2] == ["3 @ 64\u00d764", "24 @ 16\u00d716"]
     assert reader.all(".layers h3 a") == [layer.name for layer in LAYERS]
     assert "3 dead" in reader.all(".layers .facts")[BLOCK]
     assert reader.text(".notice") == "The weights are random: this network has learned nothing."
@@ -438,7 +438,7 @@ def test_an_address_in_a_new_window(reader: Reader, page: str) -> None:
         ("#/units/relu1:1?with=https://example.org/atlas", "is not a folder as seen from this atlas"),
         ("#/units/relu1:1?with=//example.org/atlas", "is not a folder as seen from this atlas"),
         ("#/units/relu1:1?with=javascript:alert(1)", "is not a folder as seen from this atlas"),
-        ("#/own", "no page"),
+        ("#/own", "no page “own”"),
     ],
 )
 @from_a_file
