@@ -8,8 +8,9 @@
 
 (() => {
   const { el, number, percent, address, count } = atlas;
-  const NEAR = 600; // pixels above and below the window in which lines are drawn
+  const NEAR = 400; // pixels above and below the window in which lines are drawn
 
+  const ROWS = 2 ** 20; // more than a layer has
   const GAP = 10; // pixels between tiles
 
   const SORTS = {
@@ -29,23 +30,39 @@
     class: "The class whose images have the largest mean; below it, the map's number.",
   };
 
-  /** The rows by a column, ascending; rows without a value come last, whichever way the list is read. */
+  /** The classes' places in the order of their names. */
+  function ranks() {
+    const { classes } = atlas.index;
+    const sorted = Array.from(classes.keys()).sort((a, b) =>
+      classes[a] < classes[b] ? -1 : classes[a] > classes[b] ? 1 : a - b,
+    );
+    const found = [];
+    sorted.forEach((label, rank) => (found[label] = rank));
+    return found;
+  }
+
+  /**
+   * The rows by a column, ascending, equal ones by their row; rows without a value come last, whichever way the list is
+   * read. Numbers are sorted natively, which is ten times as fast as with a function that compares: each holds the value,
+   * as the 32 bits of a float in their order, and its row.
+   */
   function order(columns, name) {
     let keys = columns[name];
     if (name === "class") {
-      const ranks = new Map(
-        atlas.index.classes
-          .map((text, i) => [i, text])
-          .sort((a, b) => (a[1] < b[1] ? -1 : a[1] > b[1] ? 1 : a[0] - b[0]))
-          .map(([i], rank) => [i, rank]),
-      );
-      keys = columns.class.map((label) => (label < 0 ? null : (ranks.get(label) ?? label)));
+      const places = ranks(); // of one class, those with the most of their nine of it come first
+      keys = keys.map((label, row) => (label < 0 ? null : (places[label] ?? label) + 0.9 * (1 - columns.agree[row])));
     }
-    const rows = Array.from(keys.keys());
-    const valued = rows.filter((row) => keys[row] !== null);
-    const ties = name === "class" ? columns.agree : null;
-    valued.sort((a, b) => keys[a] - keys[b] || (ties ? ties[b] - ties[a] : 0) || a - b);
-    return { valued, last: rows.filter((row) => keys[row] === null) };
+    const floats = Float32Array.from(keys, (key) => key ?? 0);
+    const bits = new Uint32Array(floats.buffer);
+    const packed = new Float64Array(keys.length);
+    const last = [];
+    let many = 0;
+    keys.forEach((key, row) => {
+      if (key === null) return last.push(row);
+      const one = key === 0 ? 0 : bits[row];
+      packed[many++] = (one >>> 31 ? 0xffffffff - one : one + 0x80000000) * ROWS + row;
+    });
+    return { valued: Array.from(packed.subarray(0, many).sort(), (both) => both % ROWS), last };
   }
 
   /** The class that an address names: by its name, or by its number where two have the same name. */
