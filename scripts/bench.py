@@ -164,7 +164,7 @@ def bench_scan(model: ZFNet, device: str, repeats: int) -> list[dict]:
     )
     rows = [row("scan relu1..relu5", spent, count, "bare forward pass to relu5", TARGETS["scan"])]
     with tempfile.TemporaryDirectory() as folder:
-        files = real_photographs() or jpegs(Path(folder), 32, 32 if SMALL else 256)
+        files = real_photographs() or jpegs(Path(folder), 32, 32 if SMALL else 256 if device == "cpu" else 2048)
         cores = os.cpu_count() or 1
         for threads, workers in dict.fromkeys(
             [(1, 1), (cores, cores)] if device == "cpu" else [(cores, min(cores, 8))]
@@ -179,18 +179,22 @@ def bench_scan(model: ZFNet, device: str, repeats: int) -> list[dict]:
 def overlap(network: nn.Module, files: Photos, device: str, repeats: int, threads: int, workers: int) -> dict:
     """Scanning photographs, against the slower of decoding them alone and the network alone over ready tensors."""
     layers = LAYERS if isinstance(network, ZFNet) else [f"features.{n}" for n in (2, 5, 8, 12)]
-    graph, indices, spent_before = Graph(network), range(32 if SMALL else 256), torch.get_num_threads()
+    graph, indices, spent_before = (
+        Graph(network),
+        range(32 if SMALL else min(len(files), 512 if device == "cpu" else 2048)),
+        torch.get_num_threads(),
+    )
     node, most = graph.node(layers[-1]), {"batch_size": 16 if SMALL else 64, "indices": indices, "workers": workers}
     ready = [batch.images for batch in Batches(files, **most)]
-    processor: dict[str, list[float]] = {"decoding": [], "network": []}
+    processor: dict[str, list[list[float]]] = {"scan": [], "decoding": [], "network": []}  # own, and of workers
 
-    def alone(name: str, run: Callable[[], object]) -> Callable[[], None]:
-        def counted() -> None:
+    def counted(name: str, run: Callable[[], object]) -> Callable[[], None]:
+        def measured() -> None:
             before = processor_time()
             run()
-            processor[name].append(processor_time() - before)
+            processor[name].append([now - then for now, then in zip(processor_time(), before, strict=True)])
 
-        return counted
+        return measured
 
     def forward() -> None:
         with torch.inference_mode():
@@ -204,30 +208,37 @@ def overlap(network: nn.Module, files: Photos, device: str, repeats: int, thread
         spent = medians(
             device,
             repeats,
-            scan=lambda: scan(graph, files, layers, progress=False, **most),
-            decoding=alone("decoding", lambda: [None for _ in Batches(files, **most)]),
-            network=alone("network", forward),
+            scan=counted("scan", lambda: scan(graph, files, layers, progress=False, **most)),
+            decoding=counted("decoding", lambda: [None for _ in Batches(files, **most)]),
+            network=counted("network", forward),
         )
     finally:
         torch.set_num_threads(spent_before)
     count = len(indices)
     speed = {name: count / seconds for name, seconds in spent.items()}
     slower = min(("decoding", "network"), key=lambda name: speed[name])
-    bound = count * min(os.cpu_count() or 1, threads + workers) / sum(map(statistics.median, processor.values()))
+    own, total = (
+        {name: statistics.median(part(times) for times in kept) for name, kept in processor.items()}
+        for part in (lambda times: times[0], sum)
+    )
+    bound = count * min(os.cpu_count() or 1, threads + workers) / (total["decoding"] + total["network"])
+    busy = own["network"] / own["scan"]  # of the main process: what it does besides the network is lost to it
     against = f"{slower} alone; images a second: " + ", ".join(f"{name} {of:.0f}" for name, of in speed.items())
     if device == "cpu":
         against += (
             f"; at most {bound:.0f} by the processor time of both, of which the scan is {speed['scan'] / bound:.0%}"
         )
+        against += f"; the network alone takes {busy:.0%} of the processor time of the scan's main process"
     times = {"ours": spent["scan"], "theirs": spent[slower]}
     name = f"scan, {type(network).__name__}, {threads}+{workers}"
-    how = {"threads": threads, "workers": workers, "bound": bound}
+    how = {"threads": threads, "workers": workers, "bound": bound, "busy": busy}
     return row(name, times, count, against, TARGETS["overlap"], **how, **speed)
 
 
-def processor_time() -> float:
-    """Seconds of this process and of those it has started and that have ended."""
-    return sum(os.times()[:4])
+def processor_time() -> tuple[float, float]:
+    """Seconds of this process, and of those that it has started and that have ended."""
+    times = os.times()
+    return times.user + times.system, times.children_user + times.children_system
 
 
 def real_photographs() -> Photos | None:

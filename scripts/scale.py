@@ -256,6 +256,7 @@ def overlap_table(rows: Sequence[Mapping[str, str | float]]) -> str:
             network, how = str(row["what"]).split(", ")[1], f"{row['threads']} + {row['workers']}"
             bound = float(row["bound"])
             shares = [f"{float(row['ratio']):.2f}", f"{bound:.0f}", f"{float(row['scan']) / bound:.2f}"]
+            shares.append(f"{float(row['busy']):.2f}")
             shown.append([network, how, *speeds, *shares])
     head = ["network", "threads + workers", "decoding alone", "network alone", "scan", "of the slower"]
-    return table([*head, "bound by processor time", "of the bound"], shown)
+    return table([*head, "bound by processor time", "of the bound", "network, of the main process"], shown)

@@ -28,6 +28,7 @@ from zfnet.rendering import outside, signed_image
 CLASSES, MAPS = 5, 32  # that an answer has: the most probable, and of each layer the most unusual
 SQUARE, STEP = 50 / 224, 12 / 224  # of an occlusion map, in sides of the image: the paper's square, and half its steps
 _SAME = 1e-5  # relative difference of values that differ by rounding alone, as between batches of other sizes
+_STEPS = 10**5  # of the graph that are followed to find what a layer's units see: about a second
 _Array = np.ndarray[Any, Any]
 _Alike = tuple[Tensor, list[tuple[int, int]], list[tuple[int, int]]]  # maps (C,), and what their rows and columns see
 
@@ -381,13 +382,15 @@ class Answers:
             everything = [[(0, size)] * units for size, units in zip(self.size, extent, strict=True)]
             return [(torch.arange(count), everything[0], everything[1])]
         kinds = torch.cat([fields.low, fields.high], 1).unique(dim=0, return_inverse=True)[1]
-        alike = []
-        for kind in range(int(kinds.max()) + 1):
+        alike, count = [], int(kinds.max()) + 1
+        exact = count * sum(extent) * len(self.graph.path([node])) < _STEPS  # what the borders between cut off, too
+        for kind in range(count):
             maps = (kinds == kind).nonzero().flatten()
             field = receptive_field(self.graph, name, self.size, int(maps[0]))
             middle = extent[0] // 2, extent[1] // 2  # where a unit sees more than padding
-            tops = [field.seen(row, middle[1]) for row in range(extent[0])]
-            lefts = [field.seen(middle[0], column) for column in range(extent[1])]
+            look = field.seen if exact or field.stride is None else field.box
+            tops = [look(row, middle[1]) for row in range(extent[0])]
+            lefts = [look(middle[0], column) for column in range(extent[1])]
             alike.append((maps, [(box[0], box[2]) for box in tops], [(box[1], box[3]) for box in lefts]))
         return alike
 

@@ -1,10 +1,24 @@
 """Images in: rendered scenes, folders of photographs, how they become a network's input, and batches of them."""
 
 from zfnet.data.batches import Batch, Batches
+from zfnet.data.hugging_face import HuggingFace
 from zfnet.data.images import Images, Truth, as_images
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
+from zfnet.data.web_dataset import WebDataset
 from zfnet.errors import BrokenImage
 
-__all__ = ["Batch", "Batches", "BrokenImage", "Images", "Photos", "Preprocessing", "Scenes", "Truth", "as_images"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "BrokenImage",
+    "HuggingFace",
+    "Images",
+    "Photos",
+    "Preprocessing",
+    "Scenes",
+    "Truth",
+    "WebDataset",
+    "as_images",
+]
