@@ -881,7 +881,7 @@ def test_check_finds_a_changed_weight(folder, data):
     with torch.no_grad():
         changed.conv1.weight[3] *= 1.1
     found = atlas.check(changed, data, folder, samples=60, progress=False)
-    assert any("the network's weights differ" in line for line in found)
+    assert any("The network's weights differ" in line for line in found)
     assert any(re.search(r"map 3 of relu1 is .*; this network computes", line) for line in found)
     assert not any("map 2 of relu1 is" in line for line in found)
 
@@ -915,7 +915,8 @@ def test_check_finds_a_changed_number_and_picture_whose_digests_were_changed_too
 
     rewritten(out / "data/0/0.js", out, number)
     found = atlas.check(model, data, out, samples=80, progress=False)
-    assert found and all("map 4 of relu1" in line for line in found)
+    assert any(re.search("map 4 of relu1 is .*; this network computes", line) for line in found)
+    assert all("map 4 of relu1" in line or "has another list of what" in line for line in found)
     out = copied(folder, tmp_path / "b")
 
     def picture(content):
@@ -933,6 +934,67 @@ def test_check_finds_a_changed_number_and_picture_whose_digests_were_changed_too
     rewritten(out / "tiles/1/0.webp", out, picture)
     found = atlas.check(model, data, out, samples=80, progress=False)
     assert found and all("of relu2 has another" in line for line in found)
+
+
+TAMPERED = {
+    "fires": ("data/0/0.js", lambda v: v[2].update(fires=v[2]["fires"] / 2), "map 2 of relu1 has"),
+    "a histogram": ("data/0/0.js", lambda v: v[2]["bins"][0].__setitem__(1, 1000), "a histogram of another number"),
+    "the last winner": ("data/0/0.js", lambda v: v[2].update(value=v[2]["value"][:-1]), "8 winners and fires"),
+    "the order of classes": ("data/0/0.js", lambda v: v[2]["classes"].reverse(), "classes out of order"),
+    "labels": ("data/0/0.js", lambda v: v[2].update(label=[-1] * 9), "another share of a class"),
+    "strength": ("data/0/columns.js", lambda v: v["strength"].__setitem__(2, 99), "another strength on the page"),
+    "focus": ("data/0/columns.js", lambda v: v["focus"].reverse(), "another focus on the page"),
+    "dead": ("data/0/columns.js", lambda v: v.update(dead=[True] * len(v["dead"])), "another dead on the page"),
+    "numbers of maps": ("data/0/columns.js", lambda v: v["map"].reverse(), "another map on the page"),
+    "winners": ("data/winners/0.js", lambda v: {i: [] for i in v}, "has another list of what"),
+    "labels of images": ("data/images.js", lambda v: v["label"].reverse(), "has another label"),
+    "classes": ("data/index.js", lambda v: v["classes"].reverse(), "classes have other names"),
+    "the format": ("data/index.js", lambda v: v.update(format=99), "an atlas of format 99"),
+    "all of the index": ("data/index.js", lambda v: {"layers": []}, "holds what no build writes (KeyError"),
+    "a list in place of columns": ("data/0/columns.js", lambda v: [], "holds what no build writes"),
+    "a place beyond the map": ("data/0/0.js", lambda v: v[2]["row"].__setitem__(0, 99), "map 2 of relu1"),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_check_finds_numbers_that_contradict_each_other(folder, model, data, tmp_path, name):
+    path, change, says = TAMPERED[name]
+    out = copied(folder, tmp_path / "a")
+    old = (out / path).read_bytes()
+    called, value = script(out / path)
+    other = change(value)
+    new = building.script(called, value if other is None else other)
+    assert new != old
+    rewritten(out / path, out, lambda content: new)
+    try:
+        found = atlas.check(model, data, out, samples=80, progress=False)
+    except InputError as error:
+        found = [str(error)]
+    assert any(says in line for line in found), found
+
+
+def test_check_says_what_is_missing_besides_what_was_changed(folder, model, data, tmp_path):
+    out = copied(folder, tmp_path / "a")
+    (out / "data/index.js").unlink()
+    (out / "evil.js").write_text("")
+    found = atlas.check(model, data, out, progress=False)
+    assert "data/index.js is missing." in found and "evil.js is no file of the atlas." in found
+
+
+def test_check_with_images_of_another_size(folder, model, data):
+    other = TensorDataset(data.tensors[0][..., :20], data.tensors[1])
+    assert "The images are of 24 x 20 pixels" in atlas.check(model, other, folder, progress=False)[0]
+
+
+def test_tiles_of_long_fields(tmp_path):
+    model = network()
+    model.conv1 = torch.nn.Conv2d(3, 8, (1, 17), padding=(0, 8))
+    data = pictures(model)
+    out = atlas.build(model, data, tmp_path / "a", layers=["relu1"], progress=False)
+    layer = read(out, "index")["layers"][0]
+    assert layer["tile"] == [1, 17]
+    assert atlas.check(model, data, out, samples=30, progress=False) == []
+    assert all(0 < area < 1 for entry in entries(out, 0) for area in entry["area"])
 
 
 def test_check_of_no_atlas(model, data, tmp_path):

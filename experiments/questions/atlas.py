@@ -4,6 +4,7 @@ What to look for: the overview counts what each layer has; a map's page shows it
 that the projection masks, the maps below that feed it, and the photographs that it is not strong on.
 """
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,11 @@ def main(
         found = atlas.check(model, data, check, samples=samples, seed=seed, progress=settings["progress"])
         return _checked(result, found, check)
     spent: dict[str, float] = {}
-    provenance = {"command": COMMAND, **commit(), "weights_from": None if weights is None else str(weights)}
+    provenance = {
+        "command": shlex.join(["python", "experiments/run.py", *shlex.split(COMMAND)[1:]]),
+        **commit(),
+        "weights_from": None if weights is None else str(weights),
+    }
     shown: Any = {"layers": layers, "maps": maps, "images": images, "format": format, "rules": rules, "k": k}
     said: Any = {"title": title, "licence": licence, "provenance": provenance, "random": weights is None}
     atlas.build(model, data, out, scans=scans, **shown, **said, **settings, seed=seed, spent=spent)

@@ -371,7 +371,7 @@ class _Work:
             self.folder.write(f"{folder}/masks-{number}.png", partial(encoded_mask, sheet))
         else:
             name = f"{number}" if kind == "tiles" else f"{kind}-{number}"
-            lossless = max(layer.sizes["tile"]) < LOSSLESS
+            lossless = min(layer.sizes["tile"]) < LOSSLESS
             make = partial(encoded, sheet, self.encoding, lossless=lossless)
             self.folder.write(f"{folder}/{name}.{self.encoding}", make)
 

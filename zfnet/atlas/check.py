@@ -14,13 +14,15 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from zfnet.atlas.build import prepared
+from zfnet.atlas.build import FORMAT, SITE, prepared
+from zfnet.atlas.consistency import READING, damaged, disagreements
 from zfnet.atlas.images import Reader
 from zfnet.atlas.layers import ACROSS, PER, Layer
 from zfnet.atlas.links import weights
 from zfnet.atlas.panels import QUANTILES, Examples, Painter, Panels
 from zfnet.atlas.pictures import LOSSLESS, Bytes, encoded
-from zfnet.atlas.writing import FILES, digest_of, read_script
+from zfnet.atlas.writing import FILES, OF_SYSTEMS, OURS, digest_of, read_script
+from zfnet.data.images import as_images, image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, first_line
 from zfnet.extended import RULE_SETS
@@ -68,8 +70,29 @@ def check(
     """
     path, found = Path(folder), Differences()
     _check_files(path, found)
+    try:
+        _compare(model, dataset, path, found, samples, seed, progress)
+    except InputError as error:
+        if not found:
+            raise
+        found.append(f"{error}.")  # a file that is missing, or was changed: it is among what differs
+    except READING as error:
+        found.append(f"The folder cannot be compared: {damaged(error)}.")
+    return found
+
+
+def _compare(
+    model: nn.Module | Graph, dataset: Any, path: Path, found: Differences, samples: int, seed: int, progress: bool
+) -> None:
+    """Add to `found` what differs in the numbers and pictures."""
     index = _read(path, "data/index.js")
-    graph = graph_of(model)
+    if index["format"] != FORMAT:
+        raise InputError(f"{path} is an atlas of format {index['format']!r}, this version reads {FORMAT}")
+    graph, images = graph_of(model), as_images(dataset)
+    if (size := image_size(images)) != tuple(index["image_size"]):
+        found.append(f"The images are of {size[0]} x {size[1]} pixels, those of the atlas of another size.")
+        return
+    found += disagreements(path, index, images)
     known, now = index["provenance"], network_identity(graph.model)
     preprocessing = Preprocessing.of(graph.model).identity()
     if index["rules"] not in RULE_SETS:
@@ -77,14 +100,14 @@ def check(
     columns = [_read(path, f"data/{number}/columns.js") for number in range(len(index["layers"]))]
     names = [layer["name"] for layer in index["layers"]]
     maps = {name: column["map"] for name, column in zip(names, columns, strict=True)}
-    job = prepared(graph, dataset, names, maps, index["rules"], index["k"])
+    job = prepared(graph, images, names, maps, index["rules"], index["k"])
     now |= {"preprocessing": preprocessing, "data": job.images.identity()}
     for name, what in (("architecture", "the network's architecture"), ("weights", "the network's weights")):
         if known.get(name) != now[name]:
-            found.append(f"{what} differ from those that the atlas is of.")
-    for name, what in (("preprocessing", "how images are prepared"), ("data", "the images")):
+            found.append(f"{what} differ from those that the atlas is of.".replace("the", "The", 1))
+    for name, what in (("preprocessing", "How images are prepared is"), ("data", "The images are")):
         if known.get(name) != now[name]:
-            found.append(f"{what} is not what the atlas was made with.".capitalize())
+            found.append(f"{what} not what the atlas was made with.")
     random = np.random.default_rng(seed)
     layers = [layer for layer in job.layers if not all(columns[layer.number]["dead"])]
     for layer in job.layers:
@@ -105,15 +128,19 @@ def check(
             layer = job.layers[number]
             links = {"weight": feed[number], "readers": read[number]}
             for row in sorted({*rows}):
-                _Compared(path, index, layer, row, found).all(painter, links)
+                try:
+                    _Compared(path, index, layer, row, found).all(painter, links)
+                except InputError as error:
+                    found.append(f"map {maps[layer.name][row]} of {layer.name}: {error}.")
+                except READING as error:
+                    found.append(f"map {maps[layer.name][row]} of {layer.name}: {damaged(error)}.")
                 bar.update(rows.count(row))
-    return found
 
 
 def _check_files(path: Path, found: Differences) -> None:
     try:
-        digests = json.loads((path / FILES).read_bytes())
-    except (OSError, ValueError) as error:
+        digests = dict(json.loads((path / FILES).read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no atlas: {FILES} cannot be read ({first_line(error)})") from None
     for name, digest in digests.items():
         try:
@@ -121,10 +148,15 @@ def _check_files(path: Path, found: Differences) -> None:
                 found.append(f"{name} was changed since the atlas was built.")
         except OSError:
             found.append(f"{name} is missing.")
-    for folder in ("data", "tiles", "images"):
-        for file in sorted((path / folder).rglob("*")):
-            if file.is_file() and (name := file.relative_to(path).as_posix()) not in digests:
-                found.append(f"{name} is no file of the atlas.")
+    known = {*digests, FILES, *OURS}
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if not file.is_dir() and name not in known and file.name not in OF_SYSTEMS:
+            found.append(f"{name} is no file of the atlas.")
+    if lost := sorted(
+        {file.relative_to(SITE).as_posix() for file in SITE.rglob("*") if file.is_file()} - digests.keys()
+    ):
+        found.append(f"{lost[0]}, of the pages, is not in {FILES}.")
 
 
 def _read(path: Path, name: str) -> Any:
@@ -273,7 +305,7 @@ class _Compared:
 
     def _lost(self, tile: Bytes) -> float:
         """What the codec itself changes in a tile."""
-        encoding, lossless = self.index["encoding"], max(self.layer.sizes["tile"]) < LOSSLESS
+        encoding, lossless = self.index["encoding"], min(self.layer.sizes["tile"]) < LOSSLESS
         with Image.open(io.BytesIO(encoded(tile, encoding, lossless=lossless))) as image:
             return _difference(np.array(image.convert("RGB")), tile)
 

@@ -89,6 +89,11 @@ def fitted(size: Pair, most: int) -> Pair:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
+def _narrowed(size: Pair, most: int) -> Pair:
+    """A size with at most so many columns, of the same proportions."""
+    return size if size[1] <= most else (max(1, round(size[0] * most / size[1])), most)
+
+
 def names_of(
     graph: Graph, image_size: Pair, layers: str | Sequence[str | nn.Module] | None, rules: Rules = DECONVNET
 ) -> list[str]:
@@ -178,7 +183,7 @@ def plan(deconvnet: Deconvnet, image_size: Pair, names: Sequence[str], maps: Any
         tile = fitted(shown, longest)
         sizes = {
             "tile": tile,
-            "mask": fitted(tile, max(1, min(tile[0], tile[1], SIDE // (ACROSS["masks"] * k)))),
+            "mask": _narrowed(tile, max(1, SIDE // (ACROSS["masks"] * k))),
             "overview": fitted(shown, min(OVERVIEW, SIDE // (2 * ACROSS["overview"]))),
             "example": fitted(tile, OVERVIEW),
         }
@@ -225,7 +230,7 @@ def _convolution(graph: Graph, node: fx.Node) -> fx.Node | None:
         if _is_convolution(graph, node):
             return node
         sources = [source for source in node.all_input_nodes if source in graph.carriers]
-        if len(sources) != 1 or sources[0] in graph.inputs:
+        if len(sources) != 1 or sources[0] in graph.inputs or "linear" in graph.operation(node).lower():
             return None
         (node,) = sources
 

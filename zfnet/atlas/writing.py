@@ -23,7 +23,7 @@ from zfnet.identity import Identity, difference
 
 FILES, WORK, STATE = "files.json", ".work", "state.json"
 OURS = {"config.yaml", "settings.yaml", "result.json"}  # what an experiment writes beside its atlas
-_OF_SYSTEMS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # which file managers leave
+OF_SYSTEMS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # which file managers leave
 _WAITING = 6  # files that wait to be encoded, for each thread
 
 
@@ -199,7 +199,7 @@ def check_out(out: Path) -> None:
         raise InputError(f"{out} is no folder; give another place for the atlas")
     known = {*OURS, *_listed(out)}
     files = (path.relative_to(out).as_posix() for path in sorted(out.rglob("*")) if not path.is_dir())
-    others = (name for name in files if name not in known and name.rpartition("/")[2] not in _OF_SYSTEMS)
+    others = (name for name in files if name not in known and name.rpartition("/")[2] not in OF_SYSTEMS)
     if (other := next(others, None)) is not None:
         advice = "give another folder, or move it: an atlas takes the place of all that is there"
         raise InputError(f"{out} holds what is no part of an atlas ({other}); {advice}")
