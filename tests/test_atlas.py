@@ -1075,3 +1075,44 @@ def test_data_say_what_may_be_published(name, words):
     config = configured(["experiment=atlas", f"data={name}", *(["data.root=/nowhere"] * (name != "scenes"))])
     assert words in config.experiment.licence
     assert configured(["experiment=atlas", "data=photos", "data.root=/nowhere"]).experiment.licence is None
+
+
+# ---- networks that are not plain ReLU --------------------------------------------------------------------------------
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(8, 6, 3, padding=1), nn.SiLU()
+        self.squeeze = nn.Conv2d(6, 6, 1)
+
+    def forward(self, x):
+        x = self.act(self.conv(x))
+        return x * torch.sigmoid(self.squeeze(x.mean((2, 3), keepdim=True)))
+
+
+def test_a_gated_network_by_extended_rules(tmp_path):
+    torch.manual_seed(1)
+    model = network(gated=Gated())
+    model.gated.conv = nn.Conv2d(10, 6, 3, padding=1)
+    data = pictures(model)
+    out = atlas.build(model, data, tmp_path / "a", layers=["relu1", "gated"], rules="extended", progress=False)
+    assert read(out, "index")["layers"][1]["field"] == [23, 23]
+    assert atlas.check(model, data, out, samples=30, progress=False) == []
+    weight = [weight for entry in entries(out, 1) for _, _, weight in entry["weight"]]
+    assert min(weight) < 0 < max(weight)  # nothing is rectified on the way
+    same = atlas.build(Graph(model), data, tmp_path / "b", layers=["relu1", "gated"], rules="extended", progress=False)
+    assert files(same) == files(out)
+
+
+def test_a_scan_of_something_else_is_refused(model, data, tmp_path):
+    images, labels = data.tensors
+    wrong = {
+        "other labels": (TensorDataset(images, labels.flip(0) // 2), {}),
+        "is of 20 images": (TensorDataset(images[:20], labels[:20]), {}),
+        "several times": (data, {"distinct": False}),
+    }
+    for says, (dataset, settings) in wrong.items():
+        scanned = scan(model, dataset, ["relu1"], gather=True, progress=False, **settings)
+        with pytest.raises(InputError, match=says):
+            atlas.build(model, data, tmp_path / "a", layers=["relu1"], scan=scanned, progress=False)

@@ -199,6 +199,12 @@ class Deconvnet:
             raise InputError("rules are no rule set; give DECONVNET | {operation: Operation(...)}, or a name: 'guided'")
         if collisions not in COLLISIONS:
             raise unknown_name("collision rule", str(collisions), COLLISIONS)
+        if isinstance(model, Graph) and any(
+            row.path and model.operations.get(key) != row for key, row in rules.items()
+        ):
+            model = Graph(
+                model.model, rules, verify=verify, **model.given_inputs
+            )  # whose fields are those of the rules
         self.graph = model if isinstance(model, Graph) else Graph(model, rules, verify=verify)
         self.model, self.rules, self.collisions = self.graph.model, dict(rules), collisions
         check_weights(self.model)

@@ -235,6 +235,7 @@ EXTENDED: dict[Any, Operation] = DECONVNET | {
 }
 # alternatives, to be added to EXTENDED
 SLOPED: dict[Any, Operation] = _rows(LEAKY, slope)
+PASSED_ACTIVATIONS: dict[Any, Operation] = _rows([*SMOOTH, *LEAKY], through)
 PASSED_NORMS: dict[Any, Operation] = _rows([*LAYER_NORMS, *RMS_NORMS, *GROUP_NORMS], through)
 RULE_SETS: dict[str, dict[Any, Operation]] = {
     "deconvnet": DECONVNET,

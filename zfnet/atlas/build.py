@@ -209,8 +209,20 @@ def check_scan(scan: Scan, job: Job) -> Scan:
             raise InputError(
                 f"the scan has {len(scan[layer.name].value)} maps of {layer.name}, the network {layer.maps}"
             )
+        images = scan[layer.name].image.sort(1).values
+        if ((images[:, 1:] == images[:, :-1]) & (images[:, 1:] >= 0)).any():
+            raise InputError("the scan counts an image several times for a map; scan with distinct=True")
     if scan.statistics is None:
         raise InputError("the scan has no statistics; scan with gather=True")
+    if scan.images + len(scan.broken) != len(job.images):
+        raise InputError(f"the scan is of {scan.images + len(scan.broken)} images, the data has {len(job.images)}")
+    if (labels := job.images.labels) is not None and not scan.broken:
+        classes = len(scan.class_images) - 1
+        counts = torch.tensor([label if 0 <= label < classes else classes for label in labels]).bincount(
+            minlength=classes + 1
+        )
+        if not torch.equal(counts, scan.class_images):
+            raise InputError("the scan is of images with other labels; scan these")
     return scan
 
 

@@ -23,10 +23,9 @@ from zfnet.atlas.panels import QUANTILES, Examples, Painter, Panels
 from zfnet.atlas.pictures import LOSSLESS, Bytes, encoded
 from zfnet.atlas.writing import FILES, OF_SYSTEMS, OURS, digest_of, read_script
 from zfnet.data.images import as_images, image_size
-from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError, first_line
 from zfnet.extended import RULE_SETS
-from zfnet.graph import Graph, graph_of
+from zfnet.graph import Graph
 from zfnet.identity import network_identity
 from zfnet.recording import activations
 from zfnet.winners import TopActivations
@@ -88,20 +87,20 @@ def _compare(
     index = _read(path, "data/index.js")
     if index["format"] != FORMAT:
         raise InputError(f"{path} is an atlas of format {index['format']!r}, this version reads {FORMAT}")
-    graph, images = graph_of(model), as_images(dataset)
+    images = as_images(dataset)
     if (size := image_size(images)) != tuple(index["image_size"]):
         found.append(f"The images are of {size[0]} x {size[1]} pixels, those of the atlas of another size.")
         return
     found += disagreements(path, index, images)
-    known, now = index["provenance"], network_identity(graph.model)
-    preprocessing = Preprocessing.of(graph.model).identity()
+    known = index["provenance"]
     if index["rules"] not in RULE_SETS:
         raise InputError(f"{path} was projected by rules of its own, which its folder does not hold")
     columns = [_read(path, f"data/{number}/columns.js") for number in range(len(index["layers"]))]
     names = [layer["name"] for layer in index["layers"]]
     maps = {name: column["map"] for name, column in zip(names, columns, strict=True)}
-    job = prepared(graph, images, names, maps, index["rules"], index["k"])
-    now |= {"preprocessing": preprocessing, "data": job.images.identity()}
+    job = prepared(model, images, names, maps, index["rules"], index["k"])
+    now = network_identity(job.graph.model)
+    now |= {"preprocessing": job.preprocessing.identity(), "data": images.identity()}
     for name, what in (("architecture", "the network's architecture"), ("weights", "the network's weights")):
         if known.get(name) != now[name]:
             found.append(f"{what} differ from those that the atlas is of.".replace("the", "The", 1))

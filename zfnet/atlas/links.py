@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from zfnet.checks import Pair, device_and_dtype, undifferentiated
 from zfnet.deconvnet import Deconvnet, _ByImage, _ByWindow
+from zfnet.extended import PASSED_ACTIVATIONS
 from zfnet.graph import Graph
 from zfnet.operations import CONTRAST_NORMS, DECONVNET, UNRECTIFIED
 from zfnet.receptive_fields import map_fields
@@ -73,8 +74,9 @@ def nearest_above(below: Sequence[Sequence[int]]) -> list[list[int]]:
 
 def unrectified(deconvnet: Deconvnet) -> Deconvnet:
     """The same deconvnet, whose signal passes rectifiers and contrast normalisation as it is."""
-    norms = {norm: DECONVNET[norm] for norm in CONTRAST_NORMS}
-    return Deconvnet(deconvnet.graph, rules=deconvnet.rules | UNRECTIFIED | norms, collisions=deconvnet.collisions)
+    passed = {norm: DECONVNET[norm] for norm in CONTRAST_NORMS}
+    passed |= {key: row for key, row in PASSED_ACTIVATIONS.items() if deconvnet.rules[key].back}
+    return Deconvnet(deconvnet.graph, rules=deconvnet.rules | UNRECTIFIED | passed, collisions=deconvnet.collisions)
 
 
 def weights(
