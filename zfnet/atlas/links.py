@@ -75,7 +75,8 @@ def nearest_above(below: Sequence[Sequence[int]]) -> list[list[int]]:
 def unrectified(deconvnet: Deconvnet) -> Deconvnet:
     """The same deconvnet, whose signal passes rectifiers and contrast normalisation as it is."""
     passed = {norm: DECONVNET[norm] for norm in CONTRAST_NORMS}
-    passed |= {key: row for key, row in PASSED_ACTIVATIONS.items() if deconvnet.rules[key].back}
+    known = {key for key, row in deconvnet.rules.items() if row.back}
+    passed |= {key: row for key, row in PASSED_ACTIVATIONS.items() if key in known}
     return Deconvnet(deconvnet.graph, rules=deconvnet.rules | UNRECTIFIED | passed, collisions=deconvnet.collisions)
 
 
