@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -397,7 +398,9 @@ def distributed(experiments: Sequence[str]) -> Iterator[None]:
         known = f"{', '.join(SHARED[:-1])} and {SHARED[-1]}"
         raise InputError(f"torchrun is for experiment={known}; run {', '.join(experiments)} with python")
     try:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # parts of a scan may end at different times; of training, a step that takes longer than torch allows hangs
+        patience = timedelta(days=7) if set(experiments) == {"scan"} else None
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
     except ValueError as error:  # such as WORLD_SIZE without what torchrun sets beside it
         raise InputError(f"{first_line(error)}; start several processes by torchrun") from None
     try:
