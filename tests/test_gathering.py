@@ -375,3 +375,11 @@ def test_a_gpu_gathers_the_same(images) -> None:
     there = scan(model.cuda(), data, ["0", "1"], 3, gather=True, progress=False)
     for layer in here:
         assert all(map(torch.equal, here.statistics[layer], there.statistics[layer]))
+
+
+def test_bins_count_the_edges_below_a_value() -> None:
+    random = torch.Generator().manual_seed(0)
+    values = (torch.randint(-(2**31), 2**31, (200_000,), generator=random)).int().view(torch.float32)
+    values = torch.cat([values[values.isfinite()], EDGES[1:-1], torch.tensor([0.0, -0.0, 3.4e38, -3.4e38, 1e-45])])
+    expected = torch.searchsorted(EDGES[1:-1], values.double())
+    assert torch.equal(zfnet.gathering.bins(values), expected) and expected.min() == 0 and expected.max() == BINS - 1

@@ -213,7 +213,7 @@ def test_a_kill_while_it_is_written_leaves_the_old_scan_or_none(images, written:
         function(*arguments)
 
     with monkeypatch.context() as patch:
-        for name in ("write_atomically", "remove"):
+        for name in ("_write", "write_atomically", "remove"):
             patch.setattr(zfnet.scan_files, name, partial(stopped, getattr(zfnet.scan_files, name)))
         with pytest.raises(KeyboardInterrupt):
             kept_scan(network(), images, tmp_path, LAYERS, 4, **HOW)

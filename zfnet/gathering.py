@@ -225,16 +225,30 @@ def counted(
         sampled: which of the images are sampled, (n,), and their columns, (n,).
         places: (n, C) int32, of the sampled.
     """
-    device = values.device
-    bins = torch.bucketize(values, EDGES[1:-1].to(device)) + BINS * torch.arange(values.shape[1], device=device)
-    histogram = before.histogram.clone()
-    histogram.view(-1).scatter_add_(0, bins.view(-1), histogram.new_ones(1).expand(bins.numel()))
-    sums = widened(before.sums, classes).clone()
-    sums.index_add_(1, column.to(device), (values * UNIT).round().long().T)
-    rows, columns = (entries.to(device) for entries in sampled)
+    values = values.T.contiguous()  # (C, N): what is counted of a map lies together
+    histogram, sums = before.histogram.clone(), widened(before.sums, classes).clone()
+    histogram.scatter_add_(1, bins(values), histogram.new_ones(1, 1).expand(values.shape))
+    sums.scatter_add_(1, column.to(values.device).expand(values.shape), (values * UNIT).round().long())
+    rows, columns = (entries.to(values.device) for entries in sampled)
     maxima, where = before.maxima.clone(), before.places.clone()
-    maxima[:, columns], where[:, columns] = values[rows].T, places.T
-    return Statistics(before.fires + (values > 0).sum(0), histogram, sums, maxima, where)
+    maxima[:, columns], where[:, columns] = values[:, rows], places.T
+    return Statistics(before.fires + (values > 0).sum(1), histogram, sums, maxima, where)
+
+
+def bins(values: Tensor) -> Tensor:
+    """The bin of each value, float32 and finite, in int64: how many finite edges are below it.
+
+    Floats of one sign are ordered as their bits are when these are read as whole numbers, in which the edges are evenly
+    spaced.
+    """
+    distance = 2**21  # of two edges: bits of a mantissa after its first two
+    first = int(EDGES[BINS // 2 + 1].view(torch.int32))  # the smallest edge above 0
+    edges = BINS // 2
+    bits = values.contiguous().view(torch.int32)
+    order = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits).clamp(-first - edges * distance, first + edges * distance)
+    below_zero = (edges - 1 + ((order + first + distance - 1) >> 21)).clamp(0, edges)
+    above_zero = ((order - first + distance - 1) >> 21).clamp(0, edges)
+    return (below_zero + above_zero).long()
 
 
 def are_statistics(given: Sequence[Any], maps: int, classes: int, sampled: int, images: int) -> bool:

@@ -4,14 +4,16 @@ The paper's are 1 to 5, spread over the depth, and 7, below the classifier.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
-from zfnet.checks import Pair, pair
+from zfnet.checks import Pair, device_and_dtype, pair, undifferentiated
 from zfnet.errors import InputError
-from zfnet.graph import Graph
-from zfnet.operations import DECONVNET, Rules, is_repetition, moves_axes
+from zfnet.graph import Graph, Shapes
+from zfnet.operations import DECONVNET, Operation, Rules, is_repetition, moves_axes
 
 DEPTHS = 5  # the paper's layers 1 to 5
 JOINTS = ("relu", "relu6", "add", "cat")  # operations, in lower case, that end a part of a network
@@ -102,15 +104,14 @@ def every(graph: Graph, size: int | Pair, rules: Rules = DECONVNET) -> list[str]
     """
     size = pair(size)
     shapes = graph.shapes(size, graph.output)
-    steps = [node for node in graph.path([graph.output]) if node in graph.carriers]
     projected, moved, found = set(graph.inputs), set[fx.Node](), []
-    for node in steps:
-        if node in graph.inputs:
+    for node in graph.path([graph.output]):
+        if node in graph.inputs or node not in graph.carriers:
             continue
         sources = [source for source in node.all_input_nodes if source in graph.carriers]
-        row = graph.lookup(rules, node)
-        if row is not None and row.back is not None and all(s in projected and s in shapes for s in sources):
-            projected.add(node)
+        if node in shapes and all(s in projected and s in shapes for s in sources):
+            with undifferentiated(graph.model):
+                projected.update([node] if _takes_a_signal(graph, node, shapes, graph.lookup(rules, node)) else [])
         if moves_axes(graph.operation(node)) or moved.intersection(sources):
             moved.add(node)
         if node in projected and node in shapes and not is_repetition(graph.lookup(DECONVNET, node)):
@@ -120,6 +121,27 @@ def every(graph: Graph, size: int | Pair, rules: Rules = DECONVNET) -> list[str]
     if not found:
         raise InputError(f"{type(graph.model).__name__} has no layer of feature maps whose units can be projected")
     return found
+
+
+def _takes_a_signal(graph: Graph, node: fx.Node, shapes: Shapes, row: Operation | None) -> bool:
+    """Whether the rule of a step takes a signal back, tried with zeros."""
+    if row is None or row.back is None:
+        return False
+
+    def zeros(shape: torch.Size) -> Tensor:
+        return torch.zeros(shape, **device_and_dtype(graph.model))
+
+    step, signal = graph.step(node, shapes), zeros(shapes[node])
+    switches = signal.long() if signal.ndim == 4 else None
+
+    def call(*inputs: Tensor) -> Any:  # in place, it would change what a rule differentiates by
+        return step.call(*(x.clone() for x in inputs))
+
+    try:
+        row.back(replace(step, call=call, read_inputs=lambda: list(map(zeros, step.shapes)), switches=switches), signal)
+    except InputError:
+        return False
+    return True
 
 
 def _has_maps(graph: Graph, node: fx.Node, size: Pair, shape: Sequence[int]) -> bool:

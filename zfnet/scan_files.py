@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zfnet.checks import device_and_dtype
@@ -110,8 +110,7 @@ def write_scan(folder: str | Path, scan: Scan, identity: Identity, *, empty: Map
     text = json.dumps({"format": _FORMAT, **written, "digest": BLANK}, indent=1, sort_keys=True)
     files = {TOP: tops, STATISTICS: gathered}
     for file, tensors in files.items():
-        content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        write_atomically(folder / f"{file}.new", content)
+        _write(folder / f"{file}.new", {name: tensor.contiguous() for name, tensor in tensors.items()})
     remove(folder / CONTENTS)
     try:
         for file in files:
@@ -119,6 +118,17 @@ def write_scan(folder: str | Path, scan: Scan, identity: Identity, *, empty: Map
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {first_line(error)}") from None
     write_atomically(folder / CONTENTS, stamped(f"{text}\n".encode()))
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors without a copy of them in memory."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(tensors), path)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {path}: {first_line(error)}") from None
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
