@@ -6,6 +6,7 @@ images' list has all images that are shown, and `winners` says the same as the m
 
 import json
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from hashlib import blake2b
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 import zfnet
 
 SITE = Path(zfnet.__file__).parent / "atlas" / "site"
-EDGES = [None, *(-(2 ** (i / 4)) for i in range(80, -81, -1)), *(2 ** (i / 4) for i in range(-80, 81)), None]
+EDGES: list[Any] = [None, *(-(2 ** (i / 4)) for i in range(80, -81, -1)), *(2 ** (i / 4) for i in range(-80, 81)), None]
 HOSTILE = [
     "<script>document.title='broken into'</script>",
     '"><img src=x onerror="window.broken=1">',
@@ -62,8 +63,8 @@ def digits(value: float) -> float:
 
 
 def bin_of(value: float) -> int:
-    edges = [-math.inf if i == 0 else math.inf if edge is None else edge for i, edge in enumerate(EDGES)]
-    return int(np.searchsorted(edges, value, side="left")) - 1
+    """The bin of a value: bin i holds those above edge i and up to edge i + 1."""
+    return bisect_left(EDGES, value, 1, len(EDGES) - 1) - 1  # the first and the last edge are at infinity
 
 
 class Atlas:
@@ -146,7 +147,7 @@ class Atlas:
         rows, columns = math.ceil(height / tile[0]), math.ceil(width / tile[1])
         colours = self.lot.integers(60, 200, (rows, columns, 3))
         pixels = np.kron(colours, np.ones((*tile, 1)))[:height, :width]
-        noise = self.lot.normal(0, 40, (height, width, 3))
+        noise = self.lot.normal(0, 10 if self.copies else 40, (height, width, 3))
         pixels = np.where(self.gray(columns, tile, width, height, grey), 128 + noise, pixels + noise / 4)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=70, method=0)
 
@@ -213,10 +214,16 @@ class Atlas:
             ["pool", "MaxPool2d"],
             ["image", "input"],
         ]
-        maps = [self.map(number, row) for row in range(rows)]
+        maps = [self.map(number, row) for row in range(min(rows, 128) if self.copies else rows)]
+        if self.copies:
+            maps = [maps[row % 128] | {"map": row} for row in range(rows)]
         for n in range(math.ceil(rows / 64)):
             put(self.folder, f"maps/{number}/{n}", maps[64 * n : 64 * (n + 1)], at=f"{number}/{n}")
-        put(self.folder, f"columns/{number}", self.columns(maps), at=f"{number}/columns")
+        columns = self.columns(maps)
+        if self.copies:  # no two maps the same, to be sorted
+            for name in ("strength", "fires", "selectivity", "focus"):
+                columns[name] = [digits(value) for value in self.lot.random(rows).tolist()]
+        put(self.folder, f"columns/{number}", columns, at=f"{number}/columns")
         self.sheets(number, entry)
         return entry
 
@@ -276,7 +283,8 @@ def write_atlas(
         k: units of a map.
         pixels: "full" or "none", as the builder's `images`.
         hostile: classes and files have names that try to break the page.
-        copies: full sheets of a layer are copies of its first one, and images of the first image: fast, for many maps.
+        copies: fast, for many maps: full sheets of a layer are copies of its first one, maps of its first 128, images
+            of the first image; the columns are drawn by lot.
         side: rows and columns of the network's image.
         site: with the pages.
 

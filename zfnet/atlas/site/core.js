@@ -37,7 +37,8 @@ window.atlas = (() => {
     load(name) {
       if (this.values.has(name)) return Promise.resolve(this.values.get(name));
       if (!this.files.has(name)) {
-        const path = this.folder + "data/" + name.replace(/^maps\//, "").replace(/^columns\/(.*)$/, "$1/columns") + ".js";
+        const path =
+          this.folder + "data/" + name.replace(/^maps\//, "").replace(/^columns\/(.*)$/, "$1/columns") + ".js";
         const file = new Promise((resolve, reject) => {
           const script = document.createElement("script");
           const fail = (reason) => {
@@ -182,14 +183,18 @@ window.atlas = (() => {
 
   /** A long name, cut in its middle: the ends of file names tell them apart. */
   function short(name, most = 22) {
-    return name.length <= most ? name : `${name.slice(0, Math.ceil(most / 2) - 1)}…${name.slice(-Math.floor(most / 2))}`;
+    return name.length <= most
+      ? name
+      : `${name.slice(0, Math.ceil(most / 2) - 1)}…${name.slice(-Math.floor(most / 2))}`;
   }
 
   // --- addresses ---
 
   /** "?a=1&b=2" of the choices that have a value. */
   function choices(query) {
-    const some = Object.entries(query ?? {}).filter(([, value]) => value !== null && value !== undefined && value !== "");
+    const some = Object.entries(query ?? {}).filter(
+      ([, value]) => value !== null && value !== undefined && value !== "",
+    );
     return some.length ? "?" + some.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join("&") : "";
   }
 
@@ -198,7 +203,8 @@ window.atlas = (() => {
     layer: (name, query) => `#/layer/${encodeURIComponent(name)}${choices(query)}`,
     map: (name, map, query) => `#/${encodeURIComponent(name)}/${map}${choices(query)}`,
     image: (id, query) => `#/image/${id}${choices(query)}`,
-    units: (units, query) => `#/units/${units.map(([name, map]) => `${encodeURIComponent(name)}:${map}`).join(",")}${choices(query)}`,
+    units: (units, query) =>
+      `#/units/${units.map(([name, map]) => `${encodeURIComponent(name)}:${map}`).join(",")}${choices(query)}`,
     search: (text) => `#/search${choices({ q: text })}`,
   };
 
@@ -273,7 +279,8 @@ window.atlas = (() => {
     return { title: "Not here" };
   }
 
-  pages.nowhere = (container, { parts }) => nowhere(container, `There is no page “${parts[0]}” in this atlas.`);
+  pages.nowhere = (container, { page, parts }) =>
+    nowhere(container, `There is no page “${page === "nowhere" ? parts[0] : page}” in this atlas.`);
 
   /** Draw the page of the address, or let the page that is shown take what has changed. */
   async function show(afresh = false) {
@@ -300,7 +307,10 @@ window.atlas = (() => {
     } catch (error) {
       if (!(error instanceof Sorry)) console.error(error);
       container.replaceChildren();
-      page = nowhere(container, error instanceof Sorry ? error.message : `This page could not be drawn: ${error.message}`);
+      page = nowhere(
+        container,
+        error instanceof Sorry ? error.message : `This page could not be drawn: ${error.message}`,
+      );
     }
     if (ticket !== turn) return; // the reader has gone on
     const first = current === null;
@@ -328,7 +338,10 @@ window.atlas = (() => {
     const brand = document.querySelector(".brand");
     brand.textContent = name;
     brand.title = name;
-    const steps = where.map(([text, hash]) => [el("span", { "aria-hidden": "true" }, "/"), el("a", { href: hash }, text)]);
+    const steps = where.map(([text, hash]) => [
+      el("span", { "aria-hidden": "true" }, "/"),
+      el("a", { href: hash }, text),
+    ]);
     document.querySelector(".where").replaceChildren(...steps.flat());
   }
 
@@ -384,8 +397,28 @@ window.atlas = (() => {
   });
 
   return {
-    Source, Sorry, source: home, sources, put, pages, address, navigate, random, tell, numberOf, viewOf, el, add, svg, number, percent,
-    area, count, short, position, read,
+    Source,
+    Sorry,
+    source: home,
+    sources,
+    put,
+    pages,
+    address,
+    navigate,
+    random,
+    tell,
+    numberOf,
+    viewOf,
+    el,
+    add,
+    svg,
+    number,
+    percent,
+    area,
+    count,
+    short,
+    position,
+    read,
     load: (name) => home.load(name),
     show: () => show(true),
     get index() {

@@ -28,8 +28,17 @@
   function photograph(source, id, image, name) {
     const [height, width] = source.index.image_size;
     const side = Math.min(window.innerWidth - 32, 448);
-    const boxes = svg("svg", { class: "boxes", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
-    const frame = atlas.whole(id, side, { source, label: `image ${name}`, size: image.size?.[0] ? image.size : undefined });
+    const boxes = svg("svg", {
+      class: "boxes",
+      viewBox: `0 0 ${width} ${height}`,
+      preserveAspectRatio: "none",
+      "aria-hidden": "true",
+    });
+    const frame = atlas.whole(id, side, {
+      source,
+      label: `image ${name}`,
+      size: image.size?.[0] ? image.size : undefined,
+    });
     frame.append(boxes);
     return [frame, boxes];
   }
@@ -53,7 +62,10 @@
     /** The part of a box that lies in the image. */
     function rectangle({ box: [top, left, bottom, right], map }) {
       const [y, x] = [Math.max(top, 0.5), Math.max(left, 0.5)];
-      const size = { width: Math.max(Math.min(right, width - 0.5) - x, 1), height: Math.max(Math.min(bottom, height - 0.5) - y, 1) };
+      const size = {
+        width: Math.max(Math.min(right, width - 0.5) - x, 1),
+        height: Math.max(Math.min(bottom, height - 0.5) - y, 1),
+      };
       return svg("rect", { x, y, ...size, "data-map": map });
     }
 
@@ -67,9 +79,27 @@
       const row = await source.row(entry.L, entry.map);
       if (row < 0) return;
       const kinds = index.pixels === "none" ? ["projection"] : ["crop", "projection"];
-      const tiles = kinds.map((kind) => atlas.tile(entry.L, row, kind, entry.rank, { target: 112, box: entry.box, label: `${kind} of this image for map ${entry.map}` }));
-      detail.replaceChildren(el("p", { class: "value" }, el("b", {}, `${layer.name} map ${entry.map}`), ` ${number(entry.value)}, its number ${entry.rank + 1}, at row ${entry.row}, column ${entry.column}`), el("span", { class: "pair" }, tiles),
-        el("p", { class: "meaning" }, "Point at a map below, or move the focus to it, to see its box, its crop and its projection. Grey is zero."));
+      const tiles = kinds.map((kind) =>
+        atlas.tile(entry.L, row, kind, entry.rank, {
+          target: 112,
+          box: entry.box,
+          label: `${kind} of this image for map ${entry.map}`,
+        }),
+      );
+      detail.replaceChildren(
+        el(
+          "p",
+          { class: "value" },
+          el("b", {}, `${layer.name} map ${entry.map}`),
+          ` ${number(entry.value)}, number ${entry.rank + 1} of its strongest, at row ${entry.row}, column ${entry.column}`,
+        ),
+        el("span", { class: "pair" }, tiles),
+        el(
+          "p",
+          { class: "meaning" },
+          "Point at a map below, or move the focus to it, to see its box, its crop and its projection. Grey is zero.",
+        ),
+      );
     }
 
     async function section(L) {
@@ -78,16 +108,40 @@
       const tiles = index.pixels === "none" ? [1] : [0, 1];
       const item = async (entry) => {
         const row = await source.row(L, entry.map);
-        const pair = row < 0 ? null : tiles.map((place) => atlas.tile(L, row, "overview", place, { target: 40 }));
+        const pair =
+          row < 0 ? null : tiles.map((place) => atlas.tile(L, row, "overview", place, { target: 40, lazy: true }));
         const show = () => point(entry);
-        return el("li", {}, el("a", { href: address.map(layer.name, entry.map), onmouseenter: show, onfocus: show },
-          el("span", { class: "pair" }, pair), el("span", { class: "about" }, el("b", {}, el("span", { class: "unseen" }, "map "), entry.map), el("span", {}, number(entry.value)))));
+        return el(
+          "li",
+          {},
+          el(
+            "a",
+            { href: address.map(layer.name, entry.map), onmouseenter: show, onfocus: show },
+            el("span", { class: "pair" }, pair),
+            el(
+              "span",
+              { class: "about" },
+              el("b", {}, el("span", { class: "unseen" }, "map "), entry.map),
+              el("span", {}, number(entry.value)),
+            ),
+          ),
+        );
       };
       const items = el("ul", { class: "links" }, await Promise.all(all.slice(0, FIRST).map(item)));
-      const more = all.length > FIRST ? el("button", { type: "button", onclick: async () => {
-        items.append(...(await Promise.all(all.slice(FIRST).map(item))));
-        more.remove();
-      } }, `All ${count(all.length, "map")}`) : null;
+      const more =
+        all.length > FIRST
+          ? el(
+              "button",
+              {
+                type: "button",
+                onclick: async () => {
+                  items.append(...(await Promise.all(all.slice(FIRST).map(item))));
+                  more.remove();
+                },
+              },
+              `All ${count(all.length, "map")}`,
+            )
+          : null;
       return [items, more];
     }
 
@@ -105,22 +159,53 @@
       const L = layer === undefined ? numbers.at(-1) : source.layerOf(layer);
       return byLayer.has(L) ? L : numbers.at(-1);
     };
-    const tabs = numbers.map((L) => el("button", { type: "button", "data-layer": L, onclick: () => atlas.navigate(address.image(id, { layer: index.layers[L].name })) }, index.layers[L].name, el("small", {}, ` ${byLayer.get(L).length}`)));
+    const tabs = numbers.map((L) =>
+      el(
+        "button",
+        {
+          type: "button",
+          "data-layer": L,
+          onclick: () => atlas.navigate(address.image(id, { layer: index.layers[L].name })),
+        },
+        index.layers[L].name,
+        el("small", {}, ` ${byLayer.get(L).length}`),
+      ),
+    );
     const total = numbers.reduce((sum, L) => sum + byLayer.get(L).length, 0);
-    const step = (other, sign, words) => other === undefined
-      ? el("span", { class: "button off", "aria-hidden": "true" }, sign)
-      : el("a", { class: "button", href: address.image(other), title: words, "aria-label": words }, sign);
+    const step = (other, sign, words) =>
+      other === undefined
+        ? el("span", { class: "button off", "aria-hidden": "true" }, sign)
+        : el("a", { class: "button", href: address.image(other), title: words, "aria-label": words }, sign);
     const [before, after] = [ids[image.place - 1], ids[image.place + 1]];
     atlas.add(
       container,
-      el("div", { class: "heading" }, el("h1", { tabindex: -1, title: name }, el("span", { class: "thin" }, "image "), atlas.short(name, 40)),
-        el("span", { class: "buttons" }, step(before, "←", "Previous image"), step(after, "→", "Next image"))),
-      el("p", { class: "lede" }, label === null ? null : [el("a", { href: address.search(label) }, label), ". "],
-        total ? `Among the strongest of ${count(total, "map")} in ${count(numbers.length, "layer")}.` : "Among the strongest of no map; it is an example of a weaker image."),
+      el(
+        "div",
+        { class: "heading" },
+        el("h1", { tabindex: -1, title: name }, el("span", { class: "thin" }, "image "), atlas.short(name, 40)),
+        el("span", { class: "buttons" }, step(before, "←", "Previous image"), step(after, "→", "Next image")),
+      ),
+      el(
+        "p",
+        { class: "lede" },
+        label === null ? null : [el("a", { href: address.search(label) }, label), ". "],
+        total
+          ? `Among the strongest of ${count(total, "map")} in ${count(numbers.length, "layer")}.`
+          : "Among the strongest of no map; it is an example of a weaker image.",
+      ),
       el("div", { class: "columns image" }, el("div", { class: "photograph" }, frame), el("div", {}, detail)),
-      total ? [el("h2", {}, "The maps that have it among their strongest"),
-        el("p", { class: "meaning" }, `Each pair: the strongest ${index.pixels === "none" ? "projection" : "crop of the map and its projection"}; its number and its value in this image.`),
-        el("div", { class: "switch many", role: "group", "aria-label": "The layer" }, tabs), list] : null,
+      total
+        ? [
+            el("h2", {}, "The maps that have it among their strongest"),
+            el(
+              "p",
+              { class: "meaning" },
+              `Each pair: the strongest ${index.pixels === "none" ? "projection" : "crop of the map and its projection"}; its number and its value in this image.`,
+            ),
+            el("div", { class: "switch many", role: "group", "aria-label": "The layer" }, tabs),
+            list,
+          ]
+        : null,
     );
     if (total) await choose(wanted(query));
     return {

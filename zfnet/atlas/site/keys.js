@@ -16,10 +16,28 @@
     [["Esc"], "close, or leave the field"],
   ];
 
-  const help = el("dialog", { id: "help", "aria-labelledby": "help-title" },
+  const help = el(
+    "dialog",
+    { id: "help", "aria-labelledby": "help-title" },
     el("h2", { id: "help-title" }, "Keys"),
-    el("dl", { class: "keys" }, KEYS.map(([keys, text]) => el("div", {}, el("dt", {}, keys.map((key) => (key === "…" ? key : el("kbd", {}, key)))), el("dd", {}, text)))),
-    el("form", { method: "dialog" }, el("button", { class: "first" }, "Close")));
+    el(
+      "dl",
+      { class: "keys" },
+      KEYS.map(([keys, text]) =>
+        el(
+          "div",
+          {},
+          el(
+            "dt",
+            {},
+            keys.map((key) => (key === "…" ? key : el("kbd", {}, key))),
+          ),
+          el("dd", {}, text),
+        ),
+      ),
+    ),
+    el("form", { method: "dialog" }, el("button", { class: "first" }, "Close")),
+  );
 
   /** The map of the same number in the layer above (1) or below (-1); the last one where there are fewer. */
   async function layerBy(step) {

@@ -8,8 +8,9 @@
 
 (() => {
   const { el, number, percent, address, count } = atlas;
-  const NEAR = 600; // pixels above and below the window in which lines are drawn
+  const NEAR = 400; // pixels above and below the window in which lines are drawn
 
+  const ROWS = 2 ** 20; // more than a layer has
   const GAP = 10; // pixels between tiles
 
   const SORTS = {
@@ -29,18 +30,39 @@
     class: "The class whose images have the largest mean; below it, the map's number.",
   };
 
-  /** The rows by a column, ascending; rows without a value come last, whichever way the list is read. */
+  /** The classes' places in the order of their names. */
+  function ranks() {
+    const { classes } = atlas.index;
+    const sorted = Array.from(classes.keys()).sort((a, b) =>
+      classes[a] < classes[b] ? -1 : classes[a] > classes[b] ? 1 : a - b,
+    );
+    const found = [];
+    sorted.forEach((label, rank) => (found[label] = rank));
+    return found;
+  }
+
+  /**
+   * The rows by a column, ascending, equal ones by their row; rows without a value come last, whichever way the list is
+   * read. Numbers are sorted natively, which is ten times as fast as with a function that compares: each holds the value,
+   * as the 32 bits of a float in their order, and its row.
+   */
   function order(columns, name) {
     let keys = columns[name];
     if (name === "class") {
-      const ranks = new Map(atlas.index.classes.map((text, i) => [i, text]).sort((a, b) => (a[1] < b[1] ? -1 : a[1] > b[1] ? 1 : a[0] - b[0])).map(([i], rank) => [i, rank]));
-      keys = columns.class.map((label) => (label < 0 ? null : ranks.get(label) ?? label));
+      const places = ranks(); // of one class, those with the most of their nine of it come first
+      keys = keys.map((label, row) => (label < 0 ? null : (places[label] ?? label) + 0.9 * (1 - columns.agree[row])));
     }
-    const rows = Array.from(keys.keys());
-    const valued = rows.filter((row) => keys[row] !== null);
-    const ties = name === "class" ? columns.agree : null;
-    valued.sort((a, b) => keys[a] - keys[b] || (ties ? ties[b] - ties[a] : 0) || a - b);
-    return { valued, last: rows.filter((row) => keys[row] === null) };
+    const floats = Float32Array.from(keys, (key) => key ?? 0);
+    const bits = new Uint32Array(floats.buffer);
+    const packed = new Float64Array(keys.length);
+    const last = [];
+    let many = 0;
+    keys.forEach((key, row) => {
+      if (key === null) return last.push(row);
+      const one = key === 0 ? 0 : bits[row];
+      packed[many++] = (one >>> 31 ? 0xffffffff - one : one + 0x80000000) * ROWS + row;
+    });
+    return { valued: Array.from(packed.subarray(0, many).sort(), (both) => both % ROWS), last };
   }
 
   /** The class that an address names: by its name, or by its number where two have the same name. */
@@ -61,7 +83,8 @@
   /** What the address asks for. */
   function wish(query) {
     const sort = query.sort ?? "map";
-    if (!(sort in SORTS)) throw new atlas.Sorry(`The maps cannot be sorted by “${sort}”; sort them by ${Object.keys(SORTS).join(", ")}.`);
+    if (!(sort in SORTS))
+      throw new atlas.Sorry(`The maps cannot be sorted by “${sort}”; sort them by ${Object.keys(SORTS).join(", ")}.`);
     const min = Number(query.min ?? 0);
     const views = atlas.index.pixels === "none" ? ["projection"] : ["both", "crop", "projection"];
     return {
@@ -77,7 +100,10 @@
   atlas.pages.layer = async (container, { parts: [name], query }) => {
     const { index, source } = atlas;
     const L = source.layerOf(name);
-    if (L < 0) throw new atlas.Sorry(`This atlas has no layer “${name}”. It has: ${index.layers.map((layer) => layer.name).join(", ")}.`);
+    if (L < 0)
+      throw new atlas.Sorry(
+        `This atlas has no layer “${name}”. It has: ${index.layers.map((layer) => layer.name).join(", ")}.`,
+      );
     const layer = index.layers[L];
     const columns = await atlas.load(`columns/${L}`);
     const orders = new Map();
@@ -91,40 +117,98 @@
       const list = [...(state.order === "asc" ? valued : valued.slice().reverse()), ...last];
       const { label, min, hidden } = state;
       if (label === null && min === 0 && !hidden) return list;
-      return list.filter((row) => (label === null || columns.class[row] === label) && columns.fires[row] >= min && !(hidden && columns.dead[row]));
+      return list.filter(
+        (row) =>
+          (label === null || columns.class[row] === label) &&
+          columns.fires[row] >= min &&
+          !(hidden && columns.dead[row]),
+      );
     }
 
     /** Change the address by what was chosen; the rest of it stays. */
     function change(changes, options) {
       const next = { ...state, ...changes };
-      const defaults = { sort: "map", order: SORTS[next.sort][1], view: index.pixels === "none" ? "projection" : "both" };
-      const kept = Object.fromEntries(Object.entries(defaults).map(([key, value]) => [key, next[key] === value ? null : next[key]]));
-      const filters = { class: next.label === null ? null : nameOf(next.label), min: next.min || null, dead: next.hidden ? "hide" : null };
+      const defaults = {
+        sort: "map",
+        order: SORTS[next.sort][1],
+        view: index.pixels === "none" ? "projection" : "both",
+      };
+      const kept = Object.fromEntries(
+        Object.entries(defaults).map(([key, value]) => [key, next[key] === value ? null : next[key]]),
+      );
+      const filters = {
+        class: next.label === null ? null : nameOf(next.label),
+        min: next.min || null,
+        dead: next.hidden ? "hide" : null,
+      };
       atlas.navigate(address.layer(name, { ...kept, ...filters }), options);
     }
 
     // the controls
     const option = (value, text, chosen) => el("option", { value, selected: chosen }, text);
-    const sort = el("select", { id: "sort", onchange: () => change({ sort: sort.value, order: SORTS[sort.value][1] }) }, Object.entries(SORTS).map(([key, [text]]) => option(key, text)));
-    const direction = el("button", { type: "button", class: "direction", onclick: () => change({ order: state.order === "asc" ? "desc" : "asc" }) });
+    const sort = el(
+      "select",
+      { id: "sort", onchange: () => change({ sort: sort.value, order: SORTS[sort.value][1] }) },
+      Object.entries(SORTS).map(([key, [text]]) => option(key, text)),
+    );
+    const direction = el("button", {
+      type: "button",
+      class: "direction",
+      onclick: () => change({ order: state.order === "asc" ? "desc" : "asc" }),
+    });
     const counts = new Map();
     for (const label of columns.class) counts.set(label, (counts.get(label) ?? 0) + 1);
-    const labels = [...counts.keys()].filter((label) => label >= 0).sort((a, b) => (source.className(a) < source.className(b) ? -1 : 1));
-    const classes = el("select", { id: "class", onchange: () => change({ label: classes.value === "" ? null : Number(classes.value) }) },
-      option("", "any"), labels.map((label) => option(label, `${atlas.short(source.className(label), 40)} (${counts.get(label)})`)));
-    const least = el("input", { id: "min", type: "number", min: 0, max: 100, step: "any", inputmode: "decimal",
-      oninput: () => change({ min: Math.min(Math.max(Number(least.value) || 0, 0), 100) / 100 }, { replace: true }) });
+    const labels = [...counts.keys()]
+      .filter((label) => label >= 0)
+      .sort((a, b) => (source.className(a) < source.className(b) ? -1 : 1));
+    const classes = el(
+      "select",
+      { id: "class", onchange: () => change({ label: classes.value === "" ? null : Number(classes.value) }) },
+      option("", "any"),
+      labels.map((label) => option(label, `${atlas.short(source.className(label), 40)} (${counts.get(label)})`)),
+    );
+    const least = el("input", {
+      id: "min",
+      type: "number",
+      min: 0,
+      max: 100,
+      step: "any",
+      inputmode: "decimal",
+      oninput: () => change({ min: Math.min(Math.max(Number(least.value) || 0, 0), 100) / 100 }, { replace: true }),
+    });
     const dead = el("input", { id: "dead", type: "checkbox", onchange: () => change({ hidden: dead.checked }) });
     const views = (index.pixels === "none" ? ["projection"] : ["both", "crop", "projection"]).map((view) =>
-      el("button", { type: "button", "data-view": view, onclick: () => change({ view }) }, { both: "Both", crop: "Crops", projection: "Projections" }[view]));
+      el(
+        "button",
+        { type: "button", "data-view": view, onclick: () => change({ view }) },
+        { both: "Both", crop: "Crops", projection: "Projections" }[view],
+      ),
+    );
     const said = el("p", { class: "said", role: "status", "aria-live": "polite" });
     const meaning = el("p", { class: "meaning" });
-    const controls = el("form", { class: "controls", "aria-label": "Sort and filter", onsubmit: (event) => event.preventDefault() },
-      el("span", { class: "field" }, el("label", { for: "sort" }, "Sort by"), el("span", { class: "joined" }, sort, direction)),
-      index.classes.length ? el("span", { class: "field" }, el("label", { for: "class" }, "Preferred class"), classes) : null,
-      el("span", { class: "field" }, el("label", { for: "min" }, "Fires on at least"), el("span", { class: "joined" }, least, el("span", { class: "unit" }, "%"))),
+    const controls = el(
+      "form",
+      { class: "controls", "aria-label": "Sort and filter", onsubmit: (event) => event.preventDefault() },
+      el(
+        "span",
+        { class: "field" },
+        el("label", { for: "sort" }, "Sort by"),
+        el("span", { class: "joined" }, sort, direction),
+      ),
+      index.classes.length
+        ? el("span", { class: "field" }, el("label", { for: "class" }, "Preferred class"), classes)
+        : null,
+      el(
+        "span",
+        { class: "field" },
+        el("label", { for: "min" }, "Fires on at least"),
+        el("span", { class: "joined" }, least, el("span", { class: "unit" }, "%")),
+      ),
       el("span", { class: "field check" }, dead, el("label", { for: "dead" }, `Hide the dead (${number(layer.dead)})`)),
-      views.length > 1 ? el("span", { class: "field switch", role: "group", "aria-label": "What is shown" }, views) : null);
+      views.length > 1
+        ? el("span", { class: "field switch", role: "group", "aria-label": "What is shown" }, views)
+        : null,
+    );
 
     // the list
     const list = el("ul", { class: "maps", "aria-label": `Maps of ${name}` });
@@ -141,14 +225,35 @@
       const places = state.view === "both" ? [0, 1] : [state.view === "crop" ? 0 : 1];
       const side = state.view === "both" ? [tall, wide] : single;
       const picture = columns.dead[row]
-        ? el("span", { class: "dead", style: { width: `${side[1] * places.length}px`, height: `${side[0]}px` } }, "dead")
+        ? el(
+            "span",
+            { class: "dead", style: { width: `${side[1] * places.length}px`, height: `${side[0]}px` } },
+            "dead",
+          )
         : places.map((which) => atlas.tile(L, row, "overview", which, { scale: side[0] / layer.overview[0] }));
       const value = state.sort === "map" ? "" : SORTS[state.sort][2](columns, row);
-      const caption = el("span", { class: "caption" }, el("b", {}, el("span", { class: "unseen" }, "map "), map), value ? el("span", {}, value) : null);
+      const caption = el(
+        "span",
+        { class: "caption" },
+        el("b", {}, el("span", { class: "unseen" }, "map "), map),
+        value ? el("span", {}, value) : null,
+      );
       const line = Math.floor(place / across);
-      const style = { width: `${cellWidth()}px`, top: `${line * (cellHeight() + GAP)}px`, left: `${(place - line * across) * (cellWidth() + GAP)}px` };
-      return el("li", { "aria-setsize": rows.length, "aria-posinset": place + 1, style },
-        el("a", { href: address.map(name, map), title: `map ${map}${value ? `: ${value}` : ""}` }, el("span", { class: "pair" }, picture), caption));
+      const style = {
+        width: `${cellWidth()}px`,
+        top: `${line * (cellHeight() + GAP)}px`,
+        left: `${(place - line * across) * (cellWidth() + GAP)}px`,
+      };
+      return el(
+        "li",
+        { "aria-setsize": rows.length, "aria-posinset": place + 1, style },
+        el(
+          "a",
+          { href: address.map(name, map), title: `map ${map}${value ? `: ${value}` : ""}` },
+          el("span", { class: "pair" }, picture),
+          caption,
+        ),
+      );
     }
 
     const cellWidth = () => Math.max(state.view === "both" ? 2 * wide : single[1], 64) + 2;
@@ -190,19 +295,31 @@
       rows = choose();
       sort.value = state.sort;
       direction.textContent = state.order === "asc" ? "↑" : "↓";
-      direction.setAttribute("aria-label", state.order === "asc" ? "Ascending; turn it round" : "Descending; turn it round");
+      direction.setAttribute(
+        "aria-label",
+        state.order === "asc" ? "Ascending; turn it round" : "Descending; turn it round",
+      );
       classes.value = state.label === null ? "" : String(state.label);
-      if (document.activeElement !== least) least.value = state.min ? String(Number((100 * state.min).toPrecision(4))) : "";
+      if (document.activeElement !== least)
+        least.value = state.min ? String(Number((100 * state.min).toPrecision(4))) : "";
       dead.checked = state.hidden;
       for (const view of views) view.setAttribute("aria-pressed", String(view.dataset.view === state.view));
-      const some = rows.length === layer.rows ? `All ${count(rows.length, "map")}` : `${number(rows.length)} of ${count(layer.rows, "map")}`;
+      const some =
+        rows.length === layer.rows
+          ? `All ${count(rows.length, "map")}`
+          : `${number(rows.length)} of ${count(layer.rows, "map")}`;
       said.textContent = `${some}, by ${SORTS[state.sort][0]}, ${state.order === "asc" ? "ascending" : "descending"}.${layer.dead && !state.hidden ? ` ${number(layer.dead)} of the layer are dead.` : ""}`;
       meaning.textContent = MEANING[state.sort];
       empty.hidden = rows.length > 0;
       draw(true);
     }
 
-    const empty = el("p", { class: "empty", hidden: true }, "No map of this layer passes these filters. ", el("a", { href: address.layer(name) }, "Show all."));
+    const empty = el(
+      "p",
+      { class: "empty", hidden: true },
+      "No map of this layer passes these filters. ",
+      el("a", { href: address.layer(name) }, "Show all."),
+    );
     let waiting = false;
     const later = () => {
       if (waiting) return;
@@ -217,24 +334,66 @@
 
     const beside = (where, sign, text) => {
       const other = index.layers[where];
-      return other ? el("a", { class: "button", href: address.layer(other.name), title: `${text}: ${other.name}` }, sign, el("span", { class: "unseen" }, ` ${text}: ${other.name}`)) : null;
+      return other
+        ? el(
+            "a",
+            { class: "button", href: address.layer(other.name), title: `${text}: ${other.name}` },
+            sign,
+            el("span", { class: "unseen" }, ` ${text}: ${other.name}`),
+          )
+        : null;
     };
     const facts = [
       ["Operation", layer.operation],
       ["Maps", layer.rows === layer.maps ? number(layer.maps) : `${number(layer.rows)} of ${number(layer.maps)}`],
       ["Size of a map", area2(layer.size)],
-      ["A unit sees", layer.field ? `${atlas.area(layer.field)} pixels${layer.whole ? ": more than the image, so its tiles are whole images" : ""}` : "an area that is not known, so its tiles are whole images"],
+      [
+        "A unit sees",
+        layer.field
+          ? `${atlas.area(layer.field)} pixels${layer.whole ? ": more than the image, so its tiles are whole images" : ""}`
+          : "an area that is not known, so its tiles are whole images",
+      ],
       ["Step between units", layer.field_stride ? `${atlas.area(layer.field_stride)} pixels` : "unknown"],
       layer.kernel_of ? ["Last convolution", layer.kernel_of] : null,
     ];
     atlas.add(
       container,
-      el("div", { class: "heading" }, el("h1", { tabindex: -1 }, name), el("span", { class: "buttons" }, beside(L - 1, "←", "Layer below"), beside(L + 1, "→", "Layer above"))),
-      el("dl", { class: "row-facts" }, facts.filter(Boolean).map(([term, text]) => el("div", {}, el("dt", {}, term), el("dd", {}, text)))),
-      layer.fields ? el("p", { class: "meaning" }, "The maps of this layer see areas of different sizes; tiles have room for the largest, and the rest of a smaller one is white.") : null,
-      layer.clipped ? el("p", { class: "meaning" }, "This layer clips its values at its top. Its maps are ranked and counted by the values before that, so that no ties decide.") : null,
-      controls, said, meaning, empty, list,
-      el("p", { class: "meaning" }, "Each pair: the strongest crop of the map and its projection. Grey is zero; each projection has its own scale.", index.pixels === "none" ? " This atlas holds no photographs." : ""),
+      el(
+        "div",
+        { class: "heading" },
+        el("h1", { tabindex: -1 }, name),
+        el("span", { class: "buttons" }, beside(L - 1, "←", "Layer below"), beside(L + 1, "→", "Layer above")),
+      ),
+      el(
+        "dl",
+        { class: "row-facts" },
+        facts.filter(Boolean).map(([term, text]) => el("div", {}, el("dt", {}, term), el("dd", {}, text))),
+      ),
+      layer.fields
+        ? el(
+            "p",
+            { class: "meaning" },
+            "The maps of this layer see areas of different sizes; tiles have room for the largest, and the rest of a smaller one is white.",
+          )
+        : null,
+      layer.clipped
+        ? el(
+            "p",
+            { class: "meaning" },
+            "This layer clips its values at its top. Its maps are ranked and counted by the values before that, so that no ties decide.",
+          )
+        : null,
+      controls,
+      said,
+      meaning,
+      empty,
+      list,
+      el(
+        "p",
+        { class: "meaning" },
+        "Each pair: the strongest crop of the map and its projection. Grey is zero; each projection has its own scale.",
+        index.pixels === "none" ? " This atlas holds no photographs." : "",
+      ),
     );
     return {
       title: name,
@@ -257,7 +416,12 @@
         const top = list.getBoundingClientRect().top + window.scrollY;
         apply();
         // the best of a new order are at its top: a reader in the middle of the list is brought there
-        if (before.sort !== state.sort || before.order !== state.order || before.label !== state.label || before.min !== state.min) {
+        if (
+          before.sort !== state.sort ||
+          before.order !== state.order ||
+          before.label !== state.label ||
+          before.min !== state.min
+        ) {
           const head = Math.max(0, top - controls.offsetHeight - 60);
           if (window.scrollY > head) window.scrollTo({ top: head, behavior: "instant" });
         }

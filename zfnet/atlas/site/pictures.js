@@ -12,6 +12,17 @@
   const asked = new Set();
   const SMALL = 40; // tiles below this side show their pixels
 
+  /** Sheets are read when a tile of them is on the screen: those of linked maps are many, and below the first screen. */
+  const late = new WeakMap();
+  const near = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (!isIntersecting) continue;
+      near.unobserve(target);
+      late.get(target)?.();
+      late.delete(target);
+    }
+  });
+
   /** Say on the page when a picture cannot be read: an element with a missing background only stays empty. */
   function watch(url, file) {
     if (asked.has(url)) return;
@@ -37,7 +48,12 @@
   /** What the tiles of a layer show and how large: said once beside them. */
   function scaleText(layer, scale) {
     const times = (layer.tile[0] * scale) / layer.shown[0];
-    const drawn = times > 1.005 ? `enlarged ${number(Number(times.toPrecision(3)))} times` : times < 0.995 ? `reduced to ${Math.round(100 * times)} %` : "in their size";
+    const drawn =
+      times > 1.005
+        ? `enlarged ${number(Number(times.toPrecision(3)))} times`
+        : times < 0.995
+          ? `reduced to ${Math.round(100 * times)} %`
+          : "in their size";
     const what = layer.whole ? "whole images, with the box of what the unit sees" : "what the unit sees";
     return `Each tile: ${what}, ${atlas.area(layer.shown)} pixels, ${drawn}`;
   }
@@ -56,7 +72,13 @@
       const [tall, wide] = overview;
       const pair = none ? 1 : 2;
       const x = ((r % across.overview) * pair + (none ? 0 : place)) * wide;
-      return [`overview-${n}.${encoding}`, across.overview * pair * wide, overview, x, Math.floor(r / across.overview) * tall];
+      return [
+        `overview-${n}.${encoding}`,
+        across.overview * pair * wide,
+        overview,
+        x,
+        Math.floor(r / across.overview) * tall,
+      ];
     }
     if (kind === "mask") {
       const [n, r] = sheet("masks");
@@ -80,21 +102,22 @@
    * @param {number} place 0 for the strongest; of "overview": 0 the crop, 1 the projection; of "example": 0 to 3
    * @param {{source?: Source, target?: number, scale?: number, label?: string, box?: number[]}} options `target`: its longer side
    *     in pixels of the screen; `label`: what a screen reader says (without one it is passed over); `box`: drawn on
-   *     tiles that are whole images, in pixels of the network's image
+   *     tiles that are whole images, in pixels of the network's image; `lazy`: its sheet is read when it comes into view
    * @returns {HTMLElement}
    */
-  function tile(L, row, kind, place, { source = atlas.source, target = 80, scale, label, box } = {}) {
+  function tile(L, row, kind, place, { source = atlas.source, target = 80, scale, label, box, lazy = false } = {}) {
     const kinds = kind === "masked" ? ["mask", "crop"] : [kind];
     const images = [];
     const positions = [];
     const sizes = [];
+    const files = [];
     let size;
     let times = scale;
     for (const one of kinds) {
       const [name, width, stored, x, y] = locate(source, L, row, one, place);
       const file = `tiles/${L}/${name}`;
       const url = new URL(source.path(file), document.baseURI).href;
-      watch(url, source.path(file));
+      files.push([url, source.path(file)]);
       times ??= scaleTo(one === "mask" ? source.index.layers[L].tile : stored, target);
       size ??= (one === "mask" ? source.index.layers[L].tile : stored).map((side) => side * times);
       const [down, along] = [size[0] / stored[0], size[1] / stored[1]]; // a mask is stored smaller than its crop
@@ -111,11 +134,20 @@
       style: {
         width: `${size[1]}px`,
         height: `${size[0]}px`,
-        backgroundImage: images.join(", "),
         backgroundPosition: positions.join(", "),
         backgroundSize: sizes.join(", "),
       },
     });
+    const paint = () => {
+      for (const file of files) watch(...file);
+      picture.style.backgroundImage = images.join(", ");
+    };
+    if (lazy) {
+      late.set(picture, paint);
+      near.observe(picture);
+    } else {
+      paint();
+    }
     if (box && source.index.layers[L].whole) picture.append(frame(source, box));
     return picture;
   }
@@ -124,7 +156,12 @@
   function frame(source, box, attributes = {}) {
     const [height, width] = source.index.image_size;
     const within = (value, side) => (100 * Math.min(Math.max(value, 0), side)) / side;
-    const [top, left, bottom, right] = [within(box[0], height), within(box[1], width), within(box[2], height), within(box[3], width)];
+    const [top, left, bottom, right] = [
+      within(box[0], height),
+      within(box[1], width),
+      within(box[2], height),
+      within(box[3], width),
+    ];
     const style = { top: `${top}%`, left: `${left}%`, width: `${right - left}%`, height: `${bottom - top}%` };
     return el("span", { class: "box", "aria-hidden": "true", style, ...attributes });
   }
@@ -139,8 +176,19 @@
     const file = source.path(`images/${id}.${source.index.encoding}`);
     const picture = none
       ? el("span", { class: "nothing", role: "img", "aria-label": `${label}; this atlas holds no photographs` })
-      : el("img", { src: file, alt: label, ...measures, decoding: "async", onerror: () => atlas.tell(`The picture ${file} could not be shown.`) });
-    return el("span", { class: "whole", style }, picture, boxes.map((box) => box && frame(source, box)));
+      : el("img", {
+          src: file,
+          alt: label,
+          ...measures,
+          decoding: "async",
+          onerror: () => atlas.tell(`The picture ${file} could not be shown.`),
+        });
+    return el(
+      "span",
+      { class: "whole", style },
+      picture,
+      boxes.map((box) => box && frame(source, box)),
+    );
   }
 
   // --- the histogram ---
@@ -150,11 +198,17 @@
     const full = new Set(bins.map(([bin]) => bin));
     for (const value of values) full.add(binOf(edges, value));
     const zero = edges.findIndex((edge, i) => edge !== null && edge < 0 && edges[i + 1] > 0);
-    const sides = [[...full].filter((bin) => bin < zero), full.has(zero) ? [zero] : [], [...full].filter((bin) => bin > zero)];
-    const runs = sides.filter((side) => side.length).map((side) => {
-      const [first, last] = [Math.min(...side), Math.max(...side)];
-      return Array.from({ length: last - first + 1 }, (_, i) => first + i);
-    });
+    const sides = [
+      [...full].filter((bin) => bin < zero),
+      full.has(zero) ? [zero] : [],
+      [...full].filter((bin) => bin > zero),
+    ];
+    const runs = sides
+      .filter((side) => side.length)
+      .map((side) => {
+        const [first, last] = [Math.min(...side), Math.max(...side)];
+        return Array.from({ length: last - first + 1 }, (_, i) => first + i);
+      });
     return runs.flatMap((run, i) => (i && runs[i - 1].at(-1) + 1 < run[0] ? [null, ...run] : run));
   }
 
@@ -182,7 +236,12 @@
     const winners = item.unclipped ?? item.value;
     const shown = axis(edges, item.bins, mark === undefined ? winners : [...winners, mark]);
     const top = Math.max(1, ...item.bins.map(([, many]) => many));
-    const [rule, name] = top <= 12 ? [(n) => n, ""] : top <= 20000 ? [Math.sqrt, ", square-root scale"] : [(n) => Math.log(1 + n), ", logarithmic scale"];
+    const [rule, name] =
+      top <= 12
+        ? [(n) => n, ""]
+        : top <= 20000
+          ? [Math.sqrt, ", square-root scale"]
+          : [(n) => Math.log(1 + n), ", logarithmic scale"];
     const [left, right, above, below] = [36, 8, 26, 36];
     const [inner, tall] = [width - left - right, height - above - below];
     const step = inner / Math.max(shown.length, 1);
@@ -192,13 +251,21 @@
       return left + step * (shown.indexOf(bin) + within(edges, bin, value));
     };
     const drawing = svg("svg", {
-      class: "histogram", viewBox: `0 0 ${width} ${height}`, width, height, role: "img",
-      "aria-label": `Histogram: on how many images the map's maximum has which value. ${item.bins.length} bins have images; ` +
+      class: "histogram",
+      viewBox: `0 0 ${width} ${height}`,
+      width,
+      height,
+      role: "img",
+      "aria-label":
+        `Histogram: on how many images the map's maximum has which value. ${item.bins.length} bins have images; ` +
         `the strongest value is ${number(winners[0])}, the largest count ${number(top)}.`,
     });
     for (const many of [0, ...ticks(top)]) {
       const y = base - (tall * rule(many)) / rule(top);
-      drawing.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: y, y2: y }), svg("text", { class: "y", x: left - 5, y: y + 3.5 }, number(many)));
+      drawing.append(
+        svg("line", { class: "grid", x1: left, x2: width - right, y1: y, y2: y }),
+        svg("text", { class: "y", x: left - 5, y: y + 3.5 }, number(many)),
+      );
     }
     const counts = new Map(item.bins);
     shown.forEach((bin, i) => {
@@ -207,17 +274,33 @@
       else if (counts.get(bin)) {
         const size = (tall * rule(counts.get(bin))) / rule(top);
         const range = `${bound(edges[bin], "below")} to ${bound(edges[bin + 1], "above")}: ${atlas.count(counts.get(bin), "image")}`;
-        drawing.append(svg("rect", { class: "bar", x: x + 0.4, y: base - size, width: Math.max(step - 0.8, 0.6), height: size }, svg("title", {}, range)));
+        drawing.append(
+          svg(
+            "rect",
+            { class: "bar", x: x + 0.4, y: base - size, width: Math.max(step - 0.8, 0.6), height: size },
+            svg("title", {}, range),
+          ),
+        );
       }
     });
     for (const [x, text] of labels(edges, shown, left, step)) {
-      drawing.append(svg("line", { class: "tick", x1: x, x2: x, y1: base, y2: base + 4 }), svg("text", { class: "x", x, y: base + 15 }, text));
+      drawing.append(
+        svg("line", { class: "tick", x1: x, x2: x, y1: base, y2: base + 4 }),
+        svg("text", { class: "x", x, y: base + 15 }, text),
+      );
     }
     for (const value of winners) {
       const x = place(value);
-      drawing.append(svg("path", { class: "winner", d: `M${x} ${base - 1}l-3.5 -7h7z` }, svg("title", {}, `one of the strongest: ${number(value)}`)));
+      drawing.append(
+        svg(
+          "path",
+          { class: "winner", d: `M${x} ${base - 1}l-3.5 -7h7z` },
+          svg("title", {}, `one of the strongest: ${number(value)}`),
+        ),
+      );
     }
-    if (mark !== undefined) drawing.append(svg("line", { class: "mark", x1: place(mark), x2: place(mark), y1: above, y2: base }));
+    if (mark !== undefined)
+      drawing.append(svg("line", { class: "mark", x1: place(mark), x2: place(mark), y1: above, y2: base }));
     drawing.append(
       svg("text", { class: "x name", x: left + inner / 2, y: height - 6 }, "maximum in an image (logarithmic)"),
       svg("text", { class: "name", x: 0, y: 11 }, `images${name}`),
@@ -247,7 +330,7 @@
       const x = left + step * (zero ? i + 0.5 : i);
       const power = low !== null && Math.abs(Math.log2(Math.abs(low)) % 1) < 1e-9;
       if ((zero || power) && x >= free) {
-        found.push([x, zero ? "0" : number(low)]);
+        found.push([x, zero ? "0" : number(Number(low.toPrecision(2)))]);
         free = x + 38;
       }
     });

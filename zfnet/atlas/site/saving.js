@@ -25,26 +25,59 @@
     const { index } = source;
     const layer = index.layers[L];
     const named = await source.names();
-    const unit = (image, label, rest) => ({ image, file: named(image)?.file ?? null, class: source.className(label), ...rest });
+    const unit = (image, label, rest) => ({
+      image,
+      file: named(image)?.file ?? null,
+      class: source.className(label),
+      ...rest,
+    });
     const maps = (list) => (list ?? []).map(([l, map, value]) => ({ layer: index.layers[l].name, map, value }));
     return {
-      atlas: index.title, cite: index.cite, model: index.model, dataset: index.dataset, images: index.images, rules: index.rules,
-      provenance: index.provenance, layer: layer.name, map: item.map, field: layer.field, field_stride: layer.field_stride,
-      fires: item.fires, mean: item.mean, selectivity: item.selectivity,
-      strongest: item.value.map((value, i) => unit(item.image[i], item.label[i], {
-        value, ...(item.unclipped ? { before_the_clip: item.unclipped[i] } : {}), row: item.row[i], column: item.column[i], box: item.box[i], focus: item.focus[i], mask_area: item.area[i],
-      })),
+      atlas: index.title,
+      cite: index.cite,
+      model: index.model,
+      dataset: index.dataset,
+      images: index.images,
+      rules: index.rules,
+      provenance: index.provenance,
+      layer: layer.name,
+      map: item.map,
+      field: layer.field,
+      field_stride: layer.field_stride,
+      fires: item.fires,
+      mean: item.mean,
+      selectivity: item.selectivity,
+      strongest: item.value.map((value, i) =>
+        unit(item.image[i], item.label[i], {
+          value,
+          ...(item.unclipped ? { before_the_clip: item.unclipped[i] } : {}),
+          row: item.row[i],
+          column: item.column[i],
+          box: item.box[i],
+          focus: item.focus[i],
+          mask_area: item.area[i],
+        }),
+      ),
       examples: item.examples.map(({ image, label, ...rest }) => unit(image, label, rest)),
       histogram: item.bins.map(([bin, many]) => ({ above: index.bins[bin], up_to: index.bins[bin + 1], images: many })),
-      classes: item.classes.map(([label, mean, share]) => ({ class: source.className(label), mean, share_of_the_strongest: share })),
-      reads_by_weight: maps(item.weight), reads_by_signal: maps(item.signal), read_by: maps(item.readers),
+      classes: item.classes.map(([label, mean, share]) => ({
+        class: source.className(label),
+        mean,
+        share_of_the_strongest: share,
+      })),
+      reads_by_weight: maps(item.weight),
+      reads_by_signal: maps(item.signal),
+      read_by: maps(item.readers),
       steps: layer.steps.map(([name, operation], i) => ({ name, operation, not_zero: item.steps[i] ?? null })),
     };
   }
 
   atlas.saveNumbers = async (place) => {
     const text = JSON.stringify(await numbers(place), null, 1) + "\n";
-    download(new Blob([text], { type: "application/json" }), fileName(place.source.index.layers[place.L], place.map, ".json"));
+    download(
+      new Blob([text], { type: "application/json" }),
+      fileName(place.source.index.layers[place.L], place.map, ".json"),
+    );
   };
 
   function read(url) {
@@ -80,7 +113,11 @@
     const canvas = el("canvas", {});
     const context = canvas.getContext("2d");
     const width = Math.max(2 * margin + kinds.length * block + (kinds.length - 1) * 30, 640);
-    const text = [`${view === "image" ? "Whole images." : `${atlas.scaleText(layer, times)}.`} Grey is zero; each projection has its own scale. Values: ${item.value.map(number).join(", ")}.`, `${index.model}; ${index.dataset}, ${number(index.images)} images.`, index.cite ?? ""];
+    const text = [
+      `${view === "image" ? "Whole images." : `${atlas.scaleText(layer, times)}.`} Grey is zero; each projection has its own scale. Values: ${item.value.map(number).join(", ")}.`,
+      `${index.model}; ${index.dataset}, ${number(index.images)} images.`,
+      index.cite ?? "",
+    ];
     context.font = "20px system-ui, sans-serif";
     const lines = text.filter(Boolean).flatMap((part) => wrap(context, part, width - 2 * margin));
     const rows = Math.ceil(item.value.length / 3);
@@ -99,7 +136,10 @@
         const x = margin + b * (block + 30) + (rank % 3) * (wide + gap);
         const y = head + Math.floor(rank / 3) * (tall + gap);
         for (const one of kind === "masked" ? ["crop", "mask"] : [kind]) {
-          const [file, , size, left, top] = kind === "image" ? [`images/${item.image[rank]}.${index.encoding}`] : atlas.locate(source, L, row, one, rank);
+          const [file, , size, left, top] =
+            kind === "image"
+              ? [`images/${item.image[rank]}.${index.encoding}`]
+              : atlas.locate(source, L, row, one, rank);
           const picture = await read(source.path(kind === "image" ? file : `tiles/${L}/${file}`));
           context.imageSmoothingEnabled = Math.max(...layer.tile) >= 40;
           if (kind === "image") contain(context, picture, x, y, wide, tall);
@@ -119,11 +159,22 @@
 
   function outline(context, [height, width], [top, left, bottom, right], x, y, wide, tall) {
     const times = Math.min(wide / width, tall / height);
-    const [first, last] = [[Math.max(left, 0), Math.max(top, 0)], [Math.min(right, width), Math.min(bottom, height)]];
-    for (const [colour, line] of [["#000000", 5], ["#ffd400", 3]]) {
+    const [first, last] = [
+      [Math.max(left, 0), Math.max(top, 0)],
+      [Math.min(right, width), Math.min(bottom, height)],
+    ];
+    for (const [colour, line] of [
+      ["#000000", 5],
+      ["#ffd400", 3],
+    ]) {
       context.strokeStyle = colour;
       context.lineWidth = line;
-      context.strokeRect(x + first[0] * times, y + first[1] * times, (last[0] - first[0]) * times, (last[1] - first[1]) * times);
+      context.strokeRect(
+        x + first[0] * times,
+        y + first[1] * times,
+        (last[0] - first[0]) * times,
+        (last[1] - first[1]) * times,
+      );
     }
   }
 
@@ -135,7 +186,9 @@
       download(blob, fileName(place.source.index.layers[place.L], place.map, `-${view}.png`));
     } catch (error) {
       if (error.name !== "SecurityError") return atlas.tell(error.message);
-      atlas.tell("Browsers do not let a page that was opened as a file save pictures: run “python -m http.server” in the atlas' folder, open http://localhost:8000 and save it there. Its numbers can be saved here.");
+      atlas.tell(
+        "Browsers do not let a page that was opened as a file save pictures: run “python -m http.server” in the atlas' folder, open http://localhost:8000 and save it there. Its numbers can be saved here.",
+      );
     }
   };
 })();

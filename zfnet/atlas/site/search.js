@@ -17,7 +17,9 @@
     const [, name, digits] = /^(?:(.*?)[\s:/]+)?(?:map\s+)?(\d+)$/is.exec(text) ?? [];
     if (digits === undefined) return [];
     const wanted = (name ?? "").replace(/\s+map$/i, "").toLowerCase();
-    const layers = atlas.index.layers.map((layer, L) => [layer.name.toLowerCase(), L]).filter(([layer]) => layer.includes(wanted));
+    const layers = atlas.index.layers
+      .map((layer, L) => [layer.name.toLowerCase(), L])
+      .filter(([layer]) => layer.includes(wanted));
     const exact = layers.filter(([layer]) => layer === wanted);
     const found = [];
     for (const [, L] of exact.length ? exact : layers) {
@@ -30,8 +32,19 @@
   /** A pair of tiles that leads to a map. */
   function pair([L, map, row], text) {
     const { name } = atlas.index.layers[L];
-    const tiles = (atlas.index.pixels === "none" ? [1] : [0, 1]).map((place) => atlas.tile(L, row, "overview", place, { target: 48 }));
-    return el("li", {}, el("a", { href: address.map(name, map) }, el("span", { class: "pair" }, tiles), el("span", { class: "about" }, el("b", {}, `map ${map}`), el("span", {}, text))));
+    const tiles = (atlas.index.pixels === "none" ? [1] : [0, 1]).map((place) =>
+      atlas.tile(L, row, "overview", place, { target: 48, lazy: true }),
+    );
+    return el(
+      "li",
+      {},
+      el(
+        "a",
+        { href: address.map(name, map) },
+        el("span", { class: "pair" }, tiles),
+        el("span", { class: "about" }, el("b", {}, `map ${map}`), el("span", {}, text)),
+      ),
+    );
   }
 
   /** The maps that prefer a class, by layer, those with the most of their nine of it first. */
@@ -41,11 +54,19 @@
       const columns = await atlas.load(`columns/${L}`);
       const rows = columns.class.map((other, row) => (other === label ? row : -1)).filter((row) => row >= 0);
       if (!rows.length) continue;
-      rows.sort((a, b) => columns.agree[b] - columns.agree[a] || columns.selectivity[b] - columns.selectivity[a] || a - b);
+      rows.sort(
+        (a, b) => columns.agree[b] - columns.agree[a] || columns.selectivity[b] - columns.selectivity[a] || a - b,
+      );
       const name = atlas.source.className(label);
       const named = atlas.index.classes.indexOf(name) === label && !/^\d+$/.test(name) ? name : label;
-      const all = el("a", { href: address.layer(layer.name, { sort: "selectivity", class: named }) }, `all ${count(rows.length, "map")}`);
-      const tiles = rows.slice(0, TILES).map((row) => pair([L, columns.map[row], row], `${atlas.percent(columns.agree[row])} of its nine`));
+      const all = el(
+        "a",
+        { href: address.layer(layer.name, { sort: "selectivity", class: named }) },
+        `all ${count(rows.length, "map")}`,
+      );
+      const tiles = rows
+        .slice(0, TILES)
+        .map((row) => pair([L, columns.map[row], row], `${atlas.percent(columns.agree[row])} of its nine`));
       parts.push(el("h3", {}, layer.name, " ", el("small", {}, all)), el("ul", { class: "links" }, tiles));
     }
     return parts.length ? parts : [el("p", { class: "meaning" }, "No map prefers it.")];
@@ -61,27 +82,88 @@
       parts.push(part);
     };
     const found = await maps(text);
-    if (found.length) add(found.length, section("Maps", el("ul", { class: "links" }, found.map((place) => pair(place, index.layers[place[0]].name)))));
+    if (found.length)
+      add(
+        found.length,
+        section(
+          "Maps",
+          el(
+            "ul",
+            { class: "links" },
+            found.map((place) => pair(place, index.layers[place[0]].name)),
+          ),
+        ),
+      );
     const layers = index.layers.filter((layer) => layer.name.toLowerCase().includes(wanted));
-    if (layers.length) add(layers.length, section("Layers", el("ul", {}, layers.map((layer) => el("li", {}, el("a", { href: address.layer(layer.name) }, layer.name), ` ${count(layer.rows, "map")}`)))));
-    const labels = index.classes.map((name, label) => [name, label]).filter(([name]) => name.toLowerCase().includes(wanted));
+    if (layers.length)
+      add(
+        layers.length,
+        section(
+          "Layers",
+          el(
+            "ul",
+            {},
+            layers.map((layer) =>
+              el("li", {}, el("a", { href: address.layer(layer.name) }, layer.name), ` ${count(layer.rows, "map")}`),
+            ),
+          ),
+        ),
+      );
+    const labels = index.classes
+      .map((name, label) => [name, label])
+      .filter(([name]) => name.toLowerCase().includes(wanted));
     const exact = labels.filter(([name]) => name.toLowerCase() === wanted);
     const open = exact.length ? exact : labels.length <= 2 ? labels : [];
-    for (const [name, label] of open) add(1, section(`The class ${name}: the maps that prefer it`, await preferring(label)));
+    for (const [name, label] of open)
+      add(1, section(`The class ${name}: the maps that prefer it`, await preferring(label)));
     const others = labels.filter((entry) => !open.includes(entry));
     if (others.length) {
-      add(others.length, section("Classes", el("ul", { class: "names" }, others.slice(0, MOST).map(([name]) => el("li", {}, el("a", { href: address.search(name), title: name }, atlas.short(name, 40))))),
-        others.length > MOST ? el("p", { class: "meaning" }, `and ${others.length - MOST} more`) : null));
+      add(
+        others.length,
+        section(
+          "Classes",
+          el(
+            "ul",
+            { class: "names" },
+            others
+              .slice(0, MOST)
+              .map(([name]) =>
+                el("li", {}, el("a", { href: address.search(name), title: name }, atlas.short(name, 40))),
+              ),
+          ),
+          others.length > MOST ? el("p", { class: "meaning" }, `and ${others.length - MOST} more`) : null,
+        ),
+      );
     }
     const images = await source.load("images");
     const places = images.file.keys().toArray?.() ?? [...images.file.keys()];
-    const files = places.filter((place) => images.file[place]?.toLowerCase().includes(wanted) || String(images.id[place]) === text);
+    const files = places.filter(
+      (place) => images.file[place]?.toLowerCase().includes(wanted) || String(images.id[place]) === text,
+    );
     if (files.length) {
       const items = files.slice(0, MOST).map((place) => {
         const name = images.file[place] ?? `image ${images.id[place]}`;
-        return el("li", {}, el("a", { href: address.image(images.id[place]), title: name }, atlas.whole(images.id[place], 88, { label: "" }), el("span", { class: "file" }, atlas.short(name))));
+        return el(
+          "li",
+          {},
+          el(
+            "a",
+            { href: address.image(images.id[place]), title: name },
+            atlas.whole(images.id[place], 88, { label: "" }),
+            el("span", { class: "file" }, atlas.short(name)),
+          ),
+        );
       });
-      add(files.length, section(count(files.length, "image"), el("ul", { class: "pictures" }, items), files.length > MOST ? el("p", { class: "meaning" }, `The first ${MOST} are shown: write more of the name.`) : null));
+      add(
+        files.length,
+        section(
+          count(files.length, "image"),
+          el("ul", { class: "pictures" }, items),
+          files.length > MOST
+            ? el("p", { class: "meaning" }, `The first ${MOST} are shown: write more of the name.`)
+            : null,
+        ),
+      );
     }
     return [many, parts];
   }
@@ -96,7 +178,12 @@
       if (document.activeElement !== field) field.value = text;
       const [many, parts] = text.trim() ? await results(text.trim()) : [null, []];
       if (mine !== turn) return;
-      said.textContent = many === null ? "Write a layer, a map (relu3 17), a class or a part of a file's name into the field above." : many ? `Found for “${text}”: ${many.toLocaleString("en")}.` : `Nothing is called “${text}”. Try a part of the name, or a layer and a number, like ${atlas.index.layers[0].name} 3.`;
+      said.textContent =
+        many === null
+          ? "Write a layer, a map (relu3 17), a class or a part of a file's name into the field above."
+          : many
+            ? `Found for “${text}”: ${many.toLocaleString("en")}.`
+            : `Nothing is called “${text}”. Try a part of the name, or a layer and a number, like ${atlas.index.layers[0].name} 3.`;
       content.replaceChildren(...parts);
     }
     atlas.add(container, el("h1", { tabindex: -1 }, "Search"), said, content);
