@@ -61,6 +61,8 @@ def test_what_a_hint_does_not_allow(hint, values):
         (0, Count, "k is 0; give a whole number from 1"),
         (2, Share | None, "k is 2; give a number above 0 to 1 or null"),
         (None, int, "k is null; give a whole number"),
+        ("relu3", Names | Literal["auto", "all"], "k is 'relu3'; a list is written in brackets: k=[relu3]"),
+        ("al", Names | Literal["auto", "all"], "no k 'al' (did you mean 'all'?); there is: auto, all, a list [...], each text (one or more)"),
         ("gray", Literal["rgb", "grey"], "no k 'gray' (did you mean 'grey'?); there is: rgb, grey"),
         ([0, "foo"], Sequence[int], "k is [0, 'foo']; give a list [...], each a whole number"),
         ([1], Annotated[Sequence[int], Length(2)], "k is [1]; give a list [...], each a whole number (2 of them)"),

@@ -9,6 +9,7 @@ import json
 import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -72,6 +73,8 @@ def check(settings: Mapping[str, Any], hints: Mapping[str, Any], before: str = "
         if fits(value, hint):
             continue
         choices = [choice for kind in _kinds(hint) if get_origin(kind) is Literal for choice in get_args(kind)]
+        if isinstance(value, str) and fits([value], hint) and not get_close_matches(value, map(str, choices)):
+            raise InputError(f"{before}{name} is {value!r}; a list is written in brackets: {name}=[{value}]")
         if isinstance(value, str) and choices:
             raise unknown_name(before + name, value, [*choices, *_others(hint)])
         raise InputError(f"{before}{name} is {shown(value)}; give {said(hint)}")

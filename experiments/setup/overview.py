@@ -48,6 +48,10 @@ def overview(words: Sequence[str]) -> str:
                 setting = re.split(r"[.}]", raw[name].removeprefix("${"))[0]
                 value = config.hydra.runtime.choices[setting]
             lines += _entry(setting, value, meaning) if meaning else []
+    lines += _entry(
+        "out", f"outputs/{config.hydra.runtime.choices.experiment}/<model>-<data>", "the folder of the result."
+    )
+    lines += _entry("device", "auto", "cpu, cuda, or auto: a GPU where there is one.")
     return "\n".join(lines)
 
 

@@ -309,7 +309,7 @@ window.atlas = (() => {
       container.replaceChildren();
       page = nowhere(
         container,
-        error instanceof Sorry ? error.message : `This page could not be drawn: ${error.message}`,
+        error instanceof Sorry ? error.message : `This page could not be drawn: ${error.message}. A file of the atlas may be damaged; experiment=atlas check=FOLDER tells.`,
       );
     }
     if (ticket !== turn) return; // the reader has gone on
