@@ -91,7 +91,7 @@
           "p",
           { class: "value" },
           el("b", {}, `${layer.name} map ${entry.map}`),
-          ` ${number(entry.value)}, number ${entry.rank + 1} of its strongest, at row ${entry.row}, column ${entry.column}`,
+          ` ${number(entry.value)}, rank ${entry.rank + 1} among the map's strongest; its unit at row ${entry.row}, column ${entry.column}, from 0`,
         ),
         el("span", { class: "pair" }, tiles),
         el(

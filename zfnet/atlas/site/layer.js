@@ -338,8 +338,8 @@
         ? el(
             "a",
             { class: "button", href: address.layer(other.name), title: `${text}: ${other.name}` },
-            sign,
-            el("span", { class: "unseen" }, ` ${text}: ${other.name}`),
+            sign === "←" ? `← ${other.name}` : `${other.name} →`,
+            el("span", { class: "unseen" }, ` (${text.toLowerCase()})`),
           )
         : null;
     };

@@ -219,7 +219,7 @@
       el(
         "p",
         { class: "meaning" },
-        "Where the map is strongest in images at other places of its order, out of a sample of the images.",
+        "Images further down its ranking, out of a sample of them: where the map is strongest in each.",
       ),
       el(
         "ol",

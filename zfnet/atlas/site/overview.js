@@ -79,9 +79,33 @@
     );
   }
 
+  const WORDS = {
+    conv2d: "conv",
+    switchmaxpool2d: "max pool",
+    maxpool2d: "max pool",
+    max_pool2d: "max pool",
+    avgpool2d: "average pool",
+    avg_pool2d: "average pool",
+    adaptiveavgpool2d: "average pool",
+    adaptive_avg_pool2d: "average pool",
+    relu: "ReLU",
+    relu_: "ReLU",
+    batchnorm2d: "batch norm",
+    contrastnorm: "contrast norm",
+    localresponsenorm: "contrast norm",
+    add: "sum",
+    iadd: "sum",
+    cat: "joined",
+    linear: "linear",
+    flatten: "flatten",
+    dropout: "",
+    identity: "",
+  }; // what operations are called; others by their own name
+
   function describe({ operation, kernel, stride }) {
     const window = kernel ? ` ${kernel[0]}×${kernel[1]}` : "";
-    return operation + window + (stride && Math.max(...stride) > 1 ? ` /${stride[0]}` : "");
+    const word = WORDS[operation.toLowerCase()] ?? operation;
+    return word + window + (stride && Math.max(...stride) > 1 ? ` /${stride[0]}` : "");
   }
 
   function network(index) {
@@ -104,9 +128,9 @@
         picture,
         el("span", { class: "name" }, block.image ? "image" : layer ? layer.name : block.steps[0].name),
         el("span", { class: "size" }, size(block.output)),
-        el("span", { class: "how" }, block.image ? "pixels" : block.steps.map(describe).join(", ")),
+        el("span", { class: "how" }, block.image ? "pixels" : block.steps.map(describe).filter(Boolean).join(", ")),
       ];
-      const title = block.steps.map((step) => `${step.name}: ${describe(step)}`).join("\n");
+      const title = block.steps.map((step) => `${step.name}: ${describe(step) || step.operation}`).join("\n");
       return el(
         "li",
         { style: basis },

@@ -182,7 +182,7 @@
         many === null
           ? "Write a layer, a map (relu3 17), a class or a part of a file's name into the field above."
           : many
-            ? `Found for “${text}”: ${many.toLocaleString("en")}.`
+            ? `“${text}”: ${many === 1 ? "1 result" : `${many.toLocaleString("en")} results`}.`
             : `Nothing is called “${text}”. Try a part of the name, or a layer and a number, like ${atlas.index.layers[0].name} 3.`;
       content.replaceChildren(...parts);
     }
