@@ -144,7 +144,7 @@ def test_a_network_of_fewer_layers_than_the_papers(run, tmp_path):
         (["model=vit_b_32"], "VisionTransformer has no ReLU or joint that all of the image comes through"),
         (
             ["model=efficientnet_b0", *SMALL],
-            "no deconvnet rule for mul at features.2.1.block.2.mul of two feature maps; reg",
+            "no deconvnet rule for mul at features.2.1.block.2.mul of two feature maps; give rules=extended, or reg",
         ),
     ],
     ids=["name", "offline", "no file", "no such model", "transformer", "no rule"],

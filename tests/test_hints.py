@@ -10,6 +10,7 @@ import pytest
 from experiments.setup.hints import Count, Grid, Length, Limits, Names, Share, check, fits
 from zfnet import InputError
 
+NUMBERS = "a list [...], each a whole number"
 TAKEN = [
     (Count, (1, 9)),
     (Share, (0.1, 1, 1.0)),
@@ -62,7 +63,11 @@ def test_what_a_hint_does_not_allow(hint, values):
         (2, Share | None, "k is 2; give a number above 0 to 1 or null"),
         (None, int, "k is null; give a whole number"),
         ("relu3", Names | Literal["auto", "all"], "k is 'relu3'; a list is written in brackets: k=[relu3]"),
-        ("al", Names | Literal["auto", "all"], "no k 'al' (did you mean 'all'?); there is: auto, all, a list [...], each text (one or more)"),
+        (
+            "al",
+            Names | Literal["auto", "all"],
+            "no k 'al' (did you mean 'all'?); there is: auto, all, a list [...], each text (one or more)",
+        ),
         ("gray", Literal["rgb", "grey"], "no k 'gray' (did you mean 'grey'?); there is: rgb, grey"),
         ([0, "foo"], Sequence[int], "k is [0, 'foo']; give a list [...], each a whole number"),
         ([1], Annotated[Sequence[int], Length(2)], "k is [1]; give a list [...], each a whole number (2 of them)"),

@@ -6,9 +6,9 @@ from torch import nn
 from torchvision import models
 
 from zfnet import Deconvnet, InputError
+from zfnet.extended import RULE_SETS
 from zfnet.graph import Graph
 from zfnet.layers import chosen, every, head, spread
-from zfnet.operations import RULE_SETS
 
 
 @pytest.mark.parametrize(

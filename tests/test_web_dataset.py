@@ -390,6 +390,11 @@ def test_keys_and_names_that_come_again_are_refused(tmp_path: Path) -> None:
 LABELS = {
     "numbers": ([("cls", b"2\n"), ("cls", b"0"), ("txt", b"1")], [2, 0, -1], ["0", "1", "2"]),
     "json": ([("json", b'{"label": 3}'), ("json", b'{"caption": "x"}'), ("json", b"[1]")], [3, -1, -1], list("0123")),
+    "text of numbers": (
+        [("json", b'{"label": "3"}'), ("cls", b"10"), ("json", b'{"label": 2}')],
+        [3, 10, 2],
+        [*map(str, range(11))],
+    ),
     "none": ([("cls", b"-1"), ("json", b'{"label": null}'), ("txt", b"")], [-1, -1, -1], []),
     "names": ([("json", b'{"label": "dog"}'), ("json", b'{"label": "cat"}'), ("txt", b"")], [1, 0, -1], ["cat", "dog"]),
 }

@@ -40,7 +40,7 @@ def main(
     except KeyboardInterrupt as stop:
         if stop.args not in ((), (signal.SIGINT,)):
             raise
-        print("\nserve: ended")
+    print("\nserve: ended")  # also where the server took the signal for itself
 
 
 def _say(folder: Path, address: str) -> None:

@@ -111,7 +111,7 @@ def in_one_line() -> Iterator[None]:
         if sys.stdout is not None:
             sys.stdout.flush()
     except InputError as error:
-        say(str(error).replace("fresh=True", "fresh=true"))
+        say(str(error).replace("fresh=True", "fresh=true").replace('rules="extended"', "rules=extended"))
         raise SystemExit(2) from None
     except KeyboardInterrupt as error:
         number = error.args[0] if isinstance(error, Stopped) else signal.SIGINT

@@ -6,6 +6,7 @@ so that memory does not grow with their number. What is whole is kept until the 
 
 import math
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -475,7 +476,7 @@ class _Work:
             "image_size": job.image_size,
             "channels": job.preprocessing.channel_count,
             "images": scan.images,
-            "broken": list(scan.broken)[:20],
+            "broken": [without_folders(message) for message in scan.broken[:20]],
             "broken_count": len(scan.broken),
             "classes": classes,
             "class_images": scan.class_images[:count].tolist(),
@@ -486,13 +487,17 @@ class _Work:
             "encoding": self.encoding,
             "warnings": warnings(job, scan, self.entries, random),
             "licence": f"{said} {NO_PIXELS}" if self.pixels == "none" else said,
-            "provenance": provenance(job) | {"seed": seed} | dict(more),
+            "provenance": provenance(job) | {"seed": seed} | {name: _plain(value) for name, value in more.items()},
             "cite": CITE,
             "bins": [None if math.isinf(edge) else edge for edge in EDGES.tolist()],
             "winners": -(-len(self.uses) // WINNERS),
             "network": network(job.graph, job.image_size, job.layers),
             "layers": self.entries,
         }
+
+
+def _plain(value: Any) -> Any:
+    return without_folders(value) if isinstance(value, str) else value
 
 
 def _links(columns: Sequence[Any]) -> Links:
@@ -512,7 +517,9 @@ def warnings(job: Job, scan: Scan, entries: Sequence[Mapping[str, Any]], random:
             f"Only {scan.images} images were read: with fewer than {few}, a map's strongest need not be typical."
         )
     if scan.broken:
-        found.append(f"{len(scan.broken)} images could not be read and are left out, first: {scan.broken[0]}.")
+        found.append(
+            f"{len(scan.broken)} images could not be read and are left out, first: {without_folders(scan.broken[0])}."
+        )
     for entry in entries:
         if entry["dead"] > entry["rows"] / 4:
             found.append(f"{entry['dead']} of {entry['rows']} maps of {entry['name']} are above 0 on no image.")
@@ -520,6 +527,11 @@ def warnings(job: Job, scan: Scan, entries: Sequence[Mapping[str, Any]], random:
     if rare:
         found.append(f"{rare} classes have one or two images: their means, and selectivity, say little.")
     return found
+
+
+def without_folders(text: str) -> str:
+    """A text whose paths are names of files alone: an atlas may be published, and folders tell of a computer."""
+    return re.sub(r"(?<![^\s=\[('\"])(?:/[^/:=,\[\]'\"]+)+/", "", text)
 
 
 def provenance(job: Job) -> dict[str, Any]:

@@ -191,9 +191,9 @@ class Partial:
 
 def check_out(out: Path) -> None:
     """InputError if `out` is something else than an atlas, an empty folder, or nothing."""
+    with contextlib.suppress(OSError):
+        remove_leftovers(out.parent)
     if not out.exists() and not out.is_symlink():
-        with contextlib.suppress(OSError):
-            remove_leftovers(out.parent)
         return
     if not out.is_dir() or out.is_symlink():
         raise InputError(f"{out} is no folder; give another place for the atlas")

@@ -52,7 +52,8 @@ class WebDataset(Images):
     """The pictures of tars in WebDataset's layout, in the order in which they lie; items are (image, label).
 
     The picture of a sample is its .jpg, .jpeg, .png, .webp or .ppm. Its label is the whole number in its .cls, or else
-    `label` in its .json, a whole number or a class's name; -1 where it has neither (a .txt is a caption, and not read).
+    `label` in its .json, a whole number (also as text) or a class's name; -1 where it has neither (a .txt is a caption,
+    and not read).
     `skipped` lists samples without a picture, and members that are no plain files or are named as no path inside the
     tar; a warning counts them.
 
@@ -393,13 +394,17 @@ class _Labels:
     def take(self, tar: _Descriptor, sample: _Sample, path: str) -> None:
         """Read the label of one more sample."""
         label: Any = None
+        position = path
         for kind in ("cls", "json"):
-            if label is None and (member := sample.members.get(kind)):
-                position = f"{path}/{member.name}"
+            if member := sample.members.get(kind):
+                place = f"{path}/{member.name}"
                 try:
-                    label = _parsed(kind, self._text(tar, member, kind))
+                    other = _parsed(kind, self._text(tar, member, kind))
                 except (ValueError, RecursionError) as error:
-                    raise InputError(f"{position} has no label: {first_line(error)}") from None
+                    raise InputError(f"{place} has no label: {first_line(error)}") from None
+                if isinstance(label, int) and isinstance(other, int) and other != label:
+                    raise InputError(f"{place} has the label {other}, its .cls {label}; leave one of them out")
+                label, position = (other, place) if label is None else (label, position)
         if isinstance(label, str):
             label = self._order.setdefault(label, len(self._order))
             self._note("a name", position)
@@ -438,6 +443,8 @@ def _parsed(kind: str, text: str) -> int | str | None:
     else:
         content = json.loads(text)
         label = content.get("label") if isinstance(content, dict) else None
+    if isinstance(label, str) and re.fullmatch(r"\d{1,9}", label):
+        label = int(label)  # as in a .cls; names in order would put 10 before 2
     if label is None or (isinstance(label, str) and label):
         return label
     if type(label) is not int or not -1 <= label < _MOST_CLASSES:

@@ -197,7 +197,7 @@
       el(
         "p",
         { class: "meaning" },
-        "Mean of the map's maximum over the class's images; the share of the nine that are of this class, and of all images.",
+        "Mean of the map's maximum over the class's images; the share of the nine that are of this class, and of all images. The class with the largest mean need not be that of the nine.",
       ),
       el("table", { class: "plain" }, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows)),
     );
@@ -257,7 +257,7 @@
       el(
         "p",
         { class: "meaning" },
-        "From the unit down to the pixels: how many numbers are not zero behind each step (bars: logarithmic).",
+        "From the unit down to the pixels: how many numbers of the signal are not zero once it has come through each step (bars: logarithmic).",
       ),
       el(
         "div",

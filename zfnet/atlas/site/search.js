@@ -209,7 +209,9 @@
     });
     field.form.addEventListener("submit", (event) => {
       event.preventDefault();
-      go();
+      const links = document.querySelectorAll("main a[href]");
+      if (location.hash === address.search(field.value) && links.length === 1) location.hash = links[0].hash;
+      else go();
     });
   });
 })();
