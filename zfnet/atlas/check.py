@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,15 +99,19 @@ def check(
         chosen.setdefault(layer.number, []).append(live[int(random.integers(len(live)))])
     below = [layer.below for layer in job.layers]
     feed, read = weights(job.deconvnet, [layer.node for layer in job.layers], below, job.image_size)
-    reader = Reader(job.images, {}, job.image_size, job.graph.channels, 0)
+    compared = [
+        _Compared(path, index, job.layers[number], row, found)
+        for number, rows in sorted(chosen.items())
+        for row in sorted({*rows})
+    ]
+    uses = Counter(image for one in compared for image in one.images * 2)
+    reader = Reader(job.images, uses, job.image_size, job.graph.channels, 0)
     painter = Painter(job.deconvnet, job.preprocessing, job.image_size, reader, index["pixels"] != "none", strict=False)
     with tqdm(total=samples, unit=" maps", desc="check", disable=not progress) as bar:
-        for number, rows in sorted(chosen.items()):
-            layer = job.layers[number]
-            links = {"weight": feed[number], "readers": read[number]}
-            for row in sorted({*rows}):
-                _Compared(path, index, layer, row, found).all(painter, links)
-                bar.update(rows.count(row))
+        for one in compared:
+            number = one.layer.number
+            one.all(painter, {"weight": feed[number], "readers": read[number]})
+            bar.update(chosen[number].count(one.row))
     return found
 
 
@@ -143,6 +148,11 @@ class _Compared:
         self.entry = shard[row % PER["maps"]]
         self.map = int(layer.chosen[row])
         self.name = f"map {self.map} of {layer.name}"
+
+    @property
+    def images(self) -> list[int]:
+        """Those in which it is said to be strong, and of its examples."""
+        return [*self.entry["image"], *(example["image"] for example in self.entry["examples"])]
 
     def all(self, painter: Painter, links: dict[str, Any]) -> None:
         entry, layer = self.entry, self.layer
@@ -196,10 +206,11 @@ class _Compared:
         values = entry.get("unclipped", entry["value"])
         places = [*zip(entry["image"], entry["row"], entry["column"], values, strict=True)]
         places += [tuple(e[name] for name in ("image", "row", "column", "value")) for e in entry["examples"]]
+        known = sorted({*self.images})
+        (images,) = painter.reader.groups([known])
+        outputs = activations(graph, images, [before])[before][:, self.map].float().cpu()
         for image, row, column, value in places:
-            (images,) = painter.reader.groups([[image]])
-            maps = activations(graph, images, [before])[before][0, self.map].float().cpu()
-            maps = maps.reshape(layer.size)
+            maps = outputs[known.index(image)].reshape(layer.size)
             here, largest = float(maps[row, column]), float(maps.max())
             allowed = CLOSE * max(abs(value), 1e-3)
             self.found.values += 1
