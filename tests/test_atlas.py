@@ -497,7 +497,7 @@ def test_a_sheet_of_every_kind_stays_within_2048_pixels(tmp_path):
     data = torch.rand(10, 3, 96, 96)
     folder = atlas.build(model, data, tmp_path / "a", layers=["1"], k=9, progress=False)
     entry = read(folder, "index")["layers"][0]
-    assert entry["tile"] == [80, 80] and entry["mask"] == [56, 56]
+    assert entry["tile"] == [72, 72] and entry["mask"] == [56, 56]
     names = {path.name for path in (folder / "tiles/0").iterdir()}
     assert names == {f"{n}.webp" for n in range(13)} | {f"masks-{n}.png" for n in range(4)} | {
         f"overview-{n}.webp" for n in range(2)

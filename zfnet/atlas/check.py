@@ -1,9 +1,11 @@
 """Whether an atlas shows what a network computes: its files as they were written, and a sample of it computed again."""
 
+import contextlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,20 +122,32 @@ def _compare(
         chosen.setdefault(layer.number, []).append(live[int(random.integers(len(live)))])
     below = [layer.below for layer in job.layers]
     feed, read = weights(job.deconvnet, [layer.node for layer in job.layers], below, job.image_size)
-    reader = Reader(job.images, {}, job.image_size, job.graph.channels, 0)
+    compared, uses = list[_Compared](), Counter[int]()
+    for number, rows in sorted(chosen.items()):
+        for row in sorted({*rows}):
+            with _said(found, f"map {columns[number]['map'][row]} of {names[number]}"):
+                one = _Compared(path, index, job.layers[number], row, found)
+                uses.update(one.images * 2)
+                compared.append(one)
+    reader = Reader(job.images, uses, job.image_size, job.graph.channels, 0)
     painter = Painter(job.deconvnet, job.preprocessing, job.image_size, reader, index["pixels"] != "none", strict=False)
     with tqdm(total=samples, unit=" maps", desc="check", disable=not progress) as bar:
-        for number, rows in sorted(chosen.items()):
-            layer = job.layers[number]
-            links = {"weight": feed[number], "readers": read[number]}
-            for row in sorted({*rows}):
-                try:
-                    _Compared(path, index, layer, row, found).all(painter, links)
-                except InputError as error:
-                    found.append(f"map {maps[layer.name][row]} of {layer.name}: {error}.")
-                except READING as error:
-                    found.append(f"map {maps[layer.name][row]} of {layer.name}: {damaged(error)}.")
-                bar.update(rows.count(row))
+        for one in compared:
+            number = one.layer.number
+            with _said(found, one.name):
+                one.all(painter, {"weight": feed[number], "readers": read[number]})
+            bar.update(chosen[number].count(one.row))
+
+
+@contextlib.contextmanager
+def _said(found: Differences, name: str) -> Iterator[None]:
+    """What is raised by a file that is missing, or holds something else, becomes a sentence."""
+    try:
+        yield
+    except InputError as error:
+        found.append(f"{name}: {error}.")
+    except READING as error:
+        found.append(f"{name}: {damaged(error)}.")
 
 
 def _check_files(path: Path, found: Differences) -> None:
@@ -174,6 +188,11 @@ class _Compared:
         self.entry = shard[row % PER["maps"]]
         self.map = int(layer.chosen[row])
         self.name = f"map {self.map} of {layer.name}"
+
+    @property
+    def images(self) -> list[int]:
+        """Those in which it is said to be strong, and of its examples."""
+        return [*self.entry["image"], *(example["image"] for example in self.entry["examples"])]
 
     def all(self, painter: Painter, links: dict[str, Any]) -> None:
         entry, layer = self.entry, self.layer
@@ -227,10 +246,11 @@ class _Compared:
         values = entry.get("unclipped", entry["value"])
         places = [*zip(entry["image"], entry["row"], entry["column"], values, strict=True)]
         places += [tuple(e[name] for name in ("image", "row", "column", "value")) for e in entry["examples"]]
+        known = sorted({*self.images})
+        (images,) = painter.reader.groups([known])
+        outputs = activations(graph, images, [before])[before][:, self.map].float().cpu()
         for image, row, column, value in places:
-            (images,) = painter.reader.groups([[image]])
-            maps = activations(graph, images, [before])[before][0, self.map].float().cpu()
-            maps = maps.reshape(layer.size)
+            maps = outputs[known.index(image)].reshape(layer.size)
             here, largest = float(maps[row, column]), float(maps.max())
             allowed = CLOSE * max(abs(value), 1e-3)
             self.found.values += 1

@@ -18,7 +18,7 @@ from zfnet.operations import DECONVNET, Rules
 from zfnet.receptive_fields import LayerUnits, layer_table, map_fields
 from zfnet.scanning import _clips_from_above
 
-TILE, OVERVIEW, SIDE = 80, 48, 2048  # pixels: the longer side of a tile and of one of an overview; of a sprite, at most
+TILE, OVERVIEW, SIDE = 72, 48, 2048  # pixels: the longer side of a tile and of one of an overview; of a sprite, at most
 PER = {"tiles": 24, "masks": 96, "overview": 256, "maps": 64}  # maps in a file of each kind
 ACROSS = {"tiles": 1, "masks": 4, "overview": 16}  # of these, maps in a line
 
