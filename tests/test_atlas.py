@@ -1116,3 +1116,49 @@ def test_a_scan_of_something_else_is_refused(model, data, tmp_path):
         scanned = scan(model, dataset, ["relu1"], gather=True, progress=False, **settings)
         with pytest.raises(InputError, match=says):
             atlas.build(model, data, tmp_path / "a", layers=["relu1"], scan=scanned, progress=False)
+
+
+# ---- how images were prepared ----------------------------------------------------------------------------------------
+
+
+class Prepared(Images):
+    """Images whose preprocessing the dataset knows, and the model does not."""
+
+    def __init__(self, data, preprocessing):
+        self.images, self.transform = data.tensors[0], preprocessing
+        self.labels = data.tensors[1].tolist()
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], self.labels[index]
+
+
+def test_the_transform_of_a_dataset_is_undone(folder, model, data, tmp_path):
+    own = network()
+    preprocessing = own.preprocessing
+    del own.preprocessing
+    out = atlas.build(own, Prepared(data, preprocessing), tmp_path / "a", layers=LAYERS, progress=False)
+    for name, content in files(folder).items():
+        if name.startswith(("tiles/", "images/")):
+            assert (out / name).read_bytes() == content
+    subset = torch.utils.data.Subset(Prepared(data, preprocessing), range(30))
+    shown = atlas.show(own, subset, "relu1", 0, progress=False)
+    assert 0.1 < shown.crops.mean() < 0.9
+
+
+def test_values_that_nobody_explains_are_refused(data, tmp_path):
+    own = network()
+    del own.preprocessing
+    with pytest.raises(InputError, match=r"an image has values from -.* and nothing says how it was prepared"):
+        atlas.build(own, data, tmp_path / "a", layers=LAYERS, progress=False)
+    plain = TensorDataset(torch.rand(12, 3, 24, 24))
+    atlas.build(own, plain, tmp_path / "a", layers=["relu1"], progress=False)
+
+
+def test_check_of_another_network(folder, data):
+    other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    other.preprocessing = network().preprocessing
+    found = atlas.check(other, data, folder, progress=False)
+    assert found == ["The atlas is of another network than this Sequential: Sequential."]

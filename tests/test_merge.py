@@ -19,7 +19,7 @@ def shards(model, data, tmp_path: Path) -> Path:
 
 
 def test_missing_shards_are_named(model, data, shards):
-    with pytest.raises(InputError, match=f"^1 of 3 shards are missing in {shards}/shards: 1$"):
+    with pytest.raises(InputError, match=f"^1 of 3 shards are missing in {shards}/shards: 1; scan with shard=1/3$"):
         merge.main(model, data, shards / "out", scans=shards)
     assert not (shards / "scan.json").exists()
 

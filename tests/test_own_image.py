@@ -160,7 +160,7 @@ def test_a_place_is_asked_about(answered: Chromium, answers: Answers, way: str) 
     maps = "[...document.querySelectorAll('.own-map b')].map((cell) => cell.textContent)"
     assert answered.evaluate(maps) == [f"map {entry.map}" for entry in expected]
     answered.click(".own-back")
-    answered.until(f"{PLACE} === 'Maps for which it is unusual'")
+    answered.until(f"{PLACE} === 'Maps, the most unusual for them first'")
     assert answered.evaluate("getComputedStyle(document.querySelector('.own-back')).display") == "none"
     assert answered.evaluate("location.hash") == "#/own"  # the keys did not lead to another page
 

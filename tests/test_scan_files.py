@@ -341,7 +341,7 @@ def test_what_is_missing_and_what_is_foreign_is_said(images, tmp_path: Path) -> 
 
     refused("there are no shards")
     sharded(1)
-    refused(r"2 of 3 shards are missing in .*: 0, 2$")
+    refused(r"2 of 3 shards are missing in .*: 0, 2; scan with shard=0/3$")
     sharded(0)
     sharded(2, model=network(1))
     refused(r"2-of-3 was made with different weights; scan it again: shard=2/3 fresh=true")

@@ -354,7 +354,8 @@ def merge_shards(
     parts = [(shard_folder(folder, n, count), _contents(shard_folder(folder, n, count))) for n in range(count)]
     if missing := [str(n) for n, (_, contents) in enumerate(parts) if contents is None]:
         some = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
-        raise InputError(f"{len(missing)} of {count} shards are missing in {folder / SHARDS}: {some}")
+        advice = f"scan with shard={missing[0]}/{count}"
+        raise InputError(f"{len(missing)} of {count} shards are missing in {folder / SHARDS}: {some}; {advice}")
     shards = [(path, contents) for path, contents in parts if contents is not None]
     first = shards[0][1]
     sizes = {layer.name: layer.k for layer in first.layers}

@@ -184,7 +184,11 @@ class Answers:
         name = type(self.graph.model).__name__
         for kind in ("architecture", "weights", "preprocessing"):
             if (theirs := provenance.get(kind)) != identity[kind]:
-                why = f"other {kind} than this {name} has" if theirs else f"a network whose {kind} it does not say"
+                why = (
+                    f"{'weights other' if kind == 'weights' else f'another {kind}'} than this {name} has"
+                    if theirs
+                    else f"a network whose {kind} it does not say"
+                )
                 advice = "give the model=, model.weights= and data= that made it"
                 raise InputError(f"{self.atlas.path} was made with {why}; {advice}")
 

@@ -30,7 +30,8 @@ from zfnet.atlas.panels import QUANTILES, Examples, Painter, examples
 from zfnet.atlas.pictures import LOSSLESS, Bytes, Sprites, as_bytes, beside, check_format, encoded, encoded_mask
 from zfnet.atlas.writing import Partial, check_out, exact, script
 from zfnet.checks import Pair, check_number, check_weights
-from zfnet.data.images import Images, as_images, image_size
+from zfnet.data.batches import Batches
+from zfnet.data.images import Images, SubsetImages, as_images, image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import Deconvnet
 from zfnet.errors import InputError, unknown_name
@@ -191,7 +192,7 @@ def prepared(model: nn.Module | Graph, dataset: Any, layers: Any, maps: Any, rul
     check_weights(graph.model)
     size = image_size(images)
     names = names_of(graph, size, layers, deconvnet.rules)
-    preprocessing = Preprocessing.of(graph.model)
+    preprocessing = _preprocessing(graph.model, images)
     planned = plan(deconvnet, size, names, maps, k)
     first = torch.zeros(1, graph.channels, *size)
     for layer in planned:
@@ -199,6 +200,28 @@ def prepared(model: nn.Module | Graph, dataset: Any, layers: Any, maps: Any, rul
         unit = [[0, int(layer.chosen[0]), *middle]]
         deconvnet.project_units(first, layer.name, unit, signals=torch.ones(1), whole=layer.whole)
     return Job(deconvnet, images, size, k, planned, preprocessing, rules if isinstance(rules, str) else "own")
+
+
+def _preprocessing(model: nn.Module, images: Images) -> Preprocessing:
+    """How the images were prepared, which pictures of them undo: as their transform says, or else the model.
+
+    Raises InputError where neither says it, and pixels are not in 0..1.
+    """
+    source: Any = images
+    while isinstance(source, SubsetImages):
+        source = source.whole
+    for owner in (source, getattr(source, "dataset", None)):
+        if isinstance(transform := getattr(owner, "transform", None), Preprocessing):
+            return transform
+    if getattr(model, "preprocessing", None) is None:
+        first = next(iter(Batches(images, 1, workers=0))).images
+        low, high = float(first.min()), float(first.max())
+        if low < 0 or high > 1:
+            raise InputError(
+                f"an image has values from {low:.3g} to {high:.3g}, and nothing says how it was prepared, so that no "
+                "picture can be drawn of it: give the dataset transform=Preprocessing(...), or set model.preprocessing"
+            )
+    return Preprocessing.of(model)
 
 
 def check_scan(scan: Scan, job: Job) -> Scan:
@@ -514,7 +537,7 @@ def warnings(job: Job, scan: Scan, entries: Sequence[Mapping[str, Any]], random:
     few = max(500, job.k * int((labelled > 0).sum()))
     if scan.images < few:
         found.append(
-            f"Only {scan.images} images were read: with fewer than {few}, a map's strongest need not be typical."
+            f"Only {scan.images:,} images were read: with fewer than {few:,}, a map's strongest need not be typical."
         )
     if scan.broken:
         found.append(

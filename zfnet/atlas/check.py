@@ -94,7 +94,10 @@ def _compare(
         found.append(f"The images are of {size[0]} x {size[1]} pixels, those of the atlas of another size.")
         return
     found += disagreements(path, index, images)
-    known = index["provenance"]
+    known, own = index["provenance"], model.model if isinstance(model, Graph) else model
+    if known.get("architecture") != network_identity(own)["architecture"]:
+        found.append(f"The atlas is of another network than this {type(own).__name__}: {index['model']}.")
+        return
     if index["rules"] not in RULE_SETS:
         raise InputError(f"{path} was projected by rules of its own, which its folder does not hold")
     columns = [_read(path, f"data/{number}/columns.js") for number in range(len(index["layers"]))]
@@ -103,9 +106,8 @@ def _compare(
     job = prepared(model, images, names, maps, index["rules"], index["k"])
     now = network_identity(job.graph.model)
     now |= {"preprocessing": job.preprocessing.identity(), "data": images.identity()}
-    for name, what in (("architecture", "the network's architecture"), ("weights", "the network's weights")):
-        if known.get(name) != now[name]:
-            found.append(f"{what} differ from those that the atlas is of.".replace("the", "The", 1))
+    if known.get("weights") != now["weights"]:
+        found.append("The network's weights differ from those that the atlas is of.")
     for name, what in (("preprocessing", "How images are prepared is"), ("data", "The images are")):
         if known.get(name) != now[name]:
             found.append(f"{what} not what the atlas was made with.")

@@ -229,7 +229,7 @@
     return [
       el("div", { class: "own-unit" },
         el("h3", {}, el("a", { href: address.map(layer.name, found.map) }, `${layer.name} map ${found.map}`)),
-        el("p", { class: "value" }, sentence(words(found)), ` ${number(found.value)} at row ${found.row}, column ${found.column}.`),
+        el("p", { class: "value" }, sentence(words(found)), ` ${number(found.value)} at row ${found.row}, column ${found.column} of the map, from 0.`),
         el("span", { class: "own-figures" }, figure(unit.crop, "in your image"), figure(unit.projection, "its projection")),
         el("p", { class: "meaning" }, "Grey is zero; the projection has its own scale.")),
       el("div", { class: "own-nine" }, el("h3", {}, item.value.length ? `The ${item.value.length} images that are strongest` : "No image is strong"),
@@ -283,7 +283,7 @@
       let chosen = layers.length - 1;
       let turn = 0;
       let unit = new AbortController();
-      const heading = el("h2", { id: "own-maps" }, "Maps for which it is unusual");
+      const heading = el("h2", { id: "own-maps" }, "Maps, the most unusual for them first");
       const explanation = el("p", { class: "meaning" });
       const back = el("button", { type: "button", class: "own-back", hidden: true }, "The whole image again");
       const detail = el("div", { class: "own-detail", "aria-live": "polite" });
@@ -332,7 +332,7 @@
 
       function explain(text, place) {
         back.hidden = !place;
-        heading.textContent = place ? `Units that see row ${place[0]}, column ${place[1]}` : "Maps for which it is unusual";
+        heading.textContent = place ? `Units that see the pixel at row ${place[0]}, column ${place[1]}` : "Maps, the most unusual for them first";
         explanation.textContent = text;
       }
 
