@@ -145,7 +145,7 @@ def test_a_map_that_is_pressed_shows_its_unit(answered: Chromium, answers: Answe
 def test_a_place_is_asked_about(answered: Chromium, answers: Answers, way: str) -> None:
     if way == "mouse":
         answered.click(".own-picture")
-        said = answered.until(f"/^Units that see row/.test({PLACE}) && {PLACE}")
+        said = answered.until(f"/^Units that see the pixel at row/.test({PLACE}) && {PLACE}")
         row, column = map(int, re.findall(r"\d+", said))
         assert abs(row - SIZE // 2) <= 1 and abs(column - SIZE // 2) <= 1
     else:
@@ -154,7 +154,7 @@ def test_a_place_is_asked_about(answered: Chromium, answers: Answers, way: str) 
             answered.press(key)
         step = round(SIZE / 32)
         row, column = SIZE // 2 - step, SIZE // 2 - 2 * step
-    answered.until(f"{PLACE} === 'Units that see row {row}, column {column}'")
+    answered.until(f"{PLACE} === 'Units that see the pixel at row {row}, column {column}'")
     answered.until(ANSWERED)
     expected = answers.see(answers.prepared(png(77)), row, column)[-1]
     maps = "[...document.querySelectorAll('.own-map b')].map((cell) => cell.textContent)"
