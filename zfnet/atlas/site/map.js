@@ -410,7 +410,11 @@
           type: "button",
           "data-view": key,
           title: `key ${i + 1}: ${VIEWS[key][1]}`,
-          onclick: () => atlas.navigate(address.map(name, map, { view: key === known[0] ? null : key })),
+          onclick: () => {
+            view = key; // at once: the next key may come before the address is read
+            if (!dead) draw();
+            atlas.navigate(address.map(name, map, { view: key === known[0] ? null : key }));
+          },
         },
         VIEWS[key][0],
       ),
