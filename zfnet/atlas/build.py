@@ -125,7 +125,8 @@ def build(
         folder = Partial(out, identity, fresh)
         try:
             work = _Work(job, folder, images, format, workers, progress)
-            work.links()
+            with each_alone():
+                work.links()
             if scan is None:
                 reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
                 kept = folder.work / "scan" if scans is None else Path(scans)
