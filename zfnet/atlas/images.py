@@ -10,7 +10,7 @@ from zfnet.data.batches import Batches, _cores, _start_method
 from zfnet.data.images import Images, read_item
 from zfnet.errors import InputError
 
-MEMORY = 2**29  # bytes of images that are kept
+MEMORY = 2**28  # bytes of images that are kept, as they will be needed again
 _AT_ONCE = 8  # images in a batch that is read
 _FEW = 48  # images, below which other processes are not worth their start
 
