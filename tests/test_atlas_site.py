@@ -372,8 +372,9 @@ def test_filters_by_hand_change_the_address_and_keep_the_focus(reader: Reader) -
 
 @from_a_file
 def test_a_long_list_draws_what_is_near_the_window(reader: Reader) -> None:
-    reader.viewport(360, 300)
+    reader.viewport(360, 500)
     reader.open("#/layer/block.2%2Frelu")
+    reader.until(f"{CELLS}.length > 0")
     drawn = reader.evaluate(CELLS)
     assert 0 < len(drawn) < 40
     reader.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")

@@ -106,4 +106,4 @@ def test_a_sweep_over_shards_needs_no_cluster(run):
     status, lines = run("experiment=scan", *WORDS, "data.count={train: 4, val: 8}")
     assert (status, lines) == (0, [f"{folder} has a scan that was made with different images: it is replaced"])
     status, lines = run("experiment=scan", *WORDS, "layers=some")
-    assert status == 2 and lines[0].startswith("run.py: no layers 'some'")
+    assert status == 2 and lines == ["run.py: layers is 'some'; a list is written in brackets: layers=[some]"]

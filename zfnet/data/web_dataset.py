@@ -394,17 +394,13 @@ class _Labels:
     def take(self, tar: _Descriptor, sample: _Sample, path: str) -> None:
         """Read the label of one more sample."""
         label: Any = None
-        position = path
         for kind in ("cls", "json"):
-            if member := sample.members.get(kind):
-                place = f"{path}/{member.name}"
+            if label is None and (member := sample.members.get(kind)):
+                position = f"{path}/{member.name}"
                 try:
-                    other = _parsed(kind, self._text(tar, member, kind))
+                    label = _parsed(kind, self._text(tar, member, kind))
                 except (ValueError, RecursionError) as error:
-                    raise InputError(f"{place} has no label: {first_line(error)}") from None
-                if isinstance(label, int) and isinstance(other, int) and other != label:
-                    raise InputError(f"{place} has the label {other}, its .cls {label}; leave one of them out")
-                label, position = (other, place) if label is None else (label, position)
+                    raise InputError(f"{position} has no label: {first_line(error)}") from None
         if isinstance(label, str):
             label = self._order.setdefault(label, len(self._order))
             self._note("a name", position)

@@ -164,7 +164,8 @@ window.atlas = (() => {
     const size = Math.abs(value);
     if (Number.isInteger(value) && size < 1e6) return value.toLocaleString("en");
     if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace("e+", "e").replace("-", "−");
-    return String(Number(value.toPrecision(4))).replace("-", "−");
+    const short = Number(value.toPrecision(4));
+    return (Number.isInteger(short) ? short.toLocaleString("en") : String(short)).replace("-", "−");
   }
 
   /** A share of 1 in per cent. */

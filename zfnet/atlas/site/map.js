@@ -123,7 +123,7 @@
   }
 
   /** What the tiles show and how large, in one sentence or two. */
-  function scale({ source, L }, view) {
+  function scale({ source, L, item }, view) {
     const layer = source.index.layers[L];
     if (view === "image") return `Each tile: ${VIEWS.image[1]}.`;
     const grey =
@@ -132,7 +132,7 @@
         : view === "masked"
           ? " Grey hides the rest."
           : " Grey is zero; each projection has its own scale.";
-    return `${atlas.scaleText(layer, atlas.scaleTo(layer.tile, target(view)))}.${grey}`;
+    return `${atlas.scaleText(layer, atlas.scaleTo(layer.tile, target(view)), item)}.${grey}`;
   }
 
   /** A small pair of tiles that leads to another map. */
@@ -313,7 +313,7 @@
         ? null
         : ["Class selectivity", number(item.selectivity)],
       focus === null ? null : ["Focus", `half of a projection lies on ${percent(focus)} of the crop`],
-      ["A unit sees", layer.field ? `${area(layer.field)} pixels` : "an area that is not known"],
+      ["A unit sees", layer.field ? `${area(layer.whole ? layer.field : atlas.fieldOf(layer, item))} pixels` : "an area that is not known"],
       ["Step between units", layer.field_stride ? `${area(layer.field_stride)} pixels` : "unknown"],
       layer.kernel ? ["Kernel", `${area(layer.kernel)}${layer.stride ? `, stride ${area(layer.stride)}` : ""}`] : null,
       ["Size of the map", area(layer.size)],
@@ -410,7 +410,11 @@
           type: "button",
           "data-view": key,
           title: `key ${i + 1}: ${VIEWS[key][1]}`,
-          onclick: () => atlas.navigate(address.map(name, map, { view: key === known[0] ? null : key })),
+          onclick: () => {
+            view = key; // at once: the next key may come before the address is read
+            if (!dead) draw();
+            atlas.navigate(address.map(name, map, { view: key === known[0] ? null : key }));
+          },
         },
         VIEWS[key][0],
       ),

@@ -46,7 +46,14 @@
   }
 
   /** What the tiles of a layer show and how large: said once beside them. */
-  function scaleText(layer, scale) {
+  /** The rows and columns that a map's units see: in a layer of joined branches, those of its own branch. */
+  function fieldOf(layer, item) {
+    if (!layer.fields || layer.whole || !item.box.length) return layer.whole ? layer.shown : layer.field;
+    const [top, left, bottom, right] = item.box[0];
+    return [bottom - top, right - left];
+  }
+
+  function scaleText(layer, scale, item) {
     const times = (layer.tile[0] * scale) / layer.shown[0];
     const drawn =
       times > 1.005
@@ -55,7 +62,9 @@
           ? `reduced to ${Math.round(100 * times)} %`
           : "in their size";
     const what = layer.whole ? "whole images, with the box of what the unit sees" : "what the unit sees";
-    return `Each tile: ${what}, ${atlas.area(layer.shown)} pixels, ${drawn}`;
+    const seen = layer.whole ? layer.shown : (fieldOf(layer, item) ?? layer.shown);
+    const rest = seen[0] < layer.shown[0] || seen[1] < layer.shown[1] ? "; the rest of a tile is white" : "";
+    return `Each tile: ${what}, ${atlas.area(seen)} pixels, ${drawn}${rest}`;
   }
 
   /**
@@ -337,5 +346,5 @@
     return found;
   }
 
-  Object.assign(atlas, { locate, tile, frame, whole, scaleTo, scaleText, histogram });
+  Object.assign(atlas, { locate, tile, frame, whole, scaleTo, scaleText, fieldOf, histogram });
 })();

@@ -114,7 +114,7 @@
     const context = canvas.getContext("2d");
     const width = Math.max(2 * margin + kinds.length * block + (kinds.length - 1) * 30, 640);
     const text = [
-      `${view === "image" ? "Whole images." : `${atlas.scaleText(layer, times)}.`} Grey is zero; each projection has its own scale. Values: ${item.value.map(number).join(", ")}.`,
+      `${view === "image" ? "Whole images." : `${atlas.scaleText(layer, times, item)}.`} Grey is zero; each projection has its own scale. Values: ${item.value.map(number).join(", ")}.`,
       `${index.model}; ${index.dataset}, ${number(index.images)} images.`,
       index.cite ?? "",
     ];
