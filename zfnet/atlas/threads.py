@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-MOST = 8  # threads: each takes a quarter of a gigabyte
+MOST = 6  # threads: each takes a tenth of a gigabyte, and more in deep networks
 
 
 @contextlib.contextmanager
