@@ -511,6 +511,28 @@ def test_the_same_build_gives_the_same_bytes(folder, model, data, tmp_path):
     assert files(again) == files(folder)
 
 
+def test_any_number_of_threads_gives_the_same_bytes(folder, model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("zfnet.atlas.panels.MOST_BYTES", 2**14)  # many chunks
+    known = scan(model, data, LAYERS, gather=True, progress=False)
+    made, threads = [], torch.get_num_threads()
+    for count in (1, 4):
+        torch.set_num_threads(count)
+        out = atlas.build(model, data, tmp_path / f"{count}", layers=LAYERS, scan=known, progress=False)
+        made.append(files(out))
+        assert torch.get_num_threads() == count
+    torch.set_num_threads(threads)
+    assert made[0] == made[1]
+
+
+def test_an_error_in_a_thread_ends_the_build(model, data, tmp_path, monkeypatch):
+    def fail(self, *_):
+        raise InputError("a thread fails")
+
+    monkeypatch.setattr(Painter, "_draw", fail)
+    with pytest.raises(InputError, match="a thread fails"):
+        atlas.build(model, data, tmp_path / "a", layers=LAYERS, progress=False)
+
+
 def test_a_stopped_build_goes_on(folder, model, data, tmp_path, monkeypatch):
     made, panels = [], Painter.panels
 

@@ -7,7 +7,6 @@ so that memory does not grow with their number. What is whole is kept until the 
 import math
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from zfnet.atlas.links import MOST, Links, weights
 from zfnet.atlas.numbers import Numbers
 from zfnet.atlas.panels import QUANTILES, Examples, Painter, examples
 from zfnet.atlas.pictures import LOSSLESS, Bytes, Sprites, as_bytes, beside, check_format, encoded, encoded_mask
+from zfnet.atlas.threads import Clock, each_alone
 from zfnet.atlas.writing import Partial, check_out, exact, script
 from zfnet.checks import Pair, check_number, check_weights
 from zfnet.data.batches import Batches
@@ -125,13 +125,15 @@ def build(
         folder = Partial(out, identity, fresh)
         try:
             work = _Work(job, folder, images, format, workers, progress)
-            work.links()
+            with each_alone():
+                work.links()
             if scan is None:
                 reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
                 kept = folder.work / "scan" if scans is None else Path(scans)
                 scan = kept_scan(job.graph, job.images, kept, job.names, job.k, fresh=fresh, **reading)
             work.clock("scan")
-            work.all(check_scan(scan, job))
+            with each_alone() as threads:
+                work.all(check_scan(scan, job), threads)
             work.finish(title, licence, provenance or {}, random, seed)
         finally:
             folder.close()
@@ -250,19 +252,6 @@ def check_scan(scan: Scan, job: Job) -> Scan:
     return scan
 
 
-class Clock:
-    """The seconds that went into each part of the work: what has passed since the last call goes to the name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def __call__(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
-
-
 @dataclass
 class _Work:
     """One build."""
@@ -291,7 +280,7 @@ class _Work:
         self.parts, self.weight, self.readers = [part], weight, readers
         self.clock("links")
 
-    def all(self, scan: Scan) -> None:
+    def all(self, scan: Scan, threads: int) -> None:
         """Make the files of all layers, and the whole images."""
         job = self.job
         self.scan, self.statistics = scan, scan.statistics or {}
@@ -302,6 +291,7 @@ class _Work:
             *(job.deconvnet, job.preprocessing, job.image_size, self.reader),
             pixels=self.pixels != "none",
             clock=self.clock,
+            threads=threads,
         )
         total, self.entries = sum(layer.rows for layer in job.layers), list[dict[str, Any]]()
         with tqdm(total=total, unit=" maps", desc="atlas", disable=not self.progress) as bar:

@@ -1,7 +1,7 @@
 """What an atlas shows of some maps of a layer: their winners, projected, and examples from the sampled images."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from zfnet.atlas.images import Reader
 from zfnet.atlas.layers import Layer
 from zfnet.atlas.links import Links
 from zfnet.atlas.pictures import Bytes, Canvases, beyond, crop_tiles
+from zfnet.atlas.threads import Clock, for_each
 from zfnet.checks import Pair, pair
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import Deconvnet
@@ -23,7 +24,7 @@ from zfnet.gathering import Statistics
 from zfnet.winners import TopActivations
 
 QUANTILES = (0.9, 0.5, 0.1, 0.0)  # of the examples; 0: the weakest
-MOST_BYTES, MOST_IMAGES = 2**24, 2**26  # bytes of the crops of units that are run at a time, and of their images
+MOST_BYTES, MOST_IMAGES = 2**23, 2**25  # bytes of the crops of units that are run at a time, and of their images
 CLOSE = 1e-3  # of a map's strongest value: how far a value computed again may be from the scan's
 
 
@@ -86,6 +87,7 @@ class Painter:
         reader: of the images.
         pixels: whether pictures of the images are made, and not of projections alone.
         clock: is told what the time is spent for.
+        threads: that project; see `each_alone`.
         strict: whether winners must have the values that the network computes.
     """
 
@@ -94,8 +96,9 @@ class Painter:
     image_size: Pair
     reader: Reader
     pixels: bool = True
-    clock: Callable[[str], None] = lambda name: None
+    clock: Clock = field(default_factory=Clock)
     strict: bool = True
+    threads: int = 1
 
     def rgb(self, images: Tensor) -> Tensor:
         """Images (n, C, H, W) as they are shown: (n, 3, H, W) in 0..1."""
@@ -139,23 +142,16 @@ class Painter:
         )
         found.boxes[won] = self.boxes(layer, units[won])
         arrived = _Arrivals(self, layer, m)
-        for chunk, images in self._chunks(layer, units, won):
-            canvases, strengths = self._canvases(layer, units[chunk], images, arrived.of(chunk, k))
-            if self.strict:
-                _check(layer, values[chunk], strengths, units[chunk])
-            indices = chunk.numpy()
-            if self.pixels:
-                found.tiles[indices, 0] = canvases.crop_tiles(size)
-            found.tiles[indices, -1] = canvases.projection_tiles(size)
-            found.masks[indices] = canvases.masks(size, mask)
-            found.focus[indices] = canvases.focus()
-            first = (chunk % k == 0).nonzero().flatten()
-            if len(first):
-                strongest = canvases.of(first)
-                if self.pixels:
-                    found.overview[indices[first] // k, 0] = strongest.crop_tiles(small)
-                found.overview[indices[first] // k, -1] = strongest.projection_tiles(small)
-            self.clock("pictures")
+
+        def work(chunk: Tensor, images: Tensor) -> None:
+            with self.clock.beside("projection"):
+                canvases, strengths = self._canvases(layer, units[chunk], images, arrived.of(chunk, k))
+                if self.strict:
+                    _check(layer, values[chunk], strengths, units[chunk])
+            with self.clock.beside("pictures"):
+                self._draw(layer, canvases, chunk, k, found)
+
+        for_each(work, self._chunks(layer, units, won), self.threads, lambda: self.clock("waiting"))
         found.area = found.masks.mean((1, 2)).reshape(m, k)
         found.tiles = found.tiles.reshape(m, k, parts, *size, 3).swapaxes(1, 2).reshape(m, parts * k, *size, 3)
         found.masks, found.focus, found.boxes = (
@@ -166,6 +162,21 @@ class Painter:
         found.steps, found.signal = arrived.steps, arrived.links()
         self._examples(layer, maps, shown, found)
         return found
+
+    def _draw(self, layer: Layer, canvases: Canvases, chunk: Tensor, k: int, found: Panels) -> None:
+        """Fill in the tiles, masks and focus of a chunk of units."""
+        size, small, indices = layer.sizes["tile"], layer.sizes["overview"], chunk.numpy()
+        if self.pixels:
+            found.tiles[indices, 0] = canvases.crop_tiles(size)
+        found.tiles[indices, -1] = canvases.projection_tiles(size)
+        found.masks[indices] = canvases.masks(size, layer.sizes["mask"])
+        found.focus[indices] = canvases.focus()
+        first = (chunk % k == 0).nonzero().flatten()
+        if len(first):
+            strongest = canvases.of(first)
+            if self.pixels:
+                found.overview[indices[first] // k, 0] = strongest.crop_tiles(small)
+            found.overview[indices[first] // k, -1] = strongest.projection_tiles(small)
 
     def whole_canvases(self, layer: Layer, units: Tensor, won: Tensor) -> tuple[Tensor, Tensor, tuple[Bytes, Bytes]]:
         """Of the units `won`, in their order: crops, projections, and the tiles of both."""
@@ -192,12 +203,15 @@ class Painter:
         size = layer.sizes["example"]
         tiles = np.full((len(units), *size, 3), 255, np.uint8)
         there = there[units[there, 0].argsort(stable=True)]
-        for chunk, images in self._chunks(layer, units, there):
-            _, local = units[chunk, 0].unique(return_inverse=True)
-            seen = self._whole(len(chunk)) if layer.whole else boxes[chunk]
-            crops = self._pictures(cut_out(images.float().cpu(), local, seen, layer.shown), seen)
-            tiles[chunk.numpy()] = crop_tiles(crops, beyond(seen, self.image_size, layer.shown), size)
-            self.clock("pictures")
+
+        def work(chunk: Tensor, images: Tensor) -> None:
+            with self.clock.beside("pictures"):
+                _, local = units[chunk, 0].unique(return_inverse=True)
+                seen = self._whole(len(chunk)) if layer.whole else boxes[chunk]
+                crops = self._pictures(cut_out(images.float().cpu(), local, seen, layer.shown), seen)
+                tiles[chunk.numpy()] = crop_tiles(crops, beyond(seen, self.image_size, layer.shown), size)
+
+        for_each(work, self._chunks(layer, units, there), self.threads, lambda: self.clock("waiting"))
         found.examples = tiles.reshape(len(maps), count, *size, 3)
 
     def _chunks(self, layer: Layer, units: Tensor, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -233,7 +247,6 @@ class Painter:
         boxes = patches.boxes.cpu()
         crops = self._pictures(fill(patches.crops.float().cpu(), layer.shown), boxes)
         hidden = beyond(boxes, self.image_size, layer.shown)
-        self.clock("projection")
         return Canvases(crops, projections, self.preprocessing.rgb(projections), hidden), patches.values.cpu()
 
     def _whole(self, count: int) -> Tensor:
