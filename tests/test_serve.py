@@ -33,8 +33,9 @@ from torch import nn
 from tests import served
 from tests.served import Server, png, saved
 from zfnet.atlas.answers import Answers, Ranks, said
-from zfnet.atlas.reading import AtlasFolder, read_put
+from zfnet.atlas.reading import AtlasFolder
 from zfnet.atlas.server import Limits, is_local, listen
+from zfnet.atlas.writing import read_script
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError
 
@@ -289,10 +290,10 @@ def test_damage_is_named(atlas: Atlas, tmp_path: Path) -> None:
 
 
 def test_a_data_file_is_a_name_and_a_value() -> None:
-    assert read_put(b'atlas.put("maps/0/1", [1, {"a": null}]);\n') == ("maps/0/1", [1, {"a": None}])
+    assert read_script(b'atlas.put("maps/0/1", [1, {"a": null}]);\n') == ("maps/0/1", [1, {"a": None}])
     for content in (b"", b"atlas.put()", b'atlas.put("a", 1)', b'atlas.put("a", 1); atlas.put("b", 2);', b"\xff" * 9):
         with pytest.raises(ValueError, match=r"atlas\.put|Extra data|Expecting"):
-            read_put(content)
+            read_script(content)
 
 
 # ---- the server ------------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def _finished(result: Result, out: Path, spent: Mapping[str, float]) -> dict[str
     size, total = sum(file.stat().st_size for file in files), sum(spent.values())
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in sorted(spent.items(), key=lambda part: -part[1]))
     print(f"{len(files)} files, {size / 1e6:.1f} MB; {total:.0f} seconds: {parts}")
-    index = read_script((out / "data" / "index.js").read_bytes())
+    _, index = read_script((out / "data" / "index.js").read_bytes())
     maps = {layer["name"]: layer["rows"] for layer in index["layers"]}
     seconds = {name: round(value, 2) for name, value in spent.items()}
     ours = {"images": index["images"], "maps": maps, "files": len(files), "bytes": size, "seconds": seconds}

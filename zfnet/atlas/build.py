@@ -28,7 +28,7 @@ from zfnet.atlas.numbers import Numbers
 from zfnet.atlas.panels import QUANTILES, Examples, Painter, examples
 from zfnet.atlas.pictures import LOSSLESS, Bytes, Sprites, as_bytes, beside, check_format, encoded, encoded_mask
 from zfnet.atlas.threads import Clock, each_alone
-from zfnet.atlas.writing import Partial, check_out, exact, script
+from zfnet.atlas.writing import FORMAT, Partial, check_out, exact, script
 from zfnet.checks import Pair, check_number, check_weights
 from zfnet.data.batches import Batches
 from zfnet.data.images import Images, SubsetImages, as_images, image_size
@@ -44,7 +44,6 @@ from zfnet.rendering import resized
 from zfnet.scan_files import kept_scan
 from zfnet.scanning import Scan
 
-FORMAT = 1  # of the folder
 BLOCK = 192  # maps that are projected together
 SIDE, THUMB = 224, 64  # pixels: the longer side of a whole image, and of one of images="thumbs"
 WINNERS = 64  # images in a file of what they win

@@ -16,14 +16,14 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from zfnet.atlas.build import FORMAT, SITE, prepared
+from zfnet.atlas.build import SITE, prepared
 from zfnet.atlas.consistency import READING, damaged, disagreements
 from zfnet.atlas.images import Reader
 from zfnet.atlas.layers import ACROSS, PER, Layer
 from zfnet.atlas.links import weights
 from zfnet.atlas.panels import QUANTILES, Examples, Painter, Panels
 from zfnet.atlas.pictures import LOSSLESS, Bytes, encoded
-from zfnet.atlas.writing import FILES, OF_SYSTEMS, OURS, digest_of, read_script
+from zfnet.atlas.writing import FILES, FORMAT, OF_SYSTEMS, OURS, digest_of, read_script
 from zfnet.data.images import as_images, image_size
 from zfnet.errors import InputError, first_line
 from zfnet.extended import RULE_SETS
@@ -176,7 +176,7 @@ def _check_files(path: Path, found: Differences) -> None:
 
 def _read(path: Path, name: str) -> Any:
     try:
-        return read_script((path / name).read_bytes())
+        return read_script((path / name).read_bytes())[1]
     except (OSError, ValueError) as error:
         raise InputError(f"{path / name} cannot be read: {first_line(error)}") from None
 

@@ -103,7 +103,7 @@ def _alike(stored: Any, expected: Any) -> bool:
 
 
 def _read(path: Path, name: str) -> Any:
-    return read_script((path / name).read_bytes())
+    return read_script((path / name).read_bytes())[1]
 
 
 def damaged(error: BaseException) -> str:

@@ -13,20 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from zfnet.atlas.writing import FORMAT, read_script
 from zfnet.errors import InputError, first_line
 from zfnet.files import open_regular
 
-FORMAT = 1
 MOST = 2**28  # bytes of a file that is read
-_LINE = re.compile(rb'\s*atlas\.put\("((?:[^"\\]|\\.)*)",\s*(.*)\);\s*', re.DOTALL)
-
-
-def read_put(content: bytes) -> tuple[str, Any]:
-    """The name and the value of a data file; ValueError for anything else."""
-    match = _LINE.fullmatch(content)
-    if match is None:
-        raise ValueError("it is no line atlas.put(name, value);")
-    return json.loads(b'"' + match[1] + b'"'), json.loads(match[2])
 
 
 class AtlasFolder:
@@ -66,7 +57,7 @@ class AtlasFolder:
         file = {"columns": f"data/{number}/columns.js", "maps": f"data/{number}.js"}.get(folder, f"data/{name}.js")
         content = self.read(file)
         try:
-            found, value = read_put(content)
+            found, value = read_script(content)
         except (ValueError, RecursionError) as error:
             raise self._damaged(file, first_line(error)) from None
         if found != name:

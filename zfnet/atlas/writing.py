@@ -21,6 +21,7 @@ from zfnet.errors import InputError, first_line
 from zfnet.files import part_of, remove_leftovers, sync_folder, write_atomically
 from zfnet.identity import Identity, difference
 
+FORMAT = 1  # of the folder
 FILES, WORK, STATE = "files.json", ".work", "state.json"
 OURS = {"config.yaml", "settings.yaml", "result.json"}  # what an experiment writes beside its atlas
 OF_SYSTEMS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # which file managers leave
@@ -50,13 +51,16 @@ def script(name: str, value: Any) -> bytes:
     return f"atlas.put({json.dumps(name)},{lines});\n".encode()
 
 
-def read_script(content: bytes) -> Any:
-    """The value of a data file; ValueError if it is none."""
+def read_script(content: bytes) -> tuple[str, Any]:
+    """The name and the value of a data file; ValueError if it is none."""
+    odd = ValueError("it is no line atlas.put(name, value);")
+    if not content.startswith(b"atlas.put(") or not content.endswith(b");\n"):
+        raise odd
     text = content.decode()
-    if not text.startswith("atlas.put(") or not text.endswith(");\n"):
-        raise ValueError("not a data file of an atlas")
-    _, end = json.JSONDecoder().raw_decode(text, len("atlas.put("))
-    return json.loads(text[end + 1 : -3])
+    name, end = json.JSONDecoder().raw_decode(text, len("atlas.put("))
+    if not isinstance(name, str) or text[end : end + 1] != ",":
+        raise odd
+    return name, json.loads(text[end + 1 : -3])
 
 
 def digest_of(content: bytes) -> str:
