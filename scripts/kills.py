@@ -6,7 +6,7 @@ A run works in a folder of its own, in a process group of its own: training (a c
 shards of one, features, the ablation, and the bare command, all small, the last of them as a new process of Python. It
 gets SIGKILL, SIGTERM or SIGINT, alone or with the processes that it started, up to three times; then it runs to its
 end. It must then come to what the run that nothing killed came to, digit by digit and picture by picture, and leave the
-same files.
+same files. Locks do not count: one that a killed run leaves behind is free, and stands in nobody's way.
 """
 
 import argparse
@@ -221,7 +221,8 @@ def finish(job: str, folder: Path, photos: Path) -> tuple[Any, float]:
         last = folder.with_suffix(".log").read_text(errors="replace").strip().splitlines()[-1:]
         raise AssertionError(f"went on to status {status}: {''.join(last)[:200]}")
     answer = commanded(folder) if job == COMMAND else json.loads(folder.with_suffix(".json").read_text())
-    return [answer, sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))], seconds
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.name.endswith(".lock"))
+    return [answer, files], seconds
 
 
 def commanded(folder: Path) -> dict[str, Any]:
