@@ -39,7 +39,7 @@ from zfnet.switches import COLLISIONS
 from zfnet.views import Places, UnitWindows, View, cut, no_window, places_of
 from zfnet.winners import TopActivations, Units
 
-Observe = Callable[[str, Tensor], None]  # a layer's name, and the complete signal that came down to its output
+Observe = Callable[[fx.Node, Tensor], None]  # a step, and the complete signal that came down to its output
 
 
 class Patches(NamedTuple):
@@ -65,12 +65,12 @@ class _Located:
     boxes: Tensor  # (M, 4) int64
     size: Pair  # of the largest box
 
-    def index(self, batch: Tensor, activation: Tensor, windows: bool) -> tuple[Tensor, ...]:
+    def index(self, batch: Tensor, windows: bool) -> tuple[Tensor, ...]:
         """The units' positions in the activations of their images, or of their windows."""
         _, maps, rows, columns = self.units[batch].unbind(1)
         if windows:
             rows, columns = torch.zeros_like(rows), torch.zeros_like(columns)
-        return (torch.arange(len(maps)), maps, rows, columns)[: activation.ndim]
+        return (torch.arange(len(maps)), maps, rows, columns)[: len(self.shapes[self.node])]
 
     def by_window(self) -> Iterator[tuple[Tensor, dict[fx.Node, Places] | None]]:
         """The units (m,) whose maps see alike, and the windows of every step that they depend on, if these slide."""
@@ -93,7 +93,7 @@ class _Strategy(Protocol):
 
     def batches(self, memory: int) -> Iterator[Tensor]: ...
     def seen(self, batch: Tensor, images: Tensor) -> tuple[Tensor, View | None]: ...
-    def index(self, batch: Tensor, activation: Tensor) -> tuple[Tensor, ...]: ...
+    def index(self, batch: Tensor) -> tuple[Tensor, ...]: ...
     def crop(self, batch: Tensor, pixels: Tensor) -> Tensor: ...
 
 
@@ -110,8 +110,8 @@ class _ByImage:
     def seen(self, batch: Tensor, images: Tensor) -> tuple[Tensor, View | None]:
         return images[self.located.units[batch, 0].to(images.device)], None
 
-    def index(self, batch: Tensor, activation: Tensor) -> tuple[Tensor, ...]:
-        return self.located.index(batch, activation, windows=False)
+    def index(self, batch: Tensor) -> tuple[Tensor, ...]:
+        return self.located.index(batch, windows=False)
 
     def crop(self, batch: Tensor, pixels: Tensor) -> Tensor:
         located = self.located
@@ -149,8 +149,8 @@ class _ByWindow:
         view = self.windows(batch)
         return view.cut(images, self.located.units[batch, 0].tolist()), view
 
-    def index(self, batch: Tensor, activation: Tensor) -> tuple[Tensor, ...]:
-        return self.located.index(batch, activation, windows=True)
+    def index(self, batch: Tensor) -> tuple[Tensor, ...]:
+        return self.located.index(batch, windows=True)
 
     def _inset(self, batch: Tensor) -> tuple[int, int, int, int]:
         """Where the box lies in the window of the image: top, left, and its rows and columns."""
@@ -301,7 +301,7 @@ class Deconvnet:
             if node not in signals:
                 continue
             if observe is not None:
-                observe(graph.names[node], signals[node])
+                observe(node, signals[node])
             if node in graph.inputs or node in ends:
                 continue
             step, row = self._step(node, recording), self._row(node)
@@ -350,7 +350,7 @@ class Deconvnet:
         """Units of a layer, of so many images of that size, with their receptive fields."""
         units, node = check_units(units), self.graph.node(layer)
         shapes = self.graph.shapes(size, node)
-        self.graph.check_maps(node, shapes.get(node))
+        self.graph.check_maps(node, shapes)
         extents = zip(("image", "map", "row", "column"), (images, *shapes[node][1:], 1, 1), strict=False)
         for column, (name, extent) in enumerate(extents):
             bad = units[(units[:, column] < 0) | (units[:, column] >= extent), column]
@@ -406,8 +406,8 @@ class Deconvnet:
             signals: (M,) what each unit starts from instead of its activation.
             whole: return whole images instead of receptive fields, which in deep networks may be many times as large.
             memory: bytes that the largest step of one batch may take.
-            observe: is called on the way down with a step's name, the complete signals (m, ...) at its output, and
-                which of the units (m,) they are of, from the layer itself to the image; it must not change them.
+            observe: is called on the way down with a step's name, the complete signals (m, maps, ...) at its output,
+                and which of the units (m,) they are of, from the layer itself to the image; it must not change them.
         Raises InputError for units that do not exist, images that are too small, and NaN.
         """
         images, memory = check_images(self.model, images), check_number("memory", memory)
@@ -423,12 +423,13 @@ class Deconvnet:
                     pixels, view = run.seen(batch, images)
                     recording = record(self.graph, pixels, [layer], self._reads_input, view)
                     activation = recording.activations[name]
-                    index = run.index(batch, activation)
-                    values[batch] = activation[index].to(values)
+                    maps, index = located.shapes.maps(located.node, activation), run.index(batch)
+                    values[batch] = maps[index].to(values)
                     signal = torch.zeros_like(activation)
-                    signal[index] = activation[index] if signals is None else signals.to(activation)[batch]
+                    started = maps[index] if signals is None else signals.to(activation)[batch]
+                    located.shapes.maps(located.node, signal)[index] = started
                     crops[batch] = run.crop(batch, pixels)
-                    seen = None if observe is None else partial(_tell, observe, batch)
+                    seen = None if observe is None else partial(_tell, observe, located, batch)
                     projections[batch] = run.crop(batch, self._down(recording, layer, signal, seen))
         return Patches(crops, projections, located.boxes.to(images.device), values)
 
@@ -467,13 +468,15 @@ class Deconvnet:
                     pixels = _filled(run, batch, canvases[batch.to(canvases.device)])
                     view = run.windows(batch) if isinstance(run, _ByWindow) else None
                     recording = record(self.graph, pixels, [layer], lambda node: False, view)
-                    activation = recording.activations[self.graph.name(layer)]
-                    values[batch] = activation[run.index(batch, activation)].to(values)
+                    maps = located.shapes.maps(located.node, recording.activations[self.graph.name(layer)])
+                    values[batch] = maps[run.index(batch)].to(values)
         return values
 
 
-def _tell(observe: Callable[[str, Tensor, Tensor], None], batch: Tensor, name: str, signal: Tensor) -> None:
-    observe(name, signal, batch)
+def _tell(
+    observe: Callable[[str, Tensor, Tensor], None], located: _Located, batch: Tensor, node: fx.Node, signal: Tensor
+) -> None:
+    observe(located.graph.names[node], located.shapes.maps(node, signal), batch)
 
 
 def _filled(run: _ByWindow | _ByImage, batch: Tensor, canvases: Tensor) -> Tensor:

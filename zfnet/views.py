@@ -218,30 +218,32 @@ class UnitWindows:
             rows, columns, outside = self._read[node, source]
             window = self._window[node]
             assert window is not None
-            value = value[..., rows, columns]
-            return value if outside is None else self._fill(value, outside, window.fill)
+            value = self.shapes.maps(source, value)[..., rows, columns]
+            return self.shapes.own(source, value if outside is None else self._fill(value, outside, window.fill))
         if value is None and source in self.shapes:  # a branch that these units do not see
             size = self.shapes[source][-2:]
             if node in self._window:
                 size = torch.Size(high - low for low, high in (self._reads(node, axis) for axis in (0, 1)))
             zero = torch.zeros(1, **device_and_dtype(self.graph.model))
-            return zero.expand(len(self.units[0]), *self.shapes[source][1:-2], *size)
+            return self.shapes.own(source, zero.expand(len(self.units[0]), *self.shapes[source][1:-2], *size))
         return value
 
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         window = self._window.get(node)  # of sizes, which are read too, there is none
         if window is None or window.inside is None:
             return self.graph.call(node, args, kwargs)
-        return window.inside(args[0], self.graph.arguments(node, args, kwargs))
+        seen = self.shapes.maps(node.all_input_nodes[0], args[0])
+        return self.shapes.own(node, window.inside(seen, self.graph.arguments(node, args, kwargs)))
 
     def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
         rows, columns, outside = self._read[node, source]
+        signal = self.shapes.maps(source, signal)
         if outside is not None:
             signal = self._fill(signal, outside, 0.0)
         size = self.places[source].size
-        if tuple(signal.shape[-2:]) == size:
-            return signal
-        return F.pad(signal, (columns.start, size[1] - columns.stop, rows.start, size[0] - rows.stop))
+        if tuple(signal.shape[-2:]) != size:
+            signal = F.pad(signal, (columns.start, size[1] - columns.stop, rows.start, size[0] - rows.stop))
+        return self.shapes.own(source, signal)
 
 
 def cut(images: Tensor, image: Sequence[int], boxes: Tensor, size: Pair) -> Tensor:
