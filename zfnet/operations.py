@@ -248,7 +248,8 @@ def measured_window(step: Step) -> Window | None:
     numbers = torch.arange(1.0, before[1] + 1, dtype=torch.float64).view(1, -1, 1, 1).expand(1, *before[1:])
     moved = step.call(numbers)  # maps of one number each stay so, and tell which map they were
     maps = moved[0].amax((1, 2)).round().long()[:, None] - 1
-    if not torch.allclose(moved, (maps + 1).double()[None, :, :, None].expand_as(moved)):
+    as_before = torch.isclose(moved, (maps + 1).double()[None, :, :, None].expand_as(moved))
+    if not (as_before | (moved == 0)).all():  # 0 is read beyond the border
         return None
     return Window(maps=(maps,), table=_supports(step.call, before))
 
@@ -322,7 +323,7 @@ def adaptive_pool_window(step: Step) -> Window:
 
 
 def pad_window(step: Step) -> Window | None:
-    if step.argument("mode", "constant") != "constant":
+    if step.argument("mode", "constant") != "constant" or step.maps_last:
         return measured_window(step)
     pads, value = step.argument("padding") or step.argument("pad"), float(step.argument("value") or 0)
     padding = [int(p) for p in pads] + [0] * max(0, 4 - len(pads))
