@@ -16,7 +16,8 @@ from zfnet.extended import PASSED_ACTIVATIONS
 from zfnet.graph import Graph
 from zfnet.operations import CONTRAST_NORMS, DECONVNET, UNRECTIFIED
 from zfnet.receptive_fields import map_fields
-from zfnet.recording import record
+from zfnet.recording import Recording, record
+from zfnet.views import View
 
 MOST = 6  # links of each map that are kept
 MEMORY = 2**25  # bytes that the largest step of a batch may take
@@ -122,6 +123,10 @@ def _arrivals(
     units = torch.tensor([[0, number, *middle] for number in range(count)])
     located = walker._located(name, units, 1, image_size, whole=map_fields(graph, node, shapes).unknown is not None)
     grey = torch.zeros(1, graph.channels, *image_size, **device_and_dtype(graph.model))
+
+    def forward(pixels: Tensor, view: View | None) -> Recording:
+        return record(graph, pixels, [name], walker._reads_input, view)
+
     with undifferentiated(graph.model):
         for members, windows in located.by_window():
             run = _ByWindow(located, members, windows) if windows else _ByImage(located, members)
@@ -129,8 +134,7 @@ def _arrivals(
             for batch in run.batches(MEMORY // grey.element_size()):
                 if recording is None:  # one for all batches: the images are all alike
                     first = batch
-                    pixels, view = run.seen(first, grey)
-                    recording = record(graph, pixels, [name], walker._reads_input, view)
+                    recording = run.run(first, grey, forward).recording
                 maps = located.units[batch, 1]
                 activation = recording.activations[name]
                 signal = torch.zeros_like(activation)
