@@ -34,9 +34,9 @@ from zfnet.extended import RULE_SETS, extends
 from zfnet.graph import Graph, Shapes
 from zfnet.operations import DECONVNET, OTHER, Operation, Rules, Step
 from zfnet.receptive_fields import map_fields, receptive_field
-from zfnet.recording import Recording, of_windows, record
+from zfnet.recording import Recording, of_units, of_windows, record
 from zfnet.switches import COLLISIONS
-from zfnet.views import PathWindows, Places, UnitWindows, View, cut, no_window, places_of
+from zfnet.views import PathWindows, Places, RepeatedImages, UnitWindows, View, cut, no_window, places_of
 from zfnet.winners import TopActivations, Units
 
 Observe = Callable[[fx.Node, Tensor], None]  # a step, and the complete signal that came down to its output
@@ -75,6 +75,12 @@ class _Located:
     def activation(self, recording: Recording) -> Tensor:
         """The layer's maps (m, C, h, w), or units (m, C), in a recording of it."""
         return self.shapes.maps(self.node, recording.activations[self.graph.names[self.node]])
+
+    def zeros(self, recording: Recording) -> Tensor:
+        """A signal of zeros at the layer's output."""
+        like = recording.images
+        zeros = torch.zeros(recording.outputs[self.node], dtype=recording.types[self.node], device=like.device)
+        return _channels_last(zeros) if zeros.ndim == 4 and not self.shapes.last(self.node) else zeros
 
     def by_window(self, back: bool = False) -> Iterator[tuple[Tensor, dict[fx.Node, Places] | None]]:
         """The units (m,) whose maps see alike, and the windows of every step that they depend on, if these slide.
@@ -125,12 +131,19 @@ class _ByImage:
     members: Tensor
 
     def batches(self, memory: int) -> Iterator[Tensor]:
-        yield from self.members.split(max(1, memory // max(s.numel() for s in self.located.shapes.values())))
+        members = self.members[self.located.units[self.members, 0].argsort(stable=True)]
+        yield from members.split(max(1, memory // max(s.numel() for s in self.located.shapes.values())))
 
     def run(self, batch: Tensor, images: Tensor, record: _Record) -> _Run:
-        pixels = images[self.located.units[batch, 0].to(images.device)]
-        recording = record(pixels, None)
-        return _Run(pixels, recording, self.located.activation(recording)[self.index(batch)])
+        chosen, image = self.located.units[batch, 0], torch.arange(len(batch))
+        if not self.located.graph.reads_sizes(self.located.node):
+            chosen, image = chosen.unique(return_inverse=True)
+        recording = record(_channels_last(images[chosen.to(images.device)]), None)
+        place = (image, *self.index(batch)[1:])
+        values = self.located.activation(recording)[place]
+        if len(chosen) < len(batch):
+            recording = of_units(recording, RepeatedImages(self.located.graph, image))
+        return _Run(images[self.located.units[batch, 0].to(images.device)], recording, values)
 
     def index(self, batch: Tensor) -> tuple[Tensor, ...]:
         return self.located.index(batch, windows=False)
@@ -199,6 +212,11 @@ class _ByWindow:
         return part.contiguous(memory_format=torch.channels_last)
 
 
+def _channels_last(images: Tensor) -> Tensor:
+    """The layout in which convolutions, and most of all their transposes, are fastest."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 class _ByPath(_ByWindow):
     """Units whose forward pass is of whole images, as gates depend on all of them; the way back is by window."""
 
@@ -214,7 +232,7 @@ class _ByPath(_ByWindow):
     def run(self, batch: Tensor, images: Tensor, record: _Record) -> _Run:
         located = self.located
         chosen, image = located.units[batch, 0].unique(return_inverse=True)
-        whole = record(images[chosen.to(images.device)], None)
+        whole = record(_channels_last(images[chosen.to(images.device)]), None)
         rows, columns = located.units[batch, 2:].unbind(1)
         view = PathWindows(located.graph, self.places, located.shapes, rows, columns, image)
         pixels = view.cut(images, located.units[batch, 0].tolist())
@@ -426,15 +444,14 @@ class Deconvnet:
 
     def _strategies(self, located: _Located, whole: bool) -> Iterator[_Strategy]:
         # a pooling window beyond the field sends zero, which adds nothing, but overwrites what another sends
-        by_window = not whole and self.collisions == "add"
-        back = located.by_window(back=True) if by_window else located.by_window()
-        for (members, places), (_, path) in zip(located.by_window(), back, strict=True):
-            run: _Strategy = _ByImage(located, members)
-            for kind, windows in ((_ByWindow, places), (_ByPath, path)):
-                if by_window and windows and kind(located, members, windows).pays:
-                    run = kind(located, members, windows)
-                    break
-            yield run
+        in_windows = not whole and self.collisions == "add"
+        back = in_windows and not self.graph.reads_sizes(located.node)
+        for (members, places), (_, path) in zip(located.by_window(), located.by_window(back), strict=True):
+            kind, windows = (_ByWindow, places) if places else (_ByPath, path)
+            if in_windows and windows and kind(located, members, windows).pays:
+                yield kind(located, members, windows)
+            else:
+                yield _ByImage(located, members)
 
     def project_units(
         self,
@@ -478,7 +495,7 @@ class Deconvnet:
                 for batch in run.batches(memory // images.element_size()):
                     pixels, recording, activation = run.run(batch, images, forward)
                     values[batch] = activation.to(values)
-                    signal = activation.new_zeros(recording.outputs[located.node])
+                    signal = located.zeros(recording)
                     started = activation if signals is None else signals.to(activation)[batch]
                     located.shapes.maps(located.node, signal)[run.index(batch)] = started
                     crops[batch] = run.crop(batch, pixels)

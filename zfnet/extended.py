@@ -136,12 +136,15 @@ def _transposed_product(step: Step, signal: Tensor) -> Sequence[Part]:
 def _toward(step: Step, signal: Tensor, number: int) -> Sequence[Part]:
     """The transpose of a step that is linear in one of its inputs, while the others are held fixed."""
     inputs = step.inputs
+    parts: list[Part] = [None] * len(inputs)
+    if step.kind in ("mul", "mul_") and inputs[number].shape == signal.shape:
+        parts[number] = signal * inputs[1 - number]
+        return parts
 
     def call(x: Tensor) -> Tensor:
         out: Tensor = step.call(*inputs[:number], x, *inputs[number + 1 :])
         return out
 
-    parts: list[Part] = [None] * len(inputs)
     (parts[number],) = vector_jacobian(call, [torch.zeros_like(inputs[number])], signal)
     return parts
 

@@ -390,6 +390,11 @@ class Graph:
                 needed.update(node.all_input_nodes)
         return [node for node in self.nodes if node in needed]
 
+    def reads_sizes(self, last: fx.Node) -> bool:
+        """Whether steps up to `last` take the sizes of tensors, which tell how many images there are."""
+        sources = {source for node in self.path([last]) for source in node.all_input_nodes}
+        return any(source not in self.carriers and not self.is_given(source) for source in sources)
+
     # -- running
 
     def run(

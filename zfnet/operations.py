@@ -625,6 +625,14 @@ def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
     return vector_jacobian(step.call, [signal.new_zeros(shape) for shape in step.shapes], signal)
 
 
+def add(step: Step, signal: Tensor) -> Sequence[Tensor]:
+    """Each of the tensors that are added, or subtracted, gets the signal."""
+    plain = step.kind in ("add", "add_") and step.argument("alpha", 1) == 1
+    if plain and all(shape == signal.shape for shape in step.shapes):
+        return [signal] * len(step.shapes)
+    return transpose(step, signal)
+
+
 def gradient(step: Step, signal: Tensor) -> Sequence[Tensor]:
     """The gradient of any step at the forward pass's inputs."""
     if not all(x.is_floating_point() for x in step.inputs):
@@ -756,10 +764,13 @@ def filter_linear(step: Step, signal: Tensor) -> Tensor:
     return signal @ weight
 
 
-def batch_norm(step: Step, signal: Tensor) -> Sequence[Tensor]:
+def batch_norm(step: Step, signal: Tensor) -> Tensor:
     if step.argument("running_mean") is None or (step.module is None and step.argument("training", False)):
         raise step.refuse(" without running statistics")
-    return transpose(step, signal)
+    weight, variance = step.argument("weight"), step.argument("running_var")
+    gain: Tensor = (variance + step.argument("eps", 1e-5)).rsqrt()
+    gain = gain if weight is None else gain * weight
+    return signal * gain.to(signal).view(-1, *[1] * (signal.ndim - 2))
 
 
 def group_norm(step: Step, signal: Tensor) -> Tensor | Sequence[Tensor]:
@@ -960,7 +971,7 @@ DECONVNET: dict[Any, Operation] = {
             "operator.add operator.sub torch.add torch.sub Tensor.add Tensor.add_ Tensor.sub Tensor.sub_ operator.neg "
             "torch.neg Tensor.neg Tensor.neg_ torch.neg_ Tensor.copy_"
         ),
-        transpose,
+        add,
         arithmetic_window,
     ),
     **_rows(

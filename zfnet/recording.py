@@ -1,6 +1,6 @@
 """Run a traced model forward and keep what was asked for: activations, and the switches of every max pooling."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from zfnet.checks import check_images, undifferentiated
 from zfnet.errors import InputError
 from zfnet.graph import Graph
 from zfnet.operations import SWITCHED, pool_arguments
-from zfnet.views import PathWindows, View, WholeMaps
+from zfnet.views import PathWindows, RepeatedImages, View, WholeMaps
 
 
 @dataclass
@@ -79,6 +79,17 @@ def record(
     recording.activations = {name: values[node] for name, node in nodes.items() if isinstance(values[node], Tensor)}
     recording.values.update((node, value) for node, value in values.items() if node in besides)
     return recording
+
+
+def of_units(whole: Recording, view: RepeatedImages) -> Recording:
+    """What the way back of several units of an image needs of a forward pass of each image once."""
+
+    def repeated(shapes: Mapping[Any, torch.Size]) -> dict[Any, torch.Size]:
+        return {key: torch.Size((len(view.image), *shape[1:])) for key, shape in shapes.items()}
+
+    switches = {name: tensor[view.image.to(tensor.device)] for name, tensor in whole.switches.items()}
+    images, outputs, seen = whole.images[view.image.to(whole.images.device)], whole.outputs, whole.seen
+    return replace(whole, images=images, view=view, outputs=repeated(outputs), seen=repeated(seen), switches=switches)
 
 
 def of_windows(whole: Recording, view: PathWindows) -> Recording:

@@ -59,6 +59,22 @@ class WholeMaps:
         return signal
 
 
+class RepeatedImages(WholeMaps):
+    """Steps of the way back see whole maps, for several units of one image those of one forward pass.
+
+    Args:
+        image: (M,) which of the images of that pass each unit is of.
+    """
+
+    def __init__(self, graph: Graph, image: Tensor):
+        super().__init__(graph)
+        self.image = image
+
+    def read(self, node: fx.Node, source: fx.Node, value: Any) -> Any:
+        carried = isinstance(value, Tensor) and source in self.graph.carriers
+        return value[self.image.to(value.device)] if carried else value
+
+
 class Part(NamedTuple):
     """What a unit depends on of one step's output: the ranges of rows and columns, ends exclusive, and which maps."""
 
