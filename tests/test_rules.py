@@ -228,7 +228,7 @@ RECTIFIED: Steps = {
 OPERATIONS = TRANSPOSED | RESAMPLED | PADDED | MOVED | SUMMED | CAST | IDLE | NORMALISED | POOLED | RECTIFIED
 ROUNDED = {"to, float32 and back": 1e-6, "float": 1e-6, "half": 5e-3, "bfloat16": 5e-2, "type_as": 1e-6}
 # refused by name where only a window of each unit is asked for
-WITHOUT_WINDOW = {"Permute, twice", "transpose", "einsum, transposed", "einsum, summed", "sum over rows"}
+WITHOUT_WINDOW = {"transpose", "einsum, transposed", "einsum, summed", "sum over rows"}
 # may have no window: where a receptive field is not the same for all units, or is not one box
 UNEVEN = {
     *WITHOUT_WINDOW,

@@ -96,7 +96,8 @@ def test_a_layer_of_neither_maps_nor_units_is_one_line(ask: str) -> None:
         does[ask]("stage2.0.view")
     assert str(error.value) == (
         "stage2.0.view (view) gives a tensor of shape (1, 2, 24, 8, 8); choose a layer that gives feature maps "
-        "(images, maps, rows, columns) or fully connected units (images, units)"
+        "(images, maps, rows, columns) or (images, rows, columns, maps), tokens (images, tokens, maps), or fully "
+        "connected units (images, units)"
     )
     does[ask]("fc")  # fully connected units are maps of one place
 

@@ -313,8 +313,8 @@ class Graph:
         gives = f"a tensor of shape {tuple(shapes.outputs[node])}" if node in shapes else "several tensors"
         raise InputError(
             f"{self.names[node]} ({self.operation(node)}) gives {gives}; choose a layer that gives feature maps "
-            "(images, maps, rows, columns), also with the maps last, tokens (images, tokens, maps) or fully connected "
-            "units (images, units)"
+            "(images, maps, rows, columns) or (images, rows, columns, maps), tokens (images, tokens, maps), or fully "
+            "connected units (images, units)"
         )
 
     # -- what a step is

@@ -375,6 +375,7 @@ class Sweep:
             return
         graph, first = self.graph, rest[0]
         reason = "reads whole maps" if graph.window(first, self.shapes) is WHOLE else "has no window rule"
+        reason = "gives its maps along the last axis" if self.shapes.last(first) else reason
         warnings.warn(
             f"occlusion of {type(graph.model).__name__}: {graph.names[first]} ({graph.operation(first)}) {reason}; the"
             f" {count} convolutions and poolings after it are recomputed in full (slower)",
