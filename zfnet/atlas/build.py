@@ -27,7 +27,7 @@ from zfnet.atlas.links import MOST, Links, weights
 from zfnet.atlas.numbers import Numbers
 from zfnet.atlas.panels import QUANTILES, Examples, Painter, examples
 from zfnet.atlas.pictures import LOSSLESS, Bytes, Sprites, as_bytes, beside, check_format, encoded, encoded_mask
-from zfnet.atlas.threads import Clock, each_alone
+from zfnet.atlas.threads import Clock, each_alone, release_memory
 from zfnet.atlas.writing import FORMAT, Partial, check_out, exact, script
 from zfnet.checks import Pair, check_number, check_weights
 from zfnet.data.batches import Batches
@@ -370,6 +370,7 @@ class _Work:
             while len(entries) >= PER["maps"]:
                 self._entries(layer, len(columns) - len(entries), entries[: PER["maps"]])
                 entries = entries[PER["maps"] :]
+            release_memory()
             self.clock("encoding and data")
             bar.update(len(rows))
         for kind, sprites in sheets.items():
