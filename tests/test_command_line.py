@@ -141,10 +141,13 @@ def test_a_network_of_fewer_layers_than_the_papers(run, tmp_path):
         (["model=resnet18", "model.weights=DEFAULT"], "cannot download ResNet18_Weights.IMAGENET1K_V1"),
         (["model=resnet18", "model.weights=nothing.pth"], "nothing.pth"),
         (["model=resnet500"], "no model 'resnet500' (did you mean 'resnet50'?)"),
-        (["model=vit_b_32"], "VisionTransformer has no ReLU or joint that all of the image comes through"),
+        (
+            ["model=vit_b_32"],
+            "no deconvnet rule for multihead_attention at encoder.layers.encoder_layer_2.self_attention",
+        ),
         (
             ["model=efficientnet_b0", *SMALL],
-            "no deconvnet rule for mul at features.2.1.block.2.mul of two feature maps; give rules=extended, or reg",
+            "no deconvnet rule for SiLU at features.2.0.block.0.2; give rules=extended, or reg",
         ),
     ],
     ids=["name", "offline", "no file", "no such model", "transformer", "no rule"],

@@ -25,6 +25,7 @@ from zfnet.checks import (
     check_signal,
     check_units,
     check_weights,
+    device_and_dtype,
     pair,
     undifferentiated,
 )
@@ -452,6 +453,21 @@ class Deconvnet:
                 yield kind(located, members, windows)
             else:
                 yield _ByImage(located, members)
+
+    def check(self, layers: Sequence[str | nn.Module], image_size: int | Pair) -> None:
+        """Project a unit of each layer on an image of zeros, before anything long is done.
+
+        Args:
+            image_size: of the images, pixels: (rows, columns), or one number for both.
+        Raises InputError for a layer that there is not, that gives no maps, and for a step without a rule.
+        """
+        size, graph = pair(image_size), self.graph
+        image = torch.zeros(1, graph.channels, *size, **device_and_dtype(self.model))
+        for layer in layers:
+            shapes = graph.shapes(size, graph.node(layer))
+            graph.check_maps(graph.node(layer), shapes)
+            unit = [0, 0, *(extent // 2 for extent in shapes[graph.node(layer)][2:]), 0, 0][:4]
+            self.project_units(image, layer, [unit], signals=image.new_ones(1), whole=True)
 
     def project_units(
         self,

@@ -25,11 +25,12 @@ from zfnet.operations import (
     SIGNATURES,
     SPLITS,
     SWITCHED,
-    Axes,
+    Layout,
     Rules,
     Step,
-    are_last,
-    map_axes,
+    layout_behind,
+    maps_at_the_end,
+    maps_second,
     moves_axes,
     named,
     piece,
@@ -55,7 +56,7 @@ class Shapes(Mapping[fx.Node, torch.Size]):
 
     def __init__(self) -> None:
         self.outputs: dict[fx.Node, torch.Size] = {}  # as the steps give them
-        self.axes: dict[fx.Node, Axes] = {}  # along which their maps lie
+        self.layouts: dict[fx.Node, Layout] = {}
         self.numbers: dict[fx.Node, Any] = {}  # what the others give: sizes, parameters and what is made of them
         self.windows: dict[fx.Node, Window | None] = {}
         self.paths: dict[fx.Node, Window | None] = {}  # the windows of what a signal comes back through
@@ -70,14 +71,17 @@ class Shapes(Mapping[fx.Node, torch.Size]):
 
     def last(self, node: fx.Node) -> bool:
         """Whether the step's maps lie along the last axis of its output."""
-        return node in self.axes and are_last(self.axes[node], len(self.outputs[node]))
+        dimensions = len(self.outputs.get(node, ()))
+        if dimensions < 3 or node not in self.layouts or self.layouts[node].is_like(maps_second(dimensions)):
+            return False
+        return self.layouts[node].is_like(maps_at_the_end(dimensions))
 
     def are_maps(self, node: fx.Node) -> bool:
         """Whether a step gives, for each image, feature maps or fully connected units."""
         shape = self.outputs.get(node, torch.Size())
         if len(shape) not in (2, 3, 4) or shape[0] != 1:
             return False
-        return self.last(node) or (len(shape) != 3 and self.axes[node] == {1})
+        return self.last(node) or (len(shape) != 3 and self.layouts[node].is_like(maps_second(len(shape))))
 
     def maps(self, node: fx.Node, output: Tensor) -> Tensor:
         """The output of a step as maps (N, C, H, W), in the same memory; units (N, C) as they are."""
@@ -519,24 +523,25 @@ class Graph:
                         known.outputs[node] = value.shape
                     elif not self.is_given(node):
                         known.numbers[node] = value
-                self._find_axes(known)
+                self._find_layouts(known)
                 self._shapes[image_size] = known  # now that nothing was refused
         return known
 
-    def _find_axes(self, shapes: Shapes) -> None:
-        """Along which axes the maps of each step lie."""
+    def _find_layouts(self, shapes: Shapes) -> None:
+        """Along which axes the maps and places of each step lie."""
         for node in self.nodes:
-            if node in shapes.axes or node not in shapes.outputs:
+            if node in shapes.layouts or node not in shapes.outputs:
                 continue
-            sources = self._sources(node, shapes)
-            before = [shapes.axes.get(source, frozenset([1])) for source in sources]
-            plain = all(axes == {1} and len(shapes.outputs[s]) < 5 for s, axes in zip(sources, before, strict=True))
-            plain = plain and len(shapes.outputs[node]) < 5
+            sources = [node, *self._sources(node, shapes)]
+            usual = {source: maps_second(len(shapes.outputs[source])) for source in sources}
+            before = [shapes.layouts.get(source, usual[source]) for source in sources[1:]]
+            plain = before == [usual[source] for source in sources[1:]]
+            plain = plain and all(len(shapes.outputs[source]) < 5 for source in sources)
             if plain and not reads_last(self.lookup, node) and not moves_axes(self.operation(node)):
-                shapes.axes[node] = frozenset([1])
+                shapes.layouts[node] = usual[node]
             else:
                 with undifferentiated(self.model):
-                    shapes.axes[node] = map_axes(self.step(node, shapes), before)
+                    shapes.layouts[node] = layout_behind(self.step(node, shapes), before)
 
     def _tried(self, image_size: Pair, last: fx.Node) -> dict[fx.Node, Any]:
         """The values of the steps up to `last`, and maybe of others, on an image of that size."""

@@ -16,15 +16,16 @@ from zfnet.graph import Graph, Shapes
 from zfnet.operations import DECONVNET, Operation, Rules, is_repetition
 
 DEPTHS = 5  # the paper's layers 1 to 5
-JOINTS = ("relu", "relu6", "add", "cat")  # operations, in lower case, that end a part of a network
+# operations, in lower case, that end a part of a network
+JOINTS = ("relu", "relu6", "silu", "gelu", "hardswish", "mish", "elu", "leakyrelu", "leaky_relu", "prelu", "add", "cat")
 
 
 def spread(graph: Graph, size: int | Pair) -> list[str]:
     """Five layers that stand for the paper's 1 to 5; of a network that has fewer, all there are.
 
-    They are taken from the steps that all of the image has to come through, ReLUs and what joins branches, and are
-    the last of each size of map; where there are more sizes, evenly spread over these, and where there are fewer, the
-    widest gaps are halved. In place of a ReLU6 stands the step before it: of the ReLU6, all that is strong is 6.
+    They are taken from the steps that all of the image has to come through, activations and what joins branches, and
+    are the last of each size of map; where there are more sizes, evenly spread over these, and where there are fewer,
+    the widest gaps are halved. In place of a ReLU6 stands the step before it: of the ReLU6, all that is strong is 6.
 
     Args:
         graph: the network.
@@ -34,8 +35,8 @@ def spread(graph: Graph, size: int | Pair) -> list[str]:
     joints = _joints(graph, pair(size))
     if not joints:
         raise InputError(
-            f"{type(graph.model).__name__} has no ReLU or joint that all of the image comes through, to stand for a "
-            "layer of the paper's: name its layers; zfnet.layer_table lists them"
+            f"{type(graph.model).__name__} has no activation or joint that all of the image comes through, to stand "
+            "for a layer of the paper's: name its layers; zfnet.layer_table lists them"
         )
     shapes = graph.shapes(pair(size), graph.output)
     ends = [i for i, n in enumerate(joints) if i + 1 == len(joints) or shapes[n][2:] != shapes[joints[i + 1]][2:]]
@@ -69,12 +70,13 @@ def trunk(graph: Graph, last: fx.Node) -> list[fx.Node]:
 
 
 def _joints(graph: Graph, size: Pair) -> list[fx.Node]:
-    """The ReLUs and joints behind a convolution that all of the image has to come through."""
+    """The activations and joints behind a convolution that all of the image has to come through."""
     shapes, path = graph.shapes(size, graph.output), graph.path([graph.output])
     operations = {node: graph.operation(node).lower() for node in path}
     first = next((position for position, node in enumerate(path) if "conv" in operations[node]), len(path))
     behind = {node for node in path[first:] if operations[node] in JOINTS and node in shapes}
-    return [n for n in trunk(graph, graph.output) if n in behind and len(shapes[n]) == 4 and max(shapes[n][2:]) > 1]
+    maps = {n for n in behind if shapes.are_maps(n) and max(shapes[n][2:], default=1) > 1}
+    return [n for n in trunk(graph, graph.output) if n in maps]
 
 
 def head(graph: Graph, size: int | Pair) -> str:

@@ -531,40 +531,55 @@ def arithmetic_window(step: Step) -> Window | None:
 # ---- maps along the last axis ----------------------------------------------------------------------------------------
 
 
-Axes = frozenset[int]
+class Layout(NamedTuple):
+    """Along which axes of a tensor its maps, rows and columns lie; those that are split lie along several."""
+
+    maps: frozenset[int]
+    rows: frozenset[int]
+    columns: frozenset[int]
+
+    def is_like(self, other: "Layout") -> bool:
+        """Whether it is the other as far as can be seen: of a single map, or row, no axis is known."""
+        return all(not own or own == axes for own, axes in zip(self, other, strict=True))
 
 
-def usual_axes(dimensions: int) -> Axes:
-    """The axes of maps in (N, C), (N, C, H, W), and (N, groups, C, H, W)."""
-    return frozenset(range(1, max(2, dimensions - 2)))
+def maps_second(dimensions: int) -> Layout:
+    """(N, C, H, W), (N, C, T), (N, C)."""
+    axes = [1] if dimensions < 3 else [1, max(2, dimensions - 2), dimensions - 1]
+    return Layout(*(frozenset(axes[n : n + 1]) for n in range(3)))
 
 
-def are_last(axes: Axes, dimensions: int) -> bool:
-    """Whether maps lie along the last axis, as in (N, H, W, C) and in tokens (N, T, C)."""
-    return dimensions > 2 and axes == {dimensions - 1}
+def maps_at_the_end(dimensions: int) -> Layout:
+    """(N, H, W, C), and tokens (N, T, C)."""
+    return Layout(*(frozenset([max(1, axis)]) for axis in (dimensions - 1, dimensions - 3, dimensions - 2)))
 
 
-def map_axes(step: Step, before: Sequence[Axes]) -> Axes:
-    """Along which axes of a step's output its maps lie: of most one, of those that are split into groups several.
+def layout_behind(step: Step, before: Sequence[Layout]) -> Layout:
+    """The layout of a step's output.
 
     Args:
-        before: the same of each of the tensors that the step reads.
+        before: those of the tensors that the step reads.
     """
     dimensions = len(step.output)
+    usual = maps_second(dimensions)
     if dimensions < 3 or step.lookup(_READ_SECOND, step.node):
-        return usual_axes(dimensions)
-    if step.lookup(_READ_LAST, step.node) and len(normalized_shape(step)) < 2:
-        return frozenset([dimensions - 1])
+        return usual
     if not step.lookup(_MOVED, step.node) or len(step.sources) != 1:
-        same = (axes for axes, shape in zip(before, step.shapes, strict=True) if len(shape) == dimensions)
-        return next(same, usual_axes(dimensions))
-    (shape,), (axes,) = step.shapes, before
+        same = (layout for layout, shape in zip(before, step.shapes, strict=True) if len(shape) == dimensions)
+        layout = next(same, usual)
+        if step.lookup(_READ_LAST, step.node) and len(normalized_shape(step)) < 2:
+            places = maps_at_the_end(dimensions) if layout.maps == usual.maps else layout
+            return Layout(frozenset([dimensions - 1]), places.rows, places.columns)
+        return layout
+    (shape,), (layout,) = step.shapes, before
+    return Layout(*(_moved(step.call, shape, axes) for axes in layout))
+
+
+def _moved(call: Callable[[Tensor], Tensor], shape: Sequence[int], axes: frozenset[int]) -> frozenset[int]:
+    """Where a step that moves elements puts some axes of its input."""
     sizes = [length if axis in axes else 1 for axis, length in enumerate(shape)]
-    moved = step.call(torch.arange(float(math.prod(sizes)), dtype=torch.float64).view(sizes).expand(shape).contiguous())
-    if math.prod(sizes) == 1 or not moved.numel():  # of a single map nothing can be seen
-        last = are_last(axes, len(shape)) != moves_axes(step.kind)
-        return frozenset([dimensions - 1]) if last else usual_axes(dimensions)
-    return frozenset(d for d in range(dimensions) if (moved != moved.narrow(d, 0, 1)).any())
+    moved = call(torch.arange(float(math.prod(sizes)), dtype=torch.float64).view(sizes).expand(*shape).contiguous())
+    return frozenset(d for d in range(moved.ndim) if moved.numel() and (moved != moved.narrow(d, 0, 1)).any())
 
 
 def with_maps_first(step: Step, before: Sequence[bool], after: bool) -> Step:
@@ -627,8 +642,9 @@ def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
 
 def add(step: Step, signal: Tensor) -> Sequence[Tensor]:
     """Each of the tensors that are added, or subtracted, gets the signal."""
-    plain = step.kind in ("add", "add_") and step.argument("alpha", 1) == 1
-    if plain and all(shape == signal.shape for shape in step.shapes):
+    plain = step.kind in ("add", "add_") and not step.node.kwargs and len(step.node.args) == 2
+    each = len(set(step.node.args)) == 2  # x + x has one source, which gets it twice
+    if plain and each and all(shape == signal.shape for shape in step.shapes):
         return [signal] * len(step.shapes)
     return transpose(step, signal)
 
@@ -997,11 +1013,7 @@ _READ_SECOND = dict.fromkeys(
     True,
 )
 _READ_LAST: dict[Any, bool] = dict.fromkeys(
-    [
-        *named("nn.Linear F.linear nn.LayerNorm F.layer_norm torch.layer_norm F.scaled_dot_product_attention"),
-        multihead_attention,
-        SHIFTED_ATTENTION,
-    ],
+    [*named("nn.Linear F.linear nn.LayerNorm F.layer_norm torch.layer_norm"), multihead_attention, SHIFTED_ATTENTION],
     True,
 )
 _MOVED = dict.fromkeys([*MOVES, *named("torch.einsum torch.mean Tensor.mean torch.sum Tensor.sum")], True)

@@ -27,7 +27,7 @@ from experiments.setup.options import Showing
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.analysis.filters import lattice, mean_aliased, together
 from zfnet.checks import pair
-from zfnet.data.images import as_images, read_item
+from zfnet.data.images import as_images, image_size, read_item
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import project_top
 from zfnet.graph import Graph
@@ -80,6 +80,7 @@ def main(
     grids = checked_grids(layers, grids)
     check_choice(choose, layers)
     page, deconvnet = Page(look.width), look.deconvnet(model)
+    deconvnet.check(layers, image_size(as_images(data)))
     tops = scan(deconvnet.graph, data, layers, k, distinct=distinct, state=Path(out) / "scan.partial", **reading)
     first = min(i for top in tops.values() for i in top.image.flatten().tolist() if i >= 0)
     size = pair(read_item(as_images(data), first)[0].shape[-2:])

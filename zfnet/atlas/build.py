@@ -195,11 +195,7 @@ def prepared(model: nn.Module | Graph, dataset: Any, layers: Any, maps: Any, rul
     names = names_of(graph, size, layers, deconvnet.rules)
     preprocessing = _preprocessing(graph.model, images)
     planned = plan(deconvnet, size, names, maps, k)
-    first = torch.zeros(1, graph.channels, *size)
-    for layer in planned:
-        middle = [extent // 2 for extent in layer.size]
-        unit = [[0, int(layer.chosen[0]), *middle]]
-        deconvnet.project_units(first, layer.name, unit, signals=torch.ones(1), whole=layer.whole)
+    deconvnet.check(names, size)
     return Job(deconvnet, images, size, k, planned, preprocessing, rules if isinstance(rules, str) else "own")
 
 

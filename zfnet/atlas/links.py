@@ -136,8 +136,7 @@ def _arrivals(
                     first = batch
                     recording = run.run(first, grey, forward).recording
                 maps = located.units[batch, 1]
-                activation = recording.activations[name]
-                signal = torch.zeros_like(activation)
+                signal = located.zeros(recording)
                 _, *index = run.index(first)
                 index[0] = maps
                 places = tuple(i[: len(maps)] for i in (torch.arange(len(maps)), *index))
