@@ -34,7 +34,7 @@ from zfnet.errors import InputError, unknown_name
 from zfnet.extended import RULE_SETS, extends
 from zfnet.graph import Graph, Shapes
 from zfnet.operations import DECONVNET, OTHER, Operation, Rules, Step
-from zfnet.receptive_fields import map_fields, receptive_field
+from zfnet.receptive_fields import boxes_of, map_fields, receptive_field
 from zfnet.recording import Recording, of_units, of_windows, record
 from zfnet.switches import COLLISIONS
 from zfnet.views import PathWindows, Places, RepeatedImages, UnitWindows, View, cut, no_window, places_of
@@ -432,8 +432,7 @@ class Deconvnet:
         if fields.low is None or fields.high is None:
             return _Located(self.graph, node, shapes, units, boxes, size)
         if fields.stride is None:
-            seen = {m: receptive_field(self.graph, layer, size, m) for m in units[:, 1].unique().tolist()}
-            boxes = torch.tensor([seen[m].box(r, c) for _, m, r, c in units.tolist()]).reshape(-1, 4)
+            boxes = boxes_of(self.graph, node, shapes, size, units)
         else:
             offset = torch.tensor(fields.stride) * units[:, 2:]
             boxes = torch.cat([fields.low[units[:, 1]] + offset, fields.high[units[:, 1]] + offset], 1)

@@ -172,6 +172,16 @@ def _uneven(field: ReceptiveField, extent: torch.Size) -> ReceptiveField:
     return ReceptiveField(size, None, field.start, field.image_size, field._graph, field._node, field._maps)
 
 
+def boxes_of(graph: Graph, node: fx.Node, shapes: Shapes, image_size: Pair, units: Tensor) -> Tensor:
+    """What units (M, 4: image, map, row, column) of a layer see, whose windows do not slide evenly: boxes (M, 4)."""
+    different, which = units[:, 1:].unique(dim=0, return_inverse=True)
+    maps, boxes = torch.arange(shapes[node][1]), []
+    for number, row, column in different.tolist():
+        field = ReceptiveField((0, 0), None, (0, 0), image_size, graph, node, maps == number)
+        boxes.append(field.seen(row, column))
+    return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)[which]
+
+
 class LayerUnits(NamedTuple):
     """One row of the table of layers; output is (maps, rows, columns), sizes are in input pixels."""
 

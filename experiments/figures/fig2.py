@@ -44,6 +44,11 @@ PAPER = {
 }
 LAYER_GAP, SIDE_GAP, LARGEST, HEAD = 36, 16, 100, 2 * LINE + 8  # pixels
 
+PATH = (
+    " Patches are what the way back reaches while gates and norms are held fixed; what these are, more of the image "
+    "decides."
+)
+
 
 def main(
     model: nn.Module,
@@ -87,7 +92,7 @@ def main(
     fields = {layer: receptive_field(deconvnet.graph, layer, size) for layer in layers}
     random, counts = torch.Generator().manual_seed(seed), [rows * columns for rows, columns in grids]
     drawn = {x: chosen(x, tops[x], count, choose, random) for x, count in zip(layers, counts, strict=True)}
-    words = caption(tops, drawn, how_chosen(choose, seed), distinct)
+    words = caption(tops, drawn, how_chosen(choose, seed), distinct) + PATH * any(not f.exact for f in fields.values())
     panels = panels_of(deconvnet, data, tops, drawn, fields, grids, look)
     compose(page, panels, f"{type(model).__name__}, {words} {look.words}")
     result.figure(page.done())

@@ -258,7 +258,8 @@ def tiles_of(
     else:
         beyond = outside(patches.boxes, field.image_size, pair(crops.shape[-2:])).to(crops)
         crops, signals, beyond = (fill_canvas(part, patches.boxes.cpu()) for part in (crops, signals, beyond))
-        words = f"image patches, {sizes(patches.boxes)}"
+        everything = field.stride == (0, 0) and field.size == field.image_size
+        words = "whole images" if everything else f"image patches, {sizes(patches.boxes)}"
     return Tiles(
         preprocessing.rgb(signals).unflatten(0, shape),
         crops.unflatten(0, shape),

@@ -42,6 +42,7 @@ class Layer:
     above: Sequence[int]
     steps: Sequence[tuple[str, str]]  # name and operation of each step of the way down, from the layer to the image
     fields: bool  # whether its maps see differently
+    exact: bool  # False: the field is that of the way back; the activation depends on more
     kernel: Pair | None
     stride: Pair | None
     kernel_of: str | None
@@ -69,6 +70,7 @@ class Layer:
             "field": field,
             "field_stride": self.table.receptive_stride,
             "fields": self.fields,
+            "exact": self.exact,
             "whole": self.whole,
             "clipped": self.clipped,
             "dead": dead,
@@ -205,6 +207,7 @@ def plan(deconvnet: Deconvnet, image_size: Pair, names: Sequence[str], maps: Any
                 fields=fields.low is not None
                 and fields.high is not None
                 and len(torch.cat([fields.low, fields.high], 1).unique(dim=0)) > 1,
+                exact=fields.exact,
                 kernel=kernel.kernel if kernel else None,
                 stride=kernel.stride if kernel else None,
                 kernel_of=None

@@ -353,6 +353,7 @@
           ? `${atlas.area(layer.field)} pixels${layer.whole ? ": more than the image, so its tiles are whole images" : ""}`
           : "an area that is not known, so its tiles are whole images",
       ],
+      layer.exact === false ? ["Decided by", atlas.DECIDED] : null,
       ["Step between units", layer.field_stride ? `${atlas.area(layer.field_stride)} pixels` : "unknown"],
       layer.kernel_of ? ["Last convolution", layer.kernel_of] : null,
     ];

@@ -314,6 +314,7 @@
         : ["Class selectivity", number(item.selectivity)],
       focus === null ? null : ["Focus", `half of a projection lies on ${percent(focus)} of the crop`],
       ["A unit sees", layer.field ? `${area(layer.whole ? layer.field : atlas.fieldOf(layer, item))} pixels` : "an area that is not known"],
+      layer.exact === false ? ["Decided by", atlas.DECIDED] : null,
       ["Step between units", layer.field_stride ? `${area(layer.field_stride)} pixels` : "unknown"],
       layer.kernel ? ["Kernel", `${area(layer.kernel)}${layer.stride ? `, stride ${area(layer.stride)}` : ""}`] : null,
       ["Size of the map", area(layer.size)],

@@ -346,5 +346,6 @@
     return found;
   }
 
-  Object.assign(atlas, { locate, tile, frame, whole, scaleTo, scaleText, fieldOf, histogram });
+  const DECIDED = "more of the image: gates and norms, which the way back holds fixed";
+  Object.assign(atlas, { DECIDED, locate, tile, frame, whole, scaleTo, scaleText, fieldOf, histogram });
 })();
