@@ -322,8 +322,9 @@ class Deconvnet:
 
             return view.call(node, *fx.map_arg((node.args, node.kwargs), value))
 
-        def inputs() -> list[Tensor]:
-            return [view.read(node, source, recording.values[source]) for source in sources]
+        def read(number: int) -> Tensor:
+            source: Tensor = view.read(node, sources[number], recording.values[sources[number]])
+            return source
 
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n if n in sources else known(n))
         step = Step(
@@ -337,7 +338,7 @@ class Deconvnet:
             recording.outputs[node],
             graph.arguments(node, args, kwargs),
             call,
-            read_inputs=inputs,
+            read_input=read,
             switches=recording.switches.get(graph.names[node]),
             padded=view.padded,
             collisions=self.collisions,

@@ -135,11 +135,11 @@ def _transposed_product(step: Step, signal: Tensor) -> Sequence[Part]:
 
 def _toward(step: Step, signal: Tensor, number: int) -> Sequence[Part]:
     """The transpose of a step that is linear in one of its inputs, while the others are held fixed."""
-    inputs = step.inputs
-    parts: list[Part] = [None] * len(inputs)
-    if step.kind in ("mul", "mul_") and inputs[number].shape == signal.shape:
-        parts[number] = signal * inputs[1 - number]
+    parts: list[Part] = [None] * len(step.sources)
+    if step.kind in ("mul", "mul_") and step.shapes[number] == signal.shape:
+        parts[number] = signal * step.read_input(1 - number)  # the gate alone is read
         return parts
+    inputs = step.inputs
 
     def call(x: Tensor) -> Tensor:
         out: Tensor = step.call(*inputs[:number], x, *inputs[number + 1 :])

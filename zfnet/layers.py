@@ -136,7 +136,9 @@ def _takes_a_signal(graph: Graph, node: fx.Node, shapes: Shapes, row: Operation 
         return step.call(*(x.clone() for x in inputs))
 
     try:
-        row.back(replace(step, call=call, read_inputs=lambda: list(map(zeros, step.shapes)), switches=switches), signal)
+        row.back(
+            replace(step, call=call, read_input=lambda number: zeros(step.shapes[number]), switches=switches), signal
+        )
     except InputError:
         return False
     return True

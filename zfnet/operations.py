@@ -54,7 +54,7 @@ class Step:
     argument: Callable[..., Any]  # (name, default=None): a module attribute, or an argument by position or keyword
     call: Callable[..., Any]
     constants: Sequence[Tensor] = ()  # other tensors among its arguments: parameters, and what is made of them
-    read_inputs: Callable[[], list[Tensor]] = list
+    read_input: Callable[[int], Tensor] = torch.empty  # by the number of its source
     switches: Tensor | None = None  # (N, C, h, w) int64, of max pooling
     padded: bool = True  # False: what the step sees holds its border already
     collisions: str = "add"
@@ -64,7 +64,7 @@ class Step:
 
     @property
     def inputs(self) -> list[Tensor]:
-        return self.read_inputs()
+        return [self.read_input(number) for number in range(len(self.sources))]
 
     def refuse(self, why: str = "") -> InputError:
         """The error for a step that has no rule."""
