@@ -1,6 +1,6 @@
 """Speed as ratios, each measured side by side in one run: medians of alternating repeats.
 
-    python scripts/bench.py [forward record scan project ablation occlusion train scale] [--json FILE]
+    python scripts/bench.py [forward record scan project extended ablation occlusion train scale] [--json FILE]
                             [--device cuda] [--repeats N] [--small]
 
 forward   ZFNet at 224 in eval mode, against the same layers composed from stock torch.nn modules
@@ -11,6 +11,8 @@ scan      scanning relu1..relu5, against the bare forward pass to relu5 over the
           cores, where both want all of them: no order of work is faster than the sum of the processor time that both
           take alone, which is printed too. Photographs are those of ZFNET_REAL_DATA, or else rendered JPEGs
 project   project_units on winning units of layers 1 to 5, against Captum's NeuronDeconvolution on the same units
+extended  project_units by EXTENDED on winning units of five layers of EfficientNet-B0, against autograd's gradient of
+          one unit at a time, whose forward pass ends at the layer
 ablation  the activations of single units of layers 1 to 5 with half of their receptive fields covered, all at once,
           against one unit at a time: the whole image up to the layer, and the receptive field alone
 occlusion a square of 50 pixels at the paper's 900 places, against plain batches of the same network at the best batch
@@ -26,6 +28,7 @@ The file of --json is written anew after every line, with the hardware, its driv
 """
 
 import argparse
+import contextlib
 import copy
 import json
 import os
@@ -51,7 +54,7 @@ from torchvision import models
 from tqdm import tqdm
 
 from scripts import scale
-from zfnet import DECONVNET, Deconvnet, TopActivations, ZFNet, occlusion_maps, scan
+from zfnet import DECONVNET, Deconvnet, TopActivations, ZFNet, occlusion_maps, receptive_field, scan
 from zfnet.analysis.occlusion import OcclusionMaps, multiply_adds
 from zfnet.checks import check_images
 from zfnet.data.batches import Batches
@@ -59,6 +62,7 @@ from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
 from zfnet.graph import Graph
+from zfnet.layers import spread
 from zfnet.operations import DIFFERENTIATED_NORMS
 from zfnet.training import Recipe, network_input, renormalise, train
 
@@ -79,6 +83,7 @@ TARGETS = {
     "relu4": 4,
     "relu5": 3,
     "all five": 8,
+    "extended": 4,
     "ablation": 5,
     "ZFNet": 4,
     "VGG11": 2.5,
@@ -300,6 +305,50 @@ def bench_project(model: ZFNet, device: str, repeats: int) -> list[dict]:
     return rows
 
 
+class _Reached(Exception):
+    """The forward pass has come to its layer."""
+
+
+def gradients(network: nn.Module, layer: str, images: Tensor, units: Tensor) -> list[Tensor]:
+    """Autograd's gradient of one unit at a time, whose forward pass ends at the layer."""
+    outputs: list[Tensor] = []
+
+    def end(module: nn.Module, args: Any, output: Tensor) -> None:
+        outputs[:] = [output]
+        raise _Reached
+
+    handle, found = network.get_submodule(layer).register_forward_hook(end), []
+    for i, m, row_, column in units.tolist():
+        image = images[i : i + 1].clone().requires_grad_()
+        with contextlib.suppress(_Reached):
+            network(image)
+        found += torch.autograd.grad(outputs[0][0, m, row_, column], image)
+    handle.remove()
+    return found
+
+
+def bench_extended(model: ZFNet, device: str, repeats: int) -> list[dict]:
+    network = models.efficientnet_b0().eval().to(device)
+    images, deconvnet, rows = photographs(8, device), Deconvnet(network, rules="extended"), []
+    layers = spread(deconvnet.graph, SIDE)
+    tops, total = scan(network, TensorDataset(images.cpu()), layers, k=6, progress=False), {"ours": 0.0, "theirs": 0.0}
+    for layer in layers:
+        units, field = winners(tops[layer], 6), receptive_field(deconvnet.graph, layer, SIDE)
+        whole = field.size[0] > 2 * SIDE  # as Figure 2 does
+        spent = medians(
+            device,
+            max(1, repeats // 2),
+            ours=lambda layer=layer, units=units, whole=whole: deconvnet.project_units(
+                images, layer, units, whole=whole
+            ),
+            theirs=lambda layer=layer, units=units: gradients(network, layer, images, units),
+        )
+        total = {name: total[name] + spent[name] for name in total}
+        rows.append(row(f"extended, {layer}", spent, len(units), "autograd, unit by unit", TARGETS["extended"]))
+    rows.append(row("extended, all five", total, 180, "autograd, unit by unit", TARGETS["extended"]))
+    return rows
+
+
 def bench_ablation(model: ZFNet, device: str, repeats: int) -> list[dict]:
     images, rows = photographs(8, device), []
     deconvnet = Deconvnet(model)
@@ -493,6 +542,7 @@ def main() -> None:
         "record": bench_record,
         "scan": bench_scan,
         "project": bench_project,
+        "extended": bench_extended,
         "ablation": bench_ablation,
         "occlusion": bench_occlusion,
         "train": bench_train,
