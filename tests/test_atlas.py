@@ -1120,11 +1120,41 @@ def test_a_gated_network_by_extended_rules(tmp_path):
     data = pictures(model)
     out = atlas.build(model, data, tmp_path / "a", layers=["relu1", "gated"], rules="extended", progress=False)
     assert read(out, "index")["layers"][1]["field"] == [23, 23]
+    assert [layer["exact"] for layer in read(out, "index")["layers"]] == [True, False]
     assert atlas.check(model, data, out, samples=30, progress=False) == []
     weight = [weight for entry in entries(out, 1) for _, _, weight in entry["weight"]]
     assert min(weight) < 0 < max(weight)  # nothing is rectified on the way
     same = atlas.build(Graph(model), data, tmp_path / "b", layers=["relu1", "gated"], rules="extended", progress=False)
     assert files(same) == files(out)
+
+
+class Attention(nn.Module):
+    """Tokens, attention, and maps along the last axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.norm = nn.MultiheadAttention(10, 2, batch_first=True), nn.LayerNorm(10)
+        self.tokens, self.last = nn.Linear(10, 7), nn.Linear(7, 5)
+
+    def forward(self, x):
+        rows, columns = x.shape[2:]
+        x = x.flatten(2).transpose(1, 2)
+        x = self.tokens(self.norm(x + self.attention(x, x, x)[0]))
+        return self.last(x.unflatten(1, (rows, columns))).permute(0, 3, 1, 2)
+
+
+def test_tokens_and_maps_along_the_last_axis(tmp_path):
+    torch.manual_seed(1)
+    model = network(attended=Attention())
+    data, layers = pictures(model), ["relu1", "attended.tokens", "attended.last"]
+    out = atlas.build(model, data, tmp_path / "a", layers=layers, rules="extended", progress=False)
+    index = read(out, "index")["layers"]
+    side = index[2]["size"]
+    assert [layer["maps"] for layer in index[1:]] == [7, 5] and index[1]["size"] == [side[0] * side[1], 1]
+    assert atlas.check(model, data, out, samples=30, progress=False) == []
+    top = scan(model, data, layers, k=9, progress=False)
+    stored = [entry["value"] for entry in entries(out, 1)]
+    assert torch.allclose(torch.tensor(stored[3]), top["attended.tokens"].value[3][: len(stored[3])])
 
 
 def test_a_scan_of_something_else_is_refused(model, data, tmp_path):

@@ -572,7 +572,12 @@ def layout_behind(step: Step, before: Sequence[Layout]) -> Layout:
             return Layout(frozenset([dimensions - 1]), places.rows, places.columns)
         return layout
     (shape,), (layout,) = step.shapes, before
-    return Layout(*(_moved(step.call, shape, axes) for axes in layout))
+    maps, rows, columns = (_moved(step.call, shape, axes) for axes in layout)
+    if (
+        layout.rows == layout.columns and len(rows) == 2 and max(rows) - min(rows) == 1
+    ):  # tokens become rows and columns
+        rows, columns = frozenset([min(rows)]), frozenset([max(rows)])
+    return Layout(maps, rows, columns)
 
 
 def _moved(call: Callable[[Tensor], Tensor], shape: Sequence[int], axes: frozenset[int]) -> frozenset[int]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from zfnet.checks import check_images, undifferentiated
+from zfnet.checks import check_images, pair, undifferentiated
 from zfnet.errors import InputError
 from zfnet.graph import Graph
 from zfnet.operations import SWITCHED, pool_arguments
@@ -112,13 +112,13 @@ def of_windows(whole: Recording, view: PathWindows) -> Recording:
 def activations(
     graph: Graph, images: Tensor, layers: Sequence[str | nn.Module], batch_size: int = 64
 ) -> dict[str, Tensor]:
-    """The outputs of the layers, by name, for images (N, C, H, W); nothing else is kept."""
+    """The layers' maps (N, C, H, W), or units (N, C), by name, for images (N, C, H, W); nothing else is kept."""
     nodes = {graph.name(layer): graph.node(layer) for layer in layers}
     parts = []
     images = check_images(graph.model, images)
-    graph.check_size(images, nodes.values())
+    shapes = {node: graph.shapes(pair(images.shape[-2:]), node) for node in nodes.values()}
     with undifferentiated(graph.model):
         for some in images.split(batch_size):
             values = graph.run(some, nodes.values(), graph.call, nodes.values())
-            parts.append([values[node] for node in nodes.values()])
+            parts.append([shapes[node].maps(node, values[node]) for node in nodes.values()])
     return {name: torch.cat(outputs) for name, outputs in zip(nodes, zip(*parts, strict=True), strict=True)}

@@ -19,7 +19,7 @@ from zfnet.deconvnet import project_top
 from zfnet.errors import unknown_name
 from zfnet.extended import RULE_SETS
 from zfnet.graph import Graph
-from zfnet.operations import DIFFERENTIATED_NORMS
+from zfnet.operations import DECONVNET, DIFFERENTIATED_NORMS
 from zfnet.receptive_fields import ReceptiveField
 from zfnet.rendering import grid, outside, resized, signed_image
 from zfnet.scanning import Scan
@@ -329,6 +329,9 @@ def first_filters(deconvnet: Deconvnet, layer: str, maps: list[int], field: Rece
         for n in graph.path([node])
         if n in shapes and n.op.startswith("call")
     ]
+    rows = [graph.lookup(DECONVNET, n) for n in graph.path([node]) if n in shapes and n.op.startswith("call")]
+    if shapes.last(node) or any(row is None or row.back is None for row in rows):
+        return None
     convolutions = [module for module, _ in steps if isinstance(module, nn.Conv2d)]
     others = [window for module, window in steps if not isinstance(module, nn.Conv2d)]
     if len(convolutions) != 1 or any(w is None or w.span(0) > 1 for w in others):

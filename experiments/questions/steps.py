@@ -22,6 +22,7 @@ from experiments.setup.checks import at_least
 from experiments.setup.hints import Count, Natural
 from experiments.setup.options import Showing
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
+from zfnet.checks import pair
 from zfnet.data.images import Box, as_images, image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.graph import Graph
@@ -158,10 +159,12 @@ def strongest(
 def way_down(deconvnet: Deconvnet, recording: Recording, layer: str, unit: Unit) -> list[Step]:
     """The signal at the start and after each step that changes it, to the projection."""
     graph, start = deconvnet.graph, deconvnet.graph.node(layer)
+    shapes = graph.shapes(pair(recording.images.shape[-2:]), start)
     signal = torch.zeros_like(recording.activations[layer])
-    signal[(0, unit.map, unit.row, unit.column)[: signal.ndim]] = unit.value  # type: ignore[index]
+    maps = shapes.maps(start, signal)
+    maps[(0, unit.map, unit.row, unit.column)[: maps.ndim]] = unit.value  # type: ignore[index]
     path = set(graph.path([start]))
-    steps, last = [Step(layer, "start", _maps(signal), 0, "")], {start: 0}  # where signals came from, by node
+    steps, last = [Step(layer, "start", _maps(maps), 0, "")], {start: 0}  # where signals came from, by node
     parts: Counter[Any] = Counter()
     for name, operation, sent in deconvnet.steps(recording, layer, signal):
         node, verb = graph.node(name), VERBS.get(operation.lower(), operation)
@@ -176,7 +179,7 @@ def way_down(deconvnet: Deconvnet, recording: Recording, layer: str, unit: Unit)
         branches = f"branch {parts[node]} of {len(sources)}" if len(sources) > 1 else ""
         if meeting > 1:
             branches = f"{parts[source, 'met']} of {meeting} branches summed"
-        steps.append(Step(name, verb, _maps(sent), last[node], branches))
+        steps.append(Step(name, verb, _maps(shapes.maps(source, sent)), last[node], branches))
         last[source] = len(steps) - 1
     return steps
 
