@@ -294,6 +294,11 @@ class PathWindows(UnitWindows):
         """What `node` reads of its source's output for whole images."""
         if source not in self.shapes or node not in self._window or not isinstance(value, Tensor | None):
             return value
+        if value is not None and self._has_places(node, source):  # a gate of its own at each place
+            place = self.places[node]
+            return self.shapes.own(
+                source, self._gathered(self.shapes.maps(source, value), place.start, place.size, place)
+            )
         if source in self.decided(node) or self._takes_statistics(node):
             return None if value is None else value[self.image.to(value.device)]
         if (node, source) not in self._read or value is None:
@@ -304,6 +309,10 @@ class PathWindows(UnitWindows):
         x = self._gathered(self.shapes.maps(source, value), start, self._size_read(node), self.places[node], window)
         outside = self._read[node, source][2]
         return self.shapes.own(source, x if outside is None else self._fill(x, outside, window.fill))
+
+    def _has_places(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether what only decides for a step decides for each place by itself."""
+        return source in self.decided(node) and max(self.shapes[source][2:], default=1) > 1
 
     def _takes_statistics(self, node: fx.Node) -> bool:
         """Whether a step's rule reads the whole input, to hold what it made of it."""
@@ -334,6 +343,8 @@ class PathWindows(UnitWindows):
 
     def seen(self, step: fx.Node, source: fx.Node) -> torch.Size:
         """The shape of what a step sees of a source."""
+        if self._has_places(step, source):
+            return self._own_shape(source, self.places[step].size)
         return self._own_shape(source, self._size_read(step)) if (step, source) in self._read else self.output(source)
 
     def _own_shape(self, step: fx.Node, size: Pair) -> torch.Size:
