@@ -241,6 +241,8 @@ def test_torchvisions_other_classifiers_equal_autograd(name: str) -> None:
     for rules in ("extended", "gradient"):
         deconvnet = Deconvnet(model, rules=rules)
         layers = extended_layers(deconvnet)
+        if name == "maxvit_t" and rules == "extended":  # its last is behind a tanh that is no gate
+            layers = extended_layers(deconvnet, 6)[:5]
         assert len(layers) == 5
         for layer in layers if name not in ("vit_b_32",) else layers[-2:]:
             assert layer_deviation(deconvnet, x, layer, rules) <= 1e-8, layer
