@@ -72,16 +72,26 @@ class Shapes(Mapping[fx.Node, torch.Size]):
     def last(self, node: fx.Node) -> bool:
         """Whether the step's maps lie along the last axis of its output."""
         dimensions = len(self.outputs.get(node, ()))
-        if dimensions < 3 or node not in self.layouts or self.layouts[node].is_like(maps_second(dimensions)):
+        if dimensions < 3 or node not in self.layouts:
             return False
-        return self.layouts[node].is_like(maps_at_the_end(dimensions))
+        layout = self.layouts[node]
+        if not layout.maps:  # of a single map the places tell
+            return layout.is_like(maps_at_the_end(dimensions)) and not layout.is_like(maps_second(dimensions))
+        return layout.maps == {dimensions - 1}
 
     def are_maps(self, node: fx.Node) -> bool:
         """Whether a step gives, for each image, feature maps or fully connected units."""
         shape = self.outputs.get(node, torch.Size())
         if len(shape) not in (2, 3, 4) or shape[0] != 1:
             return False
-        return self.last(node) or (len(shape) != 3 and self.layouts[node].is_like(maps_second(len(shape))))
+        if len(shape) == 2 or self.last(node):
+            return True
+        maps, rows, columns = self.layouts[node]
+        return len(shape) == 4 and (not maps or 1 in maps) and maps - {1} <= rows | columns
+
+    def in_order(self, node: fx.Node) -> bool:
+        """Whether the places of its maps lie as in the image: not so where windows are cut out and set side by side."""
+        return any(self.layouts[node].is_like(kind(len(self.outputs[node]))) for kind in (maps_second, maps_at_the_end))
 
     def maps(self, node: fx.Node, output: Tensor) -> Tensor:
         """The output of a step as maps (N, C, H, W), in the same memory; units (N, C) as they are."""

@@ -75,7 +75,7 @@ def _joints(graph: Graph, size: Pair) -> list[fx.Node]:
     operations = {node: graph.operation(node).lower() for node in path}
     first = next((position for position, node in enumerate(path) if "conv" in operations[node]), len(path))
     behind = {node for node in path[first:] if operations[node] in JOINTS and node in shapes}
-    maps = {n for n in behind if shapes.are_maps(n) and max(shapes[n][2:], default=1) > 1}
+    maps = {n for n in behind if shapes.are_maps(n) and shapes.in_order(n) and max(shapes[n][2:], default=1) > 1}
     return [n for n in trunk(graph, graph.output) if n in maps]
 
 
