@@ -573,9 +573,8 @@ def layout_behind(step: Step, before: Sequence[Layout]) -> Layout:
         return layout
     (shape,), (layout,) = step.shapes, before
     maps, rows, columns = (_moved(step.call, shape, axes) for axes in layout)
-    if (
-        layout.rows == layout.columns and len(rows) == 2 and max(rows) - min(rows) == 1
-    ):  # tokens become rows and columns
+    tokens = len(layout.rows) == 1 and layout.rows == layout.columns
+    if tokens and len(rows) == 2 and max(rows) - min(rows) == 1:  # which become rows and columns
         rows, columns = frozenset([min(rows)]), frozenset([max(rows)])
     return Layout(maps, rows, columns)
 
