@@ -232,3 +232,36 @@ def test_windows_of_the_way_back_equal_whole_images(name: str, layer: str, same:
         assert torch.equal(
             on_the_image(crop, box, (96, 96))[:, top:bottom, left:right], image[:, top:bottom, left:right]
         )
+
+
+class Mixer(nn.Module):
+    """A linear layer over the tokens, as in an MLP-Mixer: it mixes places, not maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.mix = nn.Conv2d(3, 6, 4, stride=4), nn.Linear(9, 9)
+        self.relu, self.maps = nn.ReLU(), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = self.mix(x.transpose(1, 2)).transpose(1, 2) + x
+        return self.maps(self.relu(x))
+
+
+@pytest.mark.parametrize(("layer", "maps"), [("relu", 6), ("maps", 5)])
+def test_maps_are_followed_through_a_mixing_of_tokens(layer: str, maps: int) -> None:
+    model, x = made(Mixer()), images()
+    output = Deconvnet(model).record(x, [layer]).activations[layer]
+    top = scan(model, TensorDataset(x), [layer], 1, progress=False)[layer]
+    assert top.value.shape == (maps, 1)
+    assert torch.equal(top.value[:, 0], output.amax((0, 1)))
+    with pytest.raises(InputError, match=r"^mix .* gives a tensor of shape \(1, 6, 9\)"):
+        scan(model, TensorDataset(x), ["mix"], 1, progress=False)
+
+
+@pytest.mark.parametrize("step", [nn.Linear(SIDE, SIDE), nn.LayerNorm(SIDE)])
+def test_what_mixes_the_columns_of_maps_has_no_window(step: nn.Module) -> None:
+    model = made(nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), step, nn.ReLU()))
+    with pytest.raises(InputError, match="^no window for L.* at 1, so receptive fields behind it are not known"):
+        receptive_field(model, "2", SIDE)
+    assert receptive_field(model, "0", SIDE).size == (3, 3)

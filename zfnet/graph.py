@@ -35,7 +35,6 @@ from zfnet.operations import (
     named,
     piece,
     pool_arguments,
-    reads_last,
     switches_of,
     with_maps_first,
     written,
@@ -547,7 +546,7 @@ class Graph:
             before = [shapes.layouts.get(source, usual[source]) for source in sources[1:]]
             plain = before == [usual[source] for source in sources[1:]]
             plain = plain and all(len(shapes.outputs[source]) < 5 for source in sources)
-            if plain and not reads_last(self.lookup, node) and not moves_axes(self.operation(node)):
+            if plain and not moves_axes(self.operation(node)):
                 shapes.layouts[node] = usual[node]
             else:
                 with undifferentiated(self.model):

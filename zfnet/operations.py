@@ -59,7 +59,7 @@ class Step:
     padded: bool = True  # False: what the step sees holds its border already
     collisions: str = "add"
     lookup: Callable[[Mapping[Any, Any], fx.Node], Any] = lambda table, node: None  # the row of a step in a table
-    maps_last: bool = False  # the maps of its output lie along the last axis: `with_maps_first` has moved them
+    maps_last: bool = False  # the maps of all that it reads and gives lie along the last axis in the model
     advice: Callable[[], str] = str  # what else can be done where there is no rule
 
     @property
@@ -567,9 +567,8 @@ def layout_behind(step: Step, before: Sequence[Layout]) -> Layout:
     if not step.lookup(_MOVED, step.node) or len(step.sources) != 1:
         same = (layout for layout, shape in zip(before, step.shapes, strict=True) if len(shape) == dimensions)
         layout = next(same, usual)
-        if step.lookup(_READ_LAST, step.node) and len(normalized_shape(step)) < 2:
-            places = maps_at_the_end(dimensions) if layout.maps == usual.maps else layout
-            return Layout(frozenset([dimensions - 1]), places.rows, places.columns)
+        if step.lookup(_MAKE_LAST, step.node) and layout.maps != usual.maps:  # of maps second it would mix the places
+            return layout._replace(maps=frozenset([dimensions - 1]))
         return layout
     (shape,), (layout,) = step.shapes, before
     maps, rows, columns = (_moved(step.call, shape, axes) for axes in layout)
@@ -623,7 +622,13 @@ def with_maps_first(step: Step, before: Sequence[bool], after: bool) -> Step:
     output = shape_of(step.output) if after else step.output
     constants = [first(x) for x in step.constants] if after else step.constants
     return replace(
-        step, shapes=shapes, output=output, argument=argument, call=call, constants=constants, maps_last=after
+        step,
+        shapes=shapes,
+        output=output,
+        argument=argument,
+        call=call,
+        constants=constants,
+        maps_last=after and all(before),
     )
 
 
@@ -1016,10 +1021,7 @@ _READ_SECOND = dict.fromkeys(
     ),
     True,
 )
-_READ_LAST: dict[Any, bool] = dict.fromkeys(
-    [*named("nn.Linear F.linear nn.LayerNorm F.layer_norm torch.layer_norm"), multihead_attention, SHIFTED_ATTENTION],
-    True,
-)
+_MAKE_LAST = dict.fromkeys(named("nn.Linear F.linear"), True)
 _MOVED = dict.fromkeys([*MOVES, *named("torch.einsum torch.mean Tensor.mean torch.sum Tensor.sum")], True)
 # alternatives to the paper's choices, to be added to a rule set
 UNRECTIFIED: dict[Any, Operation] = _rows(RECTIFIERS, through)
@@ -1050,11 +1052,6 @@ def is_repetition(row: Operation | None) -> bool:
         return False
     passes_on = row.back in (through, through_dropout) and row.window is POINTWISE
     return passes_on or row.window is moved_window
-
-
-def reads_last(lookup: Callable[[Mapping[Any, Any], fx.Node], Any], node: fx.Node) -> bool:
-    """Whether a step may take the last axis of its input for that of maps."""
-    return bool(lookup(_READ_LAST, node))
 
 
 def moves_axes(operation: str) -> bool:
