@@ -262,6 +262,6 @@ def test_maps_are_followed_through_a_mixing_of_tokens(layer: str, maps: int) -> 
 @pytest.mark.parametrize("step", [nn.Linear(SIDE, SIDE), nn.LayerNorm(SIDE)])
 def test_what_mixes_the_columns_of_maps_has_no_window(step: nn.Module) -> None:
     model = made(nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), step, nn.ReLU()))
-    with pytest.raises(InputError, match="^no window for L.* at 1, so receptive fields behind it are not known"):
+    with pytest.raises(InputError, match=r"^no window for L.* at 1, so receptive fields behind it are not known"):
         receptive_field(model, "2", SIDE)
     assert receptive_field(model, "0", SIDE).size == (3, 3)
