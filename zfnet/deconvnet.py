@@ -34,12 +34,12 @@ from zfnet.extended import RULE_SETS, extends
 from zfnet.graph import Graph, Shapes
 from zfnet.operations import DECONVNET, OTHER, Operation, Rules, Step
 from zfnet.receptive_fields import map_fields, receptive_field
-from zfnet.recording import Recording, record
+from zfnet.recording import Recording, of_windows, record
 from zfnet.switches import COLLISIONS
-from zfnet.views import Places, UnitWindows, View, cut, no_window, places_of
+from zfnet.views import PathWindows, Places, UnitWindows, View, cut, no_window, places_of
 from zfnet.winners import TopActivations, Units
 
-Observe = Callable[[str, Tensor], None]  # a layer's name, and the complete signal that came down to its output
+Observe = Callable[[fx.Node, Tensor], None]  # a step, and the complete signal that came down to its output
 
 
 class Patches(NamedTuple):
@@ -65,15 +65,23 @@ class _Located:
     boxes: Tensor  # (M, 4) int64
     size: Pair  # of the largest box
 
-    def index(self, batch: Tensor, activation: Tensor, windows: bool) -> tuple[Tensor, ...]:
+    def index(self, batch: Tensor, windows: bool) -> tuple[Tensor, ...]:
         """The units' positions in the activations of their images, or of their windows."""
         _, maps, rows, columns = self.units[batch].unbind(1)
         if windows:
             rows, columns = torch.zeros_like(rows), torch.zeros_like(columns)
-        return (torch.arange(len(maps)), maps, rows, columns)[: activation.ndim]
+        return (torch.arange(len(maps)), maps, rows, columns)[: len(self.shapes[self.node])]
 
-    def by_window(self) -> Iterator[tuple[Tensor, dict[fx.Node, Places] | None]]:
-        """The units (m,) whose maps see alike, and the windows of every step that they depend on, if these slide."""
+    def activation(self, recording: Recording) -> Tensor:
+        """The layer's maps (m, C, h, w), or units (m, C), in a recording of it."""
+        return self.shapes.maps(self.node, recording.activations[self.graph.names[self.node]])
+
+    def by_window(self, back: bool = False) -> Iterator[tuple[Tensor, dict[fx.Node, Places] | None]]:
+        """The units (m,) whose maps see alike, and the windows of every step that they depend on, if these slide.
+
+        Args:
+            back: the windows of the path back alone; see `places_of`.
+        """
         fields = map_fields(self.graph, self.node, self.shapes)
         if fields.low is None or fields.high is None or fields.stride is None:
             yield torch.arange(len(self.units)), None
@@ -83,17 +91,29 @@ class _Located:
             known["kinds"] = torch.cat([fields.low, fields.high], 1).unique(dim=0, return_inverse=True)[1]
         kinds = known["kinds"][self.units[:, 1]]
         for number in kinds.unique().tolist():
-            if number not in known:
-                known[number] = places_of(self.graph, self.node, known["kinds"] == number, self.shapes)
-            yield (kinds == number).nonzero().flatten(), known[number]
+            if (number, back) not in known:
+                maps = known["kinds"] == number
+                known[number, back] = places_of(self.graph, self.node, maps, self.shapes, back=back)
+            yield (kinds == number).nonzero().flatten(), known[number, back]
+
+
+_Record = Callable[[Tensor, View | None], Recording]  # runs images, or windows of them, up to the layer
+
+
+class _Run(NamedTuple):
+    """The forward pass of a batch of units."""
+
+    pixels: Tensor  # (m, C, h, w): the image, or its window, of each unit
+    recording: Recording  # in which its signal goes back
+    values: Tensor  # (m,) its activation
 
 
 class _Strategy(Protocol):
     """How a batch of units is run: what the network is given, how its steps see it, and what is cut from the result."""
 
     def batches(self, memory: int) -> Iterator[Tensor]: ...
-    def seen(self, batch: Tensor, images: Tensor) -> tuple[Tensor, View | None]: ...
-    def index(self, batch: Tensor, activation: Tensor) -> tuple[Tensor, ...]: ...
+    def run(self, batch: Tensor, images: Tensor, record: "_Record") -> "_Run": ...
+    def index(self, batch: Tensor) -> tuple[Tensor, ...]: ...
     def crop(self, batch: Tensor, pixels: Tensor) -> Tensor: ...
 
 
@@ -107,11 +127,13 @@ class _ByImage:
     def batches(self, memory: int) -> Iterator[Tensor]:
         yield from self.members.split(max(1, memory // max(s.numel() for s in self.located.shapes.values())))
 
-    def seen(self, batch: Tensor, images: Tensor) -> tuple[Tensor, View | None]:
-        return images[self.located.units[batch, 0].to(images.device)], None
+    def run(self, batch: Tensor, images: Tensor, record: _Record) -> _Run:
+        pixels = images[self.located.units[batch, 0].to(images.device)]
+        recording = record(pixels, None)
+        return _Run(pixels, recording, self.located.activation(recording)[self.index(batch)])
 
-    def index(self, batch: Tensor, activation: Tensor) -> tuple[Tensor, ...]:
-        return self.located.index(batch, activation, windows=False)
+    def index(self, batch: Tensor) -> tuple[Tensor, ...]:
+        return self.located.index(batch, windows=False)
 
     def crop(self, batch: Tensor, pixels: Tensor) -> Tensor:
         located = self.located
@@ -145,12 +167,14 @@ class _ByWindow:
         rows, columns = self.located.units[batch, 2:].unbind(1)
         return UnitWindows(self.located.graph, self.places, self.located.shapes, rows, columns)
 
-    def seen(self, batch: Tensor, images: Tensor) -> tuple[Tensor, View | None]:
+    def run(self, batch: Tensor, images: Tensor, record: _Record) -> _Run:
         view = self.windows(batch)
-        return view.cut(images, self.located.units[batch, 0].tolist()), view
+        pixels = view.cut(images, self.located.units[batch, 0].tolist())
+        recording = record(pixels, view)
+        return _Run(pixels, recording, self.located.activation(recording)[self.index(batch)])
 
-    def index(self, batch: Tensor, activation: Tensor) -> tuple[Tensor, ...]:
-        return self.located.index(batch, activation, windows=True)
+    def index(self, batch: Tensor) -> tuple[Tensor, ...]:
+        return self.located.index(batch, windows=True)
 
     def _inset(self, batch: Tensor) -> tuple[int, int, int, int]:
         """Where the box lies in the window of the image: top, left, and its rows and columns."""
@@ -173,6 +197,30 @@ class _ByWindow:
         if size != (rows, columns):
             part = F.pad(part, (left, size[1] - left - columns, top, size[0] - top - rows))
         return part.contiguous(memory_format=torch.channels_last)
+
+
+class _ByPath(_ByWindow):
+    """Units whose forward pass is of whole images, as gates depend on all of them; the way back is by window."""
+
+    def batches(self, memory: int) -> Iterator[Tensor]:
+        """In the order of the images, each of which is run once for a batch."""
+        most = max(1, memory // max(self.elements.values()))
+        most_images = max(1, memory // max(shape.numel() for shape in self.located.shapes.values()))
+        members = self.members[self.located.units[self.members, 0].argsort(stable=True)]
+        images = self.located.units[members, 0].unique_consecutive(return_inverse=True)[1]
+        for group in range(int(images[-1]) // most_images + 1):
+            yield from members[images // most_images == group].split(most)
+
+    def run(self, batch: Tensor, images: Tensor, record: _Record) -> _Run:
+        located = self.located
+        chosen, image = located.units[batch, 0].unique(return_inverse=True)
+        whole = record(images[chosen.to(images.device)], None)
+        rows, columns = located.units[batch, 2:].unbind(1)
+        view = PathWindows(located.graph, self.places, located.shapes, rows, columns, image)
+        pixels = view.cut(images, located.units[batch, 0].tolist())
+        activation = located.activation(whole)
+        values = activation[(image, *located.units[batch, 1:].unbind(1))[: activation.ndim]]
+        return _Run(pixels, of_windows(whole, view), values)
 
 
 class Deconvnet:
@@ -301,7 +349,7 @@ class Deconvnet:
             if node not in signals:
                 continue
             if observe is not None:
-                observe(graph.names[node], signals[node])
+                observe(node, signals[node])
             if node in graph.inputs or node in ends:
                 continue
             step, row = self._step(node, recording), self._row(node)
@@ -350,7 +398,7 @@ class Deconvnet:
         """Units of a layer, of so many images of that size, with their receptive fields."""
         units, node = check_units(units), self.graph.node(layer)
         shapes = self.graph.shapes(size, node)
-        self.graph.check_maps(node, shapes.get(node))
+        self.graph.check_maps(node, shapes)
         extents = zip(("image", "map", "row", "column"), (images, *shapes[node][1:], 1, 1), strict=False)
         for column, (name, extent) in enumerate(extents):
             bad = units[(units[:, column] < 0) | (units[:, column] >= extent), column]
@@ -377,11 +425,15 @@ class Deconvnet:
         return _Located(self.graph, node, shapes, units, boxes, (largest[0], largest[1]))
 
     def _strategies(self, located: _Located, whole: bool) -> Iterator[_Strategy]:
-        for members, places in located.by_window():
+        # a pooling window beyond the field sends zero, which adds nothing, but overwrites what another sends
+        by_window = not whole and self.collisions == "add"
+        back = located.by_window(back=True) if by_window else located.by_window()
+        for (members, places), (_, path) in zip(located.by_window(), back, strict=True):
             run: _Strategy = _ByImage(located, members)
-            # a pooling window beyond the field sends zero, which adds nothing, but overwrites what another sends
-            if places and not whole and self.collisions == "add" and _ByWindow(located, members, places).pays:
-                run = _ByWindow(located, members, places)
+            for kind, windows in ((_ByWindow, places), (_ByPath, path)):
+                if by_window and windows and kind(located, members, windows).pays:
+                    run = kind(located, members, windows)
+                    break
             yield run
 
     def project_units(
@@ -406,13 +458,17 @@ class Deconvnet:
             signals: (M,) what each unit starts from instead of its activation.
             whole: return whole images instead of receptive fields, which in deep networks may be many times as large.
             memory: bytes that the largest step of one batch may take.
-            observe: is called on the way down with a step's name, the complete signals (m, ...) at its output, and
-                which of the units (m,) they are of, from the layer itself to the image; it must not change them.
+            observe: is called on the way down with a step's name, the complete signals (m, maps, ...) at its output,
+                and which of the units (m,) they are of, from the layer itself to the image; it must not change them.
         Raises InputError for units that do not exist, images that are too small, and NaN.
         """
         images, memory = check_images(self.model, images), check_number("memory", memory)
         located = self._located(layer, units, len(images), pair(images.shape[-2:]), whole)
-        count, name = len(located.units), self.graph.name(layer)
+        count = len(located.units)
+
+        def forward(pixels: Tensor, view: View | None) -> Recording:
+            return record(self.graph, pixels, [self.graph.names[located.node]], self._reads_input, view)
+
         if signals is not None:
             signals = check_signal(signals, (count,), f"signals are finite numbers, one for each of {count} units")
         with undifferentiated(self.model):
@@ -420,15 +476,13 @@ class Deconvnet:
             values = images.new_zeros(count)
             for run in self._strategies(located, whole) if count else ():
                 for batch in run.batches(memory // images.element_size()):
-                    pixels, view = run.seen(batch, images)
-                    recording = record(self.graph, pixels, [layer], self._reads_input, view)
-                    activation = recording.activations[name]
-                    index = run.index(batch, activation)
-                    values[batch] = activation[index].to(values)
-                    signal = torch.zeros_like(activation)
-                    signal[index] = activation[index] if signals is None else signals.to(activation)[batch]
+                    pixels, recording, activation = run.run(batch, images, forward)
+                    values[batch] = activation.to(values)
+                    signal = activation.new_zeros(recording.outputs[located.node])
+                    started = activation if signals is None else signals.to(activation)[batch]
+                    located.shapes.maps(located.node, signal)[run.index(batch)] = started
                     crops[batch] = run.crop(batch, pixels)
-                    seen = None if observe is None else partial(_tell, observe, batch)
+                    seen = None if observe is None else partial(_tell, observe, located, batch)
                     projections[batch] = run.crop(batch, self._down(recording, layer, signal, seen))
         return Patches(crops, projections, located.boxes.to(images.device), values)
 
@@ -466,14 +520,15 @@ class Deconvnet:
                 for batch in run.batches(memory // canvases.element_size()):
                     pixels = _filled(run, batch, canvases[batch.to(canvases.device)])
                     view = run.windows(batch) if isinstance(run, _ByWindow) else None
-                    recording = record(self.graph, pixels, [layer], lambda node: False, view)
-                    activation = recording.activations[self.graph.name(layer)]
-                    values[batch] = activation[run.index(batch, activation)].to(values)
+                    recording = record(self.graph, pixels, [self.graph.names[located.node]], lambda node: False, view)
+                    values[batch] = located.activation(recording)[run.index(batch)].to(values)
         return values
 
 
-def _tell(observe: Callable[[str, Tensor, Tensor], None], batch: Tensor, name: str, signal: Tensor) -> None:
-    observe(name, signal, batch)
+def _tell(
+    observe: Callable[[str, Tensor, Tensor], None], located: _Located, batch: Tensor, node: fx.Node, signal: Tensor
+) -> None:
+    observe(located.graph.names[node], located.shapes.maps(node, signal), batch)
 
 
 def _filled(run: _ByWindow | _ByImage, batch: Tensor, canvases: Tensor) -> Tensor:

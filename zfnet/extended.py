@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from zfnet.attention import multihead_attention, value_path
@@ -27,19 +27,22 @@ from zfnet.operations import (
     GRADIENT,
     GROUP_NORMS,
     GUIDED,
+    LAYER_NORMS,
     MOVES,
+    RMS_NORMS,
+    SHIFTED_ATTENTION,
     UNCHANGED,
     Operation,
     Part,
     Rules,
     Step,
     named,
+    normalized_shape,
     scale,
     through,
-    transpose,
     vector_jacobian,
 )
-from zfnet.windows import POINTWISE, Window
+from zfnet.windows import POINTWISE, WHOLE, Window
 
 SMOOTH = named(
     "nn.SiLU F.silu nn.GELU F.gelu nn.Mish F.mish nn.Hardswish F.hardswish nn.ELU F.elu F.elu_ nn.SELU F.selu F.selu_ "
@@ -58,12 +61,6 @@ PRODUCTS = named(
     "torch.einsum"
 )
 GATED = named("nn.GLU F.glu")
-LAYER_NORMS = named("nn.LayerNorm F.layer_norm torch.layer_norm")
-RMS_NORMS = [
-    operation
-    for space, name in ((nn, "RMSNorm"), (F, "rms_norm"), (torch, "rms_norm"))
-    if (operation := getattr(space, name, None)) is not None
-]
 
 
 def rectify(step: Step, signal: Tensor) -> Tensor:
@@ -108,7 +105,9 @@ def extends(step: Step, rules: Rules) -> bool:
 
 
 def gated_window(step: Step) -> Window | None:
-    """Of a product: the same place of what is gated; the gate is held fixed."""
+    """Of a product: the same place of what is gated; the gate is held fixed. A product of matrices adds up places."""
+    if step.kind not in ("mul", "mul_"):
+        return WHOLE
     if len(step.sources) != 2 or (gates := gates_of(step)).count(False) != 1:
         return None
     gated = step.shapes[gates.index(False)]
@@ -158,14 +157,18 @@ def gated_unit(step: Step, signal: Tensor) -> Tensor:
 def layer_norm(step: Step, signal: Tensor) -> Tensor:
     """By the forward pass's statistics, held fixed."""
     (x,) = step.inputs
-    shape = step.argument("normalized_shape")
-    dims = tuple(range(-(1 if isinstance(shape, int) else len(shape)), 0))
+    dims = tuple(range(-len(normalized_shape(step)), 0))
     eps = step.argument("eps", None if _is_rms(step) else 1e-5)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     power = x.square().mean(dims, keepdim=True) if _is_rms(step) else x.var(dims, correction=0, keepdim=True)
     weight = step.argument("weight")
     held = signal * (power + eps).rsqrt()
     return held if weight is None else held * weight
+
+
+def norm_path(step: Step) -> Window | None:
+    """The same place and map, where the statistics are of more; None where they are of one place, its own window."""
+    return None if step.maps_last and len(normalized_shape(step)) == 1 else POINTWISE
 
 
 def _is_rms(step: Step) -> bool:
@@ -219,19 +222,16 @@ def _rows(operations: Sequence[Any], back: Any, reads_input: bool = False, path:
     return {key: Operation(back, None, reads_input, path) for key in operations}
 
 
-_SWIN = "torchvision.models.swin_transformer"
 _GATES: dict[Any, bool] = dict.fromkeys(GATES, True)
 _KEPT: dict[Any, bool] = dict.fromkeys([*MOVES, *UNCHANGED, *DROPOUTS], True)
 EXTENDED: dict[Any, Operation] = DECONVNET | {
     **_rows([*SMOOTH, *LEAKY], rectify),
     **_rows(PRODUCTS, hold_gate, True, gated_window),
     **_rows(GATED, gated_unit, reads_input=True),
-    **_rows([*LAYER_NORMS, *RMS_NORMS], layer_norm, True, POINTWISE),
+    **_rows([*LAYER_NORMS, *RMS_NORMS], layer_norm, True, norm_path),
     **_rows([multihead_attention], attend, reads_input=True),
     **_rows([F.scaled_dot_product_attention], attend_to_values, reads_input=True),
-    # functions that torchvision has torch.fx take for one step each; they are imported with its models
-    **_rows([f"{_SWIN}.shifted_window_attention"], attend_in_windows, reads_input=True),
-    **_rows([f"{_SWIN}._patch_merging_pad"], transpose),
+    **_rows([SHIFTED_ATTENTION], attend_in_windows, reads_input=True),
 }
 # alternatives, to be added to EXTENDED
 SLOPED: dict[Any, Operation] = _rows(LEAKY, slope)

@@ -25,26 +25,37 @@ from zfnet.operations import (
     SIGNATURES,
     SPLITS,
     SWITCHED,
+    Axes,
     Rules,
     Step,
+    are_last,
+    map_axes,
+    moves_axes,
     named,
     piece,
     pool_arguments,
+    reads_last,
     switches_of,
+    with_maps_first,
     written,
 )
 from zfnet.switches import pool
 from zfnet.tracing import Tracer, call, first_channels, gives_number, runs_torchs_forward, tells_shape, unwrapped
 from zfnet.verification import verified
-from zfnet.windows import WHOLE, Window
+from zfnet.windows import WHOLE, Window, maps_first, maps_last
 
 
 class Shapes(Mapping[fx.Node, torch.Size]):
-    """The output shape of each step that carries a signal, for one image of some size, and the window that it reads
-    by."""
+    """The shape of each step's maps (1, C, H, W) or units (1, C), for one image of some size, and the window that it
+    reads by.
+
+    Networks may keep maps along the last axis, as (N, H, W, C) or as tokens (N, T, C); `maps` gives all of them alike.
+    The places of tokens are rows of one column.
+    """
 
     def __init__(self) -> None:
-        self.outputs: dict[fx.Node, torch.Size] = {}
+        self.outputs: dict[fx.Node, torch.Size] = {}  # as the steps give them
+        self.axes: dict[fx.Node, Axes] = {}  # along which their maps lie
         self.numbers: dict[fx.Node, Any] = {}  # what the others give: sizes, parameters and what is made of them
         self.windows: dict[fx.Node, Window | None] = {}
         self.paths: dict[fx.Node, Window | None] = {}  # the windows of what a signal comes back through
@@ -52,7 +63,29 @@ class Shapes(Mapping[fx.Node, torch.Size]):
         self.fields: dict[fx.Node, Any] = {}  # of the maps of each step: see receptive_fields.map_fields
 
     def __getitem__(self, node: fx.Node) -> torch.Size:
-        return self.outputs[node]
+        shape = self.outputs[node]
+        if not self.last(node):
+            return shape
+        return torch.Size((shape[0], shape[-1], *shape[1:-1], *[1] * (len(shape) == 3)))
+
+    def last(self, node: fx.Node) -> bool:
+        """Whether the step's maps lie along the last axis of its output."""
+        return node in self.axes and are_last(self.axes[node], len(self.outputs[node]))
+
+    def are_maps(self, node: fx.Node) -> bool:
+        """Whether a step gives, for each image, feature maps or fully connected units."""
+        shape = self.outputs.get(node, torch.Size())
+        if len(shape) not in (2, 3, 4) or shape[0] != 1:
+            return False
+        return self.last(node) or (len(shape) != 3 and self.axes[node] == {1})
+
+    def maps(self, node: fx.Node, output: Tensor) -> Tensor:
+        """The output of a step as maps (N, C, H, W), in the same memory; units (N, C) as they are."""
+        return maps_first(output) if self.last(node) else output
+
+    def own(self, node: fx.Node, maps: Tensor) -> Tensor:
+        """The inverse of `maps`."""
+        return maps_last(maps, len(self.outputs[node])) if self.last(node) else maps
 
     def __iter__(self) -> Iterator[fx.Node]:
         return iter(list(self.outputs))  # another thread may add some
@@ -273,15 +306,16 @@ class Graph:
             return (given or steps)[-1]
         raise unknown_name(f"layer of {type(self.model).__name__}", name, names)
 
-    def check_maps(self, node: fx.Node, output: Any) -> None:
-        """InputError if a step's output, or its shape, is neither feature maps nor fully connected units."""
-        shape = getattr(output, "shape", output)
-        if not isinstance(shape, torch.Size) or len(shape) not in (2, 4):
-            gives = f"a tensor of shape {tuple(shape)}" if isinstance(shape, torch.Size) else "several tensors"
-            raise InputError(
-                f"{self.names[node]} ({self.operation(node)}) gives {gives}; choose a layer that gives feature maps "
-                "(images, maps, rows, columns) or fully connected units (images, units)"
-            )
+    def check_maps(self, node: fx.Node, shapes: Shapes) -> None:
+        """InputError if a step's output is neither feature maps nor fully connected units."""
+        if shapes.are_maps(node):
+            return
+        gives = f"a tensor of shape {tuple(shapes.outputs[node])}" if node in shapes else "several tensors"
+        raise InputError(
+            f"{self.names[node]} ({self.operation(node)}) gives {gives}; choose a layer that gives feature maps "
+            "(images, maps, rows, columns), also with the maps last, tokens (images, tokens, maps) or fully connected "
+            "units (images, units)"
+        )
 
     # -- what a step is
 
@@ -480,8 +514,24 @@ class Graph:
                         known.outputs[node] = value.shape
                     elif not self.is_given(node):
                         known.numbers[node] = value
+                self._find_axes(known)
                 self._shapes[image_size] = known  # now that nothing was refused
         return known
+
+    def _find_axes(self, shapes: Shapes) -> None:
+        """Along which axes the maps of each step lie."""
+        for node in self.nodes:
+            if node in shapes.axes or node not in shapes.outputs:
+                continue
+            sources = self._sources(node, shapes)
+            before = [shapes.axes.get(source, frozenset([1])) for source in sources]
+            plain = all(axes == {1} and len(shapes.outputs[s]) < 5 for s, axes in zip(sources, before, strict=True))
+            plain = plain and len(shapes.outputs[node]) < 5
+            if plain and not reads_last(self.lookup, node) and not moves_axes(self.operation(node)):
+                shapes.axes[node] = frozenset([1])
+            else:
+                with undifferentiated(self.model):
+                    shapes.axes[node] = map_axes(self.step(node, shapes), before)
 
     def _tried(self, image_size: Pair, last: fx.Node) -> dict[fx.Node, Any]:
         """The values of the steps up to `last`, and maybe of others, on an image of that size."""
@@ -516,7 +566,7 @@ class Graph:
         return [source for source in node.all_input_nodes if source in shapes]
 
     def step(self, node: fx.Node, shapes: Shapes) -> Step:
-        """A step as its window sees it, for images of the size that `shapes` is of."""
+        """A step as it is in the model, for images of the size that `shapes` is of."""
 
         def known(source: fx.Node) -> Any:
             return self.given(source) if self.is_given(source) else shapes.numbers.get(source, source)
@@ -536,13 +586,18 @@ class Graph:
             self.module(node),
             node,
             sources,
-            [shapes[source] for source in sources],
-            shapes[node],
+            [shapes.outputs[source] for source in sources],
+            shapes.outputs[node],
             self.arguments(node, args, kwargs),
             call,
             [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)],
             lookup=self.lookup,
         )
+
+    def _seen(self, node: fx.Node, shapes: Shapes) -> Step:
+        """A step as its window sees it: the maps of all that it reads and gives lie along the second axis."""
+        step = self.step(node, shapes)
+        return with_maps_first(step, [shapes.last(source) for source in step.sources], shapes.last(node))
 
     def window(self, node: fx.Node, shapes: Shapes) -> Window | None:
         """How one output of this step reads its input, for images of the size that `shapes` is of; None if it is not
@@ -556,11 +611,13 @@ class Graph:
                 window = None  # it reads several tensors at once
             elif window is not None and not isinstance(window, Window):
                 with torch.no_grad():
-                    window = window(self.step(node, shapes))
+                    window = window(self._seen(node, shapes))
             elif window is not WHOLE and any(
                 shapes[s][-2:] != shapes[node][-2:] for s in node.all_input_nodes if s in shapes
             ):
                 window = None
+            if window is None and shapes.last(node) and len(shapes.outputs[node]) == 3:
+                window = WHOLE  # where in the image a token is from, is not followed
             shapes.windows[node] = window
         return shapes.windows[node]
 
@@ -570,7 +627,7 @@ class Graph:
             row = self.lookup(self.operations, node)
             path = None if row is None or len(shapes[node]) < 3 else row.path
             if path is not None and not isinstance(path, Window):
-                path = path(self.step(node, shapes))
+                path = path(self._seen(node, shapes))
             shapes.paths[node] = path or self.window(node, shapes)
         return shapes.paths[node]
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from zfnet.checks import Pair, device_and_dtype, pair, undifferentiated
 from zfnet.errors import InputError
 from zfnet.graph import Graph, Shapes
-from zfnet.operations import DECONVNET, Operation, Rules, is_repetition, moves_axes
+from zfnet.operations import DECONVNET, Operation, Rules, is_repetition
 
 DEPTHS = 5  # the paper's layers 1 to 5
 JOINTS = ("relu", "relu6", "add", "cat")  # operations, in lower case, that end a part of a network
@@ -104,7 +104,7 @@ def every(graph: Graph, size: int | Pair, rules: Rules = DECONVNET) -> list[str]
     """
     size = pair(size)
     shapes = graph.shapes(size, graph.output)
-    projected, moved, found = set(graph.inputs), set[fx.Node](), []
+    projected, found = set(graph.inputs), []
     for node in graph.path([graph.output]):
         if node in graph.inputs or node not in graph.carriers:
             continue
@@ -112,12 +112,8 @@ def every(graph: Graph, size: int | Pair, rules: Rules = DECONVNET) -> list[str]
         if node in shapes and all(s in projected and s in shapes for s in sources):
             with undifferentiated(graph.model):
                 projected.update([node] if _takes_a_signal(graph, node, shapes, graph.lookup(rules, node)) else [])
-        if moves_axes(graph.operation(node)) or moved.intersection(sources):
-            moved.add(node)
-        if node in projected and node in shapes and not is_repetition(graph.lookup(DECONVNET, node)):
-            shape = shapes[node]
-            if shape[0] == 1 and len(shape) in (2, 4) and (node not in moved or _has_maps(graph, node, size, shape)):
-                found.append(graph.names[node])
+        if node in projected and shapes.are_maps(node) and not is_repetition(graph.lookup(DECONVNET, node)):
+            found.append(graph.names[node])
     if not found:
         raise InputError(f"{type(graph.model).__name__} has no layer of feature maps whose units can be projected")
     return found
@@ -131,7 +127,7 @@ def _takes_a_signal(graph: Graph, node: fx.Node, shapes: Shapes, row: Operation 
     def zeros(shape: torch.Size) -> Tensor:
         return torch.zeros(shape, **device_and_dtype(graph.model))
 
-    step, signal = graph.step(node, shapes), zeros(shapes[node])
+    step, signal = graph.step(node, shapes), zeros(shapes.outputs[node])
     switches = signal.long() if signal.ndim == 4 else None
 
     def call(*inputs: Tensor) -> Any:  # in place, it would change what a rule differentiates by
@@ -142,16 +138,6 @@ def _takes_a_signal(graph: Graph, node: fx.Node, shapes: Shapes, row: Operation 
     except InputError:
         return False
     return True
-
-
-def _has_maps(graph: Graph, node: fx.Node, size: Pair, shape: Sequence[int]) -> bool:
-    """Whether it has as many maps in a larger image; behind a permutation, its second axis may be rows of places."""
-    if len(shape) == 2:
-        return True
-    try:
-        return graph.shapes((size[0] + 32, size[1] + 32), node)[node][1] == shape[1]
-    except InputError:
-        return False
 
 
 def chosen(

@@ -21,18 +21,19 @@ several):
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from zfnet.attention import multihead_attention
 from zfnet.checks import Pair, pair
 from zfnet.errors import InputError
 from zfnet.model import ContrastNorm
 from zfnet.switches import adaptive_pool, pool, unpool
-from zfnet.windows import ALL, POINTWISE, WHOLE, Window, count_maps
+from zfnet.windows import ALL, POINTWISE, WHOLE, Window, count_maps, maps_first, maps_last
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Step:
     padded: bool = True  # False: what the step sees holds its border already
     collisions: str = "add"
     lookup: Callable[[Mapping[Any, Any], fx.Node], Any] = lambda table, node: None  # the row of a step in a table
+    maps_last: bool = False  # the maps of its output lie along the last axis: `with_maps_first` has moved them
     advice: Callable[[], str] = str  # what else can be done where there is no rule
 
     @property
@@ -246,7 +248,8 @@ def measured_window(step: Step) -> Window | None:
     numbers = torch.arange(1.0, before[1] + 1, dtype=torch.float64).view(1, -1, 1, 1).expand(1, *before[1:])
     moved = step.call(numbers)  # maps of one number each stay so, and tell which map they were
     maps = moved[0].amax((1, 2)).round().long()[:, None] - 1
-    if not torch.allclose(moved, (maps + 1).double()[None, :, :, None].expand_as(moved)):
+    as_before = torch.isclose(moved, (maps + 1).double()[None, :, :, None].expand_as(moved))
+    if not (as_before | (moved == 0)).all():  # 0 is read beyond the border
         return None
     return Window(maps=(maps,), table=_supports(step.call, before))
 
@@ -320,7 +323,7 @@ def adaptive_pool_window(step: Step) -> Window:
 
 
 def pad_window(step: Step) -> Window | None:
-    if step.argument("mode", "constant") != "constant":
+    if step.argument("mode", "constant") != "constant" or step.maps_last:
         return measured_window(step)
     pads, value = step.argument("padding") or step.argument("pad"), float(step.argument("value") or 0)
     padding = [int(p) for p in pads] + [0] * max(0, 4 - len(pads))
@@ -483,12 +486,36 @@ def softmax_window(step: Step) -> Window | None:
     return Window(maps=ALL) if dim is not None and 0 < dim % len(step.output) < len(step.output) - 2 else None
 
 
+def normalized_shape(step: Step) -> tuple[int, ...]:
+    """The last axes of a layer normalisation's input, which it takes its statistics over."""
+    shape = step.argument("normalized_shape", ())
+    return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
 def layer_norm_window(step: Step) -> Window | None:
-    return WHOLE if len(step.argument("normalized_shape")) > 1 else None
+    if len(normalized_shape(step)) > 1:
+        return WHOLE
+    return Window(maps=ALL) if step.maps_last else None
 
 
 def linear_window(step: Step) -> Window | None:
-    return WHOLE if len(step.output) < 3 else None
+    if len(step.output) < 3:
+        return WHOLE
+    return Window(maps=ALL) if step.maps_last else None
+
+
+def shifted_window(step: Step) -> Window:
+    """The windows of torchvision's attention: of places shifted round the image, those that were neighbours before."""
+    shift, table = step.argument("shift_size"), []
+    for axis, size in enumerate(step.argument("window_size")):
+        extent = step.shapes[0][axis - 2]
+        padded = -(-extent // size) * size
+        by = shift[axis] if size < padded else 0
+        moved = (torch.arange(padded) - by) % padded  # where each row is after the shift
+        region = moved // size + (moved >= padded - by) * padded
+        own = [(region == number).nonzero().flatten() for number in region[:extent].tolist()]
+        table.append(torch.stack([torch.stack([rows[0], (rows[-1] + 1).clamp(max=extent)]) for rows in own]))
+    return Window(maps=ALL, table=(table[0], table[1]))
 
 
 def arithmetic_window(step: Step) -> Window | None:
@@ -499,6 +526,86 @@ def arithmetic_window(step: Step) -> Window | None:
     if any(max(constant.shape[-2:], default=1) > 1 for constant in step.constants):
         return _unevenly(POINTWISE, step)
     return POINTWISE
+
+
+# ---- maps along the last axis ----------------------------------------------------------------------------------------
+
+
+Axes = frozenset[int]
+
+
+def usual_axes(dimensions: int) -> Axes:
+    """The axes of maps in (N, C), (N, C, H, W), and (N, groups, C, H, W)."""
+    return frozenset(range(1, max(2, dimensions - 2)))
+
+
+def are_last(axes: Axes, dimensions: int) -> bool:
+    """Whether maps lie along the last axis, as in (N, H, W, C) and in tokens (N, T, C)."""
+    return dimensions > 2 and axes == {dimensions - 1}
+
+
+def map_axes(step: Step, before: Sequence[Axes]) -> Axes:
+    """Along which axes of a step's output its maps lie: of most one, of those that are split into groups several.
+
+    Args:
+        before: the same of each of the tensors that the step reads.
+    """
+    dimensions = len(step.output)
+    if dimensions < 3 or step.lookup(_READ_SECOND, step.node):
+        return usual_axes(dimensions)
+    if step.lookup(_READ_LAST, step.node) and len(normalized_shape(step)) < 2:
+        return frozenset([dimensions - 1])
+    if not step.lookup(_MOVED, step.node) or len(step.sources) != 1:
+        same = (axes for axes, shape in zip(before, step.shapes, strict=True) if len(shape) == dimensions)
+        return next(same, usual_axes(dimensions))
+    (shape,), (axes,) = step.shapes, before
+    sizes = [length if axis in axes else 1 for axis, length in enumerate(shape)]
+    moved = step.call(torch.arange(float(math.prod(sizes)), dtype=torch.float64).view(sizes).expand(shape).contiguous())
+    if math.prod(sizes) == 1 or not moved.numel():  # of a single map nothing can be seen
+        last = are_last(axes, len(shape)) != moves_axes(step.kind)
+        return frozenset([dimensions - 1]) if last else usual_axes(dimensions)
+    return frozenset(d for d in range(dimensions) if (moved != moved.narrow(d, 0, 1)).any())
+
+
+def with_maps_first(step: Step, before: Sequence[bool], after: bool) -> Step:
+    """A step as if the maps of all that it reads and gives lay along the second axis.
+
+    Args:
+        before, after: whether those that it reads, and the output, have their maps along the last axis.
+    """
+    if not (after or any(before)):
+        return step
+    dimensions = len(step.output if after else next(s for s, last in zip(step.shapes, before, strict=True) if last))
+    order = [0, dimensions - 1, *range(1, dimensions - 1)]  # where each axis was
+
+    def call(*inputs: Tensor) -> Any:
+        own = (
+            maps_last(x, len(shape)) if last else x for x, last, shape in zip(inputs, before, step.shapes, strict=True)
+        )
+        out = step.call(*own)
+        return maps_first(out) if after else out
+
+    def first(x: Tensor) -> Tensor:
+        return maps_first(x.view(*[1] * (dimensions - x.ndim), *x.shape)) if x.ndim < dimensions else maps_first(x)
+
+    def argument(name: str, default: Any = None) -> Any:
+        value = step.argument(name, default)
+        if name == "dim" and isinstance(value, int | Sequence) and not isinstance(value, str):
+            dims = [order.index(d % dimensions) for d in ([value] if isinstance(value, int) else value)]
+            return dims[0] if isinstance(value, int) else dims
+        if name == "tensors" and after and isinstance(value, Sequence):
+            return [first(part) if isinstance(part, Tensor) else part for part in value]
+        return value
+
+    def shape_of(shape: torch.Size) -> torch.Size:
+        return maps_first(torch.empty(shape, device="meta")).shape
+
+    shapes = [shape_of(shape) if last else shape for shape, last in zip(step.shapes, before, strict=True)]
+    output = shape_of(step.output) if after else step.output
+    constants = [first(x) for x in step.constants] if after else step.constants
+    return replace(
+        step, shapes=shapes, output=output, argument=argument, call=call, constants=constants, maps_last=after
+    )
 
 
 # ---- rules -----------------------------------------------------------------------------------------------------------
@@ -759,6 +866,13 @@ UNCHANGED = named(  # the values, of another type or in another memory
     "nn.Identity Tensor.contiguous Tensor.clone torch.clone Tensor.detach Tensor.to Tensor.float Tensor.double "
     "Tensor.half Tensor.bfloat16 Tensor.type Tensor.type_as"
 )
+SHIFTED_ATTENTION = "torchvision.models.swin_transformer.shifted_window_attention"
+LAYER_NORMS = named("nn.LayerNorm F.layer_norm torch.layer_norm")
+RMS_NORMS = [
+    operation
+    for space, name in ((nn, "RMSNorm"), (F, "rms_norm"), (torch, "rms_norm"))
+    if (operation := getattr(space, name, None)) is not None
+]
 GROUP_NORMS = named("nn.GroupNorm F.group_norm torch.group_norm nn.InstanceNorm2d F.instance_norm")
 _ELEMENTWISE = (
     "abs acos asin atan celu cos elu erf exp expm1 gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log log10 "
@@ -798,7 +912,11 @@ DECONVNET: dict[Any, Operation] = {
         None,
         softmax_window,
     ),
-    **_rows(named("nn.LayerNorm F.layer_norm"), None, layer_norm_window),
+    **_rows([*LAYER_NORMS, *RMS_NORMS], None, layer_norm_window),
+    **_rows([F.scaled_dot_product_attention, multihead_attention], None, WHOLE),
+    # functions of torchvision's models, which are imported with these
+    **_rows([SHIFTED_ATTENTION], None, shifted_window),
+    **_rows(["torchvision.models.swin_transformer._patch_merging_pad"], transpose, measured_window),
     # the paper's three
     **_rows(
         named("nn.MaxPool2d F.max_pool2d torch.max_pool2d F.max_pool2d_with_indices"),
@@ -857,6 +975,25 @@ DECONVNET: dict[Any, Operation] = {
         through_dropout, POINTWISE
     ),  # imported with its models
 }
+# which axis of their input is that of maps
+_READ_SECOND = dict.fromkeys(
+    named(
+        "nn.Conv2d F.conv2d torch.conv2d nn.ConvTranspose2d F.conv_transpose2d nn.MaxPool2d F.max_pool2d "
+        "torch.max_pool2d nn.AdaptiveMaxPool2d F.adaptive_max_pool2d nn.AvgPool2d F.avg_pool2d nn.AdaptiveAvgPool2d "
+        "F.adaptive_avg_pool2d nn.BatchNorm2d F.batch_norm nn.GroupNorm F.group_norm nn.InstanceNorm2d nn.Upsample "
+        "F.interpolate nn.PixelShuffle F.pixel_shuffle nn.PixelUnshuffle F.pixel_unshuffle"
+    ),
+    True,
+)
+_READ_LAST: dict[Any, bool] = dict.fromkeys(
+    [
+        *named("nn.Linear F.linear nn.LayerNorm F.layer_norm torch.layer_norm F.scaled_dot_product_attention"),
+        multihead_attention,
+        SHIFTED_ATTENTION,
+    ],
+    True,
+)
+_MOVED = dict.fromkeys([*MOVES, *named("torch.einsum torch.mean Tensor.mean torch.sum Tensor.sum")], True)
 # alternatives to the paper's choices, to be added to a rule set
 UNRECTIFIED: dict[Any, Operation] = _rows(RECTIFIERS, through)
 UNSWITCHED: dict[Any, Operation] = _rows(list(SWITCHED), unpool_to_centres, None)
@@ -886,6 +1023,11 @@ def is_repetition(row: Operation | None) -> bool:
         return False
     passes_on = row.back in (through, through_dropout) and row.window is POINTWISE
     return passes_on or row.window is moved_window
+
+
+def reads_last(lookup: Callable[[Mapping[Any, Any], fx.Node], Any], node: fx.Node) -> bool:
+    """Whether a step may take the last axis of its input for that of maps."""
+    return bool(lookup(_READ_LAST, node))
 
 
 def moves_axes(operation: str) -> bool:

@@ -1,7 +1,7 @@
 """Run a traced model forward and keep what was asked for: activations, and the switches of every max pooling."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from zfnet.checks import check_images, undifferentiated
 from zfnet.errors import InputError
 from zfnet.graph import Graph
 from zfnet.operations import SWITCHED, pool_arguments
-from zfnet.views import View, WholeMaps
+from zfnet.views import PathWindows, View, WholeMaps
 
 
 @dataclass
@@ -78,6 +78,23 @@ def record(
     values = graph.run(images, last, apply, last | besides, read, view.steps)
     recording.activations = {name: values[node] for name, node in nodes.items() if isinstance(values[node], Tensor)}
     recording.values.update((node, value) for node, value in values.items() if node in besides)
+    return recording
+
+
+def of_windows(whole: Recording, view: PathWindows) -> Recording:
+    """What the way back through windows needs of a forward pass of whole images."""
+    recording = replace(whole, view=view, outputs={}, seen={}, switches={})
+    for step in view.places:
+        recording.outputs[step] = view.output(step)
+        if step in view.graph.inputs:
+            continue
+        decided = view.decided(step)
+        recording.outputs.update((source, view.output(source)) for source in decided if source not in view.places)
+        for source in step.all_input_nodes:
+            if source in view.places or source in decided:
+                recording.seen[step, source] = view.seen(step, source)
+        if (switches := whole.switches.get(view.graph.names[step])) is not None:
+            recording.switches[view.graph.names[step]] = view.switches(step, switches)
     return recording
 
 

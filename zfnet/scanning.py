@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from zfnet.checks import check_images, check_weights, device_and_dtype, undifferentiated
+from zfnet.checks import check_images, check_weights, device_and_dtype, pair, undifferentiated
 from zfnet.data.batches import Batch, Batches
 from zfnet.data.images import as_images
 from zfnet.errors import InputError
@@ -371,8 +371,9 @@ def _scanned(
     sampled = None if before.gathered is None else before.gathered.columns(batch.index)[0]
 
     def take(node: fx.Node, output: Any) -> TopActivations:
-        graph.check_maps(node, output)
-        name, maps = graph.names[node], output if output.ndim == 4 else output[..., None, None]
+        maps = shapes[node].maps(node, output)
+        graph.check_maps(node, shapes[node])
+        name, maps = graph.names[node], maps if maps.ndim == 4 else maps[..., None, None]
         if not maps.is_floating_point():
             raise InputError(f"{name} gives {maps.dtype}; choose a layer of floating-point values")
         top = tops.get(name) or TopActivations.none(maps.shape[1], k, maps)
@@ -395,7 +396,7 @@ def _scanned(
         return graph.call(node, args, kwargs)
 
     images = check_images(graph.model, batch.images)
-    graph.check_size(images, nodes)
+    shapes = {node: graph.shapes(pair(images.shape[-2:]), node) for node in nodes}  # which refuse some sizes
     graph.run(images, nodes, apply)
     if before.gathered is None:
         return tops, None

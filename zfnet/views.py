@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from zfnet.checks import Pair, device_and_dtype
 from zfnet.errors import InputError
 from zfnet.graph import Graph, Shapes
-from zfnet.windows import WHOLE, count_maps
+from zfnet.windows import POINTWISE, WHOLE, Window, count_maps
 
 
 class View(Protocol):
@@ -127,13 +127,19 @@ class Places(NamedTuple):
     size: Pair
 
 
-def places_of(graph: Graph, node: fx.Node, maps: Tensor, shapes: Shapes) -> dict[fx.Node, Places] | None:
-    """The windows of every step that units of these maps (C,) bool depend on; None if these do not slide."""
+def places_of(
+    graph: Graph, node: fx.Node, maps: Tensor, shapes: Shapes, *, back: bool = False
+) -> dict[fx.Node, Places] | None:
+    """The windows of every step that units of these maps (C,) bool depend on; None if these do not slide.
+
+    Args:
+        back: of the path back alone, on which decisions of the forward pass are held fixed.
+    """
     path = [step for step in graph.path([node]) if step in shapes and step not in graph.inputs]
-    windows = [graph.window(s, shapes) for s in path]
+    windows = [graph.path_window(step, shapes) for step in path]
     if any(window is not None and window.table is not None for window in windows):
         return None
-    if any(window is not graph.path_window(step, shapes) for step, window in zip(path, windows, strict=True)):
+    if not back and any(window is not graph.window(s, shapes) for s, window in zip(path, windows, strict=True)):
         return None  # what is decided there depends on more than the windows hold
     first, second = (follow(graph, node, (i, i), maps, shapes, clip=False) for i in (0, 1))
     if first is None or second is None or graph.inputs[0] not in first:
@@ -157,13 +163,20 @@ class UnitWindows:
         self.graph, self.places, self.shapes = graph, places, shapes
         self.units = (rows.cpu(), columns.cpu())
         self.steps: Collection[fx.Node] | None = places.keys()
-        self._window = {step: graph.window(step, shapes) for step in places if step not in graph.inputs}
+        self._window = {step: graph.path_window(step, shapes) for step in places if step not in graph.inputs}
         self._read = {
             (step, source): (self._offset(step, source, 0), self._offset(step, source, 1), self._outside(step, source))
             for step in self._window
             for source in step.all_input_nodes
-            if source in places
+            if source in places and source not in self.decided(step)
         }
+
+    def decided(self, step: fx.Node) -> list[fx.Node]:
+        """The sources of a step that only decide."""
+        window = self._window[step]
+        assert window is not None
+        sources = [source for source in step.all_input_nodes if source in self.shapes]
+        return [sources[number] for number in window.decided]
 
     def _reads(self, step: fx.Node, axis: int) -> Pair:
         """The range of its sources that the window of unit 0 of a step reads along one axis."""
@@ -218,30 +231,112 @@ class UnitWindows:
             rows, columns, outside = self._read[node, source]
             window = self._window[node]
             assert window is not None
-            value = value[..., rows, columns]
-            return value if outside is None else self._fill(value, outside, window.fill)
-        if value is None and source in self.shapes:  # a branch that these units do not see
-            size = self.shapes[source][-2:]
-            if node in self._window:
-                size = torch.Size(high - low for low, high in (self._reads(node, axis) for axis in (0, 1)))
-            zero = torch.zeros(1, **device_and_dtype(self.graph.model))
-            return zero.expand(len(self.units[0]), *self.shapes[source][1:-2], *size)
-        return value
+            value = self.shapes.maps(source, value)[..., rows, columns]
+            return self.shapes.own(source, value if outside is None else self._fill(value, outside, window.fill))
+        return self.unseen(node, source) if value is None and source in self.shapes else value
+
+    def unseen(self, node: fx.Node, source: fx.Node) -> Tensor:
+        """Zeros, in place of a branch that these units do not see."""
+        size = self.shapes[source][-2:]
+        if node in self._window:
+            size = torch.Size(high - low for low, high in (self._reads(node, axis) for axis in (0, 1)))
+        zero = torch.zeros(1, **device_and_dtype(self.graph.model))
+        return self.shapes.own(source, zero.expand(len(self.units[0]), *self.shapes[source][1:-2], *size))
 
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         window = self._window.get(node)  # of sizes, which are read too, there is none
         if window is None or window.inside is None:
             return self.graph.call(node, args, kwargs)
-        return window.inside(args[0], self.graph.arguments(node, args, kwargs))
+        seen = self.shapes.maps(node.all_input_nodes[0], args[0])
+        return self.shapes.own(node, window.inside(seen, self.graph.arguments(node, args, kwargs)))
 
     def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
         rows, columns, outside = self._read[node, source]
+        signal = self.shapes.maps(source, signal)
         if outside is not None:
             signal = self._fill(signal, outside, 0.0)
         size = self.places[source].size
-        if tuple(signal.shape[-2:]) == size:
-            return signal
-        return F.pad(signal, (columns.start, size[1] - columns.stop, rows.start, size[0] - rows.stop))
+        if tuple(signal.shape[-2:]) != size:
+            signal = F.pad(signal, (columns.start, size[1] - columns.stop, rows.start, size[0] - rows.stop))
+        return self.shapes.own(source, signal)
+
+
+class PathWindows(UnitWindows):
+    """Steps of the way back see the windows of the path; the forward pass was of whole images, and decided by them.
+
+    Args:
+        image: (M,) which of the images of that pass each unit is of.
+    """
+
+    def __init__(
+        self, graph: Graph, places: dict[fx.Node, Places], shapes: Shapes, rows: Tensor, columns: Tensor, image: Tensor
+    ):
+        super().__init__(graph, places, shapes, rows, columns)
+        self.image = image
+
+    def read(self, node: fx.Node, source: fx.Node, value: Any) -> Any:
+        """What `node` reads of its source's output for whole images."""
+        if source not in self.shapes or node not in self._window or not isinstance(value, Tensor | None):
+            return value
+        if source in self.decided(node) or self._takes_statistics(node):
+            return None if value is None else value[self.image.to(value.device)]
+        if (node, source) not in self._read or value is None:
+            return self.unseen(node, source)
+        window = self._window[node]
+        assert window is not None
+        start = [self._reads(node, axis)[0] for axis in (0, 1)]
+        x = self._gathered(self.shapes.maps(source, value), start, self._size_read(node), self.places[node], window)
+        outside = self._read[node, source][2]
+        return self.shapes.own(source, x if outside is None else self._fill(x, outside, window.fill))
+
+    def _takes_statistics(self, node: fx.Node) -> bool:
+        """Whether a step's rule reads the whole input, to hold what it made of it."""
+        window = self._window[node]
+        return window is not self.graph.window(node, self.shapes) and window is not None and not window.decided
+
+    def _size_read(self, node: fx.Node) -> Pair:
+        (top, bottom), (left, right) = (self._reads(node, axis) for axis in (0, 1))
+        return bottom - top, right - left
+
+    def _gathered(
+        self, x: Tensor, start: Sequence[int], size: Pair, place: Places, window: Window = POINTWISE
+    ) -> Tensor:
+        """The windows (M, C, h, w) of x (N, C, H, W) that begin at start for unit 0, of each unit's image; whatever
+        they hold beyond the border."""
+        axes = []
+        for axis, unit in enumerate(self.units):
+            moved = start[axis] + place.stride[axis] * window.stride[axis] * unit
+            axes.append((moved[:, None] + torch.arange(size[axis])).clamp(0, x.shape[axis - 2] - 1).to(x.device))
+        image = self.image.to(x.device)[:, None, None]
+        return x.movedim(1, -1)[image, axes[0][:, :, None], axes[1][:, None, :]].movedim(-1, 1)
+
+    def output(self, step: fx.Node) -> torch.Size:
+        """The shape of a step's windows; of one that only decides, that of its outputs for the units' images."""
+        if step not in self.places:
+            return torch.Size((len(self.image), *self.shapes.outputs[step][1:]))
+        return self._own_shape(step, self.places[step].size)
+
+    def seen(self, step: fx.Node, source: fx.Node) -> torch.Size:
+        """The shape of what a step sees of a source."""
+        return self._own_shape(source, self._size_read(step)) if (step, source) in self._read else self.output(source)
+
+    def _own_shape(self, step: fx.Node, size: Pair) -> torch.Size:
+        maps = torch.empty((len(self.image), *self.shapes[step][1:-2], *size), device="meta")
+        return self.shapes.own(step, maps).shape
+
+    def switches(self, step: fx.Node, switches: Tensor) -> Tensor:
+        """The switches (M, C, h, w) of windows, from those of whole images: positions within what they read."""
+        place, size = self.places[step], self._size_read(step)
+        whole = self.shapes[step.all_input_nodes[0]][-1]
+        switches = self._gathered(switches, place.start, place.size, place)
+        positions = []
+        for axis, unit in enumerate(self.units):
+            window = self._window[step]
+            assert window is not None
+            low = self._reads(step, axis)[0] + place.stride[axis] * window.stride[axis] * unit
+            own = (switches // whole, switches % whole)[axis] - low.to(switches.device).view(-1, 1, 1, 1)
+            positions.append(own.clamp(0, size[axis] - 1))  # beyond the border, where no signal is
+        return positions[0] * size[1] + positions[1]
 
 
 def cut(images: Tensor, image: Sequence[int], boxes: Tensor, size: Pair) -> Tensor:

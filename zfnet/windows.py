@@ -90,6 +90,18 @@ POINTWISE = Window()
 WHOLE = Window(kernel=(0, 0), maps=ALL)  # an output depends on every place of the input
 
 
+def maps_first(x: Tensor) -> Tensor:
+    """A step's output whose maps lie along its last axis, (N, H, W, C) or tokens (N, T, C), as maps (N, C, H, W), in
+    the same memory. The places of tokens are rows of one column."""
+    x = x.movedim(-1, 1)
+    return x[..., None] if x.ndim == 3 else x
+
+
+def maps_last(x: Tensor, dimensions: int) -> Tensor:
+    """The inverse of `maps_first`, for an output of so many dimensions."""
+    return (x[..., 0] if dimensions == 3 else x).movedim(1, -1)
+
+
 def count_maps(shape: Sequence[int]) -> int:
     """How many maps an output (N, ..., rows, columns) has."""
     return math.prod(shape[1:-2])

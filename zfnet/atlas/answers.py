@@ -301,7 +301,9 @@ class Answers:
 
     def _planes(self, node: fx.Node, x: Tensor) -> Tensor:
         """A layer's output as (C, H, W) of float32 on the CPU."""
-        self.graph.check_maps(node, x)
+        shapes = self.graph.shapes(self.size, node)
+        self.graph.check_maps(node, shapes)
+        x = shapes.maps(node, x)
         planes = (x if x.ndim == 4 else x[..., None, None])[0].float().cpu()
         if not planes.isfinite().all():
             raise InputError(f"{self.graph.names[node]} gives NaN or infinity on this picture")

@@ -115,7 +115,7 @@ def names_of(
     if not nodes:
         raise InputError("an atlas needs at least one layer; layers is empty")
     for node in nodes:
-        graph.check_maps(node, graph.shapes(image_size, node).get(node))
+        graph.check_maps(node, graph.shapes(image_size, node))
     return [graph.names[node] for node in graph.nodes if node in nodes]
 
 

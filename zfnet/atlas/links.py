@@ -16,7 +16,8 @@ from zfnet.extended import PASSED_ACTIVATIONS
 from zfnet.graph import Graph
 from zfnet.operations import CONTRAST_NORMS, DECONVNET, UNRECTIFIED
 from zfnet.receptive_fields import map_fields
-from zfnet.recording import record
+from zfnet.recording import Recording, record
+from zfnet.views import View
 
 MOST = 6  # links of each map that are kept
 MEMORY = 2**25  # bytes that the largest step of a batch may take
@@ -116,36 +117,41 @@ def _arrivals(
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """The maps (m,) of a layer, by batches, and what arrives from each of them at the maps of the ends: (m, C)."""
     graph = walker.graph
-    name, names = graph.names[node], [graph.names[end] for end in ends]
+    name = graph.names[node]
     shapes = graph.shapes(image_size, node)
     middle = [extent // 2 for extent in shapes[node][2:]] or [0, 0]
     units = torch.tensor([[0, number, *middle] for number in range(count)])
     located = walker._located(name, units, 1, image_size, whole=map_fields(graph, node, shapes).unknown is not None)
     grey = torch.zeros(1, graph.channels, *image_size, **device_and_dtype(graph.model))
+
+    def forward(pixels: Tensor, view: View | None) -> Recording:
+        return record(graph, pixels, [name], walker._reads_input, view)
+
     with undifferentiated(graph.model):
-        for members, places in located.by_window():
-            run = _ByWindow(located, members, places) if places else _ByImage(located, members)
+        for members, windows in located.by_window():
+            run = _ByWindow(located, members, windows) if windows else _ByImage(located, members)
             recording = None
             for batch in run.batches(MEMORY // grey.element_size()):
                 if recording is None:  # one for all batches: the images are all alike
                     first = batch
-                    pixels, view = run.seen(first, grey)
-                    recording = record(graph, pixels, [name], walker._reads_input, view)
+                    recording = run.run(first, grey, forward).recording
                 maps = located.units[batch, 1]
                 activation = recording.activations[name]
                 signal = torch.zeros_like(activation)
-                _, *index = run.index(first, activation)
+                _, *index = run.index(first)
                 index[0] = maps
-                signal[tuple(i[: len(maps)] for i in (torch.arange(len(maps)), *index))] = 1
-                arrived: dict[str, Tensor] = {}
+                places = tuple(i[: len(maps)] for i in (torch.arange(len(maps)), *index))
+                shapes.maps(node, signal)[places] = 1
+                arrived: dict[fx.Node, Tensor] = {}
 
-                def observe(step: str, sent: Tensor, arrived: dict[str, Tensor] = arrived) -> None:
-                    if step in names:
+                def observe(step: fx.Node, sent: Tensor, arrived: dict[fx.Node, Tensor] = arrived) -> None:
+                    if step in ends:
+                        sent = shapes.maps(step, sent)
                         arrived[step] = sent.flatten(2).sum(2) if sent.ndim > 2 else sent
 
                 for _ in walker._walk(recording, name, signal, observe, ends):
-                    if len(arrived) == len(names):
+                    if len(arrived) == len(ends):
                         break
                 empty = [torch.zeros(len(maps), shapes[end][1]) for end in ends]
-                found = [arrived.get(n, none)[: len(maps)] for n, none in zip(names, empty, strict=True)]
+                found = [arrived.get(end, none)[: len(maps)] for end, none in zip(ends, empty, strict=True)]
                 yield maps, [part.float().cpu() for part in found]

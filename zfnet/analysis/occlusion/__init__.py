@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from zfnet.analysis.occlusion.incremental import Sweep, make_plan
-from zfnet.analysis.occlusion.readout import Reading, Readout, readout, summed
+from zfnet.analysis.occlusion.readout import Reading, Readout, readout
 from zfnet.checks import Pair, check_images, check_weights, pair, undifferentiated
 from zfnet.errors import InputError, unknown_name
 from zfnet.graph import Graph, Shapes, graph_of
@@ -83,8 +83,7 @@ def plain_sweep(
         for picture, (top, left, bottom, right) in zip(images, corners[squares].tolist(), strict=True):
             picture[:, top:bottom, left:right] = fill
         values = graph.run(images, [readout.output, readout.layer], call)
-        activity = summed(values[readout.layer])[:, readout.map]
-        yield squares, readout.read(values[readout.output], activity)
+        yield squares, readout.read(values[readout.output], readout.activity(values[readout.layer]))
 
 
 def occlusion_maps(
@@ -137,7 +136,7 @@ def occlusion_maps(
             largest = max(x.nbytes for n, x in clean.items() if n in graph.carriers and isinstance(x, Tensor))
             batches = plain_sweep(graph, image, boxes, grey, reader, max(1, memory // largest))
         maps = _collected(batches, boxes, progress)
-        without = reader.read(clean[reader.output], summed(clean[node])[:, reader.map])
+        without = reader.read(clean[reader.output], reader.activity(clean[node]))
     label = maps[2] if len(maps) > 2 else None
     clean_label = int(without[2]) if len(without) > 2 else None
     numbers = float(without[0]), float(without[1]), clean_label
@@ -178,7 +177,7 @@ def _clean(graph: Graph, image: Tensor, layer: str | nn.Module | None) -> tuple[
     output = graph.output
     shapes = graph.shapes(pair(image.shape[-2:]), output)
     node = graph.node(_last_maps(graph, shapes) if layer is None else layer)
-    graph.check_maps(node, shapes.get(node))
+    graph.check_maps(node, shapes)
     path = graph.path([output, node])
     return graph.run(image, [output, node], graph.call, keep=set(path)), node
 

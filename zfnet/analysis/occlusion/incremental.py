@@ -82,6 +82,8 @@ def known_window(graph: Graph, node: fx.Node, shapes: Shapes) -> Window | None:
     """The window through which a step reads maps; None if it reads all places, or if it is not known which."""
     if node not in shapes or not any(source in shapes for source in node.all_input_nodes):
         return None
+    if shapes.last(node) or any(shapes.last(source) for source in node.all_input_nodes):
+        return None  # windows are cut where places lie along the last axes
     window = graph.window(node, shapes)
     return window if window is not None and window.slides and window.fill in OUTSIDE else None
 
@@ -440,7 +442,7 @@ class Sweep:
         width = len(self.plan.squares[1].low)
         squares = [(rows.squares[:, None] * width + columns.squares).flatten() for rows, columns in tiles]
         inside = [activity for _, activity in parts if activity is not None]
-        activity = torch.cat(inside) if inside else summed(values[self.readout.layer])[:, self.readout.map]
+        activity = torch.cat(inside) if inside else self.readout.activity(values[self.readout.layer])
         return torch.cat(squares), self.readout.read(values[self.readout.output], activity)
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from zfnet.checks import pair
 from zfnet.errors import InputError, unknown_name
 from zfnet.graph import Graph
 from zfnet.operations import named
+from zfnet.windows import maps_first
 
 # how the outputs (N, classes, ...) of a network become the scores of its classes
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -73,6 +75,11 @@ class Readout:
     target: int | None  # None: `score` gives the scores (N,) of one class
     binary: bool  # whether the one output is the score of class 1, and 1 less that of class 0
     labelled: bool  # whether the outputs are one number for each of several classes
+    maps_last: bool = False  # whether the layer's maps lie along the last axis of its output
+
+    def activity(self, values: Tensor) -> Tensor:
+        """The activity (N,) of the map, from the layer's output."""
+        return summed(maps_first(values) if self.maps_last else values)[:, self.map]
 
     def read(self, outputs: Any, activity: Tensor) -> Reading:
         """Score and label for the network's outputs, beside the activity (N,)."""
@@ -103,8 +110,9 @@ def readout(
     target: int | None,
 ) -> Readout:
     """What to read, from what the network gives for the image without a square; see `occlusion_maps`."""
-    output = graph.output
-    sums, outputs, name = summed(clean[layer])[0], clean[output], type(graph.model).__name__
+    output, shapes = graph.output, graph.shapes(pair(clean[graph.inputs[0]].shape[-2:]), layer)
+    last = shapes.last(layer)
+    sums, outputs, name = summed(shapes.maps(layer, clean[layer]))[0], clean[output], type(graph.model).__name__
     map = int(sums.argmax()) if map is None else number_below(len(sums), "map", map, graph.names[layer])
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else ()
     flat = len(shape) < 2 or shape[1] == outputs.numel()
@@ -112,7 +120,7 @@ def readout(
     if not isinstance(score, str):
         if target is not None:
             raise InputError("a score that is a function reads one class by itself; leave target out")
-        return Readout(layer, map, output, score, None, False, labelled)
+        return Readout(layer, map, output, score, None, False, labelled, last)
     if score not in ("auto", *SCORES):
         raise unknown_name("score", score, ("auto", *SCORES))
     if not isinstance(outputs, Tensor):
@@ -127,7 +135,7 @@ def readout(
     count = 2 if binary else len(scores)
     best = 1 if binary else int((outputs if labelled else scores).argmax())
     target = best if target is None else number_below(count, "class", target, "the network")
-    return Readout(layer, map, output, SCORES[score], target, binary, labelled)
+    return Readout(layer, map, output, SCORES[score], target, binary, labelled, last)
 
 
 def automatic(graph: Graph, outputs: Tensor) -> str:
