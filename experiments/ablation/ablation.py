@@ -13,7 +13,7 @@ exploratory. docs/ablation.md has the method.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from typing_extensions import Unpack
@@ -36,6 +36,7 @@ def main(
     *,
     layers: Names = ("relu1", "relu2", "relu3", "relu4", "relu5"),
     maps: Count = 64,
+    rules: Literal["deconvnet", "extended", "gradient", "guided"] = "deconvnet",
     judge: str | None = None,
     scans: Path | None = None,
     export: str | None = None,
@@ -53,6 +54,7 @@ def main(
         out: the folder of the result; a run that was stopped goes on after the last task that was done.
         layers: by name.
         maps: feature maps of each layer, drawn by seed from those that are above 0 on twenty images or more.
+        rules: by which projections are made; "extended" is for networks that the deconvnet refuses: docs/rules.md.
         judge: weights of torchvision's SqueezeNet v1.0, the second network that answers in people's place; dreamsim,
             where that package is installed; null: EfficientNet-Lite0, of the extra [weights]. Where it is not installed
             tasks A2 and B are left out.
@@ -66,7 +68,7 @@ def main(
         reading: see `Reading`.
     """
     result = Result("ablation", out, locals())
-    protocol = Protocol(as_list(layers), maps, judge, seed)
+    protocol = Protocol(as_list(layers), maps, judge, seed, rules)
     result.settings |= protocol.settings
     if answers is not None:
         return score_answers(result, as_list(answers, "answers"), export or PAGE)

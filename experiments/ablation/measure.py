@@ -41,7 +41,7 @@ MOST = 2000  # images, of which all are ranked by every map; more are drawn
 QUERIES = 11  # of each map: its images of ranks 10 to 20
 PIXELS = 2**28  # of all pictures of a layer of one kind: those of very deep networks are many times the image
 FEW = 2  # queries of each map in sufficiency, necessity
-TASKS_VERSION = "2"  # another one if a task changes: what was measured before is not taken up
+TASKS_VERSION = "3"  # another one if a task changes: what was measured before is not taken up
 ANEW = "delete it, or start anew with fresh=True"
 STATES = ("scan.partial", "ablation.partial")  # of a run that was stopped
 
@@ -54,6 +54,7 @@ class Protocol:
     maps: int
     judge: str | None
     seed: int
+    rules: str = "deconvnet"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def study(
         random = torch.Generator().manual_seed(protocol.seed)
         sample = torch.randperm(len(images), generator=random)[:MOST].sort().values.tolist()
         data = Subset(data, sample)
-    deconvnet, judge = Deconvnet(model), judge_of(model, protocol.judge)
+    deconvnet, judge = Deconvnet(model, rules=protocol.rules), judge_of(model, protocol.judge)
     every, state = min(len(images), MOST), out / STATES[0]
     if scans is not None and sample is None:
         tops = kept_scan(deconvnet.graph, data, scans, protocol.layers, every, **reading)

@@ -203,10 +203,12 @@ def answer(ours: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 def source(ours: Mapping[str, Any], tasks: ByLayer, settings: Mapping[str, Any]) -> str:
     maps, trials = (sum(getattr(of, name) for of in tasks.values()) for name in ("maps", "trials"))
     words = f"{ours['network']}, {counted(ours['images'], 'image')} ({ours['dataset']}): "
+    rules = settings.get("rules", "deconvnet")
+    by = "" if rules == "deconvnet" else f" Projections are made by the rules {rules.upper()}."
     words += f"{counted(len(ours['layers']), 'layer')}, {counted(maps, 'feature map')}, {trials:,} trials of task A1"
     return (
-        f"{words}; maps drawn by seed {settings['seed']}. Brackets hold 95 % intervals, which allow for other maps and "
-        "images of this network. `table.md` has every estimate, `result.json` every trial."
+        f"{words}; maps drawn by seed {settings['seed']}.{by} Brackets hold 95 % intervals, which allow for other maps "
+        "and images of this network. `table.md` has every estimate, `result.json` every trial."
     )
 
 
