@@ -1,6 +1,7 @@
 """ZFNet with one part in it that came later and that a deconvnet, as the paper has it, does not know.
 
-`CHANGES` says what stands in the place of each part. All else, the first weights of a seed included, is ZFNet's.
+`CHANGES` says what stands in the place of each part. All else is ZFNet's, and so are the first weights of a seed, but
+for those behind gates.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from zfnet.errors import unknown_name
 from zfnet.model import ContrastNorm, ZFNet
 
 REDUCTION = 16  # of maps to those between a gate's two layers: Hu et al. (2018), section 6.1
+BEHIND_GATES = ("conv2", "conv3", "conv4", "conv5", "fc6")
 Parts = dict[str, nn.Module]
 
 
@@ -23,7 +25,13 @@ def silu(name: str, part: nn.Module, maps: int) -> Parts:
 
 
 def squeeze_excitation(name: str, part: nn.Module, maps: int) -> Parts:
-    """A gate behind the ReLU of every convolution: Hu et al. (2018), arXiv:1709.01507; gate1 follows relu1."""
+    """A gate behind the ReLU of every convolution: Hu et al. (2018), arXiv:1709.01507; gate1 follows relu1.
+
+    Gates begin near 1/2. The layers behind them begin with twice the weights, so that their outputs begin as ZFNet's:
+    with five halves in a row and no batch normalisation, the paper's recipe did not leave chance in four epochs.
+    """
+    if isinstance(part, nn.Conv2d | nn.Linear) and name in BEHIND_GATES:
+        part.weight.data.mul_(2)
     if not isinstance(part, nn.ReLU) or name >= "relu6":
         return {name: part}
     return {name: part, name.replace("relu", "gate"): SqueezeExcitation(maps, max(1, maps // REDUCTION))}
