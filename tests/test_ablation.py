@@ -126,6 +126,26 @@ def test_the_same_seed_gives_the_same_digits_whether_it_was_stopped_or_not(model
 
 
 @pytest.mark.usefixtures("judged")
+def test_another_rule_set_does_not_take_up_the_trials_of_the_first(model, many, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(measure.TASKS, "prediction", lambda layer: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(model, many, tmp_path)
+    with pytest.raises(InputError, match=r"ablation\.partial was made with different rules"):
+        run(model, many, tmp_path, rules="guided")
+    guided = run(model, many, tmp_path, rules="guided", fresh=True)
+    assert guided["settings"]["rules"] == "guided"
+    for layer in guided["ours"]["layers"].values():  # the projection is the guided one
+        for task in ("A1", "sufficiency"):
+            assert layer["trials"][task]["projection"] == layer["trials"][task]["guided"]
+        assert layer["trials"]["B"]["masked crop"] == layer["trials"]["B"]["crop masked by guided"]
+    plain = run(model, many, tmp_path / "plain")
+    assert plain["settings"]["rules"] == "deconvnet" and plain["ours"]["layers"] != guided["ours"]["layers"]
+    assert "rules GUIDED" in (tmp_path / "report.md").read_text()
+    assert "by the rules" not in (tmp_path / "plain" / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("judged")
 def test_of_a_damaged_state_one_line_is_said(model, many, tmp_path, monkeypatch):
     monkeypatch.setitem(measure.TASKS, "prediction", lambda layer: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

@@ -28,7 +28,7 @@ def squeeze_excitation(name: str, part: nn.Module, maps: int) -> Parts:
     """A gate behind the ReLU of every convolution: Hu et al. (2018), arXiv:1709.01507; gate1 follows relu1.
 
     Gates begin near 1/2. The layers behind them begin with twice the weights, so that their outputs begin as ZFNet's:
-    with five halves in a row and no batch normalisation, the paper's recipe did not leave chance in four epochs.
+    with five halves in a row and no batch normalisation, the paper's recipe did not leave chance in five epochs.
     """
     if isinstance(part, nn.Conv2d | nn.Linear) and name in BEHIND_GATES:
         part.weight.data.mul_(2)
