@@ -82,6 +82,16 @@ def test_it_writes_every_trial_and_what_they_come_to(model, many, tmp_path, caps
             assert {*columns[FIELD]} <= {0, 0.5, 1}
 
 
+@pytest.mark.usefixtures("judged")
+def test_some_of_the_tasks(model, many, tmp_path):
+    every = run(model, many, tmp_path / "every")["ours"]["layers"]
+    some = run(model, many, tmp_path / "some", tasks=["prediction", "intervention"])["ours"]["layers"]
+    for layer, found in some.items():
+        known = every[layer]["trials"]
+        assert found["trials"] == {task: of for task, of in known.items() if task[0] in "AB"}
+    assert "There is no trial" in (tmp_path / "some" / "report.md").read_text()
+
+
 class Branches(nn.Module):
     """Maps that see 5 pixels and maps that see 9, joined, at 32 x 32."""
 

@@ -13,7 +13,7 @@ exploratory. docs/ablation.md has the method.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import nn
 from typing_extensions import Unpack
@@ -25,8 +25,10 @@ from experiments.ablation.report import report, tables
 from experiments.output.pages import Page, style_of
 from experiments.output.results import Result
 from experiments.setup.checks import as_list
-from experiments.setup.hints import Count, Names, Palette, Seed, Width
+from experiments.setup.hints import Count, Length, Names, Palette, Seed, Width
 from experiments.setup.options import Reading
+
+Tasks = Annotated[Sequence[Literal["intervention", "prediction", "sanity", "sufficiency"]], Length()]
 
 
 def main(
@@ -38,6 +40,7 @@ def main(
     maps: Count = 64,
     rules: Literal["deconvnet", "extended", "gradient", "guided"] = "deconvnet",
     judge: str | None = None,
+    tasks: Tasks = ("intervention", "prediction", "sanity", "sufficiency"),
     scans: Path | None = None,
     export: str | None = None,
     answers: str | Sequence[str] | None = None,
@@ -58,6 +61,7 @@ def main(
         judge: weights of torchvision's SqueezeNet v1.0, the second network that answers in people's place; dreamsim,
             where that package is installed; null: EfficientNet-Lite0, of the extra [weights]. Where it is not installed
             tasks A2 and B are left out.
+        tasks: which are measured: "intervention" (A), "prediction" (B), "sanity", "sufficiency"; see docs/ablation.md.
         scans: the folder of the kept scans of this network and these images, which other experiments read too.
         export: a name, such as trials: write a page with that name that asks people in place of the judge, and nothing
             else.
@@ -75,7 +79,7 @@ def main(
     if export is not None:
         return export_trials(result, model, data, protocol, export, scans, **reading)
     known = study(model, data, Path(out), protocol, scans, **reading)
-    ours = measure(known, Path(out), protocol, **reading)
+    ours = measure(known, Path(out), protocol, as_list(tasks), **reading)
     lines = style_of(style).lines
     for task in ("A1", "A2", "B"):
         if any(task in layer["trials"] for layer in ours["layers"].values()):

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -145,8 +145,14 @@ def study(
     return Study(layers, images, sample, list(tops.broken))
 
 
-def measure(of: Study, out: Path, protocol: Protocol, **reading: Unpack[Reading]) -> dict[str, Any]:
-    """The trials of all layers, and what they are of; a run that was stopped goes on after the last task done."""
+def measure(
+    of: Study, out: Path, protocol: Protocol, tasks: Collection[str], **reading: Unpack[Reading]
+) -> dict[str, Any]:
+    """The trials of all layers, and what they are of; a run that was stopped goes on after the last task done.
+
+    Args:
+        tasks: names of TASKS.
+    """
     layers, images, sample, broken = of
     state, one = out / STATES[1], next(iter(layers.values()))
     judge = None if one.judge is None else one.judge.model
@@ -160,11 +166,11 @@ def measure(of: Study, out: Path, protocol: Protocol, **reading: Unpack[Reading]
     measured = {}
     for name, layer in layers.items():
         trials = done.setdefault(name, {})
-        left = [task for task in TASKS if task not in trials and layer.maps]
+        left = [task for task in TASKS if task in tasks and task not in trials and layer.maps]
         for task in tqdm(left, desc=name, unit=" tasks", disable=not reading.get("progress", True)):
             trials[task] = {kind: rounded(columns) for kind, columns in TASKS[task](layer).items()}
             write_sealed(state, identity, json.dumps(done))
-        found = {name: columns for task in trials.values() for name, columns in task.items()}
+        found = {name: of_task for task in TASKS if task in tasks for name, of_task in trials.get(task, {}).items()}
         count = {"maps": len(layer.top.value), "dead": len(dead_maps(layer.top)), "drawn": layer.maps}
         measured[name] = count | {"trials": found}
     return {
