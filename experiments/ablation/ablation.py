@@ -63,8 +63,7 @@ def main(
             tasks A2 and B are left out.
         tasks: which are measured: "intervention" (A), "prediction" (B), "sanity", "sufficiency"; see docs/ablation.md.
         scans: the folder of the kept scans of this network and these images, which other experiments read too.
-        export: a name, such as trials: write a page with that name that asks people in place of the judge, and nothing
-            else.
+        export: a name, such as trials: write a page of that name that asks people, and nothing else.
         answers: the files that people saved from that page, which are scored, and nothing else.
         seed: of the maps, and of all that is random.
         style: colours of the lines: "safe" for colour-blind readers, or "paper".
@@ -80,10 +79,9 @@ def main(
         return export_trials(result, model, data, protocol, export, scans, **reading)
     known = study(model, data, Path(out), protocol, scans, **reading)
     ours = measure(known, Path(out), protocol, as_list(tasks), **reading)
-    lines = style_of(style).lines
-    for task in ("A1", "A2", "B"):
-        if any(task in layer["trials"] for layer in ours["layers"].values()):
-            result.figure(draw_choices(ours, task, lines, width), task)
+    lines, measured = style_of(style).lines, {task for layer in ours["layers"].values() for task in layer["trials"]}
+    for task in [task for task in ("A1", "A2", "B") if task in measured]:
+        result.figure(draw_choices(ours, task, lines, width), task)
     result.figure(draw_pictures(Page(width), examples(known.layers.values())), "pictures")
     result.figure(draw_sanity(ours, lines, width), "sanity")
     result.figure(draw_sufficiency(ours, lines, width), "sufficiency")
