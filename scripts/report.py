@@ -227,14 +227,16 @@ def transferred(result: Mapping[str, Any]) -> list[tuple[str, list[list[float]],
 
 
 @cache
-def ablations() -> networks.Networks:
-    """The estimates of every network that was asked which picture of a unit is better."""
-    return networks.estimates({Path(name).name: result["ours"] for name, result in results("ablation/*").items()})
+def ablations(rules: str = "deconvnet") -> networks.Networks:
+    """The estimates of every network that was asked which picture of a unit is better, by these rules."""
+    found = {Path(name).name: result for name, result in results("ablation/*").items()}
+    chosen = {name: of["ours"] for name, of in found.items() if of["settings"].get("rules", "deconvnet") == rules}
+    return networks.estimates(chosen)
 
 
-def ablation_table(of: Callable[[networks.Networks], str]) -> str:
-    """A table of all networks that the ablation was made of."""
-    return of(ablations()) if ablations() else MISSING
+def ablation_table(of: Callable[[networks.Networks], str], rules: str = "deconvnet") -> str:
+    """A table of all networks that the ablation was made of by these rules."""
+    return of(ablations(rules)) if ablations(rules) else MISSING
 
 
 def claims_table() -> str:
@@ -291,6 +293,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation in words": partial(ablation_table, networks.sentences),
     "ablation, pointing": partial(ablation_table, networks.pointing_table),
     "ablation, judged": partial(ablation_table, networks.judged_table),
+    "extended, pointing": partial(ablation_table, networks.extended_table, "extended"),
+    "extended, judged": partial(ablation_table, networks.extended_judged_table, "extended"),
+    "extended in words": partial(ablation_table, networks.extended_sentences, "extended"),
     "scale, measured": partial(bench_table, "scale", scale.measured_table),
     "scale, on paper": partial(bench_table, "scale", scale.paper_table),
     "atlas": atlas_table,
@@ -314,7 +319,7 @@ def pages() -> dict[Path, str]:
     """What the files should hold."""
     known = {
         ROOT / page: filled((ROOT / page).read_text(encoding="utf-8"), page)
-        for page in ("README.md", "docs/ablation.md", "docs/atlas.md", "docs/scale.md")
+        for page in ("README.md", "docs/ablation.md", "docs/atlas.md", "docs/rules.md", "docs/scale.md")
     }
     return {ROOT / "docs" / "claims.md": claims_page()} | known
 

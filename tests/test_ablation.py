@@ -82,6 +82,16 @@ def test_it_writes_every_trial_and_what_they_come_to(model, many, tmp_path, caps
             assert {*columns[FIELD]} <= {0, 0.5, 1}
 
 
+@pytest.mark.usefixtures("judged")
+def test_some_of_the_tasks(model, many, tmp_path):
+    every = run(model, many, tmp_path / "every")["ours"]["layers"]
+    some = run(model, many, tmp_path / "some", tasks=["prediction", "intervention"])["ours"]["layers"]
+    for layer, found in some.items():
+        known = every[layer]["trials"]
+        assert found["trials"] == {task: of for task, of in known.items() if task[0] in "AB"}
+    assert "There is no trial" in (tmp_path / "some" / "report.md").read_text()
+
+
 class Branches(nn.Module):
     """Maps that see 5 pixels and maps that see 9, joined, at 32 x 32."""
 
@@ -123,6 +133,26 @@ def test_the_same_seed_gives_the_same_digits_whether_it_was_stopped_or_not(model
     assert run(model, many, tmp_path / "stopped")["ours"] == whole
     assert done == [("relu1", "sufficiency"), *(("relu2", name) for name in tasks)]
     assert run(model, many, tmp_path / "other", seed=1)["ours"]["layers"] != whole["layers"]
+
+
+@pytest.mark.usefixtures("judged")
+def test_another_rule_set_does_not_take_up_the_trials_of_the_first(model, many, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(measure.TASKS, "prediction", lambda layer: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(model, many, tmp_path)
+    with pytest.raises(InputError, match=r"ablation\.partial was made with different rules"):
+        run(model, many, tmp_path, rules="guided")
+    guided = run(model, many, tmp_path, rules="guided", fresh=True)
+    assert guided["settings"]["rules"] == "guided"
+    for layer in guided["ours"]["layers"].values():  # the projection is the guided one
+        for task in ("A1", "sufficiency"):
+            assert layer["trials"][task]["projection"] == layer["trials"][task]["guided"]
+        assert layer["trials"]["B"]["masked crop"] == layer["trials"]["B"]["crop masked by guided"]
+    plain = run(model, many, tmp_path / "plain")
+    assert plain["settings"]["rules"] == "deconvnet" and plain["ours"]["layers"] != guided["ours"]["layers"]
+    assert "rules GUIDED" in (tmp_path / "report.md").read_text()
+    assert "by the rules" not in (tmp_path / "plain" / "report.md").read_text()
 
 
 @pytest.mark.usefixtures("judged")

@@ -15,6 +15,7 @@ from experiments.ablation.analysis import (
     CONTROLS,
     EQUIVALENT,
     PICTURE,
+    RIVALS,
     UNDECIDED,
     WORSE,
     analysed,
@@ -92,6 +93,7 @@ def everything(seed=0, gain=0.0, seen=(27,), **of_units):
     cases += [(rule, "another map", None) for rule in ("projection", "guided", "gradient")]
     rules, hows, shuffled = (list(column) for column in zip(*cases, strict=True))
     crops = {"crop": 0.8, "masked crop": 0.75, "whole image": 0.7, "random crop": 0.5}
+    crops |= dict.fromkeys(RIVALS["masked crop"], 0.7)
     likeness = {"similarity": 0.8, "partial": 0.2, "cosine": 0.1, "ssim": 0.3, "hog": 0.4}
     conditions = {"fill": ["grey"] * 3 + ["blur"] * 3, "share": [5, 10, 20] * 2}
     return {
@@ -426,9 +428,29 @@ class TestNetworks:
             )
             assert "0.7" in lines[2]
 
+    def test_other_rules_stand_beside_the_extended_ones(self, ours):
+        known = networks.estimates({"one": ours, "other": result({"conv1": everything(7, 0.3)})})
+        words = networks.extended_sentences(known)
+        verdicts = [of.verdict for found in known.values() for of in found["primary"].values()]
+        assert f"of 6 contrasts of 2 networks, with Holm's correction over the layers of each, {PICTURE} is " in words
+        assert f"better than the field in {verdicts.count(BETTER)}, worse in {verdicts.count(WORSE)}," in words
+        of = known["other"]["compared"]["A1"]["conv1"]
+        rival = of.differences[difference(PICTURE, "gradient x field")]
+        assert rival.low > 0 and f"{PICTURE} is above the gradient x field in" in words
+        lines = networks.extended_table(known).splitlines()
+        assert len(lines) == 2 + 6 and len({line.count("|") for line in lines}) == 1
+        cells = [cell.strip() for cell in lines[-1].split("|")][1:-1]
+        assert cells[:3] == ["`other`", "conv1", f"{of.trials}, {of.maps}, {of.images}"]
+        assert cells[8] == networks.signed(rival) and cells[5] == networks.signed(of.differences[difference()])
+        judged = networks.extended_judged_table(known).splitlines()
+        assert len(judged) == 2 + 6 and len({line.count("|") for line in judged}) == 1
+        of = known["other"]["compared"]["B/percentile"]["conv1"]
+        assert networks.signed(of.differences[difference("masked crop", "crop masked by guided")]) in judged[-1]
+
     def test_what_was_not_asked_is_a_dash(self):
         known = networks.estimates({"one": result({"relu1": {"A1": answered(units(), RATES)}, "relu2": {}})})
-        for made in (networks.primary_table, networks.pointing_table, networks.judged_table):
+        tables = (networks.extended_table, networks.extended_judged_table)
+        for made in (networks.primary_table, networks.pointing_table, networks.judged_table, *tables):
             assert "| -" in made(known)
         assert "Of 2 contrasts of 1 networks" in networks.sentences(known)
 

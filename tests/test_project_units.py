@@ -356,6 +356,19 @@ def test_every_unit_behind_any_geometry(op: nn.Module) -> None:
     assert_same(some, images, units[live], values[live], pixels[live], 1e-10)
 
 
+@pytest.mark.parametrize("rules", ["gradient", "guided"])
+def test_the_gradient_at_a_border_where_windows_hold_no_number(rules: str) -> None:
+    """Pooling windows that lie beyond the image give -inf, which the norm makes NaN: the gradient there is 0, too."""
+    torch.manual_seed(0)
+    model = ZFNet(10, maps=(8, 8, 8, 8, 8), hidden=(8,), init="he").double()
+    for name in ("relu1", "relu2", "relu3"):
+        setattr(model, name, nn.SiLU())
+    deconvnet, images = Deconvnet(model, rules=rules), 20 * torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    units = torch.tensor([(0, 3, row, column) for row, column in ((0, 0), (12, 12), (11, 4), (4, 11))])
+    patches = deconvnet.project_units(images, "relu3", units)
+    assert_same(patches, images, units, *from_the_image(deconvnet, images, "relu3", units), precision=1e-10)
+
+
 class TestBatches:
     def test_a_small_memory_gives_the_same(self) -> None:
         deconvnet, images = zfnet()

@@ -266,12 +266,8 @@ class Deconvnet:
             raise InputError("rules are no rule set; give DECONVNET | {operation: Operation(...)}, or a name: 'guided'")
         if collisions not in COLLISIONS:
             raise unknown_name("collision rule", str(collisions), COLLISIONS)
-        if isinstance(model, Graph) and any(
-            row.path and model.operations.get(key) != row for key, row in rules.items()
-        ):
-            model = Graph(
-                model.model, rules, verify=verify, **model.given_inputs
-            )  # whose fields are those of the rules
+        if isinstance(model, Graph) and _paths(rules) != _paths(model.operations):  # whose fields are those of others
+            model = Graph(model.model, rules, verify=verify, **model.given_inputs)
         self.graph = model if isinstance(model, Graph) else Graph(model, rules, verify=verify)
         self.model, self.rules, self.collisions = self.graph.model, dict(rules), collisions
         check_weights(self.model)
@@ -323,8 +319,9 @@ class Deconvnet:
             return view.call(node, *fx.map_arg((node.args, node.kwargs), value))
 
         def read(number: int) -> Tensor:
-            source: Tensor = view.read(node, sources[number], recording.values[sources[number]])
-            return source
+            seen: Tensor = view.read(node, sources[number], recording.values[sources[number]])
+            # beyond the border a window may hold what is no number, which the zero that comes back there would be, too
+            return seen if view.padded else seen.nan_to_num(0.0, 0.0, 0.0)
 
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n if n in sources else known(n))
         step = Step(
@@ -556,6 +553,11 @@ class Deconvnet:
                     recording = record(self.graph, pixels, [self.graph.names[located.node]], lambda node: False, view)
                     values[batch] = located.activation(recording)[run.index(batch)].to(values)
         return values
+
+
+def _paths(rules: Rules) -> dict[Any, Any]:
+    """What decides how the fields of a rule set differ from another's."""
+    return {key: row.path for key, row in rules.items() if row.path}
 
 
 def _tell(

@@ -13,7 +13,7 @@ exploratory. docs/ablation.md has the method.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from torch import nn
 from typing_extensions import Unpack
@@ -25,8 +25,10 @@ from experiments.ablation.report import report, tables
 from experiments.output.pages import Page, style_of
 from experiments.output.results import Result
 from experiments.setup.checks import as_list
-from experiments.setup.hints import Count, Names, Palette, Seed, Width
+from experiments.setup.hints import Count, Length, Names, Palette, Seed, Width
 from experiments.setup.options import Reading
+
+Tasks = Annotated[Sequence[Literal["intervention", "prediction", "sanity", "sufficiency"]], Length()]
 
 
 def main(
@@ -36,7 +38,9 @@ def main(
     *,
     layers: Names = ("relu1", "relu2", "relu3", "relu4", "relu5"),
     maps: Count = 64,
+    rules: Literal["deconvnet", "extended", "gradient", "guided"] = "deconvnet",
     judge: str | None = None,
+    tasks: Tasks = ("intervention", "prediction", "sanity", "sufficiency"),
     scans: Path | None = None,
     export: str | None = None,
     answers: str | Sequence[str] | None = None,
@@ -53,12 +57,13 @@ def main(
         out: the folder of the result; a run that was stopped goes on after the last task that was done.
         layers: by name.
         maps: feature maps of each layer, drawn by seed from those that are above 0 on twenty images or more.
+        rules: by which projections are made; "extended" is for networks that the deconvnet refuses: docs/rules.md.
         judge: weights of torchvision's SqueezeNet v1.0, the second network that answers in people's place; dreamsim,
             where that package is installed; null: EfficientNet-Lite0, of the extra [weights]. Where it is not installed
             tasks A2 and B are left out.
+        tasks: which are measured: "intervention" (A), "prediction" (B), "sanity", "sufficiency"; see docs/ablation.md.
         scans: the folder of the kept scans of this network and these images, which other experiments read too.
-        export: a name, such as trials: write a page with that name that asks people in place of the judge, and nothing
-            else.
+        export: a name, such as trials: write a page of that name that asks people, and nothing else.
         answers: the files that people saved from that page, which are scored, and nothing else.
         seed: of the maps, and of all that is random.
         style: colours of the lines: "safe" for colour-blind readers, or "paper".
@@ -66,18 +71,17 @@ def main(
         reading: see `Reading`.
     """
     result = Result("ablation", out, locals())
-    protocol = Protocol(as_list(layers), maps, judge, seed)
+    protocol = Protocol(as_list(layers), maps, judge, seed, rules)
     result.settings |= protocol.settings
     if answers is not None:
         return score_answers(result, as_list(answers, "answers"), export or PAGE)
     if export is not None:
         return export_trials(result, model, data, protocol, export, scans, **reading)
     known = study(model, data, Path(out), protocol, scans, **reading)
-    ours = measure(known, Path(out), protocol, **reading)
-    lines = style_of(style).lines
-    for task in ("A1", "A2", "B"):
-        if any(task in layer["trials"] for layer in ours["layers"].values()):
-            result.figure(draw_choices(ours, task, lines, width), task)
+    ours = measure(known, Path(out), protocol, as_list(tasks), **reading)
+    lines, measured = style_of(style).lines, {task for layer in ours["layers"].values() for task in layer["trials"]}
+    for task in [task for task in ("A1", "A2", "B") if task in measured]:
+        result.figure(draw_choices(ours, task, lines, width), task)
     result.figure(draw_pictures(Page(width), examples(known.layers.values())), "pictures")
     result.figure(draw_sanity(ours, lines, width), "sanity")
     result.figure(draw_sufficiency(ours, lines, width), "sufficiency")

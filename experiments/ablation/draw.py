@@ -51,6 +51,7 @@ MARKS = {
     "guided": Mark(1, "^", DASHED, "none"),
     "guided x field": Mark(1, "^"),
     "gradient": Mark(2, "D", DASHED, "none"),
+    "gradient x field": Mark(2, "D"),
     "shuffled x field": Mark(3, "X"),
     "another map x field": Mark(4, "P"),
     "edges x field": Mark(5, "v"),

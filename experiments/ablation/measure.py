@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +41,7 @@ MOST = 2000  # images, of which all are ranked by every map; more are drawn
 QUERIES = 11  # of each map: its images of ranks 10 to 20
 PIXELS = 2**28  # of all pictures of a layer of one kind: those of very deep networks are many times the image
 FEW = 2  # queries of each map in sufficiency, necessity
-TASKS_VERSION = "2"  # another one if a task changes: what was measured before is not taken up
+TASKS_VERSION = "3"  # another one if a task changes: what was measured before is not taken up
 ANEW = "delete it, or start anew with fresh=True"
 STATES = ("scan.partial", "ablation.partial")  # of a run that was stopped
 
@@ -54,6 +54,7 @@ class Protocol:
     maps: int
     judge: str | None
     seed: int
+    rules: str = "deconvnet"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def study(
         random = torch.Generator().manual_seed(protocol.seed)
         sample = torch.randperm(len(images), generator=random)[:MOST].sort().values.tolist()
         data = Subset(data, sample)
-    deconvnet, judge = Deconvnet(model), judge_of(model, protocol.judge)
+    deconvnet, judge = Deconvnet(model, rules=protocol.rules), judge_of(model, protocol.judge)
     every, state = min(len(images), MOST), out / STATES[0]
     if scans is not None and sample is None:
         tops = kept_scan(deconvnet.graph, data, scans, protocol.layers, every, **reading)
@@ -144,8 +145,14 @@ def study(
     return Study(layers, images, sample, list(tops.broken))
 
 
-def measure(of: Study, out: Path, protocol: Protocol, **reading: Unpack[Reading]) -> dict[str, Any]:
-    """The trials of all layers, and what they are of; a run that was stopped goes on after the last task done."""
+def measure(
+    of: Study, out: Path, protocol: Protocol, tasks: Collection[str], **reading: Unpack[Reading]
+) -> dict[str, Any]:
+    """The trials of all layers, and what they are of; a run that was stopped goes on after the last task done.
+
+    Args:
+        tasks: names of TASKS.
+    """
     layers, images, sample, broken = of
     state, one = out / STATES[1], next(iter(layers.values()))
     judge = None if one.judge is None else one.judge.model
@@ -159,11 +166,11 @@ def measure(of: Study, out: Path, protocol: Protocol, **reading: Unpack[Reading]
     measured = {}
     for name, layer in layers.items():
         trials = done.setdefault(name, {})
-        left = [task for task in TASKS if task not in trials and layer.maps]
+        left = [task for task in TASKS if task in tasks and task not in trials and layer.maps]
         for task in tqdm(left, desc=name, unit=" tasks", disable=not reading.get("progress", True)):
             trials[task] = {kind: rounded(columns) for kind, columns in TASKS[task](layer).items()}
             write_sealed(state, identity, json.dumps(done))
-        found = {name: columns for task in trials.values() for name, columns in task.items()}
+        found = {name: of_task for task in TASKS if task in tasks for name, of_task in trials.get(task, {}).items()}
         count = {"maps": len(layer.top.value), "dead": len(dead_maps(layer.top)), "drawn": layer.maps}
         measured[name] = count | {"trials": found}
     return {

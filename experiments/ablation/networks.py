@@ -7,7 +7,9 @@ from experiments.ablation.analysis import (
     BETTER,
     CONTROL,
     EQUIVALENT,
+    MASKED,
     PICTURE,
+    RIVALS,
     UNDECIDED,
     WORSE,
     Compared,
@@ -21,6 +23,7 @@ from experiments.output.tables import table
 from zfnet.analysis.statistics import MARGIN, Contrast
 
 GUIDED = "guided x field"
+PAIRS = ("extreme", "percentile")  # of queries of task B
 OTHER_SQUARES = ("A1/unmatched", "A1/blur", "A1/patch")
 MARKS = {
     BETTER: "**{}**",
@@ -67,8 +70,8 @@ def sentences(networks: Networks) -> str:
         "the projection of a network with shuffled weights, a control, is": differences(networks, "A1", CONTROL),
     }
     for what, contrasts in beside.items():
-        above, below = (sum(clear(contrast) == side for contrast in contrasts) for side in (1, -1))
-        words.append(f"{what} above the field in {above} and below it in {below} of {len(contrasts)} layers;")
+        above, below, count = sides(contrasts)
+        words.append(f"{what} above the field in {above} and below it in {below} of {count} layers;")
     return " ".join(words).removesuffix(";") + "."
 
 
@@ -82,10 +85,10 @@ def worse_in(networks: Networks) -> list[str]:
     return places
 
 
-def differences(networks: Networks, task: str, picture: str) -> list[Contrast | None]:
-    """How much more often a picture is right than the field, in all layers of all networks."""
+def differences(networks: Networks, task: str, picture: str, other: str = FIELD) -> list[Contrast | None]:
+    """How much more often a picture is right than another, in all layers of all networks."""
     tasks = [found["compared"].get(task, {}) for found in networks.values()]
-    return [of.differences.get(difference(picture)) for layers in tasks for of in layers.values()]
+    return [of.differences.get(difference(picture, other)) for layers in tasks for of in layers.values()]
 
 
 def pointing_table(networks: Networks) -> str:
@@ -125,7 +128,7 @@ def judged_table(networks: Networks) -> str:
     rows = []
     for name, found in networks.items():
         for layer in found["primary"]:
-            tasks = [found["compared"].get(f"B/{pair}", {}).get(layer) for pair in ("extreme", "percentile")]
+            tasks = [found["compared"].get(f"B/{pair}", {}).get(layer) for pair in PAIRS]
             right = [mean(task, picture) for task in tasks for picture in ("crop", "masked crop", "random crop")]
             sane = found["sanity"].get(layer, {}).get("projection", {})
             steps = [[*sane.get(how, {}).values()] for how in ("cascade", "another map")]
@@ -133,9 +136,75 @@ def judged_table(networks: Networks) -> str:
             rows.append([f"`{name}`", layer, *right, *like])
     shuffled, another = "all weights shuffled", "another map at its place"
     pictures = ["crop", "masked crop", "random crop"]
-    head = ["network", "layer", *(f"{pair} queries: {one}" for pair in ("extreme", "percentile") for one in pictures)]
+    head = ["network", "layer", *(f"{pair} queries: {one}" for pair in PAIRS for one in pictures)]
     kinds = ("plain", "given the field")
     return table([*head, *(f"{kind}: {what}" for kind in kinds for what in (shuffled, another))], rows)
+
+
+def extended_table(networks: Networks) -> str:
+    """Task A1 by rules for networks that the deconvnet refuses: against the field, and against other rules."""
+    rows = []
+    for name, found in networks.items():
+        for layer, of in found["primary"].items():
+            task = found["compared"].get("A1", {}).get(layer)
+            p = "-" if of.corrected is None else f"{of.corrected:.2g}"
+            cells = [counts(task), mean(task, PICTURE), mean(task, FIELD), signed(of.difference), p, of.verdict]
+            cells += [less(task, PICTURE, rival) for rival in RIVALS[PICTURE]]
+            rows.append([f"`{name}`", layer, *cells, less_field(task, CONTROL)])
+    head = ["network", "layer", "trials, maps, images", f"{PICTURE}: right", "field: right", "difference"]
+    head += ["p, corrected", "verdict", *(f"{PICTURE} minus {rival}" for rival in RIVALS[PICTURE])]
+    return table([*head, "shuffled minus field"], rows)
+
+
+def extended_judged_table(networks: Networks) -> str:
+    """Task B of the same networks: crops that are masked by the projection, by the gradient, and whole ones."""
+    rows, head, shown = [], ["network", "layer"], ("crop", MASKED, *RIVALS[MASKED])
+    for pair in PAIRS:
+        head += [f"{pair} queries: trials, maps, images", *(f"{pair}: {one}" for one in shown)]
+        head += [f"{pair}: {MASKED} minus {rival}" for rival in RIVALS[MASKED]]
+    for name, found in networks.items():
+        for layer in found["primary"]:
+            cells = []
+            for task in (found["compared"].get(f"B/{pair}", {}).get(layer) for pair in PAIRS):
+                cells += [counts(task), *(mean(task, picture) for picture in shown)]
+                cells += [less(task, MASKED, rival) for rival in RIVALS[MASKED]]
+            rows.append([f"`{name}`", layer, *cells])
+    return table(head, rows)
+
+
+def extended_sentences(networks: Networks) -> str:
+    """What the tables of the extended rules come to."""
+    verdicts = [of.verdict for found in networks.values() for of in found["primary"].values()]
+    better, worse, equivalent, undecided = (verdicts.count(verdict) for verdict in MARKS)
+    words = [
+        f"Task A1: of {len(verdicts)} contrasts of {len(networks)} networks, with Holm's correction over the layers of "
+        f"each, {PICTURE} is better than the field in {better}, worse in {worse}, equivalent (within ±{MARGIN:g}) "
+        f"in {equivalent}, and {undecided} are not decided.",
+        "All else is exploratory and not corrected:",
+    ]
+    beside = [(f"{PICTURE} is", "A1", PICTURE, rival) for rival in RIVALS[PICTURE]]
+    for pair in PAIRS:
+        others = ("crop", *RIVALS[MASKED])
+        beside += [(f"with {pair} queries the {MASKED} is", f"B/{pair}", MASKED, other) for other in others]
+    beside.append(("the projection of a network with shuffled weights is", "A1", CONTROL, FIELD))
+    for what, task, picture, other in beside:
+        above, below, count = sides(differences(networks, task, picture, other))
+        words.append(f"{what} above the {other} in {above} and below it in {below} of {count} layers;")
+    return " ".join(words).removesuffix(";") + "."
+
+
+def sides(contrasts: Sequence[Contrast | None]) -> tuple[int, int, int]:
+    """How many intervals lie above 0, how many below, and how many contrasts there are."""
+    above, below = (sum(clear(contrast) == side for contrast in contrasts) for side in (1, -1))
+    return above, below, len(contrasts)
+
+
+def counts(of: Compared | None) -> str:
+    return f"{of.trials}, {of.maps}, {of.images}" if of else "-"
+
+
+def less(of: Compared | None, picture: str, other: str) -> str:
+    return signed(of.differences.get(difference(picture, other)) if of else None)
 
 
 def signed(contrast: Contrast | None) -> str:
@@ -147,4 +216,4 @@ def mean(of: Compared | None, picture: str) -> str:
 
 
 def less_field(of: Compared | None, picture: str) -> str:
-    return signed(of.differences.get(difference(picture)) if of else None)
+    return less(of, picture, FIELD)

@@ -203,10 +203,12 @@ def answer(ours: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 def source(ours: Mapping[str, Any], tasks: ByLayer, settings: Mapping[str, Any]) -> str:
     maps, trials = (sum(getattr(of, name) for of in tasks.values()) for name in ("maps", "trials"))
     words = f"{ours['network']}, {counted(ours['images'], 'image')} ({ours['dataset']}): "
+    rules = settings.get("rules", "deconvnet")
+    by = "" if rules == "deconvnet" else f" Projections are made by the rules {rules.upper()}."
     words += f"{counted(len(ours['layers']), 'layer')}, {counted(maps, 'feature map')}, {trials:,} trials of task A1"
     return (
-        f"{words}; maps drawn by seed {settings['seed']}. Brackets hold 95 % intervals, which allow for other maps and "
-        "images of this network. `table.md` has every estimate, `result.json` every trial."
+        f"{words}; maps drawn by seed {settings['seed']}.{by} Brackets hold 95 % intervals, which allow for other maps "
+        "and images of this network. `table.md` has every estimate, `result.json` every trial."
     )
 
 
@@ -318,8 +320,8 @@ def check(ours: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 def exploratory(compared: Mapping[str, ByLayer]) -> str:
     count = sum(len(of.differences) for tasks in compared.values() for of in tasks.values())
     return (
-        f"Nothing here was fixed in advance, and nothing is corrected. There are {count:,} differences; where there is "
-        "none, 5 of 100 intervals exclude 0 by chance."
+        f"Nothing here was fixed in advance or is corrected: of {count:,} differences, 5 of 100 intervals exclude 0 "
+        "by chance alone."
     )
 
 
@@ -512,13 +514,12 @@ def tables(ours: Mapping[str, Any]) -> str:
 
 
 def comparisons(of: Compared, baseline: str) -> list[list[Any]]:
-    """Each picture against the baseline, and the primary picture against its controls."""
-    rows = []
+    """Each picture against the baseline, and then what else is compared."""
+    rows, beaten = [], [difference(picture, baseline) for picture in of.means]
     for picture, mean in of.means.items():
         contrast = of.differences.get(difference(picture, baseline))
         rows.append([picture, cell(mean, digits=3), *concluded(contrast), of.undecided.get(picture, "")])
-    for name in (difference(PICTURE, control) for control in CONTROLS):
-        rows += [[name, "", *concluded(of.differences[name]), ""]] if name in of.differences else []
+    rows += [[name, "", *concluded(of.differences[name]), ""] for name in of.differences if name not in beaten]
     return rows
 
 

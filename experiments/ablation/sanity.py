@@ -12,7 +12,7 @@ in other images. Where a unit does not fire its gradient is zero, and the likene
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,10 +24,10 @@ from zfnet.analysis.faithfulness import energy, sobel
 from zfnet.analysis.likeness import cosine, hog_correlation, ranks, similarity, ssim, stages, with_shuffled_weights
 from zfnet.checks import pair
 from zfnet.graph import Graph
-from zfnet.operations import DECONVNET, SWITCHED, UNSWITCHED, Rules
+from zfnet.operations import SWITCHED, UNSWITCHED, Rules
 from zfnet.views import cut
 
-RULES: Mapping[str, Rules] = {"projection": DECONVNET, **SIGNALS}
+RULES = ("projection", *SIGNALS)
 PARTS = 5  # of the network, at most, in which weights are shuffled
 CASCADE, ALONE = "cascade", "alone"
 PARTIAL = "partial"  # similarity, given the layer's mean field
@@ -48,14 +48,20 @@ def trials(units: Units, others: Units) -> Columns:
         others: of the same layer, by which its mean field is measured.
     """
     units, others = units.strongest_of_maps(), others.strongest_of_maps()
-    before = {rule: units.pictures(rules) for rule, rules in RULES.items()}
-    fields = {rule: mean_field(units, others, rules) for rule, rules in RULES.items()}
+    sets = rule_sets(units)
+    before = {rule: units.pictures(rules) for rule, rules in sets.items()}
+    fields = {rule: mean_field(units, others, rules) for rule, rules in sets.items()}
     parts = []
     for kinds, shuffled, picture in comparisons(units):
-        for rule, rules in RULES.items():
+        for rule, rules in sets.items():
             values = listed(likeness(units, before[rule], picture(rules), fields[rule]))
             parts += [columns(units, {"rule": rule, "shuffled": shuffled, "how": how}) | values for how in kinds]
     return joined(parts)
+
+
+def rule_sets(units: Units) -> dict[str, Rules]:
+    """What is compared: the projection, by the rules of the units' deconvnet, and the others."""
+    return {"projection": units.deconvnet.rules, **SIGNALS}
 
 
 def comparisons(units: Units) -> Iterator[tuple[list[str], str | None, Callable[[Rules], Tensor]]]:
@@ -92,9 +98,9 @@ def recovery(units: Units, others: Units) -> Columns:
         others: of the same layer, by which its mean field is measured.
     """
     units, others = units.strongest_of_maps(), others.strongest_of_maps()
-    graph, sets = units.deconvnet.graph, dict(RULES)
+    graph, sets = units.deconvnet.graph, rule_sets(units)
     if any(graph.lookup(SWITCHED, node) for node in graph.path([graph.node(units.layer)])):
-        sets |= {WITHOUT(rule): {**rules, **UNSWITCHED} for rule, rules in RULES.items()}
+        sets |= {WITHOUT(rule): {**rules, **UNSWITCHED} for rule, rules in sets.items()}
     pictures = {rule: units.pictures(rules) for rule, rules in sets.items()}
     edges = edges_of(units)
     parts = []

@@ -7,16 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zfnet import Deconvnet
+from zfnet import Deconvnet, receptive_field
 from zfnet.analysis import faithfulness
 from zfnet.analysis.choices import effective_field, extents, smoothed
 from zfnet.analysis.likeness import with_shuffled_weights
 from zfnet.checks import pair
 from zfnet.graph import Graph
-from zfnet.operations import DECONVNET, GRADIENT, GUIDED, Rules
+from zfnet.operations import GRADIENT, GUIDED, Rules
+from zfnet.recording import activations
 from zfnet.rendering import outside
+from zfnet.views import cut
 
 SIGNALS: Mapping[str, Rules] = {"guided": GUIDED, "gradient": GRADIENT}
+WHOLE = 64  # pictures of whole images that are held at a time
 MEMORY = 2**25  # bytes that a step may take: neither more nor less is faster
 FIELD, SHUFFLED, ANOTHER = "effective field", "shuffled network", "another map"
 MASKS = {  # by picture, the weights whose product orders the pixels
@@ -27,6 +30,7 @@ MASKS = {  # by picture, the weights whose product orders the pixels
     "guided": ("guided",),
     "guided x field": ("guided", FIELD),
     "gradient": ("gradient",),
+    "gradient x field": ("gradient", FIELD),
     "shuffled x field": (SHUFFLED, FIELD),
     "another map x field": (ANOTHER, FIELD),
     "edges x field": ("edges", FIELD),
@@ -38,7 +42,7 @@ class Units:
     """M units of one layer.
 
     Args:
-        deconvnet: of the network.
+        deconvnet: of the network; by its rules is what is called the projection.
         data: images by index.
         layer: the units' layer.
         units: (M, 4): image (in the data), map, row, column.
@@ -97,9 +101,21 @@ class Units:
         return (self.strata == size).all(1).nonzero().flatten()
 
     def respond(self, canvases: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The activations of all units, or of those of some rows, with canvases in the place of what they see."""
+        """The activations of all units, or of those of some rows, with canvases in the place of what they see.
+
+        Behind a gate a unit also depends on the rest of its image, which stays as it is.
+        """
         units = self.units if rows is None else self.units[rows]
-        return self.deconvnet.activations_of(canvases, self.layer, units, self.image_size, memory=MEMORY)
+        if receptive_field(self.deconvnet.graph, self.layer, self.image_size).exact:
+            return self.deconvnet.activations_of(canvases, self.layer, units, self.image_size, memory=MEMORY)
+        boxes = self.boxes if rows is None else self.boxes[rows]
+        values = canvases.new_zeros(len(units))
+        for some in torch.arange(len(units)).split(max(1, MEMORY // self.images[0].nbytes)):
+            images = pasted(self.images[units[some, 0]], canvases[some], boxes[some])
+            (maps,) = activations(self.deconvnet.graph, images, [self.layer]).values()
+            index = (torch.arange(len(some)), *units[some, 1:].unbind(1))
+            values[some] = maps[index].to(values)
+        return values
 
     def strongest_of_maps(self) -> "Units":
         """The strongest unit of each map."""
@@ -111,8 +127,15 @@ class Units:
     def pictures(self, rules: Rules, *, model: nn.Module | Graph | None = None, units: Tensor | None = None) -> Tensor:
         """What is projected from 1 at each unit: (M, C, S, S)."""
         units = self.units if units is None else units
-        deconvnet = Deconvnet(model or self.deconvnet.graph, rules=rules)
-        return deconvnet.project_units(self.images, self.layer, units, signals=torch.ones(len(units))).projections
+        deconvnet, size = Deconvnet(model or self.deconvnet.graph, rules=rules), pair(self.crops.shape[-2:])
+        ones = torch.ones(len(units))
+        if receptive_field(deconvnet.graph, self.layer, self.image_size).size == size:
+            return deconvnet.project_units(self.images, self.layer, units, signals=ones).projections
+        parts = []  # the gradient of a gate is of the whole image, of which the field is cut
+        for some in torch.arange(len(units)).split(WHOLE):
+            whole = deconvnet.project_units(self.images, self.layer, units[some], signals=ones[some], whole=True)
+            parts.append(cut(whole.projections, range(len(some)), self.boxes[some], size))
+        return torch.cat(parts)
 
     def energy(self, rules: Rules, *, model: nn.Module | None = None, units: Tensor | None = None) -> Tensor:
         """The squares (M, S, S) of pictures, smoothed; see `choices.smoothed`."""
@@ -132,8 +155,8 @@ class Units:
         """Smoothed weights (M, S, S) by name: all but the effective field, which is measured on other units."""
         found = {"projection": self.projection} | {name: self.energy(rules) for name, rules in SIGNALS.items()}
         shuffled = with_shuffled_weights(self.deconvnet.graph, self.layer, None, self.random)
-        found[SHUFFLED] = self.energy(DECONVNET, model=shuffled)
-        found[ANOTHER] = self.energy(DECONVNET, units=self.another_map())
+        found[SHUFFLED] = self.energy(self.deconvnet.rules, model=shuffled)
+        found[ANOTHER] = self.energy(self.deconvnet.rules, units=self.another_map())
         found["centre"] = self.nearness()
         found["noise"] = self.noise()
         found["edges"] = smoothed(faithfulness.energy(faithfulness.sobel(self.crops, self.inside)), self.inside)
@@ -189,3 +212,15 @@ class Units:
 
     def extents(self) -> Tensor:
         return extents(self.inside)
+
+
+def pasted(images: Tensor, canvases: Tensor, boxes: Tensor) -> Tensor:
+    """Copies of images (M, C, H, W) in which boxes (M, 4), where they are inside, hold canvases (M, C, S, S)."""
+    images = images.clone()
+    height, width = images.shape[-2:]
+    for image, canvas, (top, left, bottom, right) in zip(images, canvases, boxes.tolist(), strict=True):
+        rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
+        image[:, rows, columns] = canvas[
+            :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+        ]
+    return images
