@@ -37,6 +37,7 @@ from zfnet import Deconvnet, InputError, occlusion_maps, receptive_field
 from zfnet.errors import first_line
 from zfnet.files import write_atomically
 from zfnet.layers import spread
+from zfnet.recording import Recording
 
 FORK: Any = multiprocessing.get_context("fork")  # which imports nothing anew
 FILE = Path(__file__).resolve().parents[1] / "results" / "zoo" / "timm.json"
@@ -136,8 +137,8 @@ def check(model: nn.Module, side: int) -> dict[str, Any]:
     row |= {"fields": 0, "wider": 0, "unknown": 0, "narrower": 0}
     layers = extended_layers(deconvnet)
     maps = []
+    recording = deconvnet.record(images, layers)
     for layer in layers:
-        recording = deconvnet.record(images, [layer])
         activation = recording.activations[layer].abs()
         signal = activation * ((torch.rand_like(activation) < 0.1) | (activation == activation.max()))
         theirs = deconvnet_by_autograd(model, images, layer, signal, extended=True)
@@ -149,14 +150,14 @@ def check(model: nn.Module, side: int) -> dict[str, Any]:
             continue
         maps.append(layer)
         activation = shapes.maps(node, recording.activations[layer])
-        units = strongest(activation[..., None, None] if activation.ndim == 2 else activation)
+        units = strongest(activation[..., None, None] if activation.ndim == 2 else activation)[[0, -1]]
         unit = tuple(units[-1].tolist())[: activation.ndim]
         try:
             field = receptive_field(graph, layer, side, unit[1])
         except InputError:
             row["unknown"] += 1
             continue
-        row["units"] = max(row["units"], *unit_deviations(deconvnet, images, layer, units))
+        row["units"] = max(row["units"], *unit_deviations(deconvnet, recording, layer, units))
         reached = support(model, images, layer, unit, partial(shapes.maps, node))
         seen, measured = field.seen(*units[-1, 2:].tolist()), extent(reached)
         row["fields"] += seen == measured
@@ -169,10 +170,9 @@ def check(model: nn.Module, side: int) -> dict[str, Any]:
     return row
 
 
-def unit_deviations(deconvnet: Deconvnet, images: Tensor, layer: str, units: Tensor) -> list[float]:
+def unit_deviations(deconvnet: Deconvnet, recording: Recording, layer: str, units: Tensor) -> list[float]:
     """Of `project_units` from `project`, unit by unit."""
-    graph, node = deconvnet.graph, deconvnet.graph.node(layer)
-    recording = deconvnet.record(images, [layer])
+    graph, node, images = deconvnet.graph, deconvnet.graph.node(layer), recording.images
     patches, size, found = deconvnet.project_units(images, layer, units), tuple(images.shape[2:]), []
     shapes = graph.shapes(images.shape[-1], node)
     for canvas, box, unit in zip(patches.projections, patches.boxes, units.tolist(), strict=True):
