@@ -101,6 +101,7 @@ def held_instance_norm(
 
 SMOOTH = (F.silu, F.gelu, F.mish, F.hardswish, F.elu, F.selu, F.celu, F.softplus, F.leaky_relu, F.prelu)
 SQUASHING = (F.sigmoid, torch.sigmoid, Tensor.sigmoid, F.hardsigmoid, F.tanh, torch.tanh, Tensor.tanh)
+STATISTICS = (torch.norm, Tensor.norm, torch.rsqrt, Tensor.rsqrt, torch.var, Tensor.var, torch.std, Tensor.std)
 SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
 
 
@@ -178,7 +179,7 @@ def holding() -> dict[Callable, Callable]:
 
     return {
         **{func: smooth(func) for func in SMOOTH},
-        **{func: constant(func) for func in (*SQUASHING, *SOFTMAXES, Tensor.norm)},
+        **{func: constant(func) for func in (*SQUASHING, *SOFTMAXES, *STATISTICS)},
         **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__), gated_product),
         F.layer_norm: held_layer_norm,
         F.rms_norm: held_rms_norm,

@@ -139,6 +139,15 @@ STEPS: dict[str, Callable[[], nn.Module]] = {
     "attention by torch": lambda: between(by_torch, nn.Linear(8, 8)),
     "global response normalisation": lambda: between(response_norm, nn.LayerNorm(8)),
     "a linear unit, gated by SiLU": lambda: between(lambda x, f: F.silu(f(x)) * x, nn.Conv2d(8, 8, 1)),
+    "RMS norm by hand": lambda: between(lambda x: x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)),
+    "layer norm by hand": lambda: between(
+        lambda x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-6).sqrt()
+    ),
+    "a unit vector at each place": lambda: between(lambda x: x / x.norm(dim=1, keepdim=True)),
+    "the larger of two": lambda: between(lambda x, f: torch.maximum(x, f(x)), nn.Conv2d(8, 8, 1)),
+    "the largest of four": lambda: between(
+        lambda x, f: f(x.unflatten(1, (2, 4)).amax(1).reshape_as(x[:, :4])), nn.Conv2d(4, 8, 1)
+    ),
     "a linear unit, gated by ReLU": lambda: between(lambda x, f: x * F.relu6(f(x)), nn.Conv2d(8, 8, 1)),
     "unfolded and folded": lambda: between(lambda x: F.silu(windows(x))),
     "Conv1d of places": lambda: between(
@@ -342,6 +351,10 @@ def test_the_rule_sets_stand_on_each_other() -> None:
 
 _PRODUCTS = {
     getattr(space, name)
-    for space, names in ((torch, "mul einsum"), (Tensor, "mul mul_"), (__import__("operator"), "mul"))
+    for space, names in (
+        (torch, "mul div einsum"),
+        (Tensor, "mul mul_ div div_"),
+        (__import__("operator"), "mul truediv"),
+    )
     for name in names.split()
 }

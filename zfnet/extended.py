@@ -37,6 +37,7 @@ from zfnet.operations import (
     Part,
     Rules,
     Step,
+    gradient,
     named,
     normalized_shape,
     scale,
@@ -57,14 +58,18 @@ GATES = named(  # what a gate ends in
     "nn.Tanh F.tanh torch.tanh torch.tanh_ Tensor.tanh Tensor.tanh_ nn.Softmax nn.Softmax2d F.softmax torch.softmax "
     "Tensor.softmax"
 )
+STATISTICS = named("torch.norm Tensor.norm torch.rsqrt Tensor.rsqrt torch.var Tensor.var torch.std Tensor.std")
 PRODUCTS = named(
     "operator.mul torch.mul Tensor.mul Tensor.mul_ torch.matmul Tensor.matmul operator.matmul torch.bmm Tensor.bmm "
     "torch.einsum"
 )
+DIVISIONS = named("operator.truediv torch.div Tensor.div Tensor.div_")
+MAXIMA = named("torch.amax Tensor.amax torch.amin Tensor.amin torch.maximum torch.minimum")
 GATED = named("nn.GLU F.glu")
 ARITHMETIC = named(
-    "operator.add operator.sub operator.neg operator.mul operator.truediv torch.add torch.sub torch.mul torch.div "
-    "Tensor.add Tensor.sub Tensor.mul Tensor.div Tensor.add_ Tensor.sub_ Tensor.mul_ Tensor.div_"
+    "torch.mean Tensor.mean torch.sum Tensor.sum torch.sqrt Tensor.sqrt operator.add operator.sub operator.neg "
+    "operator.mul operator.truediv torch.add torch.sub torch.mul torch.div Tensor.add Tensor.sub Tensor.mul Tensor.div "
+    "Tensor.add_ Tensor.sub_ Tensor.mul_ Tensor.div_"
 )
 
 
@@ -92,7 +97,7 @@ def is_gate(step: Step, source: fx.Node, shape: Sequence[int]) -> bool:
 
 
 def _decides(step: Step, node: fx.Node, mixed: bool = False) -> bool:
-    """Whether a tensor is made of decisions alone: sigmoids and the like, moved, scaled and added to each other.
+    """Whether a tensor is made of decisions alone: sigmoids and the like, and statistics, moved, scaled and added.
 
     Attention weights may also be mixed by linear layers, as those of talking heads are. Behind a sigmoid or a tanh,
     which may be an activation, such a layer gives a feature map.
@@ -155,6 +160,13 @@ def hold_gate(step: Step, signal: Tensor) -> Sequence[Part]:
         how = "neither of which is a gate" if not any(gates) else "which are both gates"
         raise step.refuse(f" of two feature maps, {how}")
     return _toward(step, signal, gates.index(False))
+
+
+def hold_divisor(step: Step, signal: Tensor) -> Sequence[Part]:
+    """A feature map by a statistic that is held fixed, or by a constant."""
+    if len(step.sources) < 2 or not is_gate(step, step.sources[1], step.shapes[1]):
+        return scale(step, signal)
+    return _toward(step, signal, 0)
 
 
 def _transposed_product(step: Step, signal: Tensor) -> Sequence[Part]:
@@ -255,7 +267,7 @@ def _rows(operations: Sequence[Any], back: Any, reads_input: bool = False, path:
     return {key: Operation(back, None, reads_input, path) for key in operations}
 
 
-_GATES: dict[Any, bool] = dict.fromkeys(GATES, True)
+_GATES: dict[Any, bool] = dict.fromkeys([*GATES, *STATISTICS], True)
 _SOFTMAX_GATES: dict[Any, bool] = dict.fromkeys([gate for gate in GATES if "oftmax" in gate.__name__], True)
 _KEPT: dict[Any, bool] = dict.fromkeys([*MOVES, *UNCHANGED, *DROPOUTS, *ARITHMETIC], True)
 _REPEATED: dict[Any, bool] = dict.fromkeys([*MOVES, *UNCHANGED, *DROPOUTS], True)
@@ -266,6 +278,8 @@ _MIXED: dict[Any, bool] = dict.fromkeys(
 EXTENDED: dict[Any, Operation] = DECONVNET | {
     **_rows([*SMOOTH, *LEAKY], rectify),
     **_rows(PRODUCTS, hold_gate, True, gated_window),
+    **_rows(MAXIMA, gradient, True),  # to what won
+    **_rows(DIVISIONS, hold_divisor, True),
     **_rows(GATED, gated_unit, reads_input=True),
     **_rows([*LAYER_NORMS, *RMS_NORMS], layer_norm, True, norm_path),
     **_rows([multihead_attention], attend, reads_input=True),

@@ -889,7 +889,7 @@ MOVES = [  # operations that move elements, and do nothing else
         "torch.permute Tensor.permute torch.transpose Tensor.transpose torch.movedim Tensor.movedim Tensor.expand "
         "Tensor.repeat Tensor.narrow torch.narrow Tensor.select torch.select Tensor.swapaxes torch.swapaxes "
         "Tensor.swapdims torch.swapdims Tensor.moveaxis torch.moveaxis torch.movedim Tensor.diagonal torch.diagonal "
-        "Tensor.view_as Tensor.expand_as Tensor.broadcast_to torch.broadcast_to Tensor.t torch.t "
+        "Tensor.view_as Tensor.reshape_as Tensor.expand_as Tensor.broadcast_to torch.broadcast_to Tensor.t torch.t "
         "nn.ChannelShuffle F.channel_shuffle torch.channel_shuffle"
     ),
 ]
