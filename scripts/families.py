@@ -44,7 +44,6 @@ FILE = Path(__file__).resolve().parents[1] / "results" / "zoo" / "timm.json"
 SIDES = (64, 96, 128, 160, 192, 224)  # pixels, of networks that take several
 SMALL = ("test_", "atto", "femto", "pico", "nano", "zero", "tiny", "xxs", "xs", "_t", "small", "_s", "0", "1", "b16")
 TOLERANCE = 1e-8
-LIMIT = 240  # seconds for each family
 
 
 def families() -> list[str]:
@@ -245,7 +244,7 @@ def known(file: Path = FILE) -> dict[str, dict[str, Any]]:
     return {row["family"]: row for row in rows}
 
 
-def run(names: list[str], resume: bool = True, seconds: int = LIMIT, file: Path = FILE) -> None:
+def run(names: list[str], resume: bool = True, seconds: int = 240, file: Path = FILE) -> None:
     """Write the lines of families, all of them if none is named; those that the file has are kept, if `resume`."""
     rows = known(file)
     for family in names or families():

@@ -198,11 +198,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--timm", action="store_true", help="families of timm's instead of torchvision's networks")
     parser.add_argument("--again", action="store_true", help="those of timm's, too, that results/zoo/timm.json has")
+    parser.add_argument("--seconds", type=int, default=240, help="that each family of timm's may take")
     options = parser.parse_args()
     if options.timm:
         from scripts import families  # which imports this file
 
-        return families.run(options.names, resume=not options.again)
+        return families.run(options.names, not options.again, options.seconds)
     warnings.simplefilter("error")
     print("| network | `project` | `project_units` | the same in float64 | turned | fields | occlusion | s |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")

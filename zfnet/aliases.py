@@ -28,7 +28,7 @@ _VIEWS = {
     piece,
     operator.getitem,
     *named(
-        "Tensor.view Tensor.view_as Tensor.reshape_as Tensor.unsqueeze torch.unsqueeze Tensor.squeeze torch.squeeze Tensor.permute "
+        "Tensor.view Tensor.view_as Tensor.unsqueeze torch.unsqueeze Tensor.squeeze torch.squeeze Tensor.permute "
         "torch.permute Tensor.transpose torch.transpose Tensor.movedim torch.movedim Tensor.moveaxis torch.moveaxis "
         "Tensor.swapaxes torch.swapaxes Tensor.swapdims torch.swapdims Tensor.narrow torch.narrow Tensor.select "
         "torch.select Tensor.detach torch.detach Tensor.diagonal torch.diagonal Tensor.t torch.t Tensor.unflatten "
