@@ -17,6 +17,7 @@ occlusion       largest deviation of incremental from plain occlusion, relative
 seconds         that all of it took
 """
 
+import contextlib
 import json
 import multiprocessing
 import traceback
@@ -96,18 +97,25 @@ def _parameters(name: str, most: float) -> float:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def side_of(model: nn.Module) -> int:
-    """The side of the smallest images that a network takes, of those that are tried; its own if its size is fixed."""
-    config: Any = getattr(model, "default_cfg", {})
-    own = max(config.get("input_size", (3, 224, 224))[1:])
-    for side in () if config.get("fixed_input_size") else SIDES:
-        try:
-            with torch.no_grad():
-                model(torch.zeros(1, 3, side, side, dtype=torch.float64))
-        except Exception:  # the network's own code, which may raise anything
-            continue
-        return min(side, own)
-    return own
+def built(network: str) -> tuple[nn.Module, int]:
+    """A network in float64, and the side of the smallest images, of those that are tried, that it takes.
+
+    A network of a fixed size is made for smaller images than by default, where timm can.
+    """
+    import timm
+
+    config = timm.get_pretrained_cfg(network)
+    own = max(config.input_size[1:]) if config else 224
+    fixed = bool(config and config.fixed_input_size)
+    model = None if fixed else drawn_timm(network)
+    for side in SIDES:
+        if side < own:
+            with contextlib.suppress(Exception):  # the network's own code may raise anything
+                tried = model or drawn_timm(network, img_size=side)
+                with torch.no_grad():
+                    tried(torch.zeros(1, 3, side, side, dtype=torch.float64))
+                return tried, side
+    return model or drawn_timm(network), own
 
 
 def support(model: nn.Module, images: Tensor, layer: str, unit: tuple[int, ...], places: Callable) -> Tensor:
@@ -193,9 +201,9 @@ def line(family: str, network: str) -> dict[str, Any]:
     """The line of a family."""
     start, row = perf_counter(), {"family": family, "network": network}
     try:
-        model = drawn_timm(network)
-        row |= {"parameters": sum(p.numel() for p in model.parameters()), "size": side_of(model)}
-        row |= check(model, row["size"])
+        model, side = built(network)
+        row |= {"parameters": sum(p.numel() for p in model.parameters()), "size": side}
+        row |= check(model, side)
         wrong = row["narrower"] or not row["compared"]
         wrong = wrong or not max(row["project"], row["units"], row["occlusion"]) <= TOLERANCE
         row["result"] = "wrong" if wrong else "equal"

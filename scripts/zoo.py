@@ -99,12 +99,12 @@ def drawn(name: str, seed: int = 0, **settings: object) -> nn.Module:
     return randomised(architecture(name, **settings)())
 
 
-def drawn_timm(name: str, seed: int = 0) -> nn.Module:
+def drawn_timm(name: str, seed: int = 0, **settings: object) -> nn.Module:
     """A network of timm's for five classes, with random weights, in float64."""
     import timm
 
     torch.manual_seed(seed)
-    model = randomised(timm.create_model(name, pretrained=False, num_classes=5))
+    model = randomised(timm.create_model(name, pretrained=False, num_classes=5, **settings))
     for parameter in model.parameters():  # the scale of a branch may be next to nothing, and a position zero
         low, high = parameter.aminmax()
         if low == high and parameter.ndim < 2:
