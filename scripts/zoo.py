@@ -1,8 +1,9 @@
 """torchvision's ReLU classifiers at random weights, each checked against slow twins: one row of a table for each.
 
-    python scripts/zoo.py [NAME ...] [--size 224] [--timm]
+    python scripts/zoo.py [NAME ...] [--size 224]
+    python scripts/zoo.py --timm [FAMILY ...] [--again]
 
-With --timm, timm's convolutional ReLU networks.
+With --timm, the smallest network of every family of timm's instead: see `families.py`.
 
 project         largest deviation from autograd with a rectifying ReLU, in float64, relative to the largest pixel
 project_units   the same from `project`, in float32, of units in the corners, at an edge and in the middle;
@@ -87,7 +88,8 @@ def randomised(model: nn.Module) -> nn.Module:
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
         if isinstance(module, NORMALISATIONS) and module.weight is not None:
             nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, std=0.2)
     return model.double().eval()
 
 
@@ -97,12 +99,19 @@ def drawn(name: str, seed: int = 0, **settings: object) -> nn.Module:
     return randomised(architecture(name, **settings)())
 
 
-def drawn_timm(name: str, seed: int = 0) -> nn.Module:
+def drawn_timm(name: str, seed: int = 0, **settings: object) -> nn.Module:
     """A network of timm's for five classes, with random weights, in float64."""
     import timm
 
     torch.manual_seed(seed)
-    return randomised(timm.create_model(name, pretrained=False, num_classes=5))
+    model = randomised(timm.create_model(name, pretrained=False, num_classes=5, **settings))
+    for parameter in model.parameters():  # the scale of a branch may be next to nothing, and a position zero
+        low, high = parameter.aminmax()
+        if low == high and parameter.ndim < 2:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+        elif low == high:
+            nn.init.normal_(parameter, std=0.2)
+    return model
 
 
 def worst(ours: Tensor, theirs: Tensor) -> float:
@@ -187,14 +196,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="all of these families if none is named")
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--timm", action="store_true", help="networks of timm's instead of torchvision's")
+    parser.add_argument("--timm", action="store_true", help="families of timm's instead of torchvision's networks")
+    parser.add_argument("--again", action="store_true", help="those of timm's, too, that results/zoo/timm.json has")
+    parser.add_argument("--seconds", type=int, default=240, help="that each family of timm's may take")
     options = parser.parse_args()
+    if options.timm:
+        from scripts import families  # which imports this file
+
+        return families.run(options.names, not options.again, options.seconds)
     warnings.simplefilter("error")
     print("| network | `project` | `project_units` | the same in float64 | turned | fields | occlusion | s |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
-    for name in options.names or (TIMM if options.timm else ZOO):
+    for name in options.names or ZOO:
         try:
-            row = check(drawn_timm(name) if options.timm else drawn(name), options.size)
+            row = check(drawn(name), options.size)
         except InputError as error:
             print(f"| {name} | {error} |", flush=True)
             continue
@@ -204,7 +219,7 @@ def main() -> None:
             f"| {row.seconds:.0f} |",
             flush=True,
         )
-    for name in () if options.names or options.timm else REFUSED:
+    for name in () if options.names else REFUSED:
         try:
             deconvnet = Deconvnet(architecture(name)())
             layer = deconvnet.graph.layers[-1]

@@ -101,7 +101,18 @@ def held_instance_norm(
 
 SMOOTH = (F.silu, F.gelu, F.mish, F.hardswish, F.elu, F.selu, F.celu, F.softplus, F.leaky_relu, F.prelu)
 SQUASHING = (F.sigmoid, torch.sigmoid, Tensor.sigmoid, F.hardsigmoid, F.tanh, torch.tanh, Tensor.tanh)
+STATISTICS = (torch.norm, Tensor.norm, torch.rsqrt, Tensor.rsqrt, torch.var, Tensor.var, torch.std, Tensor.std)
 SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
+
+
+def gated_product(first: Any, second: Any) -> Tensor:
+    """A product in which an activation is a constant, if the other factor is none."""
+    gates = [getattr(x, "activated", False) for x in (first, second)]
+    if gates == [True, False]:
+        first = first.detach()
+    elif gates == [False, True]:
+        second = second.detach()
+    return torch.mul(first, second)
 
 
 class RectifiedBehind(torch.autograd.Function):
@@ -156,14 +167,20 @@ def holding() -> dict[Callable, Callable]:
     """What the forward pass decides besides switches: gates, statistics and attention weights, as constants."""
 
     def smooth(func: Callable) -> Callable:
-        return lambda x, *args, **kwargs: RectifiedBehind.apply(x, func, args, kwargs)
+        def replacement(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            out = RectifiedBehind.apply(x, func, args, kwargs)
+            out.activated = True
+            return out
+
+        return replacement
 
     def constant(func: Callable) -> Callable:
         return lambda *args, **kwargs: func(*args, **kwargs).detach()
 
     return {
         **{func: smooth(func) for func in SMOOTH},
-        **{func: constant(func) for func in (*SQUASHING, *SOFTMAXES)},
+        **{func: constant(func) for func in (*SQUASHING, *SOFTMAXES, *STATISTICS)},
+        **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__), gated_product),
         F.layer_norm: held_layer_norm,
         F.rms_norm: held_rms_norm,
         F.multi_head_attention_forward: held_heads,
@@ -243,7 +260,9 @@ def rectifying(relu: type[Rectified]) -> dict[Callable, Callable]:
     """What every way of writing a ReLU is replaced by; a clamp or threshold of another kind stays as it is."""
 
     def rectify(x: Tensor, top: float | None = None, inplace: bool = False) -> Tensor:
-        return x.copy_(relu.apply(x.clone(), top)) if inplace else relu.apply(x, top)
+        out = x.copy_(relu.apply(x.clone(), top)) if inplace else relu.apply(x, top)
+        out.activated = True
+        return out
 
     def clamped(func: Callable, inplace: bool) -> Callable:
         def replacement(x: Tensor, min: Any = None, max: Any = None) -> Tensor:

@@ -80,6 +80,36 @@ def channels_last(x: Tensor, norm: nn.Module) -> Tensor:
     return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+def talking_heads(x: Tensor, keys: nn.Module, mix: nn.Module) -> Tensor:
+    """Attention by four heads, whose weights a linear layer mixes."""
+    heads = as_tokens(x).unflatten(2, (4, 2)).transpose(1, 2)
+    weights = (heads @ keys(heads).mT).softmax(-1)
+    weights = mix(weights.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return as_maps((weights @ heads).transpose(1, 2).flatten(2))
+
+
+def blended(x: Tensor, keys: nn.Module) -> Tensor:
+    """Attention weights that are the sum of two, by a gate that is a parameter."""
+    tokens = as_tokens(x)
+    share = torch.sigmoid(keys.bias[:1].view(1, 1, 1))
+    weights = (1 - share) * (tokens @ keys(tokens).mT).softmax(-1) + share * keys(tokens @ tokens.mT[..., :8]).mean(
+        -1, keepdim=True
+    ).softmax(1)
+    return as_maps(weights @ tokens)
+
+
+def response_norm(x: Tensor, gain: nn.Module) -> Tensor:
+    """ConvNeXt V2's: each map times its share of the energy."""
+    energy = x.norm(p=2, dim=(2, 3), keepdim=True)
+    share = energy / (energy.mean(1, keepdim=True) + 1e-6)
+    return x + torch.addcmul(gain.bias.view(1, -1, 1, 1), gain.weight.view(1, -1, 1, 1), x * share)
+
+
+def windows(x: Tensor) -> Tensor:
+    """Sums of neighbours, by unfolding and folding."""
+    return F.fold(F.unfold(x, 3, padding=1), (SIDE, SIDE), 3, padding=1) + x.unfold(2, 1, 1).squeeze(-1)
+
+
 STEPS: dict[str, Callable[[], nn.Module]] = {
     **{
         kind.__name__: lambda kind=kind: between(lambda x, f: f(x), kind())
@@ -106,7 +136,25 @@ STEPS: dict[str, Callable[[], nn.Module]] = {
     "RMSNorm with an epsilon": lambda: between(channels_last, nn.RMSNorm(8, eps=1e-2)),
     "attention by hand": lambda: between(attended, nn.Linear(8, 8)),
     "attention by einsum": lambda: between(einsum, nn.Linear(8, 8)),
+    "attention by talking heads": lambda: between(talking_heads, nn.Linear(2, 2), nn.Linear(4, 4)),
+    "attention by a blend": lambda: between(blended, nn.Linear(8, 8)),
     "attention by torch": lambda: between(by_torch, nn.Linear(8, 8)),
+    "global response normalisation": lambda: between(response_norm, nn.LayerNorm(8)),
+    "a linear unit, gated by SiLU": lambda: between(lambda x, f: F.silu(f(x)) * x, nn.Conv2d(8, 8, 1)),
+    "RMS norm by hand": lambda: between(lambda x: x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)),
+    "layer norm by hand": lambda: between(
+        lambda x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-6).sqrt()
+    ),
+    "a unit vector at each place": lambda: between(lambda x: x / x.norm(dim=1, keepdim=True)),
+    "the larger of two": lambda: between(lambda x, f: torch.maximum(x, f(x)), nn.Conv2d(8, 8, 1)),
+    "the largest of four": lambda: between(
+        lambda x, f: f(x.unflatten(1, (2, 4)).amax(1).reshape_as(x[:, :4])), nn.Conv2d(4, 8, 1)
+    ),
+    "a linear unit, gated by ReLU": lambda: between(lambda x, f: x * F.relu6(f(x)), nn.Conv2d(8, 8, 1)),
+    "unfolded and folded": lambda: between(lambda x: F.silu(windows(x))),
+    "Conv1d of places": lambda: between(
+        lambda x, f: F.silu(f(x.flatten(2)).unflatten(2, (SIDE, SIDE))), nn.Conv1d(8, 8, 3, padding=1)
+    ),
     "MultiheadAttention": lambda: between(multihead, nn.MultiheadAttention(8, 2, batch_first=True)),
     "MultiheadAttention, places first": lambda: between(multihead, nn.MultiheadAttention(8, 4)),
 }
@@ -343,6 +391,10 @@ def test_the_rule_sets_stand_on_each_other() -> None:
 
 _PRODUCTS = {
     getattr(space, name)
-    for space, names in ((torch, "mul einsum"), (Tensor, "mul mul_"), (__import__("operator"), "mul"))
+    for space, names in (
+        (torch, "mul div einsum"),
+        (Tensor, "mul mul_ div div_"),
+        (__import__("operator"), "mul truediv"),
+    )
     for name in names.split()
 }

@@ -29,6 +29,7 @@ from zfnet.operations import (
     GUIDED,
     LAYER_NORMS,
     MOVES,
+    RECTIFIERS,
     RMS_NORMS,
     SHIFTED_ATTENTION,
     UNCHANGED,
@@ -36,6 +37,7 @@ from zfnet.operations import (
     Part,
     Rules,
     Step,
+    gradient,
     group_norm,
     named,
     normalized_shape,
@@ -57,11 +59,19 @@ GATES = named(  # what a gate ends in
     "nn.Tanh F.tanh torch.tanh torch.tanh_ Tensor.tanh Tensor.tanh_ nn.Softmax nn.Softmax2d F.softmax torch.softmax "
     "Tensor.softmax"
 )
+STATISTICS = named("torch.norm Tensor.norm torch.rsqrt Tensor.rsqrt torch.var Tensor.var torch.std Tensor.std")
 PRODUCTS = named(
     "operator.mul torch.mul Tensor.mul Tensor.mul_ torch.matmul Tensor.matmul operator.matmul torch.bmm Tensor.bmm "
     "torch.einsum"
 )
+DIVISIONS = named("operator.truediv torch.div Tensor.div Tensor.div_")
+MAXIMA = named("torch.amax Tensor.amax torch.amin Tensor.amin torch.maximum torch.minimum")
 GATED = named("nn.GLU F.glu")
+ARITHMETIC = named(
+    "torch.mean Tensor.mean torch.sum Tensor.sum torch.sqrt Tensor.sqrt operator.add operator.sub operator.neg "
+    "operator.mul operator.truediv torch.add torch.sub torch.mul torch.div Tensor.add Tensor.sub Tensor.mul Tensor.div "
+    "Tensor.add_ Tensor.sub_ Tensor.mul_ Tensor.div_"
+)
 
 
 def rectify(step: Step, signal: Tensor) -> Tensor:
@@ -84,17 +94,42 @@ def is_gate(step: Step, source: fx.Node, shape: Sequence[int]) -> bool:
     places = {(shape[first : first + 2], step.output[first : first + 2]) for first in (1, 2)}
     if len(shape) == len(step.output) == 4 and any(own == (1, 1) != whole for own, whole in places):
         return True
-    node: fx.Node | None = source
-    while node is not None:
-        if step.lookup(_GATES, node):
-            return True
-        node = node.all_input_nodes[0] if step.lookup(_KEPT, node) and node.all_input_nodes else None
-    return False
+    return _decides(step, source)
+
+
+def _decides(step: Step, node: fx.Node, mixed: bool = False) -> bool:
+    """Whether a tensor is made of decisions alone: sigmoids and the like, and statistics, moved, scaled and added.
+
+    Attention weights may also be mixed by linear layers, as those of talking heads are. Behind a sigmoid or a tanh,
+    which may be an activation, such a layer gives a feature map.
+    """
+    if step.lookup(_GATES, node):
+        return not mixed or bool(step.lookup(_SOFTMAX_GATES, node))
+    mixes = bool(step.lookup(_MIXED, node))
+    if not mixes and not step.lookup(_KEPT, node):
+        return False
+    sources = [source for source in node.all_input_nodes if not _is_constant(source)]
+    return bool(sources) and all(_decides(step, source, mixed or mixes) for source in sources)
+
+
+def _is_constant(node: fx.Node, steps: int = 6) -> bool:
+    """Whether a step gives a size, or what is made of parameters in so many steps."""
+    if node.op == "get_attr" or node.target in (getattr, "size"):
+        return True
+    return steps > 0 and node.op != "placeholder" and all(_is_constant(n, steps - 1) for n in node.all_input_nodes)
 
 
 def gates_of(step: Step) -> list[bool]:
-    """Which of the tensors that a step reads are gates."""
-    return [is_gate(step, source, shape) for source, shape in zip(step.sources, step.shapes, strict=True)]
+    """Which of the tensors that a step reads are gates; where none is, an activation is one, as in a SwiGLU."""
+    gates = [is_gate(step, source, shape) for source, shape in zip(step.sources, step.shapes, strict=True)]
+    return gates if any(gates) else [_is_activation(step, source) for source in step.sources]
+
+
+def _is_activation(step: Step, node: fx.Node) -> bool:
+    """Whether a tensor comes from an activation, of which nothing but the places were changed."""
+    while step.lookup(_REPEATED, node) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return bool(step.lookup(_ACTIVATIONS, node))
 
 
 def extends(step: Step, rules: Rules) -> bool:
@@ -126,6 +161,13 @@ def hold_gate(step: Step, signal: Tensor) -> Sequence[Part]:
         how = "neither of which is a gate" if not any(gates) else "which are both gates"
         raise step.refuse(f" of two feature maps, {how}")
     return _toward(step, signal, gates.index(False))
+
+
+def hold_divisor(step: Step, signal: Tensor) -> Sequence[Part]:
+    """A feature map by a statistic that is held fixed, or by a constant."""
+    if len(step.sources) < 2 or not is_gate(step, step.sources[1], step.shapes[1]):
+        return scale(step, signal)
+    return _toward(step, signal, 0)
 
 
 def _transposed_product(step: Step, signal: Tensor) -> Sequence[Part]:
@@ -226,11 +268,19 @@ def _rows(operations: Sequence[Any], back: Any, reads_input: bool = False, path:
     return {key: Operation(back, None, reads_input, path) for key in operations}
 
 
-_GATES: dict[Any, bool] = dict.fromkeys(GATES, True)
-_KEPT: dict[Any, bool] = dict.fromkeys([*MOVES, *UNCHANGED, *DROPOUTS], True)
+_GATES: dict[Any, bool] = dict.fromkeys([*GATES, *STATISTICS], True)
+_SOFTMAX_GATES: dict[Any, bool] = dict.fromkeys([gate for gate in GATES if "oftmax" in gate.__name__], True)
+_KEPT: dict[Any, bool] = dict.fromkeys([*MOVES, *UNCHANGED, *DROPOUTS, *ARITHMETIC], True)
+_REPEATED: dict[Any, bool] = dict.fromkeys([*MOVES, *UNCHANGED, *DROPOUTS], True)
+_ACTIVATIONS: dict[Any, bool] = dict.fromkeys([*SMOOTH, *LEAKY, *RECTIFIERS], True)
+_MIXED: dict[Any, bool] = dict.fromkeys(
+    named("nn.Linear F.linear nn.Conv1d F.conv1d nn.Conv2d F.conv2d nn.BatchNorm2d F.batch_norm"), True
+)
 EXTENDED: dict[Any, Operation] = DECONVNET | {
     **_rows([*SMOOTH, *LEAKY], rectify),
     **_rows(PRODUCTS, hold_gate, True, gated_window),
+    **_rows(MAXIMA, gradient, True),  # to what won
+    **_rows(DIVISIONS, hold_divisor, True),
     **_rows(GATED, gated_unit, reads_input=True),
     **_rows([*LAYER_NORMS, *RMS_NORMS], layer_norm, True, norm_path),
     **_rows(GROUP_NORMS, group_norm, True, POINTWISE),

@@ -40,7 +40,16 @@ from zfnet.operations import (
     written,
 )
 from zfnet.switches import pool
-from zfnet.tracing import Tracer, call, first_channels, gives_number, runs_torchs_forward, tells_shape, unwrapped
+from zfnet.tracing import (
+    Tracer,
+    call,
+    first_channels,
+    gives_number,
+    runs_torchs_forward,
+    tells_shape,
+    unwrapped,
+    usual_size,
+)
 from zfnet.verification import verified
 from zfnet.windows import WHOLE, Window, maps_first, maps_last
 
@@ -159,7 +168,7 @@ class Graph:
 
     def _example(self) -> Tensor:
         """An image of a usual size, at which conditions on sizes are looked up; `shapes` checks them for others."""
-        return torch.zeros(1, first_channels(self.model), 224, 224, **device_and_dtype(self.model))
+        return torch.zeros(1, first_channels(self.model), *usual_size(self.model), **device_and_dtype(self.model))
 
     # -- reading the traced graph
 

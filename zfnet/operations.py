@@ -649,6 +649,13 @@ def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
     return vector_jacobian(step.call, [signal.new_zeros(shape) for shape in step.shapes], signal)
 
 
+def transpose_alone(step: Step, signal: Tensor) -> Sequence[Tensor]:
+    """The transpose of a step that is linear in one tensor, if its weights or places do not depend on the image."""
+    if len(step.sources) != 1:
+        raise step.refuse(" of which weights or places depend on the image")
+    return transpose(step, signal)
+
+
 def add(step: Step, signal: Tensor) -> Sequence[Tensor]:
     """Each of the tensors that are added, or subtracted, gets the signal."""
     plain = step.kind in ("add", "add_") and not step.node.kwargs and len(step.node.args) == 2
@@ -833,6 +840,13 @@ def scale(step: Step, signal: Tensor) -> Sequence[Tensor]:
     return transpose(step, signal)
 
 
+def add_product(step: Step, signal: Tensor) -> Sequence[Tensor]:
+    """x + a * b, of which a or b is a constant."""
+    if len([factor for factor in step.node.args[1:3] if factor in step.sources]) > 1:
+        raise step.refuse(" of two feature maps")
+    return transpose(step, signal)
+
+
 def contract(step: Step, signal: Tensor) -> Sequence[Tensor]:
     if len(step.sources) != 1 or len(step.node.args) != 2:
         raise step.refuse(" of several tensors")
@@ -884,7 +898,7 @@ MOVES = [  # operations that move elements, and do nothing else
         "torch.permute Tensor.permute torch.transpose Tensor.transpose torch.movedim Tensor.movedim Tensor.expand "
         "Tensor.repeat Tensor.narrow torch.narrow Tensor.select torch.select Tensor.swapaxes torch.swapaxes "
         "Tensor.swapdims torch.swapdims Tensor.moveaxis torch.moveaxis torch.movedim Tensor.diagonal torch.diagonal "
-        "Tensor.view_as Tensor.expand_as Tensor.broadcast_to torch.broadcast_to Tensor.t torch.t "
+        "Tensor.view_as Tensor.reshape_as Tensor.expand_as Tensor.broadcast_to torch.broadcast_to Tensor.t torch.t "
         "nn.ChannelShuffle F.channel_shuffle torch.channel_shuffle"
     ),
 ]
@@ -989,6 +1003,18 @@ DECONVNET: dict[Any, Operation] = {
     **_rows(named("torch.einsum"), contract, einsum_window),
     **_rows(MOVES, transpose, moved_window),
     **_rows([written], put_back, written_window),
+    **_rows(named("torch.addcmul Tensor.addcmul"), add_product, arithmetic_window),
+    **_rows(  # linear, and of which nobody has asked what an output depends on
+        named(
+            "nn.Conv1d F.conv1d nn.Conv3d F.conv3d nn.ConvTranspose1d F.conv_transpose1d nn.AvgPool1d F.avg_pool1d "
+            "nn.AdaptiveAvgPool1d F.adaptive_avg_pool1d nn.Unfold F.unfold nn.Fold F.fold Tensor.unfold torch.rot90 "
+            "Tensor.rot90 Tensor.index_select torch.index_select torch.gather Tensor.gather Tensor.masked_fill "
+            "torch.masked_fill torch.cumsum Tensor.cumsum torch.tile Tensor.tile torch.repeat_interleave "
+            "Tensor.repeat_interleave torch.take_along_dim"
+        ),
+        transpose_alone,
+        None,
+    ),
     **_rows(named("Tensor.zero_ Tensor.fill_"), transpose),  # constants
     **_rows(named("Tensor.index_fill_ Tensor.index_add_ Tensor.index_copy_"), transpose, None),
     **_rows(
@@ -1030,7 +1056,14 @@ DIFFERENTIATED_NORMS: dict[Any, Operation] = {
     **_rows(CONTRAST_NORMS, gradient, normed_window, reads_input=True),
     **_rows(GROUP_NORMS, gradient, group_norm_window, reads_input=True),
 }
-_REFUSING = (scale, contract, batch_norm, put_back)  # rules that are not for all of an operation's uses
+_REFUSING = (
+    scale,
+    contract,
+    batch_norm,
+    put_back,
+    add_product,
+    transpose_alone,
+)  # rules that are not for all of an operation's uses
 OTHER = "any other operation"  # its row is that of operations without one
 GRADIENT: dict[Any, Operation] = (
     {key: row if row.back else Operation(gradient, row.window, reads_input=True) for key, row in DECONVNET.items()}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from zfnet.checks import call_in_eval_mode, makes_weights
+from zfnet.checks import Pair, call_in_eval_mode, makes_weights
 from zfnet.errors import InputError, unknown_name
 
 _TORCH = "torch.nn.modules"
@@ -99,6 +99,23 @@ class _Proxy(fx.Proxy):
     def __len__(self) -> int:
         tracer: Any = self.tracer
         return len(tracer.value_of_shape(self)) if _of_shapes_alone(self.node) else super().__len__()
+
+    def _number(self) -> Any:
+        """The value of a number made of sizes, which Python asks for: that of the example, noted as a guard."""
+        tracer: Any = self.tracer
+        return tracer.number(self)
+
+    def __int__(self) -> int:
+        return int(self._number())
+
+    def __float__(self) -> float:
+        return float(self._number())
+
+    def __index__(self) -> int:
+        return operator.index(self._number())
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self._number(), digits)
 
 
 def _in_place(name: str) -> Callable[[Any, Any], Any]:
@@ -229,6 +246,17 @@ class Tracer(fx.Tracer):
         self.guards.append((obj.node, one))
         return one
 
+    def number(self, obj: fx.Proxy) -> Any:
+        if not _of_shapes_alone(obj.node):
+            raise fx.proxy.TraceError("a number is made of what is in the image")
+        one, two = (self.value_of_shape(obj, images) for images in (1, 2))
+        if one != two:
+            raise InputError(
+                "forward makes another number of one image than of two: take no int() of how many images there are"
+            )
+        self.guards.append(((obj == one).node, True))
+        return one
+
     def iter(self, obj: fx.Proxy) -> Any:
         if not _of_shapes_alone(obj.node):
             return super().iter(obj)
@@ -284,6 +312,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if isinstance(model, fx.GraphModule) and "_guards_fn" in model._modules:
         raise InputError("the model was made by torch.export: give the model that was exported")
     return model
+
+
+def usual_size(model: nn.Module) -> Pair:
+    """The size of images that a model, or a part of it, says it is made for; 224 x 224 pixels if none says so."""
+    settings = (*model.modules(), getattr(model, "config", None))
+    sizes = (getattr(part, name, None) for part in settings for name in ("image_size", "img_size"))
+    for size in sizes:
+        numbers = size if isinstance(size, tuple | list) else (size, size)
+        if len(numbers) == 2 and all(isinstance(n, int) and n > 0 for n in numbers):
+            return numbers[0], numbers[1]
+    return 224, 224
 
 
 def first_channels(model: nn.Module) -> int:

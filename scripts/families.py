@@ -1,0 +1,267 @@
+"""The smallest network of every family of timm, at random weights, checked against slow twins; `zoo.py --timm` runs it.
+
+A family is a module of timm's, such as `convnext`. Each is checked in a process of its own, which has a time limit and
+gives one line of JSON:
+
+family, network, parameters, size   the smallest by its number of parameters, and the side of its images, pixels
+result          "equal"; "refused", by an error of one line; "wrong"; "failed", by any other error; "late"
+says            the error, where there is one
+layers          how many layers `layers="auto"` finds
+compared        layers of which the projection was compared, and is not zero
+project         largest deviation of `project` from autograd with all decisions held fixed, relative, in float64
+units           the same of `project_units` from `project`, of single units
+fields          of how many units the receptive field is the pixels that a gradient reaches, decisions fixed
+wider           of how many it holds these and more
+unknown         of how many no field is known
+occlusion       largest deviation of incremental from plain occlusion, relative
+seconds         that all of it took
+"""
+
+import contextlib
+import json
+import multiprocessing
+import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from scripts.zoo import drawn_timm, extended_layers, strongest, worst
+from tests.oracles import Replaced, averaging, deconvnet_by_autograd, extent, on_the_image, structural
+from zfnet import Deconvnet, InputError, occlusion_maps, receptive_field
+from zfnet.errors import first_line
+from zfnet.files import write_atomically
+from zfnet.layers import spread
+from zfnet.recording import Recording
+
+FORK: Any = multiprocessing.get_context("fork")  # which imports nothing anew
+FILE = Path(__file__).resolve().parents[1] / "results" / "zoo" / "timm.json"
+SIDES = (64, 96, 128, 160, 192, 224)  # pixels, of networks that take several
+SMALL = ("test_", "atto", "femto", "pico", "nano", "zero", "tiny", "xxs", "xs", "_t", "small", "_s", "0", "1", "b16")
+TOLERANCE = 1e-8
+
+
+def families() -> list[str]:
+    """timm's modules that have networks."""
+    import timm
+
+    return [family for family in timm.list_modules() if timm.list_models(module=family)]
+
+
+class _TooLarge(Exception):
+    """The network has more parameters than one that is known."""
+
+
+def smallest(family: str) -> str:
+    """The network of a family that has the fewest parameters; each is built without memory, until it has more."""
+    import timm
+
+    def order(name: str) -> int:
+        return next((n for n, part in enumerate(SMALL) if part in name), len(SMALL))
+
+    least, best = float("inf"), ""
+    for name in sorted(timm.list_models(module=family), key=order):
+        size = _parameters(name, least)
+        if size < least:
+            least, best = size, name
+    return best
+
+
+def _parameters(name: str, most: float) -> float:
+    """How many parameters a network has; infinitely many from `most` on."""
+    import timm
+
+    parameters: dict[tuple[int, str], int] = {}
+    alive = []  # an id is of one module alone as long as this lives
+
+    def count(module: nn.Module, key: str, parameter: Any) -> None:
+        alive.append(module)
+        parameters[id(module), key] = 0 if parameter is None else parameter.numel()
+        if sum(parameters.values()) >= most:
+            raise _TooLarge
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained=False)
+    except _TooLarge:
+        return float("inf")
+    finally:
+        handle.remove()
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def built(network: str) -> tuple[nn.Module, int]:
+    """A network in float64, and the side of the smallest images, of those that are tried, that it takes.
+
+    A network of a fixed size is made for smaller images than by default, where timm can.
+    """
+    import timm
+
+    config = timm.get_pretrained_cfg(network)
+    own = max(config.input_size[1:]) if config else 224
+    fixed = bool(config and config.fixed_input_size)
+    model = None if fixed else drawn_timm(network)
+    for side in SIDES:
+        if side < own:
+            with contextlib.suppress(Exception):  # the network's own code may raise anything
+                tried = model or drawn_timm(network, img_size=side)
+                with torch.no_grad():
+                    tried(torch.zeros(1, 3, side, side, dtype=torch.float64))
+                return tried, side
+    return model or drawn_timm(network), own
+
+
+def support(model: nn.Module, images: Tensor, layer: str, unit: tuple[int, ...], places: Callable) -> Tensor:
+    """Which pixels (H, W), bool, a gradient reaches from one unit, decisions fixed, if all weights are positive."""
+
+    def signal(activation: Tensor) -> Tensor:
+        out = torch.zeros_like(activation)
+        places(out)[unit] = 1
+        return out
+
+    with Replaced(averaging()):
+        reached = deconvnet_by_autograd(structural(model), images, layer, signal, extended=True)
+    return reached[0].abs().sum(0) > 0
+
+
+def check(model: nn.Module, side: int) -> dict[str, Any]:
+    """What a network's line tells besides its name, of a model in float64."""
+    images = torch.randn(1, 3, side, side, dtype=torch.float64)
+    deconvnet = Deconvnet(model, rules="extended")
+    graph = deconvnet.graph
+    try:
+        auto = len(spread(graph, side))
+    except InputError:
+        auto = 0
+    row: dict[str, Any] = {"layers": auto, "compared": 0, "project": 0.0, "units": 0.0, "occlusion": 0.0}
+    row |= {"fields": 0, "wider": 0, "unknown": 0, "narrower": 0}
+    layers = extended_layers(deconvnet)
+    maps = []
+    recording = deconvnet.record(images, layers)
+    for layer in layers:
+        activation = recording.activations[layer].abs()
+        signal = activation * ((torch.rand_like(activation) < 0.1) | (activation == activation.max()))
+        theirs = deconvnet_by_autograd(model, images, layer, signal, extended=True)
+        row["compared"] += bool(theirs.any())
+        row["project"] = max(row["project"], worst(deconvnet.project(recording, layer, signal), theirs))
+        node = graph.node(layer)
+        shapes = graph.shapes(side, node)
+        if not shapes.are_maps(node):
+            continue
+        maps.append(layer)
+        activation = shapes.maps(node, recording.activations[layer])
+        units = strongest(activation[..., None, None] if activation.ndim == 2 else activation)[[0, -1]]
+        unit = tuple(units[-1].tolist())[: activation.ndim]
+        try:
+            field = receptive_field(graph, layer, side, unit[1])
+        except InputError:
+            row["unknown"] += 1
+            continue
+        row["units"] = max(row["units"], *unit_deviations(deconvnet, recording, layer, units))
+        reached = support(model, images, layer, unit, partial(shapes.maps, node))
+        seen, measured = field.seen(*units[-1, 2:].tolist()), extent(reached)
+        row["fields"] += seen == measured
+        row["wider"] += seen != measured and inside(measured, seen)
+        row["narrower"] += not inside(measured, seen)
+    layer = maps[len(maps) // 2]
+    squares: dict[str, Any] = {"size": side // 2, "step": side // 2, "layer": layer}
+    quick, plain = (occlusion_maps(graph, images, incremental=fast, **squares) for fast in (True, False))
+    row["occlusion"] = max(worst(getattr(quick, name), getattr(plain, name)) for name in ("activity", "probability"))
+    return row
+
+
+def unit_deviations(deconvnet: Deconvnet, recording: Recording, layer: str, units: Tensor) -> list[float]:
+    """Of `project_units` from `project`, unit by unit."""
+    graph, node, images = deconvnet.graph, deconvnet.graph.node(layer), recording.images
+    patches, size, found = deconvnet.project_units(images, layer, units), tuple(images.shape[2:]), []
+    shapes = graph.shapes(images.shape[-1], node)
+    for canvas, box, unit in zip(patches.projections, patches.boxes, units.tolist(), strict=True):
+        signal = torch.zeros_like(recording.activations[layer])
+        view, place = shapes.maps(node, signal), tuple(unit)
+        view[place[: view.ndim]] = shapes.maps(node, recording.activations[layer])[place[: view.ndim]]
+        theirs = deconvnet.project(recording, layer, signal)[0]
+        found.append(worst(on_the_image(canvas, box, size), theirs) if theirs.any() or canvas.any() else 0.0)
+    return found
+
+
+def inside(inner: tuple[int, ...], outer: tuple[int, ...]) -> bool:
+    """Whether a box (top, left, bottom, right) lies in another."""
+    (top, left, bottom, right), (rows, columns) = inner, outer[:2]
+    return rows <= top and columns <= left and bottom <= outer[2] and right <= outer[3]
+
+
+def line(family: str, network: str) -> dict[str, Any]:
+    """The line of a family."""
+    start, row = perf_counter(), {"family": family, "network": network}
+    try:
+        model, side = built(network)
+        row |= {"parameters": sum(p.numel() for p in model.parameters()), "size": side}
+        row |= check(model, side)
+        wrong = row["narrower"] or not row["compared"]
+        wrong = wrong or not max(row["project"], row["units"], row["occlusion"]) <= TOLERANCE
+        row["result"] = "wrong" if wrong else "equal"
+    except InputError as error:
+        row |= {"result": "refused", "says": str(error)}
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        row |= {
+            "result": "failed",
+            "says": f"{type(error).__name__}: {first_line(error)} ({Path(where.filename).name}:{where.lineno})",
+        }
+        traceback.print_exc()
+    return row | {"seconds": round(perf_counter() - start, 1)}
+
+
+def alone(family: str, network: str, seconds: int) -> dict[str, Any]:
+    """The line of a family, made in a process of its own, which may crash or hang."""
+    start, row = perf_counter(), {"family": family, "network": network}
+    ours, theirs = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=_send_line, args=(theirs, family, network))
+    process.start()
+    theirs.close()
+    try:
+        if ours.poll(seconds):
+            return dict(ours.recv())
+        row |= {"result": "late", "says": f"not done after {seconds} s"}
+        process.kill()
+    except EOFError:
+        process.join()
+        row |= {"result": "failed", "says": f"its process ended with {process.exitcode}"}
+    finally:
+        process.join()
+    return row | {"seconds": round(perf_counter() - start, 1)}
+
+
+def _send_line(pipe: Any, family: str, network: str) -> None:
+    warnings.simplefilter("ignore")  # of timm's own code
+    pipe.send(line(family, network or smallest(family)))
+
+
+def known(file: Path = FILE) -> dict[str, dict[str, Any]]:
+    """The lines that a file has, by family."""
+    if not file.exists():
+        return {}
+    rows = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
+    return {row["family"]: row for row in rows}
+
+
+def run(names: list[str], resume: bool = True, seconds: int = 240, file: Path = FILE) -> None:
+    """Write the lines of families, all of them if none is named; those that the file has are kept, if `resume`."""
+    rows = known(file)
+    for family in names or families():
+        if resume and family in rows:
+            continue
+        row = rows[family] = alone(family, rows.get(family, {}).get("network", ""), seconds)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(rows[name]) for name in sorted(rows)]
+        write_atomically(file, ("\n".join(lines) + "\n").encode())
+        print(
+            f"{row['family']} ({row['network']}): {row['result']} {row.get('says', '')} {row['seconds']} s", flush=True
+        )
