@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.output.results import ROOT, read_result
 from zfnet.errors import InputError, unknown_name
-from zfnet.weights import read_metadata
 
 # what reads the files of another comes after it: ablation the networks of train and fig6, table3 the results of variant
 ORDER = [
