@@ -22,7 +22,8 @@ import json
 import multiprocessing
 import traceback
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from experiments.output.tables import table
 from scripts.zoo import drawn_timm, extended_layers, strongest, worst
 from tests.oracles import Replaced, averaging, deconvnet_by_autograd, extent, on_the_image, structural
 from zfnet import Deconvnet, InputError, occlusion_maps, receptive_field
@@ -142,7 +144,10 @@ def check(model: nn.Module, side: int) -> dict[str, Any]:
         auto = 0
     row: dict[str, Any] = {"layers": auto, "compared": 0, "project": 0.0, "units": 0.0, "occlusion": 0.0}
     row |= {"fields": 0, "wider": 0, "unknown": 0, "narrower": 0}
-    layers = extended_layers(deconvnet)
+    (last,) = extended_layers(deconvnet, 1)
+    recording = deconvnet.record(images, [last])
+    way = deconvnet.steps(recording, last, recording.activations[last].abs())
+    layers = extended_layers(deconvnet, among={last, *(name for name, _, _ in way)})  # no layers of gates
     maps = []
     recording = deconvnet.record(images, layers)
     for layer in layers:
@@ -265,3 +270,37 @@ def run(names: list[str], resume: bool = True, seconds: int = 240, file: Path = 
         print(
             f"{row['family']} ({row['network']}): {row['result']} {row.get('says', '')} {row['seconds']} s", flush=True
         )
+
+
+# ---- what the file says ----------------------------------------------------------------------------------------------
+
+WORDS = {"late": "not done in time", "wrong": "**wrong**", "failed": "**failed**"}
+
+
+def timm_table() -> str:
+    """How many families are equal, and a row for each."""
+    rows = list(known().values())
+    counts = Counter(row["result"] for row in rows)
+    others = [f"{counts[result]} {words}" for result, words in WORDS.items() if counts[result]]
+    five = sum(row.get("layers", 0) >= 5 for row in rows)
+    told = (
+        f"Of {len(rows)} families, {counts['equal']} are equal, {counts['refused']} are refused by name"
+        f"{', ' + ', '.join(others) if others else ', and none is wrong'}. Of those that are traced, "
+        f'`layers="auto"` finds five layers in {five}, and fewer in {sum(row.get("layers", 5) < 5 for row in rows)}.'
+    )
+    head = ["family", "network", "image", "result", "`project`", "`project_units`", "occlusion", "fields"]
+    return f"{told}\n\n{table(head, [_cells(row) for row in rows])}"
+
+
+def _cells(row: Mapping[str, Any]) -> list[Any]:
+    result = row["result"]
+    if "says" in row:
+        reason = row["says"].removeprefix("no deconvnet rule for ").removesuffix("; register one with @rule")
+        result = f"{WORDS.get(result, result)}: {reason}".replace("|", "\\|")
+    measured = [row.get(name) for name in ("project", "units", "occlusion")] if row["result"] == "equal" else [None] * 3
+    fields = ""
+    if row["result"] == "equal":
+        asked = sum(row[name] for name in ("fields", "wider", "unknown"))
+        fields = f"{row['fields']} of {asked}" + (f", {row['unknown']} unknown" if row["unknown"] else "")
+    numbers = ["" if value is None else f"{value:.0e}" for value in measured]
+    return [row["family"], f"`{row['network']}`", str(row.get("size", "")), result, *numbers, fields]

@@ -3,8 +3,8 @@
     python scripts/report.py            # writes them
     python scripts/report.py --check    # exits with 1 if they are not what it would write
 
-It reads results/<experiment>/<name>/result.json, which experiments wrote, results/bench/*.json of scripts/bench.py, and
-published/*.json. In pages it replaces
+It reads results/<experiment>/<name>/result.json, which experiments wrote, results/bench/*.json of scripts/bench.py,
+results/zoo/timm.json of scripts/zoo.py, and published/*.json. In pages it replaces
 what stands between <!-- numbers: NAME --> and <!-- end -->.
 """
 
@@ -28,7 +28,7 @@ from experiments.output.results import ROOT, read_result
 from experiments.output.tables import shown, table
 from experiments.tables.runs import flat
 from experiments.tables.table6 import KINDS
-from scripts import pieces, scale
+from scripts import families, pieces, scale
 from scripts.claims import CLAIMS, MISSING, UNTESTED, Claim
 from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.files import write_atomically
@@ -314,6 +314,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "extended in words": partial(ablation_table, networks.extended_sentences, "extended"),
     "scale, measured": partial(bench_table, "scale", scale.measured_table),
     "scale, on paper": partial(bench_table, "scale", scale.paper_table),
+    "timm": families.timm_table,
     "atlas": atlas_table,
     "pieces": pieces_table,
     "overlap": partial(bench_table, "scan", scale.overlap_table),

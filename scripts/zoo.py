@@ -16,6 +16,7 @@ Of five layers spread over the depth.
 import argparse
 import sys
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -174,11 +175,12 @@ def check(model: nn.Module, size: int, supports: int = 2) -> Row:
     return Row(project, single, exact, flips, len(all_units), fields, measurements, occlusion, seconds)
 
 
-def extended_layers(deconvnet: Deconvnet, count: int = 5) -> list[str]:
-    """Modules spread over the depth of a network: the last ones before each share of its steps."""
+def extended_layers(deconvnet: Deconvnet, count: int = 5, among: Collection[str] | None = None) -> list[str]:
+    """Modules spread over the depth of a network, or `among` these: the last ones before each share of its steps."""
     modules = dict(deconvnet.graph.model.named_modules())
     names = [name for name in deconvnet.graph.layers if isinstance(modules.get(name), ENDS)]
     names = [name for name in names if f"{name}_1" not in deconvnet.graph.layers]
+    names = [name for name in names if among is None or name in among]
     return [names[round((i + 1) * (len(names) - 1) / count)] for i in range(count)]
 
 

@@ -108,7 +108,9 @@ SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
 def gated_product(first: Any, second: Any) -> Tensor:
     """A product in which an activation is a constant, if the other factor is none."""
     gates = [getattr(x, "activated", False) for x in (first, second)]
-    if gates == [True, False]:
+    if not all(getattr(x, "requires_grad", False) for x in (first, second)):
+        pass  # the other is a gate, or a constant
+    elif gates == [True, False]:
         first = first.detach()
     elif gates == [False, True]:
         second = second.detach()

@@ -365,6 +365,12 @@ def test_the_way_back_runs_on_windows(name: str, one: bool) -> None:
         assert_close(on_the_image(pixels, box, (side, side)), whole, 1e-10)
 
 
+def test_what_sees_the_whole_image_needs_no_window_above() -> None:
+    model = between(lambda x: windows(x.mean((2, 3), keepdim=True).expand_as(x)))
+    field = receptive_field(model, "conv2", SIDE)
+    assert field.size == (SIDE, SIDE) and field.seen(3, 4) == (0, 0, SIDE, SIDE)
+
+
 def test_an_efficientnet_has_fields() -> None:
     deconvnet = Deconvnet(drawn("efficientnet_b0").float(), rules="extended")
     field = receptive_field(deconvnet.graph, "features.3", 224)

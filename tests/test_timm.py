@@ -1,4 +1,7 @@
-"""timm's convolutional ReLU networks: projections are what autograd says, or the network is refused by name."""
+"""timm's networks: projections are what autograd says, or the network is refused by name.
+
+Of convolutional ReLU networks by DECONVNET, and of every family, the smallest, by EXTENDED: see scripts/families.py.
+"""
 
 import re
 
@@ -7,6 +10,7 @@ import torch
 from oracles import assert_close, deconvnet_by_autograd, on_the_image
 from torch import Tensor, nn
 
+from scripts.families import families, known, line
 from scripts.zoo import TIMM, drawn_timm, strongest
 from zfnet import Deconvnet, InputError
 
@@ -82,3 +86,26 @@ def test_what_is_no_relu_network_is_refused_by_name(name: str) -> None:
     with pytest.raises(InputError) as error:
         deconvnet.project(recording, layer, recording.activations[layer])
     assert re.fullmatch(rf"no deconvnet rule for ({REFUSED[name]}) at \S+[^\n]*", str(error.value))
+
+
+ROWS = known()
+SMALL = [family for family, row in ROWS.items() if row.get("parameters", 1e9) < 1e7]
+
+
+@pytest.mark.parametrize("family", ["byobnet", "convnext", "efficientnet", "mambaout"])
+def test_a_small_family_is_equal(family: str) -> None:
+    row = line(family, f"test_{family}")
+    assert row["result"] == "equal" and row["compared"] == 5 and row["layers"] == 5, row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", SMALL)
+def test_no_small_family_is_wrong(family: str) -> None:
+    row = line(family, ROWS[family]["network"])
+    assert row["result"] in ("equal", "refused"), row
+
+
+def test_every_family_was_checked_and_none_is_wrong() -> None:
+    assert set(ROWS) == set(families())
+    assert {row["result"] for row in ROWS.values()} <= {"equal", "refused"}
+    assert sum(row["result"] == "equal" for row in ROWS.values()) >= 0.7 * len(ROWS)

@@ -120,6 +120,8 @@ class ReceptiveField:
     def seen(self, row: int, column: int) -> Box:
         """The part of the box that reaches the unit: within the image, and within the borders of every step between."""
         shapes = self._graph.shapes(self.image_size, self._node)
+        if map_fields(self._graph, self._node, shapes).whole:
+            return 0, 0, *self.image_size
         parts = follow(self._graph, self._node, (row, column), self._maps, shapes, clip=True)
         if parts is None:
             return 0, 0, *self.image_size
