@@ -28,7 +28,7 @@ from experiments.output.results import ROOT, read_result
 from experiments.output.tables import shown, table
 from experiments.tables.runs import flat
 from experiments.tables.table6 import KINDS
-from scripts import scale
+from scripts import pieces, scale
 from scripts.claims import CLAIMS, MISSING, UNTESTED, Claim
 from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.files import write_atomically
@@ -281,6 +281,22 @@ def atlas_table() -> str:
     return table(head, rows) if rows else MISSING
 
 
+def pieces_table() -> str:
+    """What scripts/reproduce.sh runs: how many pieces of each experiment, what they need and how long they took."""
+    groups = defaultdict[str, list[dict[str, Any]]](list)
+    for name, piece in pieces.pieces().items():
+        groups[name.partition("/")[0]].append(piece)
+    rows, everything = [], 0.0
+    for experiment, group in groups.items():
+        seconds = [pieces.expected(piece) for piece in group]
+        everything += sum(seconds)
+        data = sorted({need.partition("/")[0] for piece in group for need in pieces.needs(piece)})
+        longest = max(seconds) / 60
+        rows.append([f"`{experiment}/*`", len(group), f"{longest:.1f}", f"{sum(seconds) / 60:.1f}", ", ".join(data)])
+    rows.append(["all", sum(map(len, groups.values())), "", f"{everything / 60:.1f}", ""])
+    return table(["pieces", "number", "longest, minutes", "together, minutes", "data"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "claims": claims_table,
     "published": published_table,
@@ -294,6 +310,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scale, measured": partial(bench_table, "scale", scale.measured_table),
     "scale, on paper": partial(bench_table, "scale", scale.paper_table),
     "atlas": atlas_table,
+    "pieces": pieces_table,
     "overlap": partial(bench_table, "scan", scale.overlap_table),
 }
 
@@ -314,7 +331,7 @@ def pages() -> dict[Path, str]:
     """What the files should hold."""
     known = {
         ROOT / page: filled((ROOT / page).read_text(encoding="utf-8"), page)
-        for page in ("README.md", "docs/ablation.md", "docs/atlas.md", "docs/scale.md")
+        for page in ("README.md", "docs/ablation.md", "docs/atlas.md", "docs/reproduce.md", "docs/scale.md")
     }
     return {ROOT / "docs" / "claims.md": claims_page()} | known
 
