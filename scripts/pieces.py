@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.output.results import ROOT, read_result
 from zfnet.errors import InputError, unknown_name
+from zfnet.weights import read_metadata
 
 # what reads the files of another comes after it: ablation the networks of train and fig6, table3 the results of variant
 ORDER = [
@@ -59,12 +60,13 @@ def pieces() -> dict[str, dict[str, Any]]:
             "history": result["ours"].get("history"),
         }
     for file in sorted((ROOT / "published").glob("*.json")):
-        known[f"published/{file.stem}"] = json.loads(file.read_text(encoding="utf-8"))["training"]
+        known[f"published/{file.stem}"] = {
+            **json.loads(file.read_text(encoding="utf-8"))["training"],
+            "history": read_metadata(file.with_suffix(".safetensors"))["history"],
+        }
     for name in known:
-        if name.partition("/")[0] not in ORDER:
-            raise InputError(
-                f"results/{name} has no place in the order of scripts/pieces.py: add {name.partition('/')[0]}"
-            )
+        if (experiment := name.partition("/")[0]) not in ORDER:
+            raise InputError(f"results/{name} has no place in the order of scripts/pieces.py: add {experiment}")
     return dict(sorted(known.items(), key=lambda item: ORDER.index(item[0].partition("/")[0])))
 
 
