@@ -46,6 +46,9 @@ is a folder of photographs.
 """
 
 
+VERDICTS = ("reproduced", "partly", "not", "not decided", UNTESTED)
+
+
 def results(pattern: str) -> dict[str, dict[str, Any]]:
     """The committed results whose folders match a pattern, by folder."""
     files = sorted((ROOT / "results").glob(f"{pattern}/result.json"))
@@ -244,6 +247,13 @@ def claims_table() -> str:
     return table(["paper", "claim", "here"], [[claim.item, claim.says, judged(claim)[0]] for claim in CLAIMS])
 
 
+def verdicts() -> str:
+    """How many claims came to each verdict, in a sentence."""
+    each = [judged(claim)[0].strip("*") for claim in CLAIMS]
+    counts = ", ".join(f"{each.count(verdict)} {verdict}" for verdict in dict.fromkeys([*VERDICTS, *each]))
+    return f"Of {len(each)} claims of the paper, by rules that were written down: {counts}."
+
+
 def bench_table(name: str, of: Callable[[Sequence[Mapping[str, Any]]], str]) -> str:
     """A table of what scripts/bench.py measured, from results/bench/<name>.json."""
     file = ROOT / "results" / "bench" / f"{name}.json"
@@ -301,11 +311,13 @@ def pieces_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "claims": claims_table,
+    "verdicts": verdicts,
     "published": published_table,
     "trained": trained_table,
     "lattice": lattice_table,
     "transfer": transfer_table,
     "ablation": partial(ablation_table, networks.primary_table),
+    "contrasts": partial(ablation_table, networks.verdicts),
     "ablation in words": partial(ablation_table, networks.sentences),
     "ablation, pointing": partial(ablation_table, networks.pointing_table),
     "ablation, judged": partial(ablation_table, networks.judged_table),
@@ -337,7 +349,10 @@ def pages() -> dict[Path, str]:
     """What the files should hold."""
     known = {
         ROOT / page: filled((ROOT / page).read_text(encoding="utf-8"), page)
-        for page in ("README.md", *(f"docs/{name}.md" for name in ("ablation", "atlas", "reproduce", "rules", "scale")))
+        for page in (
+            *("README.md", "paper.md"),
+            *(f"docs/{name}.md" for name in ("ablation", "atlas", "reproduce", "rules", "scale")),
+        )
     }
     return {ROOT / "docs" / "claims.md": claims_page()} | known
 

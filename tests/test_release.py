@@ -1,4 +1,4 @@
-"""What a release says of itself: one version in every file that names it, and an sdist that holds what it needs."""
+"""What a release says of itself: one version in every file that names it, and a paper with the numbers of the docs."""
 
 import configparser
 import re
@@ -27,7 +27,21 @@ def test_the_newest_entry_of_the_changelog_is_this_version() -> None:
     assert entries and released[:1] in ([], [version()])
 
 
+def test_speeds_in_the_paper_are_those_of_the_docs() -> None:
+    docs = "\n".join(page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    rows = re.findall(r"^\| (`.+)\|$", (ROOT / "paper.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cells = [[cell.strip() for cell in row.split("|")] for row in rows]
+    printed = [[cell.strip() for cell in line.strip("|").split("|")] for line in docs.splitlines() if "|" in line]
+    assert cells and all(any(set(row) <= set(line) for line in printed) for row in cells)
+
+
+def test_the_paper_is_as_long_as_the_journal_asks() -> None:
+    text = (ROOT / "paper.md").read_text(encoding="utf-8").split("\n---\n", 1)[1]
+    prose = re.sub(r"^(\||#|<!--).*$", "", text, flags=re.MULTILINE)
+    assert 600 <= len(prose.split()) <= 1000
+
+
 def test_every_reference_of_the_paper_has_an_entry_and_every_entry_is_cited() -> None:
-    cited = set(re.findall(r"@(\w+)", (ROOT / "paper.md").read_text(encoding="utf-8")))
+    cited = set(re.findall(r"\[@(\w+)\]", (ROOT / "paper.md").read_text(encoding="utf-8")))
     entries = re.findall(r"^@\w+\{(\w+),", (ROOT / "paper.bib").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(entries) == len(set(entries)) and cited == set(entries)

@@ -49,18 +49,25 @@ def primary_table(networks: Networks) -> str:
     return table(head, [row + [""] * (len(head) - len(row)) for row in rows])
 
 
+def verdicts(networks: Networks) -> str:
+    """How many of the primary contrasts came to each verdict, in a sentence."""
+    each = [of.verdict for found in networks.values() for of in found["primary"].values()]
+    better, worse, equivalent, undecided = (each.count(verdict) for verdict in MARKS)
+    return (
+        f"Of {len(each)} contrasts of {len(networks)} networks the projection is better in {better}, worse in "
+        f"{worse}, equivalent in {equivalent}, and {undecided} are not decided."
+    )
+
+
 def sentences(networks: Networks) -> str:
     """What the primary contrasts come to, and those that stand beside them."""
     layers: list[list[Primary]] = [[*found["primary"].values()] for found in networks.values()]
-    verdicts = [of.verdict for primary in layers for of in primary]
-    better, worse, equivalent, undecided = (verdicts.count(verdict) for verdict in MARKS)
     depth = [sum(of[n].verdict == BETTER for of in layers if n < len(of)) for n in range(max(map(len, layers)))]
     worse_places = worse_in(networks)
     words = [
         "Bold: p < 0.05 by Holm's correction over the layers of a network. *Equivalent*: within "
         f"±{MARGIN:g} by two one-sided tests.",
-        f"Of {len(verdicts)} contrasts of {len(layers)} networks the projection is better in {better}, worse in "
-        f"{worse}, equivalent in {equivalent}, and {undecided} are not decided.",
+        verdicts(networks),
         f"By layer it is better in {listed(map(str, depth))} networks.",
         *([f"It is worse in {listed(worse_places)}."] if worse_places else []),
         "Exploratory, and not corrected:",
