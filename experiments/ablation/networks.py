@@ -149,10 +149,10 @@ def extended_table(networks: Networks) -> str:
             task = found["compared"].get("A1", {}).get(layer)
             p = "-" if of.corrected is None else f"{of.corrected:.2g}"
             cells = [counts(task), mean(task, PICTURE), mean(task, FIELD), signed(of.difference), p, of.verdict]
-            cells += [less(task, PICTURE, rival) for rival in RIVALS[PICTURE]]
+            cells += [less(task, PICTURE, rival) for rival in (*RIVALS[PICTURE], CONTROL)]
             rows.append([f"`{name}`", layer, *cells, less_field(task, CONTROL)])
     head = ["network", "layer", "trials, maps, images", f"{PICTURE}: right", "field: right", "difference"]
-    head += ["p, corrected", "verdict", *(f"{PICTURE} minus {rival}" for rival in RIVALS[PICTURE])]
+    head += ["p, corrected", "verdict", *(f"{PICTURE} minus {rival}" for rival in (*RIVALS[PICTURE], CONTROL))]
     return table([*head, "shuffled minus field"], rows)
 
 
@@ -182,11 +182,11 @@ def extended_sentences(networks: Networks) -> str:
         f"in {equivalent}, and {undecided} are not decided.",
         "All else is exploratory and not corrected:",
     ]
-    beside = [(f"{PICTURE} is", "A1", PICTURE, rival) for rival in RIVALS[PICTURE]]
+    beside = [(f"{PICTURE} is", "A1", PICTURE, rival) for rival in (*RIVALS[PICTURE], CONTROL)]
     for pair in PAIRS:
         others = ("crop", *RIVALS[MASKED])
         beside += [(f"with {pair} queries the {MASKED} is", f"B/{pair}", MASKED, other) for other in others]
-    beside.append(("the projection of a network with shuffled weights is", "A1", CONTROL, FIELD))
+    beside.append((f"{CONTROL}, by a network with shuffled weights, is", "A1", CONTROL, FIELD))
     for what, task, picture, other in beside:
         above, below, count = sides(differences(networks, task, picture, other))
         words.append(f"{what} above the {other} in {above} and below it in {below} of {count} layers;")
