@@ -141,7 +141,7 @@ def test_each_picture_is_described_once(colours, monkeypatch):
     monkeypatch.setattr(prediction, "BATCH", 7)
     colours.trials(judge)
     assert len(read) == len(set(read)) and len(units_seen) > 10
-    assert judge.asked == 5 * sum(units_seen) + len(read)  # crops, random ones, masked by three rule sets; whole images
+    assert judge.asked == 3 * sum(units_seen) + len(read)  # crops, masked, random ones, whole images
     assert sum(units_seen) <= len(MAPS) * (2 * REFERENCES + 2 * 20)
 
 

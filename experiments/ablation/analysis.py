@@ -40,11 +40,7 @@ KEYS = (
 PICTURE = "projection x field"  # of the primary contrast, against FIELD
 CONTROL = "shuffled x field"  # knows nothing of the trained weights
 CONTROLS = (CONTROL, "another map x field", "edges x field", "noise x field")
-MASKED = "masked crop"  # of task B, by PICTURE
-RIVALS = {  # the same by the gradient and guided back-propagation
-    PICTURE: ("gradient x field", "guided x field"),
-    MASKED: ("crop masked by gradient", "crop masked by guided"),
-}
+RIVALS = ("gradient x field", "guided x field")  # the same by other rules
 BASELINES = {"A1": FIELD, "A2": FIELD, "B": "crop", "sufficiency": FIELD, "necessity": FIELD}
 CONDITIONS = {"B": ("pair",), "sufficiency": ("fill", "share"), "necessity": ("fill", "share")}
 CHOICES, CHANCE = ("A1", "A2", "B"), 0.5
@@ -165,8 +161,8 @@ def compared(columns: Columns, baseline: str, chance: float | None = None, apart
     """
     maps, images = clusters(columns)
     values = {name: numbers(column) for name, column in columns.items() if name not in KEYS}
-    pairs = [(one, baseline) for one in values if one != baseline] + [(PICTURE, control) for control in CONTROLS]
-    pairs += [(one, rival) for one, rivals in RIVALS.items() for rival in rivals]
+    pairs = [(one, baseline) for one in values if one != baseline]
+    pairs += [(PICTURE, other) for other in (*CONTROLS, *RIVALS)]
     strata = groups(columns, ("rows", "columns")) if apart and "rows" in columns else {}
     return Compared(
         maps=len(maps.unique()),

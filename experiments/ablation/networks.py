@@ -7,7 +7,6 @@ from experiments.ablation.analysis import (
     BETTER,
     CONTROL,
     EQUIVALENT,
-    MASKED,
     PICTURE,
     RIVALS,
     UNDECIDED,
@@ -23,6 +22,7 @@ from experiments.output.tables import table
 from zfnet.analysis.statistics import MARGIN, Contrast
 
 GUIDED = "guided x field"
+MASKED = "masked crop"  # of task B, by PICTURE
 PAIRS = ("extreme", "percentile")  # of queries of task B
 OTHER_SQUARES = ("A1/unmatched", "A1/blur", "A1/patch")
 MARKS = {
@@ -156,25 +156,23 @@ def extended_table(networks: Networks) -> str:
             task = found["compared"].get("A1", {}).get(layer)
             p = "-" if of.corrected is None else f"{of.corrected:.2g}"
             cells = [counts(task), mean(task, PICTURE), mean(task, FIELD), signed(of.difference), p, of.verdict]
-            cells += [less(task, PICTURE, rival) for rival in RIVALS[PICTURE]]
+            cells += [less(task, PICTURE, rival) for rival in (*RIVALS, CONTROL)]
             rows.append([f"`{name}`", layer, *cells, less_field(task, CONTROL)])
     head = ["network", "layer", "trials, maps, images", f"{PICTURE}: right", "field: right", "difference"]
-    head += ["p, corrected", "verdict", *(f"{PICTURE} minus {rival}" for rival in RIVALS[PICTURE])]
+    head += ["p, corrected", "verdict", *(f"{PICTURE} minus {rival}" for rival in (*RIVALS, CONTROL))]
     return table([*head, "shuffled minus field"], rows)
 
 
 def extended_judged_table(networks: Networks) -> str:
-    """Task B of the same networks: crops that are masked by the projection, by the gradient, and whole ones."""
-    rows, head, shown = [], ["network", "layer"], ("crop", MASKED, *RIVALS[MASKED])
+    """Task B of the same networks: whole crops, and crops that are masked by the projection."""
+    rows, head = [], ["network", "layer"]
     for pair in PAIRS:
-        head += [f"{pair} queries: trials, maps, images", *(f"{pair}: {one}" for one in shown)]
-        head += [f"{pair}: {MASKED} minus {rival}" for rival in RIVALS[MASKED]]
+        head += [f"{pair} queries: trials, maps, images", "crop", MASKED, f"{MASKED} minus crop"]
     for name, found in networks.items():
         for layer in found["primary"]:
             cells = []
             for task in (found["compared"].get(f"B/{pair}", {}).get(layer) for pair in PAIRS):
-                cells += [counts(task), *(mean(task, picture) for picture in shown)]
-                cells += [less(task, MASKED, rival) for rival in RIVALS[MASKED]]
+                cells += [counts(task), mean(task, "crop"), mean(task, MASKED), less(task, MASKED, "crop")]
             rows.append([f"`{name}`", layer, *cells])
     return table(head, rows)
 
@@ -189,11 +187,10 @@ def extended_sentences(networks: Networks) -> str:
         f"in {equivalent}, and {undecided} are not decided.",
         "All else is exploratory and not corrected:",
     ]
-    beside = [(f"{PICTURE} is", "A1", PICTURE, rival) for rival in RIVALS[PICTURE]]
+    beside = [(f"{PICTURE} is", "A1", PICTURE, rival) for rival in (*RIVALS, CONTROL)]
     for pair in PAIRS:
-        others = ("crop", *RIVALS[MASKED])
-        beside += [(f"with {pair} queries the {MASKED} is", f"B/{pair}", MASKED, other) for other in others]
-    beside.append(("the projection of a network with shuffled weights is", "A1", CONTROL, FIELD))
+        beside.append((f"in task B with {pair} queries the {MASKED} is", f"B/{pair}", MASKED, "crop"))
+    beside.append((f"{CONTROL}, by a network with shuffled weights, is", "A1", CONTROL, FIELD))
     for what, task, picture, other in beside:
         above, below, count = sides(differences(networks, task, picture, other))
         words.append(f"{what} above the {other} in {above} and below it in {below} of {count} layers;")

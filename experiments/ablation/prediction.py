@@ -16,16 +16,15 @@ import torch
 from torch import Tensor
 
 from experiments.ablation.judge import SIZE, Judge, cut, standardised
-from experiments.ablation.units import SIGNALS, Units
+from experiments.ablation.units import Units
 from experiments.setup.checks import at_least
 from zfnet import Deconvnet, InputError, TopActivations
 from zfnet.analysis.choices import answers, nearer
 from zfnet.analysis.faithfulness import SHARE
 from zfnet.rendering import on_image, resized
 
-CROP, MASKED, WHOLE, RANDOM = ("crop", "masked crop", "whole image", "random crop")
-MASKED_BY = {f"crop masked by {name}": rules for name, rules in SIGNALS.items()}  # beside MASKED, by the projection
-PICTURES = (CROP, MASKED, WHOLE, RANDOM, *MASKED_BY)
+# none is masked by a gradient, which is 0 where a unit does not fire: the mask, of random pixels, would tell the answer
+CROP, MASKED, WHOLE, RANDOM = PICTURES = ("crop", "masked crop", "whole image", "random crop")
 EXTREME, PERCENTILE = "extreme", "percentile"  # where in the ranking the queries stand
 REFERENCES = 9  # of the strongest, and of the weakest
 TENTH = 10
@@ -153,17 +152,11 @@ def pictures(units: Units, judge: Judge, references: Units, random: torch.Genera
     """What the judge makes of each picture of M units: (M, D), by picture."""
     boxes, image = moved(units.boxes, units.image_size), units.units[:, 0]
     crops = cut(units.images[image], boxes)
-    field = units.field(references)
-
-    def masked(weights: Tensor) -> Tensor:
-        mask = units.strongest(weights * field, SHARE)
-        shown = cut(on_image(mask[:, None].float(), units.boxes, units.image_size), boxes)[:, 0].clamp(0, 1)
-        return judge.describe(crops, shown)
-
+    mask = units.strongest(units.projection * units.field(references), SHARE)
+    shown = cut(on_image(mask[:, None].float(), units.boxes, units.image_size), boxes)[:, 0].clamp(0, 1)
     return {
         CROP: judge.describe(crops),
-        MASKED: masked(units.projection),
-        **{name: masked(units.energy(rules)) for name, rules in MASKED_BY.items()},
+        MASKED: judge.describe(crops, shown),
         WHOLE: judge.describe(resized(units.images, SIZE))[image],
         RANDOM: judge.describe(cut(units.images[image], moved(units.boxes, units.image_size, random))),
     }
