@@ -4,6 +4,7 @@ A family is a module of timm's, such as `convnext`. Each is checked in a process
 gives one line of JSON:
 
 family, network, parameters, size   the smallest by its number of parameters, and the side of its images, pixels
+depth           how many blocks it was made with, of a network of more than 1e8 parameters
 result          "equal"; "refused", by an error of one line; "wrong"; "failed", by any other error; "late"
 says            the error, where there is one
 layers          how many layers `layers="auto"` finds
@@ -47,6 +48,7 @@ FILE = Path(__file__).resolve().parents[1] / "results" / "zoo" / "timm.json"
 SIDES = (64, 96, 128, 160, 192, 224)  # pixels, of networks that take several
 SMALL = ("test_", "atto", "femto", "pico", "nano", "zero", "tiny", "xxs", "xs", "_t", "small", "_s", "0", "1", "b16")
 TOLERANCE = 1e-8
+LARGE = 10**8  # parameters, from which a network is made with two blocks
 
 
 def families() -> list[str]:
@@ -75,7 +77,7 @@ def smallest(family: str) -> str:
     return best
 
 
-def _parameters(name: str, most: float) -> float:
+def _parameters(name: str, most: float, **settings: Any) -> float:
     """How many parameters a network has; infinitely many from `most` on."""
     import timm
 
@@ -91,7 +93,7 @@ def _parameters(name: str, most: float) -> float:
     handle = register_module_parameter_registration_hook(count)
     try:
         with torch.device("meta"):
-            model = timm.create_model(name, pretrained=False)
+            model = timm.create_model(name, pretrained=False, **settings)
     except _TooLarge:
         return float("inf")
     finally:
@@ -99,7 +101,16 @@ def _parameters(name: str, most: float) -> float:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def built(network: str) -> tuple[nn.Module, int]:
+def settings_of(network: str) -> dict[str, int]:
+    """Fewer blocks for a network of very many parameters, where timm can."""
+    if _parameters(network, LARGE) == float("inf"):
+        with contextlib.suppress(TypeError):  # it has no such setting
+            _parameters(network, float("inf"), depth=2)
+            return {"depth": 2}
+    return {}
+
+
+def built(network: str, **settings: Any) -> tuple[nn.Module, int]:
     """A network in float64, and the side of the smallest images, of those that are tried, that it takes.
 
     A network of a fixed size is made for smaller images than by default, where timm can.
@@ -109,15 +120,15 @@ def built(network: str) -> tuple[nn.Module, int]:
     config = timm.get_pretrained_cfg(network)
     own = max(config.input_size[1:]) if config else 224
     fixed = bool(config and config.fixed_input_size)
-    model = None if fixed else drawn_timm(network)
+    model = None if fixed else drawn_timm(network, **settings)
     for side in SIDES:
         if side < own:
             with contextlib.suppress(Exception):  # the network's own code may raise anything
-                tried = model or drawn_timm(network, img_size=side)
+                tried = model or drawn_timm(network, img_size=side, **settings)
                 with torch.no_grad():
                     tried(torch.zeros(1, 3, side, side, dtype=torch.float64))
                 return tried, side
-    return model or drawn_timm(network), own
+    return model or drawn_timm(network, **settings), own
 
 
 def support(model: nn.Module, images: Tensor, layer: str, unit: tuple[int, ...], places: Callable) -> Tensor:
@@ -206,7 +217,9 @@ def line(family: str, network: str) -> dict[str, Any]:
     """The line of a family."""
     start, row = perf_counter(), {"family": family, "network": network}
     try:
-        model, side = built(network)
+        settings = settings_of(network)
+        model, side = built(network, **settings)
+        row |= settings
         row |= {"parameters": sum(p.numel() for p in model.parameters()), "size": side}
         row |= check(model, side)
         wrong = row["narrower"] or not row["compared"]
@@ -303,4 +316,5 @@ def _cells(row: Mapping[str, Any]) -> list[Any]:
         asked = sum(row[name] for name in ("fields", "wider", "unknown"))
         fields = f"{row['fields']} of {asked}" + (f", {row['unknown']} unknown" if row["unknown"] else "")
     numbers = ["" if value is None else f"{value:.0e}" for value in measured]
-    return [row["family"], f"`{row['network']}`", str(row.get("size", "")), result, *numbers, fields]
+    network = f"`{row['network']}`" + (f", {row['depth']} blocks" if "depth" in row else "")
+    return [row["family"], network, str(row.get("size", "")), result, *numbers, fields]

@@ -106,10 +106,14 @@ SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
 
 
 def gated_product(first: Any, second: Any) -> Tensor:
-    """A product in which an activation is a constant, if the other factor is none."""
+    """A product in which an activation is a constant, if the other factor is none, or what is the same for all maps or
+    places."""
     gates = [getattr(x, "activated", False) for x in (first, second)]
     if not all(getattr(x, "requires_grad", False) for x in (first, second)):
         pass  # the other is a gate, or a constant
+    elif first.ndim == second.ndim == 4 and first.shape != second.shape:
+        small = first.numel() < second.numel()
+        first, second = first.detach() if small else first, second if small else second.detach()
     elif gates == [True, False]:
         first = first.detach()
     elif gates == [False, True]:

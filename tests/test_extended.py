@@ -122,6 +122,8 @@ STEPS: dict[str, Callable[[], nn.Module]] = {
     "a gate first": lambda: between(lambda x, f: torch.sigmoid(f(x)) * x, nn.Conv2d(8, 8, 1)),
     "a gate in place": lambda: between(lambda x, f: (x + 0).mul_(f(x).sigmoid()), nn.Conv2d(8, 8, 1)),
     "a gate of places": lambda: between(lambda x, f: x * torch.sigmoid(f(x)), nn.Conv2d(8, 1, 1)),
+    "a gate of places without a sigmoid": lambda: between(lambda x, f: x * f(x), nn.Conv2d(8, 1, 1)),
+    "a gate of maps without a sigmoid": lambda: between(lambda x: x * x.mean((2, 3), keepdim=True)),
     "a gate behind a view": lambda: between(
         lambda x, f: x * f(x.mean((2, 3))).sigmoid().view(-1, 8, 1, 1), nn.Linear(8, 8)
     ),

@@ -90,10 +90,15 @@ def slope(step: Step, signal: Tensor) -> Tensor:
 
 
 def is_gate(step: Step, source: fx.Node, shape: Sequence[int]) -> bool:
-    """Whether a factor of a product is a gate: it ends in a sigmoid or the like, or is one number for all places."""
+    """Whether a factor of a product is a gate: it ends in a sigmoid or the like, or is one number for all places, or
+    for all maps."""
     places = {(shape[first : first + 2], step.output[first : first + 2]) for first in (1, 2)}
     if len(shape) == len(step.output) == 4 and any(own == (1, 1) != whole for own, whole in places):
         return True
+    if step.kind in ("mul", "mul_") and len(shape) == len(step.output) == 4:
+        alike = [n for n in range(4) if shape[n] == step.output[n]]
+        if any(shape[axis] == 1 and alike == [n for n in range(4) if n != axis] for axis in (1, 3)):
+            return True
     return _decides(step, source)
 
 
