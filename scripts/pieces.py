@@ -103,6 +103,8 @@ def command(name: str, piece: Mapping[str, Any], data: str, out: str) -> list[st
             value = quoted(f"{out}/variant")
         elif match := re.fullmatch(r"outputs/train/tiny_imagenet-seed(\d)/(model\.safetensors)", value):
             value = quoted(f"{out}/train/zfnet_small-tiny_imagenet, seed {match[1]}/{match[2]}")
+        elif match := re.fullmatch(r'"outputs/train/(.+)/(model\.safetensors)"', value):
+            value = quoted(f"{out}/train/{match[1]}/{match[2]}")
         elif match := re.fullmatch(r'"outputs/networks/(.+), \w{8}/(model\.safetensors)"', value):
             value = quoted(str(only(Path(out) / "networks" / Path(match[1]).parent, Path(match[1]).name, match[2])))
         made.append(key + equals + value)
