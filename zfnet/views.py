@@ -36,6 +36,9 @@ class View(Protocol):
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Do the step on what it sees."""
 
+    def decided(self, step: fx.Node) -> Sequence[fx.Node]:
+        """The sources of a step that only decide, where it is known."""
+
     def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
         """Where in its source's output the signal that `node` sends back belongs."""
 
@@ -54,6 +57,9 @@ class WholeMaps:
 
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         return self.graph.call(node, args, kwargs)
+
+    def decided(self, step: fx.Node) -> Sequence[fx.Node]:
+        return ()
 
     def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
         return signal
@@ -187,10 +193,11 @@ class UnitWindows:
             if source in places and source not in self.decided(step)
         }
 
-    def decided(self, step: fx.Node) -> list[fx.Node]:
+    def decided(self, step: fx.Node) -> Sequence[fx.Node]:
         """The sources of a step that only decide."""
-        window = self._window[step]
-        assert window is not None
+        window = self._window.get(step)
+        if window is None:
+            return ()
         sources = [source for source in step.all_input_nodes if source in self.shapes]
         return [sources[number] for number in window.decided]
 
@@ -294,8 +301,12 @@ class PathWindows(UnitWindows):
         """What `node` reads of its source's output for whole images."""
         if source not in self.shapes or node not in self._window or not isinstance(value, Tensor | None):
             return value
-        if source in self.decided(node) or self._takes_statistics(node):
+        if self._takes_statistics(node) or (source in self.decided(node) and not self._of_places(node, source)):
             return None if value is None else value[self.image.to(value.device)]
+        if source in self.decided(node) and value is not None:  # the gate of each place
+            place = self.places[node]
+            gates = self._gathered(self.shapes.maps(source, value), place.start, place.size, place)
+            return self.shapes.own(source, gates)
         if (node, source) not in self._read or value is None:
             return self.unseen(node, source)
         window = self._window[node]
@@ -304,6 +315,11 @@ class PathWindows(UnitWindows):
         x = self._gathered(self.shapes.maps(source, value), start, self._size_read(node), self.places[node], window)
         outside = self._read[node, source][2]
         return self.shapes.own(source, x if outside is None else self._fill(x, outside, window.fill))
+
+    def _of_places(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether a gate has a number for each place of what it gates."""
+        places = self.shapes[source][-2:]
+        return len(self.shapes[source]) == 4 and places == self.shapes[node][-2:] and places.numel() > 1
 
     def _takes_statistics(self, node: fx.Node) -> bool:
         """Whether a step's rule reads the whole input, to hold what it made of it."""
