@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import assert_close, deconvnet_by_autograd, on_the_image, positions
+from oracles import assert_close, check_units, deconvnet_by_autograd, on_the_image, positions
 from torch import Tensor, nn
 from torchvision import models
 
@@ -365,6 +365,23 @@ def test_the_way_back_runs_on_windows(name: str, one: bool) -> None:
         signal[(image, *place)] = value
         whole = deconvnet_by_autograd(model, x, layer, signal, extended=True)[image]
         assert_close(on_the_image(pixels, box, (side, side)), whole, 1e-10)
+
+
+GATED = [name for name in STEPS if name.startswith(("a gate", "a linear unit", "squeeze"))]
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_units_behind_a_gate_are_projected_as_the_whole_image_is(name: str) -> None:
+    check_units(Deconvnet(STEPS[name](), rules="extended"), images(), "conv2")
+
+
+def test_a_gate_of_maps_stays_one_in_windows_of_one_place() -> None:
+    def gated(x: Tensor, keys: nn.Module) -> Tensor:
+        return F.relu(x) * keys(x.mean((2, 3), keepdim=True))
+
+    model = between(gated, nn.Conv2d(8, 8, 1))
+    model.conv2 = nn.Conv2d(8, 6, 1).double()
+    check_units(Deconvnet(model, rules="extended"), images(), "conv2")
 
 
 def test_what_sees_the_whole_image_needs_no_window_above() -> None:

@@ -340,6 +340,7 @@ class Deconvnet:
             padded=view.padded,
             collisions=self.collisions,
             lookup=graph.lookup,
+            decided=view.decided(node),
             advice=lambda: 'give rules="extended", or ' if extends(step, self.rules) else "",
         )
         return step

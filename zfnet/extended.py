@@ -126,6 +126,8 @@ def _is_constant(node: fx.Node, steps: int = 6) -> bool:
 
 def gates_of(step: Step) -> list[bool]:
     """Which of the tensors that a step reads are gates; where none is, an activation is one, as in a SwiGLU."""
+    if step.decided:  # of whole maps, which windows do not tell from places
+        return [source in step.decided for source in step.sources]
     gates = [is_gate(step, source, shape) for source, shape in zip(step.sources, step.shapes, strict=True)]
     return gates if any(gates) else [_is_activation(step, source) for source in step.sources]
 

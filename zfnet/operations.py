@@ -60,6 +60,7 @@ class Step:
     collisions: str = "add"
     lookup: Callable[[Mapping[Any, Any], fx.Node], Any] = lambda table, node: None  # the row of a step in a table
     maps_last: bool = False  # the maps of all that it reads and gives lie along the last axis in the model
+    decided: Sequence[fx.Node] = ()  # the sources that are held fixed, where it sees windows of them
     advice: Callable[[], str] = str  # what else can be done where there is no rule
 
     @property

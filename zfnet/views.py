@@ -36,6 +36,9 @@ class View(Protocol):
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Do the step on what it sees."""
 
+    def decided(self, step: fx.Node) -> Sequence[fx.Node]:
+        """The sources of a step that only decide, where it is known."""
+
     def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
         """Where in its source's output the signal that `node` sends back belongs."""
 
@@ -54,6 +57,9 @@ class WholeMaps:
 
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         return self.graph.call(node, args, kwargs)
+
+    def decided(self, step: fx.Node) -> Sequence[fx.Node]:
+        return ()
 
     def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
         return signal
@@ -187,10 +193,11 @@ class UnitWindows:
             if source in places and source not in self.decided(step)
         }
 
-    def decided(self, step: fx.Node) -> list[fx.Node]:
+    def decided(self, step: fx.Node) -> Sequence[fx.Node]:
         """The sources of a step that only decide."""
-        window = self._window[step]
-        assert window is not None
+        window = self._window.get(step)
+        if window is None:
+            return ()
         sources = [source for source in step.all_input_nodes if source in self.shapes]
         return [sources[number] for number in window.decided]
 
