@@ -502,7 +502,7 @@ def test_a_network_that_was_trained_otherwise_is_not_read(name, tmp_path) -> Non
 
 def test_measurements_of_another_run_are_not_read(tmp_path) -> None:
     def measured(run: Run, folder: Path) -> bool:
-        settings = {"layers": ["2"], "maps": 2, "progress": False}
+        settings = {"layers": ["2"], "maps": 2, "progress": False, "tasks": ["one"]}
         done: list[str] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(measure, "FEWEST", 1)

@@ -142,8 +142,10 @@ def _is_activation(step: Step, node: fx.Node) -> bool:
 def extends(step: Step, rules: Rules) -> bool:
     """Whether EXTENDED has a rule for a step that this rule set, like DECONVNET, refuses."""
     row, *others = (step.lookup(table, step.node) for table in (EXTENDED, DECONVNET, rules))
-    if row is None or row.back is None or row in others:
+    if row is None or row.back is None or row.back in [other.back for other in others if other is not None]:
         return False
+    if row.back is hold_divisor:
+        return len(step.sources) == 2 and is_gate(step, step.sources[1], step.shapes[1])
     return row.back is not hold_gate or (len(step.sources) == 2 and gates_of(step).count(False) == 1)
 
 

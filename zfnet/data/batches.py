@@ -253,9 +253,10 @@ class Batches:
             yield from reads
         except BaseException as error:
             _forget_frames(error)
-            if not (isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)):
+            gone = isinstance(error, EOFError | ConnectionError)  # it died while it was sending
+            if not gone and not (isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)):
                 raise
-            died = " ".join(str(error).split())
+            died = " ".join(str(error).split()) or "its connection ended"
         else:
             return
         finally:
