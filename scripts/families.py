@@ -273,7 +273,7 @@ def known(file: Path = FILE) -> dict[str, dict[str, Any]]:
 def run(names: list[str], resume: bool = True, seconds: int = 240, file: Path = FILE) -> None:
     """Write the lines of families, all of them if none is named; those that the file has are kept, if `resume`."""
     rows = known(file)
-    for family in names or families():
+    for family in names or families():  # which imports timm, once for all processes
         if resume and family in rows:
             continue
         row = rows[family] = alone(family, rows.get(family, {}).get("network", ""), seconds)
