@@ -37,9 +37,10 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from experiments.output.tables import table
 from scripts.zoo import drawn_timm, extended_layers, strongest, worst
 from tests.oracles import Replaced, averaging, deconvnet_by_autograd, extent, on_the_image, structural
-from zfnet import Deconvnet, InputError, occlusion_maps, receptive_field
+from zfnet import EXTENDED, Deconvnet, InputError, occlusion_maps, receptive_field
 from zfnet.errors import first_line
 from zfnet.files import write_atomically
+from zfnet.graph import Graph
 from zfnet.layers import spread
 from zfnet.recording import Recording
 
@@ -147,7 +148,7 @@ def support(model: nn.Module, images: Tensor, layer: str, unit: tuple[int, ...],
 def check(model: nn.Module, side: int) -> dict[str, Any]:
     """What a network's line tells besides its name, of a model in float64."""
     images = torch.randn(1, 3, side, side, dtype=torch.float64)
-    deconvnet = Deconvnet(model, rules="extended")
+    deconvnet = Deconvnet(Graph(model, EXTENDED, image_size=side), rules="extended")
     graph = deconvnet.graph
     try:
         auto = len(spread(graph, side))

@@ -270,7 +270,7 @@ class Deconvnet:
             row.path and model.operations.get(key) != row for key, row in rules.items()
         ):
             model = Graph(
-                model.model, rules, verify=verify, **model.given_inputs
+                model.model, rules, verify=verify, image_size=model.image_size, **model.given_inputs
             )  # whose fields are those of the rules
         self.graph = model if isinstance(model, Graph) else Graph(model, rules, verify=verify)
         self.model, self.rules, self.collisions = self.graph.model, dict(rules), collisions
