@@ -84,7 +84,8 @@ def batch_norm(
 ) -> Tensor:
     """Batch normalisation in evaluation, written out: torch's own gives a wrong gradient on processors where the signal
     lies otherwise in memory than the input, as behind `x.flatten(2).transpose(1, 2)`."""
-    assert not training and running_mean is not None and running_var is not None
+    if training or running_mean is None or running_var is None:  # of weights, to standardise them
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     by_map = (1, -1, *[1] * (x.ndim - 2))
     gain = (running_var + eps).pow(-0.5) * (1 if weight is None else weight)
     out = (x - running_mean.view(by_map)) * gain.view(by_map)

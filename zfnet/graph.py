@@ -580,7 +580,7 @@ class Graph:
         """InputError if conditions on the sizes of tensors have other values than those that were traced."""
         size = values[self.inputs[0]].shape
         for node, assumed in self.guards.items():
-            if bool(values[node]) != assumed:
+            if node in values and bool(values[node]) != assumed:
                 raise InputError(
                     f"{type(self.model).__name__} takes another path for images of {size[-2]} x {size[-1]} pixels: its "
                     "control flow depends on their size; give Graph(model, image_size=...)"

@@ -40,7 +40,8 @@ def verified(graph: Graph, image: Tensor, wanted: fx.Node) -> dict[fx.Node, Any]
     try:
         values: dict[fx.Node, Any] = graph.run(noise, last, lambda *step: _careful(graph, *step), keep=graph.nodes)
     except InputError:  # a number that was traced may be that of another size
-        graph.check_guards(graph.run(noise, list(graph.guards), graph.call, keep=graph.inputs))
+        for guard in graph.guards:
+            graph.check_guards(graph.run(noise, [*graph.inputs, guard], graph.call))
         raise
     graph.check_guards(values)
     _check_memory(graph, values)
