@@ -111,9 +111,6 @@ class _Proxy(fx.Proxy):
     def __float__(self) -> float:
         return float(self._number())
 
-    def __index__(self) -> int:
-        return operator.index(self._number())
-
     def __round__(self, digits: int | None = None) -> Any:
         return round(self._number(), digits)
 
