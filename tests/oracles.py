@@ -72,6 +72,26 @@ class NormalisedForward(torch.autograd.Function):
         return signal, None, None, None, None
 
 
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Batch normalisation in evaluation, written out: torch's own gives a wrong gradient on processors where the signal
+    lies otherwise in memory than the input, as behind `x.flatten(2).transpose(1, 2)`."""
+    if training or running_mean is None or running_var is None:  # of weights, to standardise them
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    by_map = (1, -1, *[1] * (x.ndim - 2))
+    gain = (running_var + eps).pow(-0.5) * (1 if weight is None else weight)
+    out = (x - running_mean.view(by_map)) * gain.view(by_map)
+    return out if bias is None else out + bias.view(by_map)
+
+
 def held_statistics(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
@@ -95,7 +115,7 @@ def held_instance_norm(
 ) -> Tensor:
     """Instance normalisation: each map is a group, or batch normalisation by the running statistics."""
     if not use_input_stats:
-        return F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+        return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
     return held_statistics(x, x.shape[1], weight, bias, eps)
 
 
@@ -339,8 +359,8 @@ def deconvnet_by_autograd(
         extended: hold gates, statistics of layer norms and attention weights, and rectify at smooth activations.
         rectify: False for a ReLU whose backward does nothing, "guided" for Springenberg's, "gradient" for torch's own.
     """
-    twin = by_torchs_own_norm(copy.deepcopy(model).eval(), norm == "identity")
-    replacements: dict[Callable, Callable] = {}
+    twin = by_torchs_own_norm(copy.deepcopy(model).eval(), norm == "identity").requires_grad_(False)
+    replacements: dict[Callable, Callable] = {F.batch_norm: batch_norm}
     if rectify != "gradient":
         replacements |= rectifying(Guided if rectify == "guided" else Rectified if rectify else Unrectified)
     if norm == "identity":

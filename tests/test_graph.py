@@ -1,6 +1,7 @@
 """A recording holds what hooks would have seen, under torchvision's names, and leaves the model as it was."""
 
 import copy
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -432,3 +433,60 @@ def test_a_network_of_many_steps_and_branches_is_traced():
 
     graph = Graph(Deep(), verify=False)
     assert len(graph.nodes) > 1400
+
+
+class Conditional(nn.Module):
+    """Blocks, of which each looks at the size of what it is given."""
+
+    def __init__(self, blocks: int):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(blocks))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = norm(conv(x)) if x.shape[-1] > 2 else x
+        return x
+
+
+def test_what_is_computed_for_a_condition_is_not_traced() -> None:
+    graph = Graph(Conditional(4))
+    assert len(graph.guards) == 4 and len(graph.layers) == 8
+
+
+class Numbered(nn.Module):
+    """Python's numbers of sizes: int(), float(), round() and math.ceil()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = int((x.shape[-2] * x.shape[-1]) ** 0.5)
+        x = self.conv(x).flatten(2).unflatten(2, (side, math.ceil(x.shape[-1] / 1)))
+        return x * float(side) / round(x.shape[-1] / 1)
+
+
+def test_numbers_of_sizes_are_those_of_the_size_that_was_given() -> None:
+    model, images = Numbered(), torch.randn(2, 3, 10, 10)
+    graph = Graph(model, image_size=10)
+    (last,) = graph.run(images, [graph.output], graph.call).values()
+    assert torch.equal(last, model(images))
+    with pytest.raises(InputError, match=r"another path for images of 12 x 12 pixels.*image_size"):
+        graph.shapes(12, graph.output)
+
+
+class OfOneSize(nn.Module):
+    def __init__(self, side: int):
+        super().__init__()
+        self.image_size, self.conv = side, nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.image_size:
+            raise ValueError(f"images are {x.shape[-1]} pixels wide")
+        return self.conv(x)
+
+
+def test_a_model_is_traced_for_the_size_that_it_is_made_for() -> None:
+    graph = Graph(OfOneSize(40))
+    assert graph.image_size == (40, 40) and graph.shapes(40, graph.output)[graph.output] == (1, 4, 38, 38)

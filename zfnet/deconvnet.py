@@ -267,7 +267,7 @@ class Deconvnet:
         if collisions not in COLLISIONS:
             raise unknown_name("collision rule", str(collisions), COLLISIONS)
         if isinstance(model, Graph) and _paths(rules) != _paths(model.operations):  # whose fields are those of others
-            model = Graph(model.model, rules, verify=verify, **model.given_inputs)
+            model = Graph(model.model, rules, verify=verify, image_size=model.image_size, **model.given_inputs)
         self.graph = model if isinstance(model, Graph) else Graph(model, rules, verify=verify)
         self.model, self.rules, self.collisions = self.graph.model, dict(rules), collisions
         check_weights(self.model)

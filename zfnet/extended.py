@@ -133,7 +133,7 @@ def gates_of(step: Step) -> list[bool]:
 
 
 def _is_activation(step: Step, node: fx.Node) -> bool:
-    """Whether a tensor comes from an activation, of which nothing but the places were changed."""
+    """Whether a tensor comes from an activation, which nothing has changed since."""
     while step.lookup(_REPEATED, node) and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return bool(step.lookup(_ACTIVATIONS, node))
@@ -280,7 +280,7 @@ def _rows(operations: Sequence[Any], back: Any, reads_input: bool = False, path:
 _GATES: dict[Any, bool] = dict.fromkeys([*GATES, *STATISTICS], True)
 _SOFTMAX_GATES: dict[Any, bool] = dict.fromkeys([gate for gate in GATES if "oftmax" in gate.__name__], True)
 _KEPT: dict[Any, bool] = dict.fromkeys([*MOVES, *UNCHANGED, *DROPOUTS, *ARITHMETIC], True)
-_REPEATED: dict[Any, bool] = dict.fromkeys([*MOVES, *UNCHANGED, *DROPOUTS], True)
+_REPEATED: dict[Any, bool] = dict.fromkeys([*UNCHANGED, *DROPOUTS], True)
 _ACTIVATIONS: dict[Any, bool] = dict.fromkeys([*SMOOTH, *LEAKY, *RECTIFIERS], True)
 _MIXED: dict[Any, bool] = dict.fromkeys(
     named("nn.Linear F.linear nn.Conv1d F.conv1d nn.Conv2d F.conv2d nn.BatchNorm2d F.batch_norm"), True

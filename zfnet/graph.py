@@ -125,16 +125,27 @@ class Graph:
         verify: compare the graph with the model itself, before anything is said about images of a size (see
             `verification.py`); it costs two to three forward passes of one image, once for each
             size.
+        image_size: of the images for which conditions on sizes are looked up, pixels; None: that which the model says
+            it is made for, or 224 x 224. For others, of which a condition comes out otherwise, the graph is refused.
         inputs: values for further arguments of `forward`, by name; without them the defaults are taken.
     Raises InputError for a model whose control flow depends on the data, or that writes into parts of its tensors. A
     graph may be shared by threads.
     """
 
-    def __init__(self, model: nn.Module, operations: Rules = DECONVNET, *, verify: bool = True, **inputs: Any):
+    def __init__(
+        self,
+        model: nn.Module,
+        operations: Rules = DECONVNET,
+        *,
+        verify: bool = True,
+        image_size: int | Pair | None = None,
+        **inputs: Any,
+    ):
         if not isinstance(model, nn.Module):
             raise InputError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
         self.model = unwrapped(model)
         self.operations = dict(operations)
+        self.image_size = usual_size(self.model) if image_size is None else pair(image_size)
         tracer = Tracer(self.model, self._is_leaf, inputs, self._example)
         try:
             with undifferentiated(self.model):
@@ -167,8 +178,8 @@ class Graph:
         return of_its_class or runs_torchs_forward(module)
 
     def _example(self) -> Tensor:
-        """An image of a usual size, at which conditions on sizes are looked up; `shapes` checks them for others."""
-        return torch.zeros(1, first_channels(self.model), *usual_size(self.model), **device_and_dtype(self.model))
+        """An image of the size at which conditions on sizes are looked up; `shapes` checks them for others."""
+        return torch.zeros(1, first_channels(self.model), *self.image_size, **device_and_dtype(self.model))
 
     # -- reading the traced graph
 
@@ -578,10 +589,10 @@ class Graph:
         """InputError if conditions on the sizes of tensors have other values than those that were traced."""
         size = values[self.inputs[0]].shape
         for node, assumed in self.guards.items():
-            if bool(values[node]) != assumed:
+            if node in values and bool(values[node]) != assumed:
                 raise InputError(
                     f"{type(self.model).__name__} takes another path for images of {size[-2]} x {size[-1]} pixels: its "
-                    "control flow depends on their size"
+                    "control flow depends on their size; give Graph(model, image_size=...)"
                 )
 
     def check_size(self, images: Tensor, last: Iterable[fx.Node]) -> None:

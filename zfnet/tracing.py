@@ -158,6 +158,7 @@ class Tracer(fx.Tracer):
         self.constants: dict[str, Tensor] = {}
         self.of_buffers: dict[fx.Node, bool] = {}
         self.guards: list[tuple[fx.Node, bool]] = []
+        self.evaluating = False  # steps are computed for the example, and nothing is traced
         self.failed = ""  # the innermost module that could not be traced
 
     def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
@@ -174,7 +175,7 @@ class Tracer(fx.Tracer):
             raise
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        if threading.get_ident() != self.thread:
+        if self.evaluating or threading.get_ident() != self.thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
@@ -182,7 +183,7 @@ class Tracer(fx.Tracer):
         return self.is_leaf(m)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if threading.get_ident() != self.thread:  # another thread runs a model
+        if self.evaluating or threading.get_ident() != self.thread:  # another thread runs a model
             return forward(*args, **kwargs)
         outer, self.module = self.module, self.path_of_module(m)
         try:
@@ -265,9 +266,13 @@ class Tracer(fx.Tracer):
         values: dict[fx.Node, Any] = {}
         for node in reversed(self.graph.nodes):
             needed.update(node.all_input_nodes if node in needed else ())
-        for node in self.graph.nodes:
-            if node in needed:
-                values[node] = self._value(node, values, images)
+        self.evaluating = True
+        try:
+            for node in self.graph.nodes:
+                if node in needed:
+                    values[node] = self._value(node, values, images)
+        finally:
+            self.evaluating = False
         return values[proxy.node]
 
     def _value(self, node: fx.Node, values: Mapping[fx.Node, Any], images: int) -> Any:

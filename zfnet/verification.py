@@ -37,7 +37,12 @@ def verified(graph: Graph, image: Tensor, wanted: fx.Node) -> dict[fx.Node, Any]
             break
     calls = _pairs(graph, theirs)
     last = list(graph.nodes) if theirs.finished else _reached(graph, calls, wanted)
-    values: dict[fx.Node, Any] = graph.run(noise, last, lambda *step: _careful(graph, *step), keep=graph.nodes)
+    try:
+        values: dict[fx.Node, Any] = graph.run(noise, last, lambda *step: _careful(graph, *step), keep=graph.nodes)
+    except InputError:  # a number that was traced may be that of another size
+        for guard in graph.guards:
+            graph.check_guards(graph.run(noise, [*graph.inputs, guard], graph.call))
+        raise
     graph.check_guards(values)
     _check_memory(graph, values)
     for node, call in calls.items():
