@@ -40,7 +40,7 @@ What Zeiler & Fergus (2014) say, and what this software measured. Each claim has
 every result fulfils its rule, *not* if no result fulfils half of it, and *partly* otherwise. It is *not decided* if no
 result tells, such as where an interval has 0 in it. The thresholds of the rules are ours. The networks here are small
 and see few images: a claim that fails here may hold at the paper's size. Where a number is of one network, another
-seed may give another. `python scripts/report.py` writes this page from the files in [`results/`](../results). The
+seed may give another. `python scripts/report.py` writes this page from the files in `results/`. The
 commands below the table wrote them; settings, versions, processor and seed are in each file. In these commands `data/`
 is a folder of photographs.
 """
