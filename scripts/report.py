@@ -28,25 +28,37 @@ from experiments.output.results import ROOT, read_result
 from experiments.output.tables import shown, table
 from experiments.tables.runs import flat
 from experiments.tables.table6 import KINDS
-from scripts import families, pieces, scale
+from scripts import families, pieces, reasons, scale
 from scripts.claims import CLAIMS, MISSING, UNTESTED, Claim
+from scripts.reasons import linked
 from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.files import write_atomically
 from zfnet.weights import read_metadata
 
 HEAD = """# The paper's claims
 
-What Zeiler & Fergus (2014) say, and what this software measured. Each claim has a rule. A claim is *reproduced* if
-every result fulfils its rule, *not* if no result fulfils half of it, and *partly* otherwise. It is *not decided* if no
-result tells, such as where an interval has 0 in it. The thresholds of the rules are ours. The networks here are small
-and see few images: a claim that fails here may hold at the paper's size. Where a number is of one network, another
-seed may give another. `python scripts/report.py` writes this page from the files in `results/`. The
-commands below the table wrote them; settings, versions, processor and seed are in each file. In these commands `data/`
-is a folder of photographs.
+What Zeiler & Fergus (2014) say, and what we measured. Each claim has a rule, and the thresholds of the rules are ours.
+`python scripts/report.py` writes this page from the files in `results/`. Settings, versions, processor and seed are in
+each file.
+
+- *Reproduced*: every result fulfils the rule.
+- *Partly reproduced*: some results, or a part of the rule.
+- *Not reproduced*: no result fulfils half of the rule.
+- *Not decided*: no result tells, for instance because an interval holds 0.
+
+The networks here are small and see few images. A claim that fails here may hold at the paper's size. Where a number is
+of one network, another seed may give another. In the commands `data/` is a folder of
+[data sets](reproduce.md#data).
 """
 
 
 VERDICTS = ("reproduced", "partly", "not", "not decided", UNTESTED)
+IN_FULL = {
+    "reproduced": "Reproduced",
+    "partly": "Partly reproduced",
+    "not": "Not reproduced",
+    "not decided": "Not decided",
+}
 
 
 def results(pattern: str) -> dict[str, dict[str, Any]]:
@@ -81,41 +93,100 @@ def complete(name: str) -> Iterator[None]:
 def command(result: Mapping[str, Any]) -> str:
     """The command that wrote a result."""
     words = shlex.split(result["provenance"]["command"])[1:]
-    return shlex.join(["python", "experiments/run.py", *words])
+    return " ".join(["python experiments/run.py", *map(quoted, words)])
+
+
+def quoted(word: str) -> str:
+    """A word for the shell: as it is, or in double quotes where that is easier to read than shlex.quote."""
+    plain = shlex.quote(word)
+    return plain if plain == word or not re.fullmatch(r"[^\"$`\\!]*", word) else f'"{word}"'
 
 
 def judged(claim: Claim) -> tuple[str, list[str]]:
     """The verdict over all results of a claim, and each one's numbers."""
     if claim.pattern is None:
         return UNTESTED, [claim.rule]
-    found = results(claim.pattern)
-    if not found:
+    judged_results = of_claim(claim)
+    if not judged_results:
         return MISSING, []
     outcomes = {}
-    for name, result in found.items():
+    for name, result in judged_results.items():
         with complete(f"results/{name}/result.json"):
             outcomes[name] = claim.judge(result)
     shares = [share for share, _ in outcomes.values()]
-    told = [share for share in shares if share is not None]
-    if not told:
+    decided = [share for share in shares if share is not None]
+    if not decided:
         verdict = "not decided"
-    elif max(told) < 0.5:
+    elif max(decided) < 0.5:
         verdict = "**not**"
     else:
         verdict = "reproduced" if shares == [1] * len(shares) else "partly"
-    return verdict, [f"{words} ([{name}](../results/{name}/result.json))" for name, (_, words) in outcomes.items()]
+    return verdict, [f"{linked(name)}: {words}" for name, (_, words) in outcomes.items()]
+
+
+def of_claim(claim: Claim) -> dict[str, dict[str, Any]]:
+    """The results that a claim is judged by, by folder."""
+    if claim.pattern is None:
+        return {}
+    chosen = {}
+    for name, result in results(claim.pattern).items():
+        with complete(f"results/{name}/result.json"):
+            if all(result["settings"][key] == value for key, value in claim.settings.items()):
+                chosen[name] = result
+    return chosen
 
 
 def claims_page() -> str:
-    """docs/claims.md."""
-    rows = []
+    """docs/claims.md: the verdicts in short, a section for each claim, and the commands of all results."""
+    verdicts, sections = defaultdict[str, list[str]](list), []
     for claim in CLAIMS:
         verdict, numbers = judged(claim)
-        rule = "" if claim.pattern is None else f" *Rule: {claim.rule}.*"
-        rows.append([claim.item, claim.says + rule, verdict, "<br>".join(numbers)])
-    lines = [f"    {command(result)}    # {name}" for name, result in results("*/*").items()]
-    page = [HEAD, table(["paper", "claim", "here", "measured"], rows), "", "## Commands", "", *lines]
-    return "\n".join(page) + "\n"
+        words = IN_FULL.get(verdict.strip("*"), verdict.capitalize())
+        title = f"{claim.item}: {claim.title}"
+        verdicts[words].append(f"- [{title}](#{anchor(title)})")
+        sections.append(section(claim, title, words, numbers))
+    order = [*IN_FULL.values(), *(words for words in verdicts if words not in IN_FULL.values())]
+    short = [f"**{words}**\n\n" + "\n".join(verdicts[words]) for words in order if words in verdicts]
+    groups = defaultdict[str, dict[str, str]](dict)
+    for name, result in results("*/*").items():
+        groups[name.partition("/")[0]][name] = command(result)
+    blocks = [f"### {experiment}\n\n{commands(lines)}" for experiment, lines in groups.items()]
+    more = f"## What the strongest images depend on\n\n{words}" if (words := reasons.ranks({})) else ""
+    rest = [
+        "## Commands",
+        "The commands of all other results, each below the name of its folder in `results/`.",
+        *blocks,
+    ]
+    return "\n\n".join(filter(None, [HEAD.strip(), "## Verdicts", *short, *sections, more, *rest])) + "\n"
+
+
+def section(claim: Claim, title: str, verdict: str, numbers: Sequence[str]) -> str:
+    """A claim: what the paper says, the verdict, the rule, the numbers, the reason, and where the commands are."""
+    if claim.pattern is None:
+        return f"## {title}\n\n{claim.says}\n\n**{verdict}**: {claim.rule}."
+    chosen = of_claim(claim)
+    parts = [
+        f"## {title}",
+        claim.says,
+        f"**{verdict}.** Rule: {claim.rule}.",
+        "\n".join(f"- {line}" for line in numbers),
+    ]
+    if chosen:
+        with complete(f"a result of {title!r}"):
+            parts.append(claim.why(chosen))
+        experiments = sorted({name.partition("/")[0] for name in chosen})
+        parts.append("Commands: " + ", ".join(f"[{name}](#{anchor(name)})" for name in experiments) + ".")
+    return "\n\n".join(filter(None, parts))
+
+
+def commands(lines: Mapping[str, str]) -> str:
+    """A block of commands, each below the name of its result."""
+    return "```bash\n" + "\n".join(f"# {name}\n{line}" for name, line in lines.items()) + "\n```"
+
+
+def anchor(title: str) -> str:
+    """The anchor of a heading, as GitHub and MyST make it."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 # ---- README ----------------------------------------------------------------------------------------------------------
