@@ -188,14 +188,14 @@ def depth(result: Result) -> Outcome:
     if len({tuple(result["ours"]["seeds"][f"krizhevsky without {name}"]) for name in names}) > 1:
         return None, "these networks are not of the same seeds"
     rows = {name.removeprefix("layers "): found[name]["validation_top1"]["each"] for name in names}
-    words = ", ".join(f"without {n} {mean(values):+.1f}" for n, values in rows.items()) + " points of validation error"
+    words = "validation error in points: " + ", ".join(f"without {n} {mean(of):+.1f}" for n, of in rows.items())
     inner, outer, deep = rows.values()
     if len({len(inner), len(outer), len(deep)}) > 1 or len(deep) < 2:
         return None, f"{words}; too few seeds"
     pairs = {"3, 4": inner, "6, 7": outer}
     beyond = {n: interval([d - 2 * p for p, d in zip(of, deep, strict=True)]) or (0.0, 0.0) for n, of in pairs.items()}
-    words += "; all four beyond twice " + ", beyond twice ".join(
-        f"{n}, 95 %: {low:+.1f} to {high:+.1f}" for n, (low, high) in beyond.items()
+    words += "; all four minus twice " + ", minus twice ".join(
+        f"{n}: {low:+.1f} to {high:+.1f} (95 %)" for n, (low, high) in beyond.items()
     )
     flat = [of["flat"] for of in result["ours"]["training"].values()]
     words += f"; the error was flat at the end of {flat.count(True)} of {len(flat)} trainings"

@@ -152,7 +152,7 @@ def attempts(kind: str, seeds: Sequence[int]) -> Iterator[tuple[int, str | None,
 
 def table(saved: dict[str, Any]) -> str:
     """What was saved, as Markdown; outcomes of one kind are one number."""
-    rows = ["| | cases | came to | failed | at most, MiB |", "|---|---|---|---|---|"]
+    rows = ["| | cases | outcome | failed | at most, MiB |", "|---|---|---|---|---|"]
     for kind, count in saved.items():
         outcomes: Counter[str] = Counter()
         for outcome, number in count["outcomes"].items():

@@ -169,7 +169,7 @@ def section(claim: Claim, title: str, verdict: str, numbers: Sequence[str]) -> s
         f"## {title}",
         claim.says,
         f"**{verdict}.** Rule: {claim.rule}.",
-        "\n".join(f"- {line}" for line in numbers),
+        "<!-- measured -->\n" + "\n".join(f"- {line}" for line in numbers) + "\n<!-- end -->" if numbers else "",
     ]
     if chosen:
         with complete(f"a result of {title!r}"):
