@@ -127,7 +127,7 @@ def test_photos_without_splits(tmp_path):
         dataset = datasets.photos(Preprocessing(size=32, resize=32), root=root)
         assert dataset.labels == [0, 1] and dataset.file(1) == "n02/2.JPEG"
     assert "no folder 'train'" in refused("photos", root=str(root), split="train")
-    with pytest.raises(InputError, match="no folder 'val' of photographs to measure training by: give it, or"):
+    with pytest.raises(InputError, match="no folder 'val' of photographs to validate on: make it, or give"):
         datasets.photos(BYTES, root=root)
 
 
@@ -400,7 +400,7 @@ def test_cifar10_that_is_not_whole_says_what_to_set(cifar, monkeypatch, tmp_path
     (cifar / "cifar-10-batches-py/data_batch_2").write_bytes(b"half")
     for root in (cifar, tmp_path / "nothing"):
         message = refused("cifar10", root=str(root))
-        assert f"no whole cifar-10-batches-py in {root}" in message and "data.download=true" in message
+        assert f"no complete cifar-10-batches-py in {root}" in message and "data.download=true" in message
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     message = refused("cifar10", root=str(cifar), download=True)
     assert "no network" in message and "try again" in message
@@ -453,7 +453,7 @@ def test_caltech_has_all_images_and_its_own_split(tmp_path):
 def test_images_that_are_measured_on_are_not_trained_on(tmp_path, name):
     put(tmp_path, *(f"{wnid}/1.JPEG" for wnid in WNIDS))
     message = refused(name, root=str(tmp_path), split="train")
-    assert "has no images to train on apart from those to measure on; sort images into train/ and val/" in message
+    assert "has no training images separate from its test images; sort images into train/ and val/" in message
     assert "no split 'test'" in refused(name, root=str(tmp_path), split="test")
 
 

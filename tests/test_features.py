@@ -1,4 +1,4 @@
-"""Features are the network's, computed once; a run that was stopped goes on, and none reads another network's."""
+"""Features are the network's, computed once; an interrupted run resumes, and none reads another network's."""
 
 import contextlib
 import copy

@@ -224,7 +224,7 @@ def test_splits_from_the_command_line(tmp_path: Path) -> None:
     single = str(saved(tmp_path / "c"))
     assert len(configured(root=single)) == len(configured(root=single, split=None)) == 10
     for transform, split in ((HOW, "train"), (Stored(HOW), "val")):
-        with pytest.raises(InputError, match="without a split"):
+        with pytest.raises(InputError, match="without the split"):
             configured(transform, root=single, split=split)
 
 

@@ -531,7 +531,7 @@ def test_measurements_of_another_run_are_not_read(tmp_path) -> None:
     for content in ("[]", '{"2": 3}', "{", 3, None):
         write_sealed(state, known, content)
         with pytest.raises(
-            InputError, match=f"^{state} holds what no version of this experiment writes; delete it, or"
+            InputError, match=f"^{state} is not a state of this experiment; delete it, or"
         ):
             measured(base("scenes"), tmp_path / "same")
     (tmp_path / "same" / "ablation.partial").write_text('{"key": "old", "layers": {"2": {}}}')

@@ -648,7 +648,7 @@ def test_splits_are_folders_or_in_the_pattern(tmp_path: Path) -> None:
     whole = str(tmp_path / "p-{train,val}-0.tar")
     assert len(configured(root=whole)) == 2 and len(configured(root=[str(tmp_path / "p-val-0.tar")])) == 1
     for transform, split in ((HOW, "train"), (Stored(HOW), "val"), (Stored(HOW), "train")):
-        with pytest.raises(InputError, match="does not say which tars are of the split"):
+        with pytest.raises(InputError, match="does not say which tars belong to the split"):
             configured(transform, root=whole, split=split)
 
 

@@ -1,4 +1,4 @@
-"""Checks of settings that several experiments share: each says what is wrong and what to give instead."""
+"""Checks of settings that several experiments share. Each error says what is wrong and what to give instead."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
