@@ -304,8 +304,8 @@ ODD = [
     ("--cfg=foo", "argument -c/--cfg"),
     ("--resolve", "go with --cfg"),
     ("-m --cfg=job", "not allowed with"),
-    ("--config-dir=/nope", "--config-dir is not taken"),
-    ("--config-name=nope", "--config-name is not taken"),
+    ("--config-dir=/nope", "--config-dir is not supported"),
+    ("--config-name=nope", "--config-name is not supported"),
     ("-m k=0,1", "k is 0"),
     ("-m experiment=fig2,fig3 width=wide", "width: "),
 ]

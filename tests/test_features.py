@@ -295,7 +295,7 @@ def test_files_that_hold_something_else_are_named(model, data, tmp_path, other):
     expected = np.array(compute(*arguments, progress=False)["4"])
     path = kept(tmp_path)
     np.save(path, other(expected)) if other else path.write_bytes(b"")
-    with pytest.raises(InputError, match=f"^{path} is damaged: it is no file of .*; delete {path}, or start anew with"):
+    with pytest.raises(InputError, match=f"^{path} is damaged: it does not hold .*; delete {path}, or start again with"):
         compute(*arguments, progress=False)
     assert np.array_equal(compute(*arguments, fresh=True, progress=False)["4"], expected)
     assert np.array_equal(compute(*arguments, progress=False)["4"], expected)
@@ -388,7 +388,7 @@ def test_a_photograph_that_is_gone_is_named(model, tmp_path):
         Image.new("RGB", (40, 40), (n, 0, 0)).save(tmp_path / f"{n}.png")
     photos = Photos(tmp_path, transform=HOW)
     (tmp_path / "3.png").unlink()
-    with pytest.raises(InputError, match=r"3\.png.*features need every image: mend or remove it"):
+    with pytest.raises(InputError, match=r"3\.png.*features need every image: repair or remove it"):
         compute(model, photos, ["4"], tmp_path / "kept", progress=False)
     assert not list((tmp_path / "kept").glob("*.npy"))
 
