@@ -555,7 +555,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="try the script itself: figures that mean nothing")
     options = parser.parse_args()
     if wrong := [what for what in options.what if what not in benches | named]:
-        parser.error(f"no benchmark {wrong[0]!r}; there is: {', '.join(benches | named)}")
+        parser.error(f"no benchmark {wrong[0]!r}; available: {', '.join(benches | named)}")
     torch.manual_seed(0)
     if options.device == "cpu":
         torch.set_num_threads(1 if options.small else 2)

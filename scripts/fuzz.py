@@ -177,7 +177,7 @@ def main() -> None:
         print(table(json.loads(options.table.read_text())))
         return
     if unknown := [kind for kind in options.kinds if kind not in KINDS]:
-        parser.error(f"no kind {unknown[0]!r}; there is: {', '.join(KINDS)}")
+        parser.error(f"no kind {unknown[0]!r}; available: {', '.join(KINDS)}")
     failures = 0
     for kind in options.kinds or KINDS:
         if options.only is not None:

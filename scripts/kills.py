@@ -289,7 +289,7 @@ def main() -> None:
     options = parser.parse_args()
     jobs = options.jobs.split(",")
     if unknown := set(jobs) - {*SHARES}:
-        parser.error(f"no job {min(unknown)!r}; there is: {', '.join(SHARES)}")
+        parser.error(f"no job {min(unknown)!r}; available: {', '.join(SHARES)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     count, failures = tried(options.kills, jobs, options.first)
     total = sum(count.values())

@@ -334,7 +334,7 @@ def bench_table(name: str, of: Callable[[Sequence[Mapping[str, Any]]], str]) -> 
         known = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         raise InputError(
-            f"results/bench/{name}.json is damaged: take it from the repository, or measure anew"
+            f"results/bench/{name}.json is damaged: take it from the repository, or measure again"
         ) from None
     machine, torch = known["machine"], known["versions"]["torch"]
     how = f"`python scripts/bench.py {name}`, on {machine} with {known['hardware']}, torch {torch}:"

@@ -186,7 +186,9 @@ def test_mistakes_are_one_line_and_leave_nothing(model, data, many, tmp_path, mo
         run(model, data, tmp_path)
     with (
         monkeypatch.context() as patch,
-        pytest.raises(InputError, match=r"^relu2: 22 pictures of 17 x 17 pixels, .* not fit in memory; give maps=1, or"),
+        pytest.raises(
+            InputError, match=r"^relu2: 22 pictures of 17 x 17 pixels, .* not fit in memory; give maps=1, or"
+        ),
     ):
         patch.setattr(measure, "PIXELS", 22 * 17**2 - 1)
         run(model, many, tmp_path / "large")

@@ -599,7 +599,7 @@ def test_an_atlas_is_replaced_and_nothing_else(model, data, tmp_path, capsys):
         atlas.build(model, data, out, layers=["relu1"], progress=False)
     (tmp_path / "b.partial").mkdir()
     (tmp_path / "b.partial/x").write_text("")
-    with pytest.raises(InputError, match="in the way"):
+    with pytest.raises(InputError, match="not a build of an atlas"):
         atlas.build(model, data, tmp_path / "b", layers=["relu1"], progress=False)
 
 
@@ -923,7 +923,7 @@ def test_check_finds_changed_and_missing_files(folder, model, data, tmp_path):
     found = atlas.check(model, data, out, samples=1, progress=False)
     assert "images/0.webp was changed since the atlas was built." in found
     assert "tiles/0/overview-0.webp is missing." in found
-    assert "data/more.js is no file of the atlas." in found
+    assert "data/more.js is not a file of the atlas." in found
 
 
 def test_check_finds_a_changed_number_and_picture_whose_digests_were_changed_too(folder, model, data, tmp_path):
@@ -1000,7 +1000,7 @@ def test_check_says_what_is_missing_besides_what_was_changed(folder, model, data
     (out / "data/index.js").unlink()
     (out / "evil.js").write_text("")
     found = atlas.check(model, data, out, progress=False)
-    assert "data/index.js is missing." in found and "evil.js is no file of the atlas." in found
+    assert "data/index.js is missing." in found and "evil.js is not a file of the atlas." in found
 
 
 def test_check_with_images_of_another_size(folder, model, data):
@@ -1020,7 +1020,7 @@ def test_tiles_of_long_fields(tmp_path):
 
 
 def test_check_of_no_atlas(model, data, tmp_path):
-    with pytest.raises(InputError, match="is no atlas"):
+    with pytest.raises(InputError, match="is not an atlas"):
         atlas.check(model, data, tmp_path, progress=False)
 
 

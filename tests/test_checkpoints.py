@@ -18,7 +18,7 @@ from zfnet.identity import difference, read_sealed, write_sealed
 from zfnet.training import Checkpoint, Recipe, run_identity, train
 
 RECIPE = Recipe(epochs=4, batch_size=8)
-ANEW = "start anew with fresh=True or in another folder"
+ANEW = "start again with fresh=True or in another folder"
 
 
 def network(dropout: float = 0.1, seed: int = 0, **attributes) -> nn.Module:
@@ -315,7 +315,7 @@ ABSURD = {
 @pytest.mark.parametrize("change", ABSURD)
 def test_an_absurd_checkpoint_is_refused_and_nothing_of_it_loaded(change: str, tmp_path: Path) -> None:
     model, error = begin(tmp_path, ABSURD[change][0])
-    assert error and " is no checkpoint of this run: " in str(error) and ABSURD[change][1] in str(error)
+    assert error and " is not a checkpoint of this run: " in str(error) and ABSURD[change][1] in str(error)
     assert same(model, network())
 
 

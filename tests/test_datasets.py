@@ -188,7 +188,7 @@ def test_the_validation_set_of_imagenet_alone(tmp_path, monkeypatch):
     check(configured("imagenet", root=str(tmp_path)), 6, ["tench", "goldfish", "great white shark"])
     assert "no folder 'train'" in refused("imagenet", root=str(tmp_path), split="train")
     shutil.rmtree(tmp_path / "val/n02")
-    assert "no folder 'train', which says" in refused("imagenet", root=str(tmp_path))
+    assert "no folder 'train', which defines" in refused("imagenet", root=str(tmp_path))
 
 
 def broken(root, how):
@@ -231,19 +231,19 @@ def broken(root, how):
 @pytest.mark.parametrize(
     "how, split, says",
     [
-        ("no train", "train", "has no folder 'train' of class folders; there is: training, val"),
-        ("no train", "val", "no folder 'train', which says what classes there are"),
-        ("no val", "val", "has no folder 'val' of class folders; there is: train"),
-        ("files", "train", "train has photographs (a.JPEG) where class folders belong"),
+        ("no train", "train", "has no folder 'train' of class folders; available: training, val"),
+        ("no train", "val", "no folder 'train', which defines the classes"),
+        ("no val", "val", "has no folder 'val' of class folders; available: train"),
+        ("files", "train", "train has photographs (a.JPEG) instead of class folders"),
         ("file and folders", "train", "beside them, a.JPEG; move it"),
         ("train is a file", "train", "no folder 'train'"),
         ("strange class", "val", "val has the class 'n04', which"),
-        ("one class", "train", "train has 1 class folder(s); two are the least"),
-        ("one class", "val", "train has 1 class folder(s); two are the least"),
-        ("empty class", "train", "train/n025 has no photographs; put some there"),
+        ("one class", "train", "train has 1 class folder(s); at least two are needed"),
+        ("one class", "val", "train has 1 class folder(s); at least two are needed"),
+        ("empty class", "train", "train/n025 has no photographs; add some"),
         ("empty", "train", "no photographs in"),
         ("half a zip", "train", "half.zip is a file, not a folder or a whole zip"),
-        ("two zips", "train", "no folder 'train' of class folders; there is: no folder"),
+        ("two zips", "train", "no folder 'train' of class folders; available: no folder"),
         ("nothing", "train", "does not exist"),
         ("right", "test", "no split 'test'"),
     ],
@@ -280,7 +280,7 @@ class _Counted:
 def test_a_folder_with_nothing_but_a_link_to_itself_ends(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").symlink_to(tmp_path / "a")
-    assert "has no folder 'val' of class folders; there is: a" in refused("tiny_imagenet", root=str(tmp_path))
+    assert "has no folder 'val' of class folders; available: a" in refused("tiny_imagenet", root=str(tmp_path))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no such things there")

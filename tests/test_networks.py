@@ -55,7 +55,7 @@ def test_a_damaged_network_is_named_and_not_trained_in_silence(folder, untrained
     whole = path.read_bytes()
     for place in (3, 8, 20, 300, len(whole) - 1):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(InputError, match=rf"{re.escape(str(path))}.*; delete it to train anew$") as caught:
+        with pytest.raises(InputError, match=rf"{re.escape(str(path))}.*; delete it to train again$") as caught:
             networks(tmp_path).trained("small", SMALL, RECIPE)
         assert "\n" not in str(caught.value)
 

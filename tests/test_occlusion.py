@@ -633,7 +633,7 @@ class Squashed(nn.Module):
             r"^Sequential gives outputs of shape \(N, 4, 18, 18\), not \(N, classes\): give score=",
         ),
         (headed(Squashed()), {}, r"^the outputs of Sequential add up to 1, but its last step is truediv: give"),
-        (headed(), {"score": "probabilities"}, r"^no score 'probabilities'.*; there is: auto, softmax"),
+        (headed(), {"score": "probabilities"}, r"^no score 'probabilities'.*; available: auto, softmax"),
         (headed(outputs=1), {"score": "softmax"}, r"^Sequential has one output, whose softmax is always 1"),
         (headed(), {"score": torch.sigmoid, "target": 1}, "^score is a function, which chooses the class itself"),
         (headed(), {"score": torch.sigmoid}, r"^score gives \(9, 5\) for 9 images; it must give one number for each$"),

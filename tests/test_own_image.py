@@ -200,7 +200,7 @@ def test_a_picture_is_dropped_or_pasted(page: Chromium) -> None:
     page.evaluate("document.body.dispatchEvent(new ClipboardEvent('paste', { bubbles: true }))")
     page.until("document.querySelector('.own-status').textContent === 'There is no picture in what was pasted.'")
     page.evaluate("document.body.dispatchEvent(new DragEvent('drop', { bubbles: true }))")
-    page.until("document.querySelector('.own-status').textContent.startsWith('There is no file in what was dropped')")
+    page.until("document.querySelector('.own-status').textContent.startsWith('What you dropped has no file')")
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_damage_is_named(images, tmp_path: Path) -> None:
         content = (tmp_path / name).read_bytes()
         for n in range(0, len(content), 41 if name == "scan.json" else 173):
             (tmp_path / name).write_bytes(content[:n] + bytes([content[n] ^ 4]) + content[n + 1 :])
-            with pytest.raises(InputError, match="delete the folder, or start anew with fresh=true") as caught:
+            with pytest.raises(InputError, match="delete the folder, or start again with fresh=true") as caught:
                 read_scan(tmp_path, identity)
             assert "\n" not in str(caught.value) and str(tmp_path / name) in str(caught.value)
         (tmp_path / name).write_bytes(content[: len(content) // 2])
@@ -262,7 +262,7 @@ def test_a_file_that_is_missing_or_is_none(images, name: str, tmp_path: Path) ->
         with pytest.raises(InputError, match=f"{name} is damaged"):
             read_scan(tmp_path, identity)
     os.mkfifo(tmp_path / name)
-    with pytest.raises(InputError, match="it is no file"):
+    with pytest.raises(InputError, match="it is not a file"):
         read_scan(tmp_path, identity)
 
 

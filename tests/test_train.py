@@ -1,4 +1,4 @@
-"""Training: the paper's update, and runs that go on where they stopped."""
+"""Training: the paper's update, and interrupted runs that resume."""
 
 import io
 import os

@@ -340,9 +340,9 @@ def test_file_missing_or_something_else(tmp_path):
     assert "No such file" in refused(tmp_path / "nothing")
     assert "Is a directory" in refused(tmp_path)
     (tmp_path / "text").write_text("conv1 0.1 0.2")
-    assert "no file of weights; known are safetensors, npz, torch, onnx" in refused(tmp_path / "text")
+    assert "not a file of weights; known are safetensors, npz, torch, onnx" in refused(tmp_path / "text")
     assert "holds list" in refused(torch_saved(tmp_path, [1, 2]))
-    assert "'epoch' is no tensor" in refused(torch_saved(tmp_path, {"epoch": 1, **small().state_dict()}))
+    assert "'epoch' is not a tensor" in refused(torch_saved(tmp_path, {"epoch": 1, **small().state_dict()}))
     assert "under 'model' holds more than weights: 'name' is" in refused(
         torch_saved(tmp_path, {"model": {"name": "small"}})
     )
@@ -604,7 +604,7 @@ def test_zfnet512_that_does_not_fit(tmp_path, wrong, says):
 
 def test_onnx_files_of_other_networks_and_without_onnx(tmp_path, monkeypatch):
     path = zfnet512(tmp_path / "other.onnx", "Sigmoid")
-    assert "is no ZFNet: it has Sigmoid; of ONNX files only ZFNets are read" in refused(
+    assert "is not a ZFNet: it has Sigmoid; of ONNX files only ZFNets are read" in refused(
         path, default_preprocessing=CAFFE
     )
     path.write_bytes(path.read_bytes()[:999])
@@ -761,7 +761,7 @@ def test_sha256_of_the_wrong_form_is_named(tmp_path):
         assert "give 64 hexadecimal digits in quotes" in refused(path, sha256=sha256)
 
 
-# --- bombs, and what is no file
+# --- bombs, and what is not a file
 
 
 def repacked(path, change, compression=0):
@@ -842,10 +842,10 @@ def test_torch_archives_are_checked_as_torch_does_not(tmp_path):
 def test_what_is_no_file_is_named(tmp_path):
     path = tmp_path / "w"
     path.symlink_to("/dev/zero")
-    assert "it is no file" in refused(path)
+    assert "it is not a file" in refused(path)
     path.unlink()
     os.mkfifo(path)
-    assert "it is no file" in refused(path)
+    assert "it is not a file" in refused(path)
     path.unlink()
     for start in (b"PK\3\4", b"\x80\2", b"\x08\7", b"\0\0\0\0\2\0\0\0{", b""):
         with open(path, "wb") as file:

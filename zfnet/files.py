@@ -120,7 +120,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     if stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
         return open(descriptor, "rb")
     os.close(descriptor)
-    raise InputError(f"cannot read {os.fspath(path)}: {'Is a directory' if stat.S_ISDIR(mode) else 'it is no file'}")
+    raise InputError(f"cannot read {os.fspath(path)}: {'Is a directory' if stat.S_ISDIR(mode) else 'it is not a file'}")
 
 
 def declared_size(file: BinaryIO) -> int:

@@ -102,7 +102,7 @@ def _read_safetensors(path: Path, most: int) -> dict[str, Weights]:
     with reading(path, Exception), safetensors.safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         if DIGEST in stored and digest(tensors) != stored.get(TENSORS):
-            remedy = "fetch it again, or delete it to train anew"
+            remedy = "fetch it again, or delete it to train again"
             raise Damaged(f"{path} is damaged: its weights do not match their checksum; {remedy}")
     metadata = decoded(stored)
     if "preprocessing" not in stored:
@@ -126,7 +126,7 @@ def _paddings(stored: Any) -> dict[str, tuple[int, ...]]:
         raise InputError(f"its paddings are a {type(stored).__name__}")
     for name, padding in stored.items():
         if not isinstance(padding, list) or not all(type(n) is int and 0 <= n < 1000 for n in padding):
-            raise InputError(f"its padding of {short(name)} is no list of pixels")
+            raise InputError(f"its padding of {short(name)} is not a list of pixels")
     return {name: tuple(padding) for name, padding in stored.items()}
 
 
@@ -247,12 +247,12 @@ def _entries(content: Any, depth: int = 2) -> dict[str, Any]:
 
 
 def _not_weights(state: Any) -> str:
-    """Why what a checkpoint holds is no state dict; nothing if it is one."""
+    """Why what a checkpoint holds is not a state dict; nothing if it is one."""
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         return f"{type(state).__name__}; save the model's state_dict() instead"
     for name, value in state.items():
         if not isinstance(value, Tensor):
-            return f"more than weights: {short(name)!r} is no tensor; save the state_dict() alone"
+            return f"more than weights: {short(name)!r} is not a tensor; save the state_dict() alone"
         if kind := _unusual(value):
             return f"a {kind} tensor, {short(name)!r}; save dense weights of floats"
     return ""
@@ -305,7 +305,7 @@ def _of_nodes(path: Path, nodes: Iterable[Any], values: dict[str, Tensor], value
             continue
         if node.op_type not in _ZFNET_STEPS:
             kind = short(node.op_type)
-            raise InputError(f"{path} is no ZFNet: it has {kind}; of ONNX files only ZFNets are read")
+            raise InputError(f"{path} is not a ZFNet: it has {kind}; of ONNX files only ZFNets are read")
         attributes = {entry.name: value_of(entry) for entry in node.attribute}
         kind = _ZFNET_STEPS[node.op_type]
         if kind in last:
@@ -353,4 +353,4 @@ def read(path: Path, most: int) -> dict[str, Weights]:
         return weights
     if start.startswith(b"\x08"):  # the first field of ONNX, the version of the format
         return _read_onnx(path, most)
-    raise InputError(f"{path} is no file of weights; known are safetensors, npz, torch, onnx")
+    raise InputError(f"{path} is not a file of weights; known are safetensors, npz, torch, onnx")

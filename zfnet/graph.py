@@ -322,7 +322,7 @@ class Graph:
         for name, module in self.model.named_modules():
             if module is layer:
                 return str(name)
-        raise InputError(f"the layer {type(layer).__name__} is no module of this {type(self.model).__name__}")
+        raise InputError(f"the layer {type(layer).__name__} is not a module of this {type(self.model).__name__}")
 
     def node(self, layer: str | nn.Module) -> fx.Node:
         """The step of a layer: a graph name, the module itself, or a module's name, which stands for its last step."""

@@ -726,7 +726,7 @@ def _centres(step: Step, axis: int, outputs: int) -> Tensor:
 
 
 def _check_floor(step: Step) -> None:
-    """Refuse a clamp or threshold that is no rectifier."""
+    """Refuse a clamp or threshold that is not a rectifier."""
     name = step.kind.lower()
     floor: Any = 0
     if "hardtanh" in name:

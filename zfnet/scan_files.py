@@ -32,7 +32,7 @@ from zfnet.winners import TopActivations
 
 TOP, STATISTICS, CONTENTS = "top.safetensors", "statistics.safetensors", "scan.json"
 SHARDS = "shards"  # the folder of the parts of a scan, within its own
-ANEW = "delete the folder, or start anew with fresh=true"
+ANEW = "delete the folder, or start again with fresh=true"
 _FORMAT = 1
 _MOST = 2**28  # bytes of a scan.json that is read: it names every broken image
 _OF_SHARDS = ("shard", "batch_size")  # what a shard's identity has besides that of the whole

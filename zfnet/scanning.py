@@ -33,7 +33,7 @@ from zfnet.processes import from_all, from_process, processes
 from zfnet.winners import TopActivations
 
 SAVE_EVERY = 30.0  # seconds between two saves of a scan's state
-ANEW = "delete it, or start anew with fresh=True"
+ANEW = "delete it, or start again with fresh=True"
 
 _CLIPS = (F.relu6, F.hardtanh, F.hardtanh_)
 _CLAMPS = (torch.clamp, torch.clamp_, torch.clip, torch.clip_)
@@ -125,7 +125,7 @@ def scan(
         workers: processes that read images; by default as many as there are cores, up to eight.
         state: a file that keeps an interrupted scan; the same call resumes from it.
         keep_state: leave the finished scan in that file, for a caller that has more to do before it can be deleted.
-        fresh: start anew and overwrite `state`.
+        fresh: start again and overwrite `state`.
         known: what `scan_identity` gave, where the caller has it: it may take as long as reading all images.
 
     Raises InputError for unknown layers, fewer images than k, images that do not fit the network, NaN, and a `state`
@@ -314,7 +314,7 @@ class _Progress(NamedTuple):
         except (TypeError, ValueError, AttributeError, RuntimeError, LookupError):
             valid = False
         if not valid:
-            raise InputError(f"{file} holds what no scan of these layers writes; {ANEW}")
+            raise InputError(f"{file} is not a scan of these layers; {ANEW}")
         return read._replace(tops={layer: top.to(device) for layer, top in tops.items()}, gathered=gathered)
 
 

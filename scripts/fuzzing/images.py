@@ -120,7 +120,7 @@ def transforms() -> dict[str, tuple[Any, tuple[int, ...] | None]]:
     }
 
 
-# --- what is no file
+# --- what is not a file
 
 
 def _fifo(path: Path) -> None:

@@ -542,9 +542,9 @@ def serve(
         answers: of the network, beside its atlas.
         host: where it listens.
         port: 0: any that is free.
-        limits: of what it takes.
+        limits: of requests.
         ready: is called with the site's address once it listens.
-    Raises InputError where it cannot listen.
+    Raises InputError if it cannot listen.
     """
     with listen(host, port) as listening:
         answers.warm_up()

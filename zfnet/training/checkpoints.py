@@ -24,7 +24,7 @@ from zfnet.identity import Damaged, Identity, digest, network_identity, read_sea
 from zfnet.processes import processes
 from zfnet.training.recipe import Recipe
 
-ANEW = "start anew with fresh=True or in another folder"
+ANEW = "start again with fresh=True or in another folder"
 
 
 def run_identity(model: nn.Module, dataset: Any, validation: Any, recipe: Recipe) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Checkpoint:
                 damage = damage or error
                 continue
             if not isinstance(state, dict):
-                raise InputError(f"{path} is no checkpoint of this run: it holds {_shown(state)}; {ANEW}")
+                raise InputError(f"{path} is not a checkpoint of this run: it holds {_shown(state)}; {ANEW}")
             self.source, self.damaged = path, damage is not None
             if path == self.previous and processes()[0] == 0:
                 reason = "damaged" if damage else "missing"
@@ -144,7 +144,7 @@ def check_state(
         _check_scaler(state["scaler"], scaler.state_dict())
         _check_mean_image(state["mean_image"], Preprocessing.of(model) if recipe.pixel_mean else None)
     except _Stranger as error:
-        raise InputError(f"{source} is no checkpoint of this run: {error}; {ANEW}") from None
+        raise InputError(f"{source} is not a checkpoint of this run: {error}; {ANEW}") from None
 
 
 def _check_keys(name: str, value: Any, expected: set[Any]) -> None:

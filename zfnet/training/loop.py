@@ -109,7 +109,7 @@ def train(
         validation: (image, label) by index, to measure error rates on after each epoch.
         recipe: how to train; None: the defaults of `Recipe`.
         folder: where a checkpoint is kept, every epoch and every few minutes, and from which a stopped run resumes.
-        fresh: start anew, and remove the checkpoint that is in `folder`.
+        fresh: start again, and remove the checkpoint that is in `folder`.
         workers: processes that read images; None: one for each core, up to eight.
         progress: show progress bars.
         allow_broken: go on with more than 1 % of the images to train or validate on that cannot be read.

@@ -386,7 +386,7 @@
       form.classList.remove("over");
       const file = pictureOf(event.dataTransfer);
       if (file) take(file, file.name);
-      else say("There is no file in what was dropped: save the picture first, and drop its file.");
+      else say("What you dropped has no file: save the picture first, and drop its file.");
     });
     listen("paste", (event) => {
       if (event.target.closest?.("input, textarea")) return;
