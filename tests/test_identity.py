@@ -190,7 +190,7 @@ class Trap:
 def test_a_sealed_file_that_somebody_else_made_runs_no_code(tmp_path) -> None:
     path = tmp_path / "file"
     write_sealed(path, {}, Trap(tmp_path / "sprung"))
-    with pytest.raises(InputError, match=r"holds what no version of zfnet wrote .*; delete it$") as caught:
+    with pytest.raises(InputError, match=r"was not written by zfnet .*; delete it$") as caught:
         read_sealed(path, {}, "delete it")
     assert "\n" not in str(caught.value) and not (tmp_path / "sprung").exists()
     for line in (b"[" * 99_999, b'{"format": 3, "identity": [], "bytes": 0, "content": ""}', b"\xff", b"9" * 5000):

@@ -350,7 +350,7 @@ def test_what_is_missing_and_what_is_foreign_is_said(images, tmp_path: Path) -> 
     sharded(2, k=5, fresh=True)
     refused("2-of-3 has other layers than .*0-of-3, or another k")
     sharded(0, 2)
-    refused("shards of 2, 3: say of how many, count=2")
+    refused("shards of 2, 3: give their number, such as count=2")
     shard_folder(tmp_path, 2, 3).joinpath("top.safetensors").write_bytes(b"")
     sharded(2, fresh=True)
     merge_shards(network(), images, tmp_path, 3)

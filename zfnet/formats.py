@@ -38,7 +38,7 @@ BESIDE = ("argparse.Namespace", "numpy.core.multiarray.scalar", "numpy._core.mul
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file holds, under the names of the model that it is for."""
+    """The content of a file, under the names of its model."""
 
     tensors: dict[str, Tensor]
     preprocessing: Preprocessing | None = None
@@ -59,7 +59,7 @@ def check_finite(tensors: dict[str, Tensor], where: str) -> None:
 
 @contextlib.contextmanager
 def reading(path: Path, *damaged: type[Exception]) -> Iterator[None]:
-    """One line that names the file for all that can be wrong with it; `damaged` is what a library raises then."""
+    """Turn every error of a file into one line that names it; `damaged` are the exceptions of its library."""
     try:
         yield
     except InputError as error:
@@ -74,7 +74,7 @@ def reading(path: Path, *damaged: type[Exception]) -> Iterator[None]:
 def _check_size(path: Path, size: int, most: int) -> None:
     if size > most:
         sizes = f"{size / 2**20:,.0f} MiB, and {most / 2**20:,.0f} MiB is the most that is read for this model"
-        raise InputError(f"{path} says that it holds {sizes}; save the weights alone")
+        raise InputError(f"{path} declares {sizes}; save only the weights")
 
 
 def stored_in(path: Path) -> dict[str, str]:
@@ -199,7 +199,7 @@ def _check_array(path: Path, name: str, size: int, file: Any) -> None:
 
 
 class _Beside:
-    """What stands in a checkpoint beside its weights, its content forgotten."""
+    """An object in a checkpoint beside its weights; its content is discarded."""
 
     def __new__(cls, *_: Any) -> "_Beside":
         return super().__new__(cls)
@@ -247,7 +247,7 @@ def _entries(content: Any, depth: int = 2) -> dict[str, Any]:
 
 
 def _not_weights(state: Any) -> str:
-    """Why what a checkpoint holds is not a state dict; nothing if it is one."""
+    """Why an entry of a checkpoint is not a state dict; empty if it is one."""
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         return f"{type(state).__name__}; save the model's state_dict() instead"
     for name, value in state.items():
@@ -259,7 +259,7 @@ def _not_weights(state: Any) -> str:
 
 
 def _unusual(tensor: Tensor) -> str:
-    """What keeps a tensor from being a plain array of numbers; nothing if it is one."""
+    """Why a tensor is not a plain array of numbers; empty if it is one."""
     if tensor.is_nested:
         return "nested"
     if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
@@ -325,7 +325,7 @@ def _geometry(operation: str, attributes: dict[str, Any]) -> dict[str, Any]:
         return {"k": attributes["bias"]} | {name: attributes[name] for name in ("size", "alpha", "beta")}
     others = [name for name, usual in _USUAL[operation].items() if attributes.get(name, usual[0]) not in usual]
     if others:
-        raise InputError(f"it has a {operation} with {others[0]}={attributes[others[0]]}, which ZFNet has not")
+        raise InputError(f"it has a {operation} with {others[0]}={attributes[others[0]]}, which ZFNet does not have")
     if operation == "Gemm":
         return {}
     top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))

@@ -1,15 +1,17 @@
-"""What is known of each operation: ONE table.
+"""The table of operations.
 
-An `Operation` says how a signal goes back through it, which window of its input an output depends on, and whether the
-way back needs the forward input. A *rule set* is a mapping from operations (module types, functions, methods of Tensor)
+An `Operation` says how a signal goes back through it, which window of its input an output depends on, and whether its
+rule needs the forward input. A *rule set* is a mapping from operations (module types, functions, methods of Tensor)
 to these:
 
     DECONVNET   max pooling -> unpool by switches, ReLU -> rectify the signal, convolution -> filter with transposed
     weights GRADIENT    ReLU -> pass the signal where the unit fired: Simonyan et al. (2013), arXiv:1312.6034 GUIDED
     both: Springenberg et al. (2014), arXiv:1412.6806
 
-Biases add nothing on the way down, and contrast normalisation is passed through: Zeiler & Fergus (2014), section 2.1.
-Every other linear operation is transposed. An operation without a rule is refused by name. To add one, write a function
+Biases add nothing in reverse, and the signal passes through contrast normalisation: Zeiler & Fergus (2014), section
+2.1.
+Every other linear operation is transposed. An operation without a rule raises an error that names it. To add one, write
+a function
 of the step and the signal at its output that returns the signal at its input (one for each input, if there are
 several):
 
@@ -40,7 +42,7 @@ from zfnet.windows import ALL, POINTWISE, WHOLE, Window, count_maps, maps_first,
 class Step:
     """One step of a traced model, as a rule or a window sees it.
 
-    `inputs` are the forward pass's, for operations that declare `reads_input`; `call` does the step on other inputs.
+    `inputs` are the forward pass's, for operations that declare `reads_input`; `call` runs the step on other inputs.
     """
 
     name: str  # layer4.1.relu

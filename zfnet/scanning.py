@@ -1,8 +1,9 @@
 """The strongest activations of every feature map over a dataset: one pass, all layers and maps at once.
 
-A scan keeps where a map was strongest (value, image, row, column), never a tensor: its memory does not grow with the
-dataset. Of each batch it takes the maximum of every map, and searches for the place of a maximum only where it enters
-the top k. Equal values go to the lower image, then row, then column, so that the result does not depend on batch size,
+A scan keeps the place of each strong activation (value, image, row, column), never a tensor: its memory does not grow
+with the dataset. It takes the maximum of every map in each batch, and searches for the place of a maximum only if it
+enters the top k. Equal values go to the lower image, then row, then column, so that the result does not depend on batch
+size,
 on how the dataset was cut into shards, or on their order. Where a layer clips its values from above (ReLU6), maps are
 ranked by the value before the clip: otherwise all nine may be equal, and the order of the files would choose them.
 Zeiler & Fergus (2014), Figure 2: the top nine of a feature map over the validation set.
@@ -238,7 +239,7 @@ def _shared(device: torch.device, own: Callable[[], Scan]) -> Scan:
 def steps_of(graph: Graph, layers: Sequence[str | nn.Module]) -> dict[str, fx.Node]:
     """The steps to scan, by the names that the result will have for them."""
     if isinstance(layers, str | nn.Module) or not isinstance(layers, Iterable):
-        raise InputError("layers must be a list, also for one layer, as in layers=['relu1']")
+        raise InputError("layers must be a list, even for one layer, such as layers=['relu1']")
     nodes = {graph.name(layer): graph.node(layer) for layer in layers}
     if not nodes:
         raise InputError("a scan needs at least one layer; layers is empty")
@@ -283,7 +284,7 @@ def _cut(shard: tuple[int, int], images: int, batch_size: int) -> tuple[int, int
 
 
 class _Progress(NamedTuple):
-    """How far a scan has come, always by whole batches."""
+    """The progress of a scan, always in whole batches."""
 
     done: int  # how many of the chosen images were scanned, or could not be read
     tops: Mapping[str, TopActivations]  # by the names of the graph
@@ -330,14 +331,14 @@ def _is_top(top: TopActivations, k: int, chosen: Tensor) -> bool:
 
 
 def _request(graph: Graph, chosen: Tensor, nodes: Mapping[str, fx.Node], k: int, gather: bool) -> dict[str, str]:
-    """What a state depends on besides."""
+    """Further parts of a state's identity."""
     layers = digest(sorted(graph.names[node] for node in nodes.values()))
     request = {"indices": digest(chosen), "layers": layers, "k": str(k)}
     return request | {"statistics": "gathered"} if gather else request
 
 
 def scan_identity(model: nn.Module | Graph, dataset: Any, distinct: bool = True) -> Identity:
-    """What the result of a scan depends on, whatever the layers and k."""
+    """The identity of a scan's result, apart from the layers and k."""
     graph = graph_of(model)
     return graph.identity() | {
         "dtype": str(device_and_dtype(graph.model)["dtype"]),
@@ -352,7 +353,7 @@ def scan_identity(model: nn.Module | Graph, dataset: Any, distinct: bool = True)
 def _whole_batches(
     graph: Graph, nodes: Collection[fx.Node], batches: Batches, chosen: Tensor, start: _Progress, k: int, distinct: bool
 ) -> Iterator[_Progress]:
-    """How far the scan has come after each batch, and at the end. An interrupt leaves all of a batch or none of it."""
+    """The progress of the scan after each batch, and at the end. An interrupt leaves all of a batch or none of it."""
     reached = start
     for batch in batches:
         tops, gathered = _scanned(graph, nodes, batch, reached, k, distinct)
