@@ -1,6 +1,6 @@
-"""The claims of Zeiler & Fergus (2014), and the rules by which a result of ours is judged; `scripts/report.py` uses it.
+"""The claims of Zeiler & Fergus (2014), and the rules by which our results are judged; `scripts/report.py` uses it.
 
-A judge takes a result.json and gives the share of its rule that holds, from 0 to 1, or None where the result does not
+A judge takes a result.json. It returns the share of its rule that holds, from 0 to 1, or None if the result does not
 decide it, and the numbers in words.
 """
 
@@ -158,12 +158,13 @@ def by_seed(claim: str, number: str, percent: bool = False) -> Callable[[Result]
 
 
 def listed(values: Iterable[float | None], percent: bool = False) -> str:
-    """Numbers of seeds; a seed that gave none is said."""
+    """Numbers by seed; "none" for a seed without one."""
     return ", ".join("none" if value is None else f"{value:.1%}" if percent else f"{value:.2f}" for value in values)
 
 
 def lattices(result: Result) -> Outcome:
-    """By the filters' own number, which projections have where the signal has no order: at most 1.2 times is none.
+    """Relative to the filters' own number, which projections have if the signal is unordered: up to 1.2 times is no
+    lattice.
 
     The paper compares the two, so that one which has less than the other counts as well.
     """
@@ -204,7 +205,7 @@ def depth(result: Result) -> Outcome:
 
 
 def decided(bounds: Sequence[float], holds: bool) -> float | None:
-    """The share of a rule of which an interval decides: None where 0 lies in it."""
+    """The share of a rule that an interval decides: None if it contains 0."""
     return None if bounds[0] <= 0 <= bounds[1] else share([holds])
 
 

@@ -1,11 +1,11 @@
-"""What the committed results say: docs/claims.md, and the tables of numbers in README.md and docs/.
+"""Write docs/claims.md, and the tables of numbers in README.md and docs/, from the committed results.
 
     python scripts/report.py            # writes them
-    python scripts/report.py --check    # exits with 1 if they are not what it would write
+    python scripts/report.py --check    # exits with 1 if they differ from what it would write
 
 It reads results/<experiment>/<name>/result.json, which experiments wrote, results/bench/*.json of scripts/bench.py,
-results/zoo/timm.json of scripts/zoo.py, and published/*.json. In pages it replaces
-what stands between <!-- numbers: NAME --> and <!-- end -->.
+results/zoo/timm.json of scripts/zoo.py, and published/*.json. In pages it replaces the text between <!-- numbers: NAME
+--> and <!-- end -->.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def results(pattern: str) -> dict[str, dict[str, Any]]:
 
 
 def published() -> dict[str, dict[str, Any]]:
-    """What is known of the networks that come with the sources, by name."""
+    """The metadata of the networks that come with the sources, by name."""
     known = {}
     for file in sorted((ROOT / "published").glob("*.json")):
         try:
@@ -82,12 +82,12 @@ def published() -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def complete(name: str) -> Iterator[None]:
-    """InputError, in place of what Python raises, where a file lacks what is read of it."""
+    """Turn errors of Python into InputError if a file lacks an entry."""
     try:
         yield
     except (LookupError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{name} has not what is read of it ({what}): make it again with this version") from error
+        raise InputError(f"{name} lacks an entry ({what}): make it again with this version") from error
 
 
 def command(result: Mapping[str, Any]) -> str:
@@ -225,7 +225,7 @@ def alike(runs: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def minutes(history: Sequence[Mapping[str, float]]) -> float:
-    """How long a training takes: its epochs times their median, for it may have been stopped and taken up."""
+    """The time of a training: its epochs times their median, because it may have been interrupted and resumed."""
     return len(history) * median(epoch["seconds"] for epoch in history) / 60
 
 
@@ -253,7 +253,7 @@ def published_table() -> str:
 
 
 def lattice_table() -> str:
-    """How much of Figure 2's projections the first layer's stride cannot hold, and how strong its lattice is there."""
+    """The energy of Figure 2's projections beyond the first layer's stride, and the strength of its lattice."""
     rows = []
     for name, result in results("fig2/*").items():
         told = result["ours"]["lattice"]
@@ -272,7 +272,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def transfer_table() -> str:
-    """What frozen networks know of other images, beside networks that are trained from scratch."""
+    """Frozen networks on other images, beside networks that are trained from scratch."""
     rows = [
         [f"`{name}`", what, ", ".join(map(shown, ours)), ", ".join(map(str, paper))]
         for name, result in (results("table[4567]/*") | results("fig9/*")).items()
@@ -302,7 +302,7 @@ def transferred(result: Mapping[str, Any]) -> list[tuple[str, list[list[float]],
 
 @cache
 def ablations(rules: str = "deconvnet") -> networks.Networks:
-    """The estimates of every network that was asked which picture of a unit is better, by these rules."""
+    """The estimates of every network of the ablation, by these rules."""
     found = {Path(name).name: result for name, result in results("ablation/*").items()}
     chosen = {name: of["ours"] for name, of in found.items() if of["settings"].get("rules", "deconvnet") == rules}
     return networks.estimates(chosen)
@@ -417,7 +417,7 @@ def filled(text: str, page: str) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """What the files should hold."""
+    """The content that the files should have."""
     known = {
         ROOT / page: filled((ROOT / page).read_text(encoding="utf-8"), page)
         for page in (
@@ -440,7 +440,7 @@ def main() -> None:
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         if check:
-            sys.exit(f"{path.relative_to(ROOT)} is not what the results say: run python scripts/report.py")
+            sys.exit(f"{path.relative_to(ROOT)} differs from the results: run python scripts/report.py")
         write_atomically(path, text.encode())
         print(path.relative_to(ROOT))
 
