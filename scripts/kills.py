@@ -94,8 +94,8 @@ def computing_features(photos: Path) -> Any:
     zfnet.analysis.features.SAVE_EVERY = 0.0
     data = Photos(photos, transform=PREPROCESSING)
     how: dict[str, Any] = {"batch_size": 8, "workers": 2, "progress": False}
-    found = features(network(), data, ["4", "6"], "features", **how)
-    return {layer: digest(rows) for layer, rows in found.items()}
+    outputs = features(network(), data, ["4", "6"], "features", **how)
+    return {layer: digest(rows) for layer, rows in outputs.items()}
 
 
 def ablating(photos: Path) -> Any:

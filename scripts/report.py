@@ -256,9 +256,9 @@ def lattice_table() -> str:
     """The energy of Figure 2's projections beyond the first layer's stride, and the strength of its lattice."""
     rows = []
     for name, result in results("fig2/*").items():
-        told = result["ours"]["lattice"]
-        kinds = {kind: [of[kind] for of in told["layers"].values()] for kind in ("projections", "patches")}
-        cells = [*kinds.values(), [told["filters"]]]
+        lattice = result["ours"]["lattice"]
+        kinds = {kind: [of[kind] for of in lattice["layers"].values()] for kind in ("projections", "patches")}
+        cells = [*kinds.values(), [lattice["filters"]]]
         shares = [spread([100 * of["beyond"] for of in numbers], 0) for numbers in cells]
         rows.append([f"`{name}`", *shares, *(spread([of["lattice"] for of in numbers], 1) for numbers in cells)])
     head = ["", "energy, %: projections", "patches", "filters", "at the lattice: projections", "patches", "filters"]
@@ -303,8 +303,8 @@ def transferred(result: Mapping[str, Any]) -> list[tuple[str, list[list[float]],
 @cache
 def ablations(rules: str = "deconvnet") -> networks.Networks:
     """The estimates of every network of the ablation, by these rules."""
-    found = {Path(name).name: result for name, result in results("ablation/*").items()}
-    chosen = {name: of["ours"] for name, of in found.items() if of["settings"].get("rules", "deconvnet") == rules}
+    by_name = {Path(name).name: result for name, result in results("ablation/*").items()}
+    chosen = {name: of["ours"] for name, of in by_name.items() if of["settings"].get("rules", "deconvnet") == rules}
     return networks.estimates(chosen)
 
 

@@ -272,9 +272,9 @@ def kept_scan(
         how |= {"state": state, "keep_state": True, "fresh": fresh, "known": identity, "gather": True}
         with contextlib.ExitStack() as stack:
             by_first(lambda: _enter(stack, folder), device)
-            found = scan(graph, images, lacking, k, shard=shard, shared=shard is None, **how)
-            by_first(lambda: _keep(folder, found, identity, dict.fromkeys(lacking, k), fresh), device)
-            del found
+            scanned = scan(graph, images, lacking, k, shard=shard, shared=shard is None, **how)
+            by_first(lambda: _keep(folder, scanned, identity, dict.fromkeys(lacking, k), fresh), device)
+            del scanned
     kept = by_first(lambda: read_scan(folder, identity, list(names.values()), k), device)
     if kept is None:
         raise InputError(f"the scan in {folder} was replaced by another run meanwhile; run this again")

@@ -74,11 +74,13 @@ def score_answers(result: Result, answers: Sequence[str], name: str) -> dict[str
     kinds = list(zip(columns["task"], columns["pair"], columns["picture"], strict=True))
     rows: list[list[Any]] = []
     for kind in sorted({*kinds}, key=str):
-        mine = {name: [x for x, k in zip(column, kinds, strict=True) if k == kind] for name, column in columns.items()}
-        units = list(zip(mine["layer"], mine["map"], strict=True))
-        right = torch.tensor(mine["right"], dtype=torch.float64)
-        found = against(right, numbered(units), numbered(mine["person"]), CHANCE)
-        rows.append([kind[0], kind[1] or "", kind[2], cell(found), len(right), len({*mine["person"]})])
+        chosen = {
+            name: [x for x, k in zip(column, kinds, strict=True) if k == kind] for name, column in columns.items()
+        }
+        units = list(zip(chosen["layer"], chosen["map"], strict=True))
+        right = torch.tensor(chosen["right"], dtype=torch.float64)
+        found = against(right, numbered(units), numbered(chosen["person"]), CHANCE)
+        rows.append([kind[0], kind[1] or "", kind[2], cell(found), len(right), len({*chosen["person"]})])
     failed = {person: failure._asdict() for person, failure in scored.failed.items()}
     words = f"Scored: {len(scored.people)}; left out, because they missed easy questions: {len(failed)}."
     head = ["task", "queries", "references", "share right", "answers", "people"]

@@ -212,14 +212,14 @@ def seen_of(
 ) -> Seen:
     """A network by its numbers, all its filters, and the projections of the layer-2 maps that are drawn."""
     preprocessing, size, panel = Preprocessing.of(deconvnet.model), image_size(data), None
-    told = numbers_of(deconvnet, data, tops, limit) | {"layer2_drawn": drawn}
-    told["validation_error"] = history[-1].get("validation_error")
-    told["sizes"] = [entry.get("largest_filter_rms") for entry in history]
+    numbers = numbers_of(deconvnet, data, tops, limit) | {"layer2_drawn": drawn}
+    numbers["validation_error"] = history[-1].get("validation_error")
+    numbers["sizes"] = [entry.get("largest_filter_rms") for entry in history]
     if drawn:
         how = columns, receptive_field(deconvnet.graph, LAYERS[1], size), preprocessing, look
         panel = panel_of("", deconvnet, data, LAYERS[1], tops[LAYERS[1]], drawn, *how)
     weight: Any = deconvnet.model.conv1.weight  # type: ignore[union-attr]
-    return Seen(told, preprocessing.rgb(weight.detach().float().cpu()), panel)
+    return Seen(numbers, preprocessing.rgb(weight.detach().float().cpu()), panel)
 
 
 def numbers_of(deconvnet: Deconvnet, data: Any, tops: Scan, limit: float) -> dict[str, Any]:
@@ -263,8 +263,8 @@ def shares(signals: Tensor, which: Tensor, patches: Patches, stride: int) -> dic
     aliased = mean_aliased(signals, stride, which)
     images = mean_aliased(patches.crops.float().cpu(), stride, (patches.values > 0).cpu())
     ratio = aliased / images if aliased is not None and images else None
-    found = {name: mean(column, which) for name, column in columns.items()}
-    return found | {"aliased": aliased, "patches_aliased": images, "aliased_ratio": ratio}
+    means = {name: mean(column, which) for name, column in columns.items()}
+    return means | {"aliased": aliased, "patches_aliased": images, "aliased_ratio": ratio}
 
 
 def values(outcomes: Sequence[Seen | str], name: str) -> list[Any]:
@@ -341,8 +341,8 @@ def claims(seen: Outcomes) -> str:
     rows = []
     for claim, (number, *pair) in CLAIMS.items():
         row = LABELS[number]
-        here = (f"{TITLES[name]} {cell(seen[name], row)}" for name in pair)
-        rows.append([claim, row, "; ".join(here), counted(seen, claim).words])
+        numbers = (f"{TITLES[name]} {cell(seen[name], row)}" for name in pair)
+        rows.append([claim, row, "; ".join(numbers), counted(seen, claim).words])
     return table(["the paper says", "measured by", "here", "so here, by seed?"], rows)
 
 

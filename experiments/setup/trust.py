@@ -55,7 +55,7 @@ def check_trusted(settings: Any, place: str = "", launching: bool = False) -> No
     for where, target in targets(settings, place):
         if not (launching and isinstance(target, str) and HYDRAS.fullmatch(target)) and not is_trusted(target):
             raise InputError(
-                f"{where}._target_ is {str(target)!r}, which is not allowed by default (docs/security.md);  "
+                f"{where}._target_ is {str(target)!r}, which is not allowed by default (docs/security.md); "
                 "if you trust it, add trust=true"
             )
 

@@ -92,10 +92,10 @@ def main(
         }
         result.settings |= {"images": len(networks.training), "validation_images": len(networks.validation)}
     else:
-        found = read_runs(runs)
-        each = {key: run for key, run in found.measurements.items() if key[0] in names}
-        notes = [*absent(names, each), *(f"Not every run records {name}." for name in found.unsaid)]
-        result.settings |= {**found.settings, "seeds": None, "runs": found.sources}
+        stored = read_runs(runs)
+        each = {key: run for key, run in stored.measurements.items() if key[0] in names}
+        notes = [*absent(names, each), *(f"Not every run records {name}." for name in stored.unsaid)]
+        result.settings |= {**stored.settings, "seeds": None, "runs": stored.sources}
         result.seed = None  # each run has its own
     if not each:
         raise InputError(f"no run of {' or '.join(names)} in {runs}")
@@ -187,8 +187,8 @@ def compare(name: str, each: Measured) -> dict[str, dict[str, Any]]:
     for column, paper in papers(name).items():
         values = [each[name, seed]["error"][column] - each[whole, seed]["error"][column] for seed in seeds]
         bounds = interval(values)
-        told = verdict(paper, bounds, len(values))
-        compared[column] = {"mean": mean(values), "interval": bounds, "each": values, "verdict": told}
+        outcome = verdict(paper, bounds, len(values))
+        compared[column] = {"mean": mean(values), "interval": bounds, "each": values, "verdict": outcome}
     return compared
 
 

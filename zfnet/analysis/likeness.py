@@ -41,10 +41,10 @@ ROUNDING = 1e-10  # relative: what is left below is no value
 
 def ranks(values: Tensor, inside: Tensor) -> Tensor:
     """The ranks of values (M, S, S) among those inside, from 1, the mean for equal ones; 0 elsewhere: (M, S, S)."""
-    found = torch.zeros(inside.shape, dtype=torch.float64)
-    for row, value, mask in zip(found, values.cpu(), inside.cpu(), strict=True):
+    ranked = torch.zeros(inside.shape, dtype=torch.float64)
+    for row, value, mask in zip(ranked, values.cpu(), inside.cpu(), strict=True):
         row[mask] = torch.from_numpy(rankdata(value[mask].numpy()))
-    return found
+    return ranked
 
 
 def similarity(a: Tensor, b: Tensor, inside: Tensor, given: Tensor | None = None) -> Tensor:

@@ -292,12 +292,12 @@ class Answers:
         graph.check_size(images, nodes)
         last = [*nodes, graph.output] if layers is None else nodes
         with undifferentiated(graph.model):
-            found = graph.run(images, last, apply)
-        values = [self._planes(node, found[node]) for node in nodes]
+            computed = graph.run(images, last, apply)
+        values = [self._planes(node, computed[node]) for node in nodes]
         ranking = [
             self._planes(node, before[node]) if node in before else x for node, x in zip(nodes, values, strict=True)
         ]
-        return _Pass(values, ranking, found.get(graph.output))
+        return _Pass(values, ranking, computed.get(graph.output))
 
     def _planes(self, node: fx.Node, x: Tensor) -> Tensor:
         """A layer's output as (C, H, W) of float32 on the CPU."""

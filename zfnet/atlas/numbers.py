@@ -72,8 +72,8 @@ class Numbers:
 
     def won(self, number: int) -> list[int]:
         """The ranks at which there is a winner: above 0."""
-        there = (self.top.image[number] >= 0) & (self.top.unclipped[number] > 0)
-        return there.nonzero().flatten().tolist()
+        positive = (self.top.image[number] >= 0) & (self.top.unclipped[number] > 0)
+        return positive.nonzero().flatten().tolist()
 
     def shares(self, number: int) -> dict[int, float]:
         """Of the winners, the share of each class."""
@@ -126,12 +126,12 @@ class Numbers:
         return entry
 
     def _examples(self, n: int, shown: Examples, panels: Panels) -> list[dict[str, Any]]:
-        found = []
+        counts = []
         for place, quantile in enumerate(QUANTILES):
             value, image, row, column = (entries[n, place].item() for entries in shown)
             if image >= 0:
                 box = panels.example_boxes[n, place].tolist()
-                found.append(
+                counts.append(
                     {
                         "quantile": quantile,
                         "value": exact(value),
@@ -142,7 +142,7 @@ class Numbers:
                         "label": self.label(int(image)),
                     }
                 )
-        return found
+        return counts
 
 
 def _rounded(value: float | None) -> float | int | None:

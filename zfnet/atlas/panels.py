@@ -195,14 +195,14 @@ class Painter:
         """Fill in the examples of maps (m,)."""
         count = len(QUANTILES)
         units = torch.stack([shown.image, maps[:, None].expand(-1, count), shown.row, shown.column], 2).view(-1, 4)
-        there = (units[:, 0] >= 0).nonzero().flatten()
+        valid = (units[:, 0] >= 0).nonzero().flatten()
         boxes = found.example_boxes.view(-1, 4)
-        boxes[there] = self.boxes(layer, units[there])
+        boxes[valid] = self.boxes(layer, units[valid])
         if not self.pixels:
             return
         size = layer.sizes["example"]
         tiles = np.full((len(units), *size, 3), 255, np.uint8)
-        there = there[units[there, 0].argsort(stable=True)]
+        valid = valid[units[valid, 0].argsort(stable=True)]
 
         def work(chunk: Tensor, images: Tensor) -> None:
             with self.clock.beside("pictures"):
@@ -211,7 +211,7 @@ class Painter:
                 crops = self._pictures(cut_out(images.float().cpu(), local, seen, layer.shown), seen)
                 tiles[chunk.numpy()] = crop_tiles(crops, beyond(seen, self.image_size, layer.shown), size)
 
-        for_each(work, self._chunks(layer, units, there), self.threads, lambda: self.clock("waiting"))
+        for_each(work, self._chunks(layer, units, valid), self.threads, lambda: self.clock("waiting"))
         found.examples = tiles.reshape(len(maps), count, *size, 3)
 
     def _chunks(self, layer: Layer, units: Tensor, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

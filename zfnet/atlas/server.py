@@ -280,8 +280,8 @@ class Pages:
         count = _number(request, "count", 1, MOST_MAPS, MAPS)
 
         def work(image: Tensor) -> dict[str, Any]:
-            found = self.answers.see(image, row, column, count)
-            return {"row": row, "column": column, "layers": [_listed(maps) for maps in found]}
+            units = self.answers.see(image, row, column, count)
+            return {"row": row, "column": column, "layers": [_listed(maps) for maps in units]}
 
         return await self._worked(request, work)
 
@@ -361,8 +361,8 @@ def _number(request: Request, name: str, least: int, most: int, default: int | N
     if text is None and default is not None:
         return default
     if text is None or not re.fullmatch(r"\d{1,10}", text, re.ASCII) or not least <= int(text) <= most:
-        given = "missing" if text is None else repr(text[:40])
-        raise InputError(f"{name} is {given}; give a whole number from {least} to {most:,}")
+        value = "missing" if text is None else repr(text[:40])
+        raise InputError(f"{name} is {value}; give a whole number from {least} to {most:,}")
     return int(text)
 
 
@@ -419,11 +419,13 @@ def application(pages: Pages, host: str = "127.0.0.1") -> ASGIApp:
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
-    said = error.detail
-    if said == status.phrase:
+    message = error.detail
+    if message == status.phrase:
         path = request.url.path
-        said = {404: f"there is no {path[:200]}", 405: f"{request.method} is not for {path[:200]}"}.get(status, said)
-    return _error(status, said, **(error.headers or {}))
+        message = {404: f"there is no {path[:200]}", 405: f"{request.method} is not for {path[:200]}"}.get(
+            status, message
+        )
+    return _error(status, message, **(error.headers or {}))
 
 
 def _not_posted(request: Request) -> Response:
