@@ -131,7 +131,7 @@ def of_claim(claim: Claim) -> dict[str, dict[str, Any]]:
     chosen = {}
     for name, result in results(claim.pattern).items():
         with complete(f"results/{name}/result.json"):
-            if all(result["settings"][key] == value for key, value in claim.settings.items()):
+            if all(result["settings"][key] == value for key, value in claim.settings):
                 chosen[name] = result
     return chosen
 
