@@ -1,4 +1,4 @@
-"""Two-alternative forced choices: does a picture of a unit tell what the unit will do?
+"""Two-alternative forced choices: does a picture of a unit tell what the unit will do? ::
 
     intervention    of two squares laid over an image, which one lowers the unit more? Zimmermann et al. (2021),
                     arXiv:2106.12447

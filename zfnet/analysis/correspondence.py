@@ -1,7 +1,7 @@
 """Does a network relate the eye of one dog to the eye of another? Zeiler & Fergus (2013, arXiv:1311.2901), Table 1.
 
 Mask the same part in N images. In image i the features of a layer change by eps_i = x_i - x~_i. If the layer relates
-the part in different images, the signs of these changes agree more than those of masks at random positions:
+the part in different images, the signs of these changes agree more than those of masks at random positions::
 
     Delta = mean over pairs i < j of Hamming(sign eps_i, sign eps_j) / dimensions
 

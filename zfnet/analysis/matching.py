@@ -1,4 +1,4 @@
-"""Which feature map of one network corresponds to which of another, by the correlation of their activations.
+"""Which feature map of one network corresponds to which of another, by the correlation of their activations. ::
 
     correlation of maps i and j = E[(x_i - mean_i) (y_j - mean_j)] / (deviation_i deviation_j)
 

@@ -1,7 +1,7 @@
 """Means over feature maps and images, and what can be concluded from them.
 
 A value belongs to a map and to an image. The values of a map are alike and so are those of an image: they are not
-independent, and other maps and other images would have given another mean.
+independent, and other maps and other images would have given another mean. ::
 
     two_way           the mean, its 95 % interval, a test of 0, and whether it is as good as 0
     holm              p-values of a family of tests, corrected

@@ -192,7 +192,7 @@ class Broken:
 
 
 class Batches:
-    """The items `indices` of a dataset in their order, as `Batch`es: for a scan, and to read its winners again.
+    """The items `indices` of a dataset in their order, as batches: for a scan, and to read its winners again.
 
     Items that raise BrokenImage are left out of their batch, which is then smaller, and named in `broken`. Tensors are
     sliced without a copy.
