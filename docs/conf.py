@@ -46,6 +46,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"/plot_",
     "within_subsection_order": "FileNameSortKey",
     "matplotlib_animations": False,
+    "capture_repr": (),
     "remove_config_comments": True,
     "show_memory": False,
     "min_reported_time": 3600,
