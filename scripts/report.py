@@ -254,11 +254,18 @@ def verdicts() -> str:
     return f"Of {len(each)} claims of the paper, by rules that were written down: {counts}."
 
 
+@cache
+def all_verdicts() -> dict[Claim, str]:
+    """The verdict of each claim."""
+    return {claim: judged(claim)[0] for claim in CLAIMS}
+
+
 def beside_table(experiment: str) -> str:
     """The paper's numbers beside ours, for one of its figures or tables."""
     found = results(f"{experiment}/*")
-    verdicts = {claim: judged(claim)[0] for claim in CLAIMS}
-    return beside.beside(experiment, found, verdicts, [command(of) for of in found.values()]) if found else MISSING
+    return (
+        beside.beside(experiment, found, all_verdicts(), [command(of) for of in found.values()]) if found else MISSING
+    )
 
 
 def bench_table(name: str, of: Callable[[Sequence[Mapping[str, Any]]], str]) -> str:
