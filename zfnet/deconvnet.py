@@ -299,7 +299,7 @@ class Deconvnet:
             layers: names or modules; None keeps every layer.
 
         Returns:
-            Recording: the activations of these layers, and the switches of every max pooling below them.
+            The activations of these layers, and the switches of every max pooling below them.
 
         Raises:
             InputError: for an unknown layer, NaN, or images that are too small.
@@ -646,7 +646,7 @@ def project_top(
         workers: processes that read images; see `zfnet.data.Batches`.
 
     Returns:
-        Patches: len(maps) * k of them; all is zero where a map has fewer than k activations.
+        len(maps) * k patches; all is zero where a map has fewer than k activations.
 
     Raises:
         InputError: for maps that the layer does not have, and an image that can no longer be read.

@@ -83,7 +83,7 @@ class TopActivations(_Columns):
             maps: their numbers from 0; None: all.
 
         Returns:
-            Units: image, map, row, column. A missing winner keeps its row: its image is -1.
+            Image, map, row and column of each. A missing winner keeps its row: its image is -1.
 
         Raises:
             InputError: for maps that the layer does not have.
