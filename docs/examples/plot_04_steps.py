@@ -34,9 +34,7 @@ print("switches of", ", ".join(recording.switches))
 # %%
 # The signal starts as the strongest activation, and zero everywhere else.
 
-signal = torch.zeros_like(activations)
-strongest = activations.argmax()
-signal.view(-1)[strongest] = activations.view(-1)[strongest]
+signal = torch.where(activations == activations.max(), activations, 0)
 steps = deconvnet.steps(recording, "relu5", signal)
 for name, operation, result in steps:
     print(f"{name:6} {operation:16} {tuple(result.shape[1:])!s:16} {int((result != 0).sum()):>7,} numbers are not zero")

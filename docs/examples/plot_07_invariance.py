@@ -10,7 +10,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 
 import zfnet
 from zfnet import ZFNet
@@ -46,9 +45,9 @@ plt.show()
 # class.
 
 amounts = {
-    "translation": torch.arange(-60, 61, 20).tolist(),
-    "scale": np.linspace(1, 1.8, 7).tolist(),
-    "rotation": list(range(0, 361, 45)),
+    "translation": list(range(-60, 61, 5)),
+    "scale": np.linspace(1, 1.8, 17).tolist(),
+    "rotation": list(range(0, 361, 15)),
 }
 measured = {
     kind: invariance(model, images, labels, ["relu1", "relu7"], kind, steps, progress=False)

@@ -12,6 +12,7 @@ from collections import OrderedDict
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from zfnet import Deconvnet, InputError, project_top, scan
 from zfnet.data import Preprocessing, Scenes
@@ -38,7 +39,8 @@ model = nn.Sequential(
     )
 )
 model = Preprocessing(size=48, resize=48, mean=0.5, std=0.25).attach(model)
-scenes = Scenes("train", 320, size=48, transform=model.preprocessing)
+images, labels = zip(*Scenes("train", 320, size=48, transform=model.preprocessing), strict=True)
+scenes = TensorDataset(torch.stack(images), torch.tensor(labels))
 recipe = Recipe(epochs=12, batch_size=32, learning_rate=0.002, optimizer="adam", max_filter_rms=None)
 history = train(model, scenes, recipe=recipe, workers=0, progress=False)
 (error,) = error_rates(model, scenes, top=(1,), workers=0)
