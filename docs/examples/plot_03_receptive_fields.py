@@ -37,7 +37,7 @@ for n, colour in enumerate(("#56b4e9", "#009e73", "#f0e442", "#e69f00", "#d55e00
         Rectangle((left, top), right - left, bottom - top, fill=False, color=colour, lw=2, label=f"layer {n}")
     )
 axis.set_axis_off()
-axis.legend(loc="upper left")
+axis.legend(loc="lower left")
 plt.show()
 
 # %%

@@ -20,8 +20,8 @@ from zfnet.weights import load
 published = Path(zfnet.__file__).parents[1] / "published"
 model = ZFNet(16, maps=(32, 64, 96, 96, 64), hidden=(384, 384))
 model = load(model, published / "zfnet_small-scenes.safetensors")
-scenes = Scenes("val", 8, transform=model.preprocessing)
-image, label = scenes[6]
+scenes = Scenes("val", 16, transform=model.preprocessing)
+image, label = scenes[12]
 
 # %%
 # Record a forward pass up to layer 5: its activations, and the switches of every pooling below.

@@ -40,8 +40,8 @@ rules = {"deconvnet": DECONVNET, "gradient": GRADIENT, "guided": GUIDED}
 patches = {name: Deconvnet(model, rules=table).project_units(images, layer, units) for name, table in rules.items()}
 
 # %%
-# All three see the same receptive field. The deconvnet shows whole shapes; the gradient is finer and noisier; what is
-# left by the guided rule is where both agree. Each picture has its own scale.
+# All three see the same receptive field. The gradient is noisy and shows no shapes. The deconvnet and the guided rule
+# show parts of the object, and look much alike here. Each picture has its own scale.
 
 figure, axes = plt.subplots(4, 4, figsize=(8, 8), layout="constrained")
 crops = model.preprocessing.pixels(patches["deconvnet"].crops).clamp(0, 1)

@@ -60,6 +60,6 @@ for name, share, colour in zip(
     axis.bar(range(len(filters)), share, bottom=below, label=name, color=colour)
     below += share
 axis.plot(lost[order], "k.", label="beyond the stride")
-axis.set(xlabel="filters, by their share of low frequencies", ylabel="share of the power", ylim=(0, 1))
+axis.set(xlabel="filters, by their share of low frequencies", ylabel="share of the power", ylim=(0, 1.16))
 axis.legend(loc="upper left", ncols=4)
 plt.show()
