@@ -30,23 +30,39 @@ Integers = NDArray[np.int64]
 
 
 class Estimate(NamedTuple):
-    """A mean over units with its 95 % interval."""
+    """A mean over units with its 95 % interval.
 
-    mean: float
-    low: float
-    high: float
-    values: int  #: how many it is the mean of
-
-
-class Contrast(NamedTuple):
-    """An `Estimate`, and what it says of a mean of 0: of a paired difference, that there is none."""
+    Attributes:
+        mean: the mean.
+        low: the lower end of the interval.
+        high: the upper end.
+        values: how many it is the mean of.
+    """
 
     mean: float
     low: float
     high: float
     values: int
-    p: float  #: two-sided, of a mean of 0
-    equivalent: bool  #: whether the 90 % interval lies inside the margin around 0
+
+
+class Contrast(NamedTuple):
+    """An `Estimate`, and what it says of a mean of 0: of a paired difference, that there is none.
+
+    Attributes:
+        mean: the mean.
+        low: the lower end of the interval.
+        high: the upper end.
+        values: how many it is the mean of.
+        p: two-sided, of a mean of 0.
+        equivalent: whether the 90 % interval lies inside the margin around 0.
+    """
+
+    mean: float
+    low: float
+    high: float
+    values: int
+    p: float
+    equivalent: bool
 
 
 def two_way(values: Tensor, maps: Tensor, images: Tensor, margin: float = MARGIN) -> Contrast | None:

@@ -160,7 +160,7 @@ class Preprocessing:
 
     @property
     def image_size(self) -> Size:
-        """What the network sees: (rows, columns) in pixels."""
+        """The size of what the network sees, (rows, columns) in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     def __call__(self, image: Image.Image | np.ndarray[Any, Any] | Tensor) -> Tensor:
