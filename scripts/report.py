@@ -28,7 +28,7 @@ from experiments.output.results import ROOT, read_result
 from experiments.output.tables import shown, table
 from experiments.tables.runs import flat
 from experiments.tables.table6 import KINDS
-from scripts import families, pieces, reasons, scale
+from scripts import beside, families, pieces, reasons, scale
 from scripts.claims import CLAIMS, MISSING, UNTESTED, Claim
 from scripts.reasons import linked
 from zfnet.errors import InputError, first_line, unknown_name
@@ -325,6 +325,20 @@ def verdicts() -> str:
     return f"Of {len(each)} claims of the paper, by rules that were written down: {counts}."
 
 
+@cache
+def all_verdicts() -> dict[Claim, str]:
+    """The verdict of each claim."""
+    return {claim: judged(claim)[0] for claim in CLAIMS}
+
+
+def beside_table(experiment: str) -> str:
+    """The paper's numbers beside ours, for one of its figures or tables."""
+    found = results(f"{experiment}/*")
+    return (
+        beside.beside(experiment, found, all_verdicts(), [command(of) for of in found.values()]) if found else MISSING
+    )
+
+
 def bench_table(name: str, of: Callable[[Sequence[Mapping[str, Any]]], str]) -> str:
     """A table of what scripts/bench.py measured, from results/bench/<name>.json."""
     file = ROOT / "results" / "bench" / f"{name}.json"
@@ -401,6 +415,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "atlas": atlas_table,
     "pieces": pieces_table,
     "overlap": partial(bench_table, "scan", scale.overlap_table),
+    **{f"paper, {name}": partial(beside_table, name) for name in beside.ENTRIES},
 }
 
 
@@ -423,6 +438,7 @@ def pages() -> dict[Path, str]:
         for page in (
             *("README.md", "paper.md"),
             *(f"docs/{name}.md" for name in ("ablation", "atlas", "reproduce", "rules", "scale")),
+            *(f"docs/paper/{name}.md" for name in beside.ENTRIES),
         )
     }
     return {ROOT / "docs" / "claims.md": claims_page()} | known

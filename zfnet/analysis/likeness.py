@@ -2,7 +2,7 @@
 
 A projection says something about a unit only if it changes with the weights (Adebayo et al. 2018, arXiv:1810.03292) and
 with the map, and if it is more than the image's edges (Nie et al. 2018, arXiv:1805.07039). Four measures of similarity;
-Adebayo et al. use the first three, without a field:
+Adebayo et al. use the first three, without a field::
 
     similarity         Spearman's correlation of energies: where is much shown? Given a field: beyond where any unit
                        of the layer shows much

@@ -111,8 +111,9 @@ def build(
         progress: show progress bars.
         fresh: discard an interrupted build and start again.
         spent: receives the seconds of each part of the work.
-    Raises InputError for unknown layers or maps, a step without a rule, and a folder at `out` that holds something
-    else.
+
+    Raises:
+        InputError: for unknown layers or maps, a step without a rule, and a folder at `out` that holds something else.
     """
     job = prepared(model, dataset, layers, maps, rules, k if scan is None else _k(scan))
     if images not in PIXELS:
@@ -204,7 +205,8 @@ def prepared(model: nn.Module | Graph, dataset: Any, layers: Any, maps: Any, rul
 def _preprocessing(model: nn.Module, images: Images) -> Preprocessing:
     """How the images were prepared, which pictures of them undo: as their transform says, or else the model.
 
-    Raises InputError where neither says it, and pixels are not in 0..1.
+    Raises:
+        InputError: where neither says it, and pixels are not in 0..1.
     """
     source: Any = images
     while isinstance(source, SubsetImages):

@@ -23,7 +23,8 @@ MOST = 2**28  # bytes of a file that is read
 class AtlasFolder:
     """An atlas in a folder.
 
-    Raises InputError, naming the file, if one is missing, damaged or of another format.
+    Raises:
+        InputError: naming the file, if one is missing, damaged or of another format.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -82,7 +83,7 @@ class AtlasFolder:
 
     @cached_property
     def index(self) -> dict[str, Any]:
-        """What the atlas is: its network, images and layers."""
+        """What the atlas is of, its network, images and layers."""
         index = self.put("index")
         if not isinstance(index, dict) or index.get("format") != FORMAT:
             number = index.get("format") if isinstance(index, dict) else None

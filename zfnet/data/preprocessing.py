@@ -75,7 +75,7 @@ def _is_number(value: object, above: float) -> bool:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a network's input; it is saved with the weights. InputError for a bad value.
+    """How an image becomes a network's input; it is saved with the weights.
 
     `Preprocessing()` is that of torchvision's ImageNet weights. An image of `size` already is what the network sees,
     as a rendered scene is: it is only normalised. Every other is resized, then cropped at its centre. Resizing is
@@ -95,6 +95,9 @@ class Preprocessing:
             from images of `size`.
         display: which of the network's channels are shown as red, green and blue; None: the first three, or fewer
             with the last repeated.
+
+    Raises:
+        InputError: for a value that makes no sense.
     """
 
     size: int | Size = 224
@@ -157,7 +160,7 @@ class Preprocessing:
 
     @property
     def image_size(self) -> Size:
-        """What the network sees: (rows, columns) in pixels."""
+        """The size of what the network sees, (rows, columns) in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     def __call__(self, image: Image.Image | np.ndarray[Any, Any] | Tensor) -> Tensor:

@@ -66,8 +66,9 @@ class WebDataset(Images):
         index: a file that keeps the index; by default one beside the first tar, if that folder can be written to.
             It is made again when the names, sizes or times of the tars have changed.
 
-    Raises InputError for tars that are missing, damaged, cut short or compressed, for a repeated key, and for invalid
-    labels.
+    Raises:
+        InputError: for tars that are missing, damaged, cut short or compressed, for a repeated key, and for
+            invalid labels.
     """
 
     skipped: list[str]
