@@ -1,4 +1,4 @@
-"""What the committed results say: docs/claims.md, and the tables of numbers in README.md and docs/.
+"""What the committed results say: docs/claims.md, and the tables of numbers in README.md, paper.md and docs/.
 
     python scripts/report.py            # writes them
     python scripts/report.py --check    # exits with 1 if they are not what it would write
@@ -181,6 +181,20 @@ def published_table() -> str:
     return table(head, rows) if rows else MISSING
 
 
+def first_figures() -> str:
+    """How long the figures took that the command without an experiment draws."""
+    seconds, machines = {}, set()
+    for figure in ("fig2", "fig5", "fig7"):
+        for result in results(f"{figure}/zfnet_small-scenes").values():
+            made = result["provenance"]
+            seconds[figure.replace("fig", "Figure ")] = made["seconds"]
+            machines.add(f"{made['threads']} thread(s) of {made['device']}")
+    if len(seconds) < 3 or len(machines) > 1:
+        return MISSING
+    each = ", ".join(f"{name} {took:.0f} s" for name, took in seconds.items())
+    return f"When the committed results were made, with {machines.pop()}, they took {sum(seconds.values()):.0f} s: {each}."
+
+
 def lattice_table() -> str:
     """How much of Figure 2's projections the first layer's stride cannot hold, and how strong its lattice is there."""
     rows = []
@@ -314,6 +328,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "verdicts": verdicts,
     "published": published_table,
     "trained": trained_table,
+    "first figures": first_figures,
     "lattice": lattice_table,
     "transfer": transfer_table,
     "ablation": partial(ablation_table, networks.primary_table),
@@ -345,15 +360,15 @@ def filled(text: str, page: str) -> str:
     return re.sub(r"<!-- numbers: ([\w, ]+) -->\n.*?<!-- end -->", numbers, text, flags=re.DOTALL)
 
 
+def texts() -> list[Path]:
+    """README.md, paper.md and the pages of the documentation that people write: all but the gallery's and claims.md."""
+    docs = sorted(page for page in (ROOT / "docs").rglob("*.md") if "gallery" not in page.parts)
+    return [ROOT / "README.md", ROOT / "paper.md", *(page for page in docs if page != ROOT / "docs" / "claims.md")]
+
+
 def pages() -> dict[Path, str]:
     """What the files should hold."""
-    known = {
-        ROOT / page: filled((ROOT / page).read_text(encoding="utf-8"), page)
-        for page in (
-            *("README.md", "paper.md"),
-            *(f"docs/{name}.md" for name in ("ablation", "atlas", "reproduce", "rules", "scale")),
-        )
-    }
+    known = {page: filled(page.read_text(encoding="utf-8"), str(page.relative_to(ROOT))) for page in texts()}
     return {ROOT / "docs" / "claims.md": claims_page()} | known
 
 
