@@ -459,7 +459,8 @@ def dense_deconvnet(layers: Iterable[nn.Module], image: Tensor, signal: Tensor, 
 def average(
     x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Tensor:
-    """The mean of what a max pooling takes the maximum of."""
+    """The mean of what a max pooling takes the maximum of; a network may pad with -inf by itself."""
+    x = x.masked_fill(x == -torch.inf, 0)
     if dilation in (1, (1, 1)):
         return F.avg_pool2d(x, kernel_size, stride or kernel_size, padding, ceil_mode)
     assert not ceil_mode, "the mean of dilated windows that stand over the border is not in torch"
