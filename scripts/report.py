@@ -28,7 +28,7 @@ from experiments.output.results import ROOT, read_result
 from experiments.output.tables import shown, table
 from experiments.tables.runs import flat
 from experiments.tables.table6 import KINDS
-from scripts import families, pieces, scale
+from scripts import families, pieces, scale, speeds
 from scripts.claims import CLAIMS, MISSING, UNTESTED, Claim
 from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.files import write_atomically
@@ -268,20 +268,96 @@ def verdicts() -> str:
     return f"Of {len(each)} claims of the paper, by rules that were written down: {counts}."
 
 
-def bench_table(name: str, of: Callable[[Sequence[Mapping[str, Any]]], str]) -> str:
-    """A table of what scripts/bench.py measured, from results/bench/<name>.json."""
+def bench(name: str) -> dict[str, Any] | None:
+    """What scripts/bench.py measured, from results/bench/<name>.json; None if it is not there."""
     file = ROOT / "results" / "bench" / f"{name}.json"
     if not file.exists():
-        return MISSING
+        return None
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         raise InputError(
             f"results/bench/{name}.json is damaged: take it from the repository, or measure anew"
         ) from None
+    return known
+
+
+def bench_table(name: str, of: Callable[[Sequence[Mapping[str, Any]]], str]) -> str:
+    """A table of what scripts/bench.py measured, from results/bench/<name>.json."""
+    known = bench(name)
+    if known is None:
+        return MISSING
+    return f"{measured([name], known)}\n\n{of(known['rows'])}"
+
+
+def measured(names: Sequence[str], known: Mapping[str, Any]) -> str:
+    """How benchmarks were made: command, machine and versions."""
     machine, torch = known["machine"], known["versions"]["torch"]
-    how = f"`python scripts/bench.py {name}`, on {machine} with {known['hardware']}, torch {torch}:"
-    return f"{how}\n\n{of(known['rows'])}"
+    return f"`python scripts/bench.py {' '.join(names)}`, on {machine} with {known['hardware']}, torch {torch}:"
+
+
+def speeds_table(names: Sequence[str], rows: Sequence[str] = tuple(speeds.WORDS)) -> str:
+    """How quick zfnet is beside others, of several benchmarks; those of one machine and version stand in one table."""
+    groups = defaultdict[tuple[str, ...], list[tuple[str, dict[str, Any]]]](list)
+    for name in names:
+        if known := bench(name):
+            how = (known["machine"], known["hardware"], known["versions"]["torch"], known["versions"]["captum"])
+            groups[how].append((name, known))
+    if not groups:
+        return MISSING
+    parts = []
+    for group in groups.values():
+        every = [row for _, known in group for row in known["rows"]]
+        head = measured([name for name, _ in group], group[0][1]).removesuffix(":")
+        parts.append(f"{head}, Captum {group[0][1]['versions']['captum']}:\n\n{speeds.speed_table(every, rows)}")
+    return "\n\n".join(parts)
+
+
+def unique_table() -> str:
+    """What zfnet does that other tools do not, with what was measured of it."""
+    rows = [row for name in speeds.BENCHES for row in (bench(name) or {"rows": []})["rows"]]
+    units, first, fifth = (speeds.times(rows, f"project{of}", "Captum") for of in (", all five", " relu1", " relu5"))
+    captum, plain = (speeds.times(rows, "occlude ZFNet", beside) for beside in ("Captum", "plain batches"))
+    scan = speeds.ratio(rows, "scan relu1..relu5", "")
+    cells = [
+        [
+            "projects single units from their receptive fields alone, many at once, with the result of the whole image",
+            "run the whole image for each unit",
+            f"five layers: {units}; layer 1: {first}; layer 5: {fifth}",
+        ],
+        [
+            "occludes and computes only what the square can reach; activity, probability and class in one pass",
+            "run the whole network for each square",
+            f"{captum}; {plain}",
+        ],
+        [
+            "finds the strongest activations of every map of all layers in one pass, and where they are; a stopped scan "
+            "resumes, and parts join to the bit",
+            "have no such search (Captum, TorchRay), or keep 40 a channel and do not resume (zennit-crp)",
+            MISSING if scan is None else f"{scan:.2f} of the speed of a bare forward pass",
+        ],
+        [
+            "computes exact receptive fields of any network that it can trace, at borders and behind branches",
+            "have a table for one network (deep-visualization-toolbox), or a threshold on a heatmap (zennit-crp)",
+            "equal to the measured support of the gradient in every test",
+        ],
+        [
+            "draws every figure and table of the paper, and judges each claim by a written rule",
+            "draw none of Figures 4, 5 and 6, and do not measure Table 1",
+            f"{len(CLAIMS)} claims",
+        ],
+        [
+            "builds an atlas: a site of every feature map, which opens by double click and can be checked",
+            "have a live view, or folders of pictures",
+            atlas_in_words(),
+        ],
+        [
+            "asks whether a projection marks the pixels that matter to a unit, with controls and intervals",
+            "leave it to the eye",
+            networks.verdicts(ablations()).removesuffix(".") if ablations() else MISSING,
+        ],
+    ]
+    return table(["zfnet", "other tools", "measured"], cells)
 
 
 def atlas_table() -> str:
@@ -305,6 +381,16 @@ def atlas_table() -> str:
         )
     head = ["atlas", "layers", "maps", "images", "files", "size", "time", "of it scan and projection", "peak memory"]
     return table(head, rows) if rows else MISSING
+
+
+def atlas_in_words() -> str:
+    """The largest atlas that was made: maps, images, time and size."""
+    made = [result["ours"] for result in results("atlas/*").values()]
+    if not made:
+        return MISSING
+    largest = max(made, key=lambda ours: sum(ours["maps"].values()))
+    maps, seconds = sum(largest["maps"].values()), sum(largest["seconds"].values())
+    return f"{maps:,} maps of {largest['images']:,} photographs: {seconds:.0f} s, {largest['bytes'] / 1e6:.0f} MB"
 
 
 def pieces_table() -> str:
@@ -343,6 +429,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "scale, on paper": partial(bench_table, "scale", scale.paper_table),
     "timm": families.timm_table,
     "atlas": atlas_table,
+    "unique": unique_table,
+    "speed": partial(speeds_table, ("forward", "scan", "project", "extended", "record", "ablation")),
+    "speed, occlusion": partial(speeds_table, ("occlusion",)),
+    "speed, in short": partial(speeds_table, ("scan", "project", "occlusion"), speeds.SHORT),
     "pieces": pieces_table,
     "overlap": partial(bench_table, "scan", scale.overlap_table),
 }
