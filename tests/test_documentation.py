@@ -9,9 +9,8 @@ import contextlib
 import io
 import re
 import shlex
-import subprocess
-import sys
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from pathlib import Path
 from typing import NamedTuple
@@ -21,20 +20,19 @@ import torch
 import torchvision
 from PIL import Image
 
-from experiments.run import run
+from experiments import run as running
 from experiments.setup.commands import parsed, spelled
-from experiments.setup.configuration import configured, suite
+from experiments.setup.configuration import CONF, configured, suite
 from experiments.setup.objects import Objects
 from scripts import bench, windows
-from zfnet import ZFNet
-from zfnet.data import Scenes
-from zfnet.weights import load
+from zfnet import ZFNet, atlas
+from zfnet.data import Preprocessing, Scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "gallery" not in page.parts)]
 REASON = re.compile(r"<!-- not run: (.+) -->")
 PROGRAMS = ("python", "pip", "pytest", "torchrun", "bash", "sphinx-build", "ruff", "git")
-SECONDS = ("stripes", "steps", "units")  # experiments that run here, of the network that comes with the sources
+SECONDS = ("stripes", "units")  # experiments that run here; the others have tests of their own
 DONE = {"docs/claims.md": "tests/test_reproduce.py"}  # pages whose commands another test composes
 
 
@@ -91,12 +89,12 @@ def commands(block: Block) -> Iterator[list[str]]:
 
 
 ALL = [block for page in PAGES for block in blocks(page)]
-COMMANDS = [
-    (block, words)
-    for block in ALL
+COMMANDS = {
+    tuple(words): block.where
+    for block in reversed(ALL)
     if block.language in ("bash", "indented") and not block.reason and str(block.page.relative_to(ROOT)) not in DONE
     for words in commands(block)
-]
+}  # each once, with the first place that has it
 PYTHON = sorted({block.page for block in ALL if block.language == "python" and not block.reason})
 
 
@@ -126,6 +124,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self, width=4):\n"
         "        super().__init__(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 4, 3), nn.ReLU())\n"
     )
+    (tmp_path / "NETWORK").mkdir()
+    (tmp_path / "NETWORK" / "model.safetensors").symlink_to(ROOT / "published" / "zfnet_small-scenes.safetensors")
     return tmp_path
 
 
@@ -133,16 +133,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def compose(words: list[str]) -> None:
-    """Check the words of an experiment as the command line does before anything runs."""
-    if "--help" in words:
-        words.remove("--help")
+    """Check the words of an experiment as the command line does before anything runs.
+
+    [model=...] may be left out, and is; shard=0/4,... goes on. A launcher that is not installed is looked up.
+    """
+    words = [word.replace(",...", "") for word in words if not word.startswith(("[", "--help"))]
     swept = "-m" in words
-    words = spelled([word for word in words if word != "-m" and word != "..."], swept)
+    launchers = [word for word in words if word.startswith("hydra/launcher=")]
+    assert all((CONF / "hydra" / "launcher" / f"{word.partition('=')[2]}.yaml").exists() for word in launchers)
+    words = spelled([word for word in words if word not in ("-m", *launchers)], swept)
     single = [word for word in words if not parsed(word, swept)[1].is_sweep_override()]
-    for name, own in suite(configured(single), single):
-        if not swept:
-            Objects(configured(own), own, run)
-        assert name
+    for _, own in suite(configured(single), single):
+        Objects(configured(own), own, running.run)
 
 
 def look_up(words: list[str]) -> None:
@@ -165,14 +167,56 @@ def look_up(words: list[str]) -> None:
             assert all(f"{name} " in bench.__doc__ for name in names)
 
 
-@pytest.mark.parametrize(("block", "words"), [pytest.param(b, w, id=f"{b.where} {' '.join(w)[-60:]}") for b, w in COMMANDS])
-def test_commands(block: Block, words: list[str], place: Path) -> None:
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: f"{COMMANDS[words]} {' '.join(words)[-60:]}")
+def test_commands(words: tuple[str, ...], place: Path, run: Callable[..., tuple[int, list[str]]]) -> None:
     if "experiments/run.py" not in words:
-        look_up(words)
+        look_up(list(words))
         return
-    words = words[words.index("experiments/run.py") + 1 :]
-    files = {"FILE": "my/weights.safetensors", "FOLDER": "my/photographs"}
-    compose([word.replace("...", "") if word.startswith("shard=") else word for word in words])
-    assert files
+    own = list(words[words.index("experiments/run.py") + 1 :])
+    compose(own)
+    if own in [[f"experiment={name}"] for name in SECONDS]:
+        assert run(*own) == (0, [])
 
 
+# ---- Python ----------------------------------------------------------------------------------------------------------
+
+
+def small_resnet(weights: str) -> torch.nn.Module:
+    """A ResNet with the layer names of ResNet50 up to the one that pages look into, of random weights: no download."""
+    assert weights == "DEFAULT"
+    torch.manual_seed(0)
+    layers = torchvision.models.resnet.Bottleneck
+    return torchvision.models.ResNet(layers, [1, 4, 1, 1], num_classes=10, width_per_group=8).eval()
+
+
+def prepared(page: Path) -> dict[str, object]:
+    """What a page supposes: a network and images of the reader's own, and an atlas of them."""
+    if page.name != "atlas.md":
+        return {}
+    torch.manual_seed(0)
+    network = ZFNet(16, maps=(4, 4, 18, 4, 18), hidden=(8,), image_size=64, init="he").eval()
+    network.preprocessing = Preprocessing(size=64, resize=64)
+    dataset = Scenes("val", 12, size=64, transform=network.preprocessing)
+    atlas.build(network, dataset, "outputs/atlas/zfnet_small-scenes", progress=False)
+    shutil.copy(ROOT / "docs" / "fig7.jpg", "dog.jpg")
+    return {"model": network, "dataset": dataset}
+
+
+@pytest.mark.parametrize("page", PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision.models, "resnet50", small_resnet)
+    known = prepared(page)
+    before = ""
+    for block in blocks(page):
+        if block.language == "python" and not block.reason:
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(block.text, block.where, "exec"), known)
+            before = printed.getvalue()
+        elif block.language == "text" and before:
+            assert block.text.strip() == before.strip(), block.where
+            before = ""
+
+
+def test_the_picture_of_windows_is_what_is_computed() -> None:
+    assert windows.FILE.read_text(encoding="utf-8") == windows.drawn(), "run python scripts/windows.py"
