@@ -192,7 +192,9 @@ def first_figures() -> str:
     if len(seconds) < 3 or len(machines) > 1:
         return MISSING
     each = ", ".join(f"{name} {took:.0f} s" for name, took in seconds.items())
-    return f"When the committed results were made, with {machines.pop()}, they took {sum(seconds.values()):.0f} s: {each}."
+    return (
+        f"When the committed results were made, with {machines.pop()}, they took {sum(seconds.values()):.0f} s: {each}."
+    )
 
 
 def lattice_table() -> str:
@@ -212,6 +214,36 @@ def spread(values: Sequence[float], digits: int) -> str:
     """The least and the largest of several numbers."""
     ends = dict.fromkeys(f"{value:.{digits}f}" for value in (min(values), max(values)))
     return " to ".join(ends)
+
+
+def depth_table() -> str:
+    """What removing layers of Krizhevsky's network costs, in points of validation error, beside the paper's."""
+    rows, flat = [], list[bool]()
+    for name, result in results("table3/*").items():
+        ours, paper = result["ours"], result["paper"]["error"]
+        flat += [of["flat"] for of in ours["training"].values()]
+        for layers in ("3, 4", "6, 7", "3, 4, 6, 7"):
+            if of := ours["difference"].get(variant := f"krizhevsky without layers {layers}"):
+                of, seeds = of["validation_top1"], len(ours["seeds"][variant])
+                bounds = "" if of["interval"] is None else " to ".join(f"{end:+.1f}" for end in of["interval"])
+                theirs = paper[variant]["validation_top1"] - paper["krizhevsky"]["validation_top1"]
+                rows.append([f"`{name}`", layers, seeds, f"{of['mean']:+.1f}", bounds, f"{theirs:+.1f}"])
+    if not rows:
+        return MISSING
+    head = ["", "layers removed", "seeds", "points of validation error", "95 % interval", "paper"]
+    words = f"The validation error was flat over the last third of {flat.count(True)} of {len(flat)} trainings."
+    return f"{table(head, rows)}\n\n{words}"
+
+
+def dead_maps() -> str:
+    """How many maps of layer 2 died in the runs of the network that is trained by the paper's recipe."""
+    runs = results("train/zfnet_small-tiny_imagenet, seed *").values()
+    counts = [run["ours"]["dead_maps"]["relu2"] for run in runs]
+    rates = {run["settings"]["recipe"]["learning_rate"] for run in runs}
+    if not counts or len(rates) > 1:
+        return MISSING
+    each = ", ".join(f"{count['dead']} of {count['maps']}" for count in counts)
+    return f"At a rate of {rates.pop()}, maps of layer 2 died in the runs of `zfnet_small` above: {each}."
 
 
 def transfer_table() -> str:
@@ -416,6 +448,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "trained": trained_table,
     "first figures": first_figures,
     "lattice": lattice_table,
+    "depth": depth_table,
+    "dead maps": dead_maps,
     "transfer": transfer_table,
     "ablation": partial(ablation_table, networks.primary_table),
     "contrasts": partial(ablation_table, networks.verdicts),

@@ -194,9 +194,9 @@ def prepared(page: Path) -> dict[str, object]:
     if page.name != "atlas.md":
         return {}
     torch.manual_seed(0)
-    network = ZFNet(16, maps=(4, 4, 18, 4, 18), hidden=(8,), image_size=64, init="he").eval()
-    network.preprocessing = Preprocessing(size=64, resize=64)
-    dataset = Scenes("val", 12, size=64, transform=network.preprocessing)
+    network = ZFNet(16, maps=(4, 4, 18, 4, 18), hidden=(8,), init="he").eval()
+    network.preprocessing = Preprocessing(resize=224)
+    dataset = Scenes("val", 12, transform=network.preprocessing)
     atlas.build(network, dataset, "outputs/atlas/zfnet_small-scenes", progress=False)
     shutil.copy(ROOT / "docs" / "fig7.jpg", "dog.jpg")
     return {"model": network, "dataset": dataset}
