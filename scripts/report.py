@@ -363,8 +363,8 @@ def unique_table() -> str:
             f"{captum}; {plain}",
         ],
         [
-            "finds the strongest activations of every map of all layers in one pass, and where they are; a stopped scan "
-            "resumes, and parts join to the bit",
+            "finds the strongest activations of every map of all layers in one pass, and where they are; a stopped "
+            "scan resumes, and parts join to the bit",
             "have no such search (Captum, TorchRay), or keep 40 a channel and do not resume (zennit-crp)",
             MISSING if scan is None else f"{scan:.2f} of the speed of a bare forward pass",
         ],
