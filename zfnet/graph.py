@@ -164,7 +164,7 @@ class Graph:
         self.carriers: set[fx.Node] = set()  # the steps that depend on what is in the image, not on its size alone
         self._overwrites: set[fx.Node] = set()
         self._memory: dict[fx.Node, fx.Node] = {}  # the first of the steps whose outputs share memory
-        self._read(graph, tracer.names)
+        self._read(graph, tracer.names())
         self.returned = next(node.args[0] for node in graph.nodes if node.op == "output")
         self.output = self._first_output(graph)
         self.inputs = [node for node in self.nodes if node.op == "placeholder"]
@@ -328,7 +328,8 @@ class Graph:
         """The step of a layer: a graph name, the module itself, or a module's name, which stands for its last step."""
         name = self.name(layer)
         if name in self._by_name:
-            if not isinstance(layer, str) and any(f"{name}_{n}" in self._by_name for n in range(1, 3)):
+            calls = [node for node in self.nodes if node.op == "call_module" and node.target == name]
+            if not isinstance(layer, str) and len(calls) > 1:
                 raise InputError(f"the module {name} is used more than once: name its step, {name}, {name}_1, ...")
             return self._by_name[name]
         names = self.layers
