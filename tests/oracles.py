@@ -185,8 +185,12 @@ def held_heads(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: 
     return F.linear(torch.cat(heads, -1), given["out_proj_weight"], given["out_proj_bias"]), None
 
 
-def held_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return F.scaled_dot_product_attention(query.detach(), key.detach(), value, *args, **kwargs)
+def held_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Tensor:
+    if isinstance(attn_mask, Tensor):
+        attn_mask = attn_mask.detach()  # relative positions may depend on the query
+    return F.scaled_dot_product_attention(query.detach(), key.detach(), value, attn_mask, *args, **kwargs)
 
 
 def holding() -> dict[Callable, Callable]:
