@@ -1,6 +1,8 @@
 """EXTENDED against autograd with gates, statistics and attention weights as constants; equal to DECONVNET elsewhere."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,12 @@ from oracles import assert_close, check_units, deconvnet_by_autograd, on_the_ima
 from torch import Tensor, nn
 from torchvision import models
 
+from experiments.ablation import ablation, measure
+from experiments.figures import fig2, fig7
+from experiments.questions import steps
 from scripts.zoo import ZOO, drawn, extended_layers, layer_deviation, randomised
 from zfnet import DECONVNET, EXTENDED, GRADIENT, GUIDED, Deconvnet, InputError, receptive_field
+from zfnet.data.scenes import Scenes
 from zfnet.extended import PASSED_NORMS, SLOPED
 
 SIDE = 10
@@ -423,3 +429,23 @@ _PRODUCTS = {
     )
     for name in names.split()
 }
+
+
+@pytest.mark.parametrize("experiment", ["fig2", "fig7", "steps", "ablation"])
+def test_a_layer_that_cannot_be_projected_is_refused_before_the_images_are_scanned(
+    experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Scenes("val", 60, size=32)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(3600, len(data.classes)))
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the images were scanned")
+
+    for module in (fig2, fig7, steps, measure):
+        for name in ("scan", "kept_scan"):
+            monkeypatch.setattr(module, name, never, raising=False)
+    main: Any = {"fig2": fig2, "fig7": fig7, "steps": steps, "ablation": ablation}[experiment].main
+    layers = {"layer": "1"} if experiment in ("fig7", "steps") else {"layers": ["1"]}
+    more = {"fig2": {"grids": [[1, 1]]}}.get(experiment, {})
+    with pytest.raises(InputError, match=r"no deconvnet rule for SiLU at 1; .*rules=.extended"):
+        main(model, data, tmp_path / "out", **layers, **more)

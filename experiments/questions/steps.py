@@ -100,6 +100,7 @@ def main(
     at_least(1, images=images or 1, shown=shown)
     at_least(0, rank=rank or 0)
     deconvnet, photographs = look.deconvnet(model), as_images(data)
+    deconvnet.check([layer], image_size(photographs))
     count = min(images or len(data), len(data))
     k = min(9, count) if rank is None else rank + 1
     tops = scan(deconvnet.graph, data, [layer], k, indices=range(count), **reading)
