@@ -435,7 +435,7 @@ _PRODUCTS = {
 def test_a_layer_that_cannot_be_projected_is_refused_before_the_images_are_scanned(
     experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = Scenes("val", 60, size=32)
+    data = Scenes("val", 240, size=32)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(3600, len(data.classes)))
 
     def never(*_: object, **__: object) -> None:

@@ -107,12 +107,11 @@ def main(
     result.settings["layers"] = layers = as_list(layers)
     check_choice(choose, layers)
     check(maps, probes, enhance, settled)
-    page, lines = Page(look.width), style_of(style).lines
+    page, lines, state = Page(look.width), style_of(style).lines, Path(out) / "scan.partial"
     files = snapshots(weights, epochs)
     deconvnets = [look.deconvnet(load(copy.deepcopy(model), file).eval()) for file in files.values()]
     deconvnets[-1].check(layers, image_size(as_images(data)))
-    graphs, state = [deconvnet.graph for deconvnet in deconvnets], Path(out) / "scan.partial"
-    scans = scan_together(graphs, data, layers, 1, state=state, keep_state=True, **reading)
+    scans = scan_together([each.graph for each in deconvnets], data, layers, 1, state=state, keep_state=True, **reading)
     tops, random = {layer: [scan[layer] for scan in scans] for layer in layers}, torch.Generator().manual_seed(seed)
     drawn = {layer: chosen(layer, tops[layer][-1], maps, choose, random) for layer in layers}
     panels = panels_of(deconvnets, data, tops, drawn, Preprocessing.of(model))
