@@ -46,7 +46,7 @@ from zfnet.analysis.filters import (
     spectral_energy,
     together,
 )
-from zfnet.data.images import as_images, image_size
+from zfnet.data.images import image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.deconvnet import project_top
 from zfnet.model import variant
@@ -150,8 +150,6 @@ def main(
     page = Page(look.width)
     check(architecture, recipe, maps, k, seeds, scale)
     forms, limit = forms_of(architecture, recipe), float(recipe.max_filter_rms or 0)
-    for make, _ in forms.values():
-        look.deconvnet(make()).check(LAYERS, image_size(as_images(data)))  # before hours of training
     seen: Outcomes = {name: [] for name in forms}
     for n, name in itertools.product(range(seeds), forms):
         make, how = forms[name]
