@@ -593,6 +593,8 @@ def plain_occlusion(
 def extent(support: Tensor) -> tuple[int, int, int, int]:
     """Top, left, bottom, right of what is true in (H, W), ends exclusive."""
     rows, columns = support.any(1).nonzero().flatten(), support.any(0).nonzero().flatten()
+    if not len(rows):  # a unit on padding, as a token of a window that hangs over
+        return 0, 0, 0, 0
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
