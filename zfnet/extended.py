@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from zfnet.attention import multihead_attention, value_path
 from zfnet.operations import (
+    BUILT_ON,
     DECONVNET,
     DROPOUTS,
     GRADIENT,
@@ -32,6 +33,7 @@ from zfnet.operations import (
     RECTIFIERS,
     RMS_NORMS,
     SHIFTED_ATTENTION,
+    TURNED,
     UNCHANGED,
     Operation,
     Part,
@@ -127,7 +129,7 @@ def _decides(step: Step, node: fx.Node, mixed: bool = False) -> bool:
 
 def _is_constant(node: fx.Node, steps: int = 6) -> bool:
     """Whether a step gives a size, or what is made of parameters in so many steps."""
-    if node.op == "get_attr" or node.target in (getattr, "size"):
+    if node.op == "get_attr" or node.target == "size" or (node.target is getattr and node.args[1] not in TURNED):
         return True
     return steps > 0 and node.op != "placeholder" and all(_is_constant(n, steps - 1) for n in node.all_input_nodes)
 
@@ -163,6 +165,8 @@ def gated_window(step: Step) -> Window | None:
         return WHOLE
     if len(step.sources) != 2 or (gates := gates_of(step)).count(False) != 1:
         return None
+    if any(len(shape) != len(step.output) for shape in step.shapes):
+        return None  # one gate for all images
     gated = step.shapes[gates.index(False)]
     return POINTWISE._replace(decided=(gates.index(True),)) if gated[1:] == step.output[1:] else None
 
@@ -285,7 +289,8 @@ def attend(step: Step, signal: Tensor) -> Sequence[Part]:
     if value not in inputs:
         raise step.refuse(" whose values do not depend on the image")
     tensors = [inputs.get(x, x) for x in (query, key, value)]
-    path = value_path(step.argument("attention"), *tensors, **(step.argument("settings") or {}))
+    settings = fx.map_arg(step.argument("settings"), lambda source: inputs[source])  # a mask may be of the image
+    path = value_path(step.argument("attention"), *tensors, **settings)
     (part,) = vector_jacobian(path, [inputs[value]], signal)
     return [part if source is value else None for source in step.sources]
 
@@ -325,6 +330,7 @@ EXTENDED: dict[Any, Operation] = DECONVNET | {
     **_rows([F.scaled_dot_product_attention], attend_to_values, reads_input=True),
     **_rows([SHIFTED_ATTENTION], attend_in_windows, reads_input=True),
 }
+BUILT_ON.append(EXTENDED)
 # alternatives, to be added to EXTENDED
 SLOPED: dict[Any, Operation] = _rows(LEAKY, slope)
 PASSED_ACTIVATIONS: dict[Any, Operation] = _rows([*SMOOTH, *LEAKY], through)

@@ -567,6 +567,8 @@ def layout_behind(step: Step, before: Sequence[Layout]) -> Layout:
     usual = maps_second(dimensions)
     if dimensions < 3 or step.lookup(_READ_SECOND, step.node):
         return usual
+    if step.kind == "einsum" and len(step.sources) > 1 and (layout := _layout_of_einsum(step, before)):
+        return layout
     if not step.lookup(_MOVED, step.node) or len(step.sources) != 1:
         same = (layout for layout, shape in zip(before, step.shapes, strict=True) if len(shape) == dimensions)
         layout = next(same, usual)
@@ -579,6 +581,20 @@ def layout_behind(step: Step, before: Sequence[Layout]) -> Layout:
     if tokens and len(rows) == 2 and max(rows) - min(rows) == 1:  # which become rows and columns
         rows, columns = frozenset([min(rows)]), frozenset([max(rows)])
     return Layout(maps, rows, columns)
+
+
+def _layout_of_einsum(step: Step, before: Sequence[Layout]) -> Layout | None:
+    """The layout of an einsum of several tensors, by the letters of their axes; None where no axis of maps is left."""
+    terms, _, output = str(step.argument("equation")).replace(" ", "").partition("->")
+    operands = [a for a in step.node.args[1:] if isinstance(a, fx.Node) and a in step.sources]
+    if "." in terms or not output or len(operands) != len(step.node.args) - 1:
+        return None
+    layouts = dict(zip(step.sources, before, strict=True))
+    axes: list[set[int]] = [set(), set(), set()]
+    for term, operand in zip(terms.split(","), operands, strict=True):
+        for found, own in zip(axes, layouts[operand], strict=True):
+            found |= {output.index(term[axis]) for axis in own if term[axis] in output}
+    return Layout(*map(frozenset, axes)) if axes[0] else None
 
 
 def _moved(call: Callable[[Tensor], Tensor], shape: Sequence[int], axes: frozenset[int]) -> frozenset[int]:
@@ -928,6 +944,7 @@ def written(x: Tensor, value: Any, view: Callable[..., Tensor], args: Any, kwarg
     return x.flatten().scatter(0, numbers.flatten(), value.flatten()).view(x.shape)
 
 
+TURNED = ("T", "mT")  # attributes that move elements
 SPLITS = named("torch.chunk Tensor.chunk torch.split Tensor.split torch.unbind Tensor.unbind torch.tensor_split")
 MOVES = [  # operations that move elements, and do nothing else
     piece,
@@ -938,7 +955,7 @@ MOVES = [  # operations that move elements, and do nothing else
         "Tensor.repeat Tensor.narrow torch.narrow Tensor.select torch.select Tensor.swapaxes torch.swapaxes "
         "Tensor.swapdims torch.swapdims Tensor.moveaxis torch.moveaxis torch.movedim Tensor.diagonal torch.diagonal "
         "Tensor.view_as Tensor.reshape_as Tensor.expand_as Tensor.broadcast_to torch.broadcast_to Tensor.t torch.t "
-        "nn.ChannelShuffle F.channel_shuffle torch.channel_shuffle"
+        "nn.ChannelShuffle F.channel_shuffle torch.channel_shuffle Tensor.T Tensor.mT"
     ),
 ]
 RECTIFIERS = named(
@@ -1130,13 +1147,17 @@ def is_repetition(row: Operation | None) -> bool:
 
 def moves_axes(operation: str) -> bool:
     """Whether an operation of that name exchanges axes, after which the second may be no longer that of maps."""
-    return operation in ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "einsum")
+    moving = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "einsum")
+    return operation in (*moving, *TURNED)
+
+
+BUILT_ON: list[dict[Any, Operation]] = []  # the rule sets that hold all of DECONVNET, and more
 
 
 def rule(
     *operations: Any, window: Window | Callable[[Step], Window | None] | None = None, reads_input: bool = False
 ) -> Callable[[Back], Back]:
-    """Add a rule for operations to DECONVNET; a Deconvnet that exists already keeps its own.
+    """Add a rule for operations to DECONVNET, and to EXTENDED; a Deconvnet that exists already keeps its own.
 
     Args:
         operations: module types, functions, or methods such as `Tensor.add`.
@@ -1147,7 +1168,8 @@ def rule(
     def register(back: Back) -> Back:
         for operation in operations:
             before = DECONVNET.get(operation)
-            DECONVNET[operation] = Operation(back, window or (before and before.window), reads_input)
+            for rules in (DECONVNET, *BUILT_ON):
+                rules[operation] = Operation(back, window or (before and before.window), reads_input)
         return back
 
     return register
