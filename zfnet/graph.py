@@ -25,6 +25,7 @@ from zfnet.operations import (
     SIGNATURES,
     SPLITS,
     SWITCHED,
+    TURNED,
     Layout,
     Rules,
     Step,
@@ -223,10 +224,12 @@ class Graph:
     def _taken_apart(self, node: fx.Node, names: Mapping[fx.Node, str]) -> bool:
         """Whether the step gives several tensors; then each of its readers is made to compute the piece it reads."""
         split = self._key(node)
-        if node.op == "placeholder" or not node.args or not node.users:
+        if node.op == "placeholder" or not node.users:
             return False
         if any(user.target is not operator.getitem or not isinstance(user.args[1], int) for user in node.users):
             return False
+        if not node.args:  # all are given by name
+            return self._takes_attention(node, names)
         if split in SPLITS:
             for user in list(node.users):
                 user.target, user.kwargs = piece, node.kwargs
@@ -365,7 +368,8 @@ class Graph:
         module = self.module(node)
         if module is not None:
             return type(module).__name__
-        target = node.args[1] if node.target is piece else node.target
+        turned = node.target is getattr and node.args[1] in TURNED
+        target = node.args[1] if node.target is piece or turned else node.target
         return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
     def kind(self, node: fx.Node) -> str:
@@ -377,6 +381,8 @@ class Graph:
     def _key(self, node: fx.Node) -> Any:
         if node.op == "call_module":
             return type(self.model.get_submodule(str(node.target)))
+        if node.target is getattr and node.args[1] in TURNED:
+            return getattr(Tensor, str(node.args[1]))
         return getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
 
     def lookup(self, table: Mapping[Any, Any], node: fx.Node) -> Any:
