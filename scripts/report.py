@@ -28,7 +28,7 @@ from experiments.output.results import ROOT, read_result
 from experiments.output.tables import shown, table
 from experiments.tables.runs import flat
 from experiments.tables.table6 import KINDS
-from scripts import families, pieces, scale, speeds
+from scripts import beside, families, pieces, scale, speeds
 from scripts.claims import CLAIMS, MISSING, UNTESTED, Claim
 from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.files import write_atomically
@@ -300,6 +300,20 @@ def verdicts() -> str:
     return f"Of {len(each)} claims of the paper, by rules that were written down: {counts}."
 
 
+@cache
+def all_verdicts() -> dict[Claim, str]:
+    """The verdict of each claim."""
+    return {claim: judged(claim)[0] for claim in CLAIMS}
+
+
+def beside_table(experiment: str) -> str:
+    """The paper's numbers beside ours, for one of its figures or tables."""
+    found = results(f"{experiment}/*")
+    return (
+        beside.beside(experiment, found, all_verdicts(), [command(of) for of in found.values()]) if found else MISSING
+    )
+
+
 def bench(name: str) -> dict[str, Any] | None:
     """What scripts/bench.py measured, from results/bench/<name>.json; None if it is not there."""
     file = ROOT / "results" / "bench" / f"{name}.json"
@@ -469,6 +483,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed, in short": partial(speeds_table, ("scan", "project", "occlusion"), speeds.SHORT),
     "pieces": pieces_table,
     "overlap": partial(bench_table, "scan", scale.overlap_table),
+    **{f"paper, {name}": partial(beside_table, name) for name in beside.ENTRIES},
 }
 
 

@@ -16,7 +16,10 @@ def printable(text: object) -> str:
 
 
 class InputError(ValueError):
-    """A mistake in the input: its message is one line that says what is wrong, where, and what to do."""
+    """A mistake in the input: its message is one line that says what is wrong, where, and what to do.
+
+    It is a ValueError; `zfnet` raises nothing else for what a user can put right.
+    """
 
     def __init__(self, message: object = "") -> None:
         line = printable(message)

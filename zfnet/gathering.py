@@ -40,11 +40,11 @@ class Statistics(NamedTuple):
     K is the number of classes, S that of the sampled images.
     """
 
-    fires: Tensor  # (C,) int64: images in which the maximum is above 0
-    histogram: Tensor  # (C, BINS) int32: images by their maximum; bins as in EDGES
-    sums: Tensor  # (C, K + 1) int64: sums of the maxima by class in units of 1 / UNIT; last: of images without label
-    maxima: Tensor  # (C, S) float32: of the sampled images; -inf where one could not be read, or is of another part
-    places: Tensor  # (C, S) int32: where they are, row * columns + column; -1 where there is none
+    fires: Tensor  #: (C,) int64: images in which the maximum is above 0
+    histogram: Tensor  #: (C, BINS) int32: images by their maximum; bins as in EDGES
+    sums: Tensor  #: (C, K + 1) int64: sums of the maxima by class in units of 1 / UNIT; last: of images without label
+    maxima: Tensor  #: (C, S) float32: of the sampled images; -inf where one could not be read, or is of another part
+    places: Tensor  #: (C, S) int32: where they are, row * columns + column; -1 where there is none
 
     @classmethod
     def none(cls, maps: int, classes: int, sampled: int, device: torch.device | str = "cpu") -> "Statistics":

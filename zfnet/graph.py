@@ -120,6 +120,8 @@ class Shapes(Mapping[fx.Node, torch.Size]):
 class Graph:
     """A model as the list of its steps, each under torchvision's graph name (`features.12`, `layer4.1.add`).
 
+    Everything that takes a model also takes its graph: make one to trace the model once. Threads may share it.
+
     Args:
         model: wrappers (DataParallel, `torch.compile`) are looked into.
         operations: what is known of operations; a module type that is in it is one step.
@@ -129,8 +131,9 @@ class Graph:
         image_size: of the images for which conditions on sizes are looked up, pixels; None: that which the model says
             it is made for, or 224 x 224. For others, of which a condition comes out otherwise, the graph is refused.
         inputs: values for further arguments of `forward`, by name; without them the defaults are taken.
-    Raises InputError for a model whose control flow depends on the data, or that writes into parts of its tensors. A
-    graph may be shared by threads.
+
+    Raises:
+        InputError: for a model whose control flow depends on the data, or that writes into parts of its tensors.
     """
 
     def __init__(
@@ -542,7 +545,8 @@ class Graph:
     def shapes(self, image_size: Pair, last: fx.Node) -> Shapes:
         """The output shape of each step up to `last`, for one image of that size.
 
-        Raises InputError if the graph does not do what the model does with such images.
+        Raises:
+            InputError: if the graph does not do what the model does with such images.
         """
         image_size = pair(image_size)
         if min(image_size) < 1:

@@ -30,7 +30,9 @@ def spread(graph: Graph, size: int | Pair) -> list[str]:
     Args:
         graph: the network.
         size: of the images, pixels: (rows, columns), or one number for both.
-    Raises InputError if there is no such layer.
+
+    Raises:
+        InputError: if there is no such layer.
     """
     joints = _joints(graph, pair(size))
     if not joints:
@@ -102,7 +104,9 @@ def every(graph: Graph, size: int | Pair, rules: Rules = DECONVNET) -> list[str]
         graph: the network.
         size: of the images, pixels: (rows, columns), or one number for both.
         rules: that they are projected by.
-    Raises InputError if there is none.
+
+    Raises:
+        InputError: if there is none.
     """
     size = pair(size)
     shapes = graph.shapes(size, graph.output)

@@ -4,9 +4,10 @@ An `Operation` says how a signal goes back through it, which window of its input
 way back needs the forward input. A *rule set* is a mapping from operations (module types, functions, methods of Tensor)
 to these:
 
-    DECONVNET   max pooling -> unpool by switches, ReLU -> rectify the signal, convolution -> filter with transposed
-    weights GRADIENT    ReLU -> pass the signal where the unit fired: Simonyan et al. (2013), arXiv:1312.6034 GUIDED
-    both: Springenberg et al. (2014), arXiv:1412.6806
+    DECONVNET   max pooling -> unpool by switches, ReLU -> rectify the signal, convolution -> filter with the
+                transposed weights
+    GRADIENT    ReLU -> pass the signal where the unit fired: Simonyan et al. (2013), arXiv:1312.6034
+    GUIDED      both: Springenberg et al. (2014), arXiv:1412.6806
 
 Biases add nothing on the way down, and contrast normalisation is passed through: Zeiler & Fergus (2014), section 2.1.
 Every other linear operation is transposed. An operation without a rule is refused by name. To add one, write a function
@@ -40,7 +41,13 @@ from zfnet.windows import ALL, POINTWISE, WHOLE, Window, count_maps, maps_first,
 class Step:
     """One step of a traced model, as a rule or a window sees it.
 
-    `inputs` are the forward pass's, for operations that declare `reads_input`; `call` does the step on other inputs.
+    Attributes:
+        name: of the step, as `layer4.1.relu`.
+        operation: as ReLU6.
+        module: the module; None for a function or method.
+        argument: a function (name, default) that gives a module's attribute, or an argument of the call.
+        call: does the step on other inputs.
+        switches: of max pooling: (N, C, h, w), int64.
     """
 
     name: str  # layer4.1.relu
@@ -65,6 +72,7 @@ class Step:
 
     @property
     def inputs(self) -> list[Tensor]:
+        """The forward pass's inputs, for operations that declare `reads_input`."""
         return [self.read_input(number) for number in range(len(self.sources))]
 
     def refuse(self, why: str = "") -> InputError:
@@ -1158,6 +1166,9 @@ def rule(
     *operations: Any, window: Window | Callable[[Step], Window | None] | None = None, reads_input: bool = False
 ) -> Callable[[Back], Back]:
     """Add a rule for operations to DECONVNET, and to EXTENDED; a Deconvnet that exists already keeps its own.
+
+    It decorates a function of the step and the signal at its output, which returns the signal at its input: one for
+    each input, if there are several.
 
     Args:
         operations: module types, functions, or methods such as `Tensor.add`.

@@ -144,7 +144,9 @@ def read_scan(
         identity: what a scan would depend on now; see `zfnet.scanning.scan_identity`.
         layers: to read, by name; None: all that there are. No other is loaded.
         k: winners of each map; None: as many as there are.
-    Raises InputError for a folder that is damaged.
+
+    Raises:
+        InputError: for a folder that is damaged.
     """
     folder = Path(folder)
     contents = _contents(folder)
@@ -253,7 +255,9 @@ def kept_scan(
         shard: (number from 0, count): scan only that part, which is kept in a folder of its own, shards/3-of-64;
             `merge_shards` joins them.
         fresh: scan anew, whatever is kept.
-    Raises InputError for a folder that is damaged, or in which another run is scanning.
+
+    Raises:
+        InputError: for a folder that is damaged, or in which another run is scanning.
     """
     graph, images, folder = graph_of(model), as_images(dataset), Path(folder)
     device = device_and_dtype(graph.model)["device"]
@@ -346,7 +350,9 @@ def merge_shards(
         count: of how many shards; None: as many as those that are there say.
         distinct: as they were scanned.
     Returns: the layers.
-    Raises InputError that says which shards are missing, or are of something else.
+
+    Raises:
+        InputError: that says which shards are missing, or are of something else.
     """
     folder = Path(folder)
     identity = dict(scan_identity(model, dataset, distinct))

@@ -40,10 +40,14 @@ _CLAMPS = (torch.clamp, torch.clamp_, torch.clip, torch.clip_)
 
 
 class Scan(dict[str, TopActivations]):
-    """The strongest activations by layer, of `images` images that were read, and a message for each unreadable one.
+    """What `scan` gives: a dictionary of the strongest activations, `TopActivations` by the layer's name.
 
-    `statistics` are of every layer too, where they were gathered; else None. `sampled` (S,) are the images of which
-    these keep every map's maximum, `class_images` (K + 1,) counts images by label; last: those without one.
+    Attributes:
+        images: how many images were read.
+        broken: a message for each image that could not be read.
+        statistics: how often and how strongly each map fires, by layer, where they were gathered; else None.
+        sampled: (S,) int64, the images of which the statistics keep every map's maximum.
+        class_images: (K + 1,) int64, counts images by label; last: those without one.
     """
 
     def __init__(
@@ -63,7 +67,13 @@ class Scan(dict[str, TopActivations]):
     def merge(self, other: "Scan") -> "Scan":
         """The scan of both; exact for scans of disjoint parts of a dataset, in any order but that of `broken`.
 
-        A part of which no image could be read has no layers. InputError for scans of different layers, or k.
+        A part of which no image could be read has no layers.
+
+        Args:
+            other: of the same layers, with the same k.
+
+        Raises:
+            InputError: for scans of different layers, or of another k.
         """
         if self and other and set(self) != set(other):
             layer = min(set(self) ^ set(other))
@@ -113,9 +123,14 @@ def scan(
 ) -> Scan:
     """Find the k strongest activations of every feature map of the layers over a dataset.
 
+    Zeiler & Fergus (2014), Figure 2: the nine strongest of each feature map over the validation set.
+
     Args:
+        model: a network, or the graph of one.
         dataset: what `as_images` takes. Images that cannot be read are left out, and named in the result's `broken`.
         layers: names, or modules of the model.
+        k: how many of each map.
+        batch_size: images that are run at once; the result does not depend on it.
         distinct: count an image once for a map, at its strongest position; otherwise any positions.
         indices: scan only these images; `Scan.merge` joins such parts.
         shard: (number from 0, count): scan only that part, which is cut at whole batches: merged, all parts are the
@@ -126,10 +141,12 @@ def scan(
         state: a file that keeps an interrupted scan; the same call resumes from it.
         keep_state: leave the finished scan in that file, for a caller that has more to do before it can be deleted.
         fresh: start anew and overwrite `state`.
+        progress: show a progress bar.
         known: what `scan_identity` gave, where the caller has it: it may take as long as reading all images.
 
-    Raises InputError for unknown layers, fewer images than k, images that do not fit the network, NaN, and a `state`
-    that is damaged or of another scan.
+    Raises:
+        InputError: for unknown layers, fewer images than k, images that do not fit the network, NaN, and a `state` that
+            is damaged or of another scan.
     """
     how: dict[str, Any] = {"batch_size": batch_size, "distinct": distinct, "gather": gather, "workers": workers}
     how |= {"keep_state": keep_state, "fresh": fresh, "known": known}

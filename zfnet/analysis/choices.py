@@ -1,4 +1,4 @@
-"""Two-alternative forced choices: does a picture of a unit tell what the unit will do?
+"""Two-alternative forced choices: does a picture of a unit tell what the unit will do? ::
 
     intervention    of two squares laid over an image, which one lowers the unit more? Zimmermann et al. (2021),
                     arXiv:2106.12447
@@ -22,7 +22,11 @@ SIDE, ACROSS = 0.4, 5  # squares of 0.4 sides, at 5 x 5 places
 def extents(inside: Tensor) -> Tensor:
     """The rectangle of each unit's pixels: (M, 4: top, left, bottom, right), int64.
 
-    InputError if a unit sees no pixel, or no rectangle.
+    Args:
+        inside: (M, S, S), bool.
+
+    Raises:
+        InputError: if a unit sees no pixel, or no rectangle.
     """
     ends = []
     for side in (inside.any(2), inside.any(1)):

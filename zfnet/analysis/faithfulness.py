@@ -28,7 +28,11 @@ def sobel(crops: Tensor, inside: Tensor) -> Tensor:
     """Sobel's derivatives of each channel: (M, 2 C, S, S), first C across, then C down.
 
     Their `energy` is the squared strength of edges, whatever their direction. They are 0 along the image's border,
-    which is no edge. Args: crops (M, C, S, S), and inside (M, S, S), bool.
+    which is no edge.
+
+    Args:
+        crops: (M, C, S, S).
+        inside: (M, S, S), bool.
     """
     across = crops.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     filters = torch.stack([across, across.T])[:, None]

@@ -65,8 +65,9 @@ def features(
         workers: processes that read images; by default as many as there are cores, up to eight.
         fresh: compute these features anew, whatever there is.
 
-    Raises InputError for unknown layers, broken images, values that `dtype` cannot hold, files that are damaged, and
-    features that another run is computing.
+    Raises:
+        InputError: for unknown layers, broken images, values that `dtype` cannot hold, files that are damaged, and
+            features that another run is computing.
     """
     graph, images = graph_of(model), as_images(dataset)
     if dtype not in TYPES:

@@ -37,11 +37,17 @@ DISTANCES: dict[str, Callable[[Tensor], Tensor | float]] = {  # divisors of the 
 
 
 class Invariance(NamedTuple):
-    """What A amounts of a transform do to N images."""
+    """What A amounts of a transform do to N images.
 
-    amounts: Tensor  # (A,): pixels down, magnification, or degrees anticlockwise
-    distance: dict[str, Tensor]  # (N, A) by layer
-    probability: Tensor  # (N, A), of the true label
+    Attributes:
+        amounts: (A,), pixels down, magnification, or degrees anticlockwise.
+        distance: by layer (N, A), how far its features moved.
+        probability: (N, A), of the true label.
+    """
+
+    amounts: Tensor
+    distance: dict[str, Tensor]
+    probability: Tensor
 
 
 def transformed(

@@ -2,7 +2,7 @@
 
 A projection says something of a unit only if it would be another one with other weights (Adebayo et al. 2018,
 arXiv:1810.03292), for another map at the same place, and if it is more than the image's edges (Nie et al. 2018,
-arXiv:1805.07039). Four measures say how alike two pictures are; Adebayo et al. take the first three, without a field:
+arXiv:1805.07039). Four measures say how alike two pictures are; Adebayo et al. take the first three, without a field::
 
     similarity         Spearman's correlation of energies: where is much shown? Given a field: beyond where any unit
                        of the layer shows much

@@ -1,7 +1,7 @@
 """Means over feature maps and images, and what can be concluded from them.
 
 A value belongs to a map and to an image. The values of a map are alike and so are those of an image: they are not
-independent, and other maps and other images would have given another mean.
+independent, and other maps and other images would have given another mean. ::
 
     two_way           the mean, its 95 % interval, a test of 0, and whether it is as good as 0
     holm              p-values of a family of tests, corrected
@@ -35,7 +35,7 @@ class Estimate(NamedTuple):
     mean: float
     low: float
     high: float
-    values: int  # how many it is the mean of
+    values: int  #: how many it is the mean of
 
 
 class Contrast(NamedTuple):
@@ -45,8 +45,8 @@ class Contrast(NamedTuple):
     low: float
     high: float
     values: int
-    p: float  # two-sided, of a mean of 0
-    equivalent: bool  # whether the 90 % interval lies inside the margin around 0
+    p: float  #: two-sided, of a mean of 0
+    equivalent: bool  #: whether the 90 % interval lies inside the margin around 0
 
 
 def two_way(values: Tensor, maps: Tensor, images: Tensor, margin: float = MARGIN) -> Contrast | None:
@@ -59,7 +59,7 @@ def two_way(values: Tensor, maps: Tensor, images: Tensor, margin: float = MARGIN
     Schuirmann (1987), doi:10.1007/BF01068419. In simulations of 8 to 64 maps, with and without effects of maps and
     images, the intervals hold 92 to 98 of 100 truths.
 
-    Returns None if the values that are not NaN have fewer than two maps or images. Values without any spread tell
+    None if the values that are not NaN have fewer than two maps or images. Values without any spread tell
     nothing of it: their interval has none, p is NaN, and nothing is concluded. Where few values differ from all others,
     as of answers that are nearly all right, intervals are too short.
 
@@ -128,11 +128,14 @@ def mixed_logistic(one: Tensor, other: Tensor, maps: Tensor, images: Tensor) -> 
     It is fitted by statsmodels' variational Bayes. The effect of the picture is the same for all maps and images; if
     it differs between them, the interval is too short.
 
-    Returns None if either is always or never right: such odds are not finite. Raises InputError without statsmodels.
+    None if either is always or never right: such odds are not finite.
 
     Args:
         one, other: (M,), of two pictures: 1 right, 0 wrong. A trial in which either is NaN or 0.5, a tie, is left out.
         maps, images: (M,), of each trial.
+
+    Raises:
+        InputError: without statsmodels.
     """
     try:
         from statsmodels.genmod.bayes_mixed_glm import BinomialBayesMixedGLM

@@ -52,12 +52,18 @@ def split(
 ) -> Split:
     """Draw `per_class` training images of each class, and up to `test` of its other images, by seed and fold.
 
-    A larger `per_class` adds images to those of a smaller one. Raises: InputError where a class has too few.
+    A larger `per_class` adds images to those of a smaller one.
 
     Args:
         labels: the class number of each image; images with a negative one are left out.
         classes: names, for errors.
+        per_class: how many training images of each class.
+        test: how many test images of each class, at most.
+        seed, fold: which draw.
         official: "train" or "test" for each image, from which fold 0 is drawn; other folds draw from all images.
+
+    Raises:
+        InputError: where a class has too few images.
     """
     if per_class < 1 or test < 1:
         raise InputError(f"{per_class} training and {test} test images of each class: give at least 1 of each")

@@ -44,25 +44,25 @@ class ClassAnswer(NamedTuple):
 class MapAnswer(NamedTuple):
     """One map's strongest unit in a picture."""
 
-    position: int  # of the map in the atlas' lists of its layer
+    position: int  #: of the map in the atlas' lists of its layer
     map: int
-    quantile: float  # the share of the atlas' images whose maximum is smaller
-    said: str  # the same in words
-    value: float  # the activation
-    unclipped: float  # before the layer clips it; where none does, `value`
+    quantile: float  #: the share of the atlas' images whose maximum is smaller
+    said: str  #: the same in words
+    value: float  #: the activation
+    unclipped: float  #: before the layer clips it; where none does, `value`
     row: int
     column: int
-    box: Box | None  # what the unit sees, in pixels of the network's image, perhaps beyond it; None: not known
-    fires: bool  # whether the activation is above 0
-    dead: bool  # whether the map fires on none of the atlas' images
+    box: Box | None  #: what the unit sees, in pixels of the network's image, perhaps beyond it; None: not known
+    fires: bool  #: whether the activation is above 0
+    dead: bool  #: whether the map fires on none of the atlas' images
 
 
 class ImageAnswer(NamedTuple):
     """What the network says of a picture."""
 
-    classes: list[ClassAnswer]  # the most probable first
-    note: str  # why there are none; ""
-    layers: list[list[MapAnswer]]  # of each layer of the atlas, the most unusual first
+    classes: list[ClassAnswer]  #: the most probable first
+    note: str  #: why there are none; ""
+    layers: list[list[MapAnswer]]  #: of each layer of the atlas, the most unusual first
 
 
 class UnitAnswer(NamedTuple):
@@ -70,8 +70,8 @@ class UnitAnswer(NamedTuple):
 
     crop: Tensor
     projection: Tensor
-    box: Box | None  # in pixels of the network's image
-    whole: bool  # whether the pictures are of the whole image, in place of the box
+    box: Box | None  #: in pixels of the network's image
+    whole: bool  #: whether the pictures are of the whole image, in place of the box
     value: float
     row: int
     column: int
@@ -159,7 +159,9 @@ class Answers:
     Args:
         model: the network that the atlas was made with, with its preprocessing.
         folder: the atlas.
-    Raises InputError for an atlas of another network or another preprocessing, and for one that is damaged.
+
+    Raises:
+        InputError: for an atlas of another network or another preprocessing, and for one that is damaged.
     """
 
     def __init__(self, model: nn.Module, folder: str | os.PathLike[str] | AtlasFolder) -> None:

@@ -110,7 +110,9 @@ def build(
         progress: show progress bars.
         fresh: begin anew, whatever a build that was interrupted has left.
         spent: is given the seconds that went into each part of the work.
-    Raises InputError for what there is not, a step without a rule, and a folder at `out` that holds something else.
+
+    Raises:
+        InputError: for what there is not, a step without a rule, and a folder at `out` that holds something else.
     """
     job = prepared(model, dataset, layers, maps, rules, k if scan is None else _k(scan))
     if images not in PIXELS:
@@ -202,7 +204,8 @@ def prepared(model: nn.Module | Graph, dataset: Any, layers: Any, maps: Any, rul
 def _preprocessing(model: nn.Module, images: Images) -> Preprocessing:
     """How the images were prepared, which pictures of them undo: as their transform says, or else the model.
 
-    Raises InputError where neither says it, and pixels are not in 0..1.
+    Raises:
+        InputError: where neither says it, and pixels are not in 0..1.
     """
     source: Any = images
     while isinstance(source, SubsetImages):

@@ -105,7 +105,9 @@ def names_of(
         layers: names or modules; None or "auto": five that stand for the paper's; "all": every layer whose units can
             be projected.
         rules: that they are projected by.
-    Raises InputError for a layer that does not exist or gives no maps, and if there is none.
+
+    Raises:
+        InputError: for a layer that does not exist or gives no maps, and if there is none.
     """
     if layers is None or layers == "auto":
         return spread(graph, image_size)
@@ -127,7 +129,9 @@ def chosen_maps(maps: Any, names: Sequence[str], counts: Sequence[int]) -> list[
     Args:
         maps: None: all; a number: so many of each layer, the first; a list of maps, for each layer; or such a list, or
             number, by the name of a layer, of which the others have all.
-    Raises InputError for maps that a layer does not have, and an empty choice.
+
+    Raises:
+        InputError: for maps that a layer does not have, and an empty choice.
     """
     if isinstance(maps, Mapping):
         for name in maps:

@@ -23,7 +23,8 @@ MOST = 2**28  # bytes of a file that is read
 class AtlasFolder:
     """An atlas in a folder.
 
-    Raises InputError, naming the file, for what is missing, damaged or of another format.
+    Raises:
+        InputError: naming the file, for what is missing, damaged or of another format.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -27,9 +27,17 @@ _FEW = 256  # below this, starting workers takes longer than reading
 
 
 class Batch(NamedTuple):
-    index: Tensor  # type: ignore[assignment]  # (N,), int64: which items of the dataset
-    images: Tensor  # (N, C, H, W)
-    labels: Tensor  # (N,), int64: -1 where the dataset has none
+    """Some items of a dataset.
+
+    Attributes:
+        index: (N,) int64, which items of the dataset.
+        images: (N, C, H, W).
+        labels: (N,) int64, -1 where the dataset has none.
+    """
+
+    index: Tensor  # type: ignore[assignment]
+    images: Tensor
+    labels: Tensor
 
 
 class _Read(NamedTuple):
@@ -184,10 +192,10 @@ class Broken:
 
 
 class Batches:
-    """The items `indices` of a dataset in their order, as `Batch`es: for a scan, and to read its winners again.
+    """The items `indices` of a dataset in their order, as batches: for a scan, and to read its winners again.
 
     Items that raise BrokenImage are left out of their batch, which is then smaller, and named in `broken`. Tensors are
-    sliced without a copy. InputError for an item whose image is not finite or not of its batch's size.
+    sliced without a copy.
 
     Args:
         dataset: anything that `as_images` takes.
@@ -196,6 +204,9 @@ class Batches:
         workers: processes that read; 0: this one. None: one for each core up to eight, but none for a few items, and
             none where processes are not forked (macOS, Windows, Python 3.14): there a script must guard its code with
             `if __name__ == "__main__":` first.
+
+    Raises:
+        InputError: for an item whose image is not finite or not of its batch's size.
     """
 
     broken: list[str]  # one message for each image left out so far by the present or last iteration

@@ -37,7 +37,8 @@ class HuggingFace(Images):
         label: the column of the labels, of type `ClassLabel`, whole numbers or text; by default `label` or `labels`, or
             the only `ClassLabel`. Without one every label is -1.
 
-    Raises InputError for a folder that is none of these, for columns of another type, and where `datasets` is missing.
+    Raises:
+        InputError: for a folder that is none of these, for columns of another type, and where `datasets` is missing.
     """
 
     def __init__(

@@ -26,22 +26,33 @@ DAMAGED_IMAGE = (*DAMAGED, SyntaxError, TypeError, Image.DecompressionBombError)
 
 
 class Truth(NamedTuple):
-    """What is known to be in an image, in the pixels of the dataset's items. Boxes may reach beyond the image."""
+    """What is known to be in an image, in the pixels of the dataset's items. Boxes may reach beyond the image.
 
-    mask: Tensor | None = None  # (H, W), bool: the labelled object
+    Attributes:
+        mask: (H, W) bool, the labelled object.
+        objects: the boxes of all objects: top, left, bottom, right in pixels, ends exclusive.
+        parts: the boxes of those parts of the labelled object that can be seen; None: they are not known.
+    """
+
+    mask: Tensor | None = None
     objects: Sequence[Box] = ()
-    parts: Mapping[str, Box] | None = None  # those of the labelled object that can be seen; None: they are not known
+    parts: Mapping[str, Box] | None = None
 
 
 class Images(Dataset[tuple[Tensor, int]]):
     """A map-style dataset of images. Subclasses give `__len__` and `__getitem__`; all else has a default.
 
     `__getitem__` raises BrokenImage for an image that cannot be read: it is then left out, and named.
+
+    Attributes:
+        classes: the names of the labels, in order.
+        labels: every item's label; None: only the items know.
+        official_split: "train" or "test" for every item, where the dataset fixes it; else None.
     """
 
-    classes: Sequence[str] = ()  # the names of the labels, in order
-    labels: list[int] | None = None  # every item's label; None: only the items know
-    official_split: Sequence[str | None] | None = None  # "train" or "test" for every item, where the dataset fixes it
+    classes: Sequence[str] = ()
+    labels: list[int] | None = None
+    official_split: Sequence[str | None] | None = None
 
     @property
     def title(self) -> str:
@@ -87,11 +98,14 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def as_images(dataset: Any) -> Images:
-    """Adapt a dataset to the protocol: an `Images` is returned as it is; InputError for what cannot be adapted.
+    """Adapt a dataset to the protocol: an `Images` is returned as it is.
 
     A dataset is a Tensor (N, C, H, W), a TensorDataset, a Subset, or anything with `__len__` and `__getitem__` whose
     items are an image, (image, label), or a mapping with `image` or `img` and perhaps `label`. An image is a tensor
     (C, H, W), or one of Pillow's, which becomes float32 (1 or 3, H, W) in 0..1.
+
+    Raises:
+        InputError: for what cannot be adapted.
     """
     if isinstance(dataset, Images):
         return dataset

@@ -31,7 +31,9 @@ class Pascal(ImageFiles):
 
     Where ImageSets/Main/ has train.txt and val.txt, only the photographs that these list are taken, and
     `official_split` says of each whether it is to train or to test on. `presence` is (N, 20).
-    Raises InputError for an annotation that is broken, or that names a missing image or a class that VOC does not have.
+
+    Raises:
+        InputError: for an annotation that is broken, or that names a missing image or a class that VOC does not have.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, transform: Callable[[Image.Image], Any] | None = None) -> None:

@@ -362,7 +362,8 @@ class Photos(ImageFiles):
         classes: the names in the order of their labels: photographs of other classes are left out; with `class_index`
             it only names them.
 
-    Raises InputError for a bad folder or table.
+    Raises:
+        InputError: for a bad folder or table.
     """
 
     skipped: list[str]

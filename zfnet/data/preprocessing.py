@@ -75,7 +75,7 @@ def _is_number(value: object, above: float) -> bool:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a network's input; it is saved with the weights. InputError for a bad value.
+    """How an image becomes a network's input; it is saved with the weights.
 
     `Preprocessing()` is that of torchvision's ImageNet weights. An image of `size` already is what the network sees,
     as a rendered scene is: it is only normalised. Every other is resized, then cropped at its centre. Resizing is
@@ -95,6 +95,9 @@ class Preprocessing:
             from images of `size`.
         display: which of the network's channels are shown as red, green and blue; None: the first three, or fewer
             with the last repeated.
+
+    Raises:
+        InputError: for a value that makes no sense.
     """
 
     size: int | Size = 224

@@ -66,8 +66,9 @@ class WebDataset(Images):
         index: a file that keeps the index; by default one beside the first tar, if that folder can be written to.
             It is made anew when the names, sizes or times of the tars have changed.
 
-    Raises InputError for tars that are missing, damaged, cut short or compressed, for a key that comes again, and for
-    labels that are none.
+    Raises:
+        InputError: for tars that are missing, damaged, cut short or compressed, for a key that comes again, and for
+            labels that are none.
     """
 
     skipped: list[str]
