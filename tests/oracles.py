@@ -234,7 +234,7 @@ def part_of(model: nn.Module, layer: str) -> nn.Module:
     twin = copy.deepcopy(model).eval()
     tracer = NodePathTracer(leaf_modules=[nn.LocalResponseNorm])  # no module of torchvision's is one step
     graph = tracer.trace(twin)
-    # a module of one's own is several steps, of which the last gives its output
+    # a user's module is several steps; the last gives its output
     last = [n for n in graph.nodes if f"{tracer.node_to_qualname.get(n)}.".startswith(f"{layer}.")][-1]
     (output,) = (node for node in graph.nodes if node.op == "output")
     output.args = ({layer: last},)

@@ -322,7 +322,7 @@ class TestRefusals:
     @pytest.mark.parametrize(("given", "nearest"), [("relu55", "relu5"), ("Conv1", "conv1"), ("pool_2", "pool2")])
     def test_an_unknown_layer_and_the_nearest(self, given: str, nearest: str) -> None:
         deconvnet = Deconvnet(ZFNet(2, maps=(2, 2, 2, 2, 2), hidden=(2, 2), image_size=64))
-        message = f"no layer of ZFNet {given!r} (did you mean {nearest!r}?); there is: conv1, relu1, pool1"
+        message = f"no layer of ZFNet {given!r} (did you mean {nearest!r}?); available: conv1, relu1, pool1"
         with pytest.raises(InputError, match=re.escape(message)):
             deconvnet.record(torch.randn(1, 3, 64, 64), [given])
 

@@ -1,4 +1,4 @@
-"""What a release says of itself: one version in every file that names it, and a paper with the numbers of the docs."""
+"""A release: one version in every file that names it, and a paper with the numbers of the docs."""
 
 import configparser
 import json

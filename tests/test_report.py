@@ -1,4 +1,4 @@
-"""The pages that are written from results are what the results say, and every rule can tell yes from no."""
+"""The pages agree with the results, and every rule can pass and fail."""
 
 import copy
 import re
@@ -260,7 +260,7 @@ def test_what_the_pages_cannot_be_made_of_is_one_line(tmp_path, monkeypatch) -> 
         report.published()
     monkeypatch.setattr(report, "results", lambda _: {"table1/x": {"ours": {}}})
     claim = next(claim for claim in claims.CLAIMS if claim.pattern == "table1/*")
-    with pytest.raises(InputError, match=r"results/table1/x/result.json has not what is read of it .KeyError"):
+    with pytest.raises(InputError, match=r"results/table1/x/result.json lacks an entry .KeyError"):
         report.judged(claim)
     with pytest.raises(InputError, match=r"no table of README.md 'nope'"):
         report.filled("<!-- numbers: nope -->\n<!-- end -->", "README.md")

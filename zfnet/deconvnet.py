@@ -273,7 +273,9 @@ class Deconvnet:
                 raise unknown_name("rule set", rules, RULE_SETS)
             rules = RULE_SETS[rules]
         elif not isinstance(rules, Mapping) or not all(isinstance(row, Operation) for row in rules.values()):
-            raise InputError("rules are no rule set; give DECONVNET | {operation: Operation(...)}, or a name: 'guided'")
+            raise InputError(
+                "rules are not a rule set; give DECONVNET | {operation: Operation(...)}, or a name: 'guided'"
+            )
         if collisions not in COLLISIONS:
             raise unknown_name("collision rule", str(collisions), COLLISIONS)
         if isinstance(model, Graph) and _paths(rules) != _paths(model.operations):  # whose fields are those of others

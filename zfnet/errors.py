@@ -37,7 +37,7 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InputError:
     guess = f" (did you mean {near[0]!r}?)" if near else ""
     omitted = len(names) - MOST if len(names) > MOST + 1 else 0
     listed = ", ".join([*names[: MOST // 2], f"... {omitted} more ...", *names[-MOST // 2 :]] if omitted else names)
-    return InputError(f"no {kind} {name!r}{guess}; there is: {listed or 'none'}")
+    return InputError(f"no {kind} {name!r}{guess}; available: {listed or 'none'}")
 
 
 def first_line(error: BaseException) -> str:

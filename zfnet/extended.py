@@ -1,15 +1,15 @@
-"""EXTENDED: the deconvnet of networks that are not plain ReLU. An extension of the paper, not the paper.
+"""EXTENDED: a deconvnet for networks with other activations than ReLU. It is an extension of the paper.
 
 A deconvnet keeps what the forward pass *decided* and transposes the rest. Max pooling decides which input wins, and the
 switches keep that. A gate, the statistics of a normalisation and the weights of an attention map are decisions of the
-forward pass, too. Held fixed, what is left is linear:
+forward pass, too. With these fixed, the rest is linear:
 
     activation that is nearly a ReLU (SiLU, GELU, ...)  -> rectify the signal, as at a ReLU
     feature map times a gate                            -> the signal times the gate; the gate itself gets none
     layer, RMS, group, instance normalisation           -> the signal times the scale that the statistics gave
     attention                                           -> the attention weights, transposed, to the values alone
 
-`docs/rules.md` derives each of them and says what is lost.
+`docs/rules.md` derives each rule and says what is lost.
 """
 
 from collections.abc import Sequence
@@ -113,7 +113,7 @@ def is_gate(step: Step, source: fx.Node, shape: Sequence[int]) -> bool:
 
 
 def _decides(step: Step, node: fx.Node, mixed: bool = False) -> bool:
-    """Whether a tensor is made of decisions alone: sigmoids and the like, and statistics, moved, scaled and added.
+    """Whether a tensor is made only of decisions: sigmoids and the like, and statistics, moved, scaled and added.
 
     Attention weights may also be mixed by linear layers, as those of talking heads are. Behind a sigmoid or a tanh,
     which may be an activation, such a layer gives a feature map.
@@ -261,7 +261,7 @@ def _is_rms(step: Step) -> bool:
 
 
 class _HeldAttention(TorchFunctionMode):
-    """Attention weights are constants for autograd, wherever they are computed."""
+    """Treat attention weights as constants in autograd, wherever they are computed."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))

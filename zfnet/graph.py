@@ -284,7 +284,7 @@ class Graph:
         return node.op == "call_function" and bool(self.arguments(node, node.args, node.kwargs)("inplace", False))
 
     def _check_root(self, node: fx.Node, root: fx.Node) -> None:
-        """InputError if a step overwrites a parameter or buffer."""
+        """Raises InputError if a step overwrites a parameter or buffer."""
         if root.op == "get_attr" and root.target not in self._constants:
             raise InputError(
                 f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} writes to {root.target}, "
@@ -304,9 +304,9 @@ class Graph:
         )
 
     def identity(self) -> dict[str, str]:
-        """What the values of the steps depend on: the model's `architecture` and `weights`, and the `steps`.
+        """The identity of the steps' values: the model's `architecture` and `weights`, and the `steps`.
 
-        The steps tell what classes and settings do not: the code of `forward`, values given to it, functions, hooks.
+        The steps cover what classes and settings do not: the code of `forward`, values passed to it, functions, hooks.
         """
         text = [
             (self.names[node], node.op, self.operation(node), printed((node.args, node.kwargs))) for node in self.nodes
@@ -322,13 +322,13 @@ class Graph:
         return list(self._by_name)
 
     def name(self, layer: str | nn.Module) -> str:
-        """What a layer is called: a name is one already, a module has the name that its model gives it."""
+        """The name of a layer: a name stays as it is; a module has the name that its model gives it."""
         if isinstance(layer, str):
             return layer
         for name, module in self.model.named_modules():
             if module is layer:
                 return str(name)
-        raise InputError(f"the layer {type(layer).__name__} is no module of this {type(self.model).__name__}")
+        raise InputError(f"the layer {type(layer).__name__} is not a module of this {type(self.model).__name__}")
 
     def node(self, layer: str | nn.Module) -> fx.Node:
         """The step of a layer: a graph name, the module itself, or a module's name, which stands for its last step."""
@@ -367,7 +367,7 @@ class Graph:
         return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def operation(self, node: fx.Node) -> str:
-        """What the step is called: `Conv2d`, `relu`, `add`."""
+        """The name of the step's operation: `Conv2d`, `relu`, `add`."""
         module = self.module(node)
         if module is not None:
             return type(module).__name__
@@ -520,7 +520,7 @@ class Graph:
         return any(other in values and self._memory.get(other) is memory for other in keep)
 
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """Do what the step does in the model."""
+        """Run the step as the model does."""
         return call(self.model, node, args, kwargs)
 
     # -- shapes and windows
@@ -597,7 +597,7 @@ class Graph:
         return values
 
     def check_guards(self, values: Mapping[fx.Node, Any]) -> None:
-        """InputError if conditions on the sizes of tensors have other values than those that were traced."""
+        """Raises InputError if conditions on the sizes of tensors have other values than in the trace."""
         size = values[self.inputs[0]].shape
         for node, assumed in self.guards.items():
             if node in values and bool(values[node]) != assumed:

@@ -1,7 +1,7 @@
-"""What is known of each operation: ONE table.
+"""The table of operations.
 
-An `Operation` says how a signal goes back through it, which window of its input an output depends on, and whether the
-way back needs the forward input. A *rule set* is a mapping from operations (module types, functions, methods of Tensor)
+An `Operation` says how a signal goes back through it, which window of its input an output depends on, and whether its
+rule needs the forward input. A *rule set* is a mapping from operations (module types, functions, methods of Tensor)
 to these:
 
     DECONVNET   max pooling -> unpool by switches, ReLU -> rectify the signal, convolution -> filter with the
@@ -9,8 +9,10 @@ to these:
     GRADIENT    ReLU -> pass the signal where the unit fired: Simonyan et al. (2013), arXiv:1312.6034
     GUIDED      both: Springenberg et al. (2014), arXiv:1412.6806
 
-Biases add nothing on the way down, and contrast normalisation is passed through: Zeiler & Fergus (2014), section 2.1.
-Every other linear operation is transposed. An operation without a rule is refused by name. To add one, write a function
+Biases add nothing in reverse, and the signal passes through contrast normalisation: Zeiler & Fergus (2014), section
+2.1.
+Every other linear operation is transposed. An operation without a rule raises an error that names it. To add one, write
+a function
 of the step and the signal at its output that returns the signal at its input (one for each input, if there are
 several):
 
@@ -784,7 +786,7 @@ def _centres(step: Step, axis: int, outputs: int) -> Tensor:
 
 
 def _check_floor(step: Step) -> None:
-    """Refuse a clamp or threshold that is no rectifier."""
+    """Refuse a clamp or threshold that is not a rectifier."""
     if len(step.sources) != 1:
         raise step.refuse(" whose bounds depend on the image")
     name = step.kind.lower()

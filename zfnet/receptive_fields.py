@@ -1,7 +1,7 @@
 """Which pixels a unit sees, map by map, and the table of layers.
 
-A map behind a concatenation sees through its own branch alone: beside each other in one layer of SqueezeNet lie maps
-whose units see 19 and 27 pixels. The field of every map of every step comes from one pass over the graph, from the
+A map behind a concatenation sees only through its own branch: one layer of SqueezeNet has maps whose units see 19
+pixels and maps whose units see 27. The field of every map of every step comes from one pass over the graph, from the
 image up.
 """
 

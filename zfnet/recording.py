@@ -1,4 +1,4 @@
-"""Run a traced model forward and keep what was asked for: activations, and the switches of every max pooling."""
+"""Run a traced model forward and keep the requested activations, and the switches of every max pooling."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace

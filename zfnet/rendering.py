@@ -1,4 +1,4 @@
-"""From signals to pictures: a projection has a sign and no scale, an image has 0..1.
+"""From signals to pictures: a projection has a sign and no scale, an image has values in 0..1.
 
 Zero is mid-grey, as in the paper. The strongest value of either sign lies at the end of the range, so a signal and its
 multiples give the same picture. A few extreme values would turn all others grey: the range therefore ends at a quantile

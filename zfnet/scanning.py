@@ -1,8 +1,9 @@
 """The strongest activations of every feature map over a dataset: one pass, all layers and maps at once.
 
-A scan keeps where a map was strongest (value, image, row, column), never a tensor: its memory does not grow with the
-dataset. Of each batch it takes the maximum of every map, and searches for the place of a maximum only where it enters
-the top k. Equal values go to the lower image, then row, then column, so that the result does not depend on batch size,
+A scan keeps the place of each strong activation (value, image, row, column), never a tensor: its memory does not grow
+with the dataset. It takes the maximum of every map in each batch, and searches for the place of a maximum only if it
+enters the top k. Equal values go to the lower image, then row, then column, so that the result does not depend on batch
+size,
 on how the dataset was cut into shards, or on their order. Where a layer clips its values from above (ReLU6), maps are
 ranked by the value before the clip: otherwise all nine may be equal, and the order of the files would choose them.
 Zeiler & Fergus (2014), Figure 2: the top nine of a feature map over the validation set.
@@ -33,7 +34,7 @@ from zfnet.processes import from_all, from_process, processes
 from zfnet.winners import TopActivations
 
 SAVE_EVERY = 30.0  # seconds between two saves of a scan's state
-ANEW = "delete it, or start anew with fresh=True"
+ANEW = "delete it, or start again with fresh=True"
 
 _CLIPS = (F.relu6, F.hardtanh, F.hardtanh_)
 _CLAMPS = (torch.clamp, torch.clamp_, torch.clip, torch.clip_)
@@ -140,7 +141,7 @@ def scan(
         workers: processes that read images; by default as many as there are cores, up to eight.
         state: a file that keeps an interrupted scan; the same call resumes from it.
         keep_state: leave the finished scan in that file, for a caller that has more to do before it can be deleted.
-        fresh: start anew and overwrite `state`.
+        fresh: start again and overwrite `state`.
         progress: show a progress bar.
         known: what `scan_identity` gave, where the caller has it: it may take as long as reading all images.
 
@@ -255,7 +256,7 @@ def _shared(device: torch.device, own: Callable[[], Scan]) -> Scan:
 def steps_of(graph: Graph, layers: Sequence[str | nn.Module]) -> dict[str, fx.Node]:
     """The steps to scan, by the names that the result will have for them."""
     if isinstance(layers, str | nn.Module) or not isinstance(layers, Iterable):
-        raise InputError("layers must be a list, also for one layer, as in layers=['relu1']")
+        raise InputError("layers must be a list, even for one layer, such as layers=['relu1']")
     nodes = {graph.name(layer): graph.node(layer) for layer in layers}
     if not nodes:
         raise InputError("a scan needs at least one layer; layers is empty")
@@ -300,7 +301,7 @@ def _cut(shard: tuple[int, int], images: int, batch_size: int) -> tuple[int, int
 
 
 class _Progress(NamedTuple):
-    """How far a scan has come, always by whole batches."""
+    """The progress of a scan, always in whole batches."""
 
     done: int  # how many of the chosen images were scanned, or could not be read
     tops: Mapping[str, TopActivations]  # by the names of the graph
@@ -331,7 +332,7 @@ class _Progress(NamedTuple):
         except (TypeError, ValueError, AttributeError, RuntimeError, LookupError):
             valid = False
         if not valid:
-            raise InputError(f"{file} holds what no scan of these layers writes; {ANEW}")
+            raise InputError(f"{file} is not a scan of these layers; {ANEW}")
         return read._replace(tops={layer: top.to(device) for layer, top in tops.items()}, gathered=gathered)
 
 
@@ -347,14 +348,14 @@ def _is_top(top: TopActivations, k: int, chosen: Tensor) -> bool:
 
 
 def _request(graph: Graph, chosen: Tensor, nodes: Mapping[str, fx.Node], k: int, gather: bool) -> dict[str, str]:
-    """What a state depends on besides."""
+    """Further parts of a state's identity."""
     layers = digest(sorted(graph.names[node] for node in nodes.values()))
     request = {"indices": digest(chosen), "layers": layers, "k": str(k)}
     return request | {"statistics": "gathered"} if gather else request
 
 
 def scan_identity(model: nn.Module | Graph, dataset: Any, distinct: bool = True) -> Identity:
-    """What the result of a scan depends on, whatever the layers and k."""
+    """The identity of a scan's result, apart from the layers and k."""
     graph = graph_of(model)
     return graph.identity() | {
         "dtype": str(device_and_dtype(graph.model)["dtype"]),
@@ -369,7 +370,7 @@ def scan_identity(model: nn.Module | Graph, dataset: Any, distinct: bool = True)
 def _whole_batches(
     graph: Graph, nodes: Collection[fx.Node], batches: Batches, chosen: Tensor, start: _Progress, k: int, distinct: bool
 ) -> Iterator[_Progress]:
-    """How far the scan has come after each batch, and at the end. An interrupt leaves all of a batch or none of it."""
+    """The progress of the scan after each batch, and at the end. An interrupt leaves all of a batch or none of it."""
     reached = start
     for batch in batches:
         tops, gathered = _scanned(graph, nodes, batch, reached, k, distinct)

@@ -1,8 +1,8 @@
 """Read a model with `torch.fx`, under torchvision's names for its steps.
 
-fx calls `forward` with proxies that write down what is done with them. Here it also learns what it does not see by
-itself: which modules run torch's own `forward`, that `x += y` changes x, and conditions on the sizes of tensors, which
-are looked up for an example image and noted as guards.
+fx calls `forward` with proxies that record operations. This tracer adds what fx does not record: which modules run
+torch's own `forward`, that `x += y` changes x, and conditions on the sizes of tensors, which are evaluated for an
+example image and recorded as guards.
 """
 
 import functools
@@ -75,7 +75,7 @@ def _of_shapes_alone(node: fx.Node) -> bool:
 
 
 def call(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Do what a step does in the model."""
+    """Run a step as the model does."""
     if node.op == "call_module":
         return call_in_eval_mode(model.get_submodule(str(node.target)), *args, **kwargs)
     if node.op == "call_method":
@@ -255,7 +255,8 @@ class Tracer(fx.Tracer):
         one, two = (bool(self.value_of_shape(obj, images)) for images in (1, 2))
         if one != two:
             raise InputError(
-                "forward takes another path for one image than for two: leave out the condition on their number"
+                "forward has a condition on the number of images, and takes another path for one than for two: leave "
+                "it out"
             )
         self.guards.append((obj.node, one))
         return one
@@ -326,9 +327,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if "_orig_mod" in model._modules:
         return unwrapped(model.get_submodule("_orig_mod"))
     if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(f"{type(model).__name__} was compiled by torch.jit: give the model that it was made from")
+        raise InputError(f"{type(model).__name__} was compiled by torch.jit: give the original model")
     if isinstance(model, fx.GraphModule) and "_guards_fn" in model._modules:
-        raise InputError("the model was made by torch.export: give the model that was exported")
+        raise InputError("the model was made by torch.export: give the original model")
     return model
 
 

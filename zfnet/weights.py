@@ -1,7 +1,7 @@
 """Trained weights in files, with the preprocessing that they were trained with.
 
-Weights are of no use without knowing how their photographs were prepared, so neither is saved or loaded without the
-other. Files that `save` wrote have a digest of every byte, which finds damage; `zfnet.formats` reads them and others.
+Weights are useless without the preprocessing of their photographs, so neither is saved or loaded without the other.
+Files that `save` wrote have a digest of every byte, which finds damage; `zfnet.formats` reads them and others.
 Weights published under other names are renamed by an adapter: one function in `ADAPTERS`.
 """
 
@@ -130,7 +130,9 @@ def _weights_for(model: nn.Module, path: Path, entry: str | None) -> Weights:
     }
     fitting = [name for name, weights in nearest.items() if not _misfits(model, weights)]
     if len(fitting) > 1:
-        raise InputError(f"{path} holds {len(fitting)} sets of weights that fit: give entry={' or '.join(fitting)}")
+        raise InputError(
+            f"{path} holds {len(fitting)} sets of weights that fit the model: give entry={' or '.join(fitting)}"
+        )
     name = (fitting or names)[0]
     weights = nearest[name]
     problems = [f"{len(misfits)} {kind} (first {misfits[0]})" for kind, misfits in _misfits(model, weights).items()]

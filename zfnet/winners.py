@@ -1,4 +1,4 @@
-"""Where feature maps are strongest: the winners of every map, and the units that they are.
+"""The strongest activations of feature maps: the winners of every map, as values and as units.
 
 Equal values go to the lower image, then row, then column: what is joined of parts does not depend on their order.
 """

@@ -31,7 +31,7 @@ class Consistency(NamedTuple):
     spread: float  #: standard deviation over pairs; for random masks, over pairs of masks
     interval: tuple[float, float]  #: 95 %, of the mean, by resampling images: pairs share images
     changed: float  #: the share of features that a mask changes at all
-    p: float | None  #: how often masks drawn from the part's and its random ones agree as well as the part's
+    p: float | None  #: share of draws from the part's and its random masks that agree at least as well as the part's
 
 
 def random_boxes(
@@ -51,7 +51,7 @@ def random_boxes(
         free &= clear | (left >= last_column) | (left + width <= first_column)
     corners = free.nonzero()
     if not len(corners):
-        raise InputError(f"a random mask of {height} x {width} pixels does not fit beside the parts: mask fewer")
+        raise InputError(f"a random mask of {height} x {width} pixels does not fit beside the parts: mask fewer parts")
     corners = corners[torch.randint(len(corners), (count,), generator=generator)]
     return torch.cat([corners, corners + torch.tensor(size)], 1)
 
@@ -88,7 +88,7 @@ def sign_changes(
 def hamming(signs: Tensor, *, zeros: str = "agree") -> Tensor:
     """The share of dimensions in which two rows of signs (M, D) of -1, 0, 1 differ, for all pairs: (M, M), float64.
 
-    zeros: two zeros "agree"; or "drop" the dimensions in which both are zero.
+    zeros: two zeros "agree", or "drop" leaves out the dimensions in which both are zero.
     """
     if zeros not in ZEROS:
         raise unknown_name("treatment of zeros", zeros, ZEROS)

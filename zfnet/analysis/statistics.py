@@ -1,7 +1,7 @@
-"""Means over feature maps and images, and what can be concluded from them.
+"""Means over feature maps and images, with intervals and tests.
 
-A value belongs to a map and to an image. The values of a map are alike and so are those of an image: they are not
-independent, and other maps and other images would have given another mean. ::
+A value belongs to a map and to an image. The values of one map are similar, and so are those of one image: they are not
+independent, and other maps and images would give another mean. ::
 
     two_way           the mean, its 95 % interval, a test of 0, and whether it is as good as 0
     holm              p-values of a family of tests, corrected
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from zfnet.errors import InputError
 
-MARGIN = 0.03  # a share that is no difference
+MARGIN = 0.03  # the margin of equivalence
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -39,7 +39,7 @@ class Estimate(NamedTuple):
 
 
 class Contrast(NamedTuple):
-    """An `Estimate`, and what it says of a mean of 0: of a paired difference, that there is none."""
+    """An `Estimate`, and tests of a mean of 0, which for a paired difference means no difference."""
 
     mean: float
     low: float
@@ -53,14 +53,14 @@ def two_way(values: Tensor, maps: Tensor, images: Tensor, margin: float = MARGIN
     """The mean over maps of the mean over each map's values: its 95 % interval and p-value, for other maps and images.
 
     The variance is that of sums over maps plus that of sums over images, less that of sums over pairs of both, which
-    the two have in common: Cameron, Gelbach & Miller (2011), doi:10.1198/jbes.2010.07136. What maps or images add to
-    the pairs' is not taken as less than 0. Intervals are Student's, of Satterthwaite's (1946) degrees of freedom,
+    the two have in common: Cameron, Gelbach & Miller (2011), doi:10.1198/jbes.2010.07136. The parts of maps and of
+    images are not taken as less than 0. Intervals are Student's, of Satterthwaite's (1946) degrees of freedom,
     doi:10.2307/3002019. The mean is equivalent to 0 if two one-sided tests of 5 % reject a mean beyond the margin:
     Schuirmann (1987), doi:10.1007/BF01068419. In simulations of 8 to 64 maps, with and without effects of maps and
     images, the intervals hold 92 to 98 of 100 truths.
 
-    None if the values that are not NaN have fewer than two maps or images. Values without any spread tell
-    nothing of it: their interval has none, p is NaN, and nothing is concluded. Where few values differ from all others,
+    Returns None if the values that are not NaN have fewer than two maps or images. If all values are equal, the
+    interval has no width, p is NaN, and nothing is concluded. Where few values differ from all others,
     as of answers that are nearly all right, intervals are too short.
 
     Args:
@@ -121,7 +121,7 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 
 
 def mixed_logistic(one: Tensor, other: Tensor, maps: Tensor, images: Tensor) -> Estimate | None:
-    """By how much the log odds of `one` being right are above those of `other`: a check of `two_way` on differences.
+    """The log odds of `one` being right minus those of `other`: a check of `two_way` on differences.
 
     log odds = constant + effect of the picture + effect of the map + effect of the image, where those of maps and of
     images are normal: a mixed-effects logistic model, Baayen, Davidson & Bates (2008), doi:10.1016/j.jml.2007.12.005.

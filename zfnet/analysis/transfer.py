@@ -1,4 +1,4 @@
-"""Features learned on one set of images, judged by another: a new classifier on top of a frozen network.
+"""Features learned on one set of images, tested on another: a new classifier on top of a frozen network.
 
 Features are standardised and rotated into the span of the n training images. All inner products are preserved, so a
 linear classifier on 290,400 features equals one on n. Its regularisation is chosen on a part of the training images.
@@ -34,7 +34,7 @@ CLASSIFIERS: dict[str, Callable[[float], Any]] = {
 
 
 class Split(NamedTuple):
-    """Which images one fold trains and tests on; int64, no image in both."""
+    """The images that one fold trains and tests on; int64, no image in both."""
 
     train: NDArray[np.int64]
     test: NDArray[np.int64]

@@ -1,7 +1,7 @@
 """Batches of images in a known order, decoded by worker processes.
 
-Every batch says which items it holds, so what is found in it can be traced to its image. An item that cannot
-be loaded is left out and named, and does not end a scan of a million others.
+Every batch lists its items, so that results can be traced to their images. An item that cannot be loaded is left out
+and named; it does not end a scan of a million others.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """What a worker sends back. Lists, because every tensor would cost the main process a file descriptor."""
+    """The answer of a worker. It holds lists, because every tensor would cost the main process a file descriptor."""
 
     items: list[int]
     images: Tensor | None
@@ -73,7 +73,7 @@ def _room(count: int, image: Tensor) -> Tensor:
     """Room for so many images like this one; in a worker, in the memory that it shares with the main process.
 
     A batch is filled image by image: a list of them, their stack and its shared copy would be three times the memory,
-    and the pages of each would be asked of the system anew for every batch.
+    and the system would allocate new pages for every batch.
     """
     shape = (count, *image.shape)
     if get_worker_info() is None or image.device.type != "cpu":
@@ -131,7 +131,7 @@ def _cores() -> int:
 
 
 def _start_method() -> str:
-    """How this Python starts processes. Asking for it must not settle it."""
+    """How this Python starts processes. Asking must not fix the method."""
     return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
 
 
@@ -153,7 +153,7 @@ def warn_of_broken(broken: Sequence[str], stacklevel: int = 2) -> None:
 
 
 class Broken:
-    """The images of a dataset that could not be read, each named once; InputError when there are too many.
+    """The images of a dataset that could not be read, each named once. Raises InputError if there are too many.
 
     Args:
         kind: what they are for, such as "training".
@@ -179,7 +179,7 @@ class Broken:
             raise InputError(f"none of the {self.total} {self._what()}")
         if count > self.total * MOST_BROKEN and not self.allowed:
             share = f"{count} of {self.total} ({count / self.total:.1%})"
-            raise InputError(f"{share} {self._what()}; mend or remove them, or leave them out with allow_broken=true")
+            raise InputError(f"{share} {self._what()}; repair or remove them, or leave them out with allow_broken=true")
 
     def warn(self, stacklevel: int = 2) -> None:
         """A warning that counts the images and names the first, if there are more than at the last one."""

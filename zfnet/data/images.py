@@ -1,7 +1,7 @@
-"""The dataset protocol: what zfnet asks of a dataset of images, and the adapters that bring others to it.
+"""The dataset protocol, which zfnet uses for every dataset of images, and adapters for others.
 
 Subclass `Images`, or pass what you have: `as_images` adapts tensors, torchvision's and Hugging Face's datasets, and
-anything else with `__len__` and `__getitem__`. Everything behind it sees the protocol only.
+anything else with `__len__` and `__getitem__`. All other code uses only the protocol.
 """
 
 import operator
@@ -56,7 +56,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     @property
     def title(self) -> str:
-        """What results call the dataset."""
+        """The dataset's name in results."""
         return type(self).__name__
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         return None
 
     def truth(self, index: int) -> Truth | None:
-        """Mask and boxes of what is in an item; None where the dataset knows nothing."""
+        """Mask and boxes of the objects in an item; None if they are not known."""
         return None
 
     def name(self, index: int) -> str:
@@ -80,13 +80,13 @@ class Images(Dataset[tuple[Tensor, int]]):
         return f"item {index}" if file is None else f"item {index} ({printable(file)})"
 
     def identity(self) -> str:
-        """A digest of all that the items depend on: if it is the same, so are they."""
+        """A digest of everything that the items depend on: equal digests mean equal items."""
         basis = self.basis()
         about = type(self).__qualname__, list(self.classes), self.official_split and list(self.official_split)
         return digest(about, list(self._item_digests()) if basis is None else basis)
 
     def basis(self) -> Any:
-        """All that the items depend on, as `digest` takes it; None, the default: every item is read instead."""
+        """Everything that the items depend on, for `digest`; None, the default: every item is read instead."""
         return None
 
     def _item_digests(self) -> Iterator[str]:
@@ -117,9 +117,13 @@ def as_images(dataset: Any) -> Images:
     if isinstance(dataset, DataLoader):
         raise InputError("a DataLoader has no items by index; pass its dataset, loader.dataset")
     if isinstance(dataset, str | bytes | os.PathLike):
-        raise InputError(f"{str(dataset)!r} is no dataset; for a folder of photographs pass Photos({str(dataset)!r})")
+        raise InputError(
+            f"{str(dataset)!r} is not a dataset; for a folder of photographs pass Photos({str(dataset)!r})"
+        )
     if isinstance(dataset, Mapping):
-        raise InputError(f"a {kind} is no dataset; pass one of its entries: {', '.join(map(str, dataset)) or 'none'}")
+        raise InputError(
+            f"a {kind} is not a dataset; pass one of its entries: {', '.join(map(str, dataset)) or 'none'}"
+        )
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise InputError(f"a {kind} has no items by index; pass a map-style dataset, with __len__ and __getitem__")
     return SubsetImages(dataset) if type(dataset) is Subset else ForeignImages(dataset)
@@ -132,7 +136,7 @@ class TensorImages(Images):
         images = tensors[0]
         if images.ndim != 4 or len(tensors) > 2 or not all(_are_labels(labels) for labels in tensors[1:]):
             shapes = ", ".join(f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in tensors)
-            raise InputError(f"tensors {shapes} are no images (N, C, H, W), with or without whole labels (N,)")
+            raise InputError(f"tensors {shapes} are not images (N, C, H, W), with or without whole labels (N,)")
         self.images = images
         self.labels = tensors[1].tolist() if len(tensors) == 2 else [-1] * len(images)
 
@@ -221,9 +225,9 @@ class ForeignImages(Images):
 
 
 def read_item(images: Images, index: int) -> tuple[Tensor, int]:
-    """An image (C, H, W) and its label, -1 for none; InputError, naming the item, if it is anything else.
+    """An image (C, H, W) and its label, -1 for none. Raises InputError, naming the item, if it is anything else.
 
-    BrokenImage, naming it too, if it cannot be read: two items never have the same message.
+    Raises BrokenImage, which names it too, if it cannot be read: two items never have the same message.
     """
     name = images.name(index)
     try:
@@ -286,9 +290,9 @@ def _image_and_label(item: Any, name: str) -> tuple[Tensor, int]:
 
 
 def transformed(transform: Callable[[Any], Any], image: Any, name: str) -> Any:
-    """What a transform makes of an image; InputError, naming the image, for whatever the transform raises.
+    """Apply a transform to an image. Raises InputError, naming the image, for any error of the transform.
 
-    BrokenImage if the memory is too short for it.
+    Raises BrokenImage if there is not enough memory.
     """
     try:
         return transform(image)

@@ -55,7 +55,7 @@ class Pascal(ImageFiles):
         for name in names:
             annotation, path = read_annotation(annotations, f"{name}.xml"), annotations.path / f"{name}.xml"
             if annotation.image is None:
-                raise InputError(f"{path} has no filename: it is no annotation of PASCAL VOC")
+                raise InputError(f"{path} has no filename: it is not an annotation of PASCAL VOC")
             if annotation.image not in images:
                 raise InputError(f"{path} names {annotation.image}, which is not in {photos}")
             files.append(annotation.image)

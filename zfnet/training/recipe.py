@@ -25,7 +25,7 @@ CHOICES = {
 class Recipe:
     """How to train. The defaults are the paper's, or plain ones where the paper gives no value.
 
-    `conf/train/paper.yaml` says which is which. Zeiler & Fergus (2014), section 3.
+    `conf/train/paper.yaml` says which values are the paper's. Zeiler & Fergus (2014), section 3.
 
     Raises:
         InputError: if a value is out of range.

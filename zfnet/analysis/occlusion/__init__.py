@@ -167,7 +167,7 @@ def occlusion_maps(
 
 
 def _collected(batches: Iterator[tuple[Tensor, Reading]], boxes: Tensor, progress: bool) -> Reading:
-    """What is read for all squares, as maps (rows, columns)."""
+    """The numbers of all squares, as maps (rows, columns)."""
     shape = boxes.shape[:2]
     maps: list[Tensor] = []
     with tqdm(total=shape.numel(), unit=" squares", desc="occlude", disable=not progress) as bar:
@@ -195,7 +195,7 @@ def _checked(graph: Graph, image: Tensor, fill: float | Sequence[float]) -> tupl
 
 
 def _clean(graph: Graph, image: Tensor, layer: str | nn.Module | None) -> tuple[dict[fx.Node, Any], fx.Node]:
-    """What every step gives for the image without a square, and the step whose activity is read."""
+    """The output of every step for the image without a square, and the step whose activity is read."""
     output = graph.output
     shapes = graph.shapes(pair(image.shape[-2:]), output)
     node = graph.node(_last_maps(graph, shapes) if layer is None else layer)
@@ -205,7 +205,7 @@ def _clean(graph: Graph, image: Tensor, layer: str | nn.Module | None) -> tuple[
 
 
 def _last_maps(graph: Graph, shapes: Shapes) -> str:
-    """The last ReLU that gives maps of more than one place; where there is none, the last step that does."""
+    """The last ReLU that gives maps of more than one place, or else the last step that does."""
     maps = [n for n in graph.nodes[1:] if len(shapes.get(n, ())) == 4 and math.prod(shapes[n][2:]) > 1]
     relus = [n for n in maps if "relu" in graph.operation(n).lower()]
     if not maps:

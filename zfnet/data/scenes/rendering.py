@@ -298,7 +298,7 @@ def render(
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     if not classes:
-        raise InputError(f"no classes to draw; there is: {', '.join(CLASSES)}")
+        raise InputError(f"no classes to draw; available: {', '.join(CLASSES)}")
     labels = labels_of(index, seed=seed, classes=len(classes), split=split, objects=objects)
     for label in labels:
         if classes[label] not in DRAW:
