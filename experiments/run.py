@@ -1,6 +1,6 @@
 """Run an experiment: python experiments/run.py experiment=fig2 [model=...] [data=...] [seed=...] [key=value]
 
-Without arguments: Figures 2, 4, 5, 6 and 7, of a small network on rendered scenes. `--help` lists the experiments,
+Without arguments: Figures 2, 5 and 7 of a small network on rendered scenes. `--help` lists the experiments,
 `experiment=fig2 --help` its settings. With -m, `k=4,9` runs one after the other; torchrun shares training.
 """
 
@@ -35,7 +35,7 @@ from zfnet.identity import digest
 
 
 def run(experiment: str, words: Sequence[str], below: str | Path = "", swept: Sequence[str] = ()) -> Any:
-    """Run one experiment; return what its result.json holds. `swept`: the settings of this point of a sweep."""
+    """Run one experiment; return the content of its result.json. `swept`: the settings of this point of a sweep."""
     objects = Objects(configured(words), words, run)
     result = objects.experiment(out := objects.folder(experiment) / below)
     if result is None:  # it leaves nothing
@@ -80,7 +80,7 @@ def command_line() -> None:
     os.environ["MPLBACKEND"] = "agg"  # no window; a notebook sets its own, which is not installed everywhere
     os.environ["HYDRA_FULL_ERROR"] = "1"  # it raises what it would print on several lines
     with in_one_line():
-        sys.path.append(os.getcwd())  # where a network of one's own may lie
+        sys.path.append(os.getcwd())  # the user's own network may be there
         options, words = options_of(sys.argv[1:])
         if "--help" in options:
             print(overview(words))

@@ -1,7 +1,7 @@
-"""Training, by the paper's recipe or another; the other experiments find the network that it leaves.
+"""Training, by the paper's recipe or another; the other experiments find the trained network.
 
-What to look for: both error rates fall, the validation error ends well below that of guessing, and the network does
-not wait for its images.
+What to look for: both error rates fall, the validation error ends well below chance, and the network does not wait for
+its images.
 """
 
 import contextlib
@@ -57,13 +57,13 @@ def main(
         out: the folder of the result; from the first epoch on it holds a checkpoint, metrics.csv, the curves, and in
             epochs/ the weights after `snapshots` and the last epoch.
         recipe: how to train.
-        crops: of every validation image, averaged at the end, 1 or 10; null: 10 if images leave a margin for them.
-        layers: whose dead maps are counted, those never above 0 on a validation image; null: none.
+        crops: of every validation image, averaged at the end, 1 or 10; null: 10 if images have a margin for them.
+        layers: layers in which to count dead maps, which are never above 0 on a validation image; null: none.
         snapshots: epochs whose weights are kept.
-        fresh: start anew, and remove the checkpoint of a stopped run.
+        fresh: remove the checkpoint of an interrupted run and start again.
         workers: processes that read images; null: one for each core, up to eight.
         progress: show progress bars.
-        allow_broken: leave out images that cannot be read even if they are more than 1 %.
+        allow_broken: continue even if more than 1 % of the images cannot be read.
     """
     recipe, out = recipe or Recipe(), Path(out)
     result = Result("train", out, locals())
@@ -97,7 +97,7 @@ def main(
 
 
 def _check_layers(model: nn.Module, layers: Sequence[str]) -> None:
-    """InputError for a layer that the model lacks, before hours of training."""
+    """Raises InputError before training for a layer that the model does not have."""
     if layers:  # a network that cannot be traced can be trained, if no layer is asked for
         graph = Graph(model)
         for layer in as_list(layers):
@@ -121,7 +121,7 @@ def _measured(
 
 
 class _Prepared(Dataset[tuple[Tensor, Any]]):
-    """Stored images as the network sees them."""
+    """Stored images, prepared for the network."""
 
     def __init__(self, model: nn.Module, stored: Any):
         self.how, self.stored = preprocessing_of(model), stored
@@ -144,7 +144,7 @@ def dead_maps(
 
 
 def size_of(model: nn.Module) -> int:
-    """How many parameters a network has."""
+    """The number of parameters of a network."""
     return sum(p.numel() for p in model.parameters())
 
 
@@ -153,7 +153,7 @@ def _seconds(history: list[dict[str, float]]) -> float:
 
 
 def summary(ours: dict[str, Any], crops: int | None, images: int) -> str:
-    """What a training run came to, in a line."""
+    """The result of a training run, in a line."""
     words = [
         f"{ours['epochs']} epoch{'s' * (ours['epochs'] != 1)}",
         f"{ours['epochs'] * images / _seconds(ours['history']):,.0f} images/s",
@@ -173,7 +173,7 @@ def summary(ours: dict[str, Any], crops: int | None, images: int) -> str:
 
 
 class _Nowhere:
-    """TensorBoard where there is none."""
+    """A stand-in for TensorBoard if it is not installed."""
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         pass

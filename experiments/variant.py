@@ -1,4 +1,4 @@
-"""One network of Table 3, trained where Tables 2 and 3 find it: what a sweep or a cluster does one by one.
+"""One network of Table 3, trained where Tables 2 and 3 find it, for sweeps and clusters.
 
 python experiments/run.py -m experiment=variant "variant=fig3,'fig3 fc 2048'" seed=0,1
 """
@@ -25,7 +25,7 @@ def main(
     variant: str = "fig3",
     fresh: bool = False,
 ) -> dict[str, Any]:
-    """Train one network of Tables 2 and 3 where they find it, unless it is there, and measure its errors.
+    """Train one network of Tables 2 and 3 where they find it, if it does not exist, and measure its errors.
 
     Args:
         out: the folder of the result.
@@ -33,7 +33,7 @@ def main(
         architecture: a partial of ZFNet, from which the variant is made.
         recipe: how it is trained; its seed is the network's.
         variant: its name, a row of Table 3.
-        fresh: start a training anew that was stopped.
+        fresh: restart an interrupted training instead of resuming it.
     """
     result = Result("variant", out, locals())
     changes = variant_of(variant, **architecture.keywords)  # type: ignore[attr-defined]

@@ -19,12 +19,12 @@ occlusion a square of 50 pixels at the paper's 900 places, against plain batches
           size, and against Captum's Occlusion at its best; beside it the multiply-adds that the windows save, and how
           much of that bound was reached
 train     an epoch of the paper's recipe on bytes of 64 pixels, of ZFNet with a third and with half of the paper's maps,
-          in bfloat16 on a GPU: against bare updates on one batch that lies there, ready for the network
+          in bfloat16 on a GPU: against bare updates on one batch in its memory
 scale     the pieces that docs/scale.md counts with: decoding, networks, tars, and what a scan keeps of 50,000 maps;
-          not of ratios, and only if it is named
+          no ratios; runs only if it is named
 
-The file of --json is written anew after every line, with the hardware, its driver, the versions and the commit.
---small tries the script itself in seconds: few images of 64 pixels, networks of few maps. Its figures mean nothing.
+The file of --json is rewritten after every line, with the hardware, its driver, the versions and the commit.
+--small tests the script itself in seconds: few images of 64 pixels, networks of few maps. Its figures mean nothing.
 """
 
 import argparse
@@ -507,7 +507,7 @@ def row(name: str, spent: dict[str, float], items: int, against: str, target: fl
 
 
 def about(device: str) -> dict[str, Any]:
-    """What figures depend on: hardware, driver, versions, commit."""
+    """The conditions of the figures: hardware, driver, versions, commit."""
 
     def said(*words: str) -> str | None:
         try:
@@ -548,14 +548,14 @@ def main() -> None:
         "train": bench_train,
     }
     parser.add_argument("what", nargs="*", metavar="|".join(benches | named), help="all but scale if none is named")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to this file")
     parser.add_argument("--about", action="store_true", help="print hardware, versions and commit, and measure nothing")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--small", action="store_true", help="try the script itself: figures that mean nothing")
+    parser.add_argument("--small", action="store_true", help="test the script itself: its figures mean nothing")
     options = parser.parse_args()
     if wrong := [what for what in options.what if what not in benches | named]:
-        parser.error(f"no benchmark {wrong[0]!r}; there is: {', '.join(benches | named)}")
+        parser.error(f"no benchmark {wrong[0]!r}; available: {', '.join(benches | named)}")
     torch.manual_seed(0)
     if options.device == "cpu":
         torch.set_num_threads(1 if options.small else 2)

@@ -1,19 +1,19 @@
-"""The claims of Zeiler & Fergus (2014), and the rules by which a result of ours is judged; `scripts/report.py` uses it.
+"""The claims of Zeiler & Fergus (2014), and the rules by which our results are judged; `scripts/report.py` uses it.
 
-A judge takes a result.json and gives the share of its rule that holds, from 0 to 1, or None where the result does not
+A judge takes a result.json. It returns the share of its rule that holds, from 0 to 1, or None if the result does not
 decide it, and the numbers in words.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from statistics import mean
 from typing import Any, NamedTuple
 
 from experiments.output.tables import interval
+from scripts import reasons
+from scripts.reasons import FEW, PARTS
 
-PARTS = ("right eye", "left eye", "nose")
 LATTICE = ("layer2_lattice", "filters_lattice")  # of Figure 6
-FEW = 10  # epochs
 WIDER = {"fig3 512-1024-512": "more maps", "fig3 fc 8192": "wider fully connected layers"}
 UNTESTED, MISSING = "cannot be tested here", "no result yet"
 Result = dict[str, Any]
@@ -24,10 +24,13 @@ class Claim(NamedTuple):
     """What the paper says, when a result fulfils it, and which results are judged."""
 
     item: str  # of the paper
+    title: str
     says: str
     rule: str  # or, where nothing here can test it, why
     pattern: str | None = None  # of folders in results/
     judge: Callable[[Result], Outcome] = lambda _: (0.0, "")
+    why: Callable[[Mapping[str, Result]], str] = lambda _: ""  # from the results by name, in Markdown
+    settings: Mapping[str, Any] = {}  # of the results that are judged
 
 
 def share(parts: Iterable[bool]) -> float:
@@ -155,12 +158,13 @@ def by_seed(claim: str, number: str, percent: bool = False) -> Callable[[Result]
 
 
 def listed(values: Iterable[float | None], percent: bool = False) -> str:
-    """Numbers of seeds; a seed that gave none is said."""
+    """Numbers by seed; "none" for a seed without one."""
     return ", ".join("none" if value is None else f"{value:.1%}" if percent else f"{value:.2f}" for value in values)
 
 
 def lattices(result: Result) -> Outcome:
-    """By the filters' own number, which projections have where the signal has no order: at most 1.2 times is none.
+    """Relative to the filters' own number, which projections have if the signal is unordered: up to 1.2 times is no
+    lattice.
 
     The paper compares the two, so that one which has less than the other counts as well.
     """
@@ -185,14 +189,14 @@ def depth(result: Result) -> Outcome:
     if len({tuple(result["ours"]["seeds"][f"krizhevsky without {name}"]) for name in names}) > 1:
         return None, "these networks are not of the same seeds"
     rows = {name.removeprefix("layers "): found[name]["validation_top1"]["each"] for name in names}
-    words = ", ".join(f"without {n} {mean(values):+.1f}" for n, values in rows.items()) + " points of validation error"
+    words = "validation error in points: " + ", ".join(f"without {n} {mean(of):+.1f}" for n, of in rows.items())
     inner, outer, deep = rows.values()
     if len({len(inner), len(outer), len(deep)}) > 1 or len(deep) < 2:
         return None, f"{words}; too few seeds"
     pairs = {"3, 4": inner, "6, 7": outer}
     beyond = {n: interval([d - 2 * p for p, d in zip(of, deep, strict=True)]) or (0.0, 0.0) for n, of in pairs.items()}
-    words += "; all four beyond twice " + ", beyond twice ".join(
-        f"{n}, 95 %: {low:+.1f} to {high:+.1f}" for n, (low, high) in beyond.items()
+    words += "; all four minus twice " + ", minus twice ".join(
+        f"{n}: {low:+.1f} to {high:+.1f} (95 %)" for n, (low, high) in beyond.items()
     )
     flat = [of["flat"] for of in result["ours"]["training"].values()]
     words += f"; the error was flat at the end of {flat.count(True)} of {len(flat)} trainings"
@@ -201,7 +205,7 @@ def depth(result: Result) -> Outcome:
 
 
 def decided(bounds: Sequence[float], holds: bool) -> float | None:
-    """The share of a rule of which an interval decides: None where 0 lies in it."""
+    """The share of a rule that an interval decides: None if it contains 0."""
     return None if bounds[0] <= 0 <= bounds[1] else share([holds])
 
 
@@ -260,6 +264,7 @@ def other_architecture(result: Result) -> Outcome:
 CLAIMS = [
     Claim(
         "Figure 3",
+        "the sizes of the maps",
         "An image of 224 pixels gives maps of 110, 55, 26, 13 and 6 pixels.",
         "all sizes are the paper's",
         "fig3/zfnet*",
@@ -267,116 +272,146 @@ CLAIMS = [
     ),
     Claim(
         "4.1, Figure 5",
-        "Small transforms change layer 1 much at once; layer 7 changes in proportion, for translation and scale.",
-        "on average over five images, linearity is above 0.5 in layer 7 and below 0 in layer 1, for both",
+        "layer 1 jumps, layer 7 is nearly linear",
+        "Small transforms change layer 1 much at once. Layer 7 changes in proportion, for translation and scale.",
+        "linearity is above 0.5 in layer 7 and below 0 in layer 1, for both transforms, on average over five images",
         "fig5/*",
         sensitivity,
+        reasons.quasi_linear,
     ),
     Claim(
         "4.1, Figure 5",
+        "the answer is stable to translation and scale",
         "The output is stable to translation and scale.",
-        "on average over five images and the paper's range, 0.8 of the probability of the class is kept, for both",
+        "0.8 of the probability of the class is kept for both, on average over five images and the paper's range",
         "fig5/*",
         stability,
+        reasons.scaling,
     ),
     Claim(
         "4.1, Figure 5",
+        "the answer is not stable to rotation",
         "The output is not stable to rotation.",
-        "on average over five images, less of the probability is kept than for translation and for scale",
+        "less of the probability is kept than for translation and for scale, on average over five images",
         "fig5/*",
         rotation,
     ),
     Claim(
         "4.1, Figure 4",
+        "lower layers settle first",
         "Lower layers settle within a few epochs, upper layers after 40 to 50 of 70.",
-        "each layer settles (its activations correlate above 0.9 with those of the last epoch) no later than "
-        f"the next and before the last, and the first within {FEW} epochs, before the learning rate first fell",
+        f"each layer settles no later than the next and before the last epoch, the first within {FEW} epochs and "
+        "before the learning rate first fell. A layer has settled when its activations correlate above 0.9 with "
+        "those of the last epoch",
         "fig4/*",
         settling,
+        reasons.settling,
     ),
     Claim(
         "Figure 6 (a, c)",
+        "renormalisation keeps filters alike in size",
         "Without renormalisation one filter of layer 1 dominates; with it none does.",
-        "the largest RMS is at least 2 times the median without, and at most 1.7 times with it, for every seed",
+        "the largest RMS is at least 2 times the median without it, and at most 1.7 times with it, for every seed",
         "fig6/*",
         dominance,
+        reasons.dominance,
     ),
     Claim(
         "4.2, Figure 6",
+        "7x7 filters leave fewer dead filters in layer 1",
         "With 7x7 filters and a stride of 2, layer 1 has fewer dead filters than with 11x11 and 4.",
         "for every seed; not decided where no filter is dead",
         "fig6/*",
         by_seed("layer 1 of 7x7, stride 2, has fewer dead filters", "dead_filters", percent=True),
+        reasons.no_dead_filters,
     ),
     Claim(
         "4.2, Figure 6",
+        "7x7 filters leave fewer dead maps in layer 2",
         "Layer 2 behind it has fewer dead maps.",
         "for every seed",
         "fig6/*",
         by_seed("layer 2 behind it has fewer dead maps", "layer2_dead_maps", percent=True),
+        reasons.dead_maps,
     ),
     Claim(
         "4.2, Figure 6 (d, e)",
+        "a stride of 2 leaves no lattice in layer 2",
         "A stride of 4 leaves its lattice in layer 2, a stride of 2 does not.",
-        "projections have more than 1.2 times the power of the filters at the lattice (against beside it) with a "
-        "stride of 4, not with 2, and less with 2 than with 4, for every seed",
+        "for every seed, projections have more than 1.2 times the filters' power at the lattice with a stride of 4, "
+        "not with 2, and less with 2 than with 4. Power at the lattice is divided by the power beside it",
         "fig6/*",
         lattices,
+        reasons.lattice,
     ),
     Claim(
         "4.3, Figure 7",
+        "hiding the object lowers its probability",
         "The probability of the class falls when the object is hidden, not when the background is.",
-        "the square that hides the class best is on the object more often (95 %) than chance and than any fixed place; "
-        "on rendered scenes, whose background says nothing of the class",
+        "the square that hides the class best is on the object more often (95 %) than chance and than any fixed place. "
+        "Only rendered scenes are judged, whose background says nothing of the class",
         "fig7/*",
         occlusion,
+        reasons.occlusion,
     ),
     Claim(
         "4.4, Table 1",
+        "layer 5 relates the parts of faces",
         "In layer 5 hiding a part of faces (dogs, people) changes features more alike than hiding random places does.",
-        "a smaller distance than of random masks, p below 0.05, for each of the three parts; masks that change fewer "
-        "features agree more, whatever they hide",
+        "a smaller distance than that of random masks, p below 0.05, for each of the three parts",
         "table1/*",
         correspondence(0),
+        reasons.zeros,
+        {"zeros": "agree"},
     ),
     Claim(
         "4.4, Table 1",
+        "layer 7 no longer relates them",
         "In layer 7 the effect is almost gone.",
         "for none of the parts p is below 0.05; not decided where there is no effect in layer 5 either",
         "table1/*",
         correspondence(1),
+        reasons.last_layer,
+        {"zeros": "agree"},
     ),
     Claim(
         "5.2, Tables 4 and 5",
+        "pretraining beats training from scratch",
         "A new softmax on the features of a pretrained network beats training from scratch on the same images.",
-        "in every fold, for every number of training images; what is trained from scratch here is a smaller ZFNet, and "
-        "new scenes are rendered as those of the pretraining were",
+        "in every fold, for every number of training images. From scratch a smaller ZFNet is trained",
         "table[45]/*",
         transfer,
+        reasons.transfer,
     ),
     Claim(
         "5.2, Figure 9",
+        "six images of a class are enough",
         "Six training images of a class are enough to beat what others reached with sixty (57.0 and 55.2 %).",
         "nobody else's method is run here; `experiment=fig9` draws our curve",
     ),
     Claim(
         "5.3, Table 7",
+        "deeper layers transfer better",
         "The deeper the layer, the better its features classify other images (layers 1 to 5).",
-        "each layer is better than the one before; not, if layer 5 is no better than layer 1; photographs that "
+        "each layer is better than the one before; not, if layer 5 is no better than layer 1. Photographs that "
         "ImageNet may have as well are not left out",
         "table7/*",
         deeper,
+        reasons.deeper,
     ),
     Claim(
         "5.1, Table 3",
-        "Removing layers 3 and 4, or 6 and 7, costs little; removing all four costs a lot: depth matters.",
+        "depth matters",
+        "Removing layers 3 and 4, or 6 and 7, costs little. Removing all four costs a lot: depth matters.",
         "without all four the validation error rises by more than twice what it does without each pair (95 %, over "
         "seeds)",
         "table3/*",
         depth,
+        reasons.depth,
     ),
     Claim(
         "5.1, Table 3",
+        "the shallow network underfits",
         "The network without these four fails by underfitting: its train error is 71.1 %, not 35.1 %.",
         "its train error rises (95 % interval over seeds), by at least half of what the validation error does",
         "table3/*",
@@ -384,13 +419,16 @@ CLAIMS = [
     ),
     Claim(
         "5.1, Table 3",
+        "wider layers",
         "More maps in layers 3 to 5 lower train and validation error; wider fully connected layers mostly the first.",
         "95 % over seeds: more maps lower both; wider layers lower the train error, and by more than the other",
         "table3/*",
         width,
+        reasons.width,
     ),
     Claim(
         "5.1, Table 2",
+        "averaging networks",
         "Averaging five networks lowers the error.",
         "the error is lower than that of the networks it averages (95 % interval over them)",
         "table2/*",
@@ -398,19 +436,22 @@ CLAIMS = [
     ),
     Claim(
         "5.1, Table 2",
+        "a sixth, larger network",
         "A sixth network with 512, 1024 and 512 maps in layers 3 to 5 lowers it further.",
-        "lower errors than those of the five, and than with a sixth network of Figure 3 in its place (top-1); not "
-        "decided if p of the latter is not below 0.05",
+        "both errors are lower than those of the five, and top-1 also than with a sixth network of Figure 3 in its "
+        "place. Not decided if p of the latter is not below 0.05",
         "table2/*",
         other_architecture,
     ),
     Claim(
         "5.2, Table 6",
+        "PASCAL 2012",
         "On PASCAL 2012 the mean is 3.2 points below the best, and five classes are won.",
         "the test images' labels are not public, and nobody else's method is run here",
     ),
     Claim(
         "5.1, Table 2",
+        "errors on ImageNet",
         "38.4 and 16.5 % errors on ImageNet 2012, with six networks 36.0 and 14.7 %.",
         "training on ImageNet takes days; `train=paper` has the recipe",
     ),

@@ -1,7 +1,7 @@
 """The smallest network of every family of timm, at random weights, checked against slow twins; `zoo.py --timm` runs it.
 
-A family is a module of timm's, such as `convnext`. Each is checked in a process of its own, which has a time limit and
-gives one line of JSON:
+A family is a module of timm's, such as `convnext`. Each is checked in its own process, which has a time limit and
+writes one line of JSON:
 
 family, network, parameters, size   the smallest by its number of parameters, and the side of its images, pixels
 depth           how many blocks it was made with, of a network of more than 1e8 parameters
@@ -242,7 +242,7 @@ def line(family: str, network: str) -> dict[str, Any]:
 
 
 def alone(family: str, network: str, seconds: int) -> dict[str, Any]:
-    """The line of a family, made in a process of its own, which may crash or hang."""
+    """The line of a family, made in its own process, which may crash or hang."""
     start, row = perf_counter(), {"family": family, "network": network}
     ours, theirs = FORK.Pipe(duplex=False)
     process = FORK.Process(target=_send_line, args=(theirs, family, network))

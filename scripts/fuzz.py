@@ -6,7 +6,7 @@
 
 A case is made from its seed alone. It fails if anything is raised, a traceback or a wrong answer; if it takes more than
 a minute; and if its peak memory is more than 1 GiB above that of the process before its first case. Cases run in a
-process of their own, which is started again after one that kills it. Ctrl-C prints what there is so far.
+separate process, which is restarted after a case that kills it. Ctrl-C prints the results so far.
 """
 
 import argparse
@@ -46,7 +46,7 @@ LIMIT = 4 * 2**30  # bytes above, at which the system refuses memory: a bomb mus
 
 @dataclass
 class Count:
-    """What came of the cases of one kind."""
+    """The outcomes of the cases of one kind."""
 
     cases: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -124,7 +124,7 @@ def tried(kind: str, seeds: Sequence[int], minutes: float, progress: bool = True
 
 
 def attempts(kind: str, seeds: Sequence[int]) -> Iterator[tuple[int, str | None, str | None, int]]:
-    """What comes of the cases of one process, up to the one that it does not survive."""
+    """The outcomes of the cases of one process, up to the case that kills it."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(kind, seeds, theirs), daemon=False)
@@ -151,8 +151,8 @@ def attempts(kind: str, seeds: Sequence[int]) -> Iterator[tuple[int, str | None,
 
 
 def table(saved: dict[str, Any]) -> str:
-    """What was saved, as Markdown; outcomes of one kind are one number."""
-    rows = ["| | cases | came to | failed | at most, MiB |", "|---|---|---|---|---|"]
+    """The saved results, as Markdown; outcomes of one kind are one number."""
+    rows = ["| | cases | outcome | failed | at most, MiB |", "|---|---|---|---|---|"]
     for kind, count in saved.items():
         outcomes: Counter[str] = Counter()
         for outcome, number in count["outcomes"].items():
@@ -171,13 +171,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="for each kind, at most")
     parser.add_argument("--only", type=int, metavar="SEED", help="one case, in this process")
     parser.add_argument("--save", type=Path, help="a file of JSON, in which other kinds are kept")
-    parser.add_argument("--table", type=Path, help="print what was saved there")
+    parser.add_argument("--table", type=Path, help="print the results saved in this file")
     options = parser.parse_args()
     if options.table:
         print(table(json.loads(options.table.read_text())))
         return
     if unknown := [kind for kind in options.kinds if kind not in KINDS]:
-        parser.error(f"no kind {unknown[0]!r}; there is: {', '.join(KINDS)}")
+        parser.error(f"no kind {unknown[0]!r}; available: {', '.join(KINDS)}")
     failures = 0
     for kind in options.kinds or KINDS:
         if options.only is not None:

@@ -18,7 +18,7 @@
 # Every result is in its file as soon as it is there: results/gpu/tests.txt, bench/*.json, table3/*/result.json. One line
 # for each part, with its seconds, is printed and added to summary.txt; logs/ has what the parts print, and about.json the
 # hardware, its driver, the versions and the commit. Each part has its own limit, after which the next begins.
-# Stop it at any time (Ctrl-C, kill) and start it again: what is there is skipped, and training goes on where it was.
+# Stop it at any time (Ctrl-C, kill) and start it again: existing results are skipped, and training resumes.
 #
 # Settings, in front of the command as in `SCALE=0.01 bash scripts/gpu.sh DATA`:
 #   OUT      folder of the results                    results/gpu
@@ -89,7 +89,7 @@ if [[ -n $small ]]; then
     epochs=$("$python" -c "print(max(2, round($epochs * $scale)))")
 fi
 [[ $device == cuda ]] || echo "there is no GPU: the tests that need one are left out"
-settings="SCALE=$scale EPOCHS=$epochs on $device" # what is there is skipped, so all of it is made alike
+settings="SCALE=$scale EPOCHS=$epochs on $device" # existing results are skipped, so all of it is made alike
 if [[ -e $out/settings.txt ]]; then
     was=$(<"$out/settings.txt")
     [[ $was == "$settings" ]] || die "$out has results of $was, not $settings: give another OUT, or delete it"
@@ -111,7 +111,7 @@ part() { # always in the background: it is a process of its own, which passes on
     [[ -e $result ]] && { say SKIP "$name" 0 "${result#"$out/"} is there" && exit 0; }
     left=$((deadline - SECONDS)) began=$SECONDS
     ((limit = limit < left ? limit : left))
-    ((limit > 0)) || { say LATE "$name" 0 "the $minutes minutes are over; start again to go on" && exit 1; }
+    ((limit > 0)) || { say LATE "$name" 0 "the $minutes minutes are over; start again to resume" && exit 1; }
     timeout -k 20 "$limit" "$@" >"$log" 2>&1 &
     child=$!
     wait "$child"
@@ -126,7 +126,7 @@ part() { # always in the background: it is a process of its own, which passes on
     elif ((status == 0)); then
         say PASS "$name" "$took" "${result#"$out/"}"
     elif ((status == 124 || status == 137)); then
-        say FAIL "$name" "$took" "over its limit of $limit s; start again to go on: ${log#"$out/"}"
+        say FAIL "$name" "$took" "over its limit of $limit s; start again to resume: ${log#"$out/"}"
     else
         say FAIL "$name" "$took" "$(tr '\r' '\n' <"$log" | grep -v '^ *$' | tail -n 1 | cut -c1-120): ${log#"$out/"}"
     fi
@@ -138,7 +138,7 @@ stopped() {
     # shellcheck disable=SC2046
     kill $(jobs -p) 2>/dev/null
     wait
-    say STOP "all" "$SECONDS" "start again to go on"
+    say STOP "all" "$SECONDS" "start again to resume"
     exit "$1"
 }
 trap 'stopped 130' INT

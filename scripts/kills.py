@@ -1,4 +1,4 @@
-"""Kill runs at random moments, let them go on, and compare what they come to with a run that nothing killed.
+"""Kill runs at random moments, resume them, and compare their results with an uninterrupted run.
 
     python scripts/kills.py [N] [--jobs training,scan,...] [--first SEED] [--save docs/faults.json]
 
@@ -70,7 +70,7 @@ def network() -> nn.Sequential:
     return PREPROCESSING.attach(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval())
 
 
-# --- runs: each works in the current folder, goes on from what it finds there, and gives what it came to
+# --- runs: each works in the current folder, resumes from its files, and returns its result
 
 
 def training(photos: Path) -> Any:
@@ -219,7 +219,7 @@ def finish(job: str, folder: Path, photos: Path) -> tuple[Any, float]:
     seconds = monotonic() - began
     if status:
         last = folder.with_suffix(".log").read_text(errors="replace").strip().splitlines()[-1:]
-        raise AssertionError(f"went on to status {status}: {''.join(last)[:200]}")
+        raise AssertionError(f"ended with status {status}: {''.join(last)[:200]}")
     answer = commanded(folder) if job == COMMAND else json.loads(folder.with_suffix(".json").read_text())
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.name.endswith(".lock"))
     return [answer, files], seconds
@@ -289,7 +289,7 @@ def main() -> None:
     options = parser.parse_args()
     jobs = options.jobs.split(",")
     if unknown := set(jobs) - {*SHARES}:
-        parser.error(f"no job {min(unknown)!r}; there is: {', '.join(SHARES)}")
+        parser.error(f"no job {min(unknown)!r}; available: {', '.join(SHARES)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     count, failures = tried(options.kills, jobs, options.first)
     total = sum(count.values())

@@ -1,4 +1,4 @@
-"""The committed results as pieces that can be made again: the command of each, and the time it is expected to take.
+"""The committed results as pieces that can be made again: the command and the expected time of each.
 
     python scripts/pieces.py                    # lists them: the name, seconds, and the folders of data that are needed
     python scripts/pieces.py NAME DATA OUT      # the words of one command, each ended by a zero byte
@@ -48,7 +48,7 @@ ORDER = [
 
 
 def pieces() -> dict[str, dict[str, Any]]:
-    """The provenance of each committed result and network, by name, in the order in which they are to be made.
+    """The provenance of each committed result and network, by name, in the order in which to make them.
 
     A training has its `history` beside its provenance: the seconds of a resumed run are those of its last start.
     """
@@ -66,7 +66,7 @@ def pieces() -> dict[str, dict[str, Any]]:
         }
     for name in known:
         if (experiment := name.partition("/")[0]) not in ORDER:
-            raise InputError(f"results/{name} has no place in the order of scripts/pieces.py: add {experiment}")
+            raise InputError(f"results/{name} is not in the order of scripts/pieces.py: add {experiment}")
     return dict(sorted(known.items(), key=lambda item: ORDER.index(item[0].partition("/")[0])))
 
 

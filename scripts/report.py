@@ -1,11 +1,11 @@
-"""What the committed results say: docs/claims.md, and the tables of numbers in README.md, paper.md and docs/.
+"""Write docs/claims.md, and the tables of numbers in README.md and docs/, from the committed results.
 
     python scripts/report.py            # writes them
-    python scripts/report.py --check    # exits with 1 if they are not what it would write
+    python scripts/report.py --check    # exits with 1 if they differ from what it would write
 
 It reads results/<experiment>/<name>/result.json, which experiments wrote, results/bench/*.json of scripts/bench.py,
-results/zoo/timm.json of scripts/zoo.py, and published/*.json. In pages it replaces
-what stands between <!-- numbers: NAME --> and <!-- end -->.
+results/zoo/timm.json of scripts/zoo.py, and published/*.json. In pages it replaces the text between <!-- numbers: NAME
+--> and <!-- end -->.
 """
 
 import argparse
@@ -28,25 +28,37 @@ from experiments.output.results import ROOT, read_result
 from experiments.output.tables import shown, table
 from experiments.tables.runs import flat
 from experiments.tables.table6 import KINDS
-from scripts import families, pieces, scale, speeds
+from scripts import beside, families, pieces, reasons, scale, speeds
 from scripts.claims import CLAIMS, MISSING, UNTESTED, Claim
+from scripts.reasons import linked
 from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.files import write_atomically
 from zfnet.weights import read_metadata
 
 HEAD = """# The paper's claims
 
-What Zeiler & Fergus (2014) say, and what this software measured. Each claim has a rule. A claim is *reproduced* if
-every result fulfils its rule, *not* if no result fulfils half of it, and *partly* otherwise. It is *not decided* if no
-result tells, such as where an interval has 0 in it. The thresholds of the rules are ours. The networks here are small
-and see few images: a claim that fails here may hold at the paper's size. Where a number is of one network, another
-seed may give another. `python scripts/report.py` writes this page from the files in `results/`. The
-commands below the table wrote them; settings, versions, processor and seed are in each file. In these commands `data/`
-is a folder of photographs.
+What Zeiler & Fergus (2014) say, and what we measured. Each claim has a rule, and the thresholds of the rules are ours.
+`python scripts/report.py` writes this page from the files in `results/`. Settings, versions, processor and seed are in
+each file.
+
+- *Reproduced*: every result fulfils the rule.
+- *Partly reproduced*: some results, or a part of the rule.
+- *Not reproduced*: no result fulfils half of the rule.
+- *Not decided*: no result tells, for instance because an interval holds 0.
+
+The networks here are small and see few images. A claim that fails here may hold at the paper's size. Where a number is
+of one network, another seed may give another. In the commands `data/` is a folder of
+[data sets](reproduce.md#data).
 """
 
 
 VERDICTS = ("reproduced", "partly", "not", "not decided", UNTESTED)
+IN_FULL = {
+    "reproduced": "Reproduced",
+    "partly": "Partly reproduced",
+    "not": "Not reproduced",
+    "not decided": "Not decided",
+}
 
 
 def results(pattern: str) -> dict[str, dict[str, Any]]:
@@ -56,7 +68,7 @@ def results(pattern: str) -> dict[str, dict[str, Any]]:
 
 
 def published() -> dict[str, dict[str, Any]]:
-    """What is known of the networks that come with the sources, by name."""
+    """The metadata of the networks that come with the sources, by name."""
     known = {}
     for file in sorted((ROOT / "published").glob("*.json")):
         try:
@@ -70,52 +82,111 @@ def published() -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def complete(name: str) -> Iterator[None]:
-    """InputError, in place of what Python raises, where a file lacks what is read of it."""
+    """Turn errors of Python into InputError if a file lacks an entry."""
     try:
         yield
     except (LookupError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{name} has not what is read of it ({what}): make it again with this version") from error
+        raise InputError(f"{name} lacks an entry ({what}): make it again with this version") from error
 
 
 def command(result: Mapping[str, Any]) -> str:
     """The command that wrote a result."""
     words = shlex.split(result["provenance"]["command"])[1:]
-    return shlex.join(["python", "experiments/run.py", *words])
+    return " ".join(["python experiments/run.py", *map(quoted, words)])
+
+
+def quoted(word: str) -> str:
+    """A word for the shell: as it is, or in double quotes where that is easier to read than shlex.quote."""
+    plain = shlex.quote(word)
+    return plain if plain == word or not re.fullmatch(r"[^\"$`\\!]*", word) else f'"{word}"'
 
 
 def judged(claim: Claim) -> tuple[str, list[str]]:
     """The verdict over all results of a claim, and each one's numbers."""
     if claim.pattern is None:
         return UNTESTED, [claim.rule]
-    found = results(claim.pattern)
-    if not found:
+    judged_results = of_claim(claim)
+    if not judged_results:
         return MISSING, []
     outcomes = {}
-    for name, result in found.items():
+    for name, result in judged_results.items():
         with complete(f"results/{name}/result.json"):
             outcomes[name] = claim.judge(result)
     shares = [share for share, _ in outcomes.values()]
-    told = [share for share in shares if share is not None]
-    if not told:
+    decided = [share for share in shares if share is not None]
+    if not decided:
         verdict = "not decided"
-    elif max(told) < 0.5:
+    elif max(decided) < 0.5:
         verdict = "**not**"
     else:
         verdict = "reproduced" if shares == [1] * len(shares) else "partly"
-    return verdict, [f"{words} ([{name}](../results/{name}/result.json))" for name, (_, words) in outcomes.items()]
+    return verdict, [f"{linked(name)}: {words}" for name, (_, words) in outcomes.items()]
+
+
+def of_claim(claim: Claim) -> dict[str, dict[str, Any]]:
+    """The results that a claim is judged by, by folder."""
+    if claim.pattern is None:
+        return {}
+    chosen = {}
+    for name, result in results(claim.pattern).items():
+        with complete(f"results/{name}/result.json"):
+            if all(result["settings"][key] == value for key, value in claim.settings.items()):
+                chosen[name] = result
+    return chosen
 
 
 def claims_page() -> str:
-    """docs/claims.md."""
-    rows = []
+    """docs/claims.md: the verdicts in short, a section for each claim, and the commands of all results."""
+    verdicts, sections = defaultdict[str, list[str]](list), []
     for claim in CLAIMS:
         verdict, numbers = judged(claim)
-        rule = "" if claim.pattern is None else f" *Rule: {claim.rule}.*"
-        rows.append([claim.item, claim.says + rule, verdict, "<br>".join(numbers)])
-    lines = [f"    {command(result)}    # {name}" for name, result in results("*/*").items()]
-    page = [HEAD, table(["paper", "claim", "here", "measured"], rows), "", "## Commands", "", *lines]
-    return "\n".join(page) + "\n"
+        words = IN_FULL.get(verdict.strip("*"), verdict.capitalize())
+        title = f"{claim.item}: {claim.title}"
+        verdicts[words].append(f"- [{title}](#{anchor(title)})")
+        sections.append(section(claim, title, words, numbers))
+    order = [*IN_FULL.values(), *(words for words in verdicts if words not in IN_FULL.values())]
+    short = [f"**{words}**\n\n" + "\n".join(verdicts[words]) for words in order if words in verdicts]
+    groups = defaultdict[str, dict[str, str]](dict)
+    for name, result in results("*/*").items():
+        groups[name.partition("/")[0]][name] = command(result)
+    blocks = [f"### {experiment}\n\n{commands(lines)}" for experiment, lines in groups.items()]
+    more = f"## What the strongest images depend on\n\n{words}" if (words := reasons.ranks({})) else ""
+    rest = [
+        "## Commands",
+        "The commands of all other results, each below the name of its folder in `results/`.",
+        *blocks,
+    ]
+    return "\n\n".join(filter(None, [HEAD.strip(), "## Verdicts", *short, *sections, more, *rest])) + "\n"
+
+
+def section(claim: Claim, title: str, verdict: str, numbers: Sequence[str]) -> str:
+    """A claim: what the paper says, the verdict, the rule, the numbers, the reason, and where the commands are."""
+    if claim.pattern is None:
+        return f"## {title}\n\n{claim.says}\n\n**{verdict}**: {claim.rule}."
+    chosen = of_claim(claim)
+    parts = [
+        f"## {title}",
+        claim.says,
+        f"**{verdict}.** Rule: {claim.rule}.",
+        "<!-- measured -->\n" + "\n".join(f"- {line}" for line in numbers) + "\n<!-- end -->" if numbers else "",
+    ]
+    if chosen:
+        with complete(f"a result of {title!r}"):
+            parts.append(claim.why(chosen))
+        experiments = sorted({name.partition("/")[0] for name in chosen})
+        parts.append("Commands: " + ", ".join(f"[{name}](#{anchor(name)})" for name in experiments) + ".")
+    return "\n\n".join(filter(None, parts))
+
+
+def commands(lines: Mapping[str, str]) -> str:
+    """A block of commands, each below the name of its result."""
+    return "```bash\n" + "\n".join(f"# {name}\n{line}" for name, line in lines.items()) + "\n```"
+
+
+def anchor(title: str) -> str:
+    """The anchor of a heading, as GitHub and MyST make it."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 # ---- README ----------------------------------------------------------------------------------------------------------
@@ -154,7 +225,7 @@ def alike(runs: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def minutes(history: Sequence[Mapping[str, float]]) -> float:
-    """How long a training takes: its epochs times their median, for it may have been stopped and taken up."""
+    """The time of a training: its epochs times their median, because it may have been interrupted and resumed."""
     return len(history) * median(epoch["seconds"] for epoch in history) / 60
 
 
@@ -198,7 +269,7 @@ def first_figures() -> str:
 
 
 def lattice_table() -> str:
-    """How much of Figure 2's projections the first layer's stride cannot hold, and how strong its lattice is there."""
+    """The energy of Figure 2's projections beyond the first layer's stride, and the strength of its lattice."""
     rows = []
     for name, result in results("fig2/*").items():
         told = result["ours"]["lattice"]
@@ -247,7 +318,7 @@ def dead_maps() -> str:
 
 
 def transfer_table() -> str:
-    """What frozen networks know of other images, beside networks that are trained from scratch."""
+    """Frozen networks on other images, beside networks that are trained from scratch."""
     rows = [
         [f"`{name}`", what, ", ".join(map(shown, ours)), ", ".join(map(str, paper))]
         for name, result in (results("table[4567]/*") | results("fig9/*")).items()
@@ -277,7 +348,7 @@ def transferred(result: Mapping[str, Any]) -> list[tuple[str, list[list[float]],
 
 @cache
 def ablations(rules: str = "deconvnet") -> networks.Networks:
-    """The estimates of every network that was asked which picture of a unit is better, by these rules."""
+    """The estimates of every network of the ablation, by these rules."""
     found = {Path(name).name: result for name, result in results("ablation/*").items()}
     chosen = {name: of["ours"] for name, of in found.items() if of["settings"].get("rules", "deconvnet") == rules}
     return networks.estimates(chosen)
@@ -300,6 +371,20 @@ def verdicts() -> str:
     return f"Of {len(each)} claims of the paper, by rules that were written down: {counts}."
 
 
+@cache
+def all_verdicts() -> dict[str, str]:
+    """The verdict of each claim, by what it says."""
+    return {claim.says: judged(claim)[0] for claim in CLAIMS}
+
+
+def beside_table(experiment: str) -> str:
+    """The paper's numbers beside ours, for one of its figures or tables."""
+    found = results(f"{experiment}/*")
+    return (
+        beside.beside(experiment, found, all_verdicts(), [command(of) for of in found.values()]) if found else MISSING
+    )
+
+
 def bench(name: str) -> dict[str, Any] | None:
     """What scripts/bench.py measured, from results/bench/<name>.json; None if it is not there."""
     file = ROOT / "results" / "bench" / f"{name}.json"
@@ -309,7 +394,7 @@ def bench(name: str) -> dict[str, Any] | None:
         known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         raise InputError(
-            f"results/bench/{name}.json is damaged: take it from the repository, or measure anew"
+            f"results/bench/{name}.json is damaged: take it from the repository, or measure again"
         ) from None
     return known
 
@@ -469,6 +554,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed, in short": partial(speeds_table, ("scan", "project", "occlusion"), speeds.SHORT),
     "pieces": pieces_table,
     "overlap": partial(bench_table, "scan", scale.overlap_table),
+    **{f"paper, {name}": partial(beside_table, name) for name in beside.ENTRIES},
 }
 
 
@@ -508,7 +594,7 @@ def main() -> None:
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         if check:
-            sys.exit(f"{path.relative_to(ROOT)} is not what the results say: run python scripts/report.py")
+            sys.exit(f"{path.relative_to(ROOT)} differs from the results: run python scripts/report.py")
         write_atomically(path, text.encode())
         print(path.relative_to(ROOT))
 

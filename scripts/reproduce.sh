@@ -7,7 +7,7 @@
 #
 # A piece is one committed result, results/<experiment>/<name>/result.json, or one of the networks of published/. Its
 # command is the one in its provenance. Its files go to OUT/<experiment>/<name>. A piece whose result.json is there is
-# skipped. Stop it at any time (Ctrl-C, kill) and start it again: trainings, scans and features go on where they were.
+# skipped. Stop it at any time (Ctrl-C, kill) and start it again: trainings, scans and features resume.
 # Pieces that need data which are not there are named and left out.
 #
 # Settings, in front of the command as in `DATA=/mnt/data bash scripts/reproduce.sh`:
@@ -91,7 +91,7 @@ while IFS=$'\t' read -r name seconds needed; do
         say DONE "$name" "$((SECONDS - began))" "$out/$name"
     else
         [[ -s $log ]] && tail -n 1 "$log"
-        say FAIL "$name" "$((SECONDS - began))" "start again to go on: $log"
+        say FAIL "$name" "$((SECONDS - began))" "start again to resume: $log"
         undone=1
     fi
     rm -f "$log.words"

@@ -309,7 +309,7 @@ def write_atlas(
     index |= {"classes": names, "class_images": [made.labels.count(i) for i in range(len(names))], "unlabelled": 0}
     index |= {"k": k, "rules": "deconvnet", "pixels": pixels, "encoding": "webp", "bins": EDGES}
     index |= {"warnings": ["The weights are random: this network has learned nothing."], "licence": None}
-    index |= {"provenance": {"zfnet": "0.1.0", "seed": seed, "weights": "0" * 64, "commit": None}}
+    index |= {"provenance": {"zfnet": "0.2.0", "seed": seed, "weights": "0" * 64, "commit": None}}
     index |= {"cite": "Made up for tests.", "network": network, "layers": entries}
     put(folder, "index", index | {"winners": made.write_images(files)})
     if site:

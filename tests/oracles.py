@@ -185,8 +185,12 @@ def held_heads(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: 
     return F.linear(torch.cat(heads, -1), given["out_proj_weight"], given["out_proj_bias"]), None
 
 
-def held_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return F.scaled_dot_product_attention(query.detach(), key.detach(), value, *args, **kwargs)
+def held_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Tensor:
+    if isinstance(attn_mask, Tensor):
+        attn_mask = attn_mask.detach()  # relative positions may depend on the query
+    return F.scaled_dot_product_attention(query.detach(), key.detach(), value, attn_mask, *args, **kwargs)
 
 
 def holding() -> dict[Callable, Callable]:
@@ -230,7 +234,7 @@ def part_of(model: nn.Module, layer: str) -> nn.Module:
     twin = copy.deepcopy(model).eval()
     tracer = NodePathTracer(leaf_modules=[nn.LocalResponseNorm])  # no module of torchvision's is one step
     graph = tracer.trace(twin)
-    # a module of one's own is several steps, of which the last gives its output
+    # a user's module is several steps; the last gives its output
     last = [n for n in graph.nodes if f"{tracer.node_to_qualname.get(n)}.".startswith(f"{layer}.")][-1]
     (output,) = (node for node in graph.nodes if node.op == "output")
     output.args = ({layer: last},)
@@ -589,6 +593,8 @@ def plain_occlusion(
 def extent(support: Tensor) -> tuple[int, int, int, int]:
     """Top, left, bottom, right of what is true in (H, W), ends exclusive."""
     rows, columns = support.any(1).nonzero().flatten(), support.any(0).nonzero().flatten()
+    if not len(rows):  # a unit on padding, as a token of a window that hangs over
+        return 0, 0, 0, 0
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 

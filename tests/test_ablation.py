@@ -1,4 +1,4 @@
-"""The ablation end to end on a tiny network: known answers, what is written, and what a stopped run leaves."""
+"""The ablation end to end on a tiny network: known answers, the files, and interrupted runs."""
 
 import copy
 import json
@@ -186,11 +186,13 @@ def test_mistakes_are_one_line_and_leave_nothing(model, data, many, tmp_path, mo
         run(model, data, tmp_path)
     with (
         monkeypatch.context() as patch,
-        pytest.raises(InputError, match=r"^relu2: 22 pictures of 17 x 17 pixels, .* too many to hold; give maps=1, or"),
+        pytest.raises(
+            InputError, match=r"^relu2: 22 pictures of 17 x 17 pixels, .* not fit in memory; give maps=1, or"
+        ),
     ):
         patch.setattr(measure, "PIXELS", 22 * 17**2 - 1)
         run(model, many, tmp_path / "large")
-    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"too many to hold; give other layers$"):
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"not fit in memory; give other layers$"):
         patch.setattr(measure, "PIXELS", 1)
         run(model, many, tmp_path / "large")
     model.conv1.bias.data[:] = -1e3

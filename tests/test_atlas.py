@@ -599,7 +599,7 @@ def test_an_atlas_is_replaced_and_nothing_else(model, data, tmp_path, capsys):
         atlas.build(model, data, out, layers=["relu1"], progress=False)
     (tmp_path / "b.partial").mkdir()
     (tmp_path / "b.partial/x").write_text("")
-    with pytest.raises(InputError, match="in the way"):
+    with pytest.raises(InputError, match="not a build of an atlas"):
         atlas.build(model, data, tmp_path / "b", layers=["relu1"], progress=False)
 
 
@@ -806,7 +806,7 @@ def test_images_that_do_not_fit_into_memory_are_read_again(folder, model, data, 
 def test_warnings_licence_and_provenance(model, data, folder, tmp_path):
     index = read(folder, "index")
     assert any("Only 40 images" in warning for warning in index["warnings"])
-    assert "not known under which licence" in index["licence"]
+    assert "licence of the images is not known" in index["licence"]
     assert not any("random" in warning for warning in index["warnings"])
     for name in ("zfnet", "torch", "torchvision", "pillow", "weights", "architecture", "preprocessing", "data", "seed"):
         assert name in index["provenance"]
@@ -848,7 +848,7 @@ def test_a_scan_that_is_given(folder, model, data, tmp_path):
         ({"maps": []}, "maps is empty for relu1"),
         ({"maps": 0}, "maps is 0"),
         ({"maps": [0, 8]}, "no map 8 in relu1: there are 8"),
-        ({"maps": {"relu9": [1]}}, "maps names 'relu9', which is no layer of this atlas; there is: relu1"),
+        ({"maps": {"relu9": [1]}}, "maps names 'relu9', which is not a layer of this atlas; its layers are relu1"),
         ({"images": "some"}, "no images 'some'"),
         ({"format": "jpeg"}, "no format 'jpeg'"),
         ({"rules": "deconv"}, "no rule set 'deconv'"),
@@ -923,7 +923,7 @@ def test_check_finds_changed_and_missing_files(folder, model, data, tmp_path):
     found = atlas.check(model, data, out, samples=1, progress=False)
     assert "images/0.webp was changed since the atlas was built." in found
     assert "tiles/0/overview-0.webp is missing." in found
-    assert "data/more.js is no file of the atlas." in found
+    assert "data/more.js is not a file of the atlas." in found
 
 
 def test_check_finds_a_changed_number_and_picture_whose_digests_were_changed_too(folder, model, data, tmp_path):
@@ -938,7 +938,7 @@ def test_check_finds_a_changed_number_and_picture_whose_digests_were_changed_too
     rewritten(out / "data/0/0.js", out, number)
     found = atlas.check(model, data, out, samples=80, progress=False)
     assert any(re.search("map 4 of relu1 is .*; this network computes", line) for line in found)
-    assert all("map 4 of relu1" in line or "has another list of what" in line for line in found)
+    assert all("map 4 of relu1" in line or "lists other maps than" in line for line in found)
     out = copied(folder, tmp_path / "b")
 
     def picture(content):
@@ -968,12 +968,12 @@ TAMPERED = {
     "focus": ("data/0/columns.js", lambda v: v["focus"].reverse(), "another focus on the page"),
     "dead": ("data/0/columns.js", lambda v: v.update(dead=[True] * len(v["dead"])), "another dead on the page"),
     "numbers of maps": ("data/0/columns.js", lambda v: v["map"].reverse(), "another map on the page"),
-    "winners": ("data/winners/0.js", lambda v: {i: [] for i in v}, "has another list of what"),
+    "winners": ("data/winners/0.js", lambda v: {i: [] for i in v}, "lists other maps than"),
     "labels of images": ("data/images.js", lambda v: v["label"].reverse(), "has another label"),
     "classes": ("data/index.js", lambda v: v["classes"].reverse(), "classes have other names"),
     "the format": ("data/index.js", lambda v: v.update(format=99), "an atlas of format 99"),
-    "all of the index": ("data/index.js", lambda v: {"layers": []}, "holds what no build writes (KeyError"),
-    "a list in place of columns": ("data/0/columns.js", lambda v: [], "holds what no build writes"),
+    "all of the index": ("data/index.js", lambda v: {"layers": []}, "was not written by a build (KeyError"),
+    "a list in place of columns": ("data/0/columns.js", lambda v: [], "was not written by a build"),
     "a place beyond the map": ("data/0/0.js", lambda v: v[2]["row"].__setitem__(0, 99), "map 2 of relu1"),
 }
 
@@ -1000,7 +1000,7 @@ def test_check_says_what_is_missing_besides_what_was_changed(folder, model, data
     (out / "data/index.js").unlink()
     (out / "evil.js").write_text("")
     found = atlas.check(model, data, out, progress=False)
-    assert "data/index.js is missing." in found and "evil.js is no file of the atlas." in found
+    assert "data/index.js is missing." in found and "evil.js is not a file of the atlas." in found
 
 
 def test_check_with_images_of_another_size(folder, model, data):
@@ -1020,7 +1020,7 @@ def test_tiles_of_long_fields(tmp_path):
 
 
 def test_check_of_no_atlas(model, data, tmp_path):
-    with pytest.raises(InputError, match="is no atlas"):
+    with pytest.raises(InputError, match="is not an atlas"):
         atlas.check(model, data, tmp_path, progress=False)
 
 
@@ -1203,7 +1203,7 @@ def test_the_transform_of_a_dataset_is_undone(folder, model, data, tmp_path):
 def test_values_that_nobody_explains_are_refused(data, tmp_path):
     own = network()
     del own.preprocessing
-    with pytest.raises(InputError, match=r"an image has values from -.* and nothing says how it was prepared"):
+    with pytest.raises(InputError, match=r"an image has values from -.* and its preprocessing is not known"):
         atlas.build(own, data, tmp_path / "a", layers=LAYERS, progress=False)
     plain = TensorDataset(torch.rand(12, 3, 24, 24))
     atlas.build(own, plain, tmp_path / "a", layers=["relu1"], progress=False)

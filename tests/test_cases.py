@@ -421,9 +421,9 @@ class TestWrappers:
     @pytest.mark.parametrize(
         ("convert", "says"),
         [
-            (lambda m, x: torch.jit.trace(m, x), r"torch\.jit: give the model"),
-            (lambda m, x: torch.jit.script(m), r"torch\.jit: give the model"),
-            (lambda m, x: torch.export.export(m, (x,)).module(), r"torch\.export: give the model"),
+            (lambda m, x: torch.jit.trace(m, x), r"torch\.jit: give the original model"),
+            (lambda m, x: torch.jit.script(m), r"torch\.jit: give the original model"),
+            (lambda m, x: torch.export.export(m, (x,)).module(), r"torch\.export: give the original model"),
             (lambda m, x: torch.export.export(m, (x,)), r"ExportedProgram; give a torch\.nn\.Module"),
         ],
         ids=["trace", "script", "module of an export", "export"],

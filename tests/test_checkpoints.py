@@ -18,7 +18,7 @@ from zfnet.identity import difference, read_sealed, write_sealed
 from zfnet.training import Checkpoint, Recipe, run_identity, train
 
 RECIPE = Recipe(epochs=4, batch_size=8)
-ANEW = "start anew with fresh=True or in another folder"
+ANEW = "start again with fresh=True or in another folder"
 
 
 def network(dropout: float = 0.1, seed: int = 0, **attributes) -> nn.Module:
@@ -287,8 +287,8 @@ ABSURD = {
     ),
     "weight of another type": (put("model", "0.weight", value=lambda w: w.double()), "of torch.float64, not (4, 3"),
     "sparse weight": (put("model", "4.weight", value=lambda w: w.to_sparse()), "4.weight is a tensor"),
-    "NaN": (put("model", "0.bias", value=lambda w: w * torch.nan), "0.bias has values that no training gives"),
-    "NaN momentum": (put(*SLOT, value=lambda w: w * torch.nan), "of 0.weight has values that no training gives"),
+    "NaN": (put("model", "0.bias", value=lambda w: w * torch.nan), "0.bias has values that training cannot produce"),
+    "NaN momentum": (put(*SLOT, value=lambda w: w * torch.nan), "of 0.weight has values that training cannot produce"),
     "momentum of another shape": (put(*SLOT, value=torch.ones(3)), "is (3,) of torch.float32, not (4, 3, 3, 3)"),
     "momentum missing": (without("optimizer", "state", 0), "the optimizer's state of 0.weight is missing"),
     "no momentum": (put("optimizer", "state", value=lambda _: {}), "the optimizer's state of 0.weight is missing"),
@@ -315,7 +315,7 @@ ABSURD = {
 @pytest.mark.parametrize("change", ABSURD)
 def test_an_absurd_checkpoint_is_refused_and_nothing_of_it_loaded(change: str, tmp_path: Path) -> None:
     model, error = begin(tmp_path, ABSURD[change][0])
-    assert error and " is no checkpoint of this run: " in str(error) and ABSURD[change][1] in str(error)
+    assert error and " is not a checkpoint of this run: " in str(error) and ABSURD[change][1] in str(error)
     assert same(model, network())
 
 

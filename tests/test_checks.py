@@ -186,9 +186,9 @@ def test_sizes_of_every_kind(deconvnet: Deconvnet) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"rules": None}, "rules are no rule set"),
-        ({"rules": 3}, "rules are no rule set"),
-        ({"rules": {nn.ReLU: 3}}, "rules are no rule set"),
+        ({"rules": None}, "rules are not a rule set"),
+        ({"rules": 3}, "rules are not a rule set"),
+        ({"rules": {nn.ReLU: 3}}, "rules are not a rule set"),
         ({"collisions": 3}, "no collision rule '3'"),
         ({"collisions": None}, "no collision rule 'None'"),
     ],

@@ -95,7 +95,7 @@ def test_figures_2_and_7_of_any_classifier_by_its_name(name, run, tmp_path):
     assert status == 0, lines
     status, lines = run("experiment=fig7", f"model={name}", *SMALL, "images=1", "measured=0", "step=24", "others=1")
     assert status == 0, lines
-    assert run.printed.endswith(f"{name}-scenes, of random weights; model.weights=FILE gives others\n")
+    assert run.printed.endswith(f"{name}-scenes, with random weights; model.weights=FILE loads others\n")
     for figure in ("fig2", "fig7"):
         assert (tmp_path / "outputs" / figure / f"{name}-scenes" / "figure.png").exists()
 
@@ -288,12 +288,12 @@ ODD = [
     ("contrast=nan", "contrast is nan"),
     ("batch_size=0", "batch_size is 0"),
     ("workers=-1", "workers is -1"),
-    ("out=/dev/null", "/dev/null is no folder"),
-    ("out=/dev/null/below", "/dev/null is no folder"),
+    ("out=/dev/null", "/dev/null is not a folder"),
+    ("out=/dev/null/below", "/dev/null is not a folder"),
     (f"out={'x' * 300}", "File name too long"),
     ("experiment=", "no experiment ''"),
-    ("~experiment", "no setting is left out"),
-    ("~seed", "no setting is left out"),
+    ("~experiment", "a setting cannot be deleted"),
+    ("~seed", "a setting cannot be deleted"),
     ("=", "no setting ''"),
     ("k=1 2", "k: Value '1 2'"),
     ("é=1", "'é"),
@@ -304,8 +304,8 @@ ODD = [
     ("--cfg=foo", "argument -c/--cfg"),
     ("--resolve", "go with --cfg"),
     ("-m --cfg=job", "not allowed with"),
-    ("--config-dir=/nope", "--config-dir is not taken"),
-    ("--config-name=nope", "--config-name is not taken"),
+    ("--config-dir=/nope", "--config-dir is not supported"),
+    ("--config-name=nope", "--config-name is not supported"),
     ("-m k=0,1", "k is 0"),
     ("-m experiment=fig2,fig3 width=wide", "width: "),
 ]
@@ -350,7 +350,7 @@ def test_ctrl_c_says_how_to_go_on(run, monkeypatch):
     monkeypatch.setattr(stripes, "stripes", interrupted)
     status, lines = run("experiment=stripes")
     assert status == 130
-    assert lines == ["run.py: interrupted; the same command goes on from whatever was saved"]
+    assert lines == ["run.py: interrupted; the same command resumes from what was saved"]
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(run, monkeypatch):

@@ -123,7 +123,7 @@ def test_crops_are_of_the_size_that_the_network_sees() -> None:
     model.preprocessing = Preprocessing(size=80, resize=80)
     with pytest.raises(InputError, match="cannot take 80 x 80 crops from 64 x 72 images"):
         crop_size(model, bytes_)
-    with pytest.raises(InputError, match="images stored with 64 pixels have no crops of 80"):
+    with pytest.raises(InputError, match="cannot take crops of 80 pixels from images stored with 64"):
         Stored(model.preprocessing, 64)
     with pytest.raises(InputError, match="crops is 5; give 1, the centre, or 10"):
         views(bytes_, (48, 48), 5)
@@ -170,5 +170,5 @@ def test_images_are_held_only_if_all_are_alike() -> None:
         in_memory(data, progress=False, workers=0)
     with pytest.raises(InputError, match="item 0 is 3 x 8 x 8 and item 64 is 3 x 9 x 8"):
         mean_image(data, Preprocessing(), progress=False, workers=0)
-    with pytest.raises(InputError, match=r"images are torch\.float32, which no mean"):
+    with pytest.raises(InputError, match=r"images are torch\.float32; only uint8"):
         mean_image([(torch.zeros(3, 8, 8), 0)], Preprocessing(), progress=False)

@@ -127,7 +127,7 @@ def test_photos_without_splits(tmp_path):
         dataset = datasets.photos(Preprocessing(size=32, resize=32), root=root)
         assert dataset.labels == [0, 1] and dataset.file(1) == "n02/2.JPEG"
     assert "no folder 'train'" in refused("photos", root=str(root), split="train")
-    with pytest.raises(InputError, match="no folder 'val' of photographs to measure training by: give it, or"):
+    with pytest.raises(InputError, match="no folder 'val' of photographs to validate on: make it, or give"):
         datasets.photos(BYTES, root=root)
 
 
@@ -188,7 +188,7 @@ def test_the_validation_set_of_imagenet_alone(tmp_path, monkeypatch):
     check(configured("imagenet", root=str(tmp_path)), 6, ["tench", "goldfish", "great white shark"])
     assert "no folder 'train'" in refused("imagenet", root=str(tmp_path), split="train")
     shutil.rmtree(tmp_path / "val/n02")
-    assert "no folder 'train', which says" in refused("imagenet", root=str(tmp_path))
+    assert "no folder 'train', which defines" in refused("imagenet", root=str(tmp_path))
 
 
 def broken(root, how):
@@ -231,19 +231,19 @@ def broken(root, how):
 @pytest.mark.parametrize(
     "how, split, says",
     [
-        ("no train", "train", "has no folder 'train' of class folders; there is: training, val"),
-        ("no train", "val", "no folder 'train', which says what classes there are"),
-        ("no val", "val", "has no folder 'val' of class folders; there is: train"),
-        ("files", "train", "train has photographs (a.JPEG) where class folders belong"),
+        ("no train", "train", "has no folder 'train' of class folders; available: training, val"),
+        ("no train", "val", "no folder 'train', which defines the classes"),
+        ("no val", "val", "has no folder 'val' of class folders; available: train"),
+        ("files", "train", "train has photographs (a.JPEG) instead of class folders"),
         ("file and folders", "train", "beside them, a.JPEG; move it"),
         ("train is a file", "train", "no folder 'train'"),
         ("strange class", "val", "val has the class 'n04', which"),
-        ("one class", "train", "train has 1 class folder(s); two are the least"),
-        ("one class", "val", "train has 1 class folder(s); two are the least"),
-        ("empty class", "train", "train/n025 has no photographs; put some there"),
+        ("one class", "train", "train has 1 class folder(s); at least two are needed"),
+        ("one class", "val", "train has 1 class folder(s); at least two are needed"),
+        ("empty class", "train", "train/n025 has no photographs; add some"),
         ("empty", "train", "no photographs in"),
         ("half a zip", "train", "half.zip is a file, not a folder or a whole zip"),
-        ("two zips", "train", "no folder 'train' of class folders; there is: no folder"),
+        ("two zips", "train", "no folder 'train' of class folders; available: no folder"),
         ("nothing", "train", "does not exist"),
         ("right", "test", "no split 'test'"),
     ],
@@ -280,7 +280,7 @@ class _Counted:
 def test_a_folder_with_nothing_but_a_link_to_itself_ends(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").symlink_to(tmp_path / "a")
-    assert "has no folder 'val' of class folders; there is: a" in refused("tiny_imagenet", root=str(tmp_path))
+    assert "has no folder 'val' of class folders; available: a" in refused("tiny_imagenet", root=str(tmp_path))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no such things there")
@@ -400,7 +400,7 @@ def test_cifar10_that_is_not_whole_says_what_to_set(cifar, monkeypatch, tmp_path
     (cifar / "cifar-10-batches-py/data_batch_2").write_bytes(b"half")
     for root in (cifar, tmp_path / "nothing"):
         message = refused("cifar10", root=str(root))
-        assert f"no whole cifar-10-batches-py in {root}" in message and "data.download=true" in message
+        assert f"no complete cifar-10-batches-py in {root}" in message and "data.download=true" in message
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     message = refused("cifar10", root=str(cifar), download=True)
     assert "no network" in message and "try again" in message
@@ -453,7 +453,7 @@ def test_caltech_has_all_images_and_its_own_split(tmp_path):
 def test_images_that_are_measured_on_are_not_trained_on(tmp_path, name):
     put(tmp_path, *(f"{wnid}/1.JPEG" for wnid in WNIDS))
     message = refused(name, root=str(tmp_path), split="train")
-    assert "has no images to train on apart from those to measure on; sort images into train/ and val/" in message
+    assert "has no training images separate from its test images; sort images into train/ and val/" in message
     assert "no split 'test'" in refused(name, root=str(tmp_path), split="test")
 
 

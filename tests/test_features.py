@@ -1,4 +1,4 @@
-"""Features are the network's, computed once; a run that was stopped goes on, and none reads another network's."""
+"""Features are the network's, computed once; an interrupted run resumes, and none reads another network's."""
 
 import contextlib
 import copy
@@ -188,7 +188,7 @@ def test_damaged_features_are_named(model, data, tmp_path, whole):
         content = path.read_bytes()
         for n in places:
             path.write_bytes(content[:n] + bytes([content[n] ^ 1]) + content[n + 1 :])
-            with pytest.raises(InputError, match=f"delete {kept}, or start anew with fresh=True") as error:
+            with pytest.raises(InputError, match=f"delete {kept}, or start again with fresh=True") as error:
                 compute(model, dataset, ["4"], tmp_path, **arguments)
             assert "\n" not in str(error.value)
         path.write_bytes(content)
@@ -280,7 +280,7 @@ def test_every_bit_of_features_and_of_their_note_counts(model, data, tmp_path):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
             with pytest.raises(InputError, match=re.escape(str(path))) as caught:
                 read()
-            assert "\n" not in str(caught.value) and "or start anew with fresh=True" in str(caught.value)
+            assert "\n" not in str(caught.value) and "or start again with fresh=True" in str(caught.value)
         path.write_bytes(whole)
     assert read()["4"].shape == (10, 5)
 
@@ -295,7 +295,9 @@ def test_files_that_hold_something_else_are_named(model, data, tmp_path, other):
     expected = np.array(compute(*arguments, progress=False)["4"])
     path = kept(tmp_path)
     np.save(path, other(expected)) if other else path.write_bytes(b"")
-    with pytest.raises(InputError, match=f"^{path} is damaged: it is no file of .*; delete {path}, or start anew with"):
+    with pytest.raises(
+        InputError, match=f"^{path} is damaged: it does not hold .*; delete {path}, or start again with"
+    ):
         compute(*arguments, progress=False)
     assert np.array_equal(compute(*arguments, fresh=True, progress=False)["4"], expected)
     assert np.array_equal(compute(*arguments, progress=False)["4"], expected)
@@ -307,7 +309,7 @@ def test_a_pipe_in_the_place_of_features_is_named(model, data, tmp_path):
     path = kept(tmp_path)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(InputError, match="it is no file"):
+    with pytest.raises(InputError, match="it is not a file"):
         compute(model, data, ["4"], tmp_path, progress=False)
 
 
@@ -388,7 +390,7 @@ def test_a_photograph_that_is_gone_is_named(model, tmp_path):
         Image.new("RGB", (40, 40), (n, 0, 0)).save(tmp_path / f"{n}.png")
     photos = Photos(tmp_path, transform=HOW)
     (tmp_path / "3.png").unlink()
-    with pytest.raises(InputError, match=r"3\.png.*features need every image: mend or remove it"):
+    with pytest.raises(InputError, match=r"3\.png.*features need every image: repair or remove it"):
         compute(model, photos, ["4"], tmp_path / "kept", progress=False)
     assert not list((tmp_path / "kept").glob("*.npy"))
 

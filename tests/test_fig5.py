@@ -86,7 +86,7 @@ def test_images_are_of_different_classes_by_seed_and_right_if_asked(model, data)
     with torch.no_grad():
         right = {label for image, label in map(data.__getitem__, range(24)) if model(image[None]).argmax() == label}
     assert right and set(labels(len(right), correct=True)) == right
-    with pytest.raises(InputError, match=r"show \d classes that the network names rightly, .* or correct=false"):
+    with pytest.raises(InputError, match=r"show \d classes that the network classifies correctly, .* or correct=false"):
         labels(16, correct=True)
 
 

@@ -302,7 +302,7 @@ def failing(name, model):
     [
         ({"networks": Networks(diverging)}, "all trainings diverged: lower the learning rate"),
         ({"networks": Networks(failing)}, "labels 0..9"),
-        ({"architecture": functools.partial(torch.nn.Linear, 3)}, "Linear is none: take model=zfnet"),
+        ({"architecture": functools.partial(torch.nn.Linear, 3)}, "Linear is not a ZFNet: give model=zfnet"),
         ({"recipe": Recipe(max_filter_rms=None)}, "give train.max_filter_rms"),
         ({"maps": [0, 2]}, "maps is"),
         ({"seeds": 0}, "seeds is 0"),

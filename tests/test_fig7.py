@@ -170,8 +170,8 @@ class Relabelled(torch.utils.data.Dataset):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"images": []}, r"^no image is asked for.*images=\[0,5\]$"),
-        ({"images": 0}, "^no image is asked for"),
+        ({"images": []}, r"^images is empty; .*images=\[0,5\]$"),
+        ({"images": 0}, "^images is empty"),
         ({"images": [99]}, "^no image 99 in the data: there are 12$"),
         ({"size": 33}, "^a square of 33 x 33 pixels does not fit in an image of 32 x 32$"),
         ({"step": 0}, "^the step is 0 pixels; give at least 1$"),

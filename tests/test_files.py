@@ -1,4 +1,4 @@
-"""Files are whole or not at all, whatever happens to who writes them, and no path makes a reader wait."""
+"""Writes are atomic, whatever happens to the writer, and no path makes a reader wait."""
 
 import os
 import signal

@@ -174,7 +174,7 @@ def test_a_zip_that_went_away(album):
         dataset[0]
 
 
-# --- what is no file
+# --- what is not a file
 
 
 posix = pytest.mark.skipif(os.name == "nt", reason="there are no such things there")
@@ -352,7 +352,7 @@ def test_a_zip_whose_list_is_damaged_is_refused_in_a_line(tmp_path, content):
         ({"method": 12}, "it is compressed by method 12; only deflate is read"),
         ({"method": 99}, "it is compressed by method 99; only deflate is read"),
         ({"length": 2**32 - 2}, "4,294,967,294 bytes, more than the 134,217,728 that are read"),
-        ({"length": 2**27}, "9 bytes would unfold to 134,217,728: more than 1,000 times"),
+        ({"length": 2**27}, "9 bytes would unpack to 134,217,728: more than 1,000 times"),
         ({"length": 100}, "7 bytes of 100"),
         ({"length": 3}, "Bad CRC-32"),
         ({"packed": 3}, ""),
@@ -383,9 +383,9 @@ def test_an_entry_that_unfolds_to_more_than_it_says_is_not_unfolded(tmp_path, mo
 @pytest.mark.parametrize(
     "name, attributes, reason",
     [
-        (b"../x.png", 0, "named as no path inside the zip"),
-        (b"/etc/x.png", 0, "named as no path inside the zip"),
-        (b"a//x.png", 0, "named as no path inside the zip"),
+        (b"../x.png", 0, "its name is not a path inside the zip"),
+        (b"/etc/x.png", 0, "its name is not a path inside the zip"),
+        (b"a//x.png", 0, "its name is not a path inside the zip"),
         (b"a\\x.png", 0, "named with backslashes"),
         (b"x.png", 0o120777 << 16, "a link"),
         (b"x.png", 0o010666 << 16, "a named pipe"),

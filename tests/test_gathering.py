@@ -352,7 +352,7 @@ def test_a_state_that_no_scan_wrote_is_named(model, images, change: str, tmp_pat
     content = torch.load(tmp_path / "raw", weights_only=True)
     changed(content["gathered"], change)
     write_sealed(state, json.loads(line)["identity"], content)
-    with pytest.raises(InputError, match=f"^{state} holds what no scan of these layers writes; delete it, or start"):
+    with pytest.raises(InputError, match=f"^{state} is not a scan of these layers; delete it, or start"):
         scan(model, images, ["1"], 3, **how)
 
 

@@ -66,9 +66,9 @@ def test_what_a_hint_does_not_allow(hint, values):
         (
             "al",
             Names | Literal["auto", "all"],
-            "no k 'al' (did you mean 'all'?); there is: auto, all, a list [...], each text (one or more)",
+            "no k 'al' (did you mean 'all'?); available: auto, all, a list [...], each text (one or more)",
         ),
-        ("gray", Literal["rgb", "grey"], "no k 'gray' (did you mean 'grey'?); there is: rgb, grey"),
+        ("gray", Literal["rgb", "grey"], "no k 'gray' (did you mean 'grey'?); available: rgb, grey"),
         ([0, "foo"], Sequence[int], "k is [0, 'foo']; give a list [...], each a whole number"),
         ([1], Annotated[Sequence[int], Length(2)], "k is [1]; give a list [...], each a whole number (2 of them)"),
         (9, Annotated[int, Limits(0, 5)], "k is 9; give a whole number from 0 to 5"),

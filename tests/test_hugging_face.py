@@ -224,14 +224,14 @@ def test_splits_from_the_command_line(tmp_path: Path) -> None:
     single = str(saved(tmp_path / "c"))
     assert len(configured(root=single)) == len(configured(root=single, split=None)) == 10
     for transform, split in ((HOW, "train"), (Stored(HOW), "val")):
-        with pytest.raises(InputError, match="without a split"):
+        with pytest.raises(InputError, match="without the split"):
             configured(transform, root=single, split=split)
 
 
 def test_what_was_not_saved_by_datasets_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "is no folder" in refused(tmp_path / "nothing")
+    assert "is not a folder" in refused(tmp_path / "nothing")
     for address in ("s3://bucket/a", "hf:/datasets/a", "zip:/a::/b"):
-        assert "is no path of the disk" in refused(address)
+        assert "is not a path on this disk" in refused(address)
     assert "no state.json and no dataset_dict.json" in refused(tmp_path)
     root = saved(tmp_path / "a")
     state = json.loads((root / "state.json").read_text())

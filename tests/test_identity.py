@@ -190,7 +190,7 @@ class Trap:
 def test_a_sealed_file_that_somebody_else_made_runs_no_code(tmp_path) -> None:
     path = tmp_path / "file"
     write_sealed(path, {}, Trap(tmp_path / "sprung"))
-    with pytest.raises(InputError, match=r"holds what no version of zfnet wrote .*; delete it$") as caught:
+    with pytest.raises(InputError, match=r"was not written by zfnet .*; delete it$") as caught:
         read_sealed(path, {}, "delete it")
     assert "\n" not in str(caught.value) and not (tmp_path / "sprung").exists()
     for line in (b"[" * 99_999, b'{"format": 3, "identity": [], "bytes": 0, "content": ""}', b"\xff", b"9" * 5000):
@@ -203,7 +203,7 @@ def test_a_sealed_file_that_somebody_else_made_runs_no_code(tmp_path) -> None:
         read_sealed(path, {}, "")
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(InputError, match="it is no file; delete it"):
+    with pytest.raises(InputError, match="it is not a file; delete it"):
         read_sealed(path, {}, "delete it")
 
 
@@ -399,7 +399,7 @@ def test_features_with_other_settings_are_not_read(name, tmp_path) -> None:
 def test_a_fresh_scan_overwrites_the_state_of_another(tmp_path) -> None:
     assert not scanned(base("tensors"), tmp_path)
     other = replace(base("tensors"), model=network(1))
-    with pytest.raises(InputError, match="different weights; delete it, or start anew with fresh=True"):
+    with pytest.raises(InputError, match="different weights; delete it, or start again with fresh=True"):
         scanned(other, tmp_path)
     assert not scanned(replace(other, settings={"fresh": True}), tmp_path)
     assert scanned(other, tmp_path)
@@ -520,7 +520,7 @@ def test_measurements_of_another_run_are_not_read(tmp_path) -> None:
     assert read_again(measured, base("scenes"), base("scenes"), tmp_path / "same") is True
     for name, change in (("seed", with_settings(seed=1)), ("maps", with_settings(maps=1))):
         said = read_again(measured, base("scenes"), change(base("scenes")), tmp_path / name)
-        assert f"ablation.partial was made with different {name} (" in said and "start anew with fresh=True" in said
+        assert f"ablation.partial was made with different {name} (" in said and "start again with fresh=True" in said
     assert "scan.partial was made with different weights" in read_again(
         measured, base("scenes"), changed_weight(base("scenes")), tmp_path / "weight"
     )
@@ -530,9 +530,7 @@ def test_measurements_of_another_run_are_not_read(tmp_path) -> None:
     known = json.loads(state.read_bytes().partition(b"\n")[0])["identity"]
     for content in ("[]", '{"2": 3}', "{", 3, None):
         write_sealed(state, known, content)
-        with pytest.raises(
-            InputError, match=f"^{state} holds what no version of this experiment writes; delete it, or"
-        ):
+        with pytest.raises(InputError, match=f"^{state} is not a state of this experiment; delete it, or"):
             measured(base("scenes"), tmp_path / "same")
     (tmp_path / "same" / "ablation.partial").write_text('{"key": "old", "layers": {"2": {}}}')
     with pytest.raises(InputError, match=r"ablation\.partial is damaged, or of an older format that is no longer read"):

@@ -46,7 +46,7 @@ def test_a_network_with_fewer_layers_has_those(count: int) -> None:
 def test_a_network_without_layers_is_one_line() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(4 * 36, 2))
     with pytest.raises(
-        InputError, match=r"^Sequential has no activation or joint that .* zfnet\.layer_table lists them$"
+        InputError, match=r"^Sequential has no activation or join that .* zfnet\.layer_table lists them$"
     ):
         spread(Graph(model), 8)
 

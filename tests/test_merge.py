@@ -32,7 +32,7 @@ def test_there_may_be_none(model, data, tmp_path):
 def test_shards_of_two_cuts_need_a_count(model, data, shards, capsys):
     for shard in ("0/1", "1/3"):
         experiment.main(model, data, shards / "out", scans=shards, shard=shard, **HOW)
-    with pytest.raises(InputError, match=r"has shards of 1, 3: say of how many, count=1$"):
+    with pytest.raises(InputError, match=r"has shards of 1, 3: give their number, such as count=1$"):
         merge.main(model, data, shards / "out", scans=shards)
     results = [merge.main(model, data, shards / "out", scans=shards, count=count) for count in (1, 3)]
     assert results[0]["ours"] == results[1]["ours"] and results[0]["ours"]["images"] == 12

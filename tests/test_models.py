@@ -171,7 +171,7 @@ def test_a_network_of_timms_is_built_with_random_weights(name):
 def test_what_timm_does_not_have(monkeypatch):
     for name, nearest in [("resnot50", "resnet50"), ("resnet50.a1_in1", "resnet50.a1_in1k")]:
         with pytest.raises(
-            InputError, match=rf"^no model of timm's '{name}' \(did you mean '{nearest}'\?\); there is: "
+            InputError, match=rf"^no model of timm's '{name}' \(did you mean '{nearest}'\?\); available: "
         ):
             of_timm(name)
     monkeypatch.setitem(sys.modules, "timm", None)

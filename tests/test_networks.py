@@ -55,7 +55,7 @@ def test_a_damaged_network_is_named_and_not_trained_in_silence(folder, untrained
     whole = path.read_bytes()
     for place in (3, 8, 20, 300, len(whole) - 1):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(InputError, match=rf"{re.escape(str(path))}.*; delete it to train anew$") as caught:
+        with pytest.raises(InputError, match=rf"{re.escape(str(path))}.*; delete it to train again$") as caught:
             networks(tmp_path).trained("small", SMALL, RECIPE)
         assert "\n" not in str(caught.value)
 
@@ -168,8 +168,8 @@ def test_weights_of_another_training_are_not_taken(asked, word: str, difference:
     assert path.parent.parent == USUAL.parent.parent and path.parent.name.startswith("zfnet_small-scenes-")
     assert f"++out={path.parent}" in asked[0] and USUAL.read_bytes() == before
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{USUAL} was trained otherwise (") and difference in line
-    assert line.endswith(f": training {path} first; model.weights={USUAL} takes the former")
+    assert line.startswith(f"{USUAL} was trained with other settings (") and difference in line
+    assert line.endswith(f": training {path} first; model.weights={USUAL} uses the former")
 
 
 def test_both_trainings_are_kept_and_found(home, monkeypatch, capsys) -> None:
@@ -187,7 +187,7 @@ def test_weights_that_cannot_be_told_are_refused(home, asked, monkeypatch) -> No
         raise InputError("no folder 'train' of photographs to train on")
 
     monkeypatch.setattr(Objects, "_dataset", missing)
-    with pytest.raises(InputError, match=f"to train on; model.weights={USUAL} takes the network that is there"):
+    with pytest.raises(InputError, match=f"to train on; model.weights={USUAL} uses the existing network"):
         trained()
 
 
@@ -196,7 +196,7 @@ def test_the_training_experiment_keeps_a_network_that_was_trained_otherwise(home
     words = ["model=zfnet_small", *WORDS, COUNT, "train.epochs=2", "progress=false"]
     run("train", spelled(["experiment=train", *words]))
     printed = capsys.readouterr()
-    assert USUAL.read_bytes() == before and "was trained otherwise and is kept" in printed.err
+    assert USUAL.read_bytes() == before and "was trained with other settings and is kept" in printed.err
     (line,) = (line for line in printed.out.splitlines() if line.startswith("train: "))
     assert weights.read_metadata(Path(line[7:], "model.safetensors"))["history"][-1]["epoch"] == 2
     run("train", spelled(["experiment=train", *words[:-2], "progress=false"]))  # the same again is no other network
@@ -219,7 +219,7 @@ def test_a_setting_of_training_means_nothing_to_a_network_that_is_trained(word: 
     words = spelled(["experiment=fig2", "model.weights=published", word])
     key = word.partition("=")[0]
     with pytest.raises(
-        InputError, match=f"{key} means nothing to the published network, .*: give model.weights=trained"
+        InputError, match=f"{key} has no effect on the published network, .*: give model.weights=trained"
     ):
         Objects(configured(words), words, run)
 
@@ -228,13 +228,13 @@ def test_a_setting_of_training_means_nothing_to_a_network_that_is_trained(word: 
 def test_a_setting_of_training_means_nothing_to_runs_that_lie_there(word: str) -> None:
     words = spelled(["experiment=table3", "runs=results/variant", word])
     name = word.partition("=")[0]
-    with pytest.raises(InputError, match=rf"^{name} means nothing to runs, which were trained before: leave it"):
+    with pytest.raises(InputError, match=rf"^{name} has no effect on runs, which are trained already: leave it"):
         Objects(configured(words), words, run)
 
 
 def test_a_network_that_is_not_published_is_refused_by_name(tmp_path) -> None:
     words = spelled(["experiment=fig2", "model=zfnet", "model.weights=published"])
-    with pytest.raises(InputError, match="no weights of zfnet are published for such images"):
+    with pytest.raises(InputError, match="no weights of zfnet are published for these images"):
         Objects(configured(words), words, run).model  # noqa: B018
 
 
@@ -247,7 +247,7 @@ def test_networks_from_scratch_have_the_size_of_the_data_whatever_weights_others
 @pytest.mark.parametrize("model", ["zfnet", "squeezenet1_0"])
 def test_a_size_of_the_data_that_the_network_does_not_take_is_refused(model: str) -> None:
     words = spelled(["experiment=fig2", f"model={model}", "data.side=32"])
-    with pytest.raises(InputError, match=r"data.side means nothing here: the network's architecture has a size of its"):
+    with pytest.raises(InputError, match=r"data.side has no effect: the network's architecture has its"):
         Objects(configured(words), words, run)
 
 

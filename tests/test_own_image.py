@@ -1,4 +1,4 @@
-"""The page of one's own image, in a real Chromium, over a running server, on an atlas that zfnet built."""
+"""The page of your own image, in a real Chromium, over a running server, on an atlas that zfnet built."""
 
 import base64
 import json
@@ -160,7 +160,7 @@ def test_a_place_is_asked_about(answered: Chromium, answers: Answers, way: str) 
     maps = "[...document.querySelectorAll('.own-map b')].map((cell) => cell.textContent)"
     assert answered.evaluate(maps) == [f"map {entry.map}" for entry in expected]
     answered.click(".own-back")
-    answered.until(f"{PLACE} === 'Maps, the most unusual for them first'")
+    answered.until(f"{PLACE} === 'Maps, the most unusual first'")
     assert answered.evaluate("getComputedStyle(document.querySelector('.own-back')).display") == "none"
     assert answered.evaluate("location.hash") == "#/own"  # the keys did not lead to another page
 
@@ -200,7 +200,7 @@ def test_a_picture_is_dropped_or_pasted(page: Chromium) -> None:
     page.evaluate("document.body.dispatchEvent(new ClipboardEvent('paste', { bubbles: true }))")
     page.until("document.querySelector('.own-status').textContent === 'There is no picture in what was pasted.'")
     page.evaluate("document.body.dispatchEvent(new DragEvent('drop', { bubbles: true }))")
-    page.until("document.querySelector('.own-status').textContent.startsWith('There is no file in what was dropped')")
+    page.until("document.querySelector('.own-status').textContent.startsWith('What you dropped has no file')")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_server_that_has_ended_is_said(answers: Answers, tmp_path: Path) -> No
 def test_there_is_no_webcam(page: Chromium) -> None:
     page.click(".own-drop button")
     said = page.until("document.querySelector('.own-status.notice')?.textContent")
-    assert said == "There is no webcam that can be used."
+    assert said == "No usable webcam was found."
 
 
 def test_a_frame_of_the_webcam_is_answered(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

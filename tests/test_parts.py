@@ -87,7 +87,7 @@ def test_a_bad_table_is_refused_in_one_line(photos, text, message):
 
 
 def test_what_has_no_parts_is_refused(photos):
-    with pytest.raises(InputError, match="Photos knows no parts: give a CSV file"):
+    with pytest.raises(InputError, match="Photos has no boxes of parts: give a CSV file"):
         parts_of(photos, ["nose"])
     with pytest.raises(InputError, match=r"cannot read .*none.csv"):
         parts_of(photos, ["nose"], table=photos.root / "none.csv")

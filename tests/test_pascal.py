@@ -98,7 +98,7 @@ def test_what_is_no_file_is_named_and_not_waited_for(root, file):
     (root / file).unlink(missing_ok=True)
     os.mkfifo(root / file)
     if file.startswith("Annotations"):
-        assert len(Pascal(root)) == 3  # it is no annotation
+        assert len(Pascal(root)) == 3  # it is not an annotation
         return
     with pytest.raises(InputError, match=re.escape(Path(file).name)):
         Pascal(root)

@@ -355,7 +355,7 @@ def test_a_photograph_that_would_be_too_large_as_a_tensor(tmp_path, monkeypatch)
     assert Photos(tmp_path, transform=Preprocessing(size=2, resize=2))[0][0].shape == (3, 2, 2)
 
 
-# --- what is no file, and odd names
+# --- what is not a file, and odd names
 
 
 def left_out(root):
@@ -511,8 +511,8 @@ def test_labels_are_numbers_or_names_and_not_both(tmp_path):
 @pytest.mark.parametrize(
     "content, says",
     [
-        ("file,class\na.png,caf\xe9\n".encode("latin-1"), "no text in UTF-8 in line 2: "),
-        ("file,class\na.png,x\n".encode("utf-16-le"), "it holds zero bytes, so it is no text; save it as UTF-8"),
+        ("file,class\na.png,caf\xe9\n".encode("latin-1"), "not text in UTF-8 in line 2: "),
+        ("file,class\na.png,x\n".encode("utf-16-le"), "it holds zero bytes, so it is not text; save it as UTF-8"),
         (b"\xff\xfef\0i\0", "has the columns fi; it needs file, filename, path or image, and class_index, class_name"),
         (b"file,class\na.png,\0\n", "it holds zero bytes"),
         (b"file,class\na.png," + b"x" * 200_000, "line 2: field larger than field limit"),
@@ -646,5 +646,5 @@ def test_a_table_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setattr("zfnet.data.annotations._MOST_VALUES", 40)
     for text in ("file,label\n" + "a.jpg,0\n" * 11, "file,label" + "," * 15 + "\na.jpg,0\n" * 3):
         (tmp_path / "labels.csv").write_text(text)
-        with pytest.raises(InputError, match=r"labels.csv has more rows than are read: \d+ of \d+ columns"):
+        with pytest.raises(InputError, match=r"labels.csv has too many rows: \d+ of \d+ columns"):
             Photos(tmp_path)

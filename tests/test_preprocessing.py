@@ -151,7 +151,7 @@ def test_too_small_is_refused():
 
 @pytest.mark.parametrize("array", [noise(9, 9) / 255, noise(9, 9)[..., 0], noise(9, 9)[..., :2]])
 def test_arrays_that_are_no_image_are_refused(array):
-    with pytest.raises(InputError, match="is no image"):
+    with pytest.raises(InputError, match="is not an image"):
         Preprocessing()(array)
 
 
@@ -166,7 +166,7 @@ def test_bytes_are_normalised_as_their_fractions(channels):
 
 @pytest.mark.parametrize("x", [torch.zeros(3, 4, 4, dtype=torch.int32), torch.zeros(4, 4), torch.zeros(1, 4, 4)])
 def test_tensors_that_are_no_image_are_refused(x):
-    with pytest.raises(InputError, match="is no image"):
+    with pytest.raises(InputError, match="is not an image"):
         Preprocessing().normalise(x)
 
 
@@ -275,9 +275,9 @@ def test_images_of_many_channels():
     "channels, image, says",
     [
         (4, Image.new("RGB", (30, 30)), "photographs have no 4 channels; give arrays (H, W, 4)"),
-        (4, noise(30, 30), "an array (30, 30, 3) of uint8 is no image of 4 channels; give uint8 (H, W, 4), or a"),
+        (4, noise(30, 30), "an array (30, 30, 3) of uint8 is not an image of 4 channels; give uint8 (H, W, 4), or a"),
         ("grey", torch.zeros(2, 30, 30), "give uint8 (H, W, 1), or a tensor (1, H, W)"),
-        ("RGB", torch.zeros(3, 30, 30, dtype=torch.int32), "of torch.int32 is no image"),
+        ("RGB", torch.zeros(3, 30, 30, dtype=torch.int32), "of torch.int32 is not an image"),
     ],
 )
 def test_images_of_other_channels_are_refused(channels, image, says):
@@ -348,7 +348,7 @@ def test_a_strip_takes_no_more_memory_than_what_is_seen_of_it(monkeypatch):
 def test_too_small_for_a_crop_that_is_not_square():
     with pytest.raises(InputError, match=r"180 x 240 pixels is smaller than 200 x 100; raise resize"):
         Preprocessing(size=[100, 200], resize=180)(noise(400, 300))
-    with pytest.raises(InputError, match="stored with 150 pixels have no crops"):
+    with pytest.raises(InputError, match="from images stored with 150"):
         Stored(Preprocessing(size=[100, 200], resize=200), 150)
 
 

@@ -110,7 +110,9 @@ def test_a_damaged_list_of_networks_is_one_line(tmp_path, monkeypatch, content: 
 
 
 def test_what_is_published_is_said() -> None:
-    with pytest.raises(InputError, match="no weights of zfnet are published for such images, of zfnet_small-scenes, "):
+    with pytest.raises(
+        InputError, match="no weights of zfnet are published for these images, only for zfnet_small-scenes, "
+    ):
         find("zfnet", "scenes")
 
 

@@ -1,4 +1,4 @@
-"""The pages that are written from results are what the results say, and every rule can tell yes from no."""
+"""The pages agree with the results, and every rule can pass and fail."""
 
 import copy
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.figures import fig6
-from scripts import claims, report
+from scripts import beside, claims, report
 from zfnet import InputError
 
 LINEAR = {"translation": {"linearity": [-2.3, 0.6]}, "scale": {"linearity": [-1.2, 0.8]}}
@@ -260,7 +260,7 @@ def test_what_the_pages_cannot_be_made_of_is_one_line(tmp_path, monkeypatch) -> 
         report.published()
     monkeypatch.setattr(report, "results", lambda _: {"table1/x": {"ours": {}}})
     claim = next(claim for claim in claims.CLAIMS if claim.pattern == "table1/*")
-    with pytest.raises(InputError, match=r"results/table1/x/result.json has not what is read of it .KeyError"):
+    with pytest.raises(InputError, match=r"results/table1/x/result.json lacks an entry .KeyError"):
         report.judged(claim)
     with pytest.raises(InputError, match=r"no table of README.md 'nope'"):
         report.filled("<!-- numbers: nope -->\n<!-- end -->", "README.md")
@@ -269,6 +269,71 @@ def test_what_the_pages_cannot_be_made_of_is_one_line(tmp_path, monkeypatch) -> 
 def test_the_pages_are_what_the_results_say() -> None:
     for path, text in report.pages().items():
         assert path.read_text(encoding="utf-8") == text, "run python scripts/report.py"
+
+
+@pytest.mark.parametrize("name", beside.ENTRIES)
+def test_another_digit_on_a_page_of_the_paper_is_found(name: str) -> None:
+    text = (report.ROOT / "docs" / "paper" / f"{name}.md").read_text(encoding="utf-8")
+    last = [match.start() for match in re.finditer(r"\d", text[: text.index("How each result was made")])][-1]
+    other = f"{text[:last]}{(int(text[last]) + 1) % 10}{text[last + 1 :]}"
+    assert report.filled(other, name) == text != other
+
+
+def test_every_figure_and_table_with_results_has_a_page() -> None:
+    known = {folder.name for folder in (report.ROOT / "results").iterdir() if re.match(r"(fig|table)\d", folder.name)}
+    assert known == set(beside.ENTRIES)
+    index = (report.ROOT / "docs" / "paper" / "index.md").read_text(encoding="utf-8")
+    assert all(f"\n{name}\n" in index for name in known)
+
+
+@pytest.mark.parametrize("name", beside.ENTRIES)
+def test_every_row_of_the_paper_is_asked_for_by_a_name_that_is_there(name: str) -> None:
+    found = report.results(f"{name}/*").values()
+    keys = {"/".join(map(str, path)) for result in found for path, _ in beside.leaves(result["ours"])}
+    for pattern in beside.ENTRIES[name]:
+        assert any(beside.fnmatchcase(key, pattern) for key in keys), pattern
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (62357608, "62,357,608"),
+        (0.0, "0"),
+        (59.15, "59.1"),
+        (-1.3, "-1.30"),
+        (0.0192, "0.019"),
+        ("Scenes", "Scenes"),
+        (None, ""),
+        ([-61.0, 61.0], "-61, 61"),
+        ({"share": 0.89, "interval": [0.79, 0.946]}, "89.0 % (95 %: 79.0 to 94.6)"),
+        ({"as_claimed": 2, "contrary": 1, "equal": 0}, "2 as claimed, 1 contrary, 0 equal"),
+        (
+            {"mean": 0.128, "spread": 0.016, "interval": [0.118, 0.138], "p": 1.0, "changed": 0.07},
+            "0.128 ± 0.016 (95 %: 0.118 to 0.138), p 1.0000; 7% of features change",
+        ),
+        (
+            {"mean": 13.9, "interval": [9.5, 18.3], "each": [1, 2, 3], "verdict": "as in the paper"},
+            "13.9 (95 %: 9.50 to 18.3), n = 3; as in the paper",
+        ),
+        ({"mean": None, "interval": None, "each": [], "verdict": "not trained"}, ""),
+    ],
+)
+def test_numbers_in_words(value, words) -> None:
+    assert beside.shown(value) == words
+
+
+def test_measurements_have_their_deviation_and_their_number() -> None:
+    ours = {"accuracy": {"pretrained": {"15": 59.15}}, "deviation": {"pretrained": {"15": 2.0}}}
+    result = {
+        "paper": {"accuracy": {"pretrained": {"15": [83.8, 0.5], "30": [86.5, None]}}},
+        "ours": ours | {"each": {"pretrained": {"15": [58.0, 60.3]}}},
+    }
+    assert dict(beside.rows("table4", "ours", result)) == {"accuracy/pretrained/15": "59.1 ± 2.00, n = 2"}
+    paper = {"accuracy/pretrained/15": "83.8 ± 0.5", "accuracy/pretrained/30": "86.5"}
+    assert dict(beside.rows("table4", "paper", result)) == paper
+    page = beside.numbers("table4", {"table4/net-data": result}).splitlines()
+    assert [cell.strip() for cell in page[2].split("|")[1:-1]] == ["pretrained, 15", "83.8 ± 0.5", "59.1 ± 2.00, n = 2"]
+    assert len(page) == 3  # 30 a class was not measured
 
 
 def test_no_path_of_a_machine_is_in_a_result() -> None:

@@ -1,4 +1,4 @@
-"""The folder of a result is there whole or not at all."""
+"""The folder of a result is written atomically."""
 
 import json
 import os

@@ -123,7 +123,7 @@ def test_what_a_run_does_not_say_is_not_compared_but_said(folder, tmp_path):
     rewrite(folder / "elsewhere" / "2" / "result.json", lambda result: result["settings"].pop("classes"))
     assert read_runs(folder).unsaid == ["classes"]
     table3.main(Networks(), tmp_path / "out", **SETTINGS, runs=str(folder))
-    assert "Not every run says classes." in (tmp_path / "out" / "table.md").read_text()
+    assert "Not every run records classes." in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_a_network_and_seed_twice_is_refused(folder):
@@ -143,13 +143,13 @@ def test_files_that_are_no_runs(folder):
     with pytest.raises(InputError, match=re.escape(f"{file} does not say history: run experiment=variant again")):
         read_runs(folder)
     rewrite(file, lambda result: result["settings"].update(variant="fig4") or result["ours"].update(history=[]))
-    with pytest.raises(InputError, match=re.escape(f"{file} is of 'fig4', which is no row of Table 3")):
+    with pytest.raises(InputError, match=re.escape(f"{file} is of 'fig4', which is not a row of Table 3")):
         read_runs(folder)
     file.write_text(file.read_text().replace("fig4", "fig3"))
     with pytest.raises(InputError, match="is damaged, was changed"):
         read_runs(folder)
     shutil.rmtree(folder)
-    with pytest.raises(InputError, match="no result of experiment=variant lies in "):
+    with pytest.raises(InputError, match="no result of experiment=variant in "):
         read_runs(folder)
 
 

@@ -239,7 +239,7 @@ def test_damage_is_named(images, tmp_path: Path) -> None:
         content = (tmp_path / name).read_bytes()
         for n in range(0, len(content), 41 if name == "scan.json" else 173):
             (tmp_path / name).write_bytes(content[:n] + bytes([content[n] ^ 4]) + content[n + 1 :])
-            with pytest.raises(InputError, match="delete the folder, or start anew with fresh=true") as caught:
+            with pytest.raises(InputError, match="delete the folder, or start again with fresh=true") as caught:
                 read_scan(tmp_path, identity)
             assert "\n" not in str(caught.value) and str(tmp_path / name) in str(caught.value)
         (tmp_path / name).write_bytes(content[: len(content) // 2])
@@ -262,7 +262,7 @@ def test_a_file_that_is_missing_or_is_none(images, name: str, tmp_path: Path) ->
         with pytest.raises(InputError, match=f"{name} is damaged"):
             read_scan(tmp_path, identity)
     os.mkfifo(tmp_path / name)
-    with pytest.raises(InputError, match="it is no file"):
+    with pytest.raises(InputError, match="it is not a file"):
         read_scan(tmp_path, identity)
 
 
@@ -350,7 +350,7 @@ def test_what_is_missing_and_what_is_foreign_is_said(images, tmp_path: Path) -> 
     sharded(2, k=5, fresh=True)
     refused("2-of-3 has other layers than .*0-of-3, or another k")
     sharded(0, 2)
-    refused("shards of 2, 3: say of how many, count=2")
+    refused("shards of 2, 3: give their number, such as count=2")
     shard_folder(tmp_path, 2, 3).joinpath("top.safetensors").write_bytes(b"")
     sharded(2, fresh=True)
     merge_shards(network(), images, tmp_path, 3)

@@ -334,7 +334,7 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     whole = state.read_bytes()
     for n in range(8, len(whole), 7):
         state.write_bytes(whole[:n] + bytes([whole[n] ^ 4]) + whole[n + 1 :])
-        with pytest.raises(InputError, match="delete it, or start anew with fresh=True") as caught:
+        with pytest.raises(InputError, match="delete it, or start again with fresh=True") as caught:
             scan(model, images, ["1"], **arguments)
         assert "\n" not in str(caught.value) and str(state) in str(caught.value)
     scan(model, images, ["1"], fresh=True, **arguments)
@@ -372,9 +372,7 @@ def test_a_state_that_no_scan_wrote_is_named(content, tmp_path: Path) -> None:
     scan(model, images, ["1"], keep_state=True, **arguments)
     identity = json.loads(state.read_bytes().partition(b"\n")[0])["identity"]
     write_sealed(state, identity, content)
-    with pytest.raises(
-        InputError, match=f"^{state} holds what no scan of these layers writes; delete it, or start anew"
-    ):
+    with pytest.raises(InputError, match=f"^{state} is not a scan of these layers; delete it, or start again"):
         scan(model, images, ["1"], **arguments)
     scan(model, images, ["1"], fresh=True, **arguments)
     assert not state.exists()

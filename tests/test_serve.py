@@ -282,7 +282,7 @@ def test_damage_is_named(atlas: Atlas, tmp_path: Path) -> None:
             AtlasFolder(folder).maps(0)
     file.write_bytes(b"alert(1)")
     served.seal(folder)
-    with pytest.raises(InputError, match=r"0.js is damaged \(it is no line atlas.put"):
+    with pytest.raises(InputError, match=r"0.js is damaged \(it is not a line atlas.put"):
         AtlasFolder(folder).maps(0)
     file.unlink()
     with pytest.raises(InputError, match="cannot read"):

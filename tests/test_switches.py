@@ -169,7 +169,7 @@ def test_switch_max_pool_is_drop_in(geometry: tuple[Any, ...]) -> None:
 
 def test_a_collision_rule_that_does_not_exist() -> None:
     values, switches = pool(torch.randn(1, 1, 4, 4), 2)
-    with pytest.raises(InputError, match=r"no collision rule 'ad' \(did you mean 'add'\?\); there is: add, overwrite"):
+    with pytest.raises(InputError, match=r"no collision rule 'ad' \(did you mean 'add'\?\); available: add, overwrite"):
         unpool(values, switches, (4, 4), "ad")
 
 

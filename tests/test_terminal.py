@@ -31,10 +31,7 @@ def signals():
 def test_a_signal_ends_a_run_in_order(number, status, run, monkeypatch, signals, tmp_path):
     terminal.understand(terminal.stop)
     monkeypatch.setattr(stripes, "two_filters", lambda kernel: os.kill(os.getpid(), number))
-    assert run("experiment=stripes") == (
-        status,
-        ["run.py: interrupted; the same command goes on from whatever was saved"],
-    )
+    assert run("experiment=stripes") == (status, ["run.py: interrupted; the same command resumes from what was saved"])
     assert not list(tmp_path.rglob("*.*"))
 
 

@@ -1,4 +1,4 @@
-"""Training: the paper's update, and runs that go on where they stopped."""
+"""Training: the paper's update, and interrupted runs that resume."""
 
 import io
 import os
@@ -540,7 +540,7 @@ def test_what_cannot_be_trained_on_or_judged_is_one_line(halves) -> None:
     good = TensorDataset(images, labels)
     for data, checks, says in (
         (good, TensorDataset(images[:0], labels[:0]), "no images to validate on"),
-        (good, TensorDataset(images, labels - 1), r"labels -1\.\.0 for a network of 2 classes"),
+        (good, TensorDataset(images, labels - 1), r"labels are -1\.\.0, but the network has 2 classes"),
         (TensorDataset(images.long(), labels), None, "images are torch.int64; give floats, or uint8"),
         (iter([]), None, "list_iterator has no items by index"),
     ):

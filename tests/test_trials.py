@@ -350,7 +350,7 @@ def test_damaged_keys_are_named(page, tmp_path) -> None:
     flipped = json.loads(json.dumps(content))
     flipped["trials"][0]["right"] ^= 1
     for damaged in ("{", flipped, answered(page, "a" * 16), {**content, "page": "0"}):
-        with pytest.raises(InputError, match="is no key of trials, or damaged"):
+        with pytest.raises(InputError, match="is not a key of trials, or is damaged"):
             score([], saved(damaged, tmp_path, "KEY.json"))
     with pytest.raises(InputError, match="has format 2"):
         score([], saved({**content, "format": 2}, tmp_path, "KEY.json"))

@@ -240,9 +240,9 @@ def test_what_is_no_tar_is_refused(tmp_path: Path) -> None:
     assert "no pictures" in refused(tmp_path)
     first, second = shards(tmp_path, 2)
     (tmp_path / "a.tar").write_bytes(first.read_bytes() + second.read_bytes())
-    assert "goes on after its end" in refused(tmp_path / "a.tar")
+    assert "continues after its end" in refused(tmp_path / "a.tar")
     first.write_bytes(first.read_bytes() + bytes(2**20 + 1))
-    assert "goes on after its end" in refused(first)
+    assert "continues after its end" in refused(first)
 
 
 def pax(**records: str | bytes) -> tuple[tarfile.TarInfo, bytes]:
@@ -320,7 +320,8 @@ def test_what_is_no_plain_file_is_skipped(tmp_path: Path) -> None:
     odd = [re.search(r"\((.*)\)$", line)[1] for line in data.skipped if "no p" not in line]
     assert odd == reasons
     assert {line for line in data.skipped if "no path" in line} == {
-        f"a.tar/{name} (named as no path inside the tar)" for name in ("../up.png", "/abs.png", "a\\b.png", "a//b.png")
+        f"a.tar/{name} (its name is not a path inside the tar)"
+        for name in ("../up.png", "/abs.png", "a\\b.png", "a//b.png")
     }
     assert data.skipped[-1] == "a.tar/text (no picture)"
     assert torch.equal(data[1][0], WebDataset(tar(tmp_path / "b.tar", ("two.png", picture(2))))[0][0])
@@ -521,7 +522,7 @@ def test_patterns(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=words):
             tars_of(str(tmp_path / pattern))
     for address in ("https://a/b.tar", "pipe:curl x", "s3://b/c.tar"):
-        with pytest.raises(InputError, match="is no path"):
+        with pytest.raises(InputError, match="is not a path"):
             tars_of(address)
     with pytest.raises(InputError, match=r"x-1\.tar is listed twice"):
         tars_of([paths[0], paths[1], paths[1]])
@@ -592,7 +593,7 @@ def test_a_file_that_is_no_index_is_left_alone(tmp_path: Path) -> None:
     shards(tmp_path)
     mine = tmp_path / "mine.txt"
     mine.write_text("my notes\n")
-    assert f"{mine} is no index of tars" in refused(tmp_path, index=mine)
+    assert f"{mine} is not an index of tars" in refused(tmp_path, index=mine)
     assert mine.read_text() == "my notes\n"
     assert "Is a directory" in refused(tmp_path, index=tmp_path)
 
@@ -648,7 +649,7 @@ def test_splits_are_folders_or_in_the_pattern(tmp_path: Path) -> None:
     whole = str(tmp_path / "p-{train,val}-0.tar")
     assert len(configured(root=whole)) == 2 and len(configured(root=[str(tmp_path / "p-val-0.tar")])) == 1
     for transform, split in ((HOW, "train"), (Stored(HOW), "val"), (Stored(HOW), "train")):
-        with pytest.raises(InputError, match="does not say which tars are of the split"):
+        with pytest.raises(InputError, match="does not say which tars belong to the split"):
             configured(transform, root=whole, split=split)
 
 

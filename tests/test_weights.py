@@ -222,7 +222,7 @@ def test_averaged_weights_only_where_there_are_no_others(tmp_path, name):
 
 def test_several_entries_that_fit(tmp_path):
     path = torch_saved(tmp_path, {"model": small(2).state_dict(), "net": small().state_dict()})
-    assert "2 sets of weights that fit: give entry=model or net" in refused(path, preprocessing=CAFFE)
+    assert "2 sets of weights that fit the model: give entry=model or net" in refused(path, preprocessing=CAFFE)
     assert same(load(small(1), path, preprocessing=CAFFE, entry="net"), small())
     torch.save({"model": small(maps=7).state_dict(), "net": small().state_dict()}, path)  # only one of them
     assert same(load(small(1), path, preprocessing=CAFFE), small())
@@ -340,9 +340,9 @@ def test_file_missing_or_something_else(tmp_path):
     assert "No such file" in refused(tmp_path / "nothing")
     assert "Is a directory" in refused(tmp_path)
     (tmp_path / "text").write_text("conv1 0.1 0.2")
-    assert "no file of weights; known are safetensors, npz, torch, onnx" in refused(tmp_path / "text")
+    assert "not a file of weights; known are safetensors, npz, torch, onnx" in refused(tmp_path / "text")
     assert "holds list" in refused(torch_saved(tmp_path, [1, 2]))
-    assert "'epoch' is no tensor" in refused(torch_saved(tmp_path, {"epoch": 1, **small().state_dict()}))
+    assert "'epoch' is not a tensor" in refused(torch_saved(tmp_path, {"epoch": 1, **small().state_dict()}))
     assert "under 'model' holds more than weights: 'name' is" in refused(
         torch_saved(tmp_path, {"model": {"name": "small"}})
     )
@@ -604,7 +604,7 @@ def test_zfnet512_that_does_not_fit(tmp_path, wrong, says):
 
 def test_onnx_files_of_other_networks_and_without_onnx(tmp_path, monkeypatch):
     path = zfnet512(tmp_path / "other.onnx", "Sigmoid")
-    assert "is no ZFNet: it has Sigmoid; of ONNX files only ZFNets are read" in refused(
+    assert "is not a ZFNet: it has Sigmoid; of ONNX files only ZFNets are read" in refused(
         path, default_preprocessing=CAFFE
     )
     path.write_bytes(path.read_bytes()[:999])
@@ -653,7 +653,7 @@ def test_other_files_have_no_metadata_but_those_called_safetensors_must(tmp_path
     assert read_metadata(tmp_path / "w") == {}
     (tmp_path / "w.safetensors").write_bytes(b"anything")
     for name in ("w.safetensors", "nothing", "."):
-        with pytest.raises(InputError, match=r"cannot read|says that it holds"):
+        with pytest.raises(InputError, match=r"cannot read|declares"):
             read_metadata(tmp_path / name)
 
 
@@ -761,7 +761,7 @@ def test_sha256_of_the_wrong_form_is_named(tmp_path):
         assert "give 64 hexadecimal digits in quotes" in refused(path, sha256=sha256)
 
 
-# --- bombs, and what is no file
+# --- bombs, and what is not a file
 
 
 def repacked(path, change, compression=0):
@@ -781,7 +781,7 @@ def test_an_archive_of_gigabytes_is_refused_before_it_is_read(tmp_path):
         for _ in range(300):
             file.write(bytes(2**20))
     assert path.stat().st_size < 2**20
-    assert "says that it holds 300 MiB, and 256 MiB is the most that is read for this model" in refused(path)
+    assert "declares 300 MiB, and 256 MiB is the most that is read for this model" in refused(path)
 
 
 def header(shape, descr="<f4", version=b"\1\0"):
@@ -842,10 +842,10 @@ def test_torch_archives_are_checked_as_torch_does_not(tmp_path):
 def test_what_is_no_file_is_named(tmp_path):
     path = tmp_path / "w"
     path.symlink_to("/dev/zero")
-    assert "it is no file" in refused(path)
+    assert "it is not a file" in refused(path)
     path.unlink()
     os.mkfifo(path)
-    assert "it is no file" in refused(path)
+    assert "it is not a file" in refused(path)
     path.unlink()
     for start in (b"PK\3\4", b"\x80\2", b"\x08\7", b"\0\0\0\0\2\0\0\0{", b""):
         with open(path, "wb") as file:

@@ -1,13 +1,13 @@
-"""Which names of a traced model stand for one memory, so that a step in place changes what all of them are.
+"""Which tensors of a traced model share memory, so that a step in place changes all of them.
 
 A program writes to a view, and reads what it is a view of:
 
     F.relu_(y[:, :2])        half = y[:, :2]; rectified = relu_(half); y = written(y, rectified, half's view)
     return self.conv(y)      return self.conv(y)
 
-fx notes the calls, not that y has changed. Here every tensor of the program is an `Alias`, with the tensor that it is a
-view of; a write to one of them adds the steps that make the others anew, for whoever reads them later. Where torch
-decides at run time whether a step gives a view or a copy (`reshape`, `contiguous`, `flatten`), it is refused.
+fx records the calls, but not that y has changed. Here every tensor of the program is an `Alias`, which knows the tensor
+that it is a view of. A write to one of them adds steps that compute the others again, for later readers. If torch
+decides at run time whether a step gives a view or a copy (`reshape`, `contiguous`, `flatten`), the write is refused.
 """
 
 import operator
@@ -78,7 +78,7 @@ class Alias:
 
 
 class Aliases:
-    """The tensors of a traced program, told step by step in its order.
+    """The tensors of a traced program, recorded step by step in its order.
 
     Args:
         key: what a step is looked up by.
@@ -91,7 +91,7 @@ class Aliases:
         self._added: dict[fx.Node, str] = {}  # the steps that a write has added
 
     def add(self, node: fx.Node) -> None:
-        """Take in a step that does not work in place."""
+        """Record a step that does not work in place."""
         if node in self._aliases:
             return
         source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
@@ -115,7 +115,7 @@ class Aliases:
         return key in _SHARING or (node.target is getattr and node.args[1] in _ATTRIBUTES)
 
     def write(self, node: fx.Node, source: fx.Node) -> list[fx.Node]:
-        """Take in a step that works in place on its source; returns the steps that it adds behind itself."""
+        """Record a step that works in place on its source; returns the steps to add after it."""
         alias = self._aliases[source]
         readers = {member: members for member in alias.family() if (members := member.readers(node))}
         alias.nodes.append(node)
@@ -133,7 +133,7 @@ class Aliases:
 
 @dataclass
 class _Renewal:
-    """What the tensors of a family are after a write to one of them."""
+    """Update the tensors of a family after a write to one of them."""
 
     node: fx.Node
     alias: Alias

@@ -15,7 +15,7 @@ from zfnet.checks import call_in_eval_mode
 def multihead_attention(
     query: Tensor, key: Tensor, value: Tensor, attention: nn.MultiheadAttention, settings: Mapping[str, Any]
 ) -> Tensor:
-    """What the module gives besides its weights.
+    """The output of the module, without its weights.
 
     Args:
         query, key, value: as the module takes them.

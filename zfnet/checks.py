@@ -1,4 +1,4 @@
-"""What is checked before anything runs, and the state that a model is run in."""
+"""Checks of arguments, and the state in which a model runs."""
 
 import contextlib
 import copy
@@ -16,7 +16,7 @@ Pair = tuple[int, int]  # (rows, columns)
 
 
 def pair(value: int | Sequence[int]) -> Pair:
-    """Rows and columns, from one number for both or from two; InputError for anything else."""
+    """Rows and columns, from one number for both or from two. Raises InputError for anything else."""
     with contextlib.suppress(TypeError):
         return (operator.index(value),) * 2  # type: ignore[arg-type]
     with contextlib.suppress(TypeError, ValueError):
@@ -36,11 +36,11 @@ def in_eval_mode(
 ) -> nn.Module:
     """A twin of a module in eval mode that shares its parameters.
 
-    The module itself, which other threads may use or train, is not touched: neither its mode nor its hooks, and what
-    `forward` sets stays with the twin.
+    The module itself, which other threads may use or train, does not change: neither its mode nor its hooks. Attributes
+    that `forward` sets stay with the twin.
 
     Args:
-        module: what is paired.
+        module: the module to copy.
         apart: give the twin its own buffers and other tensors, into which `forward` may write.
         twins: those that were made already, by module; a module that is used twice has one twin.
     """
@@ -68,7 +68,7 @@ def in_eval_mode(
 
 
 def call_in_eval_mode(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """What a module gives in eval mode, whatever mode it is in."""
+    """The output of a module in eval mode, whatever its own mode."""
     if not module.training and not any(child.training for child in module.modules()):
         return module(*args, **kwargs)
     return in_eval_mode(module)(*args, **kwargs)
@@ -91,7 +91,7 @@ def makes_weights(hook: Any) -> bool:
 
 
 def _make_weights(model: nn.Module) -> None:
-    """Have hooks make weights of the parameters as these are now: rules read them where no module is called."""
+    """Let hooks update the weights from the current parameters: rules read them without calling the module."""
     for module in model.modules():
         if hooks := [hook for hook in module._forward_pre_hooks.values() if makes_weights(hook)]:
             twin = in_eval_mode(module)
@@ -117,7 +117,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def check_weights(model: nn.Module) -> None:
-    """InputError for NaN or infinity in a parameter or buffer, and for one that a lazy module has not made yet."""
+    """Raises InputError for NaN or infinity in a parameter or buffer, and for lazy parameters without a size."""
     for name, weight in model.state_dict(keep_vars=True).items():
         if nn.parameter.is_lazy(weight):
             raise InputError(f"{name} of {type(model).__name__} has no size yet; run the model once on images")
@@ -154,7 +154,7 @@ def check_units(units: Any) -> Tensor:
             raise TypeError
         entries = torch.as_tensor(units.detach().cpu() if isinstance(units, Tensor) else np.asarray(units))
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise InputError(f"units are a {type(units).__name__} of something else than numbers; {wanted}") from None
+        raise InputError(f"units are a {type(units).__name__} that does not hold numbers; {wanted}") from None
     if entries.shape == (0,):
         entries = entries.reshape(0, 4).long()
     whole = not (entries.is_floating_point() or entries.is_complex() or entries.dtype == torch.bool)
@@ -176,7 +176,7 @@ def check_signal(signal: Any, shape: Sequence[int], what: str) -> Tensor:
             raise TypeError
         values = signal.detach() if isinstance(signal, Tensor) else torch.as_tensor(np.asarray(signal))
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise InputError(f"{what}; got a {type(signal).__name__} of something else than numbers") from None
+        raise InputError(f"{what}; got a {type(signal).__name__} that does not hold numbers") from None
     if values.shape != tuple(shape) or values.is_complex() or values.dtype == torch.bool:
         raise InputError(f"{what}; got {values.dtype} {tuple(values.shape)}")
     if not values.isfinite().all():

@@ -46,13 +46,19 @@ Observe = Callable[[fx.Node, Tensor], None]  # a step, and the complete signal t
 class Patches(NamedTuple):
     """Units with their receptive fields: M crops of the images and M projections into them.
 
-    A canvas begins at its box's top left. It is zero beyond the box, and where the box leaves the image.
+    A canvas (S, S) begins at the top left of its box. It is zero beyond the box, and where the box leaves the image.
+
+    Attributes:
+        crops: (M, C, S, S), what each unit sees of its image.
+        projections: (M, C, S, S), what the deconvnet gives of each unit.
+        boxes: (M, 4) int64, top, left, bottom, right in input pixels; ends exclusive, not clipped to the image.
+        values: (M,), the units' activations.
     """
 
-    crops: Tensor  # (M, C, S, S)
-    projections: Tensor  # (M, C, S, S)
-    boxes: Tensor  # (M, 4) int64: top, left, bottom, right in input pixels, ends exclusive, unclipped
-    values: Tensor  # (M,) the units' activations
+    crops: Tensor
+    projections: Tensor
+    boxes: Tensor
+    values: Tensor
 
 
 @dataclass(frozen=True)
@@ -243,16 +249,20 @@ class _ByPath(_ByWindow):
 
 
 class Deconvnet:
-    """The deconvnet paired with a model, which is used in eval mode and left as it was found; threads may share it.
+    """The deconvnet of a model: projects activations back to pixels.
+
+    The model is used in eval mode and never modified. Threads may share a deconvnet. Zeiler & Fergus (2014), section
+    2.1.
 
     Args:
         model: a module, or its Graph.
-        rules: a rule set (see `operations.py`), or the name of one: "deconvnet", "gradient", "guided".
+        rules: a rule set, or the name of one: "deconvnet", "extended", "gradient" or "guided".
         collisions: what becomes of several values that overlapping pooling windows send to one place: "add" (the
             transpose of pooling), "overwrite" (the last window wins), "max".
         verify: compare the traced network with the model itself, once for each size of images; see Graph.
-    Raises InputError for NaN in the weights, and for a model that cannot be traced. Zeiler & Fergus (2014), section
-    2.1.
+
+    Raises:
+        InputError: for NaN in the weights, and for a model that cannot be traced.
     """
 
     def __init__(
@@ -263,7 +273,9 @@ class Deconvnet:
                 raise unknown_name("rule set", rules, RULE_SETS)
             rules = RULE_SETS[rules]
         elif not isinstance(rules, Mapping) or not all(isinstance(row, Operation) for row in rules.values()):
-            raise InputError("rules are no rule set; give DECONVNET | {operation: Operation(...)}, or a name: 'guided'")
+            raise InputError(
+                "rules are not a rule set; give DECONVNET | {operation: Operation(...)}, or a name: 'guided'"
+            )
         if collisions not in COLLISIONS:
             raise unknown_name("collision rule", str(collisions), COLLISIONS)
         if isinstance(model, Graph) and _paths(rules) != _paths(model.operations):  # whose fields are those of others
@@ -286,8 +298,13 @@ class Deconvnet:
 
         Args:
             images: (N, C, H, W), as the network is given them.
-            layers: None keeps every layer.
-        Raises InputError for an unknown layer, NaN, or images that are too small.
+            layers: names or modules; None keeps every layer.
+
+        Returns:
+            The activations of these layers, and the switches of every max pooling below them.
+
+        Raises:
+            InputError: for an unknown layer, NaN, or images that are too small.
         """
         check_weights(self.model)  # which training may have changed
         with undifferentiated(self.model):
@@ -296,7 +313,16 @@ class Deconvnet:
     def steps(self, recording: Recording, layer: str | nn.Module, signal: Tensor) -> list[tuple[str, str, Tensor]]:
         """The way down, step by step: (layer, operation, signal) for the signal that has come through each step.
 
-        The last one is the projection, in the shape of the images. Args: see `project`.
+        Args:
+            recording: of the images, from `record`.
+            layer: where the signal starts.
+            signal: in the shape of the layer's output.
+
+        Returns:
+            One entry for each step. The signal of the last one is the projection, in the shape of the images.
+
+        Raises:
+            InputError: for a layer that was not recorded, a signal of another shape, and a step without a rule.
         """
         with undifferentiated(self.model):
             return list(self._walk(recording, layer, signal))
@@ -393,7 +419,12 @@ class Deconvnet:
             recording: of the images, from `record`.
             layer: where the signal starts; it must have been recorded, or a layer above it.
             signal: in the shape of the layer's output.
-        Returns the projections (N, C, H, W).
+
+        Returns:
+            The projections, (N, C, H, W).
+
+        Raises:
+            InputError: for a layer that was not recorded, a signal of another shape, and a step without a rule.
         """
         with undifferentiated(self.model):
             return self._down(recording, layer, signal)
@@ -456,8 +487,11 @@ class Deconvnet:
         """Project a unit of each layer on an image of zeros, before anything long is done.
 
         Args:
+            layers: names or modules.
             image_size: of the images, pixels: (rows, columns), or one number for both.
-        Raises InputError for a layer that there is not, that gives no maps, and for a step without a rule.
+
+        Raises:
+            InputError: for a layer that there is not, that gives no maps, and for a step without a rule.
         """
         size, graph = pair(image_size), self.graph
         image = torch.zeros(1, graph.channels, *size, **device_and_dtype(self.model))
@@ -484,14 +518,17 @@ class Deconvnet:
         same.
 
         Args:
-            images: (N, C, H, W).
+            images: (N, C, H, W), as the network is given them.
+            layer: name or module.
             units: (M, 4) int64: image, map, row, column (row and column 0 in fully connected layers).
             signals: (M,) what each unit starts from instead of its activation.
             whole: return whole images instead of receptive fields, which in deep networks may be many times as large.
             memory: bytes that the largest step of one batch may take.
             observe: is called on the way down with a step's name, the complete signals (m, maps, ...) at its output,
                 and which of the units (m,) they are of, from the layer itself to the image; it must not change them.
-        Raises InputError for units that do not exist, images that are too small, and NaN.
+
+        Raises:
+            InputError: for units that do not exist, images that are too small, and NaN.
         """
         images, memory = check_images(self.model, images), check_number("memory", memory)
         located = self._located(layer, units, len(images), pair(images.shape[-2:]), whole)
@@ -531,15 +568,24 @@ class Deconvnet:
         Where a canvas leaves the image the network pads, whatever the canvas holds there.
 
         Args:
+            layer: name or module.
             canvases: (M, C, S, S), as large as the largest field; each holds its unit's box at its top left.
             units: (M, 4) as in `project_units`; from which image they come counts for nothing.
             image_size: of the images that the canvases are parts of, pixels.
             memory: bytes that the largest step of one batch may take.
-        Raises InputError for canvases of another size, units that do not exist, and NaN.
+
+        Raises:
+            InputError: for canvases of another size, units that do not exist, NaN, and a layer whose units depend on
+                more than their fields, as behind a gate that EXTENDED holds fixed.
         """
         canvases, memory = check_images(self.model, canvases), check_number("memory", memory)
         units = check_units(units) * torch.tensor((0, 1, 1, 1))
         located = self._located(layer, units, 1, pair(image_size))
+        if not map_fields(self.graph, located.node, located.shapes).exact:
+            raise InputError(
+                f"what units of {self.graph.name(layer)} give depends on more than their receptive fields, by a gate "
+                "or a statistic that is held fixed; change whole images, and record() them"
+            )
         if canvases.shape != (len(units), canvases.shape[1], *located.size):
             expected = (len(units), canvases.shape[1], *located.size)
             name = self.graph.name(layer)
@@ -595,15 +641,23 @@ def project_top(
 ) -> Patches:
     """Crops and projections of some feature maps' strongest activations, map by map, strongest first.
 
+    Zeiler & Fergus (2014), Figure 2.
+
     Args:
+        deconvnet: of the model that was scanned.
         dataset: the one that was scanned.
+        layer: name or module.
         top: the layer's result of that scan, k activations of each map.
         maps: the numbers of the feature maps.
         whole: as in `project_units`.
         batch_size: images that are read and held at a time.
         workers: processes that read images; see `zfnet.data.Batches`.
-    Returns len(maps) * k patches; all is zero where a map has fewer than k activations.
-    Raises InputError for maps that the layer does not have, and an image that can no longer be read.
+
+    Returns:
+        len(maps) * k patches; all is zero where a map has fewer than k activations.
+
+    Raises:
+        InputError: for maps that the layer does not have, and an image that can no longer be read.
     """
     units = top.units(maps)
     winners = (units[:, 0] >= 0).nonzero().flatten()

@@ -16,7 +16,10 @@ def printable(text: object) -> str:
 
 
 class InputError(ValueError):
-    """A mistake in the input: its message is one line that says what is wrong, where, and what to do."""
+    """A mistake in the input: its message is one line that says what is wrong, where, and what to do.
+
+    It is a ValueError; `zfnet` raises nothing else for what a user can put right.
+    """
 
     def __init__(self, message: object = "") -> None:
         line = printable(message)
@@ -34,7 +37,7 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InputError:
     guess = f" (did you mean {near[0]!r}?)" if near else ""
     omitted = len(names) - MOST if len(names) > MOST + 1 else 0
     listed = ", ".join([*names[: MOST // 2], f"... {omitted} more ...", *names[-MOST // 2 :]] if omitted else names)
-    return InputError(f"no {kind} {name!r}{guess}; there is: {listed or 'none'}")
+    return InputError(f"no {kind} {name!r}{guess}; available: {listed or 'none'}")
 
 
 def first_line(error: BaseException) -> str:

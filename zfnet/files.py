@@ -1,7 +1,8 @@
-"""Files that are whole or not at all: atomic writes, one run at a time, and reading what a path really is.
+"""Atomic file writes, locks between runs, and safe reading of paths.
 
-Files are written beside their place, under a name that says who writes them, as in `.weights.pt.3f2a9c1d.4711.0.part`.
-What a killed run left of these is removed by the next write in the same folder.
+Files are written beside their target, under a name that identifies the writer, as in
+`.weights.pt.3f2a9c1d.4711.0.part`.
+The next write in the same folder removes such files of killed runs.
 """
 
 import contextlib
@@ -32,14 +33,14 @@ _NUMBERS = itertools.count()  # threads of a process write under different names
 
 
 def part_of(path: Path) -> Path:
-    """Where this process writes what will become `path`."""
+    """The temporary path that this process writes before renaming it to `path`."""
     return path.with_name(f".{path.name[:40]}.{_HOST}.{os.getpid()}.{next(_NUMBERS)}.part")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what runs of this computer that were killed have left of files, or of folders, under names of `part_of`.
+    """Remove temporary files and folders of killed runs of this computer, named as by `part_of`.
 
-    Parts of runs that are alive, or on other computers, stay.
+    Those of live runs, or of other computers, are kept.
     """
     with contextlib.suppress(OSError):  # a folder that cannot be listed will be named by who writes to it
         for path in list(folder.iterdir()):
@@ -90,7 +91,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Bi
 
 
 def remove(*paths: str | os.PathLike[str]) -> None:
-    """Remove files, where there are any; InputError if one cannot be removed."""
+    """Remove files if they exist. Raises InputError if one cannot be removed."""
     for path in paths:
         try:
             os.unlink(path)
@@ -101,7 +102,7 @@ def remove(*paths: str | os.PathLike[str]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a loss of power, where the file system can promise that."""
+    """Make the names in a folder survive a loss of power, if the file system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -111,7 +112,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file to read; InputError for what is missing, cannot be read, or is a folder, pipe, socket or device."""
+    """Open a file to read. Raises InputError if it is missing, unreadable, or a folder, pipe, socket or device."""
     try:
         # a pipe without a writer would block
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -120,11 +121,11 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     if stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
         return open(descriptor, "rb")
     os.close(descriptor)
-    raise InputError(f"cannot read {os.fspath(path)}: {'Is a directory' if stat.S_ISDIR(mode) else 'it is no file'}")
+    raise InputError(f"cannot read {os.fspath(path)}: {'Is a directory' if stat.S_ISDIR(mode) else 'it is not a file'}")
 
 
 def declared_size(file: BinaryIO) -> int:
-    """How many bytes the entries of a zip archive say that they have; 0 where it is damaged or something else."""
+    """The declared bytes of the entries of a zip archive; 0 if it is damaged or not a zip."""
     try:
         with zipfile.ZipFile(file) as archive:
             return sum(entry.file_size for entry in archive.infolist())
@@ -148,9 +149,9 @@ def makes_bytearrays(file: BinaryIO) -> bool:
 
 @contextlib.contextmanager
 def locked(file: Path, activity: str) -> Iterator[None]:
-    """Keep other runs out while one is at work; InputError if one is there already.
+    """Lock a folder for this run. Raises InputError if another run holds the lock.
 
-    The system frees the lock of a run that is killed, and the file that it leaves behind does no harm.
+    The system frees the lock of a killed run; its lock file is harmless.
 
     Args:
         file: an empty file that stands for what is locked; its folder is made if it is missing.
@@ -174,7 +175,7 @@ def locked(file: Path, activity: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other run is here with the same folder, where the system has locks of folders."""
+    """Wait until no other run holds the lock of this folder, if the system has locks of folders."""
     descriptor = None
     with contextlib.suppress(ImportError, OSError):
         import fcntl  # of Unix alone

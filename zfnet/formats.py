@@ -38,7 +38,7 @@ BESIDE = ("argparse.Namespace", "numpy.core.multiarray.scalar", "numpy._core.mul
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file holds, under the names of the model that it is for."""
+    """The content of a file, under the names of its model."""
 
     tensors: dict[str, Tensor]
     preprocessing: Preprocessing | None = None
@@ -59,7 +59,7 @@ def check_finite(tensors: dict[str, Tensor], where: str) -> None:
 
 @contextlib.contextmanager
 def reading(path: Path, *damaged: type[Exception]) -> Iterator[None]:
-    """One line that names the file for all that can be wrong with it; `damaged` is what a library raises then."""
+    """Turn every error of a file into one line that names it; `damaged` are the exceptions of its library."""
     try:
         yield
     except InputError as error:
@@ -74,7 +74,7 @@ def reading(path: Path, *damaged: type[Exception]) -> Iterator[None]:
 def _check_size(path: Path, size: int, most: int) -> None:
     if size > most:
         sizes = f"{size / 2**20:,.0f} MiB, and {most / 2**20:,.0f} MiB is the most that is read for this model"
-        raise InputError(f"{path} says that it holds {sizes}; save the weights alone")
+        raise InputError(f"{path} declares {sizes}; save only the weights")
 
 
 def stored_in(path: Path) -> dict[str, str]:
@@ -102,7 +102,7 @@ def _read_safetensors(path: Path, most: int) -> dict[str, Weights]:
     with reading(path, Exception), safetensors.safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         if DIGEST in stored and digest(tensors) != stored.get(TENSORS):
-            remedy = "fetch it again, or delete it to train anew"
+            remedy = "fetch it again, or delete it to train again"
             raise Damaged(f"{path} is damaged: its weights do not match their checksum; {remedy}")
     metadata = decoded(stored)
     if "preprocessing" not in stored:
@@ -126,7 +126,7 @@ def _paddings(stored: Any) -> dict[str, tuple[int, ...]]:
         raise InputError(f"its paddings are a {type(stored).__name__}")
     for name, padding in stored.items():
         if not isinstance(padding, list) or not all(type(n) is int and 0 <= n < 1000 for n in padding):
-            raise InputError(f"its padding of {short(name)} is no list of pixels")
+            raise InputError(f"its padding of {short(name)} is not a list of pixels")
     return {name: tuple(padding) for name, padding in stored.items()}
 
 
@@ -199,7 +199,7 @@ def _check_array(path: Path, name: str, size: int, file: Any) -> None:
 
 
 class _Beside:
-    """What stands in a checkpoint beside its weights, its content forgotten."""
+    """An object in a checkpoint beside its weights; its content is discarded."""
 
     def __new__(cls, *_: Any) -> "_Beside":
         return super().__new__(cls)
@@ -247,19 +247,19 @@ def _entries(content: Any, depth: int = 2) -> dict[str, Any]:
 
 
 def _not_weights(state: Any) -> str:
-    """Why what a checkpoint holds is no state dict; nothing if it is one."""
+    """Why an entry of a checkpoint is not a state dict; empty if it is one."""
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         return f"{type(state).__name__}; save the model's state_dict() instead"
     for name, value in state.items():
         if not isinstance(value, Tensor):
-            return f"more than weights: {short(name)!r} is no tensor; save the state_dict() alone"
+            return f"more than weights: {short(name)!r} is not a tensor; save the state_dict() alone"
         if kind := _unusual(value):
             return f"a {kind} tensor, {short(name)!r}; save dense weights of floats"
     return ""
 
 
 def _unusual(tensor: Tensor) -> str:
-    """What keeps a tensor from being a plain array of numbers; nothing if it is one."""
+    """Why a tensor is not a plain array of numbers; empty if it is one."""
     if tensor.is_nested:
         return "nested"
     if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
@@ -305,7 +305,7 @@ def _of_nodes(path: Path, nodes: Iterable[Any], values: dict[str, Tensor], value
             continue
         if node.op_type not in _ZFNET_STEPS:
             kind = short(node.op_type)
-            raise InputError(f"{path} is no ZFNet: it has {kind}; of ONNX files only ZFNets are read")
+            raise InputError(f"{path} is not a ZFNet: it has {kind}; of ONNX files only ZFNets are read")
         attributes = {entry.name: value_of(entry) for entry in node.attribute}
         kind = _ZFNET_STEPS[node.op_type]
         if kind in last:
@@ -325,7 +325,7 @@ def _geometry(operation: str, attributes: dict[str, Any]) -> dict[str, Any]:
         return {"k": attributes["bias"]} | {name: attributes[name] for name in ("size", "alpha", "beta")}
     others = [name for name, usual in _USUAL[operation].items() if attributes.get(name, usual[0]) not in usual]
     if others:
-        raise InputError(f"it has a {operation} with {others[0]}={attributes[others[0]]}, which ZFNet has not")
+        raise InputError(f"it has a {operation} with {others[0]}={attributes[others[0]]}, which ZFNet does not have")
     if operation == "Gemm":
         return {}
     top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
@@ -353,4 +353,4 @@ def read(path: Path, most: int) -> dict[str, Weights]:
         return weights
     if start.startswith(b"\x08"):  # the first field of ONNX, the version of the format
         return _read_onnx(path, most)
-    raise InputError(f"{path} is no file of weights; known are safetensors, npz, torch, onnx")
+    raise InputError(f"{path} is not a file of weights; known are safetensors, npz, torch, onnx")

@@ -1,8 +1,8 @@
-"""What a scan gathers of every map besides its winners: how often it fires, how strongly, on images of what class.
+"""Statistics of every map in a scan: how often it fires, how strongly, and on images of which class.
 
 All of it is made of one number for each image and map, the maximum of the map in the image, and before the clip where
-the layer clips. What is kept adds up exactly, in any order: counts, sums in whole units of 2**-24, and the maxima of a
-few images that are drawn beforehand. So batches, shards and interruptions leave no trace in it.
+the layer clips. The statistics add up exactly, in any order: counts, sums in whole units of 2**-24, and the maxima of a
+few images that are drawn beforehand. So they do not depend on batches, shards or interruptions.
 """
 
 import itertools
@@ -40,11 +40,11 @@ class Statistics(NamedTuple):
     K is the number of classes, S that of the sampled images.
     """
 
-    fires: Tensor  # (C,) int64: images in which the maximum is above 0
-    histogram: Tensor  # (C, BINS) int32: images by their maximum; bins as in EDGES
-    sums: Tensor  # (C, K + 1) int64: sums of the maxima by class in units of 1 / UNIT; last: of images without label
-    maxima: Tensor  # (C, S) float32: of the sampled images; -inf where one could not be read, or is of another part
-    places: Tensor  # (C, S) int32: where they are, row * columns + column; -1 where there is none
+    fires: Tensor  #: (C,) int64: images in which the maximum is above 0
+    histogram: Tensor  #: (C, BINS) int32: images by their maximum; bins as in EDGES
+    sums: Tensor  #: (C, K + 1) int64: sums of the maxima by class in units of 1 / UNIT; last: of images without label
+    maxima: Tensor  #: (C, S) float32: of the sampled images; -inf where one could not be read, or is of another part
+    places: Tensor  #: (C, S) int32: where they are, row * columns + column; -1 where there is none
 
     @classmethod
     def none(cls, maps: int, classes: int, sampled: int, device: torch.device | str = "cpu") -> "Statistics":
@@ -84,7 +84,7 @@ class Statistics(NamedTuple):
 def sample(images: int) -> Tensor:
     """The images of a dataset of that many whose maxima are kept: (S,) int64, ascending; all, where there are few.
 
-    They depend on nothing else, so that whoever scans a part knows them beforehand.
+    They depend on nothing else, so that every part of a scan knows them beforehand.
     """
     if images <= SAMPLED:
         return torch.arange(images)
@@ -118,7 +118,7 @@ class Maxima(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a batch brings."""
+    """The maxima of one batch, by layer."""
 
     index: Tensor  # type: ignore[assignment]  # (N,): which images
     labels: Tensor  # (N,): -1 where there is none
@@ -126,7 +126,7 @@ class Part(NamedTuple):
 
 
 class Gathering(NamedTuple):
-    """What has been gathered so far. It is never changed in place: an interrupt leaves all of a batch or none of it."""
+    """The statistics so far. They are never changed in place: an interrupt leaves all of a batch or none of it."""
 
     statistics: Mapping[str, Statistics]
     class_images: Tensor  # (K + 1,) int64: images by label; last: without one
@@ -202,7 +202,7 @@ class Gathering(NamedTuple):
         return self._replace(statistics=read, class_images=class_images)
 
     def _check(self, layer: str, values: Tensor, index: Tensor) -> None:
-        """InputError for values of which as many as there are images might not add up within 64 bits."""
+        """Raises InputError for values whose sum over all images might not fit in 64 bits."""
         most = 2**63 / UNIT / 2 / max(self.images, 1)
         if len(values) and values.shape[1] and not values.abs().max() < most:
             image = int(index[int((values.abs() >= most).any(1).nonzero()[0])])

@@ -25,6 +25,7 @@ from zfnet.operations import (
     SIGNATURES,
     SPLITS,
     SWITCHED,
+    TURNED,
     Layout,
     Rules,
     Step,
@@ -119,6 +120,8 @@ class Shapes(Mapping[fx.Node, torch.Size]):
 class Graph:
     """A model as the list of its steps, each under torchvision's graph name (`features.12`, `layer4.1.add`).
 
+    Everything that takes a model also takes its graph: make one to trace the model once. Threads may share it.
+
     Args:
         model: wrappers (DataParallel, `torch.compile`) are looked into.
         operations: what is known of operations; a module type that is in it is one step.
@@ -128,8 +131,9 @@ class Graph:
         image_size: of the images for which conditions on sizes are looked up, pixels; None: that which the model says
             it is made for, or 224 x 224. For others, of which a condition comes out otherwise, the graph is refused.
         inputs: values for further arguments of `forward`, by name; without them the defaults are taken.
-    Raises InputError for a model whose control flow depends on the data, or that writes into parts of its tensors. A
-    graph may be shared by threads.
+
+    Raises:
+        InputError: for a model whose control flow depends on the data, or that writes into parts of its tensors.
     """
 
     def __init__(
@@ -164,7 +168,7 @@ class Graph:
         self.carriers: set[fx.Node] = set()  # the steps that depend on what is in the image, not on its size alone
         self._overwrites: set[fx.Node] = set()
         self._memory: dict[fx.Node, fx.Node] = {}  # the first of the steps whose outputs share memory
-        self._read(graph, tracer.names)
+        self._read(graph, tracer.names())
         self.returned = next(node.args[0] for node in graph.nodes if node.op == "output")
         self.output = self._first_output(graph)
         self.inputs = [node for node in self.nodes if node.op == "placeholder"]
@@ -223,10 +227,12 @@ class Graph:
     def _taken_apart(self, node: fx.Node, names: Mapping[fx.Node, str]) -> bool:
         """Whether the step gives several tensors; then each of its readers is made to compute the piece it reads."""
         split = self._key(node)
-        if node.op == "placeholder" or not node.args or not node.users:
+        if node.op == "placeholder" or not node.users:
             return False
         if any(user.target is not operator.getitem or not isinstance(user.args[1], int) for user in node.users):
             return False
+        if not node.args:  # all are given by name
+            return self._takes_attention(node, names)
         if split in SPLITS:
             for user in list(node.users):
                 user.target, user.kwargs = piece, node.kwargs
@@ -278,7 +284,7 @@ class Graph:
         return node.op == "call_function" and bool(self.arguments(node, node.args, node.kwargs)("inplace", False))
 
     def _check_root(self, node: fx.Node, root: fx.Node) -> None:
-        """InputError if a step overwrites a parameter or buffer."""
+        """Raises InputError if a step overwrites a parameter or buffer."""
         if root.op == "get_attr" and root.target not in self._constants:
             raise InputError(
                 f"{self.names[node]} ({self.operation(node)}) of {type(self.model).__name__} writes to {root.target}, "
@@ -298,9 +304,9 @@ class Graph:
         )
 
     def identity(self) -> dict[str, str]:
-        """What the values of the steps depend on: the model's `architecture` and `weights`, and the `steps`.
+        """The identity of the steps' values: the model's `architecture` and `weights`, and the `steps`.
 
-        The steps tell what classes and settings do not: the code of `forward`, values given to it, functions, hooks.
+        The steps cover what classes and settings do not: the code of `forward`, values passed to it, functions, hooks.
         """
         text = [
             (self.names[node], node.op, self.operation(node), printed((node.args, node.kwargs))) for node in self.nodes
@@ -316,19 +322,20 @@ class Graph:
         return list(self._by_name)
 
     def name(self, layer: str | nn.Module) -> str:
-        """What a layer is called: a name is one already, a module has the name that its model gives it."""
+        """The name of a layer: a name stays as it is; a module has the name that its model gives it."""
         if isinstance(layer, str):
             return layer
         for name, module in self.model.named_modules():
             if module is layer:
                 return str(name)
-        raise InputError(f"the layer {type(layer).__name__} is no module of this {type(self.model).__name__}")
+        raise InputError(f"the layer {type(layer).__name__} is not a module of this {type(self.model).__name__}")
 
     def node(self, layer: str | nn.Module) -> fx.Node:
         """The step of a layer: a graph name, the module itself, or a module's name, which stands for its last step."""
         name = self.name(layer)
         if name in self._by_name:
-            if not isinstance(layer, str) and any(f"{name}_{n}" in self._by_name for n in range(1, 3)):
+            calls = [node for node in self.nodes if node.op == "call_module" and node.target == name]
+            if not isinstance(layer, str) and len(calls) > 1:
                 raise InputError(f"the module {name} is used more than once: name its step, {name}, {name}_1, ...")
             return self._by_name[name]
         names = self.layers
@@ -360,11 +367,12 @@ class Graph:
         return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def operation(self, node: fx.Node) -> str:
-        """What the step is called: `Conv2d`, `relu`, `add`."""
+        """The name of the step's operation: `Conv2d`, `relu`, `add`."""
         module = self.module(node)
         if module is not None:
             return type(module).__name__
-        target = node.args[1] if node.target is piece else node.target
+        turned = node.target is getattr and node.args[1] in TURNED
+        target = node.args[1] if node.target is piece or turned else node.target
         return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
     def kind(self, node: fx.Node) -> str:
@@ -376,6 +384,8 @@ class Graph:
     def _key(self, node: fx.Node) -> Any:
         if node.op == "call_module":
             return type(self.model.get_submodule(str(node.target)))
+        if node.target is getattr and node.args[1] in TURNED:
+            return getattr(Tensor, str(node.args[1]))
         return getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
 
     def lookup(self, table: Mapping[Any, Any], node: fx.Node) -> Any:
@@ -510,7 +520,7 @@ class Graph:
         return any(other in values and self._memory.get(other) is memory for other in keep)
 
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """Do what the step does in the model."""
+        """Run the step as the model does."""
         return call(self.model, node, args, kwargs)
 
     # -- shapes and windows
@@ -535,7 +545,8 @@ class Graph:
     def shapes(self, image_size: Pair, last: fx.Node) -> Shapes:
         """The output shape of each step up to `last`, for one image of that size.
 
-        Raises InputError if the graph does not do what the model does with such images.
+        Raises:
+            InputError: if the graph does not do what the model does with such images.
         """
         image_size = pair(image_size)
         if min(image_size) < 1:
@@ -586,7 +597,7 @@ class Graph:
         return values
 
     def check_guards(self, values: Mapping[fx.Node, Any]) -> None:
-        """InputError if conditions on the sizes of tensors have other values than those that were traced."""
+        """Raises InputError if conditions on the sizes of tensors have other values than in the trace."""
         size = values[self.inputs[0]].shape
         for node, assumed in self.guards.items():
             if node in values and bool(values[node]) != assumed:

@@ -1,4 +1,5 @@
-"""What a result depends on, as one short digest: if any of it changes, nothing old is read.
+"""The identity of a result: a short digest of everything that it depends on. If any of it changes, old files are not
+read.
 
 Scan states, feature caches, checkpoints, trained networks and stored measurements all use it. A file of `write_sealed`
 keeps an identity, which is one digest for each thing that its content depends on, by name, and a digest of the content
@@ -33,7 +34,7 @@ _MODULE = {*vars(nn.Module()), "preprocessing", "paddings"}
 
 
 def digest(*parts: Any) -> str:
-    """A digest of all that the parts hold, in their order.
+    """A digest of the parts, in their order.
 
     Args:
         parts: bytes, tensors and arrays (type, shape and every bit), modules (classes, settings, parameters and
@@ -53,12 +54,12 @@ def network_identity(model: nn.Module) -> dict[str, str]:
 
 
 def printed(value: Any) -> str:
-    """What a value prints, without addresses, which differ from run to run."""
+    """A value's printed form, without addresses, which differ from run to run."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def difference(before: Identity, now: Identity) -> str:
-    """What differs between two identities, by name, with values that are not digests; "" if nothing does."""
+    """The differences between two identities, by name, with values that are not digests; "" if they are equal."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     values = {name: [str(identity.get(name)) for identity in (before, now)] for name in names}
     plain = [name for name in names if max(map(len, values[name])) < _LENGTH]
@@ -76,9 +77,9 @@ def write_sealed(
     """Write content to a file, atomically: first a line with its seal, then what `torch.save` makes of it.
 
     Args:
-        identity: what the content depends on.
+        identity: of the content.
         content: numbers, strings and tensors, in lists and dictionaries.
-        previous: where the file is moved that has been at `path`; None: it is replaced.
+        previous: an existing file at `path` is moved to this path; None: it is replaced.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -99,15 +100,15 @@ def write_sealed(
 def read_sealed(path: str | os.PathLike[str], identity: Identity, remedy: str) -> Any:
     """The content of a file of `write_sealed`, on the CPU.
 
-    The digest finds damage, not malice: whoever can write the file can make a digest for it. Nothing in a file can run
-    code, but its content may be of any type; a caller that indexes it checks it first.
+    The digest finds damage, not manipulation: anybody who can write the file can also make its digest. Nothing in a
+    file can run code, but its content may have any type; callers check it before they index it.
 
     Args:
-        identity: what a result would depend on now.
+        identity: that a new result would have.
         remedy: what the user can do, for the error.
 
     Raises:
-        Damaged: if the file is not whole.
+        Damaged: if the file is damaged or incomplete.
         InputError: if it cannot be opened, or was made under another identity.
     """
     try:
@@ -126,7 +127,7 @@ def read_sealed(path: str | os.PathLike[str], identity: Identity, remedy: str) -
             raise ValueError("entries that grow when they are read")
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # it has the right digest, but no version of ours wrote it
-        raise Damaged(f"{path} holds what no version of zfnet wrote ({first_line(error)}); {remedy}") from None
+        raise Damaged(f"{path} was not written by zfnet ({first_line(error)}); {remedy}") from None
 
 
 def _line(seal: Mapping[str, Any]) -> bytes:
@@ -134,7 +135,7 @@ def _line(seal: Mapping[str, Any]) -> bytes:
 
 
 def _unsealed(file: BinaryIO) -> tuple[dict[str, Any], bytes]:
-    """The identity and the content of a sealed file; Damaged, with what it is, if it is not whole."""
+    """The identity and the content of a sealed file. Raises Damaged, with the reason, if it is damaged."""
     line = file.readline(_MOST)
     try:
         seal = json.loads(line)

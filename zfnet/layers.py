@@ -21,22 +21,26 @@ JOINTS = ("relu", "relu6", "silu", "gelu", "hardswish", "mish", "elu", "leakyrel
 
 
 def spread(graph: Graph, size: int | Pair) -> list[str]:
-    """Five layers that stand for the paper's 1 to 5; of a network that has fewer, all there are.
+    """Five layers that stand for the paper's 1 to 5; all layers of a network that has fewer.
 
-    They are taken from the steps that all of the image has to come through, activations and what joins branches, and
-    are the last of each size of map; where there are more sizes, evenly spread over these, and where there are fewer,
-    the widest gaps are halved. In place of a ReLU6 stands the step before it: of the ReLU6, all that is strong is 6.
+    Candidates are activations and joins that every path from the image passes through. The five are the last candidates
+    of
+    each size of map. If there are more sizes, they are spread evenly over these; if there are fewer, the widest gaps
+    are halved.
+    A ReLU6 is replaced by the step before it, because all its strong activations are 6.
 
     Args:
         graph: the network.
         size: of the images, pixels: (rows, columns), or one number for both.
-    Raises InputError if there is no such layer.
+
+    Raises:
+        InputError: if there is no such layer.
     """
     joints = _joints(graph, pair(size))
     if not joints:
         raise InputError(
-            f"{type(graph.model).__name__} has no activation or joint that all of the image comes through, to stand "
-            "for a layer of the paper's: name its layers; zfnet.layer_table lists them"
+            f"{type(graph.model).__name__} has no activation or join that every path from the image passes "
+            "through, so that no layer stands for one of the paper's: name its layers; zfnet.layer_table lists them"
         )
     shapes = graph.shapes(pair(size), graph.output)
     ends = [i for i, n in enumerate(joints) if i + 1 == len(joints) or shapes[n][2:] != shapes[joints[i + 1]][2:]]
@@ -54,7 +58,7 @@ def _unclipped(graph: Graph, node: fx.Node) -> fx.Node:
 
 
 def trunk(graph: Graph, last: fx.Node) -> list[fx.Node]:
-    """The steps that all of the image has to come through on its way to `last`, from the image to `last` itself."""
+    """The steps that every path from the image to `last` passes through, in order, including both."""
     path = [n for n in graph.path([last]) if n in graph.carriers]
     positions = {node: position for position, node in enumerate(path)}
     last_read = [0] * len(path)
@@ -70,7 +74,7 @@ def trunk(graph: Graph, last: fx.Node) -> list[fx.Node]:
 
 
 def _joints(graph: Graph, size: Pair) -> list[fx.Node]:
-    """The activations and joints behind a convolution that all of the image has to come through."""
+    """The activations and joins behind a convolution that every path from the image passes through."""
     shapes, path = graph.shapes(size, graph.output), graph.path([graph.output])
     operations = {node: graph.operation(node).lower() for node in path}
     first = next((position for position, node in enumerate(path) if "conv" in operations[node]), len(path))
@@ -96,13 +100,15 @@ def head(graph: Graph, size: int | Pair) -> str:
 def every(graph: Graph, size: int | Pair, rules: Rules = DECONVNET) -> list[str]:
     """All layers that have feature maps, or fully connected units, whose units can be projected, in their order.
 
-    Those that only repeat another are left out: dropout in evaluation, identities, what moves elements (flatten).
+    Layers that only repeat another are left out: dropout in evaluation, identities, flatten and the like.
 
     Args:
         graph: the network.
         size: of the images, pixels: (rows, columns), or one number for both.
         rules: that they are projected by.
-    Raises InputError if there is none.
+
+    Raises:
+        InputError: if there is none.
     """
     size = pair(size)
     shapes = graph.shapes(size, graph.output)

@@ -192,6 +192,8 @@ def _convolutions(
 class ZFNet(nn.Sequential):
     """The network of Figure 3, from images (N, channels, image_size, image_size) to logits (N, num_classes).
 
+    Zeiler & Fergus (2014), section 3 and Figure 3; other arguments give the variants of Table 3.
+
     Args:
         num_classes: number of logits.
         channels: of the images: 3, or 1 for grey ones.
@@ -207,6 +209,9 @@ class ZFNet(nn.Sequential):
             paper's layer / inputs of this one), with which a layer's outputs vary as much as in the paper's network.
             "he": by fan-in (He et al., 2015); "quiet": the same but for conv1, which begins near zero. Biases are zero.
         reference: maps and hidden of the network that has "the paper's widths", for init; see `variant`.
+
+    Raises:
+        InputError: for widths, choices or an image size that give no network.
     """
 
     def __init__(
@@ -270,8 +275,14 @@ def variant(name: str, **architecture: Any) -> dict[str, Any]:
     """The arguments of ZFNet for a row of Table 3, from those of the network of Figure 3 that it is made from.
 
     The changes are relative, so that they scale with the network: "fc 2048" halves `hidden`, "512-1024-512" makes 4/3,
-    8/3 and 2 times as many maps in layers 3, 4, 5; `reference` has the paper's own.  InputError for a name that is not
-    in VARIANTS, and for a network that has not the layers to change.
+    8/3 and 2 times as many maps in layers 3, 4, 5; `reference` has the paper's own.
+
+    Args:
+        name: one of VARIANTS, such as "krizhevsky without layers 3, 4".
+        architecture: arguments of ZFNet.
+
+    Raises:
+        InputError: for a name that is not in VARIANTS, and for a network that has not the layers to change.
     """
     if name not in VARIANTS:
         raise unknown_name("variant", name, VARIANTS)

@@ -44,7 +44,7 @@ def from_process(source: int, value: Any, device: torch.device) -> Any:
 
 
 def by_first(function: Callable[[], T], device: torch.device) -> T:
-    """What a function gives that the first process alone calls; its InputError is raised in all."""
+    """The result of a function that only the first process calls; its InputError is raised in all."""
     value: T | None = None
     error: str | None = None
     try:

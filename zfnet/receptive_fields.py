@@ -1,7 +1,7 @@
 """Which pixels a unit sees, map by map, and the table of layers.
 
-A map behind a concatenation sees through its own branch alone: beside each other in one layer of SqueezeNet lie maps
-whose units see 19 and 27 pixels. The field of every map of every step comes from one pass over the graph, from the
+A map behind a concatenation sees only through its own branch: one layer of SqueezeNet has maps whose units see 19
+pixels and maps whose units see 27. The field of every map of every step comes from one pass over the graph, from the
 image up.
 """
 
@@ -89,15 +89,21 @@ def _fields(graph: Graph, step: fx.Node, shapes: Shapes) -> Fields:
 class ReceptiveField:
     """Which pixels the units of a layer see: unit (row, column) begins at start + stride * (row, column).
 
-    With rules that hold decisions of the forward pass (EXTENDED), it is the field of the path back, and `exact` is
-    False: a gate or a statistic depends on more of the image.
+    `receptive_field` makes it. With rules that hold decisions of the forward pass (EXTENDED), it is the field of the
+    path back, and `exact` is False: a gate or a statistic depends on more of the image.
 
     Behind a step that mixes all places (flatten, global pooling) stride and start are 0. Behind one whose windows do
     not slide evenly (upsampling) `stride` is None, `size` that of the unit that sees most, and `box` is what the unit
     sees.
+
+    Attributes:
+        size: of what a unit sees: (rows, columns) in input pixels, and so are all pairs.
+        stride: from one unit's field to the next one's; None: it differs from unit to unit.
+        start: the top left corner of the field of unit (0, 0), negative where it begins beyond the image.
+        image_size: of the images.
     """
 
-    size: Pair  # all pairs are (rows, columns), in input pixels
+    size: Pair
     stride: Pair | None
     start: Pair
     image_size: Pair
@@ -136,16 +142,22 @@ def receptive_field(
 ) -> ReceptiveField:
     """The receptive field of a layer's units, exact at borders and on branched graphs.
 
+    Dumoulin & Visin (2016), arXiv:1603.07285.
+
     Args:
+        model: a network, or the graph of one.
         layer: a step's name, a module's name, or the module.
         image_size: of the input, pixels: (rows, columns), or one number for both.
         map: the feature map; None: the union over all maps.
-    Raises InputError for a layer or map that does not exist, and behind a step whose window is not known.
-    Dumoulin & Visin (2016), arXiv:1603.07285.
+
+    Raises:
+        InputError: for a layer or map that does not exist, and behind a step whose window is not known.
     """
     graph = graph_of(model)
     node, size = graph.node(layer), pair(image_size)
     shapes = graph.shapes(size, node)
+    if node not in shapes:
+        graph.check_maps(node, shapes)
     fields, count = map_fields(graph, node, shapes), shapes[node][1]
     if map is not None and not (isinstance(map, int) and 0 <= map < count):
         raise InputError(f"no map {map!r} in {graph.names[node]}: there are {count}")
@@ -185,7 +197,20 @@ def boxes_of(graph: Graph, node: fx.Node, shapes: Shapes, image_size: Pair, unit
 
 
 class LayerUnits(NamedTuple):
-    """One row of the table of layers; output is (maps, rows, columns), sizes are in input pixels."""
+    """One row of the table of layers. All pairs are (rows, columns), in pixels.
+
+    Attributes:
+        layer: its name.
+        operation: what it does: Conv2d, ReLU, add.
+        output: (maps, rows, columns) of its output, or (units,).
+        units: how many elements that are.
+        kernel: of a convolution or pooling, in elements of its input; None for others.
+        stride: the same.
+        receptive_field: of the maps that see most, in input pixels; None: not known.
+        smallest_field: of the maps that see least.
+        receptive_stride: from one unit's field to the next one's.
+        parameters: how many it has.
+    """
 
     layer: str
     operation: str
@@ -193,8 +218,8 @@ class LayerUnits(NamedTuple):
     units: int
     kernel: Pair | None
     stride: Pair | None
-    receptive_field: Pair | None  # of the maps that see most; None: not known
-    smallest_field: Pair | None  # of the maps that see least
+    receptive_field: Pair | None
+    smallest_field: Pair | None
     receptive_stride: Pair | None
     parameters: int
 
@@ -203,7 +228,11 @@ def layer_table(model: nn.Module | Graph, image_size: int | Pair) -> list[LayerU
     """The table of layers: a unit is one element of a layer's output; all units of a feature map share one filter.
 
     Args:
+        model: a network, or the graph of one.
         image_size: of the input, pixels: (rows, columns), or one number for both.
+
+    Returns:
+        One `LayerUnits` for each step that gives feature maps or units, in the order of the graph.
     """
     graph, size = graph_of(model), pair(image_size)
     shapes = graph.shapes(size, graph.output)

@@ -1,4 +1,4 @@
-"""Run a traced model forward and keep what was asked for: activations, and the switches of every max pooling."""
+"""Run a traced model forward and keep the requested activations, and the switches of every max pooling."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +16,20 @@ from zfnet.views import PathWindows, RepeatedImages, View, WholeMaps
 
 @dataclass
 class Recording:
-    """What a forward pass left behind, by layer name: the activations asked for, and all max-poolings' switches."""
+    """What a forward pass left behind: the activations asked for, and the switches of every max pooling.
 
-    images: Tensor  # (N, C, H, W)
+    `Deconvnet.record` makes it. Zeiler & Fergus (2014), section 2.1.
+
+    Attributes:
+        images: (N, C, H, W), which were run.
+        activations: by the layer's name: feature maps (N, C, h, w), or units (N, C).
+        switches: by the pooling's name: (N, C, h, w), int64; see `pool`.
+    """
+
+    images: Tensor
     view: View
     activations: dict[str, Tensor] = field(default_factory=dict)
-    switches: dict[str, Tensor] = field(default_factory=dict)  # (N, C, h, w), int64
+    switches: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[fx.Node, torch.Size] = field(default_factory=dict)
     types: dict[fx.Node, torch.dtype] = field(default_factory=dict)
     seen: dict[tuple[fx.Node, fx.Node], torch.Size] = field(default_factory=dict)  # (step, source): as it is read

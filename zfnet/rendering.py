@@ -1,4 +1,4 @@
-"""From signals to pictures: a projection has a sign and no scale, an image has 0..1.
+"""From signals to pictures: a projection has a sign and no scale, an image has values in 0..1.
 
 Zero is mid-grey, as in the paper. The strongest value of either sign lies at the end of the range, so a signal and its
 multiples give the same picture. A few extreme values would turn all others grey: the range therefore ends at a quantile
@@ -51,7 +51,7 @@ def saturated(images: Tensor, factor: float) -> Tensor:
 
 
 def outside(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Which pixels of canvases lie outside the image, or beyond their box: (N, 1, *size), bool.
+    """Which pixels of canvases lie outside the image, or beyond their box: (N, 1, rows, columns), bool.
 
     Args:
         boxes: (N, 4: top, left, bottom, right), where the canvases lie, in image pixels.
@@ -65,7 +65,7 @@ def outside(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -
 
 
 def on_image(canvases: Tensor, boxes: Tensor, image_size: tuple[int, int], fill: float = 0.0) -> Tensor:
-    """Lay canvases on empty images (N, C, *image_size) of the value `fill`. What lies outside the image is lost.
+    """Lay canvases on empty images (N, C, rows, columns) of the value `fill`. What lies outside the image is lost.
 
     Args:
         canvases: (N, C, h, w), of which what is larger than its box is left out.

@@ -1,9 +1,9 @@
-"""Scans that are kept in a folder: read again where their identity is the same, and only the layers asked for.
+"""Scans that are kept in a folder: read again if their identity is the same, and only the requested layers.
 
 `top.safetensors` has the winners, `<layer>/value`, `/image`, `/row`, `/column`, and `/unclipped` where the layer clips;
-`statistics.safetensors` has what was gathered, `<layer>/fires`, `/histogram`, `/sums`, `/maxima`, `/places`, with
-`sampled` and `class_images`. `scan.json` says of what network and images they are, with a digest of every layer. It is
-removed before the others are replaced, and written last: where it is, they are of the same scan.
+`statistics.safetensors` has the statistics, `<layer>/fires`, `/histogram`, `/sums`, `/maxima`, `/places`, with
+`sampled` and `class_images`. `scan.json` has the identity of the network and images, and a digest of every layer. It is
+removed before the others are replaced, and written last: if it exists, they are of the same scan.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from zfnet.winners import TopActivations
 
 TOP, STATISTICS, CONTENTS = "top.safetensors", "statistics.safetensors", "scan.json"
 SHARDS = "shards"  # the folder of the parts of a scan, within its own
-ANEW = "delete the folder, or start anew with fresh=true"
+ANEW = "delete the folder, or start again with fresh=true"
 _FORMAT = 1
 _MOST = 2**28  # bytes of a scan.json that is read: it names every broken image
 _OF_SHARDS = ("shard", "batch_size")  # what a shard's identity has besides that of the whole
@@ -50,7 +50,7 @@ class _Layer(NamedTuple):
 
     @property
     def columns(self) -> list[str]:
-        """What is kept of its winners."""
+        """Its winners, as they are stored."""
         fields = TopActivations._fields
         return [f"{self.name}/{field}" for field in (fields if self.clipped else fields[:4])]
 
@@ -60,7 +60,7 @@ class _Layer(NamedTuple):
 
 
 class _Contents(NamedTuple):
-    """What a scan.json says."""
+    """The content of a scan.json."""
 
     identity: dict[str, str]
     images: int
@@ -86,13 +86,13 @@ def write_scan(folder: str | Path, scan: Scan, identity: Identity, *, empty: Map
     """Write a scan with its statistics into a folder. The same scan has the same bytes.
 
     Args:
-        folder: what it keeps is replaced.
+        folder: its content is replaced.
         scan: with statistics, of layers by the names that their steps have in the graph.
         identity: see `zfnet.scanning.scan_identity`.
         empty: k by layer, for a scan of which no image could be read.
     """
     if scan.statistics is None:
-        raise InputError("a scan is kept with its statistics: scan with gather=True")
+        raise InputError("the scan has no statistics, which are kept with it: scan with gather=True")
     folder, layers = Path(folder), [_Layer(name, k, 0, False, "", "") for name, k in (empty or {}).items()]
     counts = {"sampled": scan.sampled, "class_images": scan.class_images}
     tops: dict[str, Tensor] = {}
@@ -144,7 +144,9 @@ def read_scan(
         identity: what a scan would depend on now; see `zfnet.scanning.scan_identity`.
         layers: to read, by name; None: all that there are. No other is loaded.
         k: winners of each map; None: as many as there are.
-    Raises InputError for a folder that is damaged.
+
+    Raises:
+        InputError: for a folder that is damaged.
     """
     folder = Path(folder)
     contents = _contents(folder)
@@ -183,7 +185,7 @@ def _contents(folder: Path) -> _Contents | None:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
-        raise Damaged(f"{path} is damaged, or of something else; {ANEW}")
+        raise Damaged(f"{path} is damaged, or not a scan; {ANEW}")
     return contents
 
 
@@ -242,18 +244,20 @@ def kept_scan(
     fresh: bool = False,
     progress: bool = True,
 ) -> Scan:
-    """The scan of these layers with its statistics that a folder keeps; what it lacks is scanned now, and kept there.
+    """Read the scan of these layers, with its statistics, from a folder; missing layers are scanned now and kept there.
 
-    What is there of another network or other images is replaced, which a line says. A scan that is interrupted goes on
-    where it was. Under `torchrun` the processes share the work, and each gets the result.
+    A scan of another network or other images is replaced, and a message says so. An interrupted scan resumes. Under
+    `torchrun` the processes share the work, and each gets the result.
 
     Args:
         model, dataset, layers, k, batch_size, distinct, workers, progress: see `zfnet.scan`.
-        folder: where the scan is kept. Layers that others asked for stay in it.
+        folder: of the scan. Other layers in it are kept.
         shard: (number from 0, count): scan only that part, which is kept in a folder of its own, shards/3-of-64;
             `merge_shards` joins them.
-        fresh: scan anew, whatever is kept.
-    Raises InputError for a folder that is damaged, or in which another run is scanning.
+        fresh: scan again, and ignore what is kept.
+
+    Raises:
+        InputError: for a folder that is damaged, or in which another run is scanning.
     """
     graph, images, folder = graph_of(model), as_images(dataset), Path(folder)
     device = device_and_dtype(graph.model)["device"]
@@ -337,16 +341,18 @@ def _of_shard(number: int, count: int, batch_size: int) -> dict[str, str]:
 def merge_shards(
     model: nn.Module | Graph, dataset: Any, folder: str | Path, count: int | None = None, *, distinct: bool = True
 ) -> list[str]:
-    """Join the shards that `kept_scan` left in a folder to the scan that it keeps; their order does not matter.
+    """Merge the shards of `kept_scan` in a folder into one scan; their order does not matter.
 
     Args:
         model: the network that was scanned.
         dataset: the images.
         folder: where the scan is kept.
-        count: of how many shards; None: as many as those that are there say.
-        distinct: as they were scanned.
+        count: number of shards; None: as the existing shards record it.
+        distinct: as in the scan.
     Returns: the layers.
-    Raises InputError that says which shards are missing, or are of something else.
+
+    Raises:
+        InputError: that names shards which are missing, or belong to another scan.
     """
     folder = Path(folder)
     identity = dict(scan_identity(model, dataset, distinct))
@@ -395,5 +401,5 @@ def _count_of(folder: Path) -> int:
         raise InputError(f"there are no shards in {folder / SHARDS}: scan them, shard=0/4 to 3/4")
     if len(counts) > 1:
         choices = ", ".join(map(str, sorted(counts)))
-        raise InputError(f"{folder / SHARDS} has shards of {choices}: say of how many, count={min(counts)}")
+        raise InputError(f"{folder / SHARDS} has shards of {choices}: give their number, such as count={min(counts)}")
     return counts.pop()

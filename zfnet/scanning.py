@@ -1,8 +1,9 @@
 """The strongest activations of every feature map over a dataset: one pass, all layers and maps at once.
 
-A scan keeps where a map was strongest (value, image, row, column), never a tensor: its memory does not grow with the
-dataset. Of each batch it takes the maximum of every map, and searches for the place of a maximum only where it enters
-the top k. Equal values go to the lower image, then row, then column, so that the result does not depend on batch size,
+A scan keeps the place of each strong activation (value, image, row, column), never a tensor: its memory does not grow
+with the dataset. It takes the maximum of every map in each batch, and searches for the place of a maximum only if it
+enters the top k. Equal values go to the lower image, then row, then column, so that the result does not depend on batch
+size,
 on how the dataset was cut into shards, or on their order. Where a layer clips its values from above (ReLU6), maps are
 ranked by the value before the clip: otherwise all nine may be equal, and the order of the files would choose them.
 Zeiler & Fergus (2014), Figure 2: the top nine of a feature map over the validation set.
@@ -33,17 +34,21 @@ from zfnet.processes import from_all, from_process, processes
 from zfnet.winners import TopActivations
 
 SAVE_EVERY = 30.0  # seconds between two saves of a scan's state
-ANEW = "delete it, or start anew with fresh=True"
+ANEW = "delete it, or start again with fresh=True"
 
 _CLIPS = (F.relu6, F.hardtanh, F.hardtanh_)
 _CLAMPS = (torch.clamp, torch.clamp_, torch.clip, torch.clip_)
 
 
 class Scan(dict[str, TopActivations]):
-    """The strongest activations by layer, of `images` images that were read, and a message for each unreadable one.
+    """What `scan` gives: a dictionary of the strongest activations, `TopActivations` by the layer's name.
 
-    `statistics` are of every layer too, where they were gathered; else None. `sampled` (S,) are the images of which
-    these keep every map's maximum, `class_images` (K + 1,) counts images by label; last: those without one.
+    Attributes:
+        images: how many images were read.
+        broken: a message for each image that could not be read.
+        statistics: how often and how strongly each map fires, by layer, where they were gathered; else None.
+        sampled: (S,) int64, the images of which the statistics keep every map's maximum.
+        class_images: (K + 1,) int64, counts images by label; last: those without one.
     """
 
     def __init__(
@@ -63,7 +68,13 @@ class Scan(dict[str, TopActivations]):
     def merge(self, other: "Scan") -> "Scan":
         """The scan of both; exact for scans of disjoint parts of a dataset, in any order but that of `broken`.
 
-        A part of which no image could be read has no layers. InputError for scans of different layers, or k.
+        A part of which no image could be read has no layers.
+
+        Args:
+            other: of the same layers, with the same k.
+
+        Raises:
+            InputError: for scans of different layers, or of another k.
         """
         if self and other and set(self) != set(other):
             layer = min(set(self) ^ set(other))
@@ -113,9 +124,14 @@ def scan(
 ) -> Scan:
     """Find the k strongest activations of every feature map of the layers over a dataset.
 
+    Zeiler & Fergus (2014), Figure 2: the nine strongest of each feature map over the validation set.
+
     Args:
+        model: a network, or the graph of one.
         dataset: what `as_images` takes. Images that cannot be read are left out, and named in the result's `broken`.
         layers: names, or modules of the model.
+        k: how many of each map.
+        batch_size: images that are run at once; the result does not depend on it.
         distinct: count an image once for a map, at its strongest position; otherwise any positions.
         indices: scan only these images; `Scan.merge` joins such parts.
         shard: (number from 0, count): scan only that part, which is cut at whole batches: merged, all parts are the
@@ -125,11 +141,13 @@ def scan(
         workers: processes that read images; by default as many as there are cores, up to eight.
         state: a file that keeps an interrupted scan; the same call resumes from it.
         keep_state: leave the finished scan in that file, for a caller that has more to do before it can be deleted.
-        fresh: start anew and overwrite `state`.
+        fresh: start again and overwrite `state`.
+        progress: show a progress bar.
         known: what `scan_identity` gave, where the caller has it: it may take as long as reading all images.
 
-    Raises InputError for unknown layers, fewer images than k, images that do not fit the network, NaN, and a `state`
-    that is damaged or of another scan.
+    Raises:
+        InputError: for unknown layers, fewer images than k, images that do not fit the network, NaN, and a `state` that
+            is damaged or of another scan.
     """
     how: dict[str, Any] = {"batch_size": batch_size, "distinct": distinct, "gather": gather, "workers": workers}
     how |= {"keep_state": keep_state, "fresh": fresh, "known": known}
@@ -238,7 +256,7 @@ def _shared(device: torch.device, own: Callable[[], Scan]) -> Scan:
 def steps_of(graph: Graph, layers: Sequence[str | nn.Module]) -> dict[str, fx.Node]:
     """The steps to scan, by the names that the result will have for them."""
     if isinstance(layers, str | nn.Module) or not isinstance(layers, Iterable):
-        raise InputError("layers must be a list, also for one layer, as in layers=['relu1']")
+        raise InputError("layers must be a list, even for one layer, such as layers=['relu1']")
     nodes = {graph.name(layer): graph.node(layer) for layer in layers}
     if not nodes:
         raise InputError("a scan needs at least one layer; layers is empty")
@@ -283,7 +301,7 @@ def _cut(shard: tuple[int, int], images: int, batch_size: int) -> tuple[int, int
 
 
 class _Progress(NamedTuple):
-    """How far a scan has come, always by whole batches."""
+    """The progress of a scan, always in whole batches."""
 
     done: int  # how many of the chosen images were scanned, or could not be read
     tops: Mapping[str, TopActivations]  # by the names of the graph
@@ -314,7 +332,7 @@ class _Progress(NamedTuple):
         except (TypeError, ValueError, AttributeError, RuntimeError, LookupError):
             valid = False
         if not valid:
-            raise InputError(f"{file} holds what no scan of these layers writes; {ANEW}")
+            raise InputError(f"{file} is not a scan of these layers; {ANEW}")
         return read._replace(tops={layer: top.to(device) for layer, top in tops.items()}, gathered=gathered)
 
 
@@ -330,14 +348,14 @@ def _is_top(top: TopActivations, k: int, chosen: Tensor) -> bool:
 
 
 def _request(graph: Graph, chosen: Tensor, nodes: Mapping[str, fx.Node], k: int, gather: bool) -> dict[str, str]:
-    """What a state depends on besides."""
+    """Further parts of a state's identity."""
     layers = digest(sorted(graph.names[node] for node in nodes.values()))
     request = {"indices": digest(chosen), "layers": layers, "k": str(k)}
     return request | {"statistics": "gathered"} if gather else request
 
 
 def scan_identity(model: nn.Module | Graph, dataset: Any, distinct: bool = True) -> Identity:
-    """What the result of a scan depends on, whatever the layers and k."""
+    """The identity of a scan's result, apart from the layers and k."""
     graph = graph_of(model)
     return graph.identity() | {
         "dtype": str(device_and_dtype(graph.model)["dtype"]),
@@ -352,7 +370,7 @@ def scan_identity(model: nn.Module | Graph, dataset: Any, distinct: bool = True)
 def _whole_batches(
     graph: Graph, nodes: Collection[fx.Node], batches: Batches, chosen: Tensor, start: _Progress, k: int, distinct: bool
 ) -> Iterator[_Progress]:
-    """How far the scan has come after each batch, and at the end. An interrupt leaves all of a batch or none of it."""
+    """The progress of the scan after each batch, and at the end. An interrupt leaves all of a batch or none of it."""
     reached = start
     for batch in batches:
         tops, gathered = _scanned(graph, nodes, batch, reached, k, distinct)

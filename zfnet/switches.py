@@ -25,9 +25,16 @@ def pool(
 ) -> tuple[Tensor, Tensor]:
     """Max-pool x (N, C, H, W) into values (N, C, h, w) and switches (N, C, h, w), int64.
 
+    A switch is the flat index, row * columns + column, of a window's maximum in the plane that is pooled; of equal
+    values the first wins. Zeiler & Fergus (2014), section 2.1.
+
     Args:
-        x: activations.
-        kernel_size, stride, padding, ceil_mode, dilation: as in `torch.nn.MaxPool2d`.
+        x: activations (N, C, H, W).
+        kernel_size: of the windows, as in `torch.nn.MaxPool2d`, and so are all others.
+        stride: from window to window; None: the kernel size.
+        padding: on each side; it never wins.
+        ceil_mode: whether a last window may reach beyond the border.
+        dilation: of the windows.
     """
     return F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
 
@@ -38,17 +45,22 @@ def adaptive_pool(x: Tensor, output_size: int | tuple[int, int]) -> tuple[Tensor
 
 
 def unpool(values: Tensor, switches: Tensor, size: tuple[int, int], collisions: str = "add") -> Tensor:
-    """Put values (N, C, h, w) back at their switches in a zero signal (N, C, *size).
+    """Put values back at their switches in a zero signal: the transpose of `pool`.
+
+    Zeiler & Fergus (2014), section 2.1, which does not say what becomes of values that meet.
 
     Args:
-        values: what is put back.
+        values: (N, C, h, w), what is put back.
         switches: flat indices in the plane that was pooled, int64, in the shape of the values.
         size: (rows, columns) of the plane that was pooled: the pooled one does not tell it.
         collisions: where several values meet, "add" adds them, "overwrite" lets the last window in reading order win,
             and "max" the largest value.
 
+    Returns:
+        The signal, (N, C, rows, columns).
+
     Raises:
-        InputError: an unknown collision rule.
+        InputError: for an unknown collision rule.
     """
     if collisions not in COLLISIONS:
         raise unknown_name("collision rule", collisions, COLLISIONS)

@@ -1,8 +1,8 @@
 """Read a model with `torch.fx`, under torchvision's names for its steps.
 
-fx calls `forward` with proxies that write down what is done with them. Here it also learns what it does not see by
-itself: which modules run torch's own `forward`, that `x += y` changes x, and conditions on the sizes of tensors, which
-are looked up for an example image and noted as guards.
+fx calls `forward` with proxies that record operations. This tracer adds what fx does not record: which modules run
+torch's own `forward`, that `x += y` changes x, and conditions on the sizes of tensors, which are evaluated for an
+example image and recorded as guards.
 """
 
 import functools
@@ -10,6 +10,7 @@ import inspect
 import operator
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,7 +75,7 @@ def _of_shapes_alone(node: fx.Node) -> bool:
 
 
 def call(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Do what a step does in the model."""
+    """Run a step as the model does."""
     if node.op == "call_module":
         return call_in_eval_mode(model.get_submodule(str(node.target)), *args, **kwargs)
     if node.op == "call_method":
@@ -152,9 +153,8 @@ class Tracer(fx.Tracer):
         super().__init__()
         self.model, self.thread = model, threading.get_ident()
         self.is_leaf, self.inputs, self.image = is_leaf, inputs, image
-        self.names: dict[fx.Node, str] = {}
+        self.stems: dict[fx.Node, str] = {}  # names without a number
         self.module = ""  # the module whose forward is traced
-        self.repeats: dict[str, int] = {}  # how often a name was used
         self.constants: dict[str, Tensor] = {}
         self.of_buffers: dict[fx.Node, bool] = {}
         self.guards: list[tuple[fx.Node, bool]] = []
@@ -200,11 +200,27 @@ class Tracer(fx.Tracer):
         if of_buffers and kind != "call_module" and kind.startswith("call"):
             return proxy  # torchvision computes it while it traces, and does not count it
         within = f"{self.module}." if self.module else ""
-        name = self.module if kind == "call_module" else f"{within}{proxy.node}"
-        name = re.sub(r"_[0-9]+$", "", name)  # fx counts in the whole graph, torchvision within a module
-        repeats = self.repeats[name] = self.repeats.get(name, -1) + 1
-        self.names[proxy.node] = f"{name}_{repeats}" if repeats else name
+        step = re.sub(r"_[0-9]+$", "", str(proxy.node))  # fx counts in the whole graph, torchvision within a module
+        self.stems[proxy.node] = self.module if kind == "call_module" else within + step
         return proxy
+
+    def names(self) -> dict[fx.Node, str]:
+        """What each step is called: as in torchvision, but that a module's own name is of no other step.
+
+        torchvision counts modules `act_1` and `act_2` as `act` and `act_1`, which is the other's name.
+        """
+        names: dict[fx.Node, str] = {}
+        modules = {stem for node, stem in self.stems.items() if node.op == "call_module"}
+        taken, repeats = set[str](), defaultdict[str, int](int)
+        for node, stem in self.stems.items():
+            name = stem
+            if node.op != "call_module" or name in taken:
+                while name in modules or name in taken:
+                    repeats[stem] += 1
+                    name = f"{stem}_{repeats[stem]}"
+            names[node] = name
+            taken.add(name)
+        return names
 
     def _is_of_buffers(self, node: fx.Node) -> bool:
         """Whether a step depends on buffers alone."""
@@ -239,7 +255,8 @@ class Tracer(fx.Tracer):
         one, two = (bool(self.value_of_shape(obj, images)) for images in (1, 2))
         if one != two:
             raise InputError(
-                "forward takes another path for one image than for two: leave out the condition on their number"
+                "forward has a condition on the number of images, and takes another path for one than for two: leave "
+                "it out"
             )
         self.guards.append((obj.node, one))
         return one
@@ -310,9 +327,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if "_orig_mod" in model._modules:
         return unwrapped(model.get_submodule("_orig_mod"))
     if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(f"{type(model).__name__} was compiled by torch.jit: give the model that it was made from")
+        raise InputError(f"{type(model).__name__} was compiled by torch.jit: give the original model")
     if isinstance(model, fx.GraphModule) and "_guards_fn" in model._modules:
-        raise InputError("the model was made by torch.export: give the model that was exported")
+        raise InputError("the model was made by torch.export: give the original model")
     return model
 
 

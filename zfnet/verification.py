@@ -1,9 +1,9 @@
-"""Compare a traced model with the model itself, so that nothing that tracing does not see passes in silence.
+"""Compare a traced model with the model itself, to find what tracing does not see.
 
-Both run on one image of noise. What every module is given and gives, and what the model returns, must be equal; so a
-write is noticed that does not reach the output. The model is run as a twin in eval mode, on which hooks note what they
-see: the model itself is left alone. Every step of the graph keeps its input, as when all layers are recorded; a step
-that writes where the graph does not know of it is refused by name.
+Both run on one image of noise. The inputs and outputs of every module, and the model's output, must be equal; this also
+finds writes that do not reach the output. The model runs as a twin in eval mode with recording hooks: the model itself
+does not change. Every step of the graph keeps its input, as when all layers are recorded. A step that writes where the
+graph does not expect it raises an error that names it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ _REASONS = "such as a hidden write, random numbers, state that it keeps between 
 def verified(graph: Graph, image: Tensor, wanted: fx.Node) -> dict[fx.Node, Any]:
     """The values of the graph's steps on noise in the shape of an image (1, C, H, W), equal to the model's own.
 
-    Where the model does not take images of this size, all is compared that it does before it fails, and `wanted`.
-    Raises InputError where they differ.
+    If the model fails on images of this size, everything before the failure is compared, and `wanted`. Raises
+    InputError if values differ.
     """
     for distribution in (torch.randn, torch.rand):  # what gives NaN, such as a root, hides what comes after it
         noise = distribution(image.shape, generator=torch.Generator().manual_seed(0), device="cpu")
@@ -78,7 +78,7 @@ def verified(graph: Graph, image: Tensor, wanted: fx.Node) -> dict[fx.Node, Any]
 
 @dataclass
 class _Call:
-    """What a module was given, and what it gave; None: no tensor, or it failed."""
+    """A module's input and output; None: not a tensor, or it failed."""
 
     given: Tensor | None
     output: Tensor | None = None
@@ -87,7 +87,7 @@ class _Call:
 
 @dataclass
 class _Observation:
-    """What the model itself does."""
+    """The run of the model itself."""
 
     calls: dict[str, list[_Call]] = field(default_factory=dict)  # by the module's name
     output: Any = None
@@ -139,7 +139,7 @@ def _holds(module: nn.Module, attributes: Mapping[Any, Any]) -> bool:
 
 
 def _run(graph: Graph, twin: nn.Module, noise: Tensor) -> tuple[Any, str]:
-    """What the model returns, or why it fails."""
+    """The model's output, or the reason of its failure."""
     try:
         return twin(noise.clone(), **graph.given_inputs), ""
     except torch.OutOfMemoryError:
@@ -228,7 +228,7 @@ def _reached(graph: Graph, calls: Mapping[fx.Node, _Call], wanted: fx.Node) -> l
 
 
 def _careful(graph: Graph, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Do a step; InputError if it writes to an input of which the graph does not know."""
+    """Run a step. Raises InputError if it writes to an input unknown to the graph."""
     inputs = _tensors([*args, *kwargs.values()])
     before = [None if graph.overwrites(node) and x is args[0] else x.clone() for x in inputs]
     output = graph.call(node, args, kwargs)

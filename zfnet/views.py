@@ -31,10 +31,10 @@ class View(Protocol):
         """The steps that carry a signal and are run; None: all."""
 
     def read(self, node: fx.Node, source: fx.Node, value: Any) -> Any:
-        """What `node` sees of its source's value."""
+        """The part of its source's value that `node` sees."""
 
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """Do the step on what it sees."""
+        """Run the step on what it sees."""
 
     def decided(self, step: fx.Node) -> Sequence[fx.Node]:
         """The sources of a step that only decide, where it is known."""

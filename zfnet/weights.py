@@ -1,7 +1,7 @@
 """Trained weights in files, with the preprocessing that they were trained with.
 
-Weights are of no use without knowing how their photographs were prepared, so neither is saved or loaded without the
-other. Files that `save` wrote have a digest of every byte, which finds damage; `zfnet.formats` reads them and others.
+Weights are useless without the preprocessing of their photographs, so neither is saved or loaded without the other.
+Files that `save` wrote have a digest of every byte, which finds damage; `zfnet.formats` reads them and others.
 Weights published under other names are renamed by an adapter: one function in `ADAPTERS`.
 """
 
@@ -130,7 +130,9 @@ def _weights_for(model: nn.Module, path: Path, entry: str | None) -> Weights:
     }
     fitting = [name for name, weights in nearest.items() if not _misfits(model, weights)]
     if len(fitting) > 1:
-        raise InputError(f"{path} holds {len(fitting)} sets of weights that fit: give entry={' or '.join(fitting)}")
+        raise InputError(
+            f"{path} holds {len(fitting)} sets of weights that fit the model: give entry={' or '.join(fitting)}"
+        )
     name = (fitting or names)[0]
     weights = nearest[name]
     problems = [f"{len(misfits)} {kind} (first {misfits[0]})" for kind, misfits in _misfits(model, weights).items()]
@@ -242,7 +244,7 @@ def load(
     """Fill a model with the weights of a file and set `model.preprocessing`; return it.
 
     There is no default for the preprocessing, because a wrong one degrades results silently. Files that `save` wrote
-    and weights that `ADAPTERS` knows have their own. InputError if a file cannot be read or does not fit.
+    and weights that `ADAPTERS` knows have their own.
 
     Args:
         model: what the weights are for; left as it was if they do not fit.
@@ -254,6 +256,9 @@ def load(
         entry: which entry of a checkpoint; None: the only one that fits. An entry with averaged (EMA) weights is used
             only if the file has no others, with a warning.
         sha256: of the file, in hexadecimal; None: not checked.
+
+    Raises:
+        InputError: if a file cannot be read, could run code, or does not fit.
     """
     path = Path(os.path.expanduser(path))
     with reading(path):
@@ -296,7 +301,16 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> Non
     """Write a model's weights, its `preprocessing` and JSON values as safetensors, atomically.
 
     The metadata is what `read_metadata` returns: `architecture`, `classes`, ..., and `preprocessing` if the model has
-    none. InputError if there is none at all, for a value that is not finite or not JSON, and if it cannot be written.
+    none.
+
+    Args:
+        model: whose weights are written.
+        path: of the file.
+        metadata: JSON values by name.
+
+    Raises:
+        InputError: for a model without preprocessing, a value that is not finite or not JSON, and a file that cannot be
+            written.
     """
     path = Path(path)
     preprocessing = metadata.pop("preprocessing", getattr(model, "preprocessing", None))
@@ -331,7 +345,10 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> Non
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What `save` was told about the model, and its preprocessing, as JSON values; {} for files of other formats.
 
-    InputError if it cannot be read or is damaged; only the metadata are checked, the weights when they are loaded.
+    Only the metadata are checked; the weights are when they are loaded.
+
+    Raises:
+        InputError: if it cannot be read or is damaged.
     """
     path = Path(os.path.expanduser(path))
     with open_regular(path) as file:

@@ -3,7 +3,7 @@
 Output i of an operation with kernel k, stride s, padding p and dilation d reads its input from i s - p, over d (k - 1)
 + 1 places, along rows and along columns. A window also says which *maps* of the input a map of the output reads: all of
 them in a convolution, its own in a pooling, those of its branch behind a concatenation. Followed down to the image this
-is the receptive field of a unit; followed up it is the part of each step that must be computed to know it. Dumoulin &
+gives the receptive field of a unit; followed up it gives the part of each step that must be computed. Dumoulin &
 Visin (2016), arXiv:1603.07285.
 """
 

@@ -1,4 +1,4 @@
-"""Where feature maps are strongest: the winners of every map, and the units that they are.
+"""The strongest activations of feature maps: the winners of every map, as values and as units.
 
 Equal values go to the lower image, then row, then column: what is joined of parts does not depend on their order.
 """
@@ -25,8 +25,14 @@ class _Columns(NamedTuple):
 class TopActivations(_Columns):
     """The k strongest activations of each of C feature maps, strongest first; every field is (C, k).
 
-    Where there are fewer than k, value and unclipped are -inf, and image, row and column (int64) are -1. `unclipped`
-    ranks them: the values before a ReLU6 or Hardtanh clips them; in any other layer, `value`.
+    Where there are fewer than k, value and unclipped are -inf, and image, row and column are -1.
+
+    Attributes:
+        value: the activations.
+        image: int64, the index of the image in the dataset.
+        row: int64, the row of the position in the map.
+        column: int64, its column.
+        unclipped: what ranks them: the values before a ReLU6 or Hardtanh clips them; in any other layer, `value`.
     """
 
     __slots__ = ()
@@ -43,10 +49,18 @@ class TopActivations(_Columns):
         return cls(like.new_full((maps, k), -torch.inf), *positions.unbind())
 
     def to(self, device: torch.device | str) -> "TopActivations":
+        """The same on another device."""
         return TopActivations(*(column.to(device) for column in self))
 
     def merge(self, other: "TopActivations") -> "TopActivations":
-        """The k strongest of both; exact for scans of disjoint parts of a dataset, in any order."""
+        """The k strongest of both; exact for scans of disjoint parts of a dataset, in any order.
+
+        Args:
+            other: of the same layer, with as many activations of each map.
+
+        Raises:
+            InputError: for another number of maps or another k.
+        """
         if self.value.shape != other.value.shape:
             shapes = " and ".join(f"{top.value.shape[0]} maps, k={top.value.shape[1]}" for top in (self, other))
             raise InputError(f"cannot merge scans of different shapes ({shapes}); scan every part with the same k")
@@ -65,7 +79,14 @@ class TopActivations(_Columns):
     def units(self, maps: Iterable[int] | None = None) -> Units:
         """The winners of some maps, all by default, as units (len(maps) * k, 4), map by map, strongest first.
 
-        A missing winner keeps its row: its image is -1. Raises InputError for maps that the layer does not have.
+        Args:
+            maps: their numbers from 0; None: all.
+
+        Returns:
+            Image, map, row and column of each. A missing winner keeps its row: its image is -1.
+
+        Raises:
+            InputError: for maps that the layer does not have.
         """
         count, k = self.value.shape
         if maps is not None and not isinstance(maps, Iterable):

@@ -1,14 +1,14 @@
-"""Deconvolution or cropping? What the paper leaves to the eye in its Figure 2, projections beside crops, in numbers.
+"""Deconvolution or cropping? Measures what the paper's Figure 2 leaves to the eye: projections against crops.
 
 A picture of a unit is good if it tells what the unit will do. A: of two squares over an image, which lowers the unit
 more? B: of two images, which activates the feature map more? Projections, guided back-propagation and gradients mark
 pixels of the crop, and so does the effective field, which knows where units of the layer look and nothing of this one:
-it is the picture to beat. Beside these stand checks: what becomes of pictures when the weights are shuffled, how like
-they are to the image's edges, and how much of the activation their pixels keep.
+it is the baseline. There are also checks: how pictures change when the weights are shuffled, how similar they are to
+the image's edges, and how much of the activation their pixels keep.
 
 What to look for: whether projection x field is right more often than the field alone, layer by layer; the report's
-first sentences say it, with Holm's correction. Whether the mask of a shuffled network falls to the field. All else is
-exploratory. docs/ablation.md has the method.
+first sentences say it, with Holm's correction. Whether the mask of a shuffled network is no better than the field.
+Everything else is exploratory. docs/ablation.md has the method.
 """
 
 from collections.abc import Sequence
@@ -49,23 +49,23 @@ def main(
     width: Width = 6.9,
     **reading: Unpack[Reading],
 ) -> dict[str, Any]:
-    """Measure what pictures of units tell of them: projections, crops, gradients, and controls.
+    """Measure what pictures tell about their units: projections, crops, gradients, and controls.
 
     Args:
         model: the network.
         data: the images.
-        out: the folder of the result; a run that was stopped goes on after the last task that was done.
+        out: the folder of the result; an interrupted run resumes after its last task.
         layers: by name.
         maps: feature maps of each layer, drawn by seed from those that are above 0 on twenty images or more.
-        rules: by which projections are made; "extended" is for networks that the deconvnet refuses: docs/rules.md.
-        judge: weights of torchvision's SqueezeNet v1.0, the second network that answers in people's place; dreamsim,
-            where that package is installed; null: EfficientNet-Lite0, of the extra [weights]. Where it is not installed
-            tasks A2 and B are left out.
+        rules: the rule set of projections; "extended" is for networks that the deconvnet refuses: docs/rules.md.
+        judge: the second network, which answers instead of people: a file of weights of torchvision's SqueezeNet v1.0;
+            "dreamsim", if that package is installed; null: EfficientNet-Lite0, of the extra [weights]. Without it tasks
+            A2 and B are left out.
         tasks: which are measured: "intervention" (A), "prediction" (B), "sanity", "sufficiency"; see docs/ablation.md.
-        scans: the folder of the kept scans of this network and these images, which other experiments read too.
-        export: a name, such as trials: write a page of that name that asks people, and nothing else.
-        answers: the files that people saved from that page, which are scored, and nothing else.
-        seed: of the maps, and of all that is random.
+        scans: the folder of kept scans of this network and these images; other experiments read them too.
+        export: a name, such as trials: only write a page of that name with questions for people.
+        answers: only score these files, which people saved from that page.
+        seed: of the choice of maps, and of all random numbers.
         style: colours of the lines: "safe" for colour-blind readers, or "paper".
         width: of the figures, inches.
         reading: see `Reading`.

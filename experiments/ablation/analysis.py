@@ -1,8 +1,8 @@
-"""What an ablation's trials say: every estimate comes from the trials in result.json, without a network.
+"""Estimates of an ablation, computed from the trials in result.json without a network.
 
 A task's trials are columns, lists of equal length; an entry of each is one trial. The columns of KEYS say which trial
 it is, and all others are pictures: of a choice ("A1", "A2", "B") the answer, 1 right, 0 wrong, 0.5 undecided; of
-"sufficiency" and "necessity" the share of the activation that is left or lost. None is no number.
+"sufficiency" and "necessity" the share of the activation that remains or is lost. None stands for a missing number.
 
 One contrast of each layer is primary, and was named before anything was measured: in task A1, how much more often
 "projection x field" is right than the effective field alone. Holm's correction is over the layers of the network. All
@@ -48,7 +48,7 @@ LIKENESS = {
     "sanity": (("rule", "how", "shuffled"), ("partial", "similarity", "cosine", "ssim", "hog")),
     "recovery": (("rule",), ("edges", "another", "unswitched")),
 }
-FEWEST = 8  # maps, and images: `two_way` was tried with as few, not with fewer; of these a mean stands alone
+FEWEST = 8  # maps, and images: `two_way` was tested down to this number; with fewer there is no interval
 DIFFERENT = 10
 LEVEL = 0.05
 
@@ -61,10 +61,10 @@ class Compared(NamedTuple):
 
     Attributes:
         maps, images, trials: how many.
-        means: by picture: of a choice the share right, whose p is of chance.
+        means: by picture; of a choice, the share of right answers, with p against chance.
         differences: by "one - other", over the same trials.
         undecided: by picture, answers of 0.5; empty where the task is no choice.
-        strata: the same of the maps that see as much, by what they see; empty if all do.
+        strata: the same for the maps with fields of one size, by size; empty if all have the same size.
     """
 
     maps: int
@@ -85,7 +85,7 @@ class Primary(NamedTuple):
 
 
 class Typical(NamedTuple):
-    """How like two pictures are: a mean with its interval, and the median of the same values."""
+    """Similarity of pairs of pictures: a mean with its interval, and the median."""
 
     mean: Contrast | None
     median: float | None
@@ -137,7 +137,7 @@ def primary(layers: Sequence[str], tasks: Mapping[str, Compared]) -> dict[str, P
 
 
 def verdict(difference: Contrast | None, corrected: float | None) -> str:
-    """What a primary contrast comes to. Where it is both, equivalent counts: the margin was chosen before."""
+    """The verdict of a primary contrast. Equivalence takes precedence: its margin was chosen before."""
     if difference is None or corrected is None:
         return UNDECIDED
     if difference.equivalent:
@@ -151,13 +151,13 @@ def difference(one: str = PICTURE, other: str = FIELD) -> str:
 
 
 def compared(columns: Columns, baseline: str, chance: float | None = None, apart: bool = True) -> Compared:
-    """Every picture, and what it has more than the baseline.
+    """Every picture, and its difference from the baseline.
 
     Args:
         columns: the trials of one task under one condition.
-        baseline: the picture to beat.
+        baseline: the picture that others are compared with.
         chance: of a choice, the share that is right by chance.
-        apart: whether to take strata apart, where there are several.
+        apart: whether to estimate strata separately, if there are several.
     """
     maps, images = clusters(columns)
     values = {name: numbers(column) for name, column in columns.items() if name not in KEYS}
@@ -194,9 +194,9 @@ def against(values: Tensor, maps: Tensor, images: Tensor, chance: float) -> Cont
 
 
 def estimate(values: Tensor, maps: Tensor, images: Tensor) -> Contrast | None:
-    """As `two_way`; the mean alone, without an interval, where its spread cannot be known.
+    """As `two_way`, but without an interval if the spread cannot be estimated.
 
-    That is of fewer than FEWEST maps or images, and where fewer than DIFFERENT values differ from the most common one.
+    This is so for fewer than FEWEST maps or images, and if fewer than DIFFERENT values differ from the most common one.
     """
     known = ~values.isnan()
     if not known.any():
@@ -241,7 +241,7 @@ def likeness(columns: Columns, conditions: Sequence[str], measures: Sequence[str
 
 
 def logistic(ours: Mapping[str, Any]) -> dict[str, Estimate | None] | None:
-    """The primary contrasts in log odds, by a mixed-effects logistic model; None where statsmodels is not installed."""
+    """The primary contrasts in log odds, by a mixed-effects logistic model; None if statsmodels is not installed."""
     if importlib.util.find_spec("statsmodels") is None:
         return None
     found: dict[str, Estimate | None] = {}
@@ -255,7 +255,7 @@ def logistic(ours: Mapping[str, Any]) -> dict[str, Estimate | None] | None:
 
 
 def groups(columns: Columns, names: Sequence[str]) -> dict[tuple[Any, ...], Columns]:
-    """The trials by the values of some columns, in order of appearance; none of no trials."""
+    """The trials grouped by the values of some columns, in order of appearance."""
     rows: dict[tuple[Any, ...], list[int]] = {}
     for n, key in enumerate(zip(*(columns[name] for name in ("map", *names)), strict=True)):
         rows.setdefault(key[1:], []).append(n)

@@ -60,7 +60,7 @@ MARKS = {
 
 
 def draw_choices(ours: Mapping[str, Any], task: str, lines: Sequence[str], width: float) -> Figure:
-    """The share right of every picture, and what it has more than the baseline, by layer.
+    """The share of right answers of every picture, and its difference from the baseline, by layer.
 
     Args:
         ours: as for `report.report`.
@@ -131,12 +131,12 @@ def strata(axis: Axes, of: Compared, names: Sequence[str], baseline: str, offset
 
 
 def beyond(of: Compared, name: str, baseline: str) -> Contrast | None:
-    """A picture's mean, or what it has more than the baseline."""
+    """A picture's mean, or its difference from the baseline."""
     return of.differences.get(difference(name, baseline)) if baseline else of.means.get(name)
 
 
 def draw_sanity(ours: Mapping[str, Any], lines: Sequence[str], width: float) -> Figure:
-    """How like a picture stays to itself while more layers are shuffled, and when one is, by layer."""
+    """Similarity of a picture to itself after one or more layers are shuffled, by layer."""
     found = analysed(ours, ["sanity"])["sanity"]
     hows = {"cascade": "shuffled down to a part", "alone": "one part shuffled"}
     rows = [(block, how) for block in blocks(ours) for how in hows]
@@ -161,16 +161,16 @@ def draw_sanity(ours: Mapping[str, Any], lines: Sequence[str], width: float) -> 
             axis.set_xlabel("part of the network" if how == "alone" else "")
     legend(figure, axes)
     words = (
-        "Likeness of energies to the picture of the trained network, given the mean field of the layer's other units; "
-        "of the projection also plainly. Weights are shuffled in at most five parts of the network, counted from the "
-        "unit's own layer, 1, down to the image. Means over maps and 95 % intervals."
+        "Similarity of energies to the picture of the trained network, given the mean field of the layer's other "
+        "units; for the projection also without the field. Weights are shuffled in at most five parts of the "
+        "network, counted from the unit's own layer, 1, down to the image. Means over maps and 95 % intervals."
     )
     caption(figure, f"{ours['network']}, {ours['images']:,} images. {pairs_of(found)} {words}")
     return figure
 
 
 def draw_sufficiency(ours: Mapping[str, Any], lines: Sequence[str], width: float) -> Figure:
-    """What is left of the activation, and what is lost, by the share of the pixels, by layer and fill."""
+    """The share of the activation that remains, and that is lost, by the share of pixels, layer and fill."""
     kinds = {"sufficiency": "remaining", "necessity": "lost"}
     found = analysed(ours, list(kinds))["compared"]
     curves = list(dict.fromkeys(tuple(name.split("/")[:2]) for name in found)) or [("sufficiency", "grey")]
@@ -240,7 +240,7 @@ def source(ours: Mapping[str, Any], tasks: Mapping[str, Compared]) -> str:
 
 
 def tiled(plane: Tensor, size: Sequence[int], tile: int, interpolation: str = "bicubic") -> Tensor:
-    """The rows and columns that a unit sees of a plane (..., S, S), as a tile (..., tile, tile)."""
+    """The part of a plane (..., S, S) that a unit sees, as a tile (..., tile, tile)."""
     seen = plane[..., : size[0], : size[1]].float()
     return enlarged(seen.reshape(1, -1, *seen.shape[-2:]), (tile, tile), interpolation).view(
         *seen.shape[:-2], tile, tile
@@ -248,7 +248,7 @@ def tiled(plane: Tensor, size: Sequence[int], tile: int, interpolation: str = "b
 
 
 def draw_pictures(page: Page, examples: Mapping[str, tuple[Units, Mapping[str, Tensor]]]) -> Figure:
-    """Rows: two units of each layer; columns: the crop of what each sees, and what of it every mask shows.
+    """Rows: two units of each layer; columns: its crop, and the pixels that every mask shows.
 
     Args:
         page: an empty page.
@@ -275,6 +275,6 @@ def draw_pictures(page: Page, examples: Mapping[str, tuple[Units, Mapping[str, T
             page.y += tile + GAP
     page.caption(
         "Units, a row for each: what the unit sees, and the pixels of it that each mask shows; the others are grey. "
-        "Hatched: beyond the image. All are brought to one size, bicubic."
+        "Hatched: outside the image. All are resized to one size (bicubic)."
     )
     return page.done()

@@ -1,12 +1,12 @@
 """Task A: of two squares over an image, which one lowers the unit more? After Zimmermann et al. (2021).
 
 The unit is the strongest of its map in an image that is not among its nine strongest. Squares are laid at 25 places
-over what it sees, and what is left of the unit is measured. The two squares of a trial are matched: they are
-neighbours in the order of what lies under them of the effective field, and of all neighbours those that differ most. A
-square in the middle and one at a corner would be told apart by whoever knows that units look at the middle. A1: a
+over what it sees, and the unit's remaining activation is measured. The two squares of a trial are matched: they are
+neighbours in the order of how much of the effective field they cover, and among these the pair that differs most.
+Otherwise one square would be in the middle and one at a corner, and the field alone would be right. A1: a
 picture of *this* image answers by how much of its mask lies under each square. A2: pictures of the *other* nine
-answer: in each, the square under which most of the mask lies is cut out, and the judge says which of the two squares'
-contents is more like these nine.
+answer: in each, the square that covers most of the mask is cut out, and the judge says which of the two squares'
+contents is more similar to these nine.
 """
 
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ from zfnet.views import cut as windows
 
 FILLS = ("grey", "blur", "patch")  # of the squares: the mean colour, the blurred image, the same place of another one
 FEW = 5  # units of each map, under squares of other fills than the first
-ORACLE = "oracle"  # the mask of the measured drops themselves: what a picture of this format can reach
+ORACLE = "oracle"  # the mask of the measured drops themselves: an upper limit for masks
 
 
 Trials = dict[str, list[Any]]  # columns of equal length: numbers, words or None
 
 
 def trials(units: Units, references: Units, judge: Judge | None) -> dict[str, Trials]:
-    """The trials of one layer by task, one for each unit that one of the squares lowers more than the other.
+    """The trials of one layer by task, one for each unit that the two squares lower by different amounts.
 
     "A1" and "A2" are of grey squares that are matched; "A1/unmatched" of those that lower the unit most and least; and
     "A1/blur" and "A1/patch" of matched squares with another fill, over the strongest FEW units of each map.
@@ -63,7 +63,7 @@ def pointed(units: Units, masks: Mapping[str, Tensor], both: Tensor, kept: Tenso
 def pairs(
     units: Units, boxes: Tensor, remaining: Tensor, control: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Trials]:
-    """Which units have a trial, their two squares (M, 2, 4), the right one first, and what is told of the trials."""
+    """Which units have a trial, their two squares (M, 2, 4), the right one first, and the columns of the trials."""
     if control is None:
         ends, differ = extremes(remaining, units.random)
     else:
@@ -84,7 +84,7 @@ def generalised(units: Units, references: Units, judge: Judge, kept: Tensor, bot
 
 
 def left(units: Units, boxes: Tensor, fill: str, rows: Tensor | None = None) -> Tensor:
-    """The activations (M, P) that are left under squares: boxes (M, P, 4).
+    """The activations (M, P) that remain under squares: boxes (M, P, 4).
 
     If rows are given, other units keep theirs under all squares, and so have no trial.
     """
@@ -112,7 +112,7 @@ def covered(boxes: Tensor, inside: Tensor) -> Tensor:
 
 
 def filled(units: Units, fill: str) -> Tensor:
-    """What squares put in the place of the units' pixels: (M, C, S, S)."""
+    """The pixels (M, C, S, S) of the squares: what replaces those of the units."""
     count = len(units.images)
     if fill != "patch" or count == 1:
         return units.ground(FILLS[0] if fill == "patch" else fill)
@@ -131,7 +131,7 @@ def drops(remaining: Tensor, boxes: Tensor, units: Units) -> Tensor:
 
 
 def likeness(units: Units, references: Units, described: Tensor, mask: Tensor, judge: Judge) -> Tensor:
-    """How like each square's content (described, two of each unit) is what the mask shows of its map's references.
+    """Similarity of each square's content (described, two of each unit) to the masked references of its map.
 
     Returns:
         (M, 2), the mean cosine over the references of the unit's map.

@@ -1,4 +1,4 @@
-"""A second network, which knows neither the first one nor its units, tells what is alike in parts of images."""
+"""The judge: a second, independent network that measures the similarity of parts of images."""
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,13 @@ from zfnet.layers import spread
 from zfnet.recording import activations
 from zfnet.rendering import resized
 
-SIZE = (64, 64)  # pixels, to which all parts of images are brought
+SIZE = (64, 64)  # pixels: the size of all parts of images
 DREAMSIM, LARGE, BATCH = "dreamsim", (224, 224), 32  # its name, the size of its images, and how many at once
 DEEPEST = 3  # of the judge's layers, which describe them
 
 
 def cut(pictures: Tensor, boxes: Tensor, size: tuple[int, int] = SIZE) -> Tensor:
-    """Parts of pictures (M, C, H, W), by boxes (M, 4: top, left, bottom, right), brought to one size: (M, C, *size)."""
+    """Cut boxes (M, 4: top, left, bottom, right) from pictures (M, C, H, W), resized to one size: (M, C, *size)."""
     parts = pictures.new_empty(*pictures.shape[:2], *size)
     for part, picture, (top, left, bottom, right) in zip(parts, pictures, boxes.tolist(), strict=True):
         part[:] = resized(picture[None, :, top:bottom, left:right], size)[0]
@@ -37,13 +37,13 @@ class Judge:
         self.layers = spread(self.graph, SIZE)[-DEEPEST:]
 
     def describe(self, parts: Tensor, shown: Tensor | None = None) -> Tensor:
-        """Parts (M, C, *SIZE), of which `shown` (M, *SIZE), from 0 to 1, is seen, and the rest is grey: (M, D)."""
+        """Describe parts (M, C, *SIZE), visible where `shown` (M, *SIZE) is 1 and grey where it is 0: (M, D)."""
         images = Preprocessing.of(self.model).normalise(self.pixels(parts, shown))
         maps = activations(self.graph, images, self.layers).values()
         return torch.cat([pooled(of_layer, shown) for of_layer in maps], 1)
 
     def pixels(self, parts: Tensor, shown: Tensor | None) -> Tensor:
-        """What is seen, in 0..1 and three channels; grey is the mean colour of the first network's images."""
+        """The visible pixels, in 0..1 and three channels; grey is the mean colour of the first network's images."""
         seen = parts if shown is None else parts * shown[:, None].to(parts)
         return self.source.pixels(seen).expand(-1, 3, -1, -1)
 
@@ -51,7 +51,7 @@ class Judge:
 class DreamSim(Judge):
     """Describes parts of images by DreamSim's embeddings: Fu et al. (2023), arXiv:2306.09344.
 
-    InputError without the package, which downloads its weights.
+    The package downloads its weights. Raises InputError if it is not installed.
 
     Args:
         source: how the images of the first network were normalised.
@@ -83,9 +83,9 @@ def pooled(maps: Tensor, shown: Tensor | None) -> Tensor:
 
 
 def standardised(descriptions: Tensor, *others: Tensor) -> list[Tensor]:
-    """Descriptions (M, D), and others, in units of the deviation of the first from its mean, feature by feature.
+    """Standardise descriptions (M, D), and others, by the mean and deviation of the first, feature by feature.
 
-    What does not vary says nothing and is 0.
+    Features that do not vary become 0.
     """
     mean, deviation = descriptions.mean(0), descriptions.std(0)
     varies = deviation > 0

@@ -1,4 +1,4 @@
-"""What is measured: the trials of every task in every layer of one network; `report` says what they come to."""
+"""Measure the trials of every task in every layer of one network; `report` summarises them."""
 
 import importlib.util
 import json
@@ -31,18 +31,18 @@ from experiments.setup.models import build
 from experiments.setup.options import Reading
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.checks import pair
-from zfnet.data.images import as_images
+from zfnet.data.images import as_images, image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.identity import Identity, digest, read_sealed, write_sealed
 from zfnet.scan_files import kept_scan
 
-FEWEST = 240  # images: the least of which task B asks
-MOST = 2000  # images, of which all are ranked by every map; more are drawn
+FEWEST = 240  # images: the fewest that task B needs
+MOST = 2000  # images that every map ranks; from more, so many are drawn
 QUERIES = 11  # of each map: its images of ranks 10 to 20
-PIXELS = 2**28  # of all pictures of a layer of one kind: those of very deep networks are many times the image
+PIXELS = 2**28  # of the pictures of a layer: in very deep networks fields are many times as large as the image
 FEW = 2  # queries of each map in sufficiency, necessity
-TASKS_VERSION = "3"  # another one if a task changes: what was measured before is not taken up
-ANEW = "delete it, or start anew with fresh=True"
+TASKS_VERSION = "3"  # changed with every change of a task, so that old measurements are not used
+ANEW = "delete it, or start again with fresh=True"
 STATES = ("scan.partial", "ablation.partial")  # of a run that was stopped
 
 
@@ -58,7 +58,7 @@ class Protocol:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As result.json says them: the second network by its file's name."""
+        """The settings in result.json; the second network is the name of its file."""
         known = {None: "EfficientNet-Lite0", DREAMSIM: "DreamSim"}
         name = known.get(self.judge) or f"SqueezeNet v1.0 ({Path(str(self.judge)).name})"
         return asdict(self) | {"judge": name, "references": REFERENCES, "queries": QUERIES}
@@ -66,7 +66,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Layer:
-    """What every task of a layer is made of."""
+    """The inputs of every task of a layer."""
 
     deconvnet: Deconvnet
     data: Any
@@ -87,33 +87,33 @@ class Layer:
         return Units(self.deconvnet, self.data, self.name, units, self.seed)
 
     def check_size(self) -> None:
-        """InputError if the pictures of all queries are too many to hold: said before anything is measured."""
+        """Raises InputError before anything is measured if the pictures of all queries do not fit in memory."""
         size = receptive_field(self.deconvnet.graph, self.name, pair(self.data[0][0].shape[-2:])).size
         most = PIXELS // (QUERIES * math.prod(size))
         if len(self.maps) > most:
             fewer = f"maps={most}, or " if most else ""
             raise InputError(
                 f"{self.name}: {len(self.maps) * QUERIES} pictures of {size[0]} x {size[1]} pixels, which its units "
-                f"see, are too many to hold; give {fewer}other layers"
+                f"see, do not fit in memory; give {fewer}other layers"
             )
 
 
 class Study(NamedTuple):
-    """A network and its images: what the tasks of all layers are made of."""
+    """A network and its images: the inputs of the tasks of all layers."""
 
     layers: dict[str, Layer]
     images: Any
-    sample: list[int] | None  # of the images, where not all were taken: images of units count in it
+    sample: list[int] | None  # of the images, if a sample was drawn: units number the images of the sample
     broken_images: list[str]
 
 
 def study(
     model: nn.Module, data: Any, out: Path, protocol: Protocol, scans: Path | None = None, **reading: Unpack[Reading]
 ) -> Study:
-    """Rank all images by every map of the layers; a run that was stopped goes on.
+    """Rank all images by every map of the layers; an interrupted run resumes.
 
     Args:
-        scans: the folder of the kept scans of this network and these images; of a sample of these none is kept.
+        scans: the folder of kept scans of this network and these images; scans of a sample are not kept.
     """
     images, sample = as_images(data), None
     too_few = "the data has {} images that can be read; the tasks need {} or more".format
@@ -124,6 +124,7 @@ def study(
         sample = torch.randperm(len(images), generator=random)[:MOST].sort().values.tolist()
         data = Subset(data, sample)
     deconvnet, judge = Deconvnet(model, rules=protocol.rules), judge_of(model, protocol.judge)
+    deconvnet.check(protocol.layers, image_size(images))
     every, state = min(len(images), MOST), out / STATES[0]
     if scans is not None and sample is None:
         tops = kept_scan(deconvnet.graph, data, scans, protocol.layers, every, **reading)
@@ -148,7 +149,7 @@ def study(
 def measure(
     of: Study, out: Path, protocol: Protocol, tasks: Collection[str], **reading: Unpack[Reading]
 ) -> dict[str, Any]:
-    """The trials of all layers, and what they are of; a run that was stopped goes on after the last task done.
+    """The trials of all layers, and their network and images; an interrupted run resumes after its last task.
 
     Args:
         tasks: names of TASKS.
@@ -185,7 +186,7 @@ def measure(
 
 
 def examples(layers: Iterable[Layer]) -> dict[str, tuple[Units, dict[str, Tensor]]]:
-    """The strongest query of each map, and what every mask shows of it, by layer."""
+    """The strongest query of each map, and the pixels that every mask shows, by layer."""
     found = {}
     for layer in layers:
         if layer.maps:
@@ -195,7 +196,7 @@ def examples(layers: Iterable[Layer]) -> dict[str, tuple[Units, dict[str, Tensor
 
 
 def rounded(trials: Trials) -> Trials:
-    """Trials with numbers of four digits, which is more than they are worth; whole ones are written as such."""
+    """Trials with numbers rounded to four digits, which is more than their precision; whole numbers stay whole."""
 
     def short(value: Any) -> Any:
         if not isinstance(value, float):
@@ -216,7 +217,7 @@ def drawn(top: TopActivations, protocol: Protocol) -> list[int]:
 def judge_of(model: nn.Module, file: str | None) -> Judge | None:
     """The second network: EfficientNet-Lite0, SqueezeNet with the weights of a file, or DreamSim.
 
-    None where EfficientNet-Lite0's package is not installed. InputError if it is the network that is judged.
+    None if the package of EfficientNet-Lite0 is not installed. Raises InputError if the judge is the network itself.
     """
     device = next(model.parameters()).device
     if file == DREAMSIM:
@@ -234,14 +235,14 @@ def judge_of(model: nn.Module, file: str | None) -> Judge | None:
 
 
 def read_trials(state: Path, identity: Identity) -> dict[str, dict[str, dict[str, Trials]]]:
-    """What a run that was stopped has measured, by layer and task; nothing where there is no state of it."""
+    """The trials that an interrupted run has measured, by layer and task; empty if there is no state."""
     if not state.exists():
         return {}
     content = read_sealed(state, identity, ANEW)
     try:
         return {layer: dict(tasks) for layer, tasks in json.loads(content).items()}
     except (TypeError, ValueError, AttributeError, RecursionError):
-        raise InputError(f"{state} holds what no version of this experiment writes; {ANEW}") from None
+        raise InputError(f"{state} is not a state of this experiment; {ANEW}") from None
 
 
 # ---- tasks: from a layer to trials, by name --------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the ablations of several networks come to, side by side, from their trials alone."""
+"""The ablations of several networks, side by side, computed from their trials."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,7 +40,7 @@ def estimates(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
 
 
 def primary_table(networks: Networks) -> str:
-    """The primary contrasts, a row for each network and a column for each layer; bold where they are found."""
+    """The primary contrasts, a row for each network and a column for each layer; bold if better or worse."""
     rows = [
         [f"`{name}`", *(MARKS[of.verdict].format(signed(of.difference)) for of in found["primary"].values())]
         for name, found in networks.items()
@@ -60,7 +60,7 @@ def verdicts(networks: Networks) -> str:
 
 
 def sentences(networks: Networks) -> str:
-    """What the primary contrasts come to, and those that stand beside them."""
+    """The verdicts of the primary contrasts, and other contrasts, in sentences."""
     layers: list[list[Primary]] = [[*found["primary"].values()] for found in networks.values()]
     depth = [sum(of[n].verdict == BETTER for of in layers if n < len(of)) for n in range(max(map(len, layers)))]
     worse_places = worse_in(networks)
@@ -178,7 +178,7 @@ def extended_judged_table(networks: Networks) -> str:
 
 
 def extended_sentences(networks: Networks) -> str:
-    """What the tables of the extended rules come to."""
+    """The tables of the extended rules, in sentences."""
     verdicts = [of.verdict for found in networks.values() for of in found["primary"].values()]
     better, worse, equivalent, undecided = (verdicts.count(verdict) for verdict in MARKS)
     words = [

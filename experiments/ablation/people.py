@@ -1,4 +1,4 @@
-"""Tasks A2 and B for people: a page with a sample of trials, and what the files of their answers come to."""
+"""Tasks A2 and B for people: a page with a sample of trials, and the score of their answers."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ from zfnet.analysis.faithfulness import SHARE
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError
 
-PAGE = "trials"  # its name, where none is given
+PAGE = "trials"  # the page's default name
 EACH = 10  # trials of each task and layer
 EASY = 4  # catch trials of a page, at least: of these one may be missed
 ASKED = 3  # layers at most, spread over those that are named
@@ -62,12 +62,12 @@ def export_trials(
     result.file(written)
     found = result.finish({"trials": len(chosen), "layers": [layer.name for layer in spread]})
     state.unlink(missing_ok=True)
-    print(f"{len(chosen)} trials: give people {name}.html of {result.out}, and keep {name}-KEY.json to yourself")
+    print(f"{len(chosen)} trials: give people {name}.html of {result.out}; do not give them {name}-KEY.json")
     return found
 
 
 def score_answers(result: Result, answers: Sequence[str], name: str) -> dict[str, Any]:
-    """Score the files that people saved, by the key beside the page, and print who was right how often."""
+    """Score the files that people saved, by the key beside the page, and print how often each person was right."""
     scored = score(answers, result.out / name / f"{name}-KEY.json")
     result.out = result.out / name / "answers"
     columns = scored.columns
@@ -103,7 +103,7 @@ def trials_of(layer: Layer, easy: int) -> Iterator[Trial]:
 
 
 def squares_of(layer: Layer) -> Iterator[Trial]:
-    """A2: two squares over an image of each map, beside what its nine strongest images look like, or nothing."""
+    """A2: two squares over an image of each map, beside its nine strongest images, or nothing."""
     references, queries = layer.references, layer.units(REFERENCES, REFERENCES + 1)
     boxes = squares(queries.inside)
     remaining = left(queries, boxes, FILLS[0])
@@ -141,7 +141,7 @@ def queries_of(layer: Layer, easy: int) -> Iterator[Trial]:
         pair = (EXTREME, PERCENTILE)[n // len(SHOWN["B"]) % 2]
         first = 2 * REFERENCES + (pair == PERCENTILE)
         if values[n, ranks[n, first]] <= values[n, ranks[n, first + 2]]:
-            continue  # both activate the map alike
+            continue  # both activate the map by the same amount
         chosen, picture = units[n, ranks[n]], SHOWN["B"][n % len(SHOWN["B"])]
         shown = tiles(Units(layer.deconvnet, layer.data, layer.name, chosen, layer.seed), layer.references)[picture]
         trial = Trial(

@@ -1,12 +1,12 @@
 """Task B: of two images, which one activates a feature map more? After Borowski et al. (2021), arXiv:2010.12606.
 
 The nine images that activate the map most and the nine that activate it least are known: the references. Of two other
-images, the queries, one comes from the upper and one from the lower part of the ranking of all images. They stand next
-to the references (the 10th to 19th of 20 tasks), or at the 10th and 90th percentile. A picture is what the judge sees
-of all these images. Its answer is the query that is more like the strongest references than like the weakest.
+images, the queries, one comes from the upper and one from the lower part of the ranking of all images. They rank next
+to the references, or at the 10th and 90th percentile. A picture is the part of these images that the judge sees. Its
+answer is the query that is more similar to the strongest references than to the weakest.
 
-By chance half of the answers are right. The control is the random crop: what it tells does not depend on where in the
-image the map is strongest.
+By chance half of the answers are right. The control is the random crop: it does not depend on where in the image the
+map is strongest.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from zfnet.analysis.choices import answers, nearer
 from zfnet.analysis.faithfulness import SHARE
 from zfnet.rendering import on_image, resized
 
-# none is masked by a gradient, which is 0 where a unit does not fire: the mask, of random pixels, would tell the answer
+# no mask by a gradient: it is 0 if a unit does not fire, and a mask of random pixels would give the answer away
 CROP, MASKED, WHOLE, RANDOM = PICTURES = ("crop", "masked crop", "whole image", "random crop")
-EXTREME, PERCENTILE = "extreme", "percentile"  # where in the ranking the queries stand
+EXTREME, PERCENTILE = "extreme", "percentile"  # the ranks of the queries
 REFERENCES = 9  # of the strongest, and of the weakest
 TENTH = 10
 BATCH = 128  # units that are held at a time; those of one image stay together
@@ -42,7 +42,7 @@ def trials(
     seed: int,
     tasks: int = 20,
 ) -> dict[str, list[Any]]:
-    """The trials of one layer: `tasks` for each map, without those whose two queries activate it alike.
+    """The trials of one layer: `tasks` for each map, without pairs of queries that activate it by the same amount.
 
     Args:
         deconvnet: of the network.
@@ -52,7 +52,7 @@ def trials(
         maps: of the layer, by number.
         judge: tells how alike pictures are.
         references: units of the layer, on which the effective field is measured.
-        seed: of the pairs of queries, of the order of images that activate a map alike, and of random places.
+        seed: of the pairs of queries, of the order of ties, and of random places.
         tasks: for each map; half of the queries stand next to the references, half at the percentiles.
 
     Returns:
@@ -98,10 +98,10 @@ def places(deconvnet: Deconvnet, layer: str, image_size: tuple[int, int]) -> tup
 def ranking(
     top: TopActivations, maps: Sequence[int], places: tuple[int, int], random: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """All N images in the order of how they activate each of M maps: values (M, N), falling, and units (M, N, 4).
+    """All N images ranked by their activation of each of M maps: values (M, N), falling, and units (M, N, 4).
 
-    Images that activate a map alike are in random order: in a scan the first image comes first, and the order of the
-    files would choose the weakest. A rectified map that is 0 all over has no strongest place, and gets a random one.
+    Ties are in random order: in a scan the first image comes first, and the order of the files would choose the
+    weakest. A rectified map that is 0 everywhere has no strongest place, and gets a random one.
     """
     of = TopActivations(*(column.cpu()[list(maps)] for column in top))
     images = int((of.image >= 0).all(0).sum())
@@ -149,7 +149,7 @@ def by_image(units: Tensor) -> tuple[Tensor, ...]:
 
 
 def pictures(units: Units, judge: Judge, references: Units, random: torch.Generator) -> dict[str, Tensor]:
-    """What the judge makes of each picture of M units: (M, D), by picture."""
+    """The judge's description of each picture of M units: (M, D), by picture."""
     boxes, image = moved(units.boxes, units.image_size), units.units[:, 0]
     crops = cut(units.images[image], boxes)
     mask = units.strongest(units.projection * units.field(references), SHARE)
@@ -163,10 +163,11 @@ def pictures(units: Units, judge: Judge, references: Units, random: torch.Genera
 
 
 def moved(boxes: Tensor, image_size: tuple[int, int], random: torch.Generator | None = None) -> Tensor:
-    """Boxes (M, 4) of the same size inside the image: as near as they can be, or at random places.
+    """Boxes (M, 4) of the same size inside the image: as near as possible, or at random places.
 
-    A box that ended where the image does would be smaller, and so would tell where the unit is. Of a box that is larger
-    than the image the image is left.
+    A box that is cut at the border would be smaller, and so would reveal the unit's place. A box that is larger than
+    the
+    image becomes the image.
     """
     size = torch.tensor(image_size, device=boxes.device)
     sides = torch.minimum(boxes[:, 2:] - boxes[:, :2], size)

@@ -1,4 +1,4 @@
-"""The ablation in words: two pages whose sentences are made from the trials, and tables of every estimate."""
+"""The report of an ablation: two pages of sentences made from the trials, and tables of every estimate."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ ByLayer = Mapping[str, Compared]
 
 FEW = (FIELD, PICTURE, CONTROL)  # of the pictures of sufficiency and necessity; `table.md` has them all
 CONDITION = "grey/10"  # of sufficiency and necessity: the fill and the percentage
-RECOVERED = ("projection", "projection without switches", "gradient")  # rules of which the report tells
+RECOVERED = ("projection", "projection without switches", "gradient")  # rules in the report
 OTHERS = {
     "edges": "the image's edges",
     "another": "another map's picture at the same place",
@@ -168,7 +168,7 @@ def means(tasks: ByLayer, names: Sequence[str] | None = None) -> dict[str, dict[
 
 
 def failed_control(tasks: ByLayer) -> str:
-    """What stands first if the mask of a shuffled network is better than the field: something else than learning is."""
+    """The first lines if the mask of a shuffled network beats the field: the gain is then not due to learning."""
     contrasts = by_layer(tasks, CONTROL, FIELD)
     above = {layer: contrast for layer, contrast in contrasts.items() if clear(contrast) > 0}
     if not above:
@@ -182,7 +182,7 @@ def failed_control(tasks: ByLayer) -> str:
 
 
 def answer(ours: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """What the title asks, in a few sentences."""
+    """The answer to the title's question, in a few sentences."""
     verdicts: dict[str, list[str]] = {}
     for layer, of in found["primary"].items():
         verdicts.setdefault(of.verdict, []).append(layer)
@@ -213,7 +213,7 @@ def source(ours: Mapping[str, Any], tasks: ByLayer, settings: Mapping[str, Any])
 
 
 def primary(layer: str, ours: Mapping[str, Any], settings: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """What the primary contrast of a layer comes to."""
+    """The primary contrast of a layer, in words."""
     contrast, corrected, verdict = found["primary"][layer]
     of: Compared | None = found["compared"].get("A1", {}).get(layer)
     if of is None:
@@ -276,7 +276,7 @@ def changes(found: Mapping[str, Any]) -> str:
 
 
 def best(compared: Mapping[str, ByLayer]) -> str:
-    """How often the best picture is right with each kind of squares: where none is, a contrast says little."""
+    """How often the best picture is right with each kind of squares: near chance, a contrast says little."""
     words = []
     for task, tasks in compared.items():
         layers = [[m.mean for name, m in of.means.items() if m and name != ORACLE] for of in tasks.values()]
@@ -373,7 +373,7 @@ def prediction(compared: Mapping[str, ByLayer]) -> list[str]:
 
 
 def sanity(found: Mapping[str, Any]) -> list[str]:
-    """How much of a picture stays when all weights are shuffled, the last step of the cascade."""
+    """Similarity after all weights are shuffled, the last step of the cascade."""
     ends: dict[str, Any] = {"cascade": {}, "another map": {}}
     for how, layers in ends.items():
         for layer, rules in found.items():
@@ -395,7 +395,7 @@ def sanity(found: Mapping[str, Any]) -> list[str]:
 
 
 def recovery(found: Mapping[str, Any]) -> list[str]:
-    """How like a picture is what says nothing of the unit."""
+    """Similarity of a picture to others that do not depend on the unit."""
     rows = {f"{rule}: {words}": typical(found, rule, o) for o, words in OTHERS.items() for rule in RECOVERED}
     if not any(rows.values()):
         return ["There is no trial of recovery, or no picture has a value in it."]
@@ -424,7 +424,7 @@ def pairs_of(found: Mapping[str, Any]) -> str:
 
 
 def sufficiency(compared: Mapping[str, ByLayer]) -> list[str]:
-    """What is left of the activation when a mask's pixels alone are shown, and what is lost without them."""
+    """The activation that remains with only a mask's pixels, and the activation lost without them."""
     rows: dict[str, dict[str, str]] = {}
     lines, shown = [], {}
     for kind, words in {"sufficiency": "left", "necessity": "lost"}.items():
@@ -454,7 +454,7 @@ def sufficiency(compared: Mapping[str, ByLayer]) -> list[str]:
 
 
 def limits(ours: Mapping[str, Any], tasks: ByLayer) -> str:
-    """What the numbers do not say."""
+    """Limits of the numbers."""
     lines = [
         f"One network, {ours['network']}, and one set of {counted(ours['images'], 'image')}: no interval is for other "
         "networks.",

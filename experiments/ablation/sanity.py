@@ -1,14 +1,16 @@
-"""Does a picture of a unit depend on the weights, and is it more than the image's edges? Two checks of likeness.
+"""Does a picture of a unit depend on the weights, and is it more than the image's edges? Two checks of similarity.
 
-Sanity, after Adebayo et al. (2018), arXiv:1810.03292, who did not try deconvnets: the weights are shuffled, from the
+Sanity, after Adebayo et al. (2018), arXiv:1810.03292, who did not test deconvnets: the weights are shuffled, from the
 top in a cascade or in one part of the network at a time, and the unit's pictures before and after are compared. So are,
 with no weight shuffled, those of the unit and of another map at its place. Recovery, after Nie et al. (2018),
-arXiv:1805.07039: how like is a picture to the image's edges, to another map's picture at its place, and to its own if
+arXiv:1805.07039: how similar is a picture to the image's edges, to another map's picture at its place, and to its own
+if
 pooling is undone without switches?
 
-Units of a layer look at the middle of their fields, whatever the weights. That alone makes all their pictures alike,
-and so likeness is also *partial*: given the layer's mean field, the mean ranks of pixels in such pictures of other maps
-in other images. Where a unit does not fire its gradient is zero, and the likeness is None.
+Units of a layer look at the middle of their fields, whatever the weights. This alone makes all their pictures similar,
+so we also measure *partial* similarity: given the layer's mean field, the mean ranks of pixels in such pictures of
+other maps
+in other images. If a unit does not fire, its gradient is zero and the similarity None.
 """
 
 import math
@@ -38,7 +40,7 @@ Columns = dict[str, list[Any]]  # of equal length
 
 
 def trials(units: Units, others: Units) -> Columns:
-    """How alike pictures of the strongest unit of each map are before and after weights are shuffled.
+    """Similarity of pictures of the strongest unit of each map before and after weights are shuffled.
 
     Columns: map, image, rows and columns (of what the map sees), rule, shuffled (the part of the network, in a cascade
     the lowest; None if none is), how ("cascade", "alone", or "another map"), similarity, partial, cosine, ssim, hog.
@@ -60,7 +62,7 @@ def trials(units: Units, others: Units) -> Columns:
 
 
 def rule_sets(units: Units) -> dict[str, Rules]:
-    """What is compared: the projection, by the rules of the units' deconvnet, and the others."""
+    """The compared pictures: the projection, by the rules of the units' deconvnet, and the others."""
     return {"projection": units.deconvnet.rules, **SIGNALS}
 
 
@@ -87,7 +89,7 @@ def of_another_map(units: Units, rules: Rules) -> Tensor:
 
 
 def recovery(units: Units, others: Units) -> Columns:
-    """How alike, given the layer's mean field, pictures of the strongest unit of each map are to other things.
+    """Similarity, given the layer's mean field, of pictures of the strongest unit of each map to other pictures.
 
     Columns: map, image, rows and columns (of what the map sees), rule (also "projection without switches", and so on,
     where something is pooled), edges (of the image), another (the picture of another map at the same place), unswitched
@@ -127,7 +129,7 @@ def mean_field(units: Units, others: Units, rules: Rules) -> Tensor:
 def likeness(
     units: Units, a: Tensor, b: Tensor, field: Tensor, measures: Iterable[str] = tuple(MEASURES)
 ) -> dict[str, Tensor]:
-    """How alike pictures (M, C, S, S) of units are, by each measure: (M,), float64, NaN where it is undefined."""
+    """Similarity of pictures (M, C, S, S) of units, by each measure: (M,), float64, NaN if undefined."""
     values = {name: torch.full((len(units.maps),), torch.nan).double() for name in measures}
     for size in units.strata.unique(dim=0):
         rows, (height, width) = units.of_stratum(size), size.tolist()
@@ -139,7 +141,7 @@ def likeness(
 
 
 def columns(units: Units, same: dict[str, Any]) -> Columns:
-    """What units are, and what is the same for all."""
+    """The columns that identify units, and constant columns."""
     return units.columns() | {name: [value] * len(units.maps) for name, value in same.items()}
 
 

@@ -1,7 +1,7 @@
 """Are the pixels that a picture shows enough for the unit, and does the unit need them?
 
 The strongest pixels of each picture are kept and all others filled, or they are filled and all others kept: which share
-of the activation is left, and which is lost? Samek et al. (2017), arXiv:1509.06321.
+of the activation remains, and which is lost? Samek et al. (2017), arXiv:1509.06321.
 """
 
 import torch

@@ -1,7 +1,8 @@
-"""Choices that people make: a page that asks for them, and the score of the answers.
+"""A page of questions for people, and the score of their answers.
 
 `write` makes one HTML file, which works from a disk without a connection, and beside it a key with the right answers,
-which people do not get. Each person sees the trials in another order, and saves a file of answers; `score` reads these.
+which people must not see. Each person sees the trials in another order, and saves a file of answers; `score` reads
+these.
 The tasks follow Zimmermann et al. (2021), arXiv:2106.12447 ("A2"), and Borowski et al. (2021), arXiv:2010.12606 ("B").
 """
 
@@ -77,7 +78,7 @@ class Trial:
 def write(trials: Sequence[Trial], path: Path | str, *, title: str, seed: int) -> Path:
     """Write a page that asks the trials, and beside trials.html its key, trials-KEY.json; returns the key's path.
 
-    Nothing in the page depends on what is right, on the name of the picture, or on whose unit it is. The same arguments
+    Nothing in the page depends on the right answers, on the name of the picture, or on the unit. The same arguments
     give the same bytes.
 
     Args:
@@ -117,7 +118,7 @@ def write(trials: Sequence[Trial], path: Path | str, *, title: str, seed: int) -
 
 
 def _check(trial: Trial) -> None:
-    """InputError for a trial that cannot be asked."""
+    """Raises InputError for an invalid trial."""
     one_of("task", trial.task, TASKS)
     if len(trial.options) != 2 or trial.right not in (0, 1):
         raise InputError(
@@ -219,11 +220,13 @@ def score(answers: Sequence[Path | str], key: Path | str, *, caught: float = CAU
 
 
 def _read_key(path: Path) -> tuple[str, list[dict[str, Any]]]:
-    """The page that a key is of, and its trials in the order of the page."""
+    """The page of a key, and its trials in the order of the page."""
     content = _read(path)
     fields = content.keys() == {"format", "page", "trials", "digest"}
     if not fields or content["digest"] != digest(content["page"], content["trials"]):
-        raise InputError(f"{path} is no key of trials, or damaged; give the KEY.json that was written beside the page")
+        raise InputError(
+            f"{path} is not a key of trials, or is damaged; give the KEY.json that was written beside the page"
+        )
     _check_format(path, content)
     return content["page"], content["trials"]
 
@@ -267,5 +270,5 @@ def _check_format(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _repeated(names: Sequence[Any]) -> list[Any]:
-    """The names that are there more than once."""
+    """The names that occur more than once."""
     return [name for name, times in Counter(names).items() if times > 1]

@@ -1,4 +1,4 @@
-"""Units of one layer: what they see of their images, what the deconvnet and others make of them, and their masks."""
+"""Units of one layer: the parts of images that they see, their projections and other pictures, and their masks."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -82,7 +82,7 @@ class Units:
         return [None if lacking[n] else float(values[n]) for n in rows.tolist()]
 
     def ground(self, fill: str) -> Tensor:
-        """What replaces the units' pixels: (M, C, S, S); see `faithfulness.ground`."""
+        """The fill of the units' pixels: (M, C, S, S); see `faithfulness.ground`."""
         found = torch.zeros_like(self.crops)
         for size in self.strata.unique(dim=0):
             rows, (height, width) = self.of_stratum(size), size.tolist()
@@ -91,7 +91,7 @@ class Units:
         return found
 
     def columns(self, rows: Tensor | None = None) -> dict[str, list[int]]:
-        """What trials say of their units, or of those of some rows: map, image, and what the map sees."""
+        """The columns of trials for all units, or for some rows: map, image, and the size of the map's field."""
         rows = torch.arange(len(self.maps)) if rows is None else rows
         known = {"map": self.maps, "image": self.items, "rows": self.strata[:, 0], "columns": self.strata[:, 1]}
         return {name: column[rows].tolist() for name, column in known.items()}

@@ -1,11 +1,11 @@
-"""Figure 2: feature maps of each layer, by what activates them most and by what they respond to in it.
+"""Figure 2: the strongest activations of feature maps, projected, beside the patches that caused them.
 
 The caption's sense: for a random subset of feature maps, the nine strongest activations over the validation set, each
 projected down to pixels through the deconvnet, beside the patches of the images that caused them.
 
-What to look for: the patches of one map share something, and the projection says what. Edges and colours in layer 1
-(where the filters themselves are shown), corners and textures above, then parts, then objects in varying pose; what
-the patches differ in (background, colour) is missing from the projections.
+What to look for: the patches of one map share something, and the projection shows what. Edges and colours in layer 1
+(where the filters themselves are shown), corners and textures above, then parts, then objects in varying pose; features
+in which the patches differ (background, colour) are missing from the projections.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,8 +45,8 @@ PAPER = {
 LAYER_GAP, SIDE_GAP, LARGEST, HEAD = 36, 16, 100, 2 * LINE + 8  # pixels
 
 PATH = (
-    " Patches are what the way back reaches while gates and norms are held fixed; what these are, more of the image "
-    "decides."
+    " Patches are what the backward path reaches while gates and norms are held fixed; these depend on more of the "
+    "image decides."
 )
 
 
@@ -74,9 +74,10 @@ def main(
         k: activations of each map.
         grids: rows and columns of feature maps for each layer; null: the paper's for five layers, else 4 x 4.
         choose: which maps are drawn: "random" by seed, as in the paper, "strongest", or maps by number, for all layers
-            or by layer. Dead maps, which are never above 0, are not; those above 0 on fewer than k images come last.
+            or by layer. Dead maps, which are never above 0, are left out; those above 0 on fewer than k images come
+            last.
         seed: of the choice.
-        distinct: take at most one activation of an image.
+        distinct: take at most one activation from each image.
         scale: each projection has its own scale ("patch"), or those of a map share one ("map").
         options: see `Showing` and `Reading`.
     """
@@ -108,7 +109,7 @@ def main(
 
 
 def numbers(graph: Graph, tops: Scan, fields: Mapping[str, ReceptiveField], data: Any) -> dict[str, Any]:
-    """What result.json says of all maps."""
+    """The entries of result.json about all maps."""
     return {
         "layers": {layer: winners(graph, layer, top, fields[layer], data) for layer, top in tops.items()},
         "patch_sizes": [f.size[0] if f.size[0] == f.size[1] else list(f.size) for f in fields.values()],
@@ -120,7 +121,7 @@ def numbers(graph: Graph, tops: Scan, fields: Mapping[str, ReceptiveField], data
 
 
 def checked_grids(layers: Sequence[str], grids: Sequence[Sequence[int]] | None) -> list[Sequence[int]]:
-    """Rows and columns of maps for each layer; InputError for what is none."""
+    """Rows and columns of maps for each layer. Raises InputError for other values."""
     known = list(grids or (GRIDS if len(layers) == len(GRIDS) else [(4, 4)] * len(layers)))
     if len(known) != len(layers):
         raise InputError(f"{len(layers)} layers and {len(known)} grids; give one grid, [rows, columns], for each layer")
@@ -168,7 +169,7 @@ def caption(tops: Scan, drawn: Mapping[str, Sequence[int]], chosen_how: str, dis
 def winners(
     graph: Graph, layer: str, top: TopActivations, field: ReceptiveField, data: Any
 ) -> dict[str, list[dict[str, Any]]]:
-    """Of every map of a layer its strongest activations: the value, where it is, and the box that its unit sees."""
+    """The strongest activations of every map of a layer: the value, its place, and the box that its unit sees."""
     photographs = as_images(data)
     entries: dict[str, list[dict[str, Any]]] = {}
     for m in range(len(top.value)):
@@ -188,7 +189,7 @@ def lattice_of(
 ) -> dict[str, Any] | None:
     """How much the lattice of the first convolution's stride shows in the projections of some maps.
 
-    None where there is no such convolution, where it has no stride, and without layers above it.
+    None if there is no such convolution, if it has no stride, or if no layer lies above it.
     """
     modules = map(deconvnet.graph.module, deconvnet.graph.nodes)
     first = next((module for module in modules if isinstance(module, nn.Conv2d)), None)
@@ -208,7 +209,7 @@ def lattice_of(
 
 
 def lattice_table(told: Mapping[str, Any]) -> str:
-    """These numbers as a table, and what they say."""
+    """These numbers as a table, and their meaning."""
     stride, rows = told["stride"], []
     for layer, own in told["layers"].items():
         columns = *own.values(), told["filters"]
@@ -225,7 +226,7 @@ def lattice_table(told: Mapping[str, Any]) -> str:
 
 
 def compose(page: Page, panels: Sequence[Panel], words: str) -> None:
-    """Layers of like height side by side, each with its projections left and its patches right; the caption."""
+    """Layers of similar height side by side, each with projections left and patches right, and the caption."""
     lines: list[list[Panel]] = []
     for panel in panels:
         if lines and len(lines[-1]) == 1:

@@ -3,8 +3,8 @@
 The caption's sense: a crop of the image is the input; each layer convolves with its filters and rectifies, and some
 pool and normalise contrast; the last layers are fully connected, and a softmax gives the classes' probabilities.
 
-What to look for: maps become smaller and more numerous. Drawn is the output of every step that all paths from the
-image lead through: of a residual block or an inception module, what comes out of it.
+What to look for: maps become smaller and more numerous. The figure shows the output of every step that all paths from
+the image pass through; for a residual block or an inception module, this is the output of the block.
 """
 
 import math
@@ -41,7 +41,7 @@ PAPER = {  # output: maps, rows, columns
     "fc7": {"output": [4096], "kernel": None, "stride": None},
     "fc8": {"output": [1000], "kernel": None, "stride": None},
 }
-WORDS = {  # how an operation is called in the figure; others by their own name
+WORDS = {  # names of operations in the figure; others keep their own
     "Conv2d": "filters",
     "Linear": "fully connected",
     "ReLU": "ReLU",
@@ -74,7 +74,7 @@ COLUMN, GAP, LINE, MARGIN = 0.86, 0.3, 0.145, 0.2
 
 @dataclass
 class Layer:
-    """One block of the figure: the output of a step, and in words what was done since the block before."""
+    """One block of the figure: the output of a step, and a description of the steps since the block before."""
 
     name: str
     kind: str  # a key of COLOURS
@@ -152,7 +152,7 @@ def layers(model: nn.Module, image_size: int) -> list[Layer]:
 
 
 def _stretches(graph: Graph, shapes: Shapes) -> Iterator[list[fx.Node]]:
-    """The steps in order, parted behind each that all paths from the image to the output lead through."""
+    """The steps in order, split after each step that all paths from the image to the output pass through."""
     path = [step for step in graph.path([graph.output]) if step in shapes]
     order = {step: n for n, step in enumerate(path)}
     stretch, reach = [], 0
@@ -194,7 +194,7 @@ def main(
         model: the network.
         out: the folder of the result.
         image_size: of the images, pixels; null: the network's own.
-        width: of the page at most, inches; a deep network goes on in the next row.
+        width: of the page at most, inches; a deep network continues in the next row.
     """
     result = Result("fig3", out, locals())
     at_least(4, width=width)
@@ -261,7 +261,7 @@ def _block(axis: Axes, layer: Layer, x: float, y: float) -> None:
 
 
 def _window(layer: Layer, x: float, y: float, across: float, up: float, part: float) -> list[tuple[float, float]]:
-    """Corners of a square on the last map of the stack at (x, y): where and how large, in parts of the map's side."""
+    """Corners of a square on the last map of the stack at (x, y); place and size are fractions of the map's side."""
     corners = ((across, up), (across + part, up), (across + part, up + part), (across, up + part))
     return [(x + ACROSS * layer.side * a, y + layer.side * (UP * a + b)) for a, b in corners]
 
@@ -285,7 +285,7 @@ def _words(axis: Axes, layer: Layer, x: float, top: float, bottom: float) -> Non
 
 
 def _lead(axis: Axes, source: tuple[Layer, float, float] | None, layer: Layer, x: float, y: float) -> None:
-    """What leads from the block before to one: the filter and what it makes, or an arrow."""
+    """The link from the block before: the filter and its output, or an arrow."""
     if not source:
         return
     before, left, low = source

@@ -1,15 +1,15 @@
-"""Figure 4: how features come to be: some maps of each layer at several epochs of training.
+"""Figure 4: how features develop: some maps of each layer at several epochs of training.
 
 The caption's sense: for a random subset of feature maps, the strongest activation over all training images at each of
 these epochs, projected down to pixels; the colour contrast is enhanced. A sudden jump in a row is another image
 taking the maximum.
 
-What to look for: lower layers are what they will be within a few epochs, upper ones only after many (40 to 50 of the
-paper's 70). The curves below the panels measure it: how the activations of a layer's maps on fixed images correlate
-with those of the last snapshot; how like the last projection the same unit's is, on the same image; and on how many
-maps the strongest image is another than at the snapshot before. A lower learning rate alone makes a layer settle: only
-what settles before the rate first falls is the claim's. A run that was stopped goes on from the last half minute of its
-scan.
+What to look for: lower layers reach their final state within a few epochs, upper ones only after many (40 to 50 of the
+paper's 70). The curves below the panels measure this: the correlation of a layer's activations on fixed images with
+those of the last snapshot; the similarity of the last projection to the same unit's, on the same image; and the share
+of maps whose strongest image changed since the snapshot before. A lower learning rate alone makes a layer settle, so
+the claim only counts layers that settle before the rate first falls. An interrupted run resumes from the last half
+minute of its scan.
 """
 
 import copy
@@ -34,7 +34,7 @@ from experiments.setup.networks import EPOCHS
 from experiments.setup.options import Reading, Showing, stateless
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field
 from zfnet.analysis.development import changed, correlations_with_last, likenesses, scan_together, settled_epoch
-from zfnet.data.images import as_images
+from zfnet.data.images import as_images, image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.rendering import grid, saturated
 from zfnet.scanning import Scan
@@ -48,13 +48,13 @@ PAPER = {
     "dataset": "ImageNet 2012 training",
 }
 BLOCK_GAP, GAP, LABEL, CURVES = 36, 2, 40, 300  # pixels
-SMALLEST, LARGEST = 60, 110  # pixels of a tile: as many panels stand side by side as leave the smallest
+SMALLEST, LARGEST = 60, 110  # pixels of a tile: as many panels side by side as leave tiles of the smallest size
 MARKERS = "osD^v<>p"
 Curve = list[float | None]  # a value for each snapshot; None where no map has one
 
 
 class Panel(NamedTuple):
-    """What is drawn of one layer."""
+    """The drawn maps of one layer."""
 
     title: str
     layer: str
@@ -85,21 +85,21 @@ def main(
     style: Palette = "safe",
     **options: Unpack[Showing],
 ) -> dict[str, Any]:
-    """Draw feature maps at several epochs of training, and measure when each layer becomes what it is at the end.
+    """Draw feature maps at several epochs of training, and measure when each layer reaches its final state.
 
     Args:
         model: the network.
         data: the training images.
         out: the folder of the result.
-        weights: the trained network's file, beside which epochs/epoch-<number>.safetensors lie.
+        weights: the trained network's file; epochs/epoch-<number>.safetensors must be beside it.
         layers: by name; five stand for the paper's 1 to 5.
-        maps: how many are drawn of each layer.
+        maps: number of maps to draw for each layer.
         choose: which maps are drawn, of those above 0 at the last epoch: see Figure 2's.
         epochs: those to show; null: all whose weights were kept.
         seed: of the choice, and of the images on which activations are correlated.
         enhance: colour contrast: the distance of each pixel from its own grey, times this; 1: as in Figure 2.
         probes: training images on which activations are correlated with those of the last snapshot.
-        settled: the mean correlation from which on a layer counts as settled.
+        settled: a layer counts as settled from this mean correlation on.
         style: colours of the curves: "safe" for colour-blind readers, or "paper".
         options: see `Showing` and `Reading`.
     """
@@ -107,11 +107,11 @@ def main(
     result.settings["layers"] = layers = as_list(layers)
     check_choice(choose, layers)
     check(maps, probes, enhance, settled)
-    page, lines = Page(look.width), style_of(style).lines
+    page, lines, state = Page(look.width), style_of(style).lines, Path(out) / "scan.partial"
     files = snapshots(weights, epochs)
     deconvnets = [look.deconvnet(load(copy.deepcopy(model), file).eval()) for file in files.values()]
-    graphs, state = [deconvnet.graph for deconvnet in deconvnets], Path(out) / "scan.partial"
-    scans = scan_together(graphs, data, layers, 1, state=state, keep_state=True, **reading)
+    deconvnets[-1].check(layers, image_size(as_images(data)))
+    scans = scan_together([each.graph for each in deconvnets], data, layers, 1, state=state, keep_state=True, **reading)
     tops, random = {layer: [scan[layer] for scan in scans] for layer in layers}, torch.Generator().manual_seed(seed)
     drawn = {layer: chosen(layer, tops[layer][-1], maps, choose, random) for layer in layers}
     panels = panels_of(deconvnets, data, tops, drawn, Preprocessing.of(model))
@@ -138,7 +138,7 @@ def check(maps: int, probes: int, enhance: float, settled: float) -> None:
 
 
 def snapshots(weights: str | Path | None, epochs: Sequence[int] | None = None) -> dict[int, Path]:
-    """The snapshots beside a file of weights, by epoch; of these `epochs`. InputError if they are not there."""
+    """The snapshots beside a file of weights, by epoch, or those of `epochs`. InputError if they do not exist."""
     if weights is None or weights == "published":
         kind = weights or "random"
         raise InputError(f"{kind} weights have no snapshots; give model.weights=trained, or a file of experiment=train")
@@ -153,7 +153,7 @@ def snapshots(weights: str | Path | None, epochs: Sequence[int] | None = None) -
 
 
 def recorded_falls(weights: str) -> list[int] | None:
-    """The epochs whose learning rate was lower than that before; None if the file of weights does not say."""
+    """The epochs whose learning rate was lower than before; None if the file of weights does not record it."""
     history = read_metadata(weights).get("history") if Path(weights).exists() else None
     if not history or any(entry.get("learning_rate") is None for entry in history):
         return None
@@ -200,7 +200,7 @@ def measured(
     tops: Mapping[str, Sequence[TopActivations]],
     reading: Reading,
 ) -> dict[str, dict[str, Curve]]:
-    """How like the last each snapshot is, on average over all maps, by layer."""
+    """Similarity of each snapshot to the last one, averaged over all maps, by layer."""
 
     def means(rows: Mapping[str, Tensor]) -> dict[str, Curve]:
         return {layer: [None if m.isnan() else float(m) for m in curve.nanmean(1)] for layer, curve in rows.items()}
@@ -222,7 +222,7 @@ def numbers(
     falls: Sequence[int] | None,
     data: Any,
 ) -> dict[str, Any]:
-    """What result.json says; `falls`: see `recorded_falls`."""
+    """The entries of result.json; `falls`: see `recorded_falls`."""
     images, layers = as_images(data), list(scans[0])
 
     def winners(top: TopActivations) -> dict[str, list[Any]]:
@@ -245,7 +245,7 @@ def numbers(
 
 
 def summary(ours: Mapping[str, Any], settled: float) -> str:
-    """The correlations as a table, and what else there is to say."""
+    """The correlations as a table, and notes."""
     last, ends = ours["epochs"][-1], ours["settled_epoch"]
     head = ["activations", *(f"epoch {n}" for n in ours["epochs"]), f"above {settled:g} from"]
     head.append("before the rate first fell")
@@ -281,7 +281,7 @@ def words(panels: Sequence[Panel], look: Look, enhance: float, probes: int) -> s
 
 
 def rate_words(ours: Mapping[str, Any], snapshot: Path) -> str:
-    """For the caption: what the learning rate did, and what the curves therefore cannot say."""
+    """For the caption: the course of the learning rate, and its effect on the curves."""
     falls, before = ours["rate_fell"], ours["settled_before_rate_fell"]
     if read_metadata(snapshot).get("identity", {}).get("schedule") == "cosine":
         return " The learning rate of this training falls to 0 at its end: every layer settles by construction."

@@ -1,11 +1,12 @@
-"""Figure 5: how far features move when the image is shifted, enlarged or turned, and what becomes of the answer.
+"""Figure 5: how far features move when the image is shifted, enlarged or turned, and how the answer changes.
 
 The caption's sense: five images undergo vertical translation, scale and rotation (rows). Columns: the images, the
 Euclidean distance of their features from those of the untransformed image in layers 1 and 7, and the probability of
 the true label.
 
 What to look for: in layer 1 the distance is large at once; in layer 7 it grows in proportion to a shift or an
-enlargement. The answer survives these two, and not a rotation, unless the object looks the same when it is turned.
+enlargement. The answer is stable under these two, and not under rotation, unless the object looks the same when it is
+turned.
 """
 
 import math
@@ -82,21 +83,21 @@ def main(
     width: Width = 6.9,
     **reading: Unpack[Reading],
 ) -> dict[str, Any]:
-    """Transform a few images of different classes; draw how far features move and what becomes of the answer.
+    """Transform a few images of different classes; draw how far features move and how the answer changes.
 
     Args:
         model: the network.
         data: labelled images.
         out: the folder of the result.
         layers: two, which stand for the paper's 1 and 7.
-        images: by number; null: `count` by seed, each of another class.
-        count: of the images.
-        correct: take only images that the network names rightly.
+        images: their indices; null: `count` images by seed, each of another class.
+        count: number of images.
+        correct: take only images that the network classifies correctly.
         seed: of the choice of images.
-        translations: pixels down; null: up to 60 of 224, as the paper's, or as large a part of smaller images.
+        translations: pixels down; null: the paper's range, 60 of 224, scaled to the image's size.
         scales: magnifications; null: the paper's, 1 to 1.8.
         rotations: degrees anticlockwise; null: the paper's, 0 to 360.
-        fill: what the uncovered area becomes: "grey", "black", "edge" or "reflect".
+        fill: of the uncovered area: "grey", "black", "edge" or "reflect".
         distance: "rms": Euclidean, divided by the square root of the number of units; "euclidean"; "relative": to the
             length of the untransformed image's features.
         style: colours: "safe" for colour-blind readers, or "paper".
@@ -115,7 +116,7 @@ def main(
     words = f"{which_layers(graph, layers, (1, 7))}\n{NOTES}"
     result.text(f"{_table(numbers, layers)}\n\n{words}")
     draw(page, examples, series, numbers, DISTANCES[distance], colours, Preprocessing.of(model), fill)
-    by = "chosen by number" if images else f"by seed {seed}" + " among those that it names rightly" * correct
+    by = "chosen by number" if images else f"by seed {seed}" + " among those that it classifies correctly" * correct
     page.caption(f"{type(model).__name__}, {len(examples)} images, {by}; uncovered areas: {fill}. {words}")
     result.figure(page.done())
     result.settings["image_size"] = pictures[0].shape[1]
@@ -125,7 +126,7 @@ def main(
 
 
 def _amounts(side: int, *given: Sequence[float] | None) -> dict[str, Sequence[float]]:
-    """What is given, or the paper's, of images of so many pixels."""
+    """The given amounts, or the paper's, scaled to images of so many pixels."""
     papers: Any = [round(n * side / 224) for n in range(-60, 61, 5)], [1 + n / 20 for n in range(17)], range(0, 361, 10)
     return {kind: own or list(paper) for kind, own, paper in zip(PAPER, given, papers, strict=True)}
 
@@ -147,7 +148,7 @@ def _examples(
         picture, label = data[i]
         name = str(data.classes[label]) if data.classes else str(label)
         if (target := class_of(data, label, classes)) is None:
-            raise InputError(f"image {i} shows {name!r}, which is none of the {len(classes)} classes of the network")
+            raise InputError(f"image {i} shows {name!r}, which is not one of the {len(classes)} classes of the network")
         examples.append(Example(i, data.file(i), label, target, name, picture))
     return examples
 
@@ -155,7 +156,7 @@ def _examples(
 def _of_different_classes(
     graph: Graph, data: Images, classes: Sequence[str], count: int, correct: bool, seed: int
 ) -> list[int]:
-    """The numbers of so many images by seed; only such as the network names rightly, if that is asked for."""
+    """The indices of `count` images by seed; if `correct`, only images that the network classifies correctly."""
     output = graph.layers[-1]
     image_of_label: dict[int, int] = {}
     for i in torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist():
@@ -172,7 +173,7 @@ def _of_different_classes(
         image_of_label[label] = i
         if len(image_of_label) == count:
             return list(image_of_label.values())
-    which = "classes that the network names rightly" if correct else "classes"
+    which = "classes that the network classifies correctly" if correct else "classes"
     raise InputError(
         f"{len(data)} images show {len(image_of_label)} {which}, and count is {count}; take fewer"
         + (", or correct=false" if correct else "")
@@ -180,7 +181,7 @@ def _of_different_classes(
 
 
 def _numbers(kind: str, response: Invariance) -> dict[str, Any]:
-    """Of each layer the largest distance and, as means over images, the two numbers that the claims are about."""
+    """For each layer the largest distance, and the two numbers of the claims as means over images."""
     far = reach(kind, response.amounts)
     layers = list(response.distance.values())
     kept = response.probability / response.probability[:, far.argmin(), None]

@@ -1,15 +1,15 @@
-"""Figure 6: the visualisation as a debugger: three networks, trained alike, by their filters and projections.
+"""Figure 6: the visualisation as a debugger: filters and projections of three networks, trained in the same way.
 
 The caption's sense: (a) first-layer filters without renormalisation, where one dominates; (b) those of Krizhevsky et
 al.'s network, 11x11 with stride 4; (c) ours, 7x7 with stride 2; (d, e) projections of layer 2 of the latter two.
-Added is (f): the largest filter of (a) and (c) over training. Renormalisation acts once it comes to the limit.
+We add (f): the largest filter of (a) and (c) over training. Renormalisation acts once it reaches the limit.
 
-What to look for: grey tiles in (a, b, c) are filters that do next to nothing. The paper sees in (b) very coarse and
+What to look for: grey tiles in (a, b, c) are filters that do almost nothing. The paper sees in (b) very coarse and
 very fine filters with little between, and dead ones, in (c) fewer dead ones and more of the middle; in (d), not in (e),
-the lattice of the large stride. The numbers below the panels are what the eye is asked for:
-`zfnet/analysis/filters.py` says how each is measured. A stride of 4 aliases what is finer than 1/8 cycles per pixel,
+the lattice of the large stride. The numbers below the panels measure what the paper judges by eye;
+`zfnet/analysis/filters.py` defines them. A stride of 4 aliases what is finer than 1/8 cycles per pixel,
 one of 2 what is finer than 1/4: compare the ratios to the image patches that the same filters or maps respond to.
-With several seeds each network is trained with each of them, and what the paper says is counted by seed.
+With several seeds each network is trained with each of them, and the paper's claims are counted by seed.
 """
 
 import functools
@@ -128,18 +128,18 @@ def main(
     scale: Literal["panel", "filter"] = "panel",
     **options: Unpack[Showing],
 ) -> dict[str, Any]:
-    """Draw and measure filters and projections of three networks, which are trained unless they are there.
+    """Draw and measure filters and projections of three networks, which are trained if they do not exist yet.
 
     A network whose training diverges is reported as such.
 
     Args:
         data: the images.
         out: the folder of the result.
-        networks: of the data set, by their training.
+        networks: the trained networks of the data set.
         architecture: a ZFNet, from which Krizhevsky et al.'s is derived.
-        recipe: how all three are trained, but that the first is not renormalised; seeds count from the recipe's.
+        recipe: how all three are trained; the first without renormalisation. Seeds count from the recipe's.
         maps: rows and columns of layer-2 maps that are drawn.
-        k: activations of each map; of each filter of layer 1, image patches to compare it with.
+        k: activations of each map, and image patches of each filter of layer 1.
         seed: of the choice of maps.
         seeds: trainings of each network; the first is drawn, and the numbers are of all.
         scale: all filters of a panel have one scale ("panel"), so that one that dominates leaves the others grey, or
@@ -189,10 +189,10 @@ def forms_of(
 
 
 def check(architecture: Any, recipe: Recipe, maps: Sequence[int], k: int, seeds: int, scale: str) -> None:
-    """InputError, before minutes of training, for what the figure cannot be drawn of."""
+    """Raises InputError before training if the figure cannot be drawn."""
     if (network := getattr(architecture, "func", architecture)) is not ZFNet:
         name = getattr(network, "__name__", network)
-        raise InputError(f"Figure 6 compares forms of ZFNet; {name} is none: take model=zfnet")
+        raise InputError(f"Figure 6 compares variants of ZFNet; {name} is not a ZFNet: give model=zfnet")
     if recipe.max_filter_rms is None:
         raise InputError("Figure 6 renormalises filters in all trainings but one: give train.max_filter_rms")
     at_least(1, k=k, seeds=seeds)
@@ -268,7 +268,7 @@ def shares(signals: Tensor, which: Tensor, patches: Patches, stride: int) -> dic
 
 
 def values(outcomes: Sequence[Seen | str], name: str) -> list[Any]:
-    """A number of each seed; None where its training diverged, or there is none."""
+    """A number for each seed; None if its training diverged or the number does not exist."""
     return [None if isinstance(outcome, str) else outcome.numbers[name] for outcome in outcomes]
 
 
@@ -282,7 +282,7 @@ def first_above(sizes: Sequence[float | None], limit: float) -> int | None:
 
 
 def numbers(seen: Outcomes, limit: float) -> dict[str, Any]:
-    """What result.json says, by network: numbers over the seeds and of each, and what else is known of each."""
+    """The entries of result.json by network: numbers over the seeds and for each seed, and notes."""
     lists = {name: {number: known(outcomes, number) for number in ROWS.values()} for name, outcomes in seen.items()}
     sizes = {name: values(outcomes, "sizes") for name, outcomes in seen.items()}
     above = {name: [first_above(row or (), limit) for row in rows] for name, rows in sizes.items()}
@@ -337,7 +337,7 @@ def summary(seen: Outcomes) -> str:
 
 
 def claims(seen: Outcomes) -> str:
-    """What the paper says, beside what is seen here, as a table."""
+    """The paper's claims beside our results, as a table."""
     rows = []
     for claim, (number, *pair) in CLAIMS.items():
         row = LABELS[number]
@@ -347,7 +347,7 @@ def claims(seen: Outcomes) -> str:
 
 
 def remarks(seen: Outcomes, limit: float, seed: int) -> list[str]:
-    """What the panels cannot show; seeds count from `seed`."""
+    """Notes that the panels cannot show; seeds count from `seed`."""
     notes = [
         f"{TITLES[name]}, seed {seed + n}: diverged, {outcome}."
         for name, outcomes in seen.items()
@@ -357,7 +357,7 @@ def remarks(seen: Outcomes, limit: float, seed: int) -> list[str]:
     for claim in CLAIMS:
         count = counted(seen, claim)
         if count.contrary > count.as_claimed:
-            notes.append(f'Here it is not as the paper says: "{claim}" ({count.words}).')
+            notes.append(f'Contrary to the paper: "{claim}" ({count.words}).')
     unlimited = [outcome for outcome in seen["fig3 not renormalised"] if isinstance(outcome, Seen)]
     epochs = [first_above(outcome.numbers["sizes"], limit) for outcome in unlimited]
     if any(None in outcome.numbers["sizes"] for outcome in unlimited):
@@ -367,7 +367,7 @@ def remarks(seen: Outcomes, limit: float, seed: int) -> list[str]:
         notes.append(f"Not renormalised, the largest filter is first above {limit:g} after epoch: {when}.")
     pairs = zip(seen["fig3 not renormalised"], seen["fig3"], strict=True)
     if all(isinstance(a, Seen) and isinstance(b, Seen) and torch.equal(a.filters, b.filters) for a, b in pairs):
-        notes.append("No filter came to the limit of RMS, so renormalisation did nothing: (a) and (c) are the same.")
+        notes.append("No filter reached the limit of RMS, so renormalisation did nothing: (a) and (c) are the same.")
     return notes
 
 
@@ -449,7 +449,7 @@ def panel_words(numbers: dict[str, Any], layer: int) -> str:
 
 
 def picture_of(seen: Seen, layer: int, scale: str, look: Look, width: int) -> tuple[Tensor, float]:
-    """A panel as an image at most `width` pixels wide, and how many times as large as its pixels it is."""
+    """A panel as an image at most `width` pixels wide, and its enlargement."""
     if layer == 2 and seen.panel:
         tile = seen.panel.tile(width)
         return seen.panel.draw(tile)[0], seen.panel.enlargement(tile)

@@ -4,10 +4,10 @@ The caption's sense: (a) images, with a square that covers them part by part; (b
 one layer-5 map, summed over space, the one that is strongest without the square; (c) that map projected down into this
 image (black frame) and into others; (d) the probability of the true class; (e) the most probable class.
 
-What to look for: where (b) falls, the square hides the structure that (c) shows, so the projection speaks of what does
-stimulate the map; where (d) falls, it hides what the class depends on, which should be the object and not the scene.
-The two need not be one place. The paper leaves both to the eye; here (b) and (d) are correlated, and where the
-objects' masks are known it is counted how often the minimum of (d) is on the object.
+What to look for: where (b) falls, the square hides the structure that (c) shows, so the projection shows what
+stimulates the map. Where (d) falls, the square hides what the class depends on, which should be the object and not the
+scene. The two places may differ. The paper leaves both to the eye. We correlate (b) and (d), and if the objects' masks
+are known, count how often the minimum of (d) is on the object.
 """
 
 import math
@@ -83,21 +83,22 @@ def main(
     style: Palette = "safe",
     **options: Unpack[Showing],
 ) -> dict[str, Any]:
-    """Slide a grey square over images; draw what it does to a feature map and to the answer.
+    """Slide a grey square over images; draw its effect on a feature map and on the answer.
 
     Args:
         model: the network.
-        data: labelled images; where the network does not know a class, its likeliest one stands for it.
+        data: labelled images; if the network does not know a class, its likeliest class is used instead.
         out: the folder of the result.
         layer: whose map is drawn.
-        images: by number; or how many, by seed, on which some squares change the answer, as on the paper's.
-        candidates: images that are tried for that; if too few do, others are drawn too, and the caption says so.
+        images: their indices; or their number: images by seed on which some squares change the answer, as in the paper.
+        candidates: images that are tried; if the answer changes on too few, others are drawn too, and the caption says
+            so.
         by: the map is the one of the largest activation, its "peak", or of the largest "sum" over space.
         size: of the square, pixels; null: the paper's share of the image's side, 50 of 224.
-        step: pixels from square to square; null: what comes nearest to the paper's 30 x 30 places.
+        step: pixels from square to square; null: the step that is nearest to the paper's 30 x 30 places.
         fill: the square, in normalised images, one number or one a channel; 0 is the mean, the paper's grey.
         others: images beside this one that the map is projected into, its strongest.
-        measured: images on which it is counted, where masks are known, whether (d) is least on the object.
+        measured: images with masks on which we count whether the minimum of (d) is on the object.
         seed: of the order of images.
         style: colours: "safe" for colour-blind readers, or the "paper"'s.
         options: see `Showing` and `Reading`.
@@ -191,6 +192,7 @@ class Occluder:
         self.graph = self.deconvnet.graph
         self.graph.node(self.layer)
         self.extent = image_size(self.data)
+        self.deconvnet.check([self.layer], self.extent)
         self.size = round(SQUARE / SIDE * min(self.extent)) if self.size is None else self.size
         gaps = (min(self.extent) - max(pair(self.size))) / (PLACES - 1)
         self.step = max(1, round(gaps)) if self.step is None else self.step
@@ -198,7 +200,7 @@ class Occluder:
         self.classes = class_names(self.graph.model, self.data, count)
 
     def target(self, index: int) -> int | None:
-        """The image's class, as the network numbers it; None where the network knows no such class."""
+        """The image's class, as the network numbers it; None if the network has no such class."""
         label = self.data[index][1]
         if label < 0:
             raise InputError(f"{self.data.name(index)} has no label; give data.labels, or class folders")
@@ -210,7 +212,7 @@ class Occluder:
         return maps if maps.ndim == 3 else maps[:, None, None]
 
     def maps(self, index: int) -> OcclusionMaps:
-        """What the squares do to an image."""
+        """The effect of the squares on an image."""
         if index not in self.done:
             map = int(self.activations(index).amax((1, 2)).argmax()) if self.by == "peak" else None
             how: Any = {"size": self.size, "step": self.step, "fill": self.fill, "layer": self.layer, "map": map}
@@ -229,13 +231,13 @@ class Occluder:
     def choose(
         self, images: int | Sequence[int], order: Sequence[int], candidates: int, progress: bool
     ) -> tuple[list[int], int]:
-        """The images to draw, and how many were tried for that: none where they are given by number."""
+        """The images to draw, and how many were tried; 0 if their indices are given."""
         given = [] if isinstance(images, int) else list(dict.fromkeys(images))
         if unknown := [i for i in given if type(i) is not int or not 0 <= i < len(self.data)]:
             raise InputError(f"no image {unknown[0]!r} in the data: there are {len(self.data)}")
         count = images if isinstance(images, int) else len(given)
         if count < 1:
-            raise InputError("no image is asked for; give how many, or their numbers: images=[0,5]")
+            raise InputError("images is empty; give a number of images, or their indices: images=[0,5]")
         changed: dict[int, bool] = {}
         for i in tqdm(given or order[: max(candidates, count)], unit=" images", desc="occlude", disable=not progress):
             labels, _, answer = answers(self.maps(i))
@@ -246,7 +248,7 @@ class Occluder:
         return (given, 0) if given else (best[:count], len(changed))
 
     def row(self, index: int, top: TopActivations, others: int, look: Look) -> Row:
-        """What is drawn of an image."""
+        """The drawing of one image."""
         maps, preprocessing = self.maps(index), Preprocessing.of(self.graph.model)
         picture = self.data[index][0].clone()
         upper, left, lower, right = maps.boxes.flatten(0, 1)[int(maps.probability.argmin())].tolist()
@@ -263,7 +265,7 @@ class Occluder:
         return Row(index, shown, maps, field.box(row, column), panel_of("", *how), self.classes, known)
 
     def words(self, rows: Sequence[Row], scanned: int) -> str:
-        """What the columns show, for the caption."""
+        """The columns, for the caption."""
         still = [f"{n}" for n, row in enumerate(rows, 1) if not row.changed]
         unchanged = f" No square changes the answer in row {', '.join(still)}." if still else ""
         square = f"Squares of {self.size} pixels, every {self.step}: {rows[0].maps.probability.numel():,} places."
@@ -274,7 +276,7 @@ class Occluder:
         )
 
     def numbers(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """What result.json holds of the images."""
+        """The entries of result.json about the images."""
         images = [{"image": row.number, "file": self.data.file(row.number)} | row.numbers() for row in rows]
         correlations = [correlation(row.maps.activity, row.maps.probability) for row in rows]
         places = list(rows[0].maps.probability.shape)
@@ -284,8 +286,8 @@ class Occluder:
 def on_object(swept: Iterable[tuple[OcclusionMaps, Any]]) -> dict[str, Any] | None:
     """How often the centre of the square at a map's minimum lies on the object (mask (H, W)); None without images.
 
-    Beside it chance, the share of all squares whose centre does, and the best place, which is on the object in more of
-    these images than any other. Intervals are Wilson's, of 95 %.
+    Also chance, which is the share of all squares whose centre does, and the best fixed place, which is on the object
+    in more of these images than any other. Intervals are Wilson's, of 95 %.
     """
     hits: dict[str, list[bool]] = {"probability": [], "activity": []}
     covered = []

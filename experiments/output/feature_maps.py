@@ -1,4 +1,4 @@
-"""What figures of feature maps share: which maps are drawn, how projections are shown, and a layer's block of tiles."""
+"""Shared by figures of feature maps: which maps to draw, how to show projections, and a layer's block of tiles."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ MAP_GAP, TILE_GAP = 7, 1  # pixels between the blocks of two maps, and between t
 
 
 class Look(NamedTuple):
-    """How projections are made and shown: see `Showing`, and for a scale of their own ("patch") or a map's ("map")."""
+    """How projections are made and shown: see `Showing`; each has its own scale ("patch") or its map's ("map")."""
 
     rules: str = SHOWING["rules"]
     collisions: str = SHOWING["collisions"]
@@ -41,7 +41,7 @@ class Look(NamedTuple):
 
     @classmethod
     def of(cls, options: Mapping[str, Any], scale: str = "patch") -> tuple["Look", Reading]:
-        """The look that an experiment's options ask for, and how images are read; InputError for what there is not."""
+        """The look of an experiment's options, and how images are read. Raises InputError for unknown values."""
         look = cls(**{name: value for name, value in options.items() if name not in READING}, scale=scale)
         share(contrast=look.contrast)
         one_of("rule set", look.rules, RULE_SETS)
@@ -81,7 +81,7 @@ class Look(NamedTuple):
 
 
 def which_layers(graph: Graph, layers: Sequence[str], numbers: Sequence[int]) -> str:
-    """For a caption: which steps stand for the paper's layers, and what else its layers may mean."""
+    """For a caption: which steps stand for the paper's layers, and other readings of its layers."""
     ends = [graph.node(layer) for layer in layers]
     for n, end in enumerate(ends):
         while len(end.users) == 1 and any(word in graph.kind(*end.users).lower() for word in ("pool", "norm")):
@@ -98,7 +98,7 @@ def which_layers(graph: Graph, layers: Sequence[str], numbers: Sequence[int]) ->
 
 
 def check_choice(choose: Any, layers: Sequence[str]) -> None:
-    """InputError unless `chosen` knows this way to choose."""
+    """Raises InputError unless `chosen` has this way to choose."""
     if isinstance(choose, str) and choose not in ("random", "strongest"):
         raise unknown_name("way to choose maps", choose, ("random", "strongest", "[map, ...]"))
     if isinstance(choose, Mapping):
@@ -139,11 +139,11 @@ def dead_maps(top: TopActivations) -> list[int]:
 
 
 def scan_table(found: Scan, k: int | None) -> tuple[str, dict[str, Any]]:
-    """What a scan found, as a table and for result.json.
+    """A scan as a table and for result.json.
 
     Args:
         found: the scan, with statistics.
-        k: images that were asked for of each map.
+        k: requested images of each map.
     """
     dead = {layer: int((statistics.fires == 0).sum()) for layer, statistics in (found.statistics or {}).items()}
     layers = {layer: {"maps": len(top.value), "dead": dead[layer]} for layer, top in found.items()}
@@ -157,7 +157,7 @@ def scan_table(found: Scan, k: int | None) -> tuple[str, dict[str, Any]]:
 
 
 def marked(pictures: Tensor, outside: Tensor, empty: Tensor) -> Tensor:
-    """Pictures (N, 3, H, W) hatched `outside` (N, h, w) the image, and white where `empty` (N,) says that none is."""
+    """Pictures (N, 3, H, W), hatched `outside` (N, h, w) the image, and white if `empty` (N,)."""
     beyond = enlarged(outside[:, None].float(), pair(pictures.shape[-2:]), "nearest")[:, 0] > 0.5
     pictures = torch.stack([hatched(*tile) for tile in zip(pictures, beyond, strict=True)])
     pictures[empty] = 1
@@ -166,7 +166,7 @@ def marked(pictures: Tensor, outside: Tensor, empty: Tensor) -> Tensor:
 
 @dataclass
 class Panel:
-    """What is drawn of one layer: projections, or filters, beside image patches."""
+    """The drawing of one layer: projections, or filters, beside image patches."""
 
     title: str
     layer: str
@@ -299,7 +299,7 @@ def panel_of(
 
 
 def fill_canvas(canvases: Tensor, boxes: Tensor) -> Tensor:
-    """Canvases whose units see less than others, behind joined branches, enlarged to the size of the largest."""
+    """Canvases of units behind joined branches, which see smaller areas, enlarged to the size of the largest."""
     size = pair(canvases.shape[-2:])
     filled = canvases.clone()
     for n, (rows, columns) in enumerate((boxes[:, 2:] - boxes[:, :2]).tolist()):

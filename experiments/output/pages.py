@@ -1,7 +1,7 @@
 """Pages that a paper can print: text of 7 points or more, TrueType fonts, photographs at 200 pixels an inch.
 
-A `Page` has the width of a page's text, and is filled from the top down in pixels, so that pictures lie pixel for
-pixel. Its height is that of its content, and its caption stands below. Lines and heat maps are vectors in the PDF.
+A `Page` has the width of a page's text, and is filled from the top down in whole pixels, so that pictures are not
+resampled. Its height is that of its content, with the caption below. Lines and heat maps are vectors in the PDF.
 """
 
 import io
@@ -66,7 +66,7 @@ STYLES = {  # "safe" can be told apart by colour-blind readers; doi:10.1038/nmet
 
 
 def style_of(name: str) -> Style:
-    """The style of that name; InputError for any other."""
+    """The style of that name. Raises InputError for any other."""
     if name not in STYLES:
         raise unknown_name("style", name, STYLES)
     return STYLES[name]
@@ -80,7 +80,7 @@ class Page:
 
     Attributes:
         columns: its width in pixels.
-        y: how far down it is filled, in pixels; whoever adds content moves it on.
+        y: how far down it is filled, in pixels; code that adds content increases it.
         figure: matplotlib's figure; its height is right after `done`.
     """
 
@@ -159,7 +159,7 @@ class Page:
 
 
 def inches(width: float) -> float:
-    """A width in inches from one in inches, or in pixels (200 to an inch) where it is above 100."""
+    """A width in inches; above 100 it is taken as pixels (200 to an inch)."""
     wide = width / DPI if width > 100 else width
     if not 2 <= wide <= 40:
         raise InputError(f"width is {width}; give inches from 2 to 40: the text of a page is 6.9 wide")
@@ -212,7 +212,7 @@ def frame(axes: Axes) -> None:
 def box(axes: Axes, box: Sequence[float], scale: float = 1.0, colour: str = "white", width: float = 1.0) -> None:
     """A frame (top, left, bottom, right), in image pixels, on an image that is shown `scale` times as large."""
     top, left, bottom, right = (scale * edge - 0.5 for edge in box)
-    for edge, line in (("black", width + 1), (colour, width)):  # to be seen on any ground
+    for edge, line in (("black", width + 1), (colour, width)):  # visible on any background
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=edge, lw=line))
 
 
@@ -245,7 +245,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _with_jpeg(lossless: io.BytesIO, quality: int) -> bytes:
-    """A PDF with its photographs as JPEG; matplotlib knows a lossless form alone, many times as large."""
+    """A PDF with its photographs as JPEG; matplotlib only has a lossless form, many times as large."""
     content = io.BytesIO()
     with pikepdf.open(lossless) as pdf:
         for stream in pdf.objects:

@@ -1,4 +1,4 @@
-"""What every experiment leaves behind: a folder that is there whole or not at all, and how its content was made."""
+"""The result of an experiment: a folder that is written atomically, with a record of how it was made."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def results(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder to write into; at the end its files move to `out`, after an error nothing of it is left.
+    """A folder to write into; at the end its files move to `out`. After an error they are removed.
 
     Of several processes only the first one's files are kept.
     """
@@ -73,7 +73,7 @@ def results(out: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _move(folder: Path, out: Path) -> None:
-    """Move all files, result.json last: where it is, the others are of the same run, also after a kill."""
+    """Move all files, result.json last: if it exists, the others belong to the same run, even after a kill."""
     files = sorted(folder.iterdir(), key=lambda file: (file.name == RESULT, file.name))
     with alone_in(out):
         if files and files[-1].name == RESULT:
@@ -84,13 +84,13 @@ def _move(folder: Path, out: Path) -> None:
 
 
 class Result:
-    """What an experiment leaves: figures, tables, and result.json with the paper's numbers beside ours.
+    """The files of an experiment: figures, tables, and result.json with the paper's numbers beside ours.
 
     Args:
         experiment: its name.
-        out: the folder, which is written at the end, whole or not at all.
-        arguments: of the experiment's function: its `locals()` before anything else. They are the settings that
-            result.json says, without those that decide nothing.
+        out: the folder, which is written atomically at the end.
+        arguments: of the experiment's function: its `locals()` at its first line. They become the settings of
+            result.json, without those that have no effect on the numbers.
     """
 
     def __init__(self, experiment: str, out: str | os.PathLike[str], arguments: Mapping[str, Any]):
@@ -119,11 +119,11 @@ class Result:
             print(text.rstrip("\n"))
 
     def file(self, write: Callable[[Path], None]) -> None:
-        """Have `write` put a file of its own into the folder."""
+        """Let `write` add a file to the folder."""
         self._writers.append(write)
 
     def finish(self, ours: Mapping[str, Any], paper: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Write everything; return what result.json holds.
+        """Write everything; return the content of result.json.
 
         Args:
             ours: our numbers.
@@ -172,7 +172,7 @@ def _zfnet_version() -> str:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of this source tree and whether files differ from it; nothing outside git."""
+    """The commit of this source tree and whether files differ from it; empty outside git."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -206,7 +206,7 @@ def to_json(value: Any, indent: int = 0) -> str:
 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a result.json holds. InputError if it cannot be read, or is not, to the last bit, what was written."""
+    """The content of a result.json. Raises InputError if it cannot be read or its digest is wrong."""
     try:
         with open_regular(path) as file:
             content = file.read(MOST)
@@ -225,7 +225,7 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A setting as JSON can say it: a network or a dataset by its class, a partial by its arguments."""
+    """A setting as JSON: a network or a dataset as its class, a partial as its arguments."""
     if isinstance(value, partial):
         return {str(key): plain(setting) for key, setting in value.keywords.items()}
     if is_dataclass(value) and not isinstance(value, type):

@@ -1,4 +1,4 @@
-"""Tables in Markdown and as pictures, and how a mean and its spread are written."""
+"""Tables in Markdown and as pictures, and the format of a mean and its spread."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -29,17 +29,17 @@ def percent(rate: float) -> float:
 
 
 def mean(rates: Sequence[float]) -> float | None:
-    """The mean; None of no number."""
+    """The mean; None if there is no number."""
     return statistics.mean(rates) if rates else None
 
 
 def deviation(rates: Sequence[float]) -> float | None:
-    """The standard deviation of a sample; None of a single number."""
+    """The standard deviation of a sample; None for a single number."""
     return statistics.stdev(rates) if len(rates) > 1 else None
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of the mean of a normal sample, by Student's t with n - 1; None of a single number."""
+    """The 95 % interval of the mean of a normal sample, by Student's t with n - 1; None for a single number."""
     if len(values) < 2:
         return None
     half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / len(values) ** 0.5
@@ -56,7 +56,7 @@ def shown(rates: Sequence[float]) -> str:
 
 
 def measured(name: str, each: Mapping[str, Any]) -> dict[str, Any]:
-    """What result.json says of repeated measurements by row, or by row and column: means, called `name`, and more."""
+    """Repeated measurements for result.json, by row, or by row and column: means, called `name`, and more."""
 
     def by(statistic: Callable[[Sequence[float]], Any], values: Any) -> Any:
         if isinstance(values, Mapping):

@@ -1,7 +1,7 @@
 """The atlas: every feature map of every layer, in a folder that opens in a browser.
 
 What to look for: the overview counts what each layer has; a map's page shows its nine as crops, projections, and crops
-that the projection masks, the maps below that feed it, and the photographs that it is not strong on.
+that the projection masks, the maps below that feed it, and photographs on which it is weak.
 """
 
 import shlex
@@ -47,20 +47,19 @@ def main(
     Args:
         model: the network.
         data: the images.
-        out: the folder of the atlas; index.html in it opens by double click. One that was stopped goes on.
-        scans: the folder of the kept scans of this network and these images.
+        out: the folder of the atlas; index.html in it opens by double click. An interrupted build resumes.
+        scans: the folder of kept scans of this network and these images.
         layers: by name; "auto": five, spread over the depth; "all": every layer whose units can be projected.
-        maps: how many of each layer, or their numbers, for each layer or by its name; null: all.
+        maps: number of maps of each layer, or their indices, for all layers or by layer; null: all.
         images: "full"; "thumbs": whole images are small; "none": projections and numbers, no pixel of an image.
         format: of the pictures: "webp", or "avif", which is smaller and takes ten times as long.
-        rules: how the signal goes back.
+        rules: the rule set.
         k: strongest activations of each map.
         title: of the first page.
-        licence: a sentence on what may be published of the images.
-        weights: where the network's come from; null: they are random.
-        check: the folder of an atlas: compute some of its numbers and pictures again, and say what differs.
-        samples: how many of either.
-        seed: of which are drawn.
+        licence: a sentence that says which of the images may be published.
+        weights: the source of the network's weights; null: they are random.
+        check: the folder of an atlas: compute some of its numbers and pictures again, and print what differs.
+        samples: number of maps and of pictures to check. seed: of the sample.
     """
     result = Result("atlas", out, locals())
     settings: Any = {"batch_size": 64, "workers": None, "progress": True, "fresh": False, **reading}
@@ -80,7 +79,7 @@ def main(
 
 
 def _finished(result: Result, out: Path, spent: Mapping[str, float]) -> dict[str, Any]:
-    """Say how long it took, and for what, and how large it is."""
+    """Print the time of each part, and the size."""
     files = [file for file in out.rglob("*") if file.is_file()]
     size, total = sum(file.stat().st_size for file in files), sum(spent.values())
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in sorted(spent.items(), key=lambda part: -part[1]))
@@ -93,7 +92,7 @@ def _finished(result: Result, out: Path, spent: Mapping[str, float]) -> dict[str
 
 
 def peak_memory() -> int | None:
-    """The most bytes that this process has taken; None where the system does not say."""
+    """The peak memory of this process in bytes; None if the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows

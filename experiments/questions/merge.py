@@ -1,7 +1,8 @@
-"""Join the shards of a scan, which experiment=scan shard=0/64 to 63/64 left, to the scan that other experiments read.
+"""Merge the shards of a scan, made by experiment=scan shard=0/64 to 63/64, into the scan that other experiments read.
 
-The result is the scan of one process, to the bit: counts and sums of whole numbers do not depend on their order, nor do
-the strongest of the strongest. What is missing, or of another network or other images, is said, and nothing is joined.
+The result equals the scan of one process, bit for bit: counts and sums of whole numbers do not depend on their order,
+nor do the strongest of the strongest. If a shard is missing, or belongs to another network or other images, an error
+names it and nothing is merged.
 """
 
 from pathlib import Path
@@ -20,15 +21,15 @@ from zfnet.scanning import scan_identity
 def main(
     model: nn.Module, data: Any, out: str | Path, *, scans: Path, count: Count | None = None, distinct: bool = True
 ) -> dict[str, Any]:
-    """Join the shards of a scan.
+    """Merge the shards of a scan.
 
     Args:
         model: the network that was scanned.
         data: the images.
         out: the folder of the result.
-        scans: the folder of the kept scans of this network and these images; the shards are in it.
-        count: how many shards there are; null: as they say themselves.
-        distinct: as they were scanned.
+        scans: the folder of kept scans of this network and these images; the shards are in it.
+        count: number of shards; null: as the shards record it.
+        distinct: as in the scan.
     """
     result = Result("merge", out, locals())
     layers = merge_shards(model, data, scans, count, distinct=distinct)

@@ -1,8 +1,8 @@
-"""The scan that the atlas and the ablation stand on: one pass over the images, for all maps of all layers at once.
+"""The scan that the atlas and the ablation use: one pass over the images, for all maps of all layers at once.
 
-Of every feature map it keeps the strongest images, and how often and how strongly it fires, by class. Processes of
-torchrun share it; so do shards, shard=0/64 to 63/64, in any order and on any computers, which experiment=merge joins.
-What a stopped run has done is not done again, and what was scanned before is read.
+For every feature map it keeps the strongest images, and how often and how strongly it fires, by class. Processes of
+torchrun share the scan. So do shards, shard=0/64 to 63/64, in any order and on any computers; experiment=merge merges
+them. An interrupted run resumes, and layers that were scanned before are read.
 """
 
 from pathlib import Path
@@ -37,18 +37,18 @@ def main(
     rules: Literal["deconvnet", "extended", "gradient", "guided"] = "deconvnet",
     **reading: Unpack[Reading],
 ) -> dict[str, Any]:
-    """Scan the images, and keep what was found.
+    """Scan the images, and keep the strongest activations and statistics of every map.
 
     Args:
         model: the network.
         data: the images.
         out: the folder of the result.
-        scans: the folder of the kept scans of this network and these images.
+        scans: the folder of kept scans of this network and these images.
         layers: by name; "auto": five, spread over the depth; "all": every layer whose units can be projected.
-        k: how many images are kept of each map.
-        distinct: count an image once for a map, at its strongest position; otherwise any positions.
+        k: number of images to keep for each map.
+        distinct: keep an image once for each map, at its strongest position; otherwise any positions.
         shard: scan only a part, NUMBER/COUNT, numbered from 0, such as 3/64; null: everything.
-        rules: that units of "all" layers can be projected by.
+        rules: a rule set; "all" layers are those that it can project.
         reading: see `Reading`.
     """
     result = Result("scan", out, locals())

@@ -1,6 +1,6 @@
-"""Serve an atlas on this machine, with a page for pictures of one's own: what does this network see in them?
+"""Serve an atlas on this machine, with a page for your own pictures: what does this network see in them?
 
-A browser shows it at the address that is printed. Nothing is stored; see docs/security.md for what is refused.
+Open the printed address in a browser. Nothing is stored; docs/security.md lists what is refused.
 """
 
 import signal
@@ -24,8 +24,8 @@ def main(
         model: the network that the atlas was made with.
         out: not used: nothing is written.
         atlas: the folder of the atlas; null: outputs/atlas/<model>-<data>.
-        port: 0: any that is free.
-        host: where it listens; 127.0.0.1: this machine alone can reach it.
+        port: of the server; 0: any free port.
+        host: the address to listen on; 127.0.0.1: only this machine can reach it.
     """
     from zfnet.atlas.answers import Answers
     from zfnet.atlas.server import is_local, serve
@@ -33,7 +33,7 @@ def main(
     folder = Path(out).parent.parent / "atlas" / Path(out).name if atlas is None else Path(atlas).expanduser()
     answers = Answers(model, folder)
     if not is_local(host):
-        who = "whoever can reach this machine can use it, without a password"
+        who = "anybody who can reach this machine can use it, without a password"
         print(f"run.py: host={host}: {who}", file=sys.stderr)
     try:
         serve(answers, host=host, port=port, ready=lambda address: _say(folder, address))

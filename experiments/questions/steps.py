@@ -1,8 +1,8 @@
 """How one activation gets back to pixels: every step of its way down, drawn.
 
-What to look for: *unpooling* sends each value to the place where its maximum came from, which the forward pass
-remembered as a switch; *rectification* takes away what is negative; *filtering* with the transposed filters spreads one
-layer's maps over those of the layer below. What began as one number ends as a pattern in the unit's receptive field.
+What to look for: *unpooling* sends each value to the place of its maximum, which the forward pass recorded as a switch;
+*rectification* removes negative values; *filtering* with the transposed filters spreads one layer's maps over those of
+the layer below. One number becomes a pattern in the unit's receptive field.
 """
 
 from collections import Counter
@@ -90,16 +90,16 @@ def main(
         map: the feature map; null: any.
         rank: 0 for the map's strongest image, 1 for the next; null: the strongest activation whose receptive field
             lies inside its image, if there is one.
-        images: look for it among the first so many only; null: among all.
-        shown: how many maps of each signal are drawn, the strongest.
-        every: draw every step of a deep network, too, and not only those around poolings.
+        images: search only the first so many images; null: all.
+        shown: number of maps to draw of each signal, the strongest.
+        every: draw every step, also of a deep network; otherwise only the steps around poolings.
         options: see `Showing` and `Reading`.
     """
     result, (look, reading) = Result("steps", out, locals()), Look.of(options)
-    page = Page(look.width)
     at_least(1, images=images or 1, shown=shown)
     at_least(0, rank=rank or 0)
-    deconvnet, photographs = look.deconvnet(model), as_images(data)
+    page, deconvnet, photographs = Page(look.width), look.deconvnet(model), as_images(data)
+    deconvnet.check([layer], image_size(photographs))
     count = min(images or len(data), len(data))
     k = min(9, count) if rank is None else rank + 1
     tops = scan(deconvnet.graph, data, [layer], k, indices=range(count), **reading)

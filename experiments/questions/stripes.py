@@ -1,8 +1,8 @@
 """A worked example: what is the largest activation of a unit that sees horizontal stripes, shown vertical stripes?
 
 A network of two filters, one for horizontal and one for vertical stripes, is shown both. What to look for: exact zeros
-off the diagonal. A filter's weights sum to zero along every line of the other's stripes, so that nothing is left, and
-in whole numbers not even rounding. Where the stripes fit, the projection gives them back.
+off the diagonal. A filter's weights sum to zero along every line of the other's stripes, so the result is exactly 0:
+whole numbers have no rounding. Where the stripes match, the projection shows them.
 """
 
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""The table of layers: how many units there are, where a map size comes from, and how large a unit's patch is.
+"""The table of layers: the number of units, the origin of map sizes, and the size of a unit's patch.
 
 A unit is one element of a layer's output (feature map, row, column). All units of a feature map share one filter, so a
 layer has as many filters as maps. What to look for: the receptive fields, which are the sizes of Figure 2's patches.

@@ -1,7 +1,7 @@
-"""ZFNet with one part in it that came later and that a deconvnet, as the paper has it, does not know.
+"""ZFNet with one newer part, for which the paper's deconvnet has no rule.
 
-`CHANGES` says what stands in the place of each part. All else is ZFNet's, and so are the first weights of a seed, but
-for those behind gates.
+`CHANGES` says what replaces each part. Everything else is ZFNet's, and so are the initial weights of a seed, except
+those behind gates.
 """
 
 from collections.abc import Callable

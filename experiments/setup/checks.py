@@ -1,4 +1,4 @@
-"""Checks of settings that several experiments share: each says what is wrong and what to give instead."""
+"""Checks of settings that several experiments share. Each error says what is wrong and what to give instead."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ def check_folder(out: str | None) -> None:
     except OSError as error:  # such as a name that is too long
         raise InputError(f"cannot write to {path}: {first_line(error)}") from None
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        why = "may not be written to" if nearest.is_dir() else "is no folder"
+        why = "may not be written to" if nearest.is_dir() else "is not a folder"
         raise InputError(f"cannot write to {path}: {nearest} {why}; give another folder, out=...")
 
 

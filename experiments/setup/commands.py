@@ -1,4 +1,4 @@
-"""What the command line says: every name and setting is looked up before anything runs, and the nearest is named.
+"""Reading the command line: every name and setting is looked up before anything runs; errors name the nearest one.
 
 An argument of the experiment's function is given by its name alone (k=4) or in full (experiment.k=4).
 """
@@ -43,17 +43,17 @@ def parsed(word: str, swept: bool = False) -> tuple[str, Override]:
 
 
 def spelled(words: Sequence[str], swept: bool = False) -> list[str]:
-    """The words as Hydra is to be given them; InputError for the first that means nothing, with the nearest name."""
+    """The words in Hydra's form. Raises InputError for the first unknown word, with the nearest name."""
     whole: list[str] = []
-    for word in words:  # a network of one's own is the model `own`, and what makes it
+    for word in words:  # your own network is the model `own`, with its _target_
         own = key_of(word) == "model._target_"
         whole += ["model=own", f"++{ARCHITECTURE}={word.partition('=')[2]}"] if own else [word]
     overrides = dict(parsed(word, swept) for word in whole)
     for word, override in overrides.items():
         if override.is_delete():
-            raise InputError(f"{word}: no setting is left out; give another value, key=value")
+            raise InputError(f"{word}: a setting cannot be deleted; give another value, key=value")
         if override.package is not None:
-            raise InputError(f"{word}: a group stays in its place; give it without @{override.package}")
+            raise InputError(f"{word}: a group cannot be moved; give it without @{override.package}")
         if override.key_or_group in GROUPS or "/" in override.key_or_group:
             choices(override)
     groups = [w for w, o in overrides.items() if o.key_or_group in (*GROUPS, ARCHITECTURE, "trust")]

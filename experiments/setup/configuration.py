@@ -87,7 +87,7 @@ def _composed(words: tuple[str, ...]) -> DictConfig:
         except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise InputError(f"cannot read {' '.join(words)}: {first_line(error)}") from None
     _check_architecture(config.model)  # whose parts others are made of
-    if not (config.trust and any(key_of(word) == "trust" for word in words)):  # no file says so for the user
+    if not (config.trust and any(key_of(word) == "trust" for word in words)):  # a file cannot set it
         _check_trust(config)
     if "_target_" in config.experiment:
         typed = OmegaConf.structured(schema(config.experiment._target_))
@@ -120,7 +120,7 @@ def plain(config: DictConfig, key: str) -> Any:
 
 
 def has_file(group: str, name: str) -> bool:
-    """Whether `conf/` has a choice of that name in a group, which is no way out of it: `../../other`."""
+    """Whether `conf/` has a choice of that name in a group; names such as `../../other` are not."""
     return any(path.stem == name for path in (CONF / group).glob("*.yaml"))
 
 
@@ -188,7 +188,7 @@ def _checked(hint: Any) -> Any:
 
 
 def suite(config: DictConfig, words: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """The experiments that are asked for, a suite's one by one: each one's name, and the words meant for it."""
+    """The requested experiments, with those of a suite one by one: the name of each, and its words."""
     if "suite" not in config.experiment:
         return [(config.hydra.runtime.choices.experiment, list(words))]
     rest = [word for word in words if key_of(word) != "experiment"]
@@ -229,8 +229,8 @@ def arguments_of(node: DictConfig) -> tuple[list[str], bool]:
     if "_target_" in node and not OmegaConf.is_missing(node, "_target_"):
         try:
             parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
-        except Exception as error:  # a module of one's own may raise anything
-            why = f"{first_line(error.__cause__ or error)}; give what Python can import from here, my.module.Net"
+        except Exception as error:  # the user's own module may raise anything
+            why = f"{first_line(error.__cause__ or error)}; give a name that Python can import, such as my.module.Net"
             raise InputError(f"cannot use {node['_target_']}: {why}") from None
         more = any(p.kind is p.VAR_KEYWORD for p in parameters)
         keys += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -238,9 +238,9 @@ def arguments_of(node: DictConfig) -> tuple[list[str], bool]:
 
 
 def check_groups(config: DictConfig, groups: Iterable[str]) -> None:
-    """InputError for the first setting of these groups that is not what the function it is for says, or is no setting.
+    """Raises InputError for the first setting of these groups that its function does not have or whose type is wrong.
 
-    Of what a user wrote, types are not looked at.
+    Types of a user's own functions are not checked.
     """
     check({"seed": config.seed}, {"seed": Seed})
     for group in groups:

@@ -55,9 +55,9 @@ class Transform(Protocol):
 
 
 def class_names(model: Any, data: Any, count: int) -> list[str]:
-    """What a network calls its `count` classes: by its weights, or else as the data call as many, or as ImageNet does.
+    """The names of a network's `count` classes: from its weights, or from data with as many classes, or ImageNet's.
 
-    A network whose weights say nothing is taken to be one of the data that have as many classes as it.
+    A network whose weights name no classes is assumed to be trained on data with as many classes.
     """
     for names in (getattr(model, "class_names", ()), _classes(data), IMAGENET):
         if len(names) == count:
@@ -105,11 +105,11 @@ def scenes(
 def photos(
     transform: Transform, /, *, root: str | Path, split: str | None = "val", labels: str | None = None
 ) -> Photos:
-    """Photographs of `root`/`split`; to look at, not to train on, all of `root` where there is no such folder."""
+    """Photographs of `root`/`split`; if there is no such folder, all of `root`, unless it is for training."""
     root = Path(root).expanduser()
     home = split and home_of(Folder(root), split)
     if split and not home and (split == "train" or isinstance(transform, Stored)):
-        use = "train on" if split == "train" else "measure training by: give it, or validation=train"
+        use = "train on" if split == "train" else "validate on: make it, or give validation=train"
         raise InputError(f"{root} has no folder {split!r} of photographs to {use}")
     return Photos(home.path / split if split and home else root, labels=labels, transform=transform)
 
@@ -135,7 +135,9 @@ def web_dataset(
         tars = [part.replace("{split}", split or "*") for part in tars]
     elif split == "train" or (split and isinstance(transform, Stored)):
         advice = "give a folder that has one, or a pattern with {split}"
-        raise InputError(f"{tars[0]} does not say which tars are of the split {split!r}, to train by; {advice}")
+        raise InputError(
+            f"{tars[0]} does not say which tars belong to the split {split!r}, which training needs; {advice}"
+        )
     return WebDataset(tars, transform=transform, picture=picture, index=index)
 
 
@@ -159,7 +161,9 @@ def hugging_face(
         split = next((name for name in ("val", "validation", "valid", "test") if name in names), split)
     if not names:
         if split == "train" or (split and isinstance(transform, Stored)):
-            raise InputError(f"{root} is a single Dataset, without a split {split!r} to train by; save a DatasetDict")
+            raise InputError(
+                f"{root} is a single Dataset, without the split {split!r}, which training needs; save a DatasetDict"
+            )
         split = None
     return HuggingFace(root, split=split, transform=transform, image=image, label=label)
 
@@ -168,7 +172,7 @@ def caltech(transform: Transform, /, *, root: str | Path, inside: str, without: 
     """Caltech-101 or 256 as torchvision lays them out, or any class folders: all images of all classes but one.
 
     A split.csv beside the folders (file, split: train or test) fixes the first fold: the dataset's `official_split`.
-    Raises InputError for split="train": all images are measured on, so none are left to train on.
+    Raises InputError for split="train": all images are for testing, so none are left for training.
     """
     _check_measured(split, "Caltech")
     root = Path(root).expanduser()
@@ -184,7 +188,7 @@ def caltech(transform: Transform, /, *, root: str | Path, inside: str, without: 
         if unknown := next((part for part in listed.values() if part not in ("train", "test")), None):
             raise InputError(f"{home / 'split.csv'} has the split {unknown!r}; give train or test")
         if absent := next((file for file in listed if not file or file not in folder), None):
-            raise InputError(f"{home / 'split.csv'} names {absent}, which is not there")
+            raise InputError(f"{home / 'split.csv'} names {absent}, which does not exist")
     return dataset
 
 
@@ -200,7 +204,7 @@ def voc2012(transform: Transform, /, *, root: str | Path, split: str = "val") ->
 
 
 def tiny_imagenet(transform: Transform, /, *, root: str | Path, split: str = "val") -> Photos:
-    """Any train/ and val/ of class folders, in a folder or a zip; also as Tiny ImageNet is handed out."""
+    """Any train/ and val/ of class folders, in a folder or a zip; also the published layout of Tiny ImageNet."""
     return class_folders(root, split, transform)
 
 
@@ -208,7 +212,7 @@ def imagenet(transform: Transform, /, *, root: str | Path, split: str = "val") -
     """ImageNet's class folders in train/ and val/; where only ILSVRC2012_img_<split>.tar is, it is unpacked first."""
     root = Path(root).expanduser()
     if os.path.isfile(tar := root / f"ILSVRC2012_img_{split}.tar") and not home_of(Folder(root), split):
-        print(f"unpacking {tar} for the first and only time, which takes long", file=sys.stderr)
+        print(f"unpacking {tar} once, which takes a long time", file=sys.stderr)
         with _whole(root / split) as part:
             if split == "train":
                 parse_train_archive(root, folder=str(part / split))
@@ -242,12 +246,12 @@ def cifar10(transform: Transform, /, *, root: str | Path, split: str = "val", do
         return as_images(CIFAR10(root, split == "train", transform, download=download))
     except (RuntimeError, OSError) as error:
         todo = "try again" if download else "set data.root to the folder that holds it, or data.download=true"
-        raise InputError(f"no whole cifar-10-batches-py in {root} ({first_line(error)}): {todo}") from None
+        raise InputError(f"no complete cifar-10-batches-py in {root} ({first_line(error)}): {todo}") from None
 
 
 @contextlib.contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """Where to make a folder of that name, which is moved to its place once it is whole."""
+    """A temporary folder, which is renamed to that name once it is complete."""
     part = folder.parent / ".part"
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -266,10 +270,10 @@ def _check(split: str) -> None:
 
 
 def _check_measured(split: str, name: str) -> None:
-    """InputError for training images of a dataset all of whose images are measured on."""
+    """Raises InputError for training images of a data set whose images are all for testing."""
     _check(split)
     if split == "train":
         raise InputError(
-            f"{name} has no images to train on apart from those to measure on;"
+            f"{name} has no training images separate from its test images;"
             " sort images into train/ and val/, and use data=tiny_imagenet"
         )

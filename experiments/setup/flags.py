@@ -11,11 +11,11 @@ OURS = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; --help lists what there is")
+        raise InputError(f"{message}; --help lists the options")
 
 
 def options_of(line: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The options, spelled for Hydra, and the other words; InputError for an option that there is not."""
+    """The options, in Hydra's form, and the other words. Raises InputError for an unknown option."""
     parser = _Parser(prog="run.py", add_help=False, allow_abbrev=False)
     one = parser.add_mutually_exclusive_group()
     for names in (("-h", "--help"), ("-m", "--multirun"), ("--version",)):
@@ -28,7 +28,7 @@ def options_of(line: Sequence[str]) -> tuple[list[str], list[str]]:
         parser.error("--resolve and --package go with --cfg")
     for word in words:
         if word.partition("=")[0] in OURS:
-            raise InputError(f"{word.partition('=')[0]} is not taken: the configuration is that of conf/")
+            raise InputError(f"{word.partition('=')[0]} is not supported: the configuration is in conf/")
         if word[:1] == "-":
             known = [name for action in parser._actions for name in action.option_strings]
             raise unknown_name("option", word, known)

@@ -1,7 +1,7 @@
-"""Whether a setting is what the type hint of its argument says, elements and limits included.
+"""Checks settings against the type hints of their arguments, including elements and limits.
 
-A signature is what an experiment's settings are checked by before anything is made or trained: `k: Count`,
-`style: Literal["safe", "paper"]`, `grids: Sequence[Grid] | None`. A hint that means nothing here allows anything.
+An experiment's settings are checked against its signature before anything is made or trained: `k: Count`, `style:
+Literal["safe", "paper"]`, `grids: Sequence[Grid] | None`. An unknown hint allows anything.
 """
 
 import inspect
@@ -22,7 +22,7 @@ LARGEST = 2**31 - 1  # what torch, numpy and scikit-learn all take; an error doe
 
 
 class Limits(NamedTuple):
-    """What a number may be; `above`: the least is excluded. Stands in `Annotated`."""
+    """The range of a number; `above`: the least is excluded. For use in `Annotated`."""
 
     least: float
     most: float = math.inf
@@ -36,7 +36,7 @@ class Limits(NamedTuple):
 
 
 class Length(NamedTuple):
-    """How many entries a list has; without a number, one or more. Stands in `Annotated`."""
+    """The length of a list; without a number, one or more. For use in `Annotated`."""
 
     number: int | None = None
 
@@ -61,11 +61,11 @@ Amounts = Annotated[Sequence[Finite], Length()]
 
 
 def check(settings: Mapping[str, Any], hints: Mapping[str, Any], before: str = "") -> None:
-    """InputError for the first setting that is not what its hint says.
+    """Raises InputError for the first setting that does not match its hint.
 
     Args:
         settings: plain values by name.
-        hints: types by name; what is not in it may be anything.
+        hints: types by name; other names may be anything.
         before: of the names, in the error.
     """
     for name, value in settings.items():
@@ -81,7 +81,7 @@ def check(settings: Mapping[str, Any], hints: Mapping[str, Any], before: str = "
 
 
 def hints_of(function: Any) -> dict[str, Any]:
-    """The types of a function's, or class's, arguments; what cannot be read allows anything."""
+    """The types of a function's, or class's, arguments; a hint that cannot be evaluated allows anything."""
     try:
         hints = get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
     except (NameError, TypeError, AttributeError):
@@ -91,7 +91,7 @@ def hints_of(function: Any) -> dict[str, Any]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is what a hint says."""
+    """Whether a plain value matches a hint."""
     kinds = _kinds(hint)
     return any(_fits(value, kind) for kind in kinds)
 

@@ -1,6 +1,6 @@
 """From `conf/model/*.yaml`, or the name of a classifier of torchvision's or timm's, to a network ready for photographs.
 
-Which of its layers stand for the paper's is said there, or found in the traced graph (`auto`).
+The layers that stand for the paper's are listed there, or found in the traced graph (`auto`).
 """
 
 import math
@@ -81,11 +81,11 @@ def build(
         architecture: makes the network.
         weights: null: random; DEFAULT, or another of torchvision's names for the weights it publishes: downloaded,
             with the preprocessing they were trained with; PACKAGE: those of an installed package; else a file.
-        preprocessing: for random weights and for files that do not say how their photographs were prepared.
+        preprocessing: for random weights, and for files without their own preprocessing.
         entry: of a file: see `zfnet.weights.load`.
         sha256: of a file: see `zfnet.weights.load`.
         seed: of random weights.
-    Raises InputError if the weights are not there or are another architecture's.
+    Raises InputError if the weights do not exist or belong to another architecture.
     """
     theirs = None
     if weights == "PACKAGE":
@@ -104,7 +104,7 @@ def build(
 
 
 def published(weights: str | Path | None) -> bool:
-    """Whether it is a name that is given to published weights, such as DEFAULT, and no file."""
+    """Whether it is a name of published weights, such as DEFAULT, and not a file."""
     name = str(weights or "")
     return name.isidentifier() and name == name.upper() and not os.path.exists(name)
 
@@ -149,11 +149,11 @@ def _function(architecture: Callable[..., nn.Module]) -> Any:
 
 
 def network_of(architecture: Callable[..., nn.Module], theirs: _Published | None = None) -> nn.Module:
-    """The network; InputError for whatever its function raises."""
+    """The network. Raises InputError for any error of its function."""
     name, arguments = (theirs.name, theirs.arguments) if theirs else ("the network", {})
     try:
         return architecture(**arguments)
-    except OSError as error:  # its cache cannot be written, or it cannot be reached
+    except OSError as error:  # the cache cannot be written, or there is no connection
         raise InputError(
             f"cannot download {name} ({first_line(error)}); give a file, model.weights=FILE, or run this once "
             "where there is a connection"
@@ -167,7 +167,7 @@ def network_of(architecture: Callable[..., nn.Module], theirs: _Published | None
 
 
 def _torchvisions(published: Any) -> Preprocessing:
-    """What torchvision says that photographs are to go through for these weights."""
+    """torchvision's preprocessing for these weights."""
     how = published.transforms()
     return Preprocessing(
         size=how.crop_size[0],
@@ -179,7 +179,7 @@ def _torchvisions(published: Any) -> Preprocessing:
 
 
 def _timms(name: str) -> tuple[dict[str, Any], Preprocessing]:
-    """What timm knows of a model, and what photographs are to go through for it."""
+    """timm's metadata of a model, and its preprocessing."""
     try:
         import timm
         from timm.data import resolve_data_config

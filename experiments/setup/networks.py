@@ -1,4 +1,4 @@
-"""Networks that were trained before, found by the identity of their training; and others trained from scratch."""
+"""Trained networks, found by the identity of their training, or trained from scratch."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -41,7 +41,7 @@ def find_trained(files: Iterable[Path], identity: dict[str, Any]) -> Path | None
             try:
                 metadata = weights.read_metadata(file)
             except InputError as error:
-                raise InputError(f"{error}; delete it to train anew") from None
+                raise InputError(f"{error}; delete it to train again") from None
             if metadata.get("identity") == identity and isinstance(metadata.get("history"), list):
                 return file
     return None
@@ -60,9 +60,9 @@ class Networks:
         training: uint8 images and labels, read when they are first needed.
         validation: as `training`, or None.
         preprocessing: of all the networks.
-        also: other files of weights, such as those that experiment=train leaves, to look among first.
+        also: other files of weights to search first, such as those of experiment=train.
         device: where they are trained.
-        fresh: start trainings anew that were stopped.
+        fresh: restart interrupted trainings instead of resuming them.
         workers: processes that read images; None: one for each core, up to eight.
         progress: show progress bars.
     """
@@ -101,9 +101,9 @@ class Networks:
         return in_memory(dataset, limit=MEMORY, workers=self.workers, progress=self.progress, description=description)
 
     def trained(self, name: str, architecture: Callable[[], nn.Module], recipe: Recipe) -> Trained:
-        """The network of that name, architecture, recipe and seed (the recipe's): trained now, unless it was before.
+        """The network of that name, architecture, recipe and seed (the recipe's); it is trained if it does not exist.
 
-        A run that was stopped goes on. InputError where training fails, such as for a loss that is not finite.
+        An interrupted run resumes. Raises InputError if training fails, such as for a loss that is not finite.
         """
         model = build(architecture, preprocessing=self.preprocessing, seed=recipe.seed).to(self.device)
         metadata = described(model, recipe, self._training, self._validation)
@@ -114,7 +114,7 @@ class Networks:
             try:
                 weights.load(model, file)
             except InputError as error:
-                raise InputError(f"{error}; delete it to train anew") from None
+                raise InputError(f"{error}; delete it to train again") from None
             return Trained(model.eval(), weights.read_metadata(file)["history"])
         if self.progress and processes()[0] == 0:
             print(f"training {name}, seed {recipe.seed}")

@@ -1,7 +1,7 @@
-"""What a configuration describes: the network, the images, and networks that are trained on them.
+"""The objects of a configuration: the network, the images, and networks that are trained on them.
 
 An experiment's YAML says which of these its function gets, as `model: ${model}`. Each is made once, when it is first
-asked for, and what the configuration leaves open is filled in: trained weights, the number of classes, the layers.
+used. What the configuration leaves open is filled in: trained weights, the number of classes, the layers.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ SHARED = ("train", "variant", "scan")  # experiments whose work several processe
 
 
 def made(settings: Any, *arguments: Any, **more: Any) -> Any:
-    """What the configured function makes; its InputError, or one for arguments that it does not have."""
+    """The object that the configured function makes. Raises its InputError, or one for unknown arguments."""
     try:
         with refused():
             return instantiate(settings, *arguments, **more, _convert_="all")
@@ -54,7 +54,7 @@ def made(settings: Any, *arguments: Any, **more: Any) -> Any:
 
 
 def called(config: DictConfig) -> str:
-    """The model's name in a folder's; of one's own, its class's."""
+    """The model's name in folder names; for your own network, the name of its class."""
     name = config.hydra.runtime.choices.model
     return str(config.model.architecture._target_).rpartition(".")[2] if name == "own" else name.replace("/", "-")
 
@@ -95,7 +95,7 @@ class Objects:
         self.name = f"{called(config)}-{choices.data}"
 
     def experiment(self, out: Path) -> Any:
-        """Run the experiment's function; its result lies in the folder `out`."""
+        """Run the experiment's function; its result is in the folder `out`."""
         arguments = {name: getattr(self, name) for name in OBJECTS if name in self.asked}
         settings = self.settings()["experiment"]  # now: they may name what objects filled in, as ${model.weights}
         settings = {name: value for name, value in settings.items() if name not in arguments}
@@ -113,9 +113,9 @@ class Objects:
         return settings
 
     def folder(self, experiment: str) -> Path:
-        """Where the result lies: where `out` says, or outputs/<experiment>/<model>-<data>.
+        """The folder of the result: `out`, or outputs/<experiment>/<model>-<data>.
 
-        A network that was trained otherwise is not overwritten: the training lies beside it.
+        A network that was trained with other settings is not overwritten: the training gets a folder beside it.
         """
         if self.config.out:
             return Path(self.config.out).expanduser()
@@ -126,21 +126,24 @@ class Objects:
             identity = self.identity
             if weights.read_metadata(folder / "model.safetensors").get("identity") != identity:
                 folder = folder.with_name(f"{folder.name}-{digest(identity)[:8]}")
-                print(f"{self.name} was trained otherwise and is kept: this training lies in {folder}", file=sys.stderr)
+                print(
+                    f"{self.name} was trained with other settings and is kept: this training is in {folder}",
+                    file=sys.stderr,
+                )
         return folder
 
     @property
     def origin(self) -> str:
-        """For the last line: where the weights of the network come from that an experiment looks into."""
+        """For the last line: the source of the network's weights."""
         if not {"model", "data"} <= self.asked:
             return ""
         if self.config.model.weights is None:
-            return ", of random weights; model.weights=FILE gives others"
+            return ", with random weights; model.weights=FILE loads others"
         return f", of {self.config.model.weights}" if self._found else ""
 
     @property
     def fresh(self) -> bool:
-        """Whether nothing of a stopped run is taken up."""
+        """Whether to ignore the state of an interrupted run."""
         return bool(self.config.experiment.get("fresh"))
 
     @property
@@ -202,9 +205,9 @@ class Objects:
         return Path(self.config.scans, self.name).expanduser()
 
     def trained(self) -> Path:
-        """The weights of the network, trained as configured: by an earlier run, or else now.
+        """The weights of the network, trained as configured by an earlier run, or else now.
 
-        They lie in outputs/train/<model>-<data>/, or beside it if a network that was trained otherwise is there.
+        They are in outputs/train/<model>-<data>/, or beside it if that has a network with other settings.
         """
         choices = self.config.hydra.runtime.choices
         data = self.config.data.get("trained_on") or choices.data
@@ -219,20 +222,20 @@ class Objects:
         except InputError as error:
             if not path.exists():
                 raise
-            advice = f"model.weights={path} takes the network that is there, however trained"
+            advice = f"model.weights={path} uses the existing network, however it was trained"
             raise InputError(f"{error}; {advice}") from None
         from experiments.setup.networks import find_trained
 
         if file := find_trained(files, identity):
             return file
         if not path.exists():
-            reason = f"{path} is not there yet: training it first"
+            reason = f"{path} does not exist yet: training it first"
         else:
             before = weights.read_metadata(path).get("identity")
             changes = difference(before, identity) if before else "an older version did not record how"
             path = path.parent.with_name(f"{path.parent.name}-{digest(identity)[:8]}") / path.name
-            advice = f"model.weights={files[0]} takes the former"
-            reason = f"{files[0]} was trained otherwise ({changes}): training {path} first; {advice}"
+            advice = f"model.weights={files[0]} uses the former"
+            reason = f"{files[0]} was trained with other settings ({changes}): training {path} first; {advice}"
         if self.fresh:
             words.append("++experiment.fresh=true")
         self._check_before_training()
@@ -243,7 +246,7 @@ class Objects:
 
     @staticmethod
     def _trained_files(name: str) -> list[Path]:
-        """Where experiment=train leaves the weights of <model>-<data>, and those that were trained otherwise."""
+        """The files of experiment=train for <model>-<data>, and those of other settings."""
         folder = Path("outputs", "train")
         return [folder / name / "model.safetensors", *sorted(folder.glob(f"{name}-*/model.safetensors"))]
 
@@ -256,7 +259,7 @@ class Objects:
         return self._dataset(Stored(self.preprocessing, self.config.train.get("stored_size")), split=split)
 
     def _published(self) -> dict[str, str]:
-        """The file of weights that comes with the sources, and its checksum; {} where others are asked for."""
+        """The file of weights that comes with the sources, and its checksum; {} if other weights are configured."""
         if self.config.model.weights != "published":
             return {}
         from experiments.setup.published import find
@@ -264,9 +267,10 @@ class Objects:
         return find(called(self.config), self.config.data.get("published"))
 
     def _check_weights(self, words: Sequence[str]) -> None:
-        """InputError for weights that are of no use, and for a setting of training where a network is trained already.
+        """Raises InputError for weights without effect, and for settings of training of a network that is trained
+        already.
 
-        Networks that are trained begin at random: the `trained` weights of a suite are for its other experiments.
+        Training begins with random weights: the `trained` weights of a suite are for its other experiments.
         """
         model = self.config.model
         if self._from_scratch:
@@ -276,15 +280,17 @@ class Objects:
         trained = [key for key in map(key_of, words) if key.split(".")[0] in OF_RUNS or key in OF_RUNS]
         if trained and self.config.experiment.get("runs") is not None:
             name = trained[0].removeprefix("experiment.")
-            raise InputError(f"{name} means nothing to runs, which were trained before: leave it out, or runs")
+            raise InputError(
+                f"{name} has no effect on runs, which are trained already: leave it out, or leave out runs"
+            )
         kinds = [*(kind for kind in TRAINING_KEYS if kind not in ("device", "trust")), *OF_PUBLISHED]
         keys = [key for key in map(key_of, words) if any(f"{key}.".startswith(f"{kind}.") for kind in kinds)]
         if keys and model.weights == "published" and "model" in self.asked:
-            reason = f"{keys[0]} means nothing to the published network, which is trained"
+            reason = f"{keys[0]} has no effect on the published network, which is trained already"
             raise InputError(f"{reason}: give model.weights=trained")
 
     def _metadata(self) -> dict[str, Any]:
-        """What the file of weights says of itself; {} where the weights are no file, or not yet."""
+        """The metadata of the file of weights; {} if there is no such file yet."""
         from experiments.setup.models import published
 
         file = self._published().get("weights") or self.config.model.weights
@@ -292,7 +298,7 @@ class Objects:
 
     @property
     def _from_scratch(self) -> bool:
-        """Whether the experiment trains networks of its own, and looks into no other."""
+        """Whether the experiment trains its own networks, and uses no other."""
         return "networks" in self.asked and "model" not in self.asked
 
     def _find_size(self, words: Sequence[str]) -> None:
@@ -307,8 +313,8 @@ class Objects:
         size = None if fixed or self._from_scratch else self._metadata().get("preprocessing", {}).get("size")
         useless = (fixed or size is not None) and model.get("weights") != "published" and self.asked - {"model"}
         if useless and "data.side" in map(key_of, words):
-            has = "weights have" if size is not None else "architecture has"
-            raise InputError(f"data.side means nothing here: the network's {has} a size of its own; leave it out")
+            has = "weights have their" if size is not None else "architecture has its"
+            raise InputError(f"data.side has no effect: the network's {has} own size; leave it out")
         if fixed:
             return
         if size is None:
@@ -336,7 +342,7 @@ class Objects:
                 raise InputError(f"{error}; {advice}") from None
 
     def _check_before_training(self) -> None:
-        """InputError for what the experiment would say of its settings only once the network is trained."""
+        """Raises InputError now for settings that would otherwise fail only after training."""
         from experiments.setup.models import network_of
         from zfnet.graph import Graph
 
@@ -376,7 +382,7 @@ class Objects:
 
 
 def device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one, under torchrun this process's own."""
+    """The device of that name; "auto" is a GPU if there is one, under torchrun that of this process."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -398,7 +404,7 @@ def distributed(experiments: Sequence[str]) -> Iterator[None]:
         known = f"{', '.join(SHARED[:-1])} and {SHARED[-1]}"
         raise InputError(f"torchrun is for experiment={known}; run {', '.join(experiments)} with python")
     try:
-        # parts of a scan may end at different times; of training, a step that takes longer than torch allows hangs
+        # parts of a scan may end at different times; training hangs in a step that takes longer than torch allows
         patience = timedelta(days=7) if set(experiments) == {"scan"} else None
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
     except ValueError as error:  # such as WORLD_SIZE without what torchrun sets beside it

@@ -8,13 +8,13 @@ from experiments.setup.hints import Count, Natural, Share, Width
 
 
 class Reading(TypedDict, total=False):
-    """How images are read, and what a stopped run has left.
+    """How images are read, and whether an interrupted run resumes.
 
     Args:
         batch_size: images in a batch.
         workers: processes that read images; null: one for each core, up to eight.
         progress: show progress bars.
-        fresh: start anew, whatever a stopped run has left: scans, features, measurements, checkpoints.
+        fresh: discard the state of an interrupted run (scans, features, measurements, checkpoints) and start again.
     """
 
     batch_size: Count
@@ -27,9 +27,9 @@ class Showing(Reading, total=False):
     """How projections are made and shown.
 
     Args:
-        rules: how the signal goes back: "deconvnet", "extended" (docs/rules.md), "guided" or "gradient".
-        collisions: what overlapping pooling windows do with a place that several of them send to: "add", "max", ...
-        norm: contrast normalisation in reverse: passed through ("identity", as in the paper), or "gradient".
+        rules: the rule set: "deconvnet", "extended" (docs/rules.md), "guided" or "gradient".
+        collisions: the value of a place to which several overlapping pooling windows send: "add", "max", ...
+        norm: contrast normalisation in reverse: "identity" passes the signal through, as in the paper; or "gradient".
         contrast: a projection's scale ends at this quantile of its non-zero absolute values.
         colour: "rgb", or "grey": the mean of a projection's colours.
         interpolation: "bicubic", or "nearest", which shows pixels as squares.
@@ -46,7 +46,7 @@ class Showing(Reading, total=False):
 
 
 class Stateless(TypedDict, total=False):
-    """How images are read by what keeps no state."""
+    """How images are read, for experiments that keep no state."""
 
     batch_size: int
     workers: int | None

@@ -26,7 +26,7 @@ def overview(words: Sequence[str]) -> str:
         groups = [f"{group}: {', '.join(names(group))}" for group in GROUPS if group != "experiment"]
         filled = "\n\n".join(textwrap.fill(line, 118, subsequent_indent="    ") for line in groups)
         closing = "experiment=NAME --help lists the settings of one. -m runs a sweep: k=4,9.\n"
-        closing += "trust=true lets it call what is not of zfnet, torch or the current folder: docs/security.md."
+        closing += "trust=true allows code from outside zfnet, torch and the current folder: docs/security.md."
         return "\n".join([USAGE, "", "experiments:", *lines, "", filled, "", closing])
     config = configured(spelled(words))
     if "suite" in config.experiment:
@@ -56,7 +56,7 @@ def overview(words: Sequence[str]) -> str:
 
 
 def _about(name: str) -> str:
-    """The first line of an experiment's module; of a suite, what it runs."""
+    """The first line of an experiment's module; for a suite, the experiments that it runs."""
     text = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
     if not (target := re.search(r"_target_: ([\w.]+)\.main", text)):
         return "all of " + text.partition("suite: [")[2].partition("]")[0]

@@ -1,4 +1,4 @@
-"""The networks that come with the sources, in `published/`: which there are, and their checksums."""
+"""The networks that come with the sources, in `published/`, and their checksums."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def find(model: str, data: str | None) -> dict[str, str]:
     if name not in known:
         there = ", ".join(sorted(file.removesuffix(".safetensors") for file in known))
         raise InputError(
-            f"no weights of {model} are published for such images, of {there} alone; "
+            f"no weights of {model} are published for these images, only for {there};  "
             "give model.weights=trained, a file, or, for a network of torchvision or timm, DEFAULT"
         )
     return {"weights": str(FOLDER / name), "sha256": known[name]}

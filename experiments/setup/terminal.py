@@ -1,7 +1,8 @@
-"""How the command ends: in one line and a status, whatever is mistyped, interrupted or closed.
+"""How the command ends: with one line and an exit status, also after mistakes, interrupts and closed pipes.
 
-2: a user's mistake, 1: our own, with its traceback, 130: Ctrl-C, 143: SIGTERM, as from a cluster.
-It imports nothing large: what is pressed while torch is imported is understood as well.
+Status 2: a user's mistake, 1: a bug, with its traceback, 130: Ctrl-C, 143: SIGTERM, as from a cluster. This module
+imports
+nothing large, so that Ctrl-C works while torch is imported.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ LONGEST = 1200  # letters of a line: what was typed may be longer
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that ends the run like Ctrl-C: what keeps a state saves it."""
+    """A signal that ends the run like Ctrl-C: code with a state saves it."""
 
 
 def leave(number: int, _: FrameType | None) -> None:
@@ -35,7 +36,7 @@ def stop(number: int, _: FrameType | None) -> None:
 
 
 def understand(handler: Any) -> None:
-    """Have this function called for Ctrl-C and SIGTERM."""
+    """Call this function for Ctrl-C and SIGTERM."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and shells in the background ask for
             signal.signal(number, handler)
@@ -51,7 +52,7 @@ def stand_somewhere() -> None:
 
 
 class Pipe(io.FileIO):
-    """Where output goes; what nobody reads any more, as after `| head`, is dropped, and the work goes on."""
+    """An output stream; if its reader closes it, as `| head` does, output is dropped and the run continues."""
 
     lost = False
 
@@ -69,7 +70,7 @@ class Pipe(io.FileIO):
 
 
 def outlast() -> None:
-    """Make the standard streams outlast their readers, and write what their encoding lacks in escapes."""
+    """Let the standard streams survive their readers, and escape characters that their encoding lacks."""
     for name, number in (("stdout", 1), ("stderr", 2)):
         if (stream := getattr(sys, name)) is not None:
             stream.flush()
@@ -115,7 +116,7 @@ def in_one_line() -> Iterator[None]:
         raise SystemExit(2) from None
     except KeyboardInterrupt as error:
         number = error.args[0] if isinstance(error, Stopped) else signal.SIGINT
-        say("interrupted; the same command goes on from whatever was saved", before="\n")
+        say("interrupted; the same command resumes from what was saved", before="\n")
         raise SystemExit(128 + number) from None
     except Exception as error:
         if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
@@ -131,7 +132,7 @@ def say(message: str, before: str = "") -> None:
 
 
 def line(message: str) -> str:
-    """One line, whatever is in the message: names of files may hold line feeds and escape codes."""
+    """The message as one line: names of files may contain line feeds and escape codes."""
     from zfnet.errors import printable
 
     shown = printable(message)

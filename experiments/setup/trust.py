@@ -1,8 +1,8 @@
 """What a configuration may call: Hydra imports and calls whatever a `_target_` names.
 
-Without `trust=true` that is what makes networks, data and recipes in zfnet, experiments, torch, torchvision and timm,
-and any code of the current folder. Nothing is imported, and so run, before its package is known; what is then found
-must be defined in such a package too: `torch.os.system` is not torch's. See docs/security.md.
+Without `trust=true` a `_target_` may be code of the current folder, or a class or function of zfnet, experiments,
+torch, torchvision and timm that makes networks, data or recipes. Nothing is imported, and so run, before its package is
+known. The object must also be defined in such a package: `torch.os.system` is not torch's. See docs/security.md.
 """
 
 import importlib
@@ -55,8 +55,8 @@ def check_trusted(settings: Any, place: str = "", launching: bool = False) -> No
     for where, target in targets(settings, place):
         if not (launching and isinstance(target, str) and HYDRAS.fullmatch(target)) and not is_trusted(target):
             raise InputError(
-                f"{where}._target_ is {str(target)!r}, which is outside what may be called (docs/security.md); "
-                "if you know what it does, add trust=true"
+                f"{where}._target_ is {str(target)!r}, which is not allowed by default (docs/security.md);  "
+                "if you trust it, add trust=true"
             )
 
 
@@ -75,7 +75,7 @@ def targets(settings: Any, place: str) -> Iterator[tuple[str, Any]]:
 def is_trusted(target: Any) -> bool:
     """Whether a dotted name is a class or function of the packages above, or of the current folder.
 
-    What does not exist there is trusted too: whoever calls it says so.
+    Names that do not exist are trusted too: calling them raises an error.
     """
     if not isinstance(target, str) or not NAME.fullmatch(target) or "._" in target:
         return False
@@ -86,7 +86,7 @@ def is_trusted(target: Any) -> bool:
         return not exists(package)
     try:
         thing = _found(target)
-    except Exception:  # a module of one's own may raise anything
+    except Exception:  # the user's own module may raise anything
         return True
     if not inspect.isclass(thing) and not inspect.isfunction(thing):
         return False

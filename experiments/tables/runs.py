@@ -1,6 +1,6 @@
-"""Runs that experiment=variant made elsewhere and earlier, put together: one for each network and seed.
+"""Existing results of experiment=variant, one for each network and seed, for one table.
 
-They make one table only if they differ in nothing but the variant and the seed, so whatever else differs is refused.
+They may differ only in the variant and the seed; any other difference is an error.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Runs(NamedTuple):
 
 
 def read_runs(folder: str | Path) -> Runs:
-    """All results of experiment=variant in a folder, or anywhere below it; results of other experiments are left out.
+    """All results of experiment=variant in a folder, or anywhere below it; results of other experiments are ignored.
 
     Raises:
         InputError: if there is none, if one is damaged or lacks a measurement, if two are of the same network and
@@ -40,7 +40,7 @@ def read_runs(folder: str | Path) -> Runs:
             raise InputError(f"{files[key]} and {file} are both of {key[0]}, seed {key[1]}; keep one of them")
         files[key], results[key] = file, result
     if not files:
-        raise InputError(f"no result of experiment=variant lies in {folder} or below it")
+        raise InputError(f"no result of experiment=variant in {folder} or below it")
     keys = sorted(files, key=lambda key: (list(VARIANTS).index(key[0]), key[1]))
     stated = {key: flat(results[key]["settings"]) for key in keys}
     names = dict.fromkeys(name for settings in stated.values() for name in settings if name not in OWN)
@@ -49,7 +49,7 @@ def read_runs(folder: str | Path) -> Runs:
         for key in said:
             if stated[key][name] != stated[said[0]][name]:
                 other = f"{stated[said[0]][name]} in {files[said[0]]}"
-                advice = "the runs of a table may differ in variant and seed alone"
+                advice = "the runs of a table may only differ in variant and seed"
                 raise InputError(f"{files[key]}: {name} is {stated[key][name]}, but {other}; {advice}")
     shared = {name: value for name, value in results[keys[0]]["settings"].items() if name not in OWN}
     shared["recipe"] = {name: value for name, value in shared["recipe"].items() if name != "seed"}
@@ -73,7 +73,7 @@ def _key(file: Path, result: Mapping[str, Any]) -> Key:
     if needed:
         raise InputError(f"{file} does not say {', '.join(sorted(needed))}: run experiment=variant again")
     if settings["variant"] not in VARIANTS:
-        raise InputError(f"{file} is of {settings['variant']!r}, which is no row of Table 3; move it elsewhere")
+        raise InputError(f"{file} is of {settings['variant']!r}, which is not a row of Table 3; move it elsewhere")
     return settings["variant"], settings["recipe"]["seed"]
 
 

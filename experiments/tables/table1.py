@@ -5,7 +5,7 @@ the left eye or the nose is masked in images of dogs, and when random places are
 Figure 8.
 
 What to look for: lower than random means that the layer relates the part in different images. In the paper the eyes
-and the nose are well below random in layer 5 and hardly in layer 7, which tells breeds apart. Read it beside the share
+and the nose are well below random in layer 5 and hardly in layer 7, which tells breeds apart. Compare it with the share
 of features that a mask changes at all: two masks that change little agree a lot.
 """
 
@@ -57,22 +57,22 @@ def main(
     width: Width = 6.9,
     **reading: Unpack[Reading],
 ) -> dict[str, Any]:
-    """Mask the same parts of different images; print how alike the changes of features are, and draw the masks.
+    """Mask the same parts of different images; print how similar the changes of features are, and draw the masks.
 
     Args:
         model: the network.
         data: the images.
         out: the folder of the result.
         layers: two, which stand for the paper's 5 and 7.
-        parts: a CSV file (file, part, x, y, side); null: the boxes that the data knows.
+        parts: a CSV file (file, part, x, y, side); null: the boxes of the data set.
         names: of the parts to mask.
-        kind: the class of the images, where the data knows the boxes; null: all that have the parts.
-        count: so many of the images, by seed (the paper: 5); null: all.
+        kind: the class of the images, if the data set has boxes; null: all that have the parts.
+        count: number of images, drawn by seed (the paper: 5); null: all.
         draws: random masks for each part of each image.
         seed: of images, random masks and permutations.
         fill: the mask, in normalised images, where 0 is the mean colour.
-        zeros: where neither image changes they "agree"; or "drop" such features.
-        permutations: for p.
+        zeros: features that change in neither image "agree", or are left out ("drop").
+        permutations: draws of the permutation test.
         width: of the page, inches.
         reading: see `Reading`.
     """
@@ -104,7 +104,7 @@ def main(
 def _boxes(
     data: Any, names: Sequence[str], parts: str | None, kind: str | None, count: int | None, seed: int
 ) -> dict[int, dict[str, Box]]:
-    """The boxes of the parts by image, of all images that have them, or so many."""
+    """The boxes of the parts by image, for all images that have them, or `count` of them."""
     if not names:
         raise InputError("names is empty: give the parts to mask")
     boxes = parts_of(data, names, table=parts, kind=kind)

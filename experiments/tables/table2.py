@@ -1,12 +1,11 @@
-"""Table 2: error rates of single networks and of networks whose answers are averaged.
+"""Table 2: error rates of single networks and of averages of several networks.
 
 The caption's sense: ImageNet 2012 error rates of the architecture of Krizhevsky et al. (2012), of that of Figure 3, of
 one with 512, 1024 and 512 maps in layers 3 to 5, of several of them together, and of other people's.
 
 What to look for: averaging networks that differ by nothing but their seed lowers the error. The paper's sixth network,
-which is of another architecture, lowers it further; a sixth network of Figure 3 is the control that tells how much of
-this is owed to its architecture and not to its being a sixth: both have the sixth seed. The networks are those of
-Table 3, where it has them.
+which is of another architecture, lowers it further; a sixth network of Figure 3, with the same seed, is the control: it
+shows how much of this is due to the architecture. Networks that Table 3 has are shared with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,10 +63,10 @@ def main(
         architecture: a partial of ZFNet that makes the network of Figure 3; the other networks are changes of it.
         recipe: how each network is trained; seeds count from the recipe's.
         nets: networks of Figure 3 that are averaged; 5 in the paper.
-        pad: pixels by which the border is repeated, to make room for ten crops; null: by what training shifts images,
-            where they leave no margin.
-        fresh: start trainings anew that were stopped.
-        progress: say which network is trained.
+        pad: pixels of repeated border, to make room for ten crops; null: as many as training shifts images, if they
+            have no margin.
+        fresh: restart interrupted trainings instead of resuming them.
+        progress: print which network is trained.
     """
     result = Result("table2", out, locals())
     at_least(1, nets=nets)
@@ -107,7 +106,7 @@ def main(
 
 
 def outcomes(groups: Groups, networks: Networks, crops: int = 1, pad: int = 0) -> dict[str, list[Tensor]]:
-    """Of each group's networks, by row, which validation images they miss by their best answer and by all of five."""
+    """Which validation images each group of networks misses, by row: with its best answer, and with all five."""
     return {
         row: [missed(models, networks.validation, crops=crops, pad=pad) for models in ensembles]
         for row, ensembles in groups.items()
@@ -125,7 +124,7 @@ def errors(misses: Mapping[str, Sequence[Tensor]]) -> dict[str, dict[str, list[f
 def mcnemar(first: Tensor, second: Tensor) -> dict[str, float]:
     """Whether one of two classifiers misses more of the same images: McNemar's exact test, two-sided.
 
-    Images that both miss, or neither, tell nothing. Of the others each classifier alone misses half, if they are alike.
+    Only images that one of them misses count. If the classifiers are equally good, each misses half of these.
     McNemar (1947), doi:10.1007/BF02295996.
 
     Args:
@@ -142,7 +141,7 @@ def mcnemar(first: Tensor, second: Tensor) -> dict[str, float]:
 
 
 def effect(tests: Mapping[str, Mapping[str, float]]) -> str:
-    """What the sixth network's architecture is worth, in a sentence."""
+    """The gain from the sixth network's architecture, in a sentence."""
     told = [
         f"{COLUMNS[column]} {test['difference']:+.1f} (it alone misses {test['first_alone']:,} images, the other alone "
         f"{test['second_alone']:,}; p = {test['p']:.2g})"
@@ -151,7 +150,7 @@ def effect(tests: Mapping[str, Mapping[str, float]]) -> str:
     return (
         f"Errors of (a) and (b) less those of (a) and a sixth network of Figure 3, on the same "
         f"{tests['validation_top1']['images']:,} images: {', '.join(told)}. p is McNemar's exact one, two-sided. It "
-        "tells of other images and these very networks; other seeds may give another sign."
+        "is valid for other images and these networks; other seeds may give another sign."
     )
 
 

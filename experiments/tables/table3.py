@@ -1,4 +1,4 @@
-"""Table 3: what layers and their widths are worth, by training each variant from scratch.
+"""Table 3: the effect of layers and their widths, by training each variant from scratch.
 
 The caption's sense: ImageNet 2012 error rates as the network of Krizhevsky et al. (2012) and that of Figure 3 are
 changed: layers removed, other widths of the fully connected layers, more maps in layers 3 to 5.
@@ -74,10 +74,10 @@ def main(
         recipe: how each network is trained; seeds count from the recipe's.
         seeds: networks of each variant.
         variants: the rows, by name; depth: the four in which layers are removed, and their whole network; null: all.
-        runs: a folder with results of experiment=variant, in it or anywhere below it, which make the table: nothing is
-            trained, and networks, data, recipe and seeds are those of the results; null: the networks are trained.
-        fresh: start trainings anew that were stopped.
-        progress: say which network is trained.
+        runs: a folder with results of experiment=variant, in it or anywhere below it: nothing is trained, and networks,
+            data, recipe and seeds are those of the results; null: the networks are trained.
+        fresh: restart interrupted trainings instead of resuming them.
+        progress: print which network is trained.
     """
     result = Result("table3", out, locals())
     at_least(1, seeds=seeds)
@@ -94,17 +94,17 @@ def main(
     else:
         found = read_runs(runs)
         each = {key: run for key, run in found.measurements.items() if key[0] in names}
-        notes = [*absent(names, each), *(f"Not every run says {name}." for name in found.unsaid)]
+        notes = [*absent(names, each), *(f"Not every run records {name}." for name in found.unsaid)]
         result.settings |= {**found.settings, "seeds": None, "runs": found.sources}
         result.seed = None  # each run has its own
     if not each:
-        raise InputError(f"no run of {' or '.join(names)} lies in {runs}")
+        raise InputError(f"no run of {' or '.join(names)} in {runs}")
     result.settings["unit"] = "%"
     return write(result, each, notes)
 
 
 def rows_of(variants: str | Sequence[str] | None) -> list[str]:
-    """The names of the rows that `variants` asks for, in the table's order."""
+    """The names of the rows of `variants`, in the table's order."""
     if variants == "depth":
         variants = DEPTH
     if variants is None:
@@ -130,12 +130,12 @@ def absent(names: Sequence[str], each: Measured) -> list[str]:
 
 
 def write(result: Result, each: Measured, notes: Sequence[str]) -> dict[str, Any]:
-    """Write the tables, their picture and result.json from what was measured of each network.
+    """Write the tables, their picture and result.json from the measurements of each network.
 
     Args:
         result: with the settings that all networks share.
         each: in the table's order.
-        notes: what is to be said of the runs.
+        notes: sentences about the runs.
     """
     names = list(dict.fromkeys(name for name, _ in each))
     seeds = {name: [seed for other, seed in each if other == name] for name in names}
@@ -197,8 +197,8 @@ def verdict(paper: float, bounds: Sequence[float] | None, seeds: int) -> str:
 
     Args:
         paper: the paper's difference.
-        bounds: of our interval; None where fewer than two seeds give none.
-        seeds: how many give it.
+        bounds: of our interval; None for fewer than two seeds.
+        seeds: number of seeds.
     """
     if bounds is None:
         return f"{'one seed' if seeds else 'no seed in common'}: not decided"
@@ -212,7 +212,7 @@ def verdict(paper: float, bounds: Sequence[float] | None, seeds: int) -> str:
 def course(history: Sequence[Mapping[str, float]], chance: float) -> dict[str, Any]:
     """How a training ended: the best validation error, %, before its last third and in it, and when the rate fell.
 
-    An error that stays within a point of `chance`, %, is no end of learning: it is not called flat.
+    An error within a point of `chance`, %, is not called flat: nothing was learned.
     """
     errors = [percent(entry["validation_error"]) for entry in history]
     third = max(1, len(errors) // 3)
@@ -228,7 +228,7 @@ def course(history: Sequence[Mapping[str, float]], chance: float) -> dict[str, A
 
 
 def fits(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
-    """The criterion: whether the depth-less network fails to fit its training images, as the paper's does."""
+    """The criterion: whether the shallow network fails to fit its training images, as in the paper."""
     whole, least = "krizhevsky", DEPTH[-1]
     if not {whole, least} <= set(errors):
         return []
@@ -262,7 +262,7 @@ def lengths(courses: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def scaled(architecture: Mapping[str, Any]) -> str:
-    """What the paper's widths are here; InputError for a network that has not layers 1 to 7."""
+    """The scaled widths in words. Raises InputError for a network without layers 1 to 7."""
     wide = {name: variant(name, **architecture) for name in ("fig3", "fig3 fc 2048", "fig3 512-1024-512")}
     maps, more = wide["fig3"]["maps"], wide["fig3 512-1024-512"]["maps"][2:]
     hidden, half = wide["fig3"]["hidden"], wide["fig3 fc 2048"]["hidden"]

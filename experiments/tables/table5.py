@@ -1,7 +1,7 @@
 """Table 5: Caltech-256, by 15 to 60 training images of each class.
 
-What to look for: the more classes there are, the more pretraining is worth; from scratch a fourth of the images buys
-next to nothing.
+What to look for: pretraining helps more if there are more classes; from scratch a quarter of the images is almost
+useless.
 """
 
 from experiments.tables.transfer import PRETRAINED, SCRATCH, Published, comparison

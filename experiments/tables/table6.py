@@ -3,8 +3,8 @@
 The caption's sense: average precision for each of 20 classes, of a pretrained network with a new softmax, beside the
 best of the competition.
 
-What to look for: the softmax names one class an image, where several may be, and the paper still comes within reach of
-methods made for it. A classifier for every class by itself does not have that handicap.
+What to look for: the softmax names one class for each image, which may show several, and the paper is still close to
+methods made for this task. A separate classifier for each class does not have this handicap.
 """
 
 from collections import Counter
@@ -81,16 +81,16 @@ def main(
     seed: Seed = 0,
     **reading: Unpack[Reading],
 ) -> dict[str, Any]:
-    """Tell what is in images of several things, by features of a pretrained network, and from scratch.
+    """Classify images that show several things, by features of a pretrained network, and from scratch.
 
     Args:
         model: the pretrained network.
-        data: images with the classes that are in each (`presence`).
+        data: images with the classes in each (`presence`).
         out: the folder of the result.
         layer: whose output is classified.
-        folds: how often half of the images are drawn to train on; data with lists of their own have one fold, theirs.
+        folds: number of random halves for training; data sets with their own lists have one fold.
         crops: of every image; 1, or 10, whose features are averaged.
-        scratch: a partial that makes the network that is trained from scratch, with one softmax; null: none is.
+        scratch: a partial that makes the network to train from scratch, with one softmax; null: none.
         recipe: how that is trained.
         pretraining: a folder of images that the model was trained on; near duplicates of them are left out.
         threshold: near duplicates have a normalised correlation above this.
@@ -155,7 +155,7 @@ def parted(
     classes: Sequence[str],
     without: Mapping[int, str] = {},
 ) -> list[Split]:
-    """The data's own fold, or halves drawn by seed. InputError for a class that none has to train and test on."""
+    """The data's own fold, or halves drawn by seed. Raises InputError for a class that no fold can train and test."""
     images = np.array([i for i in range(len(presence)) if i not in without], dtype=np.int64)
     if parts is not None:
         part_names = np.array([parts[i] for i in images], dtype=object)
@@ -182,7 +182,7 @@ def by_class(folds: Sequence[Rows], classes: Sequence[str]) -> dict[str, list[fl
 
 
 def wins(precision: Precisions, classes: Sequence[str]) -> dict[str, int]:
-    """In how many classes each column has the highest mean; columns that are level share none."""
+    """In how many classes each column has the highest mean; ties count for no column."""
     won = Counter(dict.fromkeys(precision, 0))
     for name in classes:
         means = {kind: mean(column[name]) or 0.0 for kind, column in precision.items()}
@@ -201,7 +201,7 @@ def _table(published: Mapping[str, Sequence[Any]], precision: Precisions, won: M
 
 
 def _notes(features: str, data: Any, sizes: Mapping[str, int]) -> list[str]:
-    """What the numbers are, and what differs from the paper."""
+    """The definition of the numbers, and differences from the paper."""
     how = "trained on VOC's train, tested on its val."
     if data.official_split is None:
         how = f"± and bars: standard deviation (n - 1) over {sizes['folds']} folds, half of the images to train on."

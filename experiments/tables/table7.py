@@ -1,10 +1,10 @@
-"""Table 7: how much each layer of a network knows of other images' classes.
+"""Table 7: how well each layer's features classify other images.
 
 The caption's sense: the features of one layer at a time, with a linear SVM (layers 1 to 5 and 7) or a softmax (5 and 7)
 on top, on Caltech-101 with 30 and Caltech-256 with 60 training images of each class.
 
 What to look for: accuracy rises with depth. In the paper it does so up to layer 7 on Caltech-256, and on Caltech-101
-to layer 5, which is level with layer 7 there.
+to layer 5, where layers 5 and 7 are equal.
 """
 
 import statistics
@@ -64,8 +64,8 @@ def main(
         data: images with labels.
         out: the folder of the result.
         layers: six, which stand for the paper's 1, 2, 3, 4, 5 and 7.
-        per_class: training images of each class; in the paper 30 of Caltech-101, 60 of Caltech-256.
-        folds: how often images are drawn to train and to test on.
+        per_class: training images of each class; in the paper 30 for Caltech-101, 60 for Caltech-256.
+        folds: number of random splits into training and test images.
         crops: of every image; 1, or 10, whose features are averaged.
         test: test images of each class, at most.
         max_features: of a layer; larger maps are averaged over areas until they fit; null: all.

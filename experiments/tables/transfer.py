@@ -1,4 +1,4 @@
-"""What Tables 4 to 7 and Figure 9 share: features of a frozen network, with a new classifier, on another set of images.
+"""Shared by Tables 4 to 7 and Figure 9: features of a frozen network, with a new classifier, on other images.
 
 Tables 4 and 5 and Figure 9 are one comparison on several sets of images: a pretrained network with a new softmax, and
 one that is trained from scratch on those images alone, by the number of training images of each class.
@@ -52,7 +52,7 @@ class Published(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """How networks are compared on another set of images; arguments of the experiments that do so.
+    """Settings of the comparison on another set of images: the arguments of these experiments.
 
     Args:
         model: the pretrained network.
@@ -60,11 +60,11 @@ class Settings:
         out: the folder of the result.
         layer: whose output is classified.
         per_class: training images of each class.
-        folds: how often images are drawn to train and to test on.
+        folds: number of random splits into training and test images.
         test: test images of each class, at most.
         crops: of every image; 1, or 10, whose features are averaged.
-        scratch: a partial that makes the network that is trained from scratch; null: none is.
-        recipe: how that is trained.
+        scratch: a partial that makes the network to train from scratch; null: none.
+        recipe: its training.
         pretraining: a folder of images that the model was trained on; near duplicates of them are left out.
         threshold: near duplicates have a normalised correlation above this.
         cache: the folder of features, which are computed once.
@@ -156,7 +156,7 @@ def compare(
 
 
 class Labelled:
-    """Images that classifiers are trained and tested on, without near duplicates; InputError where they have no labels.
+    """The images for training and testing, without near duplicates. Raises InputError if they have no labels.
 
     Args:
         data, pretraining, threshold: see `duplicates`.
@@ -260,7 +260,7 @@ class Control:
 def remarks(
     left_out: Sequence[str], scratch: partial[nn.Module] | None = None, recipe: Recipe | None = None
 ) -> list[str]:
-    """What is to be said of training from scratch and of near duplicates, where there are any."""
+    """Notes on training from scratch and on near duplicates, if there are any."""
     words = []
     if scratch is not None:
         side, epochs = scratch.keywords.get("image_size", 224), (recipe or Recipe()).epochs
@@ -271,7 +271,7 @@ def remarks(
 
 
 def _notes(published: Published, settings: Settings, model: str, images: Labelled) -> list[str]:
-    """What the numbers are, and what differs from the paper."""
+    """The definition of the numbers, and differences from the paper."""
     return [
         images.words(settings.folds, settings.test),
         f"Pretrained: {model}, {settings.layer}, a new softmax. What differs from the paper: network and images, "

@@ -1,4 +1,4 @@
-"""What Tables 2 and 3 share: networks that are changes of one, each trained from scratch unless it was before."""
+"""Shared by Tables 2 and 3: variants of one network, each trained from scratch if it does not exist."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from zfnet.model import MAPS, variant
 from zfnet.training import Recipe, error_rates
 
 COLUMNS = {"train_top1": "train top-1", "validation_top1": "val top-1", "validation_top5": "val top-5"}
-PAPERS = {  # what section 3 says of training, or train=paper where it says nothing; other settings are departures
+PAPERS = {  # the training of section 3, or of train=paper where the paper says nothing; other settings are departures
     "optimizer": "sgd",
     "learning_rate": 0.01,
     "momentum": 0.9,
@@ -56,7 +56,7 @@ def train_each(
 
 
 def measurements(trained: Trained, networks: Networks) -> dict[str, Any]:
-    """What is kept of one network: errors, %, on images as they are, by Table 3's columns; parameters; history."""
+    """The measurements of one network: errors, %, on unaugmented images, by Table 3's columns; parameters; history."""
     model = trained.model
     rates = *error_rates(model, networks.training, top=(1,)), *error_rates(model, networks.validation, top=(1, 5))
     error = dict(zip(COLUMNS, map(percent, rates), strict=True))
@@ -64,12 +64,12 @@ def measurements(trained: Trained, networks: Networks) -> dict[str, Any]:
 
 
 def contents(data: Any) -> str:
-    """A digest of images and labels, wherever they lie; of those that are too many for memory, of the labels alone."""
+    """A digest of images and labels, in any folder; if they do not fit in memory, of the labels alone."""
     return digest(*data.tensors) if isinstance(data, TensorDataset) else digest(as_images(data).labels)
 
 
 def departures(settings: Mapping[str, Any]) -> str:
-    """What differs from the paper, in a sentence or two.
+    """The differences from the paper, in a sentence or two.
 
     Args:
         settings: of the result: `architecture`, `recipe`, and the numbers of `images` and `validation_images`.

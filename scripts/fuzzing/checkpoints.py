@@ -2,7 +2,7 @@
 
 A checkpoint has the right identity and digest, but something in it is missing, too much, of another type, another shape
 or absurd. It must be refused in one line that names the file, the model and the optimizer as they were, bit for bit; or
-be loaded, what is loaded must be what the file says, and training must go on from it to its end.
+be loaded with the values in the file, and then training must resume from it and finish.
 """
 
 import contextlib

@@ -396,7 +396,7 @@ def write_onnx(choose: random.Random, path: Path) -> None:
 
 
 def write_special(choose: random.Random, path: Path) -> None:
-    """What is no file, an empty one, a huge one with holes, a pickle by hand."""
+    """What is not a file, an empty one, a huge one with holes, a pickle by hand."""
     match choose.randrange(8):
         case 0:
             os.mkfifo(path)

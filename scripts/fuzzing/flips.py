@@ -1,7 +1,7 @@
 """Damaged files: one of each kind that zfnet writes and reads again, with a bit flipped, or cut, longer or overwritten.
 
 Every damage must be found: the file is named in one line of an error; or, where there is a last good file or no digest
-to compare with, in a note on the screen, and the content is then what was written. A right content without a word is a
+to compare with, in a note on the screen, and the content is then what was written. Right content without a message is a
 failure as well: the digest did not cover that bit.
 """
 
@@ -177,7 +177,7 @@ def case(seed: int, folder: Path) -> str:
             message = str(error)
             assert str(file) in message and "\n" not in message, f"{name}: {message}"
             return f"{name}: named"
-    assert str(file) in notes.getvalue(), f"{name}: read without a word"
+    assert str(file) in notes.getvalue(), f"{name}: read without a message"
     return f"{name}: noted"
 
 

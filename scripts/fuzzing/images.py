@@ -1,4 +1,4 @@
-"""Folders with one good photograph and one that is damaged, absurd or no file at all.
+"""Folders with one good photograph and one that is damaged, absurd or not a file.
 
 The good one is always read. The other is read into a finite tensor of the right shape, or is named in one printable
 line: by BrokenImage, by InputError, or among what the folder leaves out.
@@ -120,7 +120,7 @@ def transforms() -> dict[str, tuple[Any, tuple[int, ...] | None]]:
     }
 
 
-# --- what is no file
+# --- what is not a file
 
 
 def _fifo(path: Path) -> None:

@@ -1,11 +1,11 @@
-"""Two-alternative forced choices: does a picture of a unit tell what the unit will do?
+"""Two-alternative forced choices: does a picture of a unit tell what the unit will do? ::
 
     intervention    of two squares laid over an image, which one lowers the unit more? Zimmermann et al. (2021),
                     arXiv:2106.12447
     prediction      of two images, which one activates the feature map more? Borowski et al. (2021), arXiv:2010.12606
 
 A picture gives a number for each alternative; the larger is its answer, and a tie is half right. By chance half of the
-answers are right. The picture to beat is the `effective_field`: where the units of a layer look, whichever they are.
+answers are right. The baseline is the `effective_field`: where the units of a layer look on average.
 
 Shapes: M units have weights (M, S, S), and `inside` (M, S, S), bool, marks the pixels that a unit sees, a rectangle.
 """
@@ -22,7 +22,11 @@ SIDE, ACROSS = 0.4, 5  # squares of 0.4 sides, at 5 x 5 places
 def extents(inside: Tensor) -> Tensor:
     """The rectangle of each unit's pixels: (M, 4: top, left, bottom, right), int64.
 
-    InputError if a unit sees no pixel, or no rectangle.
+    Args:
+        inside: (M, S, S), bool.
+
+    Raises:
+        InputError: if a unit sees no pixel, or no rectangle.
     """
     ends = []
     for side in (inside.any(2), inside.any(1)):
@@ -30,15 +34,15 @@ def extents(inside: Tensor) -> Tensor:
         ends.append((first, last))
     (top, bottom), (left, right) = ends
     if not torch.equal((bottom - top) * (right - left), inside.sum((1, 2))):
-        raise InputError("what a unit sees is a rectangle of one pixel or more")
+        raise InputError("the area that a unit sees must be a rectangle of one pixel or more")
     return torch.stack([top, left, bottom, right], 1)
 
 
 def smoothed(weights: Tensor, inside: Tensor, bandwidth: float = BANDWIDTH) -> Tensor:
     """Weights (M, S, S) from 0, averaged over their neighbourhood, a Gaussian; 0 where a unit does not see.
 
-    All pictures are brought to one bandwidth, because a smoother one may win by its smoothness alone. At a border the
-    mean is over the pixels that are there.
+    All pictures get one bandwidth, because a smoother one may win by its smoothness alone. At a border the mean is over
+    the pixels inside.
 
     Args:
         bandwidth: the Gaussian's deviation, in sides of what a unit sees.
@@ -55,10 +59,10 @@ def smoothed(weights: Tensor, inside: Tensor, bandwidth: float = BANDWIDTH) -> T
 
 
 def effective_field(weights: Tensor, inside: Tensor, maps: Tensor, images: Tensor, own: Tensor) -> Tensor:
-    """Where units look, whichever they are: for each of Q units the mean weight of other maps in other images.
+    """Where units look on average: for each of Q units the mean weight of other maps in other images.
 
-    Each counts by its weights' shares of their sum; the mean at a pixel is over those that see it. Where there are no
-    others it is even. After Luo et al. (2016), arXiv:1701.04128, who measure it for a layer.
+    Each counts by its weights' shares of their sum; the mean at a pixel is over those that see it. Without any other
+    unit it is uniform. After Luo et al. (2016), arXiv:1701.04128, who measure it for a layer.
 
     Args:
         weights, inside: (M, S, S), such as the squared gradients of M units of a layer that see boxes of one size.
@@ -120,9 +124,9 @@ def extremes(values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 
 def matched_extremes(values: Tensor, control: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """As `extremes`, of two places that a control hardly tells apart: neighbours in the order of its values (M, P).
+    """As `extremes`, for two places that a control hardly distinguishes: neighbours in the order of its values (M, P).
 
-    Of all such neighbours they are the two whose values differ most.
+    Of all such pairs it takes the one whose values differ most.
     """
     drawn = torch.rand(values.shape, generator=generator).argsort(1).to(values.device)
     order = drawn.gather(1, control.gather(1, drawn).argsort(dim=1, stable=True))
@@ -140,7 +144,7 @@ def answers(scores: Tensor) -> Tensor:
 
 
 def nearer(strong: Tensor, weak: Tensor, strongest: Tensor, weakest: Tensor) -> Tensor:
-    """How much more the first of two queries is like the strongest references, than like the weakest, than the second.
+    """Compare two queries: similarity to the strongest references minus similarity to the weakest, first minus second.
 
     ``[s(q+, E+) - s(q+, E-)] - [s(q-, E+) - s(q-, E-)]``, above 0 where the answer is right: the machine
     interpretability score of Zimmermann, Klindt & Brendel (NeurIPS 2024), before its squashing; s is the

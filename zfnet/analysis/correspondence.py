@@ -1,7 +1,7 @@
 """Does a network relate the eye of one dog to the eye of another? Zeiler & Fergus (2013, arXiv:1311.2901), Table 1.
 
 Mask the same part in N images. In image i the features of a layer change by eps_i = x_i - x~_i. If the layer relates
-the part in different images, the signs of these changes agree more than those of masks at random positions:
+the part in different images, the signs of these changes agree more than those of masks at random positions::
 
     Delta = mean over pairs i < j of Hamming(sign eps_i, sign eps_j) / dimensions
 
@@ -27,11 +27,11 @@ NO_CHANGE = 1e-5  # of a layer's largest feature: smaller changes are float32's 
 class Consistency(NamedTuple):
     """The sign-Hamming distance between the changes that one mask causes in N images; small: they agree."""
 
-    mean: float  # over pairs of images
-    spread: float  # standard deviation over pairs; for random masks, over pairs of masks
-    interval: tuple[float, float]  # 95 %, of the mean, by resampling images: pairs share images
-    changed: float  # the share of features that a mask changes at all
-    p: float | None  # how often masks drawn from the part's and its random ones agree as well as the part's
+    mean: float  #: over pairs of images
+    spread: float  #: standard deviation over pairs; for random masks, over pairs of masks
+    interval: tuple[float, float]  #: 95 %, of the mean, by resampling images: pairs share images
+    changed: float  #: the share of features that a mask changes at all
+    p: float | None  #: share of draws from the part's and its random masks that agree at least as well as the part's
 
 
 def random_boxes(
@@ -51,7 +51,7 @@ def random_boxes(
         free &= clear | (left >= last_column) | (left + width <= first_column)
     corners = free.nonzero()
     if not len(corners):
-        raise InputError(f"a random mask of {height} x {width} pixels does not fit beside the parts: mask fewer")
+        raise InputError(f"a random mask of {height} x {width} pixels does not fit beside the parts: mask fewer parts")
     corners = corners[torch.randint(len(corners), (count,), generator=generator)]
     return torch.cat([corners, corners + torch.tensor(size)], 1)
 
@@ -88,7 +88,7 @@ def sign_changes(
 def hamming(signs: Tensor, *, zeros: str = "agree") -> Tensor:
     """The share of dimensions in which two rows of signs (M, D) of -1, 0, 1 differ, for all pairs: (M, M), float64.
 
-    zeros: two zeros "agree"; or "drop" the dimensions in which both are zero.
+    zeros: two zeros "agree", or "drop" leaves out the dimensions in which both are zero.
     """
     if zeros not in ZEROS:
         raise unknown_name("treatment of zeros", zeros, ZEROS)
@@ -159,7 +159,8 @@ def correspondence(
         draws: random masks for each part of each image, of the part's size and clear of all parts.
         fill, zeros, permutations: see `sign_changes`, `hamming`, `permutation_test`.
 
-    Raises: InputError for fewer than two images, and for boxes outside their image.
+    Raises:
+        InputError: for fewer than two images, and for boxes outside their image.
     """
     graph = graph_of(model)
     check_weights(graph.model)

@@ -1,7 +1,7 @@
-"""How features come to be: what the snapshots of a network in training share with the last of them.
+"""How features develop: the similarity of a network's snapshots to the last one.
 
-Zeiler & Fergus (2014), section 4.1 and Figure 4: lower layers settle within a few epochs, upper ones after many. Where
-the learning rate falls to 0, every layer settles with it, whatever it has learnt.
+Zeiler & Fergus (2014), section 4.1 and Figure 4: lower layers settle within a few epochs, upper ones after many. If the
+learning rate falls to 0, every layer settles with it, whatever it has learned.
 """
 
 from collections.abc import Mapping, Sequence
@@ -110,7 +110,7 @@ def likenesses(
 
 
 def changed(tops: Sequence[TopActivations]) -> list[float | None]:
-    """The share of maps whose strongest image is another than at the snapshot before; of those above 0 at both."""
+    """The share of maps whose strongest image changed since the snapshot before, among those above 0 at both."""
     shares: list[float | None] = [None]
     for before, now in pairwise(tops):
         live = (before.value[:, 0] > 0) & (now.value[:, 0] > 0)
@@ -120,7 +120,7 @@ def changed(tops: Sequence[TopActivations]) -> list[float | None]:
 
 
 def settled_epoch(epochs: Sequence[int], curve: Sequence[float | None], level: float) -> int | None:
-    """The first snapshot from which on the curve stays at or above the level; None: only the last, like itself."""
+    """The first snapshot from which on the curve stays at or above the level; None if only the last one does."""
     below = [n for n, value in enumerate(curve) if value is None or value < level]
     after = epochs[below[-1] + 1 :] if below else epochs
     return after[0] if len(after) > 1 else None

@@ -1,7 +1,7 @@
-"""Which pixels of what a unit sees does a picture mark, and what stands where pixels are removed?
+"""Which pixels does a picture of a unit mark, and what replaces removed pixels?
 
 A picture of a unit weights the pixels that the unit sees. Those of the largest weights are kept, or removed and filled,
-and the network is asked what is left of the activation.
+and the remaining activation is measured.
 
 Shapes: M pictures of one layer's units are (M, C, S, S) for images of C channels, their weights (M, S, S), and `inside`
 (M, S, S), bool, marks the pixels that lie in the image.
@@ -28,7 +28,11 @@ def sobel(crops: Tensor, inside: Tensor) -> Tensor:
     """Sobel's derivatives of each channel: (M, 2 C, S, S), first C across, then C down.
 
     Their `energy` is the squared strength of edges, whatever their direction. They are 0 along the image's border,
-    which is no edge. Args: crops (M, C, S, S), and inside (M, S, S), bool.
+    which is no edge.
+
+    Args:
+        crops: (M, C, S, S).
+        inside: (M, S, S), bool.
     """
     across = crops.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     filters = torch.stack([across, across.T])[:, None]

@@ -35,7 +35,7 @@ from zfnet.graph import Graph, graph_of
 from zfnet.identity import Identity, digest, read_sealed, write_sealed
 from zfnet.training.evaluation import network_input
 
-SAVE_EVERY = 30.0  # seconds between two notes of how far a run has come
+SAVE_EVERY = 30.0  # seconds between two records of progress
 TYPES = ("float16", "float32")
 
 
@@ -58,15 +58,16 @@ def features(
     Args:
         dataset: what `as_images` takes.
         folder: where features are kept, or one file of it, which must have been made by this network from these images.
-            Features that are there are read, and an interrupted run resumes.
+            Existing features are read, and an interrupted run resumes.
         max_features: the most numbers for one image; larger maps are averaged over areas of their plane until they fit.
         crops: 1, or 10, whose features are averaged: of images that leave a margin, bytes as `Stored` gives them.
         dtype: "float32", or "float16", which halves the files.
         workers: processes that read images; by default as many as there are cores, up to eight.
-        fresh: compute these features anew, whatever there is.
+        fresh: compute these features again, even if they exist.
 
-    Raises InputError for unknown layers, broken images, values that `dtype` cannot hold, files that are damaged, and
-    features that another run is computing.
+    Raises:
+        InputError: for unknown layers, broken images, values that `dtype` cannot hold, files that are damaged, and
+            features that another run is computing.
     """
     graph, images = graph_of(model), as_images(dataset)
     if dtype not in TYPES:
@@ -74,7 +75,7 @@ def features(
     if max_features is not None and max_features < 1:
         raise InputError(f"max_features is {max_features}; give at least 1 number an image")
     if isinstance(layers, str) or not len(images):
-        raise InputError("features need a list of layers, as in layers=['relu7'], and a dataset that is not empty")
+        raise InputError("features need a list of layers, such as layers=['relu7'], and a dataset that is not empty")
     check_weights(graph.model)
     if os.path.isfile(folder) and (fresh or Path(folder).suffix != ".npy"):
         raise InputError(f"{folder} is a file{' of another kind' * (not fresh)}; give the folder of features")
@@ -113,13 +114,13 @@ def _files(
     for layer in layers:
         node = graph.node(layer)
         if node not in shapes:
-            raise InputError(f"{layer} gives no tensor to be features of")
+            raise InputError(f"{layer} gives no tensor, so it has no features")
         kept = _kept_shape(tuple(shapes[node][1:]), max_features)
         own = identity | {"layer": graph.names[node], "max_features": str(kept)}  # as far as it changes anything
         path = folder if os.path.isfile(folder) else folder / f"{_file_name(layer)}-{digest(own)[:16]}.npy"
         files[layer] = _File(path, layer, node, own, kept, (len(images), math.prod(kept)), np.dtype(dtype))
     if os.path.isfile(folder) and len(files) > 1:
-        raise InputError(f"{folder} holds one layer; give its folder for {len(files)}")
+        raise InputError(f"{folder} is a file of one layer; give a folder for {len(files)} layers")
     return files
 
 
@@ -172,7 +173,7 @@ def _check_there(files: Sequence["_File"]) -> None:
 
 def _check_unbroken(batches: Batches) -> None:
     if batches.broken:
-        raise InputError(f"{batches.broken[0]}; features need every image: mend or remove it")
+        raise InputError(f"{batches.broken[0]}; features need every image: repair or remove it")
 
 
 def _rows(graph: Graph, files: Sequence["_File"], images: Tensor, crops: int) -> list[np.ndarray]:
@@ -199,7 +200,7 @@ def _bytes(rows: np.ndarray) -> memoryview:
 
 
 def _reserve(path: Path) -> None:
-    """Have the system find room for a file; without it, a write to a map of the file would end the process."""
+    """Reserve disk space for a file; on a full disk a write to a map of the file would end the process."""
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             try:
@@ -211,7 +212,7 @@ def _reserve(path: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove files that runs left that were killed before they noted how far they came."""
+    """Remove files of runs that were killed before they recorded their progress."""
     for part in folder.glob("*-" + 16 * "[0-9a-f]" + ".part"):
         if not part.with_suffix(".json").exists():
             with contextlib.suppress(InputError, OSError), locked(part.with_suffix(".lock"), "is at work"):
@@ -240,7 +241,7 @@ def _kept_shape(shape: tuple[int, ...], max_features: int | None) -> tuple[int, 
 
 @dataclass
 class _File:
-    """The features of one layer: an .npy once it is complete, a .part before, and a .json that says what is in it."""
+    """The features of one layer: an .npy once it is complete, a .part before, and a .json with its description."""
 
     path: Path
     layer: str
@@ -261,7 +262,7 @@ class _File:
     @property
     def remedy(self) -> str:
         path = self.path if os.path.exists(self.path) else self.part
-        return f"delete {path}, or start anew with fresh=True"
+        return f"delete {path}, or start again with fresh=True"
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Keep other runs from computing these features."""
@@ -283,15 +284,15 @@ class _File:
             raise InputError(f"{path} has no {self.note.name} beside it, as files of an older format; {self.remedy}")
         content = read_sealed(self.note, self.identity, self.remedy)
         if not isinstance(content, list) or len(content) != 2 or content[0] not in range(self.shape[0] + 1):
-            raise InputError(f"{self.note} holds what no version of zfnet wrote; {self.remedy}")
+            raise InputError(f"{self.note} was not written by zfnet; {self.remedy}")
         done, total = content
         if self.hash(path, done).hexdigest() != total:
             raise InputError(f"{path} is damaged: its content does not match its checksum; {self.remedy}")
         return int(done)
 
     def hash(self, path: Path, done: int) -> Any:
-        """The hash of a file up to its first rows; InputError if it is no file of these features."""
-        row, damaged = self.shape[1] * self.dtype.itemsize, f"{path} is damaged: it is no file of {self.shape} numbers"
+        """The hash of a file up to its first rows. Raises InputError if it is not a file of these features."""
+        row, damaged = self.shape[1] * self.dtype.itemsize, f"{path} is damaged: it does not hold {self.shape} numbers"
         try:
             with open_regular(path) as file:
                 np.lib.format.read_magic(file)
@@ -334,7 +335,7 @@ class _File:
         sync_folder(self.path.parent)
 
     def remove(self) -> None:
-        """Remove what there is of these features; InputError if it cannot be."""
+        """Remove the files of these features. Raises InputError if this fails."""
         remove(self.path, self.part, self.note)
 
     def row(self, value: Tensor) -> Tensor:

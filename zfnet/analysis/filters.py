@@ -1,4 +1,4 @@
-"""What one looks for in filters and projections, in numbers: does one dominate, how fine are they, do they alias?
+"""Numbers for filters and projections: does one dominate, how fine are they, do they alias? ::
 
     power(f) = sum over channels |DFT(signal)(f)|^2        f: rows and columns, cycles per pixel, each in -1/2..1/2
 
@@ -6,9 +6,9 @@ A filter's power is its response to gratings. The filter keeps its mean, and it 
 every size on one frequency axis. A layer of stride s keeps every s-th position: gratings of 1 / (2 s) cycles per pixel
 or more along rows or columns then look like coarser ones, or vanish. Zeiler & Fergus (2014), Figure 6.
 
-A projection is a sum of first-layer filters f, placed on the lattice of the first layer's stride. Were the signal there
-without order (independent numbers of mean 0 and one variance), the projection's expected power would be in proportion
-to the sum over f of power(f), whatever the stride: to the power of `together`(f). More power than that at the lattice's
+A projection is a sum of first-layer filters f, placed on the lattice of the first layer's stride. If the signal on it
+were unordered (independent numbers of mean 0 and one variance), the projection's expected power would be proportional
+to the sum over f of power(f), whatever the stride: to the power of `together(f)`. More power than that at the lattice's
 own frequencies, the multiples of 1 / s, comes from the lattice.
 """
 

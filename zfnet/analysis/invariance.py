@@ -1,7 +1,7 @@
 """How far do features move when the image does? Zeiler & Fergus (2013, arXiv:1311.2901), Figure 5.
 
-An image is shifted down, enlarged or rotated. Measured are the distance of its features from those of the original
-image, and the probability that the network gives to the true label. The paper's claim: in layer 1 a small transform has
+An image is shifted down, enlarged or rotated. We measure the distance of its features from those of the original image,
+and the probability that the network gives to the true label. The paper's claim: in layer 1 a small transform has
 a large effect; in layer 7 the distance grows in proportion to a shift or an enlargement.
 
 The network's input is transformed, in the 8 bits of a photograph. The identity, shifts by whole pixels and quarter
@@ -37,11 +37,17 @@ DISTANCES: dict[str, Callable[[Tensor], Tensor | float]] = {  # divisors of the 
 
 
 class Invariance(NamedTuple):
-    """What A amounts of a transform do to N images."""
+    """The effect of A amounts of a transform on N images.
 
-    amounts: Tensor  # (A,): pixels down, magnification, or degrees anticlockwise
-    distance: dict[str, Tensor]  # (N, A) by layer
-    probability: Tensor  # (N, A), of the true label
+    Attributes:
+        amounts: (A,), pixels down, magnification, or degrees anticlockwise.
+        distance: by layer (N, A), how far its features moved.
+        probability: (N, A), of the true label.
+    """
+
+    amounts: Tensor
+    distance: dict[str, Tensor]
+    probability: Tensor
 
 
 def transformed(
@@ -68,7 +74,7 @@ def transformed(
     size = np.array(image.shape[1:])
     down, scale, degrees = (float(amount) if kind == name else NOTHING[name] for name in NOTHING)
     if not abs(down) <= size[0]:
-        raise InputError(f"a shift by {amount} pixels leaves nothing of an image of {size[0]}")
+        raise InputError(f"a shift by {amount} pixels is larger than the image, {size[0]} pixels")
     if not (0.1 <= scale < math.inf and math.isfinite(degrees)):
         raise InputError(f"{kind} is {amount}; give {'0.1 or more' if kind == 'scale' else 'degrees'}")
 
@@ -119,8 +125,7 @@ def invariance(
         images, labels: N images (C, H, W) as the network sees them, and class numbers of the network.
         kind, amounts, fill: see `transformed`.
         distance: "euclidean"; "rms": divided by the square root of the number of units; "relative": divided by the norm
-            of the original image's features. The paper does not say which; only "rms" comes near the ends of its axes,
-            15 in layer 1 and 1.4 in layer 7.
+            of the original image's features. The paper does not say which.
         score: how outputs become probabilities, by name; see `occlusion_maps`.
     """
     graph = graph_of(model)
@@ -169,20 +174,20 @@ def _distances(features: Tensor, distance: str) -> Tensor:
 
 
 def _probability(graph: Graph, outputs: Tensor, label: int, number: int, score: str) -> Tensor:
-    """What the network gives for the label, (N,); see `occlusion.readout`."""
+    """The network's score of the label, (N,); see `occlusion.readout`."""
     if outputs.ndim != 2:
         raise InputError(f"the network's output is {tuple(outputs.shape)}; probabilities need (images, classes)")
     if label < 0:
         raise InputError(f"image {number} has no label: give data with labels (labels.csv or class folders)")
     single = outputs.shape[1] == 1  # the probability of class 1
     if label >= (classes := 2 if single else outputs.shape[1]):
-        raise InputError(f"image {number} has label {label}, of a network with {classes} classes")
+        raise InputError(f"image {number} has label {label}, but the network has {classes} classes")
     scores = SCORES[automatic(graph, outputs[:1]) if score == "auto" else score](outputs.double())
     return scores[:, label] if not single else scores[:, 0] if label else 1 - scores[:, 0]
 
 
 def reach(kind: str, amounts: Tensor) -> Tensor:
-    """How far each amount (A,) is from changing nothing, from 0; a rotation beyond 180 degrees comes back."""
+    """The distance of each amount (A,) from the identity; a rotation beyond 180 degrees counts backwards."""
     change = (amounts - NOTHING[kind]).abs()
     return torch.minimum(change % 360, -change % 360) if kind == "rotation" else change
 

@@ -1,8 +1,8 @@
-"""Is a picture of a unit like what it should not be like?
+"""Similarity of pictures: is a picture of a unit similar to pictures that do not depend on the unit?
 
-A projection says something of a unit only if it would be another one with other weights (Adebayo et al. 2018,
-arXiv:1810.03292), for another map at the same place, and if it is more than the image's edges (Nie et al. 2018,
-arXiv:1805.07039). Four measures say how alike two pictures are; Adebayo et al. take the first three, without a field:
+A projection says something about a unit only if it changes with the weights (Adebayo et al. 2018, arXiv:1810.03292) and
+with the map, and if it is more than the image's edges (Nie et al. 2018, arXiv:1805.07039). Four measures of similarity;
+Adebayo et al. use the first three, without a field::
 
     similarity         Spearman's correlation of energies: where is much shown? Given a field: beyond where any unit
                        of the layer shows much
@@ -11,7 +11,7 @@ arXiv:1805.07039). Four measures say how alike two pictures are; Adebayo et al. 
     cosine             of the signed pixels
 
 Each is a function (a, b, inside) of pictures (M, C, S, S) and the pixels (M, S, S), bool, that lie in the image; others
-count for nothing. It gives (M,), float64, symmetric in a and b: 1 if they differ only by a factor above 0, at least -1,
+are ignored. It gives (M,), float64, symmetric in a and b: 1 if they differ only by a factor above 0, at least -1,
 and NaN where it is undefined, as for a picture that is constant. All but the cosine take the energy or magnitude of
 pixels: they ignore signs, and the two pictures may differ in their number of channels.
 

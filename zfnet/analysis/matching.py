@@ -1,4 +1,4 @@
-"""Which feature map of one network corresponds to which of another, by the correlation of their activations.
+"""Which feature map of one network corresponds to which of another, by the correlation of their activations. ::
 
     correlation of maps i and j = E[(x_i - mean_i) (y_j - mean_j)] / (deviation_i deviation_j)
 
@@ -65,12 +65,19 @@ def correlations(
 ) -> dict[str, Tensor]:
     """Correlate each map of one network with each map of another: (C, D), float64, by the first network's layer.
 
-    One pass over the dataset. Constant maps correlate by 0. Raises: InputError for layers whose maps differ in size.
+    One pass over the dataset. Constant maps correlate by 0.
 
     Args:
+        first, second: networks, or graphs of them.
         dataset: of images, or of (image, label).
         layers: names, or a mapping from the first network's names to the second's.
         shuffle_seed: shows the second network other images than the first; the correlations are then due to chance.
+        batch_size: images that are run at once.
+        workers: processes that read images; see `zfnet.data.Batches`.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: for layers whose maps differ in size.
     """
     graphs = graph_of(first), graph_of(second)
     names = dict(layers) if isinstance(layers, Mapping) else {layer: layer for layer in layers}

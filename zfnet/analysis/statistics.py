@@ -1,7 +1,7 @@
-"""Means over feature maps and images, and what can be concluded from them.
+"""Means over feature maps and images, with intervals and tests.
 
-A value belongs to a map and to an image. The values of a map are alike and so are those of an image: they are not
-independent, and other maps and other images would have given another mean.
+A value belongs to a map and to an image. The values of one map are similar, and so are those of one image: they are not
+independent, and other maps and images would give another mean. ::
 
     two_way           the mean, its 95 % interval, a test of 0, and whether it is as good as 0
     holm              p-values of a family of tests, corrected
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from zfnet.errors import InputError
 
-MARGIN = 0.03  # a share that is no difference
+MARGIN = 0.03  # the margin of equivalence
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -35,32 +35,32 @@ class Estimate(NamedTuple):
     mean: float
     low: float
     high: float
-    values: int  # how many it is the mean of
+    values: int  #: how many it is the mean of
 
 
 class Contrast(NamedTuple):
-    """An `Estimate`, and what it says of a mean of 0: of a paired difference, that there is none."""
+    """An `Estimate`, and tests of a mean of 0, which for a paired difference means no difference."""
 
     mean: float
     low: float
     high: float
     values: int
-    p: float  # two-sided, of a mean of 0
-    equivalent: bool  # whether the 90 % interval lies inside the margin around 0
+    p: float  #: two-sided, of a mean of 0
+    equivalent: bool  #: whether the 90 % interval lies inside the margin around 0
 
 
 def two_way(values: Tensor, maps: Tensor, images: Tensor, margin: float = MARGIN) -> Contrast | None:
     """The mean over maps of the mean over each map's values: its 95 % interval and p-value, for other maps and images.
 
     The variance is that of sums over maps plus that of sums over images, less that of sums over pairs of both, which
-    the two have in common: Cameron, Gelbach & Miller (2011), doi:10.1198/jbes.2010.07136. What maps or images add to
-    the pairs' is not taken as less than 0. Intervals are Student's, of Satterthwaite's (1946) degrees of freedom,
+    the two have in common: Cameron, Gelbach & Miller (2011), doi:10.1198/jbes.2010.07136. The parts of maps and of
+    images are not taken as less than 0. Intervals are Student's, of Satterthwaite's (1946) degrees of freedom,
     doi:10.2307/3002019. The mean is equivalent to 0 if two one-sided tests of 5 % reject a mean beyond the margin:
     Schuirmann (1987), doi:10.1007/BF01068419. In simulations of 8 to 64 maps, with and without effects of maps and
     images, the intervals hold 92 to 98 of 100 truths.
 
-    Returns None if the values that are not NaN have fewer than two maps or images. Values without any spread tell
-    nothing of it: their interval has none, p is NaN, and nothing is concluded. Where few values differ from all others,
+    Returns None if the values that are not NaN have fewer than two maps or images. If all values are equal, the
+    interval has no width, p is NaN, and nothing is concluded. Where few values differ from all others,
     as of answers that are nearly all right, intervals are too short.
 
     Args:
@@ -121,18 +121,21 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 
 
 def mixed_logistic(one: Tensor, other: Tensor, maps: Tensor, images: Tensor) -> Estimate | None:
-    """By how much the log odds of `one` being right are above those of `other`: a check of `two_way` on differences.
+    """The log odds of `one` being right minus those of `other`: a check of `two_way` on differences.
 
     log odds = constant + effect of the picture + effect of the map + effect of the image, where those of maps and of
     images are normal: a mixed-effects logistic model, Baayen, Davidson & Bates (2008), doi:10.1016/j.jml.2007.12.005.
     It is fitted by statsmodels' variational Bayes. The effect of the picture is the same for all maps and images; if
     it differs between them, the interval is too short.
 
-    Returns None if either is always or never right: such odds are not finite. Raises InputError without statsmodels.
+    None if either is always or never right: such odds are not finite.
 
     Args:
         one, other: (M,), of two pictures: 1 right, 0 wrong. A trial in which either is NaN or 0.5, a tie, is left out.
         maps, images: (M,), of each trial.
+
+    Raises:
+        InputError: without statsmodels.
     """
     try:
         from statsmodels.genmod.bayes_mixed_glm import BinomialBayesMixedGLM

@@ -1,4 +1,4 @@
-"""Features learned on one set of images, judged by another: a new classifier on top of a frozen network.
+"""Features learned on one set of images, tested on another: a new classifier on top of a frozen network.
 
 Features are standardised and rotated into the span of the n training images. All inner products are preserved, so a
 linear classifier on 290,400 features equals one on n. Its regularisation is chosen on a part of the training images.
@@ -34,7 +34,7 @@ CLASSIFIERS: dict[str, Callable[[float], Any]] = {
 
 
 class Split(NamedTuple):
-    """Which images one fold trains and tests on; int64, no image in both."""
+    """The images that one fold trains and tests on; int64, no image in both."""
 
     train: NDArray[np.int64]
     test: NDArray[np.int64]
@@ -52,12 +52,18 @@ def split(
 ) -> Split:
     """Draw `per_class` training images of each class, and up to `test` of its other images, by seed and fold.
 
-    A larger `per_class` adds images to those of a smaller one. Raises: InputError where a class has too few.
+    A larger `per_class` adds images to those of a smaller one.
 
     Args:
         labels: the class number of each image; images with a negative one are left out.
         classes: names, for errors.
+        per_class: how many training images of each class.
+        test: how many test images of each class, at most.
+        seed, fold: which draw.
         official: "train" or "test" for each image, from which fold 0 is drawn; other folds draw from all images.
+
+    Raises:
+        InputError: where a class has too few images.
     """
     if per_class < 1 or test < 1:
         raise InputError(f"{per_class} training and {test} test images of each class: give at least 1 of each")

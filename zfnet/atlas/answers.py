@@ -1,7 +1,7 @@
-"""What a network says of one picture, beside its atlas: how unusual each map's activation is for that map.
+"""A network's answers about one picture, compared with its atlas: how unusual each map's activation is for that map.
 
-A map's strongest activation in the picture is looked up in the map's own histogram over the atlas' images: the quantile
-says of how many of them the maximum is smaller. Within a bin it is interpolated, and at the top, where the atlas keeps
+A map's strongest activation in the picture is compared with the map's histogram over the atlas' images: the quantile is
+the share of images whose maximum is smaller. Within a bin it is interpolated, and at the top, where the atlas keeps
 the strongest values themselves, it is exact. One forward pass serves all layers.
 """
 
@@ -44,25 +44,25 @@ class ClassAnswer(NamedTuple):
 class MapAnswer(NamedTuple):
     """One map's strongest unit in a picture."""
 
-    position: int  # of the map in the atlas' lists of its layer
+    position: int  #: of the map in the atlas' lists of its layer
     map: int
-    quantile: float  # the share of the atlas' images whose maximum is smaller
-    said: str  # the same in words
-    value: float  # the activation
-    unclipped: float  # before the layer clips it; where none does, `value`
+    quantile: float  #: the share of the atlas' images whose maximum is smaller
+    said: str  #: the same in words
+    value: float  #: the activation
+    unclipped: float  #: before the layer clips it; where none does, `value`
     row: int
     column: int
-    box: Box | None  # what the unit sees, in pixels of the network's image, perhaps beyond it; None: not known
-    fires: bool  # whether the activation is above 0
-    dead: bool  # whether the map fires on none of the atlas' images
+    box: Box | None  #: the unit's field, in pixels of the network's image, possibly beyond it; None: not known
+    fires: bool  #: whether the activation is above 0
+    dead: bool  #: whether the map fires on none of the atlas' images
 
 
 class ImageAnswer(NamedTuple):
-    """What the network says of a picture."""
+    """The network's answer about a picture."""
 
-    classes: list[ClassAnswer]  # the most probable first
-    note: str  # why there are none; ""
-    layers: list[list[MapAnswer]]  # of each layer of the atlas, the most unusual first
+    classes: list[ClassAnswer]  #: the most probable first
+    note: str  #: why there are none; ""
+    layers: list[list[MapAnswer]]  #: of each layer of the atlas, the most unusual first
 
 
 class UnitAnswer(NamedTuple):
@@ -70,8 +70,8 @@ class UnitAnswer(NamedTuple):
 
     crop: Tensor
     projection: Tensor
-    box: Box | None  # in pixels of the network's image
-    whole: bool  # whether the pictures are of the whole image, in place of the box
+    box: Box | None  #: in pixels of the network's image
+    whole: bool  #: whether the pictures are of the whole image, in place of the box
     value: float
     row: int
     column: int
@@ -154,12 +154,14 @@ def said(quantile: float, images: int, dead: bool = False) -> str:
 
 
 class Answers:
-    """What a network says of pictures, beside its atlas.
+    """A network's answers about pictures, compared with its atlas.
 
     Args:
         model: the network that the atlas was made with, with its preprocessing.
         folder: the atlas.
-    Raises InputError for an atlas of another network or another preprocessing, and for one that is damaged.
+
+    Raises:
+        InputError: for an atlas of another network or another preprocessing, and for one that is damaged.
     """
 
     def __init__(self, model: nn.Module, folder: str | os.PathLike[str] | AtlasFolder) -> None:
@@ -185,9 +187,9 @@ class Answers:
         for kind in ("architecture", "weights", "preprocessing"):
             if (theirs := provenance.get(kind)) != identity[kind]:
                 why = (
-                    f"{'weights other' if kind == 'weights' else f'another {kind}'} than this {name} has"
+                    f"{'other weights' if kind == 'weights' else f'another {kind}'} than this {name} has"
                     if theirs
-                    else f"a network whose {kind} it does not say"
+                    else f"a network whose {kind} it does not record"
                 )
                 advice = "give the model=, model.weights= and data= that made it"
                 raise InputError(f"{self.atlas.path} was made with {why}; {advice}")
@@ -195,17 +197,17 @@ class Answers:
     # -- pictures
 
     def prepared(self, content: bytes) -> Tensor:
-        """What the network sees of an image file: (C, H, W); BrokenImage or InputError for what is none."""
+        """Prepare an image file for the network: (C, H, W). Raises BrokenImage or InputError for other files."""
         return self.preprocessing(read_photograph(lambda: content, "the picture"))
 
     def pixels(self, image: Tensor) -> Tensor:
-        """What the network sees as a picture (3, H, W) in 0..1."""
+        """The network's input as a picture (3, H, W) in 0..1."""
         return self.preprocessing.pixels(image).clamp(0, 1)
 
     # -- the network
 
     def answer(self, image: Tensor, maps: int = MAPS) -> ImageAnswer:
-        """What the network says of a prepared image (C, H, W), with so many maps of each layer."""
+        """The network's answer about a prepared image (C, H, W), with so many maps of each layer."""
         run = self._run(image)
         classes, note = self._classes(run.outputs)
         layers = []
@@ -255,7 +257,7 @@ class Answers:
         return UnitAnswer(crop, projection, box, whole, float(patches.values[0]), row, column)
 
     def occlude(self, image: Tensor, target: int | None = None) -> OcclusionMaps:
-        """What the probability of a class (None: the most probable) is with a grey square at each place."""
+        """The probability of a class (None: the most probable) with a grey square at each place."""
         size = [max(1, round(side * SQUARE)) for side in self.size]
         step = [max(1, round(side * STEP)) for side in self.size]
         return occlusion_maps(self.graph, image, size=size, step=step, target=target)
@@ -315,7 +317,7 @@ class Answers:
         try:
             scores = summed(SCORES[automatic(self.graph, outputs)](columns(outputs, 1)))[0].cpu()
         except InputError as error:
-            return [], f"It names no classes: {error}."
+            return [], f"It has no class probabilities: {error}."
         if not scores.isfinite().all():
             raise InputError("the network gives NaN or infinity on this picture")
         names = next((n for n in self._names() if len(n) == len(scores)), [])

@@ -1,7 +1,8 @@
 """Build an atlas: a folder of pictures and numbers of every feature map, and the site that shows it.
 
 One scan for all layers; then layer by layer the nine of every map are projected, drawn and encoded, by blocks of maps,
-so that memory does not grow with their number. What is whole is kept until the end: an interrupted build goes on.
+so that memory does not grow with their number. Finished files are kept until the end, so that an interrupted build
+resumes.
 """
 
 import math
@@ -54,7 +55,7 @@ CITE = (
     "ECCV 2014. The atlas was made with zfnet."
 )
 LICENCE = (
-    "It is not known under which licence the images may be published: look it up before you publish this atlas, or "
+    "The licence of the images is not known: look it up before you publish this atlas, or  "
     "build it with images=none, which holds no pixel of them."
 )
 NO_PIXELS = "This atlas holds projections and numbers, and no pixel of an image."
@@ -86,8 +87,8 @@ def build(
 ) -> Path:
     """Build an atlas in the folder `out`; return the folder. index.html in it opens by double click.
 
-    It is built in `<out>.partial`, where an interrupted build goes on, and takes the place of an atlas that has been at
-    `out` at the very end. The same network, images and settings give the same bytes.
+    It is built in `<out>.partial`, where an interrupted build resumes, and replaces an existing atlas at `out` at the
+    very end. The same network, images and settings give the same bytes.
 
     Args:
         model: the network.
@@ -100,17 +101,19 @@ def build(
         format: of the pictures.
         rules: of the projections; see Deconvnet.
         title: of the first page.
-        licence: a sentence on what may be published of the images; None: it is said to be unknown.
-        provenance: more that the first page says of how the atlas was made.
-        random: whether the weights are random, which the first page says then.
+        licence: a sentence that says which of the images may be published; None: unknown.
+        provenance: further entries for the first page about how the atlas was made.
+        random: whether the weights are random; the first page then says so.
         seed: of the run, for the provenance.
         k: winners of each map; of a `scan` that is given, its own.
         workers: processes that read images.
         batch_size: images that are scanned at a time.
         progress: show progress bars.
-        fresh: begin anew, whatever a build that was interrupted has left.
-        spent: is given the seconds that went into each part of the work.
-    Raises InputError for what there is not, a step without a rule, and a folder at `out` that holds something else.
+        fresh: discard an interrupted build and start again.
+        spent: receives the seconds of each part of the work.
+
+    Raises:
+        InputError: for unknown layers or maps, a step without a rule, and a folder at `out` that holds something else.
     """
     job = prepared(model, dataset, layers, maps, rules, k if scan is None else _k(scan))
     if images not in PIXELS:
@@ -142,7 +145,7 @@ def build(
 
 
 def _check_plain(provenance: Mapping[str, Any]) -> None:
-    """InputError for what the first page cannot say."""
+    """Raises InputError for provenance that the first page cannot show."""
     for name, value in provenance.items():
         if not isinstance(value, str | int | float | None) or value in (math.inf, -math.inf) or value != value:
             raise InputError(f"provenance {name} is {value!r}; give text, a finite number, or None")
@@ -154,7 +157,7 @@ def _k(scan: Scan) -> int:
 
 @dataclass
 class Job:
-    """What an atlas is of: a network, its images, and the layers."""
+    """The subject of an atlas: a network, its images, and the layers."""
 
     deconvnet: Deconvnet
     images: Images
@@ -202,7 +205,8 @@ def prepared(model: nn.Module | Graph, dataset: Any, layers: Any, maps: Any, rul
 def _preprocessing(model: nn.Module, images: Images) -> Preprocessing:
     """How the images were prepared, which pictures of them undo: as their transform says, or else the model.
 
-    Raises InputError where neither says it, and pixels are not in 0..1.
+    Raises:
+        InputError: where neither says it, and pixels are not in 0..1.
     """
     source: Any = images
     while isinstance(source, SubsetImages):
@@ -215,7 +219,7 @@ def _preprocessing(model: nn.Module, images: Images) -> Preprocessing:
         low, high = float(first.min()), float(first.max())
         if low < 0 or high > 1:
             raise InputError(
-                f"an image has values from {low:.3g} to {high:.3g}, and nothing says how it was prepared, so that no "
+                f"an image has values from {low:.3g} to {high:.3g}, and its preprocessing is not known, so that no  "
                 "picture can be drawn of it: give the dataset transform=Preprocessing(...), or set model.preprocessing"
             )
     return Preprocessing.of(model)
@@ -515,15 +519,16 @@ def _links(columns: Sequence[Any]) -> Links:
 
 
 def warnings(job: Job, scan: Scan, entries: Sequence[Mapping[str, Any]], random: bool) -> list[str]:
-    """What a reader of the atlas must know first, as sentences."""
+    """The warnings of the first page, as sentences."""
     found = []
     if random:
-        found.append("The weights are random: what the maps show is no work of training.")
+        found.append("The weights are random: what the maps show was not learned.")
     labelled = scan.class_images[:-1]
     few = max(500, job.k * int((labelled > 0).sum()))
     if scan.images < few:
         found.append(
-            f"Only {scan.images:,} images were read: with fewer than {few:,}, a map's strongest need not be typical."
+            f"Only {scan.images:,} images were read: with fewer than {few:,}, the strongest images of a map need not "
+            "be typical."
         )
     if scan.broken:
         found.append(
@@ -534,7 +539,7 @@ def warnings(job: Job, scan: Scan, entries: Sequence[Mapping[str, Any]], random:
             found.append(f"{entry['dead']} of {entry['rows']} maps of {entry['name']} are above 0 on no image.")
     rare = int(((labelled > 0) & (labelled < 3)).sum())
     if rare:
-        found.append(f"{rare} classes have one or two images: their means, and selectivity, say little.")
+        found.append(f"{rare} classes have one or two images: their means and selectivity are not reliable.")
     return found
 
 
@@ -544,7 +549,7 @@ def without_folders(text: str) -> str:
 
 
 def provenance(job: Job) -> dict[str, Any]:
-    """How the atlas came about, without what differs from run to run."""
+    """How the atlas was made, without entries that differ from run to run."""
     versions = {name: _version(name) for name in ("zfnet", "torch", "torchvision")}
     return {
         **versions,

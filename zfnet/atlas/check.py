@@ -1,4 +1,4 @@
-"""Whether an atlas shows what a network computes: its files as they were written, and a sample of it computed again."""
+"""Check an atlas: compare its files with their digests, and compute a sample of it again."""
 
 import contextlib
 import io
@@ -39,7 +39,7 @@ FLIPPED = 0.01  # of a mask's pixels that may be on the other side of its limit
 
 
 class Differences(list[str]):
-    """What differs, as sentences, and how much was compared."""
+    """The differences, as sentences, and how much was compared."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def check(
         samples: how many maps.
         seed: of which are drawn.
         progress: show a progress bar.
-    Raises InputError for a folder that is no atlas, or an atlas of other layers than the network has.
+    Raises InputError for a folder that is not an atlas, or an atlas with layers that the network does not have.
     """
     path, found = Path(folder), Differences()
     _check_files(path, found)
@@ -85,7 +85,7 @@ def check(
 def _compare(
     model: nn.Module | Graph, dataset: Any, path: Path, found: Differences, samples: int, seed: int, progress: bool
 ) -> None:
-    """Add to `found` what differs in the numbers and pictures."""
+    """Add the differences in numbers and pictures to `found`."""
     index = _read(path, "data/index.js")
     if index["format"] != FORMAT:
         raise InputError(f"{path} is an atlas of format {index['format']!r}, this version reads {FORMAT}")
@@ -99,7 +99,7 @@ def _compare(
         found.append(f"The atlas is of another network than this {type(own).__name__}: {index['model']}.")
         return
     if index["rules"] not in RULE_SETS:
-        raise InputError(f"{path} was projected by rules of its own, which its folder does not hold")
+        raise InputError(f"{path} was projected by custom rules, which its folder does not contain")
     columns = [_read(path, f"data/{number}/columns.js") for number in range(len(index["layers"]))]
     names = [layer["name"] for layer in index["layers"]]
     maps = {name: column["map"] for name, column in zip(names, columns, strict=True)}
@@ -107,7 +107,7 @@ def _compare(
     now = network_identity(job.graph.model)
     now |= {"preprocessing": job.preprocessing.identity(), "data": images.identity()}
     if known.get("weights") != now["weights"]:
-        found.append("The network's weights differ from those that the atlas is of.")
+        found.append("The network's weights differ from those of the atlas.")
     for name, what in (("preprocessing", "How images are prepared is"), ("data", "The images are")):
         if known.get(name) != now[name]:
             found.append(f"{what} not what the atlas was made with.")
@@ -156,7 +156,7 @@ def _check_files(path: Path, found: Differences) -> None:
     try:
         digests = dict(json.loads((path / FILES).read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is no atlas: {FILES} cannot be read ({first_line(error)})") from None
+        raise InputError(f"{path} is not an atlas: {FILES} cannot be read ({first_line(error)})") from None
     for name, digest in digests.items():
         try:
             if digest_of((path / name).read_bytes()) != digest:
@@ -167,7 +167,7 @@ def _check_files(path: Path, found: Differences) -> None:
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
         if not file.is_dir() and name not in known and file.name not in OF_SYSTEMS:
-            found.append(f"{name} is no file of the atlas.")
+            found.append(f"{name} is not a file of the atlas.")
     if lost := sorted(
         {file.relative_to(SITE).as_posix() for file in SITE.rglob("*") if file.is_file()} - digests.keys()
     ):

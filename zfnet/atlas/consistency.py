@@ -1,4 +1,4 @@
-"""Whether the numbers of an atlas agree with each other: what can be checked of every map without the network."""
+"""Check that the numbers of an atlas agree with each other, for every map, without the network."""
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -14,7 +14,7 @@ CLOSE = 2e-4  # of numbers that are rounded to five digits, relative
 
 
 def disagreements(path: Path, index: Mapping[str, Any], images: Images) -> Iterator[str]:
-    """Sentences that name what of an atlas contradicts the rest of it.
+    """Sentences that name contradictions within an atlas.
 
     Args:
         path: the folder.
@@ -43,7 +43,7 @@ def disagreements(path: Path, index: Mapping[str, Any], images: Images) -> Itera
 
 
 def _of_entry(entry: Mapping[str, Any], own: Mapping[str, Any], index: Mapping[str, Any]) -> Iterator[str]:
-    """What contradicts itself in a map's numbers; `own` is its row of the columns."""
+    """The contradictions in a map's numbers; `own` is its row of the columns."""
     count, images = len(entry["value"]), index["images"]
     fires = round(entry["fires"] * images)
     above = sum(n for b, n in entry["bins"] if EDGES[b] > 0)
@@ -84,7 +84,7 @@ def _of_images(path: Path, index: Mapping[str, Any], images: Images, won: Mappin
     kept = {int(i): lines for n in range(index["winners"]) for i, lines in _read(path, f"data/winners/{n}.js").items()}
     for image, file, label in zip(about["id"], about["file"], about["label"], strict=True):
         if sorted(kept.get(image, [])) != sorted(won.get(image, [])):
-            yield f"image {image} has another list of what it is among the strongest of than the maps themselves."
+            yield f"image {image} lists other maps than those that have it among their strongest."
         if not 0 <= image < len(images) or (images.labels is not None and images.labels[image] != label):
             yield f"image {image} has another label in the data."
         elif file != images.file(image):
@@ -108,7 +108,7 @@ def _read(path: Path, name: str) -> Any:
 
 def damaged(error: BaseException) -> str:
     """What is said of a file that holds something else than an atlas."""
-    return f"it holds what no build writes ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+    return f"it was not written by a build ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
 
 
 READING = (  # what Python raises where a file holds something else than it should

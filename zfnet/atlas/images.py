@@ -1,4 +1,4 @@
-"""The images that an atlas shows, read as seldom as memory allows."""
+"""The images that an atlas shows, read as few times as memory allows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""The layers of an atlas: what is known of each before any image is seen, and how large its pictures are."""
+"""The layers of an atlas: their properties that do not depend on images, and the sizes of their pictures."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,7 +57,7 @@ class Layer:
         return (output[1], output[2]) if len(output) == 3 else (1, 1)
 
     def entry(self, dead: int) -> dict[str, Any]:
-        """What the atlas' index says of it."""
+        """Its entry in the atlas' index."""
         field = self.table.receptive_field
         return {
             "name": self.name,
@@ -99,13 +99,15 @@ def _narrowed(size: Pair, most: int) -> Pair:
 def names_of(
     graph: Graph, image_size: Pair, layers: str | Sequence[str | nn.Module] | None, rules: Rules = DECONVNET
 ) -> list[str]:
-    """The names of the layers that `layers` asks for, in the network's order.
+    """The names of the layers that `layers` selects, in the network's order.
 
     Args:
         layers: names or modules; None or "auto": five that stand for the paper's; "all": every layer whose units can
             be projected.
         rules: that they are projected by.
-    Raises InputError for a layer that does not exist or gives no maps, and if there is none.
+
+    Raises:
+        InputError: for a layer that does not exist or gives no maps, and if there is none.
     """
     if layers is None or layers == "auto":
         return spread(graph, image_size)
@@ -125,14 +127,18 @@ def chosen_maps(maps: Any, names: Sequence[str], counts: Sequence[int]) -> list[
     """The maps of each layer that are in the atlas.
 
     Args:
-        maps: None: all; a number: so many of each layer, the first; a list of maps, for each layer; or such a list, or
-            number, by the name of a layer, of which the others have all.
-    Raises InputError for maps that a layer does not have, and an empty choice.
+        maps: None: all; a number: so many of each layer, the first; a list of maps, for each layer; or a dictionary of
+            these by layer, where layers that are not in it have all maps.
+
+    Raises:
+        InputError: for maps that a layer does not have, and an empty choice.
     """
     if isinstance(maps, Mapping):
         for name in maps:
             if name not in names:
-                raise InputError(f"maps names {name!r}, which is no layer of this atlas; there is: {', '.join(names)}")
+                raise InputError(
+                    f"maps names {name!r}, which is not a layer of this atlas; its layers are {', '.join(names)}"
+                )
     return [
         _chosen(maps.get(name) if isinstance(maps, Mapping) else maps, name, count)
         for name, count in zip(names, counts, strict=True)
@@ -239,7 +245,7 @@ def _convolution(graph: Graph, node: fx.Node) -> fx.Node | None:
 
 
 def network(graph: Graph, image_size: Pair, layers: Sequence[Layer]) -> list[dict[str, Any]]:
-    """The steps that all of the image comes through, and the layers, in order, for the drawing of the network."""
+    """The steps that every path from the image passes through, and the layers, in order, for the drawing."""
     numbers = {layer.name: layer.number for layer in layers}
     shown = {graph.names[node] for node in trunk(graph, graph.output)} | numbers.keys()
     return [

@@ -1,4 +1,4 @@
-"""What an atlas says of every map in numbers: how strong, how often, for which classes, and what feeds it."""
+"""The numbers of every map in an atlas: how strong, how often, for which classes, and what feeds it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -239,7 +239,7 @@ class Painter:
     def _canvases(
         self, layer: Layer, units: Tensor, images: Tensor, observe: Callable[[str, Tensor, Tensor], None] | None
     ) -> tuple[Canvases, Tensor]:
-        """What units see of their images and their projections, and their values."""
+        """The crops of units, their projections, and their values."""
         local = units.clone()
         local[:, 0] = units[:, 0].unique(return_inverse=True)[1]
         patches = self.deconvnet.project_units(images, layer.name, local, whole=layer.whole, observe=observe)
@@ -286,14 +286,14 @@ def fill(canvases: Tensor, size: Pair) -> Tensor:
 
 
 def _check(layer: Layer, scanned: Tensor, computed: Tensor, units: Tensor) -> None:
-    """InputError where units have other values than the scan says: it is of another network, or of other images."""
+    """Raises InputError if units have other values than in the scan: it is of another network or of other images."""
     wrong = (scanned - computed.to(scanned)).abs() > CLOSE * scanned.abs().clamp(min=1e-3)
     if wrong.any():
         first = int(wrong.nonzero()[0])
         image, number, row, column = units[first].tolist()
         raise InputError(
             f"the scan says that map {number} of {layer.name} is {float(scanned[first]):g} at ({row}, {column}) of "
-            f"image {image}; this network computes {float(computed[first]):g}: scan it anew, fresh=True"
+            f"image {image}; this network computes {float(computed[first]):g}: scan again with fresh=True"
         )
 
 

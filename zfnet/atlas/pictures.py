@@ -31,7 +31,7 @@ LOSSLESS = 24  # pixels of a tile below which what a codec loses would show
 
 
 def check_format(encoding: str) -> None:
-    """InputError for a format that there is not, or that Pillow cannot write here."""
+    """Raises InputError for an unknown format, or one that this Pillow cannot write."""
     if encoding not in FORMATS:
         raise unknown_name("format", str(encoding), FORMATS)
     if not features.check(encoding):
@@ -42,7 +42,7 @@ def check_format(encoding: str) -> None:
 
 @dataclass(frozen=True)
 class Canvases:
-    """What M units see, and their projections, at the size of the image's pixels."""
+    """The crops of M units and their projections, at the size of the image's pixels."""
 
     crops: Tensor  # (M, 3, h, w) in 0..1
     projections: Tensor  # (M, C, h, w)

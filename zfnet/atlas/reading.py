@@ -1,7 +1,7 @@
 """Read the folder of an atlas: what a browser reads as scripts, read as data.
 
 A data file is one line, `atlas.put("index", {...});`: a name and JSON. Each file's digest is in files.json, and is
-compared when the file is read: a damaged file is named, and never read half.
+compared when the file is read: a damaged file raises an error that names it.
 """
 
 import hashlib
@@ -23,7 +23,8 @@ MOST = 2**28  # bytes of a file that is read
 class AtlasFolder:
     """An atlas in a folder.
 
-    Raises InputError, naming the file, for what is missing, damaged or of another format.
+    Raises:
+        InputError: naming the file, if one is missing, damaged or of another format.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

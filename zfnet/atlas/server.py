@@ -1,8 +1,8 @@
-"""Serve an atlas to a browser on this machine, with a page for pictures of the visitor's own.
+"""Serve an atlas to a browser on this machine, with a page for the visitor's own pictures.
 
-The server keeps nothing: the browser sends the picture with every question, and no answer is stored. What strangers'
-pages and files may try is refused before the network sees it: other hosts and origins, large or slow bodies, files with
-too many pixels, and more questions at a time than can wait. One thread runs the network; the others wait in line.
+The server keeps nothing: the browser sends the picture with every question, and no answer is stored. The server refuses
+other hosts and origins, large or slow bodies, files with too many pixels, and more questions at a time than can wait,
+before the network sees them. One thread runs the network; requests wait in line.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ Result = TypeVar("Result")
 
 
 class Limits(NamedTuple):
-    """What the server takes."""
+    """The limits of requests."""
 
     bytes: int = 20 * 2**20  # of a picture's file
     pixels: int = 40_000_000
@@ -108,7 +108,7 @@ class Line:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread after what it does now, which cannot be interrupted, and drop what waits."""
+        """End the thread after its current work, which cannot be interrupted, and drop waiting requests."""
         with contextlib.suppress(queue.Empty):
             while waiting := self._work.get_nowait():
                 waiting[0].cancel()
@@ -178,11 +178,11 @@ class Guard:
             return f"this server is not called {host[:80]!r}; open it by the address that it printed"
         origin = headers.get("origin")
         if origin is not None and origin.lower() != f"http://{host.lower()}":
-            return "this server answers its own page alone, no page of another origin"
+            return "this server only answers its own page, not a page of another origin"
         site, mode = headers.get("sec-fetch-site", "none"), headers.get("sec-fetch-mode")
         opened = method == "GET" and mode == "navigate" and headers.get("sec-fetch-dest") == "document"
         if site not in ("none", "same-origin") and not opened:  # a link from elsewhere may be followed
-            return "this server answers its own page alone, no page of another site"
+            return "this server only answers its own page, not a page of another site"
         return None
 
     def _known(self, host: str) -> bool:
@@ -227,7 +227,7 @@ def picture(image: Tensor) -> str:
 
 
 class Pages:
-    """What is answered to a picture.
+    """The answers to a picture.
 
     Args:
         answers: of the network, beside its atlas.
@@ -328,7 +328,7 @@ class Pages:
                     if self._held > self.limits.held:
                         raise Busy
             if read > most:
-                raise HTTPException(413, f"the file is larger than the {_bytes(most)} that are taken", _CLOSE)
+                raise HTTPException(413, f"the file is larger than the limit of {_bytes(most)}", _CLOSE)
             yield b"".join(parts)
         except TimeoutError:
             late = f"the picture did not arrive within {self.limits.seconds:g} seconds"
@@ -453,7 +453,7 @@ def _nobody(request: Request, error: Exception) -> Response:
 
 def _fault(request: Request, error: Exception) -> Response:
     traceback.print_exception(error, file=sys.stderr)
-    return _error(HTTPStatus.INTERNAL_SERVER_ERROR, f"a fault of the server: {first_line(error)}")
+    return _error(HTTPStatus.INTERNAL_SERVER_ERROR, f"an error in the server: {first_line(error)}")
 
 
 class Protocol(H11Protocol):
@@ -476,7 +476,7 @@ class Protocol(H11Protocol):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; InputError where it cannot. Port 0 is any that is free."""
+    """A listening socket. Raises InputError if it cannot listen. Port 0 is any free port."""
     try:
         family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(family[4][:2], family=family[0])
@@ -542,9 +542,9 @@ def serve(
         answers: of the network, beside its atlas.
         host: where it listens.
         port: 0: any that is free.
-        limits: of what it takes.
+        limits: of requests.
         ready: is called with the site's address once it listens.
-    Raises InputError where it cannot listen.
+    Raises InputError if it cannot listen.
     """
     with listen(host, port) as listening:
         answers.warm_up()

@@ -1,4 +1,4 @@
-"""One map of an atlas in a notebook, as an object that draws itself: no file, and nothing to install."""
+"""One map of an atlas in a notebook, as an object that draws itself, without a file or an installation."""
 
 import base64
 import html
@@ -84,18 +84,18 @@ def show(
     workers: int | None = None,
     progress: bool = True,
 ) -> Panel:
-    """What a feature map is strongest on, and its projections, for a notebook.
+    """The strongest activations of a feature map, and their projections, for a notebook.
 
     Args:
         model: the network.
         dataset: what `as_images` takes.
         layer: a step's or a module's name, or the module.
         map: its number.
-        scan: of that layer with `gather=True`, which saves the pass over the images.
+        scan: of that layer with `gather=True`; saves the pass over the images.
         k: winners; of a `scan` that is given, its own.
         rules: of the projections; see Deconvnet.
         batch_size, workers, progress: as of `zfnet.scan`.
-    Raises InputError for a layer or map that there is not.
+    Raises InputError for a layer or map that does not exist.
     """
     if scan is not None:
         k = next((top.value.shape[1] for top in scan.values()), k)

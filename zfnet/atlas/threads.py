@@ -1,7 +1,7 @@
 """Threads that project, and where the time goes.
 
 torch's own threads wait for each other in every small operation. Beside processes that read images and threads that
-encode pictures they wait for most of the time. Here each thread works alone, on units of its own.
+encode pictures they wait for most of the time. Here each thread works alone, on its own units.
 """
 
 import contextlib
@@ -71,7 +71,7 @@ class Clock:
         self._lock = threading.Lock()
 
     def __call__(self, name: str) -> None:
-        """What has passed since the last call went into this part."""
+        """Add the time since the last call to this part."""
         now = time.perf_counter()
         self._seconds[name] = self._seconds.get(name, 0.0) + now - self._last
         self._last = now
@@ -86,7 +86,7 @@ class Clock:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """By part; the time that was waited for threads is shared out by what these did."""
+        """Seconds by part; the time spent waiting for threads is divided among their parts."""
         seconds = dict(self._seconds)
         waited, total = seconds.pop("waiting", 0.0), sum(self._beside.values())
         for name, part in self._beside.items():

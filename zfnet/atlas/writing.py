@@ -1,5 +1,4 @@
-"""The folder of an atlas while it is written: files with their digests, encoded beside the projection, and what is
-kept of an interrupted build."""
+"""The folder of an atlas while it is written: files with digests, and the state of an interrupted build."""
 
 import contextlib
 import json
@@ -53,7 +52,7 @@ def script(name: str, value: Any) -> bytes:
 
 def read_script(content: bytes) -> tuple[str, Any]:
     """The name and the value of a data file; ValueError if it is none."""
-    odd = ValueError("it is no line atlas.put(name, value);")
+    odd = ValueError("it is not a line atlas.put(name, value);")
     if not content.startswith(b"atlas.put(") or not content.endswith(b");\n"):
         raise odd
     text = content.decode()
@@ -68,13 +67,13 @@ def digest_of(content: bytes) -> str:
 
 
 class Partial:
-    """An atlas that is being built in `<out>.partial`, part by part; a part that is whole need not be made again.
+    """An atlas that is being built in `<out>.partial`, part by part; finished parts are not made again.
 
     Args:
         out: where the atlas will be.
-        identity: what its pictures and numbers depend on.
-        fresh: begin anew.
-    Raises InputError for a folder at `out` that is no atlas, or one of that name that is none of ours.
+        identity: of its pictures and numbers.
+        fresh: start again.
+    Raises InputError if the folder at `out` is not an atlas, or `<out>.partial` is not ours.
     """
 
     def __init__(self, out: Path, identity: Identity, fresh: bool):
@@ -88,12 +87,12 @@ class Partial:
             known = {}
         if known is None and self.folder.exists():
             if {path.name for path in self.folder.iterdir()} - {WORK}:
-                raise InputError(f"{self.folder} is in the way of an atlas that is built; move it")
+                raise InputError(f"{self.folder} exists and is not a build of an atlas; move it")
             known = dict(identity)  # a build was killed at its very beginning
         if known is not None and (fresh or known != dict(identity)):
             if not fresh:
                 print(
-                    f"{self.folder} is of another atlas ({difference(known, identity)}); it is begun anew",
+                    f"{self.folder} is of another atlas ({difference(known, identity)}); it is built again",
                     file=sys.stderr,
                 )
             old = part_of(self.folder)  # a kill leaves all of it under its name, or nothing
@@ -107,7 +106,7 @@ class Partial:
         self.digests: dict[str, str] = {}  # of the files of the part that is being made
 
     def write(self, path: str, make: Callable[[], bytes]) -> None:
-        """Have a file made and written by another thread; an error is raised by a later call, or by `part`."""
+        """Let another thread make and write a file; an error is raised by a later call, or by `part`."""
         while len(self._jobs) >= self._most:
             self._jobs.popleft().result()
         self._jobs.append(self._pool.submit(self._write, self.digests, path, make))
@@ -130,7 +129,7 @@ class Partial:
         self.digests = {}
 
     def finish(self, part: str, content: Mapping[str, Any]) -> None:
-        """Keep what was made, once the files of the part are written, with more that later parts need to know."""
+        """Record a part as finished once its files are written, with notes for later parts."""
         kept = {"files": self.digests, "content": dict(content)}
 
         def keep(before: Sequence[Future[None]]) -> None:
@@ -153,7 +152,7 @@ class Partial:
             self._jobs.popleft().result()
 
     def known(self, part: str, basis: str) -> dict[str, Any] | None:
-        """What `finish` kept of a part, if all of its files are whole and its content says the same `basis`."""
+        """The record of a finished part, if all of its files are complete and it has the same `basis`."""
         try:
             kept = json.loads((self.work / f"{part}.json").read_bytes())
             files, content = kept["files"], kept["content"]
@@ -194,19 +193,19 @@ class Partial:
 
 
 def check_out(out: Path) -> None:
-    """InputError if `out` is something else than an atlas, an empty folder, or nothing."""
+    """Raises InputError if `out` exists and is neither an atlas nor an empty folder."""
     with contextlib.suppress(OSError):
         remove_leftovers(out.parent)
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir() or out.is_symlink():
-        raise InputError(f"{out} is no folder; give another place for the atlas")
+        raise InputError(f"{out} is not a folder; give another place for the atlas")
     known = {*OURS, *_listed(out)}
     files = (path.relative_to(out).as_posix() for path in sorted(out.rglob("*")) if not path.is_dir())
     others = (name for name in files if name not in known and name.rpartition("/")[2] not in OF_SYSTEMS)
     if (other := next(others, None)) is not None:
-        advice = "give another folder, or move it: an atlas takes the place of all that is there"
-        raise InputError(f"{out} holds what is no part of an atlas ({other}); {advice}")
+        advice = "give another folder, or move it: an atlas replaces everything in its folder"
+        raise InputError(f"{out} holds something that is not part of an atlas ({other}); {advice}")
 
 
 def _listed(out: Path) -> list[str]:

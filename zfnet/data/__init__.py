@@ -1,4 +1,4 @@
-"""Images in: rendered scenes, folders of photographs, how they become a network's input, and batches of them."""
+"""Images: rendered scenes, folders of photographs, their preprocessing, and batches."""
 
 from zfnet.data.batches import Batch, Batches
 from zfnet.data.hugging_face import HuggingFace

@@ -1,4 +1,4 @@
-"""What is written of photographs: PASCAL VOC's annotations, which objects are in one and where, and CSV tables."""
+"""Annotations of photographs: PASCAL VOC's files, which say which objects are in one and where, and CSV tables."""
 
 import codecs
 import csv
@@ -72,7 +72,7 @@ def read_table(folder: Folder, file: str) -> tuple[list[str], list[tuple[int, di
                 rows.append((lines.line_num, values))
                 count += max(len(columns), len(values), 4)
             if count > _MOST_VALUES:
-                raise InputError(f"{path} has more rows than are read: {len(rows):,} of {len(columns)} columns")
+                raise InputError(f"{path} has too many rows: {len(rows):,} of {len(columns)} columns")
     except csv.Error as error:
         raise InputError(f"cannot read {path} line {lines.line_num}: {first_line(error)}") from None
     if twice := next((name for name in columns if name and columns.count(name) > 1), None):
@@ -93,9 +93,9 @@ def read_text(folder: Folder, file: str) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         what = f"{error.encoding.upper()} in line {line}: {error.reason}"
-        raise InputError(f"cannot read {path}: it is no text in {what}; save it as UTF-8") from None
+        raise InputError(f"cannot read {path}: it is not text in {what}; save it as UTF-8") from None
     except DAMAGED as error:
         raise InputError(f"cannot read {path}: {first_line(error)}") from None
     if "\0" in text:
-        raise InputError(f"cannot read {path}: it holds zero bytes, so it is no text; save it as UTF-8")
+        raise InputError(f"cannot read {path}: it holds zero bytes, so it is not text; save it as UTF-8")
     return text

@@ -1,7 +1,7 @@
 """Batches of images in a known order, decoded by worker processes.
 
-Every batch says which items it holds, so what is found in it can be traced to its image. An item that cannot
-be loaded is left out and named, and does not end a scan of a million others.
+Every batch lists its items, so that results can be traced to their images. An item that cannot be loaded is left out
+and named; it does not end a scan of a million others.
 """
 
 import contextlib
@@ -27,13 +27,21 @@ _FEW = 256  # below this, starting workers takes longer than reading
 
 
 class Batch(NamedTuple):
-    index: Tensor  # type: ignore[assignment]  # (N,), int64: which items of the dataset
-    images: Tensor  # (N, C, H, W)
-    labels: Tensor  # (N,), int64: -1 where the dataset has none
+    """Some items of a dataset.
+
+    Attributes:
+        index: (N,) int64, which items of the dataset.
+        images: (N, C, H, W).
+        labels: (N,) int64, -1 where the dataset has none.
+    """
+
+    index: Tensor  # type: ignore[assignment]
+    images: Tensor
+    labels: Tensor
 
 
 class _Read(NamedTuple):
-    """What a worker sends back. Lists, because every tensor would cost the main process a file descriptor."""
+    """The answer of a worker. It holds lists, because every tensor would cost the main process a file descriptor."""
 
     items: list[int]
     images: Tensor | None
@@ -65,7 +73,7 @@ def _room(count: int, image: Tensor) -> Tensor:
     """Room for so many images like this one; in a worker, in the memory that it shares with the main process.
 
     A batch is filled image by image: a list of them, their stack and its shared copy would be three times the memory,
-    and the pages of each would be asked of the system anew for every batch.
+    and the system would allocate new pages for every batch.
     """
     shape = (count, *image.shape)
     if get_worker_info() is None or image.device.type != "cpu":
@@ -123,7 +131,7 @@ def _cores() -> int:
 
 
 def _start_method() -> str:
-    """How this Python starts processes. Asking for it must not settle it."""
+    """How this Python starts processes. Asking must not fix the method."""
     return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
 
 
@@ -145,7 +153,7 @@ def warn_of_broken(broken: Sequence[str], stacklevel: int = 2) -> None:
 
 
 class Broken:
-    """The images of a dataset that could not be read, each named once; InputError when there are too many.
+    """The images of a dataset that could not be read, each named once. Raises InputError if there are too many.
 
     Args:
         kind: what they are for, such as "training".
@@ -171,7 +179,7 @@ class Broken:
             raise InputError(f"none of the {self.total} {self._what()}")
         if count > self.total * MOST_BROKEN and not self.allowed:
             share = f"{count} of {self.total} ({count / self.total:.1%})"
-            raise InputError(f"{share} {self._what()}; mend or remove them, or leave them out with allow_broken=true")
+            raise InputError(f"{share} {self._what()}; repair or remove them, or leave them out with allow_broken=true")
 
     def warn(self, stacklevel: int = 2) -> None:
         """A warning that counts the images and names the first, if there are more than at the last one."""
@@ -184,10 +192,10 @@ class Broken:
 
 
 class Batches:
-    """The items `indices` of a dataset in their order, as `Batch`es: for a scan, and to read its winners again.
+    """The items `indices` of a dataset in their order, as batches: for a scan, and to read its winners again.
 
     Items that raise BrokenImage are left out of their batch, which is then smaller, and named in `broken`. Tensors are
-    sliced without a copy. InputError for an item whose image is not finite or not of its batch's size.
+    sliced without a copy.
 
     Args:
         dataset: anything that `as_images` takes.
@@ -196,6 +204,9 @@ class Batches:
         workers: processes that read; 0: this one. None: one for each core up to eight, but none for a few items, and
             none where processes are not forked (macOS, Windows, Python 3.14): there a script must guard its code with
             `if __name__ == "__main__":` first.
+
+    Raises:
+        InputError: for an item whose image is not finite or not of its batch's size.
     """
 
     broken: list[str]  # one message for each image left out so far by the present or last iteration

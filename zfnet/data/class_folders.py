@@ -48,7 +48,7 @@ def class_folders(
     folder = Folder(Path(root).expanduser())
     home = home_of(folder, split)
     if home is None:
-        raise InputError(f"{root} has no folder {split!r} of class folders; there is: {_list(folder.folders())}")
+        raise InputError(f"{root} has no folder {split!r} of class folders; available: {_list(folder.folders())}")
     photos = Folder(home.path / split)
     dataset = Photos(photos.path, transform=transform)
     classes = _classes(home, dataset, photos)
@@ -56,7 +56,7 @@ def class_folders(
     wnids = _class_of_each(dataset, photos)
     if unknown := next((name for name in wnids if name not in order), None):
         raise InputError(
-            f"{photos.path} has the class {unknown!r}, which {home.path / 'train'} has not; remove or add it"
+            f"{photos.path} has the class {unknown!r}, which {home.path / 'train'} does not have; remove or add it"
         )
     dataset.labels = [order[name] for name in wnids]
     readable = {**_names(home), **(names or {})}
@@ -68,18 +68,18 @@ def _classes(home: Folder, dataset: Photos, photos: Folder) -> list[str]:
     """The names of train's class folders, in the order of their labels."""
     if not dataset.classes:
         raise InputError(
-            f"{photos.path} has photographs ({dataset.file(0)}) where class folders belong; sort them into some"
+            f"{photos.path} has photographs ({dataset.file(0)}) instead of class folders; sort them into class folders"
         )
     if empty := sorted({*photos.folders()} - {*dataset.classes}):
-        raise InputError(f"{photos.path / empty[0]} has no photographs; put some there, or delete the folder")
+        raise InputError(f"{photos.path / empty[0]} has no photographs; add some, or delete the folder")
     if "train" in home.folders():
         classes = Folder(home.path / "train").folders()
     elif len(dataset.classes) == IMAGENET_CLASSES:  # the validation set alone has them all
         classes = list(dataset.classes)
     else:
-        raise InputError(f"{home.path} has no folder 'train', which says what classes there are; add it")
+        raise InputError(f"{home.path} has no folder 'train', which defines the classes; add it")
     if len(classes) < 2:
-        raise InputError(f"{home.path / 'train'} has {len(classes)} class folder(s); two are the least")
+        raise InputError(f"{home.path / 'train'} has {len(classes)} class folder(s); at least two are needed")
     return classes
 
 

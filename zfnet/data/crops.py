@@ -1,4 +1,4 @@
-"""Stored images, read once, and the crops of them that a network is trained on and judged by."""
+"""Stored images, read once, and their crops for training and evaluation."""
 
 import math
 from collections.abc import Iterator
@@ -102,7 +102,7 @@ def mean_image(
     total, count, batches = torch.zeros(()), 0, Batches(dataset, workers=workers)
     for _, images, _ in _alike(with_progress(batches, "mean image", progress), batches):
         if images.dtype != torch.uint8:
-            raise InputError(f"images are {images.dtype}, which no mean is subtracted from; set pixel_mean=false")
+            raise InputError(f"images are {images.dtype}; only uint8 images have a pixel mean: set pixel_mean=false")
         total, count = total + images.sum(0, dtype=torch.float64), count + len(images)
     _tell(batches.broken, broken)
     if not count:
@@ -111,7 +111,7 @@ def mean_image(
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
-    """The preprocessing that a model was given; InputError without one."""
+    """The preprocessing of a model. Raises InputError without one."""
     preprocessing = getattr(model, "preprocessing", None)
     if not isinstance(preprocessing, Preprocessing):
         raise InputError(

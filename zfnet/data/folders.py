@@ -1,8 +1,7 @@
 """A folder of files on the disk or in a zip: `photos.zip/train` names one, as on Python's own import path.
 
-A zip is read where it lies, without unpacking. Every process opens it for itself, because processes that share
-an open file share the place at which it is read. What is no file (a pipe, a device, a link to nothing) is never opened,
-and what would not fit in the memory is never read.
+A zip is read without unpacking. Every process opens it for itself, because processes that share an open file share its
+position. Pipes, devices and broken links are never opened, and files that do not fit in memory are never read.
 """
 
 import errno
@@ -32,7 +31,7 @@ DAMAGED = (OSError, *_DAMAGED)  # what `Folder.read` raises
 
 
 class Listing(NamedTuple):
-    """What lies below a folder, by paths with forward slashes."""
+    """The content of a folder, by paths with forward slashes."""
 
     files: list[str]
     folders: list[str]  # these paths end with a slash
@@ -68,7 +67,7 @@ def _check_length(length: int) -> None:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The content of a file; OSError for what is too long or no file."""
+    """The content of a file. Raises OSError if it is too long or not a file."""
     if kind := _kind(path):
         raise OSError(errno.EINVAL, f"it is {kind}, not a file" if kind.startswith("a ") else kind)
     with open(path, "rb", opener=_open_at_once) as file:
@@ -80,7 +79,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 class Folder:
-    """What lies below a path: a folder, a zip, or a folder in a zip. InputError if it is none of these.
+    """The content of a folder, a zip, or a folder in a zip. Raises InputError for any other path.
 
     Files go by their path from here, with forward slashes. Hidden files and folders are not listed.
     """
@@ -112,7 +111,7 @@ class Folder:
         return self.__dict__ | {"_opened": None}
 
     def listing(self) -> Listing:
-        """All files below, in an order that is the same everywhere, and what cannot be read.
+        """All files below, in an order that is the same on every machine, and entries that cannot be read.
 
         Links are followed, but every folder is listed once.
         """
@@ -159,12 +158,12 @@ class Folder:
     def read(self, file: str) -> bytes:
         """The content of a file.
 
-        OSError if it is not there, too long or no file, and what zipfile raises for one that is damaged.
+        Raises OSError if it does not exist, is too long or not a file, and zipfile's errors if it is damaged.
         """
         return read_file(self.path / file) if self._zip is None else self._archive.read(self._prefix + file)
 
     def stamp(self, file: str) -> tuple[int, int]:
-        """What a file has no longer once it was changed: its size, and when it was written or, in a zip, its CRC."""
+        """A stamp that changes with the file: its size, and its modification time or, in a zip, its CRC."""
         if self._zip is None:
             about = (self.path / file).stat()
             return about.st_size, about.st_mtime_ns
@@ -206,7 +205,7 @@ class _Zip:
         length, packed = entry.file_size, entry.compress_size
         _check_length(length)
         if length > max(_SMALL, MOST_RATIO * packed):
-            raise OSError(errno.EFBIG, f"{packed:,} bytes would unfold to {length:,}: more than {MOST_RATIO:,} times")
+            raise OSError(errno.EFBIG, f"{packed:,} bytes would unpack to {length:,}: more than {MOST_RATIO:,} times")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unfold without a limit
             raise OSError(errno.EINVAL, f"it is compressed by method {entry.compress_type}; only deflate is read")
         with self._archive.open(entry) as file:
@@ -221,7 +220,7 @@ def _fault(name: str, entry: zipfile.ZipInfo) -> str | None:
     if "\\" in name:
         return "named with backslashes"
     if name.startswith("/") or not {"..", ".", ""}.isdisjoint(name.removesuffix("/").split("/")):
-        return "named as no path inside the zip"
+        return "its name is not a path inside the zip"
     unix = entry.create_system == 3
     mode = stat.S_IFMT(entry.external_attr >> 16) if unix else 0
     return None if mode in (0, stat.S_IFREG, stat.S_IFDIR) else _KINDS.get(mode, _DEVICE)

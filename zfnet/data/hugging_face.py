@@ -1,8 +1,7 @@
-"""Hugging Face's datasets, as `Dataset.save_to_disk` leaves them: a folder of Arrow files with random access.
+"""Hugging Face's datasets, as `Dataset.save_to_disk` writes them: a folder of Arrow files with random access.
 
 The package `datasets` finds a row; its picture is decoded here, with the same limits as a file of a folder, and not by
-`datasets`, which would also follow an address to wherever it leads. Nothing is fetched: what is not in the folder is
-not read.
+`datasets`, which would also follow addresses. Nothing is downloaded: only the folder is read.
 """
 
 import json
@@ -37,7 +36,8 @@ class HuggingFace(Images):
         label: the column of the labels, of type `ClassLabel`, whole numbers or text; by default `label` or `labels`, or
             the only `ClassLabel`. Without one every label is -1.
 
-    Raises InputError for a folder that is none of these, for columns of another type, and where `datasets` is missing.
+    Raises:
+        InputError: for a folder that is none of these, for columns of another type, and where `datasets` is missing.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ def splits_of(root: str | os.PathLike[str]) -> list[str]:
 def _folder(root: Path, split: str | None) -> Path:
     """The folder of one `Dataset`; InputError if there is none."""
     if "::" in str(root) or re.match(r"[a-z][a-z0-9+]+:/", str(root)):
-        raise InputError(f"{root} is no path of the disk; download the dataset, and save it with save_to_disk")
+        raise InputError(f"{root} is not a path on this disk; download the dataset, and save it with save_to_disk")
     if not root.is_dir():
-        raise InputError(f"{root} is no folder; give the one that save_to_disk wrote")
+        raise InputError(f"{root} is not a folder; give the one that save_to_disk wrote")
     if (root / "state.json").is_file():
         if split is not None:
-            raise InputError(f"{root} is a single Dataset, without splits; leave split={split} out")
+            raise InputError(f"{root} is a single Dataset, without splits; leave out split={split}")
         return root
     if not (root / "dataset_dict.json").is_file():
         raise InputError(f"{root} has no state.json and no dataset_dict.json; give a folder that save_to_disk wrote")
@@ -123,9 +123,9 @@ def _state(folder: Path) -> tuple[str, list[tuple[str, int, int]]]:
         names = [str(entry["filename"]) for entry in state["_data_files"]]
         fingerprint = str(state["_fingerprint"])
     except (LookupError, TypeError):
-        raise InputError(f"{folder / 'state.json'} is not what save_to_disk writes; save the dataset anew") from None
+        raise InputError(f"{folder / 'state.json'} is not what save_to_disk writes; save the dataset again") from None
     if state.get("_indices_data_files"):
-        raise InputError(f"{folder} was saved by an old version of datasets, with its rows apart; save it anew")
+        raise InputError(f"{folder} was saved by an old version of datasets, in another layout; save it again")
     stamps = []
     for name in names:
         if name != os.path.basename(name):
@@ -133,7 +133,7 @@ def _state(folder: Path) -> tuple[str, list[tuple[str, int, int]]]:
         try:
             about = (folder / name).stat()
         except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {folder / name}: {first_line(error)}; save the dataset anew") from None
+            raise InputError(f"cannot read {folder / name}: {first_line(error)}; save the dataset again") from None
         stamps.append((name, about.st_size, about.st_mtime_ns))
     return fingerprint, stamps
 
@@ -156,7 +156,7 @@ def _loaded(folder: Path) -> Any:
     try:
         return datasets.Dataset.load_from_disk(os.path.abspath(folder), keep_in_memory=False)
     except Exception as error:  # of pyarrow, or of any part of datasets
-        raise InputError(f"cannot read the dataset in {folder}: {first_line(error)}; save it anew") from None
+        raise InputError(f"cannot read the dataset in {folder}: {first_line(error)}; save it again") from None
 
 
 def _kind(feature: Any) -> str:
@@ -176,7 +176,7 @@ def _image_column(folder: Path, features: Any, column: str | None) -> str:
     if chosen is None:
         raise InputError(f"{folder} has the columns {listed}; say which holds the images with image=")
     if kinds[chosen] not in ("Image", "binary", "large_binary"):
-        advice = f"cast_column({chosen!r}, datasets.Image()) and save it anew, or say which with image="
+        advice = f"cast_column({chosen!r}, datasets.Image()) and save it again, or say which with image="
         raise InputError(f"{folder} has the columns {listed}; {chosen} holds no images: {advice}")
     return chosen
 

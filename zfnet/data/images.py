@@ -1,7 +1,7 @@
-"""The dataset protocol: what zfnet asks of a dataset of images, and the adapters that bring others to it.
+"""The dataset protocol, which zfnet uses for every dataset of images, and adapters for others.
 
 Subclass `Images`, or pass what you have: `as_images` adapts tensors, torchvision's and Hugging Face's datasets, and
-anything else with `__len__` and `__getitem__`. Everything behind it sees the protocol only.
+anything else with `__len__` and `__getitem__`. All other code uses only the protocol.
 """
 
 import operator
@@ -26,26 +26,37 @@ DAMAGED_IMAGE = (*DAMAGED, SyntaxError, TypeError, Image.DecompressionBombError)
 
 
 class Truth(NamedTuple):
-    """What is known to be in an image, in the pixels of the dataset's items. Boxes may reach beyond the image."""
+    """What is known to be in an image, in the pixels of the dataset's items. Boxes may reach beyond the image.
 
-    mask: Tensor | None = None  # (H, W), bool: the labelled object
+    Attributes:
+        mask: (H, W) bool, the labelled object.
+        objects: the boxes of all objects: top, left, bottom, right in pixels, ends exclusive.
+        parts: the boxes of those parts of the labelled object that can be seen; None: they are not known.
+    """
+
+    mask: Tensor | None = None
     objects: Sequence[Box] = ()
-    parts: Mapping[str, Box] | None = None  # those of the labelled object that can be seen; None: they are not known
+    parts: Mapping[str, Box] | None = None
 
 
 class Images(Dataset[tuple[Tensor, int]]):
     """A map-style dataset of images. Subclasses give `__len__` and `__getitem__`; all else has a default.
 
     `__getitem__` raises BrokenImage for an image that cannot be read: it is then left out, and named.
+
+    Attributes:
+        classes: the names of the labels, in order.
+        labels: every item's label; None: only the items know.
+        official_split: "train" or "test" for every item, where the dataset fixes it; else None.
     """
 
-    classes: Sequence[str] = ()  # the names of the labels, in order
-    labels: list[int] | None = None  # every item's label; None: only the items know
-    official_split: Sequence[str | None] | None = None  # "train" or "test" for every item, where the dataset fixes it
+    classes: Sequence[str] = ()
+    labels: list[int] | None = None
+    official_split: Sequence[str | None] | None = None
 
     @property
     def title(self) -> str:
-        """What results call the dataset."""
+        """The dataset's name in results."""
         return type(self).__name__
 
     def __len__(self) -> int:
@@ -60,7 +71,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         return None
 
     def truth(self, index: int) -> Truth | None:
-        """Mask and boxes of what is in an item; None where the dataset knows nothing."""
+        """Mask and boxes of the objects in an item; None if they are not known."""
         return None
 
     def name(self, index: int) -> str:
@@ -69,13 +80,13 @@ class Images(Dataset[tuple[Tensor, int]]):
         return f"item {index}" if file is None else f"item {index} ({printable(file)})"
 
     def identity(self) -> str:
-        """A digest of all that the items depend on: if it is the same, so are they."""
+        """A digest of everything that the items depend on: equal digests mean equal items."""
         basis = self.basis()
         about = type(self).__qualname__, list(self.classes), self.official_split and list(self.official_split)
         return digest(about, list(self._item_digests()) if basis is None else basis)
 
     def basis(self) -> Any:
-        """All that the items depend on, as `digest` takes it; None, the default: every item is read instead."""
+        """Everything that the items depend on, for `digest`; None, the default: every item is read instead."""
         return None
 
     def _item_digests(self) -> Iterator[str]:
@@ -87,11 +98,14 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def as_images(dataset: Any) -> Images:
-    """Adapt a dataset to the protocol: an `Images` is returned as it is; InputError for what cannot be adapted.
+    """Adapt a dataset to the protocol: an `Images` is returned as it is.
 
     A dataset is a Tensor (N, C, H, W), a TensorDataset, a Subset, or anything with `__len__` and `__getitem__` whose
     items are an image, (image, label), or a mapping with `image` or `img` and perhaps `label`. An image is a tensor
     (C, H, W), or one of Pillow's, which becomes float32 (1 or 3, H, W) in 0..1.
+
+    Raises:
+        InputError: for what cannot be adapted.
     """
     if isinstance(dataset, Images):
         return dataset
@@ -103,9 +117,13 @@ def as_images(dataset: Any) -> Images:
     if isinstance(dataset, DataLoader):
         raise InputError("a DataLoader has no items by index; pass its dataset, loader.dataset")
     if isinstance(dataset, str | bytes | os.PathLike):
-        raise InputError(f"{str(dataset)!r} is no dataset; for a folder of photographs pass Photos({str(dataset)!r})")
+        raise InputError(
+            f"{str(dataset)!r} is not a dataset; for a folder of photographs pass Photos({str(dataset)!r})"
+        )
     if isinstance(dataset, Mapping):
-        raise InputError(f"a {kind} is no dataset; pass one of its entries: {', '.join(map(str, dataset)) or 'none'}")
+        raise InputError(
+            f"a {kind} is not a dataset; pass one of its entries: {', '.join(map(str, dataset)) or 'none'}"
+        )
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise InputError(f"a {kind} has no items by index; pass a map-style dataset, with __len__ and __getitem__")
     return SubsetImages(dataset) if type(dataset) is Subset else ForeignImages(dataset)
@@ -118,7 +136,7 @@ class TensorImages(Images):
         images = tensors[0]
         if images.ndim != 4 or len(tensors) > 2 or not all(_are_labels(labels) for labels in tensors[1:]):
             shapes = ", ".join(f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in tensors)
-            raise InputError(f"tensors {shapes} are no images (N, C, H, W), with or without whole labels (N,)")
+            raise InputError(f"tensors {shapes} are not images (N, C, H, W), with or without whole labels (N,)")
         self.images = images
         self.labels = tensors[1].tolist() if len(tensors) == 2 else [-1] * len(images)
 
@@ -207,9 +225,9 @@ class ForeignImages(Images):
 
 
 def read_item(images: Images, index: int) -> tuple[Tensor, int]:
-    """An image (C, H, W) and its label, -1 for none; InputError, naming the item, if it is anything else.
+    """An image (C, H, W) and its label, -1 for none. Raises InputError, naming the item, if it is anything else.
 
-    BrokenImage, naming it too, if it cannot be read: two items never have the same message.
+    Raises BrokenImage, which names it too, if it cannot be read: two items never have the same message.
     """
     name = images.name(index)
     try:
@@ -272,9 +290,9 @@ def _image_and_label(item: Any, name: str) -> tuple[Tensor, int]:
 
 
 def transformed(transform: Callable[[Any], Any], image: Any, name: str) -> Any:
-    """What a transform makes of an image; InputError, naming the image, for whatever the transform raises.
+    """Apply a transform to an image. Raises InputError, naming the image, for any error of the transform.
 
-    BrokenImage if the memory is too short for it.
+    Raises BrokenImage if there is not enough memory.
     """
     try:
         return transform(image)

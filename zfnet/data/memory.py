@@ -1,4 +1,4 @@
-"""A limit on the memory that some lines may take: what a decoder does with a damaged file is its own secret."""
+"""A limit on the memory of some lines of code: a decoder may take any amount for a damaged file."""
 
 import contextlib
 import threading

@@ -1,4 +1,4 @@
-"""Where the parts of things are in what a network sees: eyes and noses, drawn by us or annotated by hand.
+"""The places of parts of objects in the network's image: eyes and noses, rendered or annotated by hand.
 
 A box is top, left, bottom, right in pixels of the network's image, ends exclusive. Rendered scenes know theirs; those
 of photographs come from a CSV file with the columns file, part, x, y, side: the centre of a square in pixels of the
@@ -63,7 +63,7 @@ def _known(images: Images, kind: str | None) -> dict[int, Mapping[str, Box]]:
             truth = images.truth(item)
             if truth is None or truth.parts is None:
                 columns = ", ".join(COLUMNS)
-                raise InputError(f"{images.title} knows no parts: give a CSV file with the columns {columns}")
+                raise InputError(f"{images.title} has no boxes of parts: give a CSV file with the columns {columns}")
             boxes[item] = truth.parts
     return boxes
 

@@ -31,7 +31,9 @@ class Pascal(ImageFiles):
 
     Where ImageSets/Main/ has train.txt and val.txt, only the photographs that these list are taken, and
     `official_split` says of each whether it is to train or to test on. `presence` is (N, 20).
-    Raises InputError for an annotation that is broken, or that names a missing image or a class that VOC does not have.
+
+    Raises:
+        InputError: for an annotation that is broken, or that names a missing image or a class that VOC does not have.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, transform: Callable[[Image.Image], Any] | None = None) -> None:
@@ -53,7 +55,7 @@ class Pascal(ImageFiles):
         for name in names:
             annotation, path = read_annotation(annotations, f"{name}.xml"), annotations.path / f"{name}.xml"
             if annotation.image is None:
-                raise InputError(f"{path} has no filename: it is no annotation of PASCAL VOC")
+                raise InputError(f"{path} has no filename: it is not an annotation of PASCAL VOC")
             if annotation.image not in images:
                 raise InputError(f"{path} names {annotation.image}, which is not in {photos}")
             files.append(annotation.image)

@@ -30,7 +30,7 @@ EXTENSIONS = (
 )
 _FILE_COLUMNS, _NAME_COLUMNS = ("file", "filename", "path", "image"), ("class_name", "class")
 _MOST_CLASSES = 1_000_000  # a list of their names is made
-# told by content; without this list Pillow would hand a PostScript file named .jpg to an interpreter
+# recognised by content; without this list Pillow would run an interpreter on a PostScript file named .jpg
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000")
 # of images too, in formats that are not read
 _OTHERS = (
@@ -106,11 +106,11 @@ def _reason(error: BaseException) -> str:
 
 
 class TooManyPixels(BrokenImage):
-    """An image with more pixels than whoever reads it takes."""
+    """An image with more pixels than the reader accepts."""
 
 
 class NoImage(BrokenImage):
-    """What is no image of a format that is read."""
+    """The file is not an image of a supported format."""
 
 
 def check_declared(content: bytes, name: str, most: int) -> None:
@@ -139,7 +139,7 @@ def check_declared(content: bytes, name: str, most: int) -> None:
 
 
 def read_photograph(read: Callable[[], bytes], name: str) -> Image.Image:
-    """What an image file shows (of an animation, its first frame), as upright RGB.
+    """Load an image file (of an animation, its first frame) as upright RGB.
 
     Args:
         read: gives the content of the file.
@@ -160,7 +160,7 @@ def read_photograph(read: Callable[[], bytes], name: str) -> Image.Image:
 
 
 def item_image(image: Image.Image, transform: Callable[[Image.Image], Any] | None, name: str) -> Any:
-    """What a transform makes of a photograph; without one, float32 (3, H, W) in 0..1 unless that is too large."""
+    """Apply a transform to a photograph; without one, float32 (3, H, W) in 0..1 unless that is too large."""
     if transform is not None:
         return transformed(transform, image, name)
     if image.width * image.height > (most := _MOST_BYTES // _MORE_BYTES):
@@ -201,7 +201,7 @@ class ImageFiles(Images):
         return self._files[index]
 
     def stamp(self, index: int) -> str:
-        """A photograph's path, and what it has no longer once it was changed."""
+        """A photograph's path, and a stamp that changes with the file."""
         try:
             return f"{self._files[index]} {self._folder.stamp(self._files[index])}"
         except OSError:
@@ -231,7 +231,7 @@ class _Photo(NamedTuple):
 
 
 def _skipped(listing: Listing) -> dict[str, str]:
-    """What looks like an image, or may hold some, and is not read; and why."""
+    """Entries that look like images or folders of images and are not read, with the reasons."""
     empty = {folder[:-1] for folder in listing.folders if folder[:-1].lower().endswith(EXTENSIONS)}
     empty = empty and empty - {str(parent) for file in listing.files for parent in PurePosixPath(file).parents}
     odd = {file: kind for file, kind in listing.odd.items() if file.lower().endswith((*EXTENSIONS, *_OTHERS, "/"))}
@@ -350,7 +350,7 @@ class Photos(ImageFiles):
 
     A label is an index into `classes`. Labels come from a CSV file, or else from the class folders, sorted by name and
     searched in depth; in a flat folder every label is -1. Hidden files and folders are ignored. `skipped` lists what is
-    not read: image files in other formats, what goes by an image's name and is no file (pipes, links to nothing), and
+    not read: image files in other formats, entries with an image's name that are not files (pipes, broken links), and
     folders that cannot be opened or are listed already. A warning counts them.
 
     Args:
@@ -362,7 +362,8 @@ class Photos(ImageFiles):
         classes: the names in the order of their labels: photographs of other classes are left out; with `class_index`
             it only names them.
 
-    Raises InputError for a bad folder or table.
+    Raises:
+        InputError: for a bad folder or table.
     """
 
     skipped: list[str]

@@ -1,6 +1,6 @@
 """From a photograph to what a network sees, and back.
 
-A network's answers mean nothing without the size, channels, range and mean it was trained with.
+A network needs images of the size, channels, range and mean that it was trained with.
 A `Preprocessing` holds these as plain values, so they can be saved with the weights, undone for display
 (`pixels`), and applied to a batch inside a differentiable computation (`normalise`).
 """
@@ -75,7 +75,7 @@ def _is_number(value: object, above: float) -> bool:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a network's input; it is saved with the weights. InputError for a bad value.
+    """How an image becomes a network's input; it is saved with the weights.
 
     `Preprocessing()` is that of torchvision's ImageNet weights. An image of `size` already is what the network sees,
     as a rendered scene is: it is only normalised. Every other is resized, then cropped at its centre. Resizing is
@@ -95,6 +95,9 @@ class Preprocessing:
             from images of `size`.
         display: which of the network's channels are shown as red, green and blue; None: the first three, or fewer
             with the last repeated.
+
+    Raises:
+        InputError: for a value that makes no sense.
     """
 
     size: int | Size = 224
@@ -187,7 +190,7 @@ class Preprocessing:
         if not isinstance(planes, Tensor) or not valid or planes.dtype not in dtypes:
             count = self.channel_count
             raise InputError(
-                f"an array {tuple(image.shape)} of {image.dtype} is no image of {count} channels; "
+                f"an array {tuple(image.shape)} of {image.dtype} is not an image of {count} channels; "
                 f"give uint8 (H, W, {count}), or a tensor ({count}, H, W)"
             )
         images = [Image.fromarray(plane.numpy()) for plane in self._mixed(planes.cpu())]
@@ -209,7 +212,7 @@ class Preprocessing:
         return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue).unsqueeze(-3)
 
     def _seen(self, image: Image.Image) -> Image.Image:
-        """What the network sees of an image: it is resized, then cropped."""
+        """Prepare an image for the network: resize, then crop."""
         new, (rows, columns) = self._resized(*image.size), self.image_size
         left, top = self._corner(*new)
         box = left, top, left + columns, top + rows
@@ -288,7 +291,7 @@ class Preprocessing:
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != self.channel_count:
             shape = f"(..., {self.channel_count}, H, W)"
-            raise InputError(f"a tensor {tuple(x.shape)} of {x.dtype} is no image; give float {shape}")
+            raise InputError(f"a tensor {tuple(x.shape)} of {x.dtype} is not an image; give float {shape}")
         # without waiting for a GPU, as new_tensor would
         mean, std = (
             torch.tensor(values, dtype=x.dtype).to(x.device, non_blocking=True)[:, None, None]
@@ -348,7 +351,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Stored:
-    """How training keeps an image: uint8 (channels, rows, columns), cropped, mirrored and normalised batch by batch.
+    """How training stores an image: uint8 (channels, rows, columns), cropped, mirrored and normalised batch by batch.
 
     `side` is the side in pixels of the central square from which crops are taken; None: what the network sees.
     """
@@ -358,7 +361,9 @@ class Stored:
 
     def __post_init__(self) -> None:
         if self.side is not None and self.side < max(self.preprocessing.image_size):
-            raise InputError(f"images stored with {self.side} pixels have no crops of {self.preprocessing.size}")
+            raise InputError(
+                f"cannot take crops of {self.preprocessing.size} pixels from images stored with {self.side}"
+            )
 
     @property
     def size(self) -> int | Size:

@@ -1,9 +1,9 @@
-"""The table of contents of a tar, which has none: one pass over its headers says where each member's bytes lie.
+"""The index of a tar, which has no table of contents: one pass over its headers finds the bytes of each member.
 
 A header is a block of 512 bytes before a member's content, and a tar ends with a block of zeros. Python's `tarfile`
 reads the header itself; what stands around it is walked here, because a tar that was made to do harm may state any
 length: nothing is read beyond the header, and no name or record that is longer than one would be. A tar that is
-damaged, cut short, compressed, or goes on after its end is refused: a part of it is never taken for the whole.
+damaged, cut short, compressed, or continues after its end is refused: a part is never read as the whole.
 POSIX.1-2017, pax, "ustar Interchange Format" and "pax Header Block".
 """
 
@@ -42,7 +42,8 @@ class Member(NamedTuple):
 
 
 def members(descriptor: int, path: str) -> Iterator[Member]:
-    """The members of an open tar in their order, folders included. InputError, with `path`, for one that is not whole.
+    """The members of an open tar in their order, folders included. Raises InputError, with `path`, for an incomplete
+    tar.
 
     Reads with `os.pread`, so that others may read the same descriptor meanwhile.
     """
@@ -67,7 +68,7 @@ def members(descriptor: int, path: str) -> Iterator[Member]:
             content = _content(descriptor, path, start, length, _MOST_RECORDS)
             records = _records(content, f"{path} at byte {start:,}")
             if kind == tarfile.XGLTYPE and any(key in ("path", "size") or "sparse" in key for key in records):
-                raise InputError(f"{path} has a global header with the size or name of all its members; write it anew")
+                raise InputError(f"{path} has a global header with the size or name of all its members; write it again")
             long |= records if kind != tarfile.XGLTYPE else {}
         elif kind == tarfile.GNUTYPE_LONGNAME:
             long["path"] = _content(descriptor, path, start, length, _MOST_NAME).partition(b"\0")[0]
@@ -88,7 +89,7 @@ def members(descriptor: int, path: str) -> Iterator[Member]:
 
 def _check_kind(descriptor: int, path: str, size: int) -> None:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise InputError(f"{path} is no file; give a tar")
+        raise InputError(f"{path} is not a file; give a tar")
     if not size:
         raise InputError(f"{path} is empty (zero bytes); get it again")
     start = os.pread(descriptor, 8, 0)
@@ -102,7 +103,7 @@ def _check_end(descriptor: int, path: str, position: int, size: int) -> None:
     """InputError for a tar with something after the zeros that end it, such as another tar."""
     rest = size - position
     if rest > _PADDING or os.pread(descriptor, rest, position).strip(b"\0"):
-        raise InputError(f"{path} goes on after its end at byte {position:,}: tars cannot be joined by cat; split it")
+        raise InputError(f"{path} continues after its end at byte {position:,}: tars cannot be joined by cat; split it")
 
 
 def _content(descriptor: int, path: str, start: int, length: int, most: int) -> bytes:
@@ -144,7 +145,7 @@ def _stated(long: Mapping[str, bytes], name: str, length: int, path: str) -> tup
 
 
 def _after_sparse_map(descriptor: int, block: bytes, start: int) -> int:
-    """Where the content of an old GNU sparse file starts: after the blocks that go on with its map."""
+    """The start of an old GNU sparse file's content: after the blocks that continue its map."""
     more = block[482]
     while more:
         block = os.pread(descriptor, BLOCK, start)

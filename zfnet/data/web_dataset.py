@@ -1,4 +1,4 @@
-"""WebDataset shards as a dataset with random access: photographs in tars, read where they lie.
+"""WebDataset shards as a dataset with random access: photographs in tars, read without unpacking.
 
 WebDataset's tars are made to be read from front to back. An index of where each picture's bytes are lets any of them
 be read at any time, which a scan needs twice: each process has its part, and winners are read again. The index takes
@@ -54,8 +54,8 @@ class WebDataset(Images):
     The picture of a sample is its .jpg, .jpeg, .png, .webp or .ppm. Its label is the whole number in its .cls, or else
     `label` in its .json, a whole number (also as text) or a class's name; -1 where it has neither (a .txt is a caption,
     and not read).
-    `skipped` lists samples without a picture, and members that are no plain files or are named as no path inside the
-    tar; a warning counts them.
+    `skipped` lists samples without a picture, and members that are no plain files or whose names are not paths inside
+    the tar; a warning counts them.
 
     Args:
         tars: a pattern (`photos-{000000..000146}.tar`, `{a,b}`, `*`), a tar, a folder of tars, or a list of these.
@@ -64,10 +64,11 @@ class WebDataset(Images):
             tar, one a line, if there is one; else the names in the .json, sorted, or the numbers.
         picture: the extension of the picture, such as "jpg" or "left.png", where a sample has several.
         index: a file that keeps the index; by default one beside the first tar, if that folder can be written to.
-            It is made anew when the names, sizes or times of the tars have changed.
+            It is made again when the names, sizes or times of the tars have changed.
 
-    Raises InputError for tars that are missing, damaged, cut short or compressed, for a key that comes again, and for
-    labels that are none.
+    Raises:
+        InputError: for tars that are missing, damaged, cut short or compressed, for a repeated key, and for invalid
+            labels.
     """
 
     skipped: list[str]
@@ -226,7 +227,7 @@ def tars_of(tars: Tars) -> list[str]:
 
 def _tars(pattern: str) -> list[str]:
     if re.match(r"(pipe:|[a-z][a-z0-9+]+://)", pattern):
-        raise InputError(f"{pattern} is no path; tars are read from the disk: download them first")
+        raise InputError(f"{pattern} is not a path; tars are read from the disk: download them first")
     if os.path.isdir(pattern):
         paths = sorted(glob.glob(os.path.join(glob.escape(pattern), "*.tar")))
         if not paths:
@@ -239,7 +240,7 @@ def _tars(pattern: str) -> list[str]:
         raise InputError(f"no tar matches {pattern}")
     if absent := [path for path in paths if not os.path.isfile(path)]:
         others = f", and {len(absent) - 1} more" if len(absent) > 1 else ""
-        raise InputError(f"{absent[0]} is not there{others}; get all that {pattern} names, or name fewer")
+        raise InputError(f"{absent[0]} does not exist{others}; get all tars of {pattern}, or name fewer")
     return paths
 
 
@@ -311,11 +312,11 @@ class _Sample(NamedTuple):
 
 
 def _check_ours(path: Path) -> None:
-    """InputError for a file that is no index, and must not be overwritten by one."""
+    """InputError for a file that is not an index, and must not be overwritten by one."""
     with open_regular(path) as file:
         line = file.readline(_MOST_SEAL)
     if f'"what": "{_KIND}"'.encode() not in line:
-        raise InputError(f"{path} is no index of tars; delete it, or give another file as index")
+        raise InputError(f"{path} is not an index of tars; delete it, or give another file as index")
 
 
 def _made(tars: Sequence[str], names: Sequence[str], picture: str | None) -> _Index:
@@ -343,7 +344,9 @@ def _samples(tar: _Descriptor, path: str, title: str, skipped: list[str]) -> Ite
     seen: set[str] = set()
     for key, group in itertools.groupby(_named(tar, path, title, skipped), lambda entry: entry[0]):
         if key in seen:
-            raise InputError(f"{path} has the key {printable(key)} twice, apart: sort the tar by name, or rename one")
+            raise InputError(
+                f"{path} has the key {printable(key)} twice, in separate places: sort the tar by name, or rename one"
+            )
         seen.add(key)
         sample: dict[str, Member] = {}
         for _, extension, member in group:
@@ -363,7 +366,7 @@ def _named(tar: _Descriptor, path: str, title: str, skipped: list[str]) -> Itera
         if file.startswith(".") or (file.startswith("__") and file.endswith("__")):
             continue  # hidden, or WebDataset's own notes
         if "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
-            skipped.append(f"{title}/{name} (named as no path inside the tar)")
+            skipped.append(f"{title}/{name} (its name is not a path inside the tar)")
         elif match := _KEY.fullmatch(name):
             yield match[1], match[2].lower(), member._replace(name=name)
 

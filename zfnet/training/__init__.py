@@ -1,4 +1,4 @@
-"""Train a network as the paper did, on one processor or several GPUs, and measure its errors.
+"""Train a network as the paper did, on a CPU or several GPUs, and measure its errors.
 
 recipe -> loop -> checkpoints, evaluation. Zeiler & Fergus (2014), section 3.
 """

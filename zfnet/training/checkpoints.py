@@ -1,6 +1,6 @@
-"""The checkpoint of a training run: what the run depends on, and how far it has come.
+"""The checkpoint of a training run: its identity and its progress.
 
-A run resumes only from a checkpoint with its own identity and an intact content; else InputError says what differs.
+A run resumes only from an undamaged checkpoint with its own identity; otherwise an InputError says what differs.
 `check_state` compares all of a state with the run before any of it is loaded.
 """
 
@@ -24,11 +24,11 @@ from zfnet.identity import Damaged, Identity, digest, network_identity, read_sea
 from zfnet.processes import processes
 from zfnet.training.recipe import Recipe
 
-ANEW = "start anew with fresh=True or in another folder"
+ANEW = "start again with fresh=True or in another folder"
 
 
 def run_identity(model: nn.Module, dataset: Any, validation: Any, recipe: Recipe) -> dict[str, Any]:
-    """What the result of a training run depends on, by name, as JSON values.
+    """The identity of a training run's result, by name, as JSON values.
 
     Args:
         model: with its initial weights.
@@ -61,7 +61,7 @@ class Checkpoint:
         self.kept = False  # whether this run has a state there
 
     def read(self) -> dict[str, Any] | None:
-        """The last intact state; None where there is none. InputError if it is of another run, or none is intact."""
+        """The last undamaged state; None without any. InputError if it is of another run, or all are damaged."""
         damage: Damaged | None = None
         for path in (self.path, self.previous):
             if not os.path.exists(path):
@@ -72,7 +72,7 @@ class Checkpoint:
                 damage = damage or error
                 continue
             if not isinstance(state, dict):
-                raise InputError(f"{path} is no checkpoint of this run: it holds {_shown(state)}; {ANEW}")
+                raise InputError(f"{path} is not a checkpoint of this run: it holds {_shown(state)}; {ANEW}")
             self.source, self.damaged = path, damage is not None
             if path == self.previous and processes()[0] == 0:
                 reason = "damaged" if damage else "missing"
@@ -106,7 +106,7 @@ _SLOTS = {  # what an optimizer keeps of a parameter, and the least value; a ste
 
 
 class _Stranger(Exception):
-    """What a state has that no state of this run could have."""
+    """A value that no state of this run could have."""
 
 
 def check_state(
@@ -120,9 +120,9 @@ def check_state(
     steps: int,
     validated: bool,
 ) -> None:
-    """InputError unless a run of this model, optimizer, scaler and recipe could have kept this state.
+    """Raises InputError unless a run of this model, optimizer, scaler and recipe could have written this state.
 
-    Nothing is loaded. A checkpoint's digest finds damage; this finds a file that somebody else has made.
+    Nothing is loaded. A checkpoint's digest finds damage; this check finds files that somebody else made.
 
     Args:
         source: the file of the state, for the error.
@@ -144,7 +144,7 @@ def check_state(
         _check_scaler(state["scaler"], scaler.state_dict())
         _check_mean_image(state["mean_image"], Preprocessing.of(model) if recipe.pixel_mean else None)
     except _Stranger as error:
-        raise InputError(f"{source} is no checkpoint of this run: {error}; {ANEW}") from None
+        raise InputError(f"{source} is not a checkpoint of this run: {error}; {ANEW}") from None
 
 
 def _check_keys(name: str, value: Any, expected: set[Any]) -> None:
@@ -180,7 +180,7 @@ def _check_tensor(name: str, value: Any, like: Tensor, least: float = -math.inf)
         kinds = (f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in (value, like))
         raise _Stranger("{} is {}, not {}".format(name, *kinds))
     if not value.isfinite().all() or (value.numel() and least > -math.inf and value.min() < least):
-        raise _Stranger(f"{name} has values that no training gives")
+        raise _Stranger(f"{name} has values that training cannot produce")
 
 
 def _check_groups(groups: Any, own: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""How often a network is wrong: error rates of one or several, over one or ten crops."""
+"""Error rates of one network or several, over one or ten crops."""
 
 import contextlib
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ def network_input(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
-    """InputError for a label that is none of a network's classes."""
+    """Raises InputError for a label outside the network's classes."""
     least, most = int(labels.min()), int(labels.max())
     if not 0 <= least <= most < classes:
-        raise InputError(f"labels {least}..{most} for a network of {classes} classes: give it as many as there are")
+        raise InputError(f"labels are {least}..{most}, but the network has {classes} classes: give it more classes")
 
 
 def error_rates(

@@ -2,8 +2,8 @@
 
     filter <- filter * min(1, 0.1 / RMS(filter))       for every convolution filter, over its own weights
 
-All random numbers come from the seed, the epoch and the step. A run that was killed therefore resumes to the same
-weights, and processes that share the work (`torchrun`) draw what one process would have drawn.
+All random numbers come from the seed, the epoch and the step. So a killed run resumes and reaches the same weights, and
+processes that share the work (`torchrun`) draw the same numbers as one process.
 Zeiler & Fergus (2014), section 3.
 """
 
@@ -102,17 +102,17 @@ def train(
     Where `torch.distributed` runs, each process takes its share of every batch.
 
     Args:
-        model: to resume a run, give it the architecture and initial weights that the run began with. What a model
-            keeps from step to step has to be in its `state_dict`, or it is lost when a run resumes.
+        model: to resume a run, give the architecture and initial weights of its start. State that a model keeps from
+            step to step must be in its `state_dict`, or it is lost when a run resumes.
         dataset: (image, label) by index. Images are float (3, H, W), or uint8, which `model.preprocessing` crops and
             normalises.
         validation: (image, label) by index, to measure error rates on after each epoch.
         recipe: how to train; None: the defaults of `Recipe`.
-        folder: where a checkpoint is kept, every epoch and every few minutes, and from which a stopped run resumes.
-        fresh: start anew, and remove the checkpoint that is in `folder`.
+        folder: keeps a checkpoint, written every epoch and every few minutes, from which an interrupted run resumes.
+        fresh: remove the checkpoint in `folder` and start again.
         workers: processes that read images; None: one for each core, up to eight.
         progress: show progress bars.
-        allow_broken: go on with more than 1 % of the images to train or validate on that cannot be read.
+        allow_broken: continue even if more than 1 % of the training or validation images cannot be read.
         on_epoch: called with the history so far after each epoch, before its checkpoint.
 
     Raises:
@@ -141,7 +141,7 @@ def train(
 
 @dataclass
 class _Position:
-    """Where a run is: the epochs that are done, and how far it is in the present one."""
+    """The progress of a run: finished epochs, and the position in the current one."""
 
     history: Epochs
     step: int = 0  # of the present epoch
@@ -184,7 +184,7 @@ class _Run:
             self.steps += 1
 
     def begin(self, folder: str | Path | None) -> None:
-        """Take up the checkpoint of the folder, if it has one."""
+        """Resume from the checkpoint of the folder, if it has one."""
         state = None
         if folder:
             arguments = self.model, self.dataset, self.validation, self.recipe
@@ -231,7 +231,7 @@ class _Run:
         return {kind: broken.names for kind, broken in self.broken.items()}
 
     def _batches(self, epoch: int) -> Generator[tuple[int, Tensor, Tensor], None, None]:
-        """What is left of the epoch: its steps, and this process' share of their batches, ready for the network."""
+        """The remaining steps of the epoch, and this process' share of their batches, ready for the network."""
         recipe, start, share = self.recipe, self.position.step, slice(self.rank, None, self.world)
         order = torch.randperm(len(self.dataset), generator=_generator(recipe.seed, epoch))
         chunks = order.split(recipe.batch_size)[: self.steps]

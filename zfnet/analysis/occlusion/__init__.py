@@ -25,22 +25,42 @@ MAPS = ("activity", "probability")
 
 @dataclass(frozen=True)
 class OcclusionMaps:
-    """What a network gives with the square at each place: maps (rows, columns), one entry for each square."""
+    """What a network gives with the square at each place: maps (rows, columns), one entry for each square.
 
-    activity: Tensor  # sum over space of feature map `map` of `layer`
-    probability: Tensor  # of class `target`, or what another `score` makes of the outputs
-    label: Tensor | None  # int64: the most probable class; None where the outputs are not those of several classes
-    boxes: Tensor  # (rows, columns, 4) int64, the squares: top, left, bottom, right in input pixels, ends exclusive
-    clean: tuple[float, float, int | None]  # activity, probability and label without a square
+    `occlusion_maps` makes it. Zeiler & Fergus (2014), Figure 7.
+
+    Attributes:
+        activity: (rows, columns), the sum over space of feature map `map` of `layer`.
+        probability: (rows, columns), of class `target`, or what another `score` makes of the outputs.
+        label: (rows, columns) int64, the most probable class; None where the outputs are not those of several classes.
+        boxes: (rows, columns, 4) int64, the squares: top, left, bottom, right in input pixels, ends exclusive.
+        clean: activity, probability and label without a square.
+        layer: the layer's name.
+        map: the number of its feature map.
+        target: the class; None: the score is a function, which reads a class of its own.
+        image_size: (rows, columns) of the image, pixels.
+    """
+
+    activity: Tensor
+    probability: Tensor
+    label: Tensor | None
+    boxes: Tensor
+    clean: tuple[float, float, int | None]
     layer: str
     map: int
-    target: int | None  # None: the score is a function, which reads a class of its own
+    target: int | None
     image_size: Pair
 
     def heat(self, of: str = "probability") -> Tensor:
         """What "probability" or "activity" loses, averaged over the squares that cover each pixel: (H, W).
 
-        This is the map that Captum's `Occlusion` gives; NaN where no square came.  InputError for another name.
+        This is the map that Captum's `Occlusion` gives; NaN where no square came.
+
+        Args:
+            of: "probability" or "activity".
+
+        Raises:
+            InputError: for another name.
         """
         if of not in MAPS:
             raise unknown_name("heat map of", of, MAPS)
@@ -103,6 +123,8 @@ def occlusion_maps(
 ) -> OcclusionMaps:
     """Slide a square over an image and read a feature map's activity, a class's score and the label at each place.
 
+    Zeiler & Fergus (2014), section 4.2 and Figure 7.
+
     Args:
         model: a network, or the graph of one.
         image: (C, H, W), as the network is given it.
@@ -122,7 +144,7 @@ def occlusion_maps(
         progress: show a progress bar.
 
     Raises:
-        InputError: an argument does not fit the image or the network.
+        InputError: for an argument that does not fit the image or the network.
     """
     graph = graph_of(model)
     image, grey = _checked(graph, image, fill)
@@ -145,7 +167,7 @@ def occlusion_maps(
 
 
 def _collected(batches: Iterator[tuple[Tensor, Reading]], boxes: Tensor, progress: bool) -> Reading:
-    """What is read for all squares, as maps (rows, columns)."""
+    """The numbers of all squares, as maps (rows, columns)."""
     shape = boxes.shape[:2]
     maps: list[Tensor] = []
     with tqdm(total=shape.numel(), unit=" squares", desc="occlude", disable=not progress) as bar:
@@ -173,7 +195,7 @@ def _checked(graph: Graph, image: Tensor, fill: float | Sequence[float]) -> tupl
 
 
 def _clean(graph: Graph, image: Tensor, layer: str | nn.Module | None) -> tuple[dict[fx.Node, Any], fx.Node]:
-    """What every step gives for the image without a square, and the step whose activity is read."""
+    """The output of every step for the image without a square, and the step whose activity is read."""
     output = graph.output
     shapes = graph.shapes(pair(image.shape[-2:]), output)
     node = graph.node(_last_maps(graph, shapes) if layer is None else layer)
@@ -183,7 +205,7 @@ def _clean(graph: Graph, image: Tensor, layer: str | nn.Module | None) -> tuple[
 
 
 def _last_maps(graph: Graph, shapes: Shapes) -> str:
-    """The last ReLU that gives maps of more than one place; where there is none, the last step that does."""
+    """The last ReLU that gives maps of more than one place, or else the last step that does."""
     maps = [n for n in graph.nodes[1:] if len(shapes.get(n, ())) == 4 and math.prod(shapes[n][2:]) > 1]
     relus = [n for n in maps if "relu" in graph.operation(n).lower()]
     if not maps:

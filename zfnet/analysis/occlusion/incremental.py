@@ -1,6 +1,6 @@
-"""The fast way to slide a square over an image: compute only what the square changes.
+"""Slide a square over an image fast: compute only what the square changes.
 
-A square changes only a window of every step's maps, larger from step to step; the rest is what the clean image gave.
+A square changes only a window of every step's maps, larger from step to step; the rest equals that of the clean image.
 One step, along one axis: a convolution of kernel 3 and padding 1, and a square that has changed places 3 and 4.
 
     source   . . . x x . . .      the square's window of the source: places 3 and 4
@@ -70,7 +70,7 @@ Area = tuple[Ranges, Ranges]  # of rows and of columns
 
 @dataclass(frozen=True)
 class Plan:
-    """What the squares change, for the steps that are computed in windows."""
+    """The windows that the squares change, in the steps that are computed in windows."""
 
     squares: Area
     changes: dict[fx.Node, Area]  # the part of each step's output that the squares reach
@@ -89,7 +89,7 @@ def known_window(graph: Graph, node: fx.Node, shapes: Shapes) -> Window | None:
 
 
 def make_plan(graph: Graph, path: Sequence[fx.Node], image_size: Pair, boxes: Tensor) -> Plan:
-    """What squares (rows, columns, 4: top, left, bottom, right) change in the steps of `path`."""
+    """The windows of the steps of `path` that squares (rows, columns, 4: top, left, bottom, right) change."""
     shapes, start = graph.shapes(image_size, path[-1]), graph.inputs[0]
     squares = Ranges(boxes[:, 0, 0], boxes[:, 0, 2]), Ranges(boxes[0, :, 1], boxes[0, :, 3])
     plan = Plan(squares, {start: squares}, {}, {start: image_size})
@@ -110,7 +110,7 @@ def make_plan(graph: Graph, path: Sequence[fx.Node], image_size: Pair, boxes: Te
 
 
 def _crossed(combine: Callable[[Tensor, Tensor], Tensor], rows: Tensor, columns: Tensor) -> Tensor:
-    """What rows (a, h) and columns (b, w) of a tile's squares give together, for each square: (a * b, h, w)."""
+    """The product of rows (a, h) and columns (b, w) of a tile's squares, for each square: (a * b, h, w)."""
     return combine(rows[:, None, :, None], columns[None, :, None, :]).flatten(0, 1)
 
 
@@ -201,7 +201,7 @@ class SquareWindows:
         return torch.where(_crossed(torch.logical_and, *inside)[:, None].to(clean.device), fill, clean)
 
     def clean_windows(self, node: fx.Node) -> Tensor:
-        """What the clean image gave in the windows of a step: (M, C, h, w)."""
+        """The clean image's values in the windows of a step: (M, C, h, w)."""
         rows, columns = (strip.windows[node].places() for strip in self.strips)
         index = _crossed(torch.add, rows * self.plan.extents[node][1], columns)
         clean = self.clean[node]
@@ -214,7 +214,7 @@ class SquareWindows:
     # -- the view ------------------------------------------------------------------------------------------------------
 
     def read(self, node: fx.Node, source: fx.Node, value: Any) -> Any:
-        """What a step sees of the windows of its source; where it spreads a change, this change."""
+        """A step's input: the windows of its source, or their change if the step spreads a change."""
         if self._reads_as_it_is(node, source):
             return value
         if self.plan.windows[node].spread:
@@ -228,7 +228,7 @@ class SquareWindows:
         return self._beside_clean(node, source, value, slice(None))
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Do a step on what it sees: its output in its own windows."""
+        """Run a step on its input: its output in its own windows."""
         if node not in self.plan.changes:
             return self.graph.call(node, args, kwargs)
         window, argument = self.plan.windows[node], self.graph.arguments(node, args, kwargs)
@@ -296,7 +296,7 @@ class SquareWindows:
         return tile
 
     def _beside_clean(self, node: fx.Node | None, source: fx.Node, value: Tensor, maps: slice) -> Tensor:
-        """What a step reads: its source's windows, beside them what the clean image gave, outside the window's fill.
+        """A step's input: its source's windows, the clean image's values beside them, and the window's fill outside.
 
         node: None for all places.  maps: which of the source's maps `value` has.
         """

@@ -1,4 +1,4 @@
-"""What is read for each square: the activity of one feature map, the score of one class, and the likeliest class."""
+"""The numbers for each square: the activity of one feature map, the score of one class, and the likeliest class."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ def readout(
     score: str | Callable[[Tensor], Tensor],
     target: int | None,
 ) -> Readout:
-    """What to read, from what the network gives for the image without a square; see `occlusion_maps`."""
+    """How to read the numbers, from the network's output for the image without a square; see `occlusion_maps`."""
     output, shapes = graph.output, graph.shapes(pair(clean[graph.inputs[0]].shape[-2:]), layer)
     last = shapes.last(layer)
     sums, outputs, name = summed(shapes.maps(layer, clean[layer]))[0], clean[output], type(graph.model).__name__
@@ -119,7 +119,7 @@ def readout(
     labelled = len(shape) > 1 and flat and shape[1] > 1
     if not isinstance(score, str):
         if target is not None:
-            raise InputError("a score that is a function reads one class by itself; leave target out")
+            raise InputError("score is a function, which chooses the class itself; leave target out")
         return Readout(layer, map, output, score, None, False, labelled, last)
     if score not in ("auto", *SCORES):
         raise unknown_name("score", score, ("auto", *SCORES))

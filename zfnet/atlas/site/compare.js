@@ -43,15 +43,15 @@
     const network = one.model !== two.model || differ("architecture");
     if (network)
       found.push(
-        `They are of different networks (${one.model}; ${two.model}): maps of one number have nothing to do with each other.`,
+        `They show different networks (${one.model}; ${two.model}): maps with the same number are not related.`,
       );
-    else if (differ("weights")) found.push("The network is the same, its weights are not.");
+    else if (differ("weights")) found.push("The network is the same, but the weights differ.");
     if (one.dataset !== two.dataset || one.images !== two.images)
       found.push(
-        `They are of different images (${count(one.images, "image")} of ${one.dataset}; ${count(two.images, "image")} of ${two.dataset}): values and crops cannot be compared one by one.`,
+        `They show different images (${count(one.images, "image")} of ${one.dataset}; ${count(two.images, "image")} of ${two.dataset}): values and crops cannot be compared one by one.`,
       );
     if (one.rules !== two.rules) found.push(`Their projections follow different rules (${one.rules}; ${two.rules}).`);
-    return found.length ? found : ["Both are of the same network, with the same weights, on the same images."];
+    return found.length ? found : ["Both show the same network, with the same weights, on the same images."];
   }
 
   /** A column: one map of one atlas. */
@@ -224,7 +224,7 @@
         ? el(
             "p",
             { class: "meaning" },
-            "In the order of their strength. Grey is zero; each projection has its own scale; histograms have their own axes.",
+            "In order of strength. Grey is zero; each projection has its own scale; histograms have their own axes.",
           )
         : null,
       el(

@@ -268,7 +268,7 @@ window.atlas = (() => {
 
   function nowhere(container, message) {
     container.append(
-      el("h1", { tabindex: -1 }, "Not here"),
+      el("h1", { tabindex: -1 }, "Page not found"),
       el("p", { class: "notice", role: "alert" }, message),
       el(
         "p",
@@ -277,7 +277,7 @@ window.atlas = (() => {
         el("button", { type: "button", onclick: () => show(true) }, "Try again"),
       ),
     );
-    return { title: "Not here" };
+    return { title: "Page not found" };
   }
 
   pages.nowhere = (container, { page, parts }) =>
@@ -310,7 +310,7 @@ window.atlas = (() => {
       container.replaceChildren();
       page = nowhere(
         container,
-        error instanceof Sorry ? error.message : `This page could not be drawn: ${error.message}. A file of the atlas may be damaged; experiment=atlas check=FOLDER tells.`,
+        error instanceof Sorry ? error.message : `This page could not be drawn: ${error.message}. A file of the atlas may be damaged; experiment=atlas check=FOLDER finds it.`,
       );
     }
     if (ticket !== turn) return; // the reader has gone on

@@ -191,7 +191,7 @@
         label === null ? null : [el("a", { href: address.search(label) }, label), ". "],
         total
           ? `Among the strongest of ${count(total, "map")} in ${count(numbers.length, "layer")}.`
-          : "Among the strongest of no map; it is an example of a weaker image.",
+          : "Not among the strongest of any map; it is an example of a weaker image.",
       ),
       el("div", { class: "columns image" }, el("div", { class: "photograph" }, frame), el("div", {}, detail)),
       total

@@ -297,7 +297,7 @@
       direction.textContent = state.order === "asc" ? "↑" : "↓";
       direction.setAttribute(
         "aria-label",
-        state.order === "asc" ? "Ascending; turn it round" : "Descending; turn it round",
+        state.order === "asc" ? "Ascending; reverse the order" : "Descending; reverse the order",
       );
       classes.value = state.label === null ? "" : String(state.label);
       if (document.activeElement !== least)
@@ -381,7 +381,7 @@
         ? el(
             "p",
             { class: "meaning" },
-            "This layer clips its values at its top. Its maps are ranked and counted by the values before that, so that no ties decide.",
+            "This layer clips its values at its top. Its maps are ranked and counted by the values before that, because all strong values are equal after it.",
           )
         : null,
       controls,

@@ -253,11 +253,11 @@
     return el(
       "details",
       { class: "steps" },
-      el("summary", {}, el("h2", {}, "The way down of its strongest projection")),
+      el("summary", {}, el("h2", {}, "Steps of its strongest projection")),
       el(
         "p",
         { class: "meaning" },
-        "From the unit down to the pixels: how many numbers of the signal are not zero once it has come through each step (bars: logarithmic).",
+        "From the unit down to the pixels: how many numbers of the signal are not zero after each step (bars: logarithmic).",
       ),
       el(
         "div",
@@ -337,7 +337,7 @@
       links(
         source,
         "It reads, by weight",
-        `The maps of ${below} with the largest weights in its filter; below zero they quiet it.`,
+        `The maps of ${below} with the largest weights in its filter; negative weights inhibit it.`,
         item.weight,
         signed,
         query,
@@ -442,7 +442,7 @@
           said,
           tiles,
           item.value.length < index.k
-            ? el("p", { class: "meaning" }, `Only ${count(item.value.length, "image")} make it respond.`)
+            ? el("p", { class: "meaning" }, `It responds to only ${count(item.value.length, "image")}.`)
             : null,
         ];
     if (!dead) draw();

@@ -247,7 +247,7 @@
           ],
       [
         "Projection",
-        `What in its crop a unit responded to: its activation, sent back down to the pixels (${index.rules}). Grey is zero. Each projection has its own scale of contrast.`,
+        `The part of its crop that a unit responded to: its activation, projected back to pixels (${index.rules}). Grey is zero. Each projection has its own scale of contrast.`,
       ],
       ["Dead map", "A map that is above zero on none of the images."],
     ];
@@ -342,7 +342,7 @@
       list,
       el("h2", {}, "How to cite it"),
       el("p", { class: "cite" }, index.cite),
-      el("h2", {}, "Where it comes from"),
+      el("h2", {}, "Provenance"),
       provenance(index),
     );
     return { title: "", leave };

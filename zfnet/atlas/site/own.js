@@ -1,5 +1,5 @@
 /*
- * The page of one's own image: what the network sees in it, and which maps it is unusual for.
+ * The page of your own image: what the network sees in it, and which maps it is unusual for.
  *
  * Only the served atlas has it: the browser sends the picture to this machine's server with every question, which keeps
  * nothing. The picture stays in this page until it is closed, so that the way back from a map leads to it again.
@@ -51,11 +51,11 @@
     };
     async function open() {
       if (stream) return close();
-      if (!navigator.mediaDevices?.getUserMedia) return say("This browser gives this page no webcam: it has none, or the page's address is not one that it trusts.");
+      if (!navigator.mediaDevices?.getUserMedia) return say("No webcam: the browser has none, or does not trust this page's address.");
       try {
         stream = await navigator.mediaDevices.getUserMedia({ video: true });
       } catch (error) {
-        return say(error.name === "NotAllowedError" ? "The webcam was not allowed for this page." : "There is no webcam that can be used.");
+        return say(error.name === "NotAllowedError" ? "The webcam was not allowed for this page." : "No usable webcam was found.");
       }
       const video = el("video", { autoplay: true, playsinline: true, "aria-label": "What the webcam sees" });
       video.muted = true;
@@ -177,7 +177,7 @@
 
   function occlusionOf(answer, picture, file, signal) {
     if (!answer.classes.length) return null;
-    const said = el("p", { class: "meaning", role: "status" }, "Covers one place after the other with a grey square, and asks each time how probable the class is. It takes some seconds.");
+    const said = el("p", { class: "meaning", role: "status" }, "Covers one place after the other with a grey square, and measures the probability of the class each time. This takes some seconds.");
     const choice = el("select", { id: "own-class" }, answer.classes.map((found) => el("option", { value: found.number }, found.name || `class ${found.number}`)));
     const button = el("button", { type: "button" }, "Occlusion map");
     let shown = false;
@@ -283,7 +283,7 @@
       let chosen = layers.length - 1;
       let turn = 0;
       let unit = new AbortController();
-      const heading = el("h2", { id: "own-maps" }, "Maps, the most unusual for them first");
+      const heading = el("h2", { id: "own-maps" }, "Maps, the most unusual first");
       const explanation = el("p", { class: "meaning" });
       const back = el("button", { type: "button", class: "own-back", hidden: true }, "The whole image again");
       const detail = el("div", { class: "own-detail", "aria-live": "polite" });
@@ -324,7 +324,7 @@
           more.remove();
         } }, `${index.layers[L].rows > items.length ? "The" : "All"} ${count(items.length, "map")}${index.layers[L].rows > items.length ? " that are most unusual" : ""}`) : null;
         items.forEach((item, i) => (item.hidden = i >= FIRST));
-        list.replaceChildren(...(items.length ? [el("ul", { class: "links own-list" }, items), more].filter(Boolean) : [el("p", { class: "notice" }, "No unit of this layer sees this place, or it is not known which do.")]));
+        list.replaceChildren(...(items.length ? [el("ul", { class: "links own-list" }, items), more].filter(Boolean) : [el("p", { class: "notice" }, "No unit of this layer sees this place, or the fields of this layer are not known.")]));
         detail.replaceChildren();
         if (items.length) select(L, layers[L][0], items[0].firstChild);
         else picture.outline(null);
@@ -332,7 +332,7 @@
 
       function explain(text, place) {
         back.hidden = !place;
-        heading.textContent = place ? `Units that see the pixel at row ${place[0]}, column ${place[1]}` : "Maps, the most unusual for them first";
+        heading.textContent = place ? `Units that see the pixel at row ${place[0]}, column ${place[1]}` : "Maps, the most unusual first";
         explanation.textContent = text;
       }
 
@@ -342,14 +342,14 @@
           const answered = await ask("place", file, { row, column }, signal);
           layers = answered.layers;
           picture.said.textContent = `Row ${row}, column ${column}: the units that see it are below.`;
-          explain("Of each map the unit that is strongest among those that see this place; first the one that is most unusual for its map.", [row, column]);
+          explain("For each map, the strongest unit that sees this place; the most unusual ones first.", [row, column]);
           choose(chosen);
         } catch (error) {
           if (error.name !== "AbortError") picture.said.textContent = error.message;
         }
       }
 
-      const whole = "Of each map the strongest unit; first the one that is stronger than the map's maximum in most of the atlas' images. Point at a map to see what its unit sees.";
+      const whole = "For each map, its strongest unit; first those that are stronger than the map's maximum in most of the atlas' images. Point at a map to see its unit's field.";
       back.addEventListener("click", () => {
         layers = answer.layers;
         picture.clearCross();
@@ -386,7 +386,7 @@
       form.classList.remove("over");
       const file = pictureOf(event.dataTransfer);
       if (file) take(file, file.name);
-      else say("There is no file in what was dropped: save the picture first, and drop its file.");
+      else say("What you dropped has no file: save the picture first, and drop its file.");
     });
     listen("paste", (event) => {
       if (event.target.closest?.("input, textarea")) return;

@@ -238,7 +238,7 @@
    * How many images have which maximum of a map, with its strongest marked.
    * @param {Source} source
    * @param {object} item the map
-   * @param {{width?: number, height?: number, mark?: number}} options `mark`: one value more (that of one's own image, say)
+   * @param {{width?: number, height?: number, mark?: number}} options `mark`: one value more (that of your own image, say)
    */
   function histogram(source, item, { width = 320, height = 150, mark } = {}) {
     const edges = source.index.bins;

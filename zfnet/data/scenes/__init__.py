@@ -1,6 +1,6 @@
 """Rendered pictures of 24 kinds of objects, whose class, mask and parts are known because we drew them.
 
-The ground, the light and the colours say nothing of the class. The same index and seed give the same picture on every
+The ground, the light and the colours do not depend on the class. The same index and seed give the same picture on every
 machine, and at every size the same scene.
 """
 
@@ -30,7 +30,7 @@ class Scenes(Images):
         seed: another seed gives other scenes.
         classes: "base" (16), "held_out" (8) or "all".
         objects: the most there are in a scene, each of another class.
-        transform: is given the image as (H, W, 3) uint8; without one images are (3, H, W) float32 in 0..1.
+        transform: takes the image as (H, W, 3) uint8; without one images are (3, H, W) float32 in 0..1.
 
     Raises:
         InputError: for an unknown split or classes, a count below 1, a size below 16, a negative seed.

@@ -1,7 +1,7 @@
-"""What there is to see: 24 objects, each a list of named parts painted one over the other in its frame.
+"""The 24 objects, each a list of named parts painted one over the other in its frame.
 
 u runs right and v down, and an object fills the square [-1, 1]^2. Colours come from a palette drawn at
-random, so that an object is known by its parts and not by its colours.
+random, so that parts identify an object, and colours do not.
 """
 
 # fmt: off

@@ -41,11 +41,11 @@ VERSION = 1  # of the pixels: count on when any scene changes
 class Scene(NamedTuple):
     """A picture and the truth about it: part boxes are top, left, bottom, right in pixels, ends exclusive."""
 
-    image: Array  # (H, W, 3) uint8, RGB
-    label: int  # index into the classes asked for; of several objects the first one's
-    mask: Array  # (H, W) bool, the object, or what others leave to be seen of the first
+    image: Array  #: (H, W, 3) uint8, RGB
+    label: int  #: index into the classes asked for; of several objects the first one's
+    mask: Array  #: (H, W) bool, the object, or what others leave to be seen of the first
     parts: dict[str, tuple[int, int, int, int]]
-    objects: dict[int, Array]  # the mask of each object by its label, in the order in which they were laid
+    objects: dict[int, Array]  #: the mask of each object by its label, in the order in which they were laid
 
 
 # ---- grounds ---------------------------------------------------
@@ -288,7 +288,9 @@ def render(
     """Scene number `index` of a split, whose classes take turns; `size` is one number or (rows, columns).
 
     objects: the most there are in a scene; each is of another class.
-    Raises InputError for a size below 16, a negative index or seed, an unknown class or split.
+
+    Raises:
+        InputError: for a size below 16, a negative index or seed, an unknown class or split.
     """
     rows, columns = sides(size)
     if index < 0 or seed < 0:
@@ -296,7 +298,7 @@ def render(
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     if not classes:
-        raise InputError(f"no classes to draw; there is: {', '.join(CLASSES)}")
+        raise InputError(f"no classes to draw; available: {', '.join(CLASSES)}")
     labels = labels_of(index, seed=seed, classes=len(classes), split=split, objects=objects)
     for label in labels:
         if classes[label] not in DRAW:
