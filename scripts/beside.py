@@ -80,19 +80,17 @@ NETWORKS = ("fig6",)  # where "fig3" and "krizhevsky" are first layers; in table
 NAMED = {"fig3": "Figure 3", "krizhevsky": "Krizhevsky et al."}
 
 
-def beside(
-    experiment: str, results: Mapping[str, Result], verdicts: Mapping[Claim, str], commands: Sequence[str]
-) -> str:
+def beside(experiment: str, results: Mapping[str, Result], verdicts: Mapping[str, str], commands: Sequence[str]) -> str:
     """What the page of a figure or table says from its results.
 
     Args:
         experiment: its name, as "table3".
         results: of that experiment, by folder.
-        verdicts: of all claims.
+        verdicts: of all claims, by what they say.
         commands: that wrote the results.
     """
     made = [[f"[{name}](../../results/{name}/result.json)", *origin(of)] for name, of in results.items()]
-    claims = [[claim.says, verdicts[claim]] for claim in CLAIMS if is_about(claim, experiment)]
+    claims = [[claim.says, verdicts[claim.says]] for claim in CLAIMS if is_about(claim, experiment)]
     parts = [numbers(experiment, results), "How each result was made:"]
     parts.append(table(["result", "of", "seed", "machine", "time"], made))
     parts.append("The commands, where `data/` is a folder of photographs:")

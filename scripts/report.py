@@ -28,7 +28,7 @@ from experiments.output.results import ROOT, read_result
 from experiments.output.tables import shown, table
 from experiments.tables.runs import flat
 from experiments.tables.table6 import KINDS
-from scripts import beside, families, pieces, reasons, scale
+from scripts import beside, families, pieces, reasons, scale, speeds
 from scripts.claims import CLAIMS, MISSING, UNTESTED, Claim
 from scripts.reasons import linked
 from zfnet.errors import InputError, first_line, unknown_name
@@ -252,6 +252,22 @@ def published_table() -> str:
     return table(head, rows) if rows else MISSING
 
 
+def first_figures() -> str:
+    """How long the figures took that the command without an experiment draws."""
+    seconds, machines = {}, set()
+    for figure in ("fig2", "fig5", "fig7"):
+        for result in results(f"{figure}/zfnet_small-scenes").values():
+            made = result["provenance"]
+            seconds[figure.replace("fig", "Figure ")] = made["seconds"]
+            machines.add(f"{made['threads']} thread(s) of {made['device']}")
+    if len(seconds) < 3 or len(machines) > 1:
+        return MISSING
+    each = ", ".join(f"{name} {took:.0f} s" for name, took in seconds.items())
+    return (
+        f"When the committed results were made, with {machines.pop()}, they took {sum(seconds.values()):.0f} s: {each}."
+    )
+
+
 def lattice_table() -> str:
     """The energy of Figure 2's projections beyond the first layer's stride, and the strength of its lattice."""
     rows = []
@@ -269,6 +285,36 @@ def spread(values: Sequence[float], digits: int) -> str:
     """The least and the largest of several numbers."""
     ends = dict.fromkeys(f"{value:.{digits}f}" for value in (min(values), max(values)))
     return " to ".join(ends)
+
+
+def depth_table() -> str:
+    """What removing layers of Krizhevsky's network costs, in points of validation error, beside the paper's."""
+    rows, flat = [], list[bool]()
+    for name, result in results("table3/*").items():
+        ours, paper = result["ours"], result["paper"]["error"]
+        flat += [of["flat"] for of in ours["training"].values()]
+        for layers in ("3, 4", "6, 7", "3, 4, 6, 7"):
+            if of := ours["difference"].get(variant := f"krizhevsky without layers {layers}"):
+                of, seeds = of["validation_top1"], len(ours["seeds"][variant])
+                bounds = "" if of["interval"] is None else " to ".join(f"{end:+.1f}" for end in of["interval"])
+                theirs = paper[variant]["validation_top1"] - paper["krizhevsky"]["validation_top1"]
+                rows.append([f"`{name}`", layers, seeds, f"{of['mean']:+.1f}", bounds, f"{theirs:+.1f}"])
+    if not rows:
+        return MISSING
+    head = ["", "layers removed", "seeds", "points of validation error", "95 % interval", "paper"]
+    words = f"The validation error was flat over the last third of {flat.count(True)} of {len(flat)} trainings."
+    return f"{table(head, rows)}\n\n{words}"
+
+
+def dead_maps() -> str:
+    """How many maps of layer 2 died in the runs of the network that is trained by the paper's recipe."""
+    runs = results("train/zfnet_small-tiny_imagenet, seed *").values()
+    counts = [run["ours"]["dead_maps"]["relu2"] for run in runs]
+    rates = {run["settings"]["recipe"]["learning_rate"] for run in runs}
+    if not counts or len(rates) > 1:
+        return MISSING
+    each = ", ".join(f"{count['dead']} of {count['maps']}" for count in counts)
+    return f"At a rate of {rates.pop()}, maps of layer 2 died in the runs of `zfnet_small` above: {each}."
 
 
 def transfer_table() -> str:
@@ -326,9 +372,9 @@ def verdicts() -> str:
 
 
 @cache
-def all_verdicts() -> dict[Claim, str]:
-    """The verdict of each claim."""
-    return {claim: judged(claim)[0] for claim in CLAIMS}
+def all_verdicts() -> dict[str, str]:
+    """The verdict of each claim, by what it says."""
+    return {claim.says: judged(claim)[0] for claim in CLAIMS}
 
 
 def beside_table(experiment: str) -> str:
@@ -339,20 +385,96 @@ def beside_table(experiment: str) -> str:
     )
 
 
-def bench_table(name: str, of: Callable[[Sequence[Mapping[str, Any]]], str]) -> str:
-    """A table of what scripts/bench.py measured, from results/bench/<name>.json."""
+def bench(name: str) -> dict[str, Any] | None:
+    """What scripts/bench.py measured, from results/bench/<name>.json; None if it is not there."""
     file = ROOT / "results" / "bench" / f"{name}.json"
     if not file.exists():
-        return MISSING
+        return None
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         raise InputError(
             f"results/bench/{name}.json is damaged: take it from the repository, or measure again"
         ) from None
+    return known
+
+
+def bench_table(name: str, of: Callable[[Sequence[Mapping[str, Any]]], str]) -> str:
+    """A table of what scripts/bench.py measured, from results/bench/<name>.json."""
+    known = bench(name)
+    if known is None:
+        return MISSING
+    return f"{measured([name], known)}\n\n{of(known['rows'])}"
+
+
+def measured(names: Sequence[str], known: Mapping[str, Any]) -> str:
+    """How benchmarks were made: command, machine and versions."""
     machine, torch = known["machine"], known["versions"]["torch"]
-    how = f"`python scripts/bench.py {name}`, on {machine} with {known['hardware']}, torch {torch}:"
-    return f"{how}\n\n{of(known['rows'])}"
+    return f"`python scripts/bench.py {' '.join(names)}`, on {machine} with {known['hardware']}, torch {torch}:"
+
+
+def speeds_table(names: Sequence[str], rows: Sequence[str] = tuple(speeds.WORDS)) -> str:
+    """How quick zfnet is beside others, of several benchmarks; those of one machine and version stand in one table."""
+    groups = defaultdict[tuple[str, ...], list[tuple[str, dict[str, Any]]]](list)
+    for name in names:
+        if known := bench(name):
+            how = (known["machine"], known["hardware"], known["versions"]["torch"], known["versions"]["captum"])
+            groups[how].append((name, known))
+    if not groups:
+        return MISSING
+    parts = []
+    for group in groups.values():
+        every = [row for _, known in group for row in known["rows"]]
+        head = measured([name for name, _ in group], group[0][1]).removesuffix(":")
+        parts.append(f"{head}, Captum {group[0][1]['versions']['captum']}:\n\n{speeds.speed_table(every, rows)}")
+    return "\n\n".join(parts)
+
+
+def unique_table() -> str:
+    """What zfnet does that other tools do not, with what was measured of it."""
+    rows = [row for name in speeds.BENCHES for row in (bench(name) or {"rows": []})["rows"]]
+    units, first, fifth = (speeds.times(rows, f"project{of}", "Captum") for of in (", all five", " relu1", " relu5"))
+    captum, plain = (speeds.times(rows, "occlude ZFNet", beside) for beside in ("Captum", "plain batches"))
+    scan = speeds.ratio(rows, "scan relu1..relu5", "")
+    cells = [
+        [
+            "projects single units from their receptive fields alone, many at once, with the result of the whole image",
+            "run the whole image for each unit",
+            f"five layers: {units}; layer 1: {first}; layer 5: {fifth}",
+        ],
+        [
+            "occludes and computes only what the square can reach; activity, probability and class in one pass",
+            "run the whole network for each square",
+            f"{captum}; {plain}",
+        ],
+        [
+            "finds the strongest activations of every map of all layers in one pass, and where they are; a stopped "
+            "scan resumes, and parts join to the bit",
+            "have no such search (Captum, TorchRay), or keep 40 a channel and do not resume (zennit-crp)",
+            MISSING if scan is None else f"{scan:.2f} of the speed of a bare forward pass",
+        ],
+        [
+            "computes exact receptive fields of any network that it can trace, at borders and behind branches",
+            "have a table for one network (deep-visualization-toolbox), or a threshold on a heatmap (zennit-crp)",
+            "equal to the measured support of the gradient in every test",
+        ],
+        [
+            "draws every figure and table of the paper, and judges each claim by a written rule",
+            "draw none of Figures 4, 5 and 6, and do not measure Table 1",
+            f"{len(CLAIMS)} claims",
+        ],
+        [
+            "builds an atlas: a site of every feature map, which opens by double click and can be checked",
+            "have a live view, or folders of pictures",
+            atlas_in_words(),
+        ],
+        [
+            "asks whether a projection marks the pixels that matter to a unit, with controls and intervals",
+            "leave it to the eye",
+            networks.verdicts(ablations()).removesuffix(".") if ablations() else MISSING,
+        ],
+    ]
+    return table(["zfnet", "other tools", "measured"], cells)
 
 
 def atlas_table() -> str:
@@ -378,6 +500,16 @@ def atlas_table() -> str:
     return table(head, rows) if rows else MISSING
 
 
+def atlas_in_words() -> str:
+    """The largest atlas that was made: maps, images, time and size."""
+    made = [result["ours"] for result in results("atlas/*").values()]
+    if not made:
+        return MISSING
+    largest = max(made, key=lambda ours: sum(ours["maps"].values()))
+    maps, seconds = sum(largest["maps"].values()), sum(largest["seconds"].values())
+    return f"{maps:,} maps of {largest['images']:,} photographs: {seconds:.0f} s, {largest['bytes'] / 1e6:.0f} MB"
+
+
 def pieces_table() -> str:
     """What scripts/reproduce.sh runs: how many pieces of each experiment, what they need and how long they took."""
     groups = defaultdict[str, list[dict[str, Any]]](list)
@@ -399,7 +531,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "verdicts": verdicts,
     "published": published_table,
     "trained": trained_table,
+    "first figures": first_figures,
     "lattice": lattice_table,
+    "depth": depth_table,
+    "dead maps": dead_maps,
     "transfer": transfer_table,
     "ablation": partial(ablation_table, networks.primary_table),
     "contrasts": partial(ablation_table, networks.verdicts),
@@ -413,6 +548,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "scale, on paper": partial(bench_table, "scale", scale.paper_table),
     "timm": families.timm_table,
     "atlas": atlas_table,
+    "unique": unique_table,
+    "speed": partial(speeds_table, ("forward", "scan", "project", "extended", "record", "ablation")),
+    "speed, occlusion": partial(speeds_table, ("occlusion",)),
+    "speed, in short": partial(speeds_table, ("scan", "project", "occlusion"), speeds.SHORT),
     "pieces": pieces_table,
     "overlap": partial(bench_table, "scan", scale.overlap_table),
     **{f"paper, {name}": partial(beside_table, name) for name in beside.ENTRIES},
@@ -431,16 +570,15 @@ def filled(text: str, page: str) -> str:
     return re.sub(r"<!-- numbers: ([\w, ]+) -->\n.*?<!-- end -->", numbers, text, flags=re.DOTALL)
 
 
+def texts() -> list[Path]:
+    """README.md, paper.md and the pages of the documentation that people write: all but the gallery's and claims.md."""
+    docs = sorted(page for page in (ROOT / "docs").rglob("*.md") if "gallery" not in page.parts)
+    return [ROOT / "README.md", ROOT / "paper.md", *(page for page in docs if page != ROOT / "docs" / "claims.md")]
+
+
 def pages() -> dict[Path, str]:
-    """The content that the files should have."""
-    known = {
-        ROOT / page: filled((ROOT / page).read_text(encoding="utf-8"), page)
-        for page in (
-            *("README.md", "paper.md"),
-            *(f"docs/{name}.md" for name in ("ablation", "atlas", "reproduce", "rules", "scale")),
-            *(f"docs/paper/{name}.md" for name in beside.ENTRIES),
-        )
-    }
+    """What the files should hold."""
+    known = {page: filled(page.read_text(encoding="utf-8"), str(page.relative_to(ROOT))) for page in texts()}
     return {ROOT / "docs" / "claims.md": claims_page()} | known
 
 

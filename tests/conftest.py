@@ -21,6 +21,7 @@ from torch import nn
 
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.data.scenes import Scenes
+from zfnet.extended import EXTENDED
 from zfnet.operations import DECONVNET
 
 
@@ -106,10 +107,11 @@ def real_data() -> Path:
 @pytest.fixture
 def tables() -> Iterator[None]:
     """The table of operations as it was, afterwards."""
-    before = dict(DECONVNET)
+    before = [dict(rules) for rules in (DECONVNET, EXTENDED)]
     yield
-    DECONVNET.clear()
-    DECONVNET.update(before)
+    for rules, rows in zip((DECONVNET, EXTENDED), before, strict=True):
+        rules.clear()
+        rules.update(rows)
 
 
 @pytest.fixture

@@ -185,8 +185,12 @@ def held_heads(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: 
     return F.linear(torch.cat(heads, -1), given["out_proj_weight"], given["out_proj_bias"]), None
 
 
-def held_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return F.scaled_dot_product_attention(query.detach(), key.detach(), value, *args, **kwargs)
+def held_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Tensor:
+    if isinstance(attn_mask, Tensor):
+        attn_mask = attn_mask.detach()  # relative positions may depend on the query
+    return F.scaled_dot_product_attention(query.detach(), key.detach(), value, attn_mask, *args, **kwargs)
 
 
 def holding() -> dict[Callable, Callable]:
@@ -459,7 +463,8 @@ def dense_deconvnet(layers: Iterable[nn.Module], image: Tensor, signal: Tensor, 
 def average(
     x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Tensor:
-    """The mean of what a max pooling takes the maximum of."""
+    """The mean of what a max pooling takes the maximum of; a network may pad with -inf by itself."""
+    x = x.masked_fill(x == -torch.inf, 0)
     if dilation in (1, (1, 1)):
         return F.avg_pool2d(x, kernel_size, stride or kernel_size, padding, ceil_mode)
     assert not ceil_mode, "the mean of dilated windows that stand over the border is not in torch"
@@ -588,6 +593,8 @@ def plain_occlusion(
 def extent(support: Tensor) -> tuple[int, int, int, int]:
     """Top, left, bottom, right of what is true in (H, W), ends exclusive."""
     rows, columns = support.any(1).nonzero().flatten(), support.any(0).nonzero().flatten()
+    if not len(rows):  # a unit on padding, as a token of a window that hangs over
+        return 0, 0, 0, 0
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 

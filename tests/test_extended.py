@@ -1,6 +1,8 @@
 """EXTENDED against autograd with gates, statistics and attention weights as constants; equal to DECONVNET elsewhere."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,12 @@ from oracles import assert_close, check_units, deconvnet_by_autograd, on_the_ima
 from torch import Tensor, nn
 from torchvision import models
 
+from experiments.ablation import ablation, measure
+from experiments.figures import fig2, fig7
+from experiments.questions import steps
 from scripts.zoo import ZOO, drawn, extended_layers, layer_deviation, randomised
-from zfnet import DECONVNET, EXTENDED, GRADIENT, GUIDED, Deconvnet, InputError, receptive_field
+from zfnet import DECONVNET, EXTENDED, GRADIENT, GUIDED, Deconvnet, InputError, receptive_field, rule
+from zfnet.data.scenes import Scenes
 from zfnet.extended import PASSED_NORMS, SLOPED
 
 SIDE = 10
@@ -264,6 +270,169 @@ def test_whether_an_attention_module_gives_its_weights_decides_nothing() -> None
     assert_close(*pixels)
 
 
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "of whole maps": lambda: nn.LayerNorm((8, SIDE, SIDE)),
+    "of a map": lambda: nn.LayerNorm((SIDE, SIDE)),
+    "of a row": lambda: nn.LayerNorm(SIDE, elementwise_affine=False),
+    "of whole maps, by its size": lambda: nn.RMSNorm((8, SIDE, SIDE)),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("kernel", [1, 3, SIDE + 1])  # the windows of the last are as large as the maps, and move
+def test_a_norm_whose_scale_differs_from_place_to_place(name: str, kernel: int) -> None:
+    model, x = between(lambda x, norm: norm(x), NORMS[name]()), images()
+    model.conv2 = nn.Conv2d(8, 40, kernel, padding=kernel // 2).double()
+    nn.init.normal_(model.parts[0].weight) if model.parts[0].weight is not None else None
+    deconvnet = Deconvnet(model, rules="extended")
+    check_units(deconvnet, x, "conv2")
+    assert not receptive_field(deconvnet.graph, "conv2", SIDE).exact
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["LayerNorm, channels last", "RMSNorm", "GroupNorm", "InstanceNorm2d"])
+@pytest.mark.parametrize("size", [1e-3, 1e3])  # squares of the first are less than an epsilon, of the second infinite
+def test_statistics_of_short_types_are_taken_as_torch_takes_them(name: str, kind: torch.dtype, size: float) -> None:
+    model, x, pixels = STEPS[name]().float(), images().float(), []
+    model.conv1.weight.data *= size
+    model.conv1.bias.data.zero_()
+    signal = torch.randn(2, 6, SIDE - 2, SIDE - 2)
+    for dtype in (torch.float32, kind):
+        deconvnet = Deconvnet(model.to(dtype), rules="extended")
+        recording = deconvnet.record(x.to(dtype), ["conv2"])
+        pixels.append(deconvnet.project(recording, "conv2", signal.to(dtype)).float())
+    assert pixels[0].abs().max() > 0
+    assert_close(pixels[1], pixels[0], 0.05)
+
+
+def by_name(x: Tensor, attention: nn.Module) -> Tensor:
+    tokens = as_tokens(x)
+    return as_maps(attention(query=tokens, key=tokens, value=tokens)[0])
+
+
+def masked(x: Tensor, attention: nn.Module) -> Tensor:
+    tokens = as_tokens(x)
+    return as_maps(attention(tokens, tokens, tokens, key_padding_mask=tokens[..., 0] > 1)[0])
+
+
+@pytest.mark.parametrize("function", [by_name, masked])
+def test_attention_is_held_however_it_is_given_its_arguments(function: Callable) -> None:
+    model, x = between(function, nn.MultiheadAttention(8, 2, batch_first=True)), images()
+    deconvnet = Deconvnet(model, rules="extended")
+    recording = deconvnet.record(x, ["conv2"])
+    signal = torch.randn_like(recording.activations["conv2"])
+    below = F.conv_transpose2d(signal, model.conv2.weight)
+    attention, tokens = model.parts[0], as_tokens(recording_of(deconvnet, x, "conv1"))
+    mask = {"key_padding_mask": tokens[..., 0] > 1} if function is masked else {}
+    weights = attention(tokens, tokens, tokens, average_attn_weights=False, **mask)[1].detach()
+    leaf = tokens.clone().requires_grad_()
+    values = F.linear(leaf, attention.in_proj_weight[16:]).unflatten(2, (2, 4)).transpose(1, 2)
+    out = as_maps(F.linear((weights @ values).transpose(1, 2).flatten(2), attention.out_proj.weight))
+    (tokens_back,) = torch.autograd.grad(out, leaf, below)
+    expected = F.conv_transpose2d(as_maps(tokens_back), model.conv1.weight, padding=1)
+    assert_close(deconvnet.project(recording, "conv2", signal), expected.detach(), 1e-10)
+
+
+def recording_of(deconvnet: Deconvnet, x: Tensor, layer: str) -> Tensor:
+    return deconvnet.record(x, [layer]).activations[layer]
+
+
+CONDITIONS: dict[str, Callable[..., Tensor]] = {
+    "a constant in the gradient": lambda x, f: x + (f(x).round() - x).detach(),
+    "where": lambda x, f: torch.where(x > 0, x, f(x)),
+    "a mask": lambda x, f: x * (f(x) > 0).to(x.dtype),
+    "filled": lambda x, f: f(x).masked_fill(x < 0, 0.5),
+    "sorted": lambda x, f: torch.gather(x, 1, f(x).argsort(1)),
+    "bounds": lambda x, f: torch.clamp(x, torch.zeros_like(x), f(x).abs()),
+    "weights": lambda x, f: F.prelu(F.group_norm(x, 2, f(x)[0, :, 0, 0]), f(x)[0, :, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_the_gradient_passes_conditions_by(name: str) -> None:
+    model, x = between(CONDITIONS[name], nn.Conv2d(8, 8, 1)), images(1)
+    deconvnet = Deconvnet(model, rules="gradient")
+    recording = deconvnet.record(x, ["conv2"])
+    signal = torch.randn_like(recording.activations["conv2"])
+    leaf = x.clone().requires_grad_()
+    (theirs,) = torch.autograd.grad(model(leaf), leaf, signal)
+    assert_close(deconvnet.project(recording, "conv2", signal), theirs, 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (
+            lambda x, f: torch.einsum("nchw,nchw,nchw->nchw", f(x).sigmoid(), x, x),
+            "einsum .* of a feature map with itself",
+        ),
+        (lambda x, f: torch.div(x, x.norm(dim=1, keepdim=True), rounding_mode="floor"), "div .* that rounds"),
+        (
+            lambda x, f: F.layer_norm(x, (SIDE,), f(x).mean((0, 1, 2))),
+            "layer_norm .* whose weights depend on the image",
+        ),
+        (lambda x, f: F.group_norm(x, 2, f(x).mean((0, 2, 3))), "group_norm .* whose weights depend on the image"),
+        (lambda x, f: F.prelu(x, f(x).mean((0, 2, 3))), "prelu .* whose weights depend on the image"),
+        (lambda x, f: torch.clamp(x, torch.zeros_like(x), f(x)), "clamp .* whose bounds depend on the image"),
+        (lambda x, f: f(x) * (x.sigmoid() + x.mT), "mul .*, neither of which is a gate"),
+        (
+            lambda x, f: F.scaled_dot_product_attention(x, f(x), torch.ones(1, 8, SIDE, SIDE).double()),
+            "scaled_dot_product_attention .* whose values do not depend on the image",
+        ),
+    ],
+)
+def test_what_is_not_linear_is_refused(function: Callable, why: str) -> None:
+    deconvnet, x = Deconvnet(between(function, nn.Conv2d(8, 8, 1)), rules="extended"), images(1)
+    recording = deconvnet.record(x, ["conv2"])
+    with pytest.raises(InputError, match=f"^no deconvnet rule for {why}; register one with @rule$"):
+        deconvnet.project(recording, "conv2", recording.activations["conv2"])
+
+
+@pytest.mark.parametrize(
+    ("function", "at"),
+    [
+        (lambda x: F.leaky_relu_(x.clone(), 0.3), 0.3),
+        (lambda x: torch.rrelu(x, 0.2, 0.4), 0.3),
+        (lambda x: torch.rrelu(x), 11 / 48),
+    ],
+)
+def test_the_slope_of_a_function_of_torchs_own(function: Callable, at: float) -> None:
+    model, x = between(function), images()
+    deconvnet = Deconvnet(model, rules=EXTENDED | SLOPED)
+    recording = deconvnet.record(x, ["conv2"])
+    below = F.leaky_relu(F.conv_transpose2d(recording.activations["conv2"], model.conv2.weight), at)
+    expected = F.conv_transpose2d(below, model.conv1.weight, padding=1)
+    assert_close(deconvnet.project(recording, "conv2", recording.activations["conv2"]), expected)
+
+
+def test_extended_knows_the_rules_that_are_registered(tables: None) -> None:
+    model, x, pixels = between(lambda x: x.sin()), images(), []
+
+    @rule(torch.Tensor.sin)
+    def through(step: object, signal: Tensor) -> Tensor:
+        return signal
+
+    for rules in ("deconvnet", "extended"):
+        deconvnet = Deconvnet(model, rules=rules)
+        recording = deconvnet.record(x, ["conv2"])
+        pixels.append(deconvnet.project(recording, "conv2", recording.activations["conv2"]))
+    assert torch.equal(*pixels)
+
+
+@pytest.mark.parametrize("name", ["squeeze and excitation", "GroupNorm"])
+def test_activations_of_parts_of_images_are_refused_behind_a_gate(name: str) -> None:
+    deconvnet, x = Deconvnet(STEPS[name](), rules="extended"), images()
+    patches = deconvnet.project_units(x, "conv2", [[0, 1, 0, 0]])
+    with pytest.raises(InputError, match=r"^what units of conv2 give depends on more than their receptive fields, by"):
+        deconvnet.activations_of(patches.crops, "conv2", [[0, 1, 0, 0]], SIDE)
+
+
+def test_one_gate_for_all_images_has_no_field() -> None:
+    model = between(lambda x: x * x.mean().sigmoid())
+    assert receptive_field(Deconvnet(model, rules="extended").graph, "conv2", SIDE).size == (SIDE, SIDE)
+    Deconvnet(model, rules="extended").project_units(images(), "conv2", [[0, 0, 3, 3], [1, 1, 0, 0]])
+
+
 RELU = ["resnet18", "squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v2", "googlenet"]
 
 
@@ -423,3 +592,23 @@ _PRODUCTS = {
     )
     for name in names.split()
 }
+
+
+@pytest.mark.parametrize("experiment", ["fig2", "fig7", "steps", "ablation"])
+def test_a_layer_that_cannot_be_projected_is_refused_before_the_images_are_scanned(
+    experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Scenes("val", 240, size=32)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(3600, len(data.classes)))
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the images were scanned")
+
+    for module in (fig2, fig7, steps, measure):
+        for name in ("scan", "kept_scan"):
+            monkeypatch.setattr(module, name, never, raising=False)
+    main: Any = {"fig2": fig2, "fig7": fig7, "steps": steps, "ablation": ablation}[experiment].main
+    layers = {"layer": "1"} if experiment in ("fig7", "steps") else {"layers": ["1"]}
+    more = {"fig2": {"grids": [[1, 1]]}}.get(experiment, {})
+    with pytest.raises(InputError, match=r"no deconvnet rule for SiLU at 1; .*rules=.extended"):
+        main(model, data, tmp_path / "out", **layers, **more)

@@ -269,7 +269,7 @@ def test_a_run_that_was_stopped_goes_on(where, figure, data, trained, tmp_path, 
 
         def __getitem__(self, i):
             Interrupted.reads += 1
-            if where == "scan" and Interrupted.reads == 9:
+            if where == "scan" and Interrupted.reads == 10:  # one tells the size, and a batch has four
                 raise KeyboardInterrupt
             return super().__getitem__(i)
 

@@ -490,3 +490,33 @@ class OfOneSize(nn.Module):
 def test_a_model_is_traced_for_the_size_that_it_is_made_for() -> None:
     graph = Graph(OfOneSize(40))
     assert graph.image_size == (40, 40) and graph.shapes(40, graph.output)[graph.output] == (1, 4, 38, 38)
+
+
+class Counted(nn.Module):
+    """Modules whose names end in numbers, one of them called twice, and a function of the name of a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act_1, self.act_2, self.act = nn.ReLU(), nn.Tanh(), nn.Sigmoid()
+        self.relu = nn.Softplus()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(F.relu(self.relu(self.act(self.act_2(self.act_1(F.relu(x)))))))
+
+
+def test_a_modules_own_name_is_of_no_other_step() -> None:
+    graph = Graph(Counted())
+    steps = {layer: (graph.node(layer).op, graph.operation(graph.node(layer))) for layer in graph.layers}
+    assert steps == {
+        "relu_1": ("call_function", "relu"),
+        "act_1": ("call_module", "ReLU"),
+        "act_2": ("call_module", "Tanh"),
+        "act": ("call_module", "Sigmoid"),
+        "relu": ("call_module", "Softplus"),
+        "relu_2": ("call_function", "relu"),
+        "act_3": ("call_module", "Sigmoid"),
+    }
+    for name in ("act_1", "act_2", "relu"):
+        assert graph.node(graph.model.get_submodule(name)) is graph.node(name)
+    with pytest.raises(InputError, match="used more than once"):
+        graph.node(graph.model.act)

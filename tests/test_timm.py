@@ -105,6 +105,7 @@ def test_no_small_family_is_wrong(family: str) -> None:
     assert row["result"] in ("equal", "refused"), row
 
 
-def test_no_family_that_was_checked_is_wrong() -> None:
-    assert set(ROWS) <= set(families())
-    assert {row["result"] for row in ROWS.values()} <= {"equal", "refused"}
+def test_every_family_is_equal_or_refused_by_name() -> None:
+    results = [row["result"] for row in ROWS.values()]
+    assert set(ROWS) == set(families()) and set(results) == {"equal", "refused"}
+    assert results.count("equal") >= 0.7 * len(results)

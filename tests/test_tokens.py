@@ -265,3 +265,27 @@ def test_what_mixes_the_columns_of_maps_has_no_window(step: nn.Module) -> None:
     with pytest.raises(InputError, match=r"^no window for L.* at 1, so receptive fields behind it are not known"):
         receptive_field(model, "2", SIDE)
     assert receptive_field(model, "0", SIDE).size == (3, 3)
+
+
+class Attended(nn.Module):
+    """Attention by einsum, whose weights are the first of the two, and maps that lie second, or last."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.patches, self.keys, self.relu, self.last = nn.Conv2d(3, 6, 4, stride=4), nn.Linear(6, 6), nn.ReLU(), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.patches(x).flatten(2)
+        weights = (self.keys(maps.mT) @ maps).softmax(-1)
+        out = torch.einsum("nij,njc->nic", weights, maps.mT).mT
+        if not self.last:
+            out = torch.einsum("nij,ncj->nci", weights, maps)
+        return self.relu(out.unflatten(2, (3, 3)))
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_maps_are_followed_through_an_einsum(last: bool) -> None:
+    model, x = made(Attended(last)), images()
+    output = Deconvnet(model).record(x, ["relu"]).activations["relu"]
+    top = scan(model, TensorDataset(x), ["relu"], 1, progress=False)["relu"]
+    assert torch.equal(top.value[:, 0], output.amax((0, 2, 3)))

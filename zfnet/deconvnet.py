@@ -575,11 +575,17 @@ class Deconvnet:
             memory: bytes that the largest step of one batch may take.
 
         Raises:
-            InputError: for canvases of another size, units that do not exist, and NaN.
+            InputError: for canvases of another size, units that do not exist, NaN, and a layer whose units depend on
+                more than their fields, as behind a gate that EXTENDED holds fixed.
         """
         canvases, memory = check_images(self.model, canvases), check_number("memory", memory)
         units = check_units(units) * torch.tensor((0, 1, 1, 1))
         located = self._located(layer, units, 1, pair(image_size))
+        if not map_fields(self.graph, located.node, located.shapes).exact:
+            raise InputError(
+                f"what units of {self.graph.name(layer)} give depends on more than their receptive fields, by a gate "
+                "or a statistic that is held fixed; change whole images, and record() them"
+            )
         if canvases.shape != (len(units), canvases.shape[1], *located.size):
             expected = (len(units), canvases.shape[1], *located.size)
             name = self.graph.name(layer)

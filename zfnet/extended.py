@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from zfnet.attention import multihead_attention, value_path
 from zfnet.operations import (
+    BUILT_ON,
     DECONVNET,
     DROPOUTS,
     GRADIENT,
@@ -32,6 +33,7 @@ from zfnet.operations import (
     RECTIFIERS,
     RMS_NORMS,
     SHIFTED_ATTENTION,
+    TURNED,
     UNCHANGED,
     Operation,
     Part,
@@ -42,8 +44,11 @@ from zfnet.operations import (
     named,
     normalized_shape,
     scale,
+    the_input,
     through,
+    unevenly,
     vector_jacobian,
+    wide,
 )
 from zfnet.windows import POINTWISE, WHOLE, Window
 
@@ -75,15 +80,20 @@ ARITHMETIC = named(
 
 
 def rectify(step: Step, signal: Tensor) -> Tensor:
+    if len(step.sources) != 1:
+        raise step.refuse(" whose weights depend on the image")
     return signal.clamp(min=0)
 
 
 def slope(step: Step, signal: Tensor) -> Tensor:
     """The transpose of a leaky rectifier, as if every place had the sign of its signal."""
+    if len(step.sources) != 1:
+        raise step.refuse(" whose weights depend on the image")
     slopes = step.argument("weight")  # of PReLU: one for each map
-    if slopes is None:
-        low, high = step.argument("lower"), step.argument("upper")
-        slopes = step.argument("negative_slope", 0.01) if low is None else (low + high) / 2
+    if slopes is None and "rrelu" in step.kind.lower():
+        slopes = (step.argument("lower", 1 / 8) + step.argument("upper", 1 / 3)) / 2
+    elif slopes is None:
+        slopes = step.argument("negative_slope", 0.01)
     elif slopes.numel() > 1:
         slopes = slopes.view(1, -1, *[1] * (signal.ndim - 2))
     return torch.where(signal > 0, signal, signal * slopes)
@@ -119,7 +129,7 @@ def _decides(step: Step, node: fx.Node, mixed: bool = False) -> bool:
 
 def _is_constant(node: fx.Node, steps: int = 6) -> bool:
     """Whether a step gives a size, or what is made of parameters in so many steps."""
-    if node.op == "get_attr" or node.target in (getattr, "size"):
+    if node.op == "get_attr" or node.target == "size" or (node.target is getattr and node.args[1] not in TURNED):
         return True
     return steps > 0 and node.op != "placeholder" and all(_is_constant(n, steps - 1) for n in node.all_input_nodes)
 
@@ -155,6 +165,8 @@ def gated_window(step: Step) -> Window | None:
         return WHOLE
     if len(step.sources) != 2 or (gates := gates_of(step)).count(False) != 1:
         return None
+    if any(len(shape) != len(step.output) for shape in step.shapes):
+        return None  # one gate for all images
     gated = step.shapes[gates.index(False)]
     return POINTWISE._replace(decided=(gates.index(True),)) if gated[1:] == step.output[1:] else None
 
@@ -169,20 +181,31 @@ def hold_gate(step: Step, signal: Tensor) -> Sequence[Part]:
     if gates.count(False) != 1:
         how = "neither of which is a gate" if not any(gates) else "which are both gates"
         raise step.refuse(f" of two feature maps, {how}")
-    return _toward(step, signal, gates.index(False))
+    number = gates.index(False)
+    if _operands(step).count(step.sources[number]) > 1:  # of an einsum of three
+        raise step.refuse(" of a feature map with itself")
+    return _toward(step, signal, number)
 
 
 def hold_divisor(step: Step, signal: Tensor) -> Sequence[Part]:
     """A feature map by a statistic that is held fixed, or by a constant."""
-    if len(step.sources) < 2 or not is_gate(step, step.sources[1], step.shapes[1]):
+    rounds = step.argument("rounding_mode")
+    if rounds or len(step.sources) < 2 or not is_gate(step, step.sources[1], step.shapes[1]):
         return scale(step, signal)
     return _toward(step, signal, 0)
 
 
 def _transposed_product(step: Step, signal: Tensor) -> Sequence[Part]:
-    if len([a for a in step.node.args if a in step.sources]) != 1:
+    if len(_operands(step)) != 1:
         raise step.refuse(" of a feature map with itself")
     return vector_jacobian(step.call, [signal.new_zeros(shape) for shape in step.shapes], signal)
+
+
+def _operands(step: Step) -> list[fx.Node]:
+    """The feature maps among the arguments of a product, each as often as it is there."""
+    found: list[fx.Node] = []
+    fx.map_arg((step.node.args, step.node.kwargs), lambda node: found.append(node) if node in step.sources else None)
+    return found
 
 
 def _toward(step: Step, signal: Tensor, number: int) -> Sequence[Part]:
@@ -211,19 +234,26 @@ def gated_unit(step: Step, signal: Tensor) -> Tensor:
 
 def layer_norm(step: Step, signal: Tensor) -> Tensor:
     """By the forward pass's statistics, held fixed."""
-    (x,) = step.inputs
+    x = wide(the_input(step))
     dims = tuple(range(-len(normalized_shape(step)), 0))
     eps = step.argument("eps", None if _is_rms(step) else 1e-5)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     power = x.square().mean(dims, keepdim=True) if _is_rms(step) else x.var(dims, correction=0, keepdim=True)
     weight = step.argument("weight")
-    held = signal * (power + eps).rsqrt()
+    held = signal * (power + eps).rsqrt().to(signal.dtype)
     return held if weight is None else held * weight
 
 
 def norm_path(step: Step) -> Window | None:
-    """The same place and map, where the statistics are of more; None where they are of one place, its own window."""
-    return None if step.maps_last and len(normalized_shape(step)) == 1 else POINTWISE
+    """The same place and map, where the statistics are of more; None where they are of one place, its own window.
+
+    It does not slide where the scale differs from place to place, by weights or by statistics of a row.
+    """
+    dimensions = len(normalized_shape(step))
+    if step.maps_last and dimensions == 1:
+        return None
+    alike = dimensions >= len(step.output) - (2 if not step.maps_last else 1)
+    return POINTWISE if alike and step.argument("weight") is None else unevenly(POINTWISE, step)
 
 
 def _is_rms(step: Step) -> bool:
@@ -259,7 +289,8 @@ def attend(step: Step, signal: Tensor) -> Sequence[Part]:
     if value not in inputs:
         raise step.refuse(" whose values do not depend on the image")
     tensors = [inputs.get(x, x) for x in (query, key, value)]
-    path = value_path(step.argument("attention"), *tensors, **(step.argument("settings") or {}))
+    settings = fx.map_arg(step.argument("settings"), lambda source: inputs[source])  # a mask may be of the image
+    path = value_path(step.argument("attention"), *tensors, **settings)
     (part,) = vector_jacobian(path, [inputs[value]], signal)
     return [part if source is value else None for source in step.sources]
 
@@ -267,7 +298,9 @@ def attend(step: Step, signal: Tensor) -> Sequence[Part]:
 def attend_to_values(step: Step, signal: Tensor) -> Sequence[Part]:
     """Scaled dot-product attention: its weights held fixed, the signal goes to the values."""
     value = step.argument("value")
-    if value not in step.sources or any(step.argument(name) is value for name in ("query", "key")):
+    if value not in step.sources:
+        raise step.refuse(" whose values do not depend on the image")
+    if any(step.argument(name) is value for name in ("query", "key")):
         raise step.refuse(" whose values are its queries or keys")
     return _toward(step, signal, list(step.sources).index(value))
 
@@ -297,6 +330,7 @@ EXTENDED: dict[Any, Operation] = DECONVNET | {
     **_rows([F.scaled_dot_product_attention], attend_to_values, reads_input=True),
     **_rows([SHIFTED_ATTENTION], attend_in_windows, reads_input=True),
 }
+BUILT_ON.append(EXTENDED)
 # alternatives, to be added to EXTENDED
 SLOPED: dict[Any, Operation] = _rows(LEAKY, slope)
 PASSED_ACTIVATIONS: dict[Any, Operation] = _rows([*SMOOTH, *LEAKY], through)

@@ -25,6 +25,7 @@ from zfnet.operations import (
     SIGNATURES,
     SPLITS,
     SWITCHED,
+    TURNED,
     Layout,
     Rules,
     Step,
@@ -167,7 +168,7 @@ class Graph:
         self.carriers: set[fx.Node] = set()  # the steps that depend on what is in the image, not on its size alone
         self._overwrites: set[fx.Node] = set()
         self._memory: dict[fx.Node, fx.Node] = {}  # the first of the steps whose outputs share memory
-        self._read(graph, tracer.names)
+        self._read(graph, tracer.names())
         self.returned = next(node.args[0] for node in graph.nodes if node.op == "output")
         self.output = self._first_output(graph)
         self.inputs = [node for node in self.nodes if node.op == "placeholder"]
@@ -226,10 +227,12 @@ class Graph:
     def _taken_apart(self, node: fx.Node, names: Mapping[fx.Node, str]) -> bool:
         """Whether the step gives several tensors; then each of its readers is made to compute the piece it reads."""
         split = self._key(node)
-        if node.op == "placeholder" or not node.args or not node.users:
+        if node.op == "placeholder" or not node.users:
             return False
         if any(user.target is not operator.getitem or not isinstance(user.args[1], int) for user in node.users):
             return False
+        if not node.args:  # all are given by name
+            return self._takes_attention(node, names)
         if split in SPLITS:
             for user in list(node.users):
                 user.target, user.kwargs = piece, node.kwargs
@@ -331,7 +334,8 @@ class Graph:
         """The step of a layer: a graph name, the module itself, or a module's name, which stands for its last step."""
         name = self.name(layer)
         if name in self._by_name:
-            if not isinstance(layer, str) and any(f"{name}_{n}" in self._by_name for n in range(1, 3)):
+            calls = [node for node in self.nodes if node.op == "call_module" and node.target == name]
+            if not isinstance(layer, str) and len(calls) > 1:
                 raise InputError(f"the module {name} is used more than once: name its step, {name}, {name}_1, ...")
             return self._by_name[name]
         names = self.layers
@@ -369,7 +373,8 @@ class Graph:
         module = self.module(node)
         if module is not None:
             return type(module).__name__
-        target = node.args[1] if node.target is piece else node.target
+        turned = node.target is getattr and node.args[1] in TURNED
+        target = node.args[1] if node.target is piece or turned else node.target
         return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
     def kind(self, node: fx.Node) -> str:
@@ -381,6 +386,8 @@ class Graph:
     def _key(self, node: fx.Node) -> Any:
         if node.op == "call_module":
             return type(self.model.get_submodule(str(node.target)))
+        if node.target is getattr and node.args[1] in TURNED:
+            return getattr(Tensor, str(node.args[1]))
         return getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
 
     def lookup(self, table: Mapping[Any, Any], node: fx.Node) -> Any:

@@ -132,6 +132,8 @@ SIGNATURES: dict[Any, tuple[str, ...]] = {
     torch.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
     F.scaled_dot_product_attention: ("query", "key", "value", "attn_mask", "dropout_p", "is_causal"),
     **dict.fromkeys((torch.prelu, Tensor.prelu), ("input", "weight")),
+    F.leaky_relu_: ("input", "negative_slope"),
+    **dict.fromkeys((torch.rrelu, torch.rrelu_), ("input", "lower", "upper")),
 }
 POOL = {"kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False, "dilation": 1}
 # max pooling -> how it gives (values, switches), and the arguments that this takes
@@ -205,7 +207,7 @@ def convolution_window(step: Step) -> Window | None:
         def padded(x: Tensor) -> Tensor:
             return F.pad(x, (before[1], after[1], before[0], after[0]), mode=mode)
 
-        return _unevenly(window._replace(padding=(0, 0)), step, _supports(padded, step.shapes[0]))
+        return unevenly(window._replace(padding=(0, 0)), step, _supports(padded, step.shapes[0]))
     beyond = window.span(0) - 1, window.span(1) - 1
     if beyond[0] < convolution.stride[0] and beyond[1] < convolution.stride[1]:
         return window  # no place is read twice: what a change reaches costs as much by reading
@@ -217,7 +219,7 @@ def convolution_window(step: Step) -> Window | None:
     return window._replace(spread=spread)
 
 
-def _unevenly(window: Window, step: Step, before: tuple[Tensor, Tensor] | None = None) -> Window:
+def unevenly(window: Window, step: Step, before: tuple[Tensor, Tensor] | None = None) -> Window:
     """A sliding window as a table, for a step that cannot be computed in windows; `before` is read through first."""
     axes = []
     for axis in (0, 1):
@@ -311,7 +313,7 @@ def average_pool_window(step: Step) -> Window:
     ends = (window.reads(0, step.output[axis - 2], axis)[1] - padding[axis] for axis in (0, 1))
     overhangs = any(end > length for end, length in zip(ends, step.shapes[0][-2:], strict=True))
     if pooling["divisor_override"] is None and (overhangs or (any(padding) and not pooling["count_include_pad"])):
-        return _unevenly(window, step)  # the divisor changes at the border: it is not the same for all units
+        return unevenly(window, step)  # the divisor changes at the border: it is not the same for all units
     return window
 
 
@@ -366,7 +368,7 @@ def joined_window(step: Step) -> Window | None:
     owner, index = (join(parts, dim - 1).flatten()[:, None] for parts in (owners, numbers))
     window = Window(maps=tuple(index.where(owner == n, -1) for n in range(len(step.sources))))
     own = any(isinstance(branch, Tensor) and branch.shape[-2:].numel() > 1 for branch in branches)
-    return _unevenly(window, step) if own else window  # a map of its own differs from place to place
+    return unevenly(window, step) if own else window  # a map of its own differs from place to place
 
 
 def moved_window(step: Step) -> Window | None:
@@ -533,7 +535,7 @@ def arithmetic_window(step: Step) -> Window | None:
     if any(shape[-2:] != step.output[-2:] or len(shape) != len(step.output) for shape in step.shapes):
         return WHOLE if all(shape[-2:] in ((1, 1), step.output[-2:]) for shape in step.shapes) else None
     if any(max(constant.shape[-2:], default=1) > 1 for constant in step.constants):
-        return _unevenly(POINTWISE, step)
+        return unevenly(POINTWISE, step)
     return POINTWISE
 
 
@@ -573,6 +575,8 @@ def layout_behind(step: Step, before: Sequence[Layout]) -> Layout:
     usual = maps_second(dimensions)
     if dimensions < 3 or step.lookup(_READ_SECOND, step.node):
         return usual
+    if step.kind == "einsum" and len(step.sources) > 1 and (layout := _layout_of_einsum(step, before)):
+        return layout
     if not step.lookup(_MOVED, step.node) or len(step.sources) != 1:
         same = (layout for layout, shape in zip(before, step.shapes, strict=True) if len(shape) == dimensions)
         layout = next(same, usual)
@@ -585,6 +589,20 @@ def layout_behind(step: Step, before: Sequence[Layout]) -> Layout:
     if tokens and len(rows) == 2 and max(rows) - min(rows) == 1:  # which become rows and columns
         rows, columns = frozenset([min(rows)]), frozenset([max(rows)])
     return Layout(maps, rows, columns)
+
+
+def _layout_of_einsum(step: Step, before: Sequence[Layout]) -> Layout | None:
+    """The layout of an einsum of several tensors, by the letters of their axes; None where no axis of maps is left."""
+    terms, _, output = str(step.argument("equation")).replace(" ", "").partition("->")
+    operands = [a for a in step.node.args[1:] if isinstance(a, fx.Node) and a in step.sources]
+    if "." in terms or not output or len(operands) != len(step.node.args) - 1:
+        return None
+    layouts = dict(zip(step.sources, before, strict=True))
+    axes: list[set[int]] = [set(), set(), set()]
+    for term, operand in zip(terms.split(","), operands, strict=True):
+        for found, own in zip(axes, layouts[operand], strict=True):
+            found |= {output.index(term[axis]) for axis in own if term[axis] in output}
+    return Layout(*map(frozenset, axes)) if axes[0] else None
 
 
 def _moved(call: Callable[[Tensor], Tensor], shape: Sequence[int], axes: frozenset[int]) -> frozenset[int]:
@@ -674,11 +692,20 @@ def add(step: Step, signal: Tensor) -> Sequence[Tensor]:
     return transpose(step, signal)
 
 
-def gradient(step: Step, signal: Tensor) -> Sequence[Tensor]:
-    """The gradient of any step at the forward pass's inputs."""
-    if not all(x.is_floating_point() for x in step.inputs):
-        raise step.refuse(" of a condition")
-    return vector_jacobian(step.call, step.inputs, signal)
+def gradient(step: Step, signal: Tensor) -> Sequence[Part]:
+    """The gradient of any step at the forward pass's inputs; a condition or an index has none."""
+    inputs = step.inputs
+    smooth = [number for number, x in enumerate(inputs) if x.is_floating_point()]
+    if not smooth:
+        return [None] * len(inputs)
+
+    def call(*leaves: Tensor) -> Tensor:
+        given = dict(zip(smooth, leaves, strict=True))
+        out: Tensor = step.call(*(given.get(number, x) for number, x in enumerate(inputs)))
+        return out
+
+    found = dict(zip(smooth, vector_jacobian(call, [inputs[number] for number in smooth], signal), strict=True))
+    return [found.get(number) for number in range(len(inputs))]
 
 
 def or_gradient(back: Back) -> Back:
@@ -693,8 +720,31 @@ def or_gradient(back: Back) -> Back:
     return apply
 
 
+def the_input(step: Step) -> Tensor:
+    """What a step reads, if it reads nothing else of the image, such as its weights."""
+    if list(step.sources) != list(step.node.args[:1]):
+        raise step.refuse(" whose weights depend on the image")
+    return step.read_input(0)
+
+
+def wide(x: Tensor) -> Tensor:
+    """In the type that torch takes statistics in: the square of a number of a short type may be too large for it."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 def through(step: Step, signal: Tensor) -> Sequence[Tensor]:
     return [signal, *(signal.new_zeros(shape) for shape in step.shapes[1:])]  # of `x.type_as(y)` y gets none
+
+
+def through_type(step: Step, signal: Tensor) -> Sequence[Part]:
+    """Another type of the same values; of conditions and whole numbers there is no gradient."""
+    passed = through(step, signal)
+    return passed if step.read_input(0).is_floating_point() else [None] * len(passed)
+
+
+def stop(step: Step, signal: Tensor) -> Tensor:
+    """Nothing comes back, as autograd has it."""
+    return torch.zeros_like(signal)
 
 
 def through_dropout(step: Step, signal: Tensor) -> Tensor:
@@ -735,6 +785,8 @@ def _centres(step: Step, axis: int, outputs: int) -> Tensor:
 
 def _check_floor(step: Step) -> None:
     """Refuse a clamp or threshold that is not a rectifier."""
+    if len(step.sources) != 1:
+        raise step.refuse(" whose bounds depend on the image")
     name = step.kind.lower()
     floor: Any = 0
     if "hardtanh" in name:
@@ -743,7 +795,7 @@ def _check_floor(step: Step) -> None:
         floor = step.argument("min")
     elif "threshold" in name and (step.argument("threshold"), step.argument("value")) != (0, 0):
         floor = None
-    if floor is None or floor != 0:
+    if floor is None or (bool(floor.any()) if isinstance(floor, Tensor) else floor != 0):
         raise step.refuse(" that lets values below 0 through")
 
 
@@ -806,6 +858,8 @@ def filter_linear(step: Step, signal: Tensor) -> Tensor:
 
 
 def batch_norm(step: Step, signal: Tensor) -> Tensor:
+    if len(step.sources) != 1:
+        raise step.refuse(" whose weights depend on the image")
     if step.argument("running_mean") is None or (step.module is None and step.argument("training", False)):
         raise step.refuse(" without running statistics")
     weight, variance = step.argument("weight"), step.argument("running_var")
@@ -818,10 +872,10 @@ def group_norm(step: Step, signal: Tensor) -> Tensor | Sequence[Tensor]:
     """By the forward pass's statistics, held fixed; of instance normalisation too, whose groups are single maps."""
     if not _reads_statistics(step):
         return transpose(step, signal)
-    (x,) = step.inputs
+    x = wide(the_input(step))
     groups = step.argument("num_groups", x.shape[1])
     scale: Tensor = x.unflatten(1, (groups, -1)).flatten(2).var(2, correction=0)
-    scale = (scale + step.argument("eps", 1e-5)).rsqrt().repeat_interleave(x.shape[1] // groups, 1)
+    scale = (scale + step.argument("eps", 1e-5)).rsqrt().repeat_interleave(x.shape[1] // groups, 1).to(signal.dtype)
     weight = step.argument("weight")
     scale = scale if weight is None else scale * weight
     return signal * scale.view(*scale.shape, *[1] * (x.ndim - 2))
@@ -898,6 +952,7 @@ def written(x: Tensor, value: Any, view: Callable[..., Tensor], args: Any, kwarg
     return x.flatten().scatter(0, numbers.flatten(), value.flatten()).view(x.shape)
 
 
+TURNED = ("T", "mT")  # attributes that move elements
 SPLITS = named("torch.chunk Tensor.chunk torch.split Tensor.split torch.unbind Tensor.unbind torch.tensor_split")
 MOVES = [  # operations that move elements, and do nothing else
     piece,
@@ -908,7 +963,7 @@ MOVES = [  # operations that move elements, and do nothing else
         "Tensor.repeat Tensor.narrow torch.narrow Tensor.select torch.select Tensor.swapaxes torch.swapaxes "
         "Tensor.swapdims torch.swapdims Tensor.moveaxis torch.moveaxis torch.movedim Tensor.diagonal torch.diagonal "
         "Tensor.view_as Tensor.reshape_as Tensor.expand_as Tensor.broadcast_to torch.broadcast_to Tensor.t torch.t "
-        "nn.ChannelShuffle F.channel_shuffle torch.channel_shuffle"
+        "nn.ChannelShuffle F.channel_shuffle torch.channel_shuffle Tensor.T Tensor.mT"
     ),
 ]
 RECTIFIERS = named(
@@ -921,10 +976,10 @@ DROPOUTS = named(
     "nn.Dropout nn.Dropout1d nn.Dropout2d nn.Dropout3d nn.AlphaDropout nn.FeatureAlphaDropout F.dropout F.dropout1d "
     "F.dropout2d F.dropout3d F.alpha_dropout F.feature_alpha_dropout"
 )
-UNCHANGED = named(  # the values, of another type or in another memory
-    "nn.Identity Tensor.contiguous Tensor.clone torch.clone Tensor.detach Tensor.to Tensor.float Tensor.double "
-    "Tensor.half Tensor.bfloat16 Tensor.type Tensor.type_as"
-)
+TYPES = named(
+    "Tensor.to Tensor.float Tensor.double Tensor.half Tensor.bfloat16 Tensor.type Tensor.type_as"
+)  # the values, of another type
+UNCHANGED = [*named("nn.Identity Tensor.contiguous Tensor.clone torch.clone Tensor.detach"), *TYPES]
 SHIFTED_ATTENTION = "torchvision.models.swin_transformer.shifted_window_attention"
 LAYER_NORMS = named("nn.LayerNorm F.layer_norm torch.layer_norm")
 RMS_NORMS = [
@@ -1083,6 +1138,8 @@ GRADIENT: dict[Any, Operation] = (
         if row.back in _REFUSING
     }
     | _rows(RECTIFIERS, or_gradient(pass_where_fired), reads_input=True)
+    | _rows(TYPES, through_type, reads_input=True)
+    | _rows(named("Tensor.detach"), stop)
     | {OTHER: Operation(gradient, None, reads_input=True)}
 )
 GUIDED = GRADIENT | _rows(RECTIFIERS, or_gradient(rectify_where_fired), reads_input=True)
@@ -1098,13 +1155,17 @@ def is_repetition(row: Operation | None) -> bool:
 
 def moves_axes(operation: str) -> bool:
     """Whether an operation of that name exchanges axes, after which the second may be no longer that of maps."""
-    return operation in ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "einsum")
+    moving = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "einsum")
+    return operation in (*moving, *TURNED)
+
+
+BUILT_ON: list[dict[Any, Operation]] = []  # the rule sets that hold all of DECONVNET, and more
 
 
 def rule(
     *operations: Any, window: Window | Callable[[Step], Window | None] | None = None, reads_input: bool = False
 ) -> Callable[[Back], Back]:
-    """Add a rule for operations to DECONVNET; a Deconvnet that exists already keeps its own.
+    """Add a rule for operations to DECONVNET, and to EXTENDED; a Deconvnet that exists already keeps its own.
 
     It decorates a function of the step and the signal at its output, which returns the signal at its input: one for
     each input, if there are several.
@@ -1118,7 +1179,8 @@ def rule(
     def register(back: Back) -> Back:
         for operation in operations:
             before = DECONVNET.get(operation)
-            DECONVNET[operation] = Operation(back, window or (before and before.window), reads_input)
+            for rules in (DECONVNET, *BUILT_ON):
+                rules[operation] = Operation(back, window or (before and before.window), reads_input)
         return back
 
     return register

@@ -156,6 +156,8 @@ def receptive_field(
     graph = graph_of(model)
     node, size = graph.node(layer), pair(image_size)
     shapes = graph.shapes(size, node)
+    if node not in shapes:
+        graph.check_maps(node, shapes)
     fields, count = map_fields(graph, node, shapes), shapes[node][1]
     if map is not None and not (isinstance(map, int) and 0 <= map < count):
         raise InputError(f"no map {map!r} in {graph.names[node]}: there are {count}")

@@ -10,6 +10,7 @@ import inspect
 import operator
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -152,9 +153,8 @@ class Tracer(fx.Tracer):
         super().__init__()
         self.model, self.thread = model, threading.get_ident()
         self.is_leaf, self.inputs, self.image = is_leaf, inputs, image
-        self.names: dict[fx.Node, str] = {}
+        self.stems: dict[fx.Node, str] = {}  # names without a number
         self.module = ""  # the module whose forward is traced
-        self.repeats: dict[str, int] = {}  # how often a name was used
         self.constants: dict[str, Tensor] = {}
         self.of_buffers: dict[fx.Node, bool] = {}
         self.guards: list[tuple[fx.Node, bool]] = []
@@ -200,11 +200,27 @@ class Tracer(fx.Tracer):
         if of_buffers and kind != "call_module" and kind.startswith("call"):
             return proxy  # torchvision computes it while it traces, and does not count it
         within = f"{self.module}." if self.module else ""
-        name = self.module if kind == "call_module" else f"{within}{proxy.node}"
-        name = re.sub(r"_[0-9]+$", "", name)  # fx counts in the whole graph, torchvision within a module
-        repeats = self.repeats[name] = self.repeats.get(name, -1) + 1
-        self.names[proxy.node] = f"{name}_{repeats}" if repeats else name
+        step = re.sub(r"_[0-9]+$", "", str(proxy.node))  # fx counts in the whole graph, torchvision within a module
+        self.stems[proxy.node] = self.module if kind == "call_module" else within + step
         return proxy
+
+    def names(self) -> dict[fx.Node, str]:
+        """What each step is called: as in torchvision, but that a module's own name is of no other step.
+
+        torchvision counts modules `act_1` and `act_2` as `act` and `act_1`, which is the other's name.
+        """
+        names: dict[fx.Node, str] = {}
+        modules = {stem for node, stem in self.stems.items() if node.op == "call_module"}
+        taken, repeats = set[str](), defaultdict[str, int](int)
+        for node, stem in self.stems.items():
+            name = stem
+            if node.op != "call_module" or name in taken:
+                while name in modules or name in taken:
+                    repeats[stem] += 1
+                    name = f"{stem}_{repeats[stem]}"
+            names[node] = name
+            taken.add(name)
+        return names
 
     def _is_of_buffers(self, node: fx.Node) -> bool:
         """Whether a step depends on buffers alone."""

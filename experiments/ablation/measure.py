@@ -31,7 +31,7 @@ from experiments.setup.models import build
 from experiments.setup.options import Reading
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.checks import pair
-from zfnet.data.images import as_images
+from zfnet.data.images import as_images, image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.identity import Identity, digest, read_sealed, write_sealed
 from zfnet.scan_files import kept_scan
@@ -124,6 +124,7 @@ def study(
         sample = torch.randperm(len(images), generator=random)[:MOST].sort().values.tolist()
         data = Subset(data, sample)
     deconvnet, judge = Deconvnet(model, rules=protocol.rules), judge_of(model, protocol.judge)
+    deconvnet.check(protocol.layers, image_size(images))
     every, state = min(len(images), MOST), out / STATES[0]
     if scans is not None and sample is None:
         tops = kept_scan(deconvnet.graph, data, scans, protocol.layers, every, **reading)

@@ -34,7 +34,7 @@ from experiments.setup.networks import EPOCHS
 from experiments.setup.options import Reading, Showing, stateless
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field
 from zfnet.analysis.development import changed, correlations_with_last, likenesses, scan_together, settled_epoch
-from zfnet.data.images import as_images
+from zfnet.data.images import as_images, image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.rendering import grid, saturated
 from zfnet.scanning import Scan
@@ -107,11 +107,11 @@ def main(
     result.settings["layers"] = layers = as_list(layers)
     check_choice(choose, layers)
     check(maps, probes, enhance, settled)
-    page, lines = Page(look.width), style_of(style).lines
+    page, lines, state = Page(look.width), style_of(style).lines, Path(out) / "scan.partial"
     files = snapshots(weights, epochs)
     deconvnets = [look.deconvnet(load(copy.deepcopy(model), file).eval()) for file in files.values()]
-    graphs, state = [deconvnet.graph for deconvnet in deconvnets], Path(out) / "scan.partial"
-    scans = scan_together(graphs, data, layers, 1, state=state, keep_state=True, **reading)
+    deconvnets[-1].check(layers, image_size(as_images(data)))
+    scans = scan_together([each.graph for each in deconvnets], data, layers, 1, state=state, keep_state=True, **reading)
     tops, random = {layer: [scan[layer] for scan in scans] for layer in layers}, torch.Generator().manual_seed(seed)
     drawn = {layer: chosen(layer, tops[layer][-1], maps, choose, random) for layer in layers}
     panels = panels_of(deconvnets, data, tops, drawn, Preprocessing.of(model))

@@ -192,6 +192,7 @@ class Occluder:
         self.graph = self.deconvnet.graph
         self.graph.node(self.layer)
         self.extent = image_size(self.data)
+        self.deconvnet.check([self.layer], self.extent)
         self.size = round(SQUARE / SIDE * min(self.extent)) if self.size is None else self.size
         gaps = (min(self.extent) - max(pair(self.size))) / (PLACES - 1)
         self.step = max(1, round(gaps)) if self.step is None else self.step
