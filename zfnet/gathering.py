@@ -184,7 +184,7 @@ class Gathering(NamedTuple):
         return rows, columns[rows]
 
     def content(self) -> dict[str, Any]:
-        """What is kept in a file of state."""
+        """The content of a file of state."""
         counted = self.counted()
         statistics = {layer: [column.cpu() for column in one] for layer, one in counted.statistics.items()}
         return {"statistics": statistics, "class_images": counted.class_images}

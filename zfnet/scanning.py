@@ -98,7 +98,7 @@ T = TypeVar("T", TopActivations, Statistics)
 
 
 def _joined(ours: Mapping[str, T], theirs: Mapping[str, T]) -> dict[str, T]:
-    """By layer what both have, of which one may have nothing."""
+    """Merge two mappings by layer; one may be empty."""
     layers = ours or theirs
     return {layer: ours[layer].merge(theirs[layer]) if ours and theirs else layers[layer] for layer in layers}
 
@@ -223,7 +223,7 @@ def scan(
 
 
 def part_file(file: str | Path, number: int, count: int) -> Path:
-    """Where one of several processes keeps its state."""
+    """The file of state of one of several processes."""
     return Path(f"{file}.{number}-of-{count}")
 
 
@@ -309,7 +309,7 @@ class _Progress(NamedTuple):
     gathered: Gathering | None = None  # where nothing is gathered
 
     def content(self) -> dict[str, Any]:
-        """What is kept in a file."""
+        """The content of a file of state."""
         tops = {layer: [column.cpu().clone() for column in top] for layer, top in self.tops.items()}
         content = {"done": self.done, "tops": tops, "broken": self.broken}
         return content if self.gathered is None else content | {"gathered": self.gathered.content()}

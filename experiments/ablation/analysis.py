@@ -225,7 +225,7 @@ def change(trials: Mapping[str, Columns], task: str) -> Contrast | None:
 
 
 def likeness(columns: Columns, conditions: Sequence[str], measures: Sequence[str]) -> dict[str, Any]:
-    """By the values of one condition after the other, and by measure: `Typical`."""
+    """`Typical` by the values of the conditions, in their order, and by measure."""
     by_condition: dict[str, Any] = {}
     for key, part in groups(columns, conditions).items():
         inner = by_condition

@@ -230,7 +230,7 @@ def panels(line: Sequence[Axes], block: Sequence[str]) -> list[tuple[Axes, str]]
 
 
 def label(task: str) -> str:
-    """What the trials of a task have in common, for the legend."""
+    """The label of a task in legends: its squares, or its queries."""
     kind, _, condition = task.partition("/")
     return f"{condition} queries" if kind == "B" else squares(task)
 

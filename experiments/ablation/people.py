@@ -166,13 +166,13 @@ def queries_of(layer: Layer, easy: int) -> Iterator[Trial]:
 
 
 def tiles(units: Units, others: Units | None = None) -> dict[str, list[Tensor]]:
-    """What units see, whole and masked by projection x field, as images of the page, by picture."""
+    """The crops of units, whole and masked by projection x field, as images of the page, by picture."""
     mask = units.strongest(units.projection * units.field(others or units), SHARE)
     masked = torch.where(mask[:, None], units.crops, 0.0)
     return {CROP: images_of(units, units.crops), MASKED: images_of(units, masked)}
 
 
 def images_of(units: Units, crops: Tensor) -> list[Tensor]:
-    """What units see of crops (M, C, S, S), as images (3, *TILE), uint8."""
+    """Crops (M, C, S, S) of units as images (3, *TILE), uint8."""
     pixels = Preprocessing.of(units.deconvnet.model).pixels(cut(crops, units.extents(), TILE)).clamp(0, 1)
     return list((255 * pixels).round().to(torch.uint8).expand(-1, 3, -1, -1).cpu())

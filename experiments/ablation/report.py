@@ -537,7 +537,7 @@ def likeness(of: Typical) -> list[Any]:
 
 
 def flat(nested: Any, names: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    """What is in dictionaries of dictionaries, with the names that lead to it."""
+    """The entries of nested dictionaries, with their keys."""
     if not isinstance(nested, Mapping):
         return [(names, nested)]
     return [row for name, inner in nested.items() for row in flat(inner, (*names, name))]

@@ -122,7 +122,7 @@ def edges_of(units: Units) -> Tensor:
 
 
 def mean_field(units: Units, others: Units, rules: Rules) -> Tensor:
-    """Where pictures of a layer show much, whichever unit's they are, by the mean of their ranks: (M, S, S)."""
+    """The mean field of a layer: the mean ranks of pixels in pictures of other units: (M, S, S)."""
     return units.field(others, ranks(energy(others.pictures(rules).double()), others.inside).to(units.inside.device))
 
 

@@ -185,7 +185,7 @@ class Scored:
 
 
 def score(answers: Sequence[Path | str], key: Path | str, *, caught: float = CAUGHT) -> Scored:
-    """What people answered, from the files that they saved.
+    """The answers of people, from the files that they saved.
 
     A person is left out whose share of right answers to catch trials is below `caught`, or who has answered none of
     the page's catch trials. A page without catch trials leaves nobody out.

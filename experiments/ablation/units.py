@@ -125,7 +125,7 @@ class Units:
         return Units(self.deconvnet, self.data, self.layer, units, self.seed)
 
     def pictures(self, rules: Rules, *, model: nn.Module | Graph | None = None, units: Tensor | None = None) -> Tensor:
-        """What is projected from 1 at each unit: (M, C, S, S)."""
+        """The projections from 1 at each unit: (M, C, S, S)."""
         units = self.units if units is None else units
         deconvnet, size = Deconvnet(model or self.deconvnet.graph, rules=rules), pair(self.crops.shape[-2:])
         ones = torch.ones(len(units))

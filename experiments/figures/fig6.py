@@ -298,7 +298,7 @@ def numbers(seen: Outcomes, limit: float) -> dict[str, Any]:
 
 
 class Counted(NamedTuple):
-    """In how many seeds a claim of the paper holds."""
+    """The number of seeds in which a claim of the paper holds."""
 
     as_claimed: int
     contrary: int
@@ -417,7 +417,7 @@ def draw_sizes(page: Page, seen: Outcomes, limit: float) -> None:
 def caption(
     enlargements: dict[str, float], images: int, k: int, seeds: tuple[int, int, int], scale: str, look: Look
 ) -> str:
-    """What is drawn, how it is scaled, and what the numbers are; seeds: of the choice, of training, and how many."""
+    """The caption: content, scales and numbers; seeds: of the choice, of training, and their number."""
     whose = "All filters of a panel have one scale" if scale == "panel" else "Each filter has its own scale"
     factors = ", ".join(f"({letter}) {factor:.2g}" for letter, factor in enlargements.items())
     drawn = f"(a-e) are of the first of {seeds[2]} seeds ({seeds[1]}), (f) is of all. " if seeds[2] > 1 else ""

@@ -248,7 +248,7 @@ def broken(name: str, letters: int = LETTERS) -> str:
 
 
 def explained(step: Step, before: Step, unit: Unit) -> str:
-    """What was done, in numbers."""
+    """The numbers of a step, in words."""
     shape = " x ".join(str(n) for n in step.signal.shape)
     if step.verb == "start":
         words = f"map {unit.map}: {unit.value:.4g}\nrow {unit.row}, column {unit.column}"

@@ -174,7 +174,7 @@ def write(result: Result, each: Measured, notes: Sequence[str]) -> dict[str, Any
 
 
 def papers(name: str) -> dict[str, float]:
-    """By how much the paper's errors of a variant lie above those of its own whole network."""
+    """The paper's errors of a variant minus those of its own whole network."""
     pairs = zip(COLUMNS, PAPER[name], PAPER[VARIANTS[name][0]], strict=True)
     return {column: round(error - whole, 1) for column, error, whole in pairs}
 
@@ -274,7 +274,7 @@ def scaled(architecture: Mapping[str, Any]) -> str:
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """What the rows are called: a change below its own network by the change alone."""
+    """The names of the rows; a change below its own network is named by the change alone."""
     below = {name: f"- {change}" if network in names else name for name, (network, change) in VARIANTS.items()}
     return [TITLES.get(name, below[name]) for name in names]
 

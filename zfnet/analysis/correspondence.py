@@ -210,7 +210,7 @@ def correspondence(
 
 
 def _consistency(distances: Tensor, changed: Tensor, generator: torch.Generator, p: float | None) -> Consistency:
-    """Of distances (N, K, N, L) between masks of N images."""
+    """The `Consistency` of distances (N, K, N, L) between masks of N images."""
     i, j = torch.triu_indices(len(distances), len(distances), 1)
     pairs = distances[i, :, j]
     interval = bootstrap_pairs(distances.mean((1, 3)), generator)

@@ -177,7 +177,7 @@ class Job:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What all pictures and numbers depend on."""
+        """The identity of all pictures and numbers."""
         rules = sorted(f"{key} {row.back}" for key, row in self.deconvnet.rules.items())
         return self.graph.identity() | {
             "preprocessing": self.preprocessing.identity(),
@@ -439,7 +439,7 @@ class _Work:
         self.clock("encoding and data")
 
     def _winners(self, chosen: Sequence[int]) -> None:
-        """Where each image is among a map's winners."""
+        """The winners in each image."""
         won: dict[int, list[list[Any]]] = {image: [] for image in chosen}
         for layer in self.job.layers:
             top = self.scan[layer.name]

@@ -76,7 +76,7 @@ class Numbers:
         return positive.nonzero().flatten().tolist()
 
     def shares(self, number: int) -> dict[int, float]:
-        """Of the winners, the share of each class."""
+        """The share of each class among the winners."""
         labels = [self.label(int(self.top.image[number, rank])) for rank in self.won(number)]
         return {label: labels.count(label) / len(labels) for label in sorted({*labels})}
 
@@ -96,7 +96,7 @@ class Numbers:
         }
 
     def entry(self, n: int, number: int, shown: Examples, panels: Panels) -> dict[str, Any]:
-        """What is said of a map; `n` is its row in the examples and panels."""
+        """The entry of a map; `n` is its row in the examples and panels."""
         top, ranks = self.top, self.won(number)
         images = [int(top.image[number, rank]) for rank in ranks]
         shares, histogram = self.shares(number), self.statistics.histogram[number]

@@ -1,4 +1,4 @@
-"""What an atlas shows of some maps of a layer: their winners, projected, and examples from the sampled images."""
+"""The pictures of some maps of a layer in an atlas: their winners, projected, and examples from the sampled images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ CLOSE = 1e-3  # of a map's strongest value: how far a value computed again may b
 
 
 class Examples(NamedTuple):
-    """Of m maps, the sampled images at the quantiles, (m, Q); an image is -1 where there is none."""
+    """The sampled images of m maps at the quantiles, (m, Q); -1 where there is none."""
 
     value: Tensor
     image: Tensor
@@ -62,7 +62,7 @@ def examples(statistics: Statistics, sampled: Tensor, maps: Tensor, columns: int
 
 @dataclass
 class Panels:
-    """What is shown of m maps of a layer; tiles without a winner are white, and their numbers nothing."""
+    """The pictures of m maps of a layer; tiles without a winner are white, and their numbers empty."""
 
     tiles: Bytes  # (m, k or 2k, h, w, 3)
     masks: NDArray[np.bool_]  # (m, k, h, w): what is shown
@@ -179,7 +179,7 @@ class Painter:
             found.overview[indices[first] // k, -1] = strongest.projection_tiles(small)
 
     def whole_canvases(self, layer: Layer, units: Tensor, won: Tensor) -> tuple[Tensor, Tensor, tuple[Bytes, Bytes]]:
-        """Of the units `won`, in their order: crops, projections, and the tiles of both."""
+        """Crops, projections, and the tiles of both, of the units `won`, in their order."""
         crops = torch.ones(len(units), 3, *layer.shown)
         projections = torch.zeros(len(units), self.preprocessing.channel_count, *layer.shown)
         tiles = [np.full((len(units), *layer.sizes["tile"], 3), 255, np.uint8) for _ in range(2)]
@@ -298,7 +298,7 @@ def _check(layer: Layer, scanned: Tensor, computed: Tensor, units: Tensor) -> No
 
 
 class _Arrivals:
-    """What arrives on the way down from the strongest unit of each map."""
+    """The signal that arrives at the maps below from the strongest unit of each map."""
 
     def __init__(self, painter: Painter, layer: Layer, rows: int):
         self.steps = torch.zeros(rows, len(layer.steps), dtype=torch.int64)
@@ -309,7 +309,7 @@ class _Arrivals:
         self._sums = {name: torch.zeros(rows, shapes[graph.node(name)][1]) for name in self._below}
 
     def of(self, chunk: Tensor, k: int) -> Callable[[str, Tensor, Tensor], None]:
-        """What `project_units` is to tell of a chunk of units."""
+        """The observer of `project_units` for a chunk of units."""
 
         def observe(name: str, signal: Tensor, batch: Tensor) -> None:
             units = chunk[batch]

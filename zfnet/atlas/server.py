@@ -116,7 +116,7 @@ class Line:
         self._thread.join()
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """What `work` gives, done when its turn comes; raises Busy. What is cancelled while it waits is not done."""
+        """The result of `work`, run in its turn. Raises Busy. Work that is cancelled while it waits is not done."""
         with self._lock:
             if self._count >= self.most:
                 raise Busy
@@ -275,7 +275,7 @@ class Pages:
         return await self._worked(request, work)
 
     async def place(self, request: Request) -> Response:
-        """Of each layer the most unusual units that see a pixel."""
+        """The most unusual units of each layer that see a pixel."""
         row, column = (_number(request, name, 0, 2**31) for name in ("row", "column"))
         count = _number(request, "count", 1, MOST_MAPS, MAPS)
 
@@ -301,7 +301,7 @@ class Pages:
         return await self._worked(request, work)
 
     async def _worked(self, request: Request, work: Callable[[Tensor], dict[str, Any]]) -> Response:
-        """What `work` makes of the picture in the body of a request, when the network is free."""
+        """The result of `work` for the picture in the body of a request, when the network is free."""
         async with self._body(request) as body:
 
             def prepared() -> bytes:
@@ -367,7 +367,7 @@ def _number(request: Request, name: str, least: int, most: int, default: int | N
 
 
 async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result:
-    """What `work` gives; it is cancelled if the browser goes away first."""
+    """The result of `work`; it is cancelled if the browser leaves first."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -488,7 +488,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """What answers at a socket, and at the end waits for what the network does.
+    """A server at a socket; at its end it waits for the network's current work.
 
     Args:
         answers: of the network, beside its atlas.

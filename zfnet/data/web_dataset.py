@@ -276,7 +276,7 @@ def _stamp(path: str) -> tuple[int, int]:
 
 
 class _Index(NamedTuple):
-    """Where the pictures are, (N,) each."""
+    """The places of the pictures, (N,) each."""
 
     tar: Tensor  # int32: which of the tars
     offset: Tensor  # int64: of its first byte in it
@@ -289,7 +289,7 @@ class _Index(NamedTuple):
 
     @classmethod
     def of(cls, content: Any, basis: str) -> "_Index | None":
-        """What a file keeps; None if it is of another basis, Damaged if no index could be that."""
+        """The index in a file; None if it is of another basis. Raises Damaged if it is not an index."""
         try:
             if content.pop("basis") != basis:
                 return None
