@@ -251,9 +251,10 @@ def published(key: str) -> dict[str, Any]:
     return {file.stem: json.loads(file.read_text(encoding="utf-8"))[key] for file in files}
 
 
-def linked(name: str) -> str:
-    """A link to a result."""
-    return f"[{name}](<../results/{name}/result.json>)" if " " in name else f"[{name}](../results/{name}/result.json)"
+def linked(name: str, root: str = "..") -> str:
+    """A link to a result, from a page whose path to the repository's root is given."""
+    path = f"{root}/results/{name}/result.json"
+    return f"[{name}](<{path}>)" if " " in name else f"[{name}]({path})"
 
 
 def spread(values: list[float]) -> str:
