@@ -2,11 +2,11 @@
 
     python scripts/kills.py [N] [--jobs training,scan,...] [--first SEED] [--save docs/faults.json]
 
-A run has its own folder and its own process group: training (a checkpoint after every step), a scan,
-shards of one, features, the ablation, and the bare command, all small, the last of them as a new process of Python. It
-gets SIGKILL, SIGTERM or SIGINT, alone or with the processes that it started, up to three times; then it runs to its
-end. Its results must then equal those of an uninterrupted run, digit by digit and picture by picture, and its files as
-well. Locks do not count: the lock of a killed run is free.
+A run has its own folder and its own process group: training (a checkpoint after every step), a scan, shards of one,
+features, the ablation, and the bare command, all small, the last of them as a new process of Python. It gets SIGKILL,
+SIGTERM or SIGINT, alone or with the processes that it started, up to three times; then it runs to its end. Its results
+must then equal those of an uninterrupted run, digit by digit and picture by picture, and its files as well. Locks do
+not count: the lock of a killed run is free.
 """
 
 import argparse

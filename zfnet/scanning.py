@@ -3,9 +3,8 @@
 A scan keeps the place of each strong activation (value, image, row, column), never a tensor: its memory does not grow
 with the dataset. It takes the maximum of every map in each batch, and searches for the place of a maximum only if it
 enters the top k. Equal values go to the lower image, then row, then column, so that the result does not depend on batch
-size,
-on how the dataset was cut into shards, or on their order. Where a layer clips its values from above (ReLU6), maps are
-ranked by the value before the clip: otherwise all nine may be equal, and the order of the files would choose them.
+size, on how the dataset was cut into shards, or on their order. Where a layer clips its values from above (ReLU6), maps
+are ranked by the value before the clip: otherwise all nine may be equal, and the order of the files would choose them.
 Zeiler & Fergus (2014), Figure 2: the top nine of a feature map over the validation set.
 """
 

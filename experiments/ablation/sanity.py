@@ -4,13 +4,11 @@ Sanity, after Adebayo et al. (2018), arXiv:1810.03292, who did not test deconvne
 top in a cascade or in one part of the network at a time, and the unit's pictures before and after are compared. So are,
 with no weight shuffled, those of the unit and of another map at its place. Recovery, after Nie et al. (2018),
 arXiv:1805.07039: how similar is a picture to the image's edges, to another map's picture at its place, and to its own
-if
-pooling is undone without switches?
+if pooling is undone without switches?
 
 Units of a layer look at the middle of their fields, whatever the weights. This alone makes all their pictures similar,
 so we also measure *partial* similarity: given the layer's mean field, the mean ranks of pixels in such pictures of
-other maps
-in other images. If a unit does not fire, its gradient is zero and the similarity None.
+other maps in other images. If a unit does not fire, its gradient is zero and the similarity None.
 """
 
 import math

@@ -4,12 +4,12 @@ The caption's sense: (a) first-layer filters without renormalisation, where one 
 al.'s network, 11x11 with stride 4; (c) ours, 7x7 with stride 2; (d, e) projections of layer 2 of the latter two.
 We add (f): the largest filter of (a) and (c) over training. Renormalisation acts once it reaches the limit.
 
-What to look for: grey tiles in (a, b, c) are filters that do almost nothing. The paper sees in (b) very coarse and
-very fine filters with little between, and dead ones, in (c) fewer dead ones and more of the middle; in (d), not in (e),
-the lattice of the large stride. The numbers below the panels measure what the paper judges by eye;
-`zfnet/analysis/filters.py` defines them. A stride of 4 aliases what is finer than 1/8 cycles per pixel,
-one of 2 what is finer than 1/4: compare the ratios to the image patches that the same filters or maps respond to.
-With several seeds each network is trained with each of them, and the paper's claims are counted by seed.
+What to look for: grey tiles in (a, b, c) are filters that do almost nothing. The paper sees in (b) very coarse and very
+fine filters with little between, and dead ones, in (c) fewer dead ones and more of the middle; in (d), not in (e), the
+lattice of the large stride. The numbers below the panels measure what the paper judges by eye;
+`zfnet/analysis/filters.py` defines them. A stride of 4 aliases what is finer than 1/8 cycles per pixel, one of 2 what
+is finer than 1/4: compare the ratios to the image patches that the same filters or maps respond to. With several seeds
+each network is trained with each of them, and the paper's claims are counted by seed.
 """
 
 import functools

@@ -75,9 +75,9 @@ def two_way(values: Tensor, maps: Tensor, images: Tensor, margin: float = MARGIN
     Schuirmann (1987), doi:10.1007/BF01068419. In simulations of 8 to 64 maps, with and without effects of maps and
     images, the intervals hold 92 to 98 of 100 truths.
 
-    None if the values that are not NaN have fewer than two maps or images. If all values are equal, the
-    interval has no width, p is NaN, and nothing is concluded. Where few values differ from all others,
-    as of answers that are nearly all right, intervals are too short.
+    None if the values that are not NaN have fewer than two maps or images. If all values are equal, the interval has no
+    width, p is NaN, and nothing is concluded. Where few values differ from all others, as of answers that are nearly
+    all right, intervals are too short.
 
     Args:
         values: (M,); differences, for a paired contrast. NaN are left out. To test a share against chance, subtract it.

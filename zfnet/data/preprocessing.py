@@ -1,8 +1,8 @@
 """From a photograph to what a network sees, and back.
 
-A network needs images of the size, channels, range and mean that it was trained with.
-A `Preprocessing` holds these as plain values, so they can be saved with the weights, undone for display
-(`pixels`), and applied to a batch inside a differentiable computation (`normalise`).
+A network needs images of the size, channels, range and mean that it was trained with. A `Preprocessing` holds these as
+plain values, so they can be saved with the weights, undone for display (`pixels`), and applied to a batch inside a
+differentiable computation (`normalise`).
 """
 
 import contextlib

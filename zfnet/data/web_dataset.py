@@ -53,9 +53,8 @@ class WebDataset(Images):
 
     The picture of a sample is its .jpg, .jpeg, .png, .webp or .ppm. Its label is the whole number in its .cls, or else
     `label` in its .json, a whole number (also as text) or a class's name; -1 where it has neither (a .txt is a caption,
-    and not read).
-    `skipped` lists samples without a picture, and members that are no plain files or whose names are not paths inside
-    the tar; a warning counts them.
+    and not read). `skipped` lists samples without a picture, and members that are no plain files or whose names are not
+    paths inside the tar; a warning counts them.
 
     Args:
         tars: a pattern (`photos-{000000..000146}.tar`, `{a,b}`, `*`), a tar, a folder of tars, or a list of these.
