@@ -26,6 +26,7 @@ extensions = [
 exclude_patterns = ["examples", "README.md"]
 suppress_warnings = ["config.cache"]
 
+highlight_language = "none"  # formulas and commands; Python says so
 default_role = "code"  # docstrings write code in single backticks, as Markdown does
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
@@ -47,6 +48,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": "FileNameSortKey",
     "matplotlib_animations": False,
     "capture_repr": (),
+    "write_computation_times": False,
     "remove_config_comments": True,
     "show_memory": False,
     "min_reported_time": 3600,

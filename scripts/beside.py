@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.output.tables import table
 from scripts.claims import CLAIMS, Claim
+from scripts.reasons import linked
 
 Result = Mapping[str, Any]
 ENTRIES: dict[str, tuple[str, ...]] = {  # the names of each experiment's rows, as patterns
@@ -89,7 +90,7 @@ def beside(experiment: str, results: Mapping[str, Result], verdicts: Mapping[str
         verdicts: of all claims, by what they say.
         commands: that wrote the results.
     """
-    made = [[f"[{name}](../../results/{name}/result.json)", *origin(of)] for name, of in results.items()]
+    made = [[linked(name, "../.."), *origin(of)] for name, of in results.items()]
     claims = [[claim.says, verdicts[claim.says]] for claim in CLAIMS if is_about(claim, experiment)]
     parts = [numbers(experiment, results), "How each result was made:"]
     parts.append(table(["result", "of", "seed", "machine", "time"], made))

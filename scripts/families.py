@@ -300,13 +300,13 @@ def timm_table() -> str:
     counts = Counter(row["result"] for row in rows)
     others = [f"{counts[result]} {words}" for result, words in WORDS.items() if counts[result]]
     five = sum(row.get("layers", 0) >= 5 for row in rows)
-    told = (
+    summary = (
         f"Of {len(rows)} families, {counts['equal']} are equal, {counts['refused']} are refused by name"
         f"{', ' + ', '.join(others) if others else ', and none is wrong'}. Of those that are traced, "
         f'`layers="auto"` finds five layers in {five}, and fewer in {sum(row.get("layers", 5) < 5 for row in rows)}.'
     )
     head = ["family", "network", "image", "result", "`project`", "`project_units`", "occlusion", "fields"]
-    return f"{told}\n\n{table(head, [_cells(row) for row in rows])}"
+    return f"{summary}\n\n{table(head, [_cells(row) for row in rows])}"
 
 
 def _cells(row: Mapping[str, Any]) -> list[Any]:

@@ -2,11 +2,11 @@
 
     python scripts/kills.py [N] [--jobs training,scan,...] [--first SEED] [--save docs/faults.json]
 
-A run works in a folder of its own, in a process group of its own: training (a checkpoint after every step), a scan,
-shards of one, features, the ablation, and the bare command, all small, the last of them as a new process of Python. It
-gets SIGKILL, SIGTERM or SIGINT, alone or with the processes that it started, up to three times; then it runs to its
-end. It must then come to what the run that nothing killed came to, digit by digit and picture by picture, and leave the
-same files. Locks do not count: one that a killed run leaves behind is free, and stands in nobody's way.
+A run has its own folder and its own process group: training (a checkpoint after every step), a scan, shards of one,
+features, the ablation, and the bare command, all small, the last of them as a new process of Python. It gets SIGKILL,
+SIGTERM or SIGINT, alone or with the processes that it started, up to three times; then it runs to its end. Its results
+must then equal those of an uninterrupted run, digit by digit and picture by picture, and its files as well. Locks do
+not count: the lock of a killed run is free.
 """
 
 import argparse
@@ -94,8 +94,8 @@ def computing_features(photos: Path) -> Any:
     zfnet.analysis.features.SAVE_EVERY = 0.0
     data = Photos(photos, transform=PREPROCESSING)
     how: dict[str, Any] = {"batch_size": 8, "workers": 2, "progress": False}
-    found = features(network(), data, ["4", "6"], "features", **how)
-    return {layer: digest(rows) for layer, rows in found.items()}
+    outputs = features(network(), data, ["4", "6"], "features", **how)
+    return {layer: digest(rows) for layer, rows in outputs.items()}
 
 
 def ablating(photos: Path) -> Any:
@@ -226,7 +226,7 @@ def finish(job: str, folder: Path, photos: Path) -> tuple[Any, float]:
 
 
 def commanded(folder: Path) -> dict[str, Any]:
-    """What the bare command came to: results without times, tables, and pictures."""
+    """The results of the bare command, without times: numbers, tables, and pictures."""
     answer: dict[str, Any] = {}
     for path in sorted(folder.glob("outputs/*/*/*")):
         if path.name == "result.json":
@@ -294,7 +294,7 @@ def main() -> None:
     count, failures = tried(options.kills, jobs, options.first)
     total = sum(count.values())
     print(f"\r{total} kills of {', '.join(f'{number} {job}' for job, number in count.items())}: ", end="")
-    print(f"{len(failures)} runs unlike the one that nothing killed")
+    print(f"{len(failures)} runs differ from the uninterrupted one")
     for seed, failure in failures.items():
         print(f"  FAILED --first {seed}: {failure}")
     if options.save:

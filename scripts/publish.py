@@ -1,4 +1,4 @@
-"""Make a trained network one that comes with the sources: weights in half precision, their checksum and provenance.
+"""Publish a trained network with the sources: weights in half precision, their checksum and provenance.
 
     python experiments/run.py experiment=train ...         # leaves a folder
     python scripts/publish.py FOLDER                       # writes published/<model>-<data>.safetensors, .json
@@ -37,7 +37,7 @@ PROVENANCE = ("command", "seed", "commit", "dirty", "versions", "device", "threa
 
 
 def publish(folder: Path) -> None:
-    """Write the weights, what is known of them, and the checksums of all published files."""
+    """Write the weights, their metadata, and the checksums of all published files."""
     trained = read_result(folder / "result.json")
     weights.read_metadata(folder / "model.safetensors")  # a committed result lacks them: said before data are read
     words = shlex.split(trained["provenance"]["command"])[1:]

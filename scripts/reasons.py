@@ -229,11 +229,13 @@ def ranks(results: Results) -> str:
         return ""
     known = json.loads(file.read_text(encoding="utf-8"))
     each = ", ".join(f"{row['ranks_changed']:.0%} in {row['layer']}" for row in known["rows"])
+    first, second = known["filters"]
     return (
-        f"The strongest images of a map depend on how photographs are resized. In {known['network']} on "
-        f"{known['images']} photographs, with {known['filters'][1]} in place of {known['filters'][0]} resizing, "
-        f"{known['ranks_changed']:.0%} of the nine ranks of all maps hold another image ({each}). Of the nine images "
-        f"of a map {known['images_shared']:.1f} stay on average."
+        f"The strongest images of a map depend on the filter that resizes photographs. We scanned {known['images']} "
+        f"photographs with {known['network']}, once with {first} and once with {second} resizing. Another image holds "
+        f"{known['ranks_changed']:.0%} of the {known['k']} ranks of {known['maps']:,} maps. On average "
+        f"{known['images_shared']:.1f} of a map's {known['k']} images are the same. By layer these shares of the ranks "
+        f"change: {each}.\n\n```bash\n{known['command']} --json results/bench/resizing.json\n```"
     )
 
 
@@ -249,9 +251,10 @@ def published(key: str) -> dict[str, Any]:
     return {file.stem: json.loads(file.read_text(encoding="utf-8"))[key] for file in files}
 
 
-def linked(name: str) -> str:
-    """A link to a result."""
-    return f"[{name}](<../results/{name}/result.json>)" if " " in name else f"[{name}](../results/{name}/result.json)"
+def linked(name: str, root: str = "..") -> str:
+    """A link to a result, from a page whose path to the repository's root is given."""
+    path = f"{root}/results/{name}/result.json"
+    return f"[{name}](<{path}>)" if " " in name else f"[{name}]({path})"
 
 
 def spread(values: list[float]) -> str:

@@ -131,7 +131,7 @@ def of_claim(claim: Claim) -> dict[str, dict[str, Any]]:
     chosen = {}
     for name, result in results(claim.pattern).items():
         with complete(f"results/{name}/result.json"):
-            if all(result["settings"][key] == value for key, value in claim.settings.items()):
+            if all(result["settings"][key] == value for key, value in claim.settings):
                 chosen[name] = result
     return chosen
 
@@ -272,9 +272,9 @@ def lattice_table() -> str:
     """The energy of Figure 2's projections beyond the first layer's stride, and the strength of its lattice."""
     rows = []
     for name, result in results("fig2/*").items():
-        told = result["ours"]["lattice"]
-        kinds = {kind: [of[kind] for of in told["layers"].values()] for kind in ("projections", "patches")}
-        cells = [*kinds.values(), [told["filters"]]]
+        lattice = result["ours"]["lattice"]
+        kinds = {kind: [of[kind] for of in lattice["layers"].values()] for kind in ("projections", "patches")}
+        cells = [*kinds.values(), [lattice["filters"]]]
         shares = [spread([100 * of["beyond"] for of in numbers], 0) for numbers in cells]
         rows.append([f"`{name}`", *shares, *(spread([of["lattice"] for of in numbers], 1) for numbers in cells)])
     head = ["", "energy, %: projections", "patches", "filters", "at the lattice: projections", "patches", "filters"]
@@ -349,8 +349,8 @@ def transferred(result: Mapping[str, Any]) -> list[tuple[str, list[list[float]],
 @cache
 def ablations(rules: str = "deconvnet") -> networks.Networks:
     """The estimates of every network of the ablation, by these rules."""
-    found = {Path(name).name: result for name, result in results("ablation/*").items()}
-    chosen = {name: of["ours"] for name, of in found.items() if of["settings"].get("rules", "deconvnet") == rules}
+    by_name = {Path(name).name: result for name, result in results("ablation/*").items()}
+    chosen = {name: of["ours"] for name, of in by_name.items() if of["settings"].get("rules", "deconvnet") == rules}
     return networks.estimates(chosen)
 
 

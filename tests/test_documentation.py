@@ -25,7 +25,7 @@ from experiments.setup.commands import parsed, spelled
 from experiments.setup.configuration import CONF, configured, suite
 from experiments.setup.objects import Objects
 from scripts import bench, windows
-from zfnet import ZFNet, atlas
+from zfnet import InputError, ZFNet, atlas
 from zfnet.data import Preprocessing, Scenes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,6 +176,18 @@ def test_commands(words: tuple[str, ...], place: Path, run: Callable[..., tuple[
     compose(own)
     if own in [[f"experiment={name}"] for name in SECONDS]:
         assert run(*own) == (0, [])
+
+
+def test_what_a_page_has_wrong_is_found(place: Path) -> None:
+    with pytest.raises(InputError, match="'layer'"):
+        compose(["experiment=fig2", "layer=[relu3]"])
+    for words in (["pip", "install", "-e", ".[nope]"], ["python", "scripts/bench.py", "scam"]):
+        with pytest.raises(AssertionError):
+            look_up(words)
+    page = place / "page.md"
+    page.write_text("<!-- not run: a reason -->\n```bash\na\n```\n\n    python b\n\ntext\n```python\nc\n\nd\n```\n")
+    found = [(block.line, block.language, block.text, block.reason) for block in blocks(page)]
+    assert found == [(2, "bash", "a", "a reason"), (6, "indented", "python b", ""), (9, "python", "c\n\nd", "")]
 
 
 # ---- Python ----------------------------------------------------------------------------------------------------------

@@ -224,13 +224,13 @@ def test_claims_are_counted_by_seed_and_contradicted_in_words(three):
     assert dead_maps == {"as_claimed": 0, "contrary": 2, "equal": 0}
     assert dead == {"as_claimed": 0, "contrary": 1, "equal": 1}
     text = (out / "table.md").read_text()
-    assert 'not as the paper says: "layer 2 behind it has fewer dead maps" (the contrary in 2 of 2)' in text
+    assert 'Contrary to the paper: "layer 2 behind it has fewer dead maps" (the contrary in 2 of 2)' in text
     assert "the contrary in 1 of 2, equal in 1 of 2" in text
     for claim, (number, larger, smaller) in fig6.CLAIMS.items():
         pairs = zip(ours["each"][larger][number], ours["each"][smaller][number], strict=True)
         signs = [a > b for a, b in pairs if None not in (a, b)]
         assert sum(signs) == ours["claims"][claim]["as_claimed"]
-        assert (claim in text.partition("Here it is not")[2]) == (
+        assert (claim in text.partition("Contrary to the paper")[2]) == (
             ours["claims"][claim]["contrary"] > ours["claims"][claim]["as_claimed"]
         )
 

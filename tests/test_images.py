@@ -171,7 +171,7 @@ def test_a_subset_keeps_what_is_known(tmp_path):
         (None, "a NoneType has no items by index"),
         (torch.zeros(3, 8, 8), "tensors (3, 8, 8) of torch.float32 are not images (N, C, H, W)"),
         (TensorDataset(PIXELS, torch.zeros(2)), "with or without whole labels (N,)"),
-        (TensorDataset(PIXELS, torch.zeros(2, dtype=torch.int64), PIXELS), "are no images"),
+        (TensorDataset(PIXELS, torch.zeros(2, dtype=torch.int64), PIXELS), "are not images"),
     ],
 )
 def test_what_has_no_items_is_refused(dataset, says):

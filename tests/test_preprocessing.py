@@ -180,7 +180,7 @@ def test_tensors_that_are_no_image_are_refused(x):
         ("resize", -1, "resize is -1"),
         ("resize", 200, "resize 200 is less than size 224"),
         ("mode", "shortst", "did you mean 'shortest'"),
-        ("channels", "GBR", "there is: RGB, BGR"),
+        ("channels", "GBR", "available: RGB, BGR"),
         ("scale", 0, "scale is 0"),
         ("scale", "255", "scale is '255'"),
         ("mean", [0.5, 0.5], "mean is [0.5, 0.5]"),

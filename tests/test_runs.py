@@ -82,7 +82,7 @@ def test_what_is_missing_is_said(folder, tmp_path):
     assert "No run of: krizhevsky without layers 6, 7." in text
     assert "No run of krizhevsky without layers 3, 4, seed 8." in text
     assert "one seed: not decided" in text
-    with pytest.raises(InputError, match=f"no run of fig3 lies in {re.escape(str(folder))}"):
+    with pytest.raises(InputError, match=f"no run of fig3 in {re.escape(str(folder))}"):
         table3.main(Networks(), tmp_path / "out", **SETTINGS, runs=str(folder), variants=["fig3"])
 
 

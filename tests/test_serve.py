@@ -262,7 +262,7 @@ def test_an_atlas_of_another_network_is_refused(atlas: Atlas, kind: str) -> None
         other.load_state_dict(atlas.model.state_dict())
         other.relu1 = nn.LeakyReLU()
     with pytest.raises(
-        InputError, match=f"was made with (weights other|another {kind}) than this Sequential has"
+        InputError, match=f"was made with (other weights|another {kind}) than this Sequential has"
     ) as error:
         Answers(other, atlas.folder)
     assert "\n" not in str(error.value)

@@ -197,7 +197,7 @@ class _ByWindow:
         return self.located.index(batch, windows=True)
 
     def _inset(self, batch: Tensor) -> tuple[int, int, int, int]:
-        """Where the box lies in the window of the image: top, left, and its rows and columns."""
+        """The place of the box in the window of the image: top, left, and its rows and columns."""
         places, (row, column) = self.places[self.located.graph.inputs[0]], self.located.units[batch[0], 2:].tolist()
         top, left, bottom, right = self.located.boxes[batch[0]].tolist()
         first = [s + d * u for s, d, u in zip(places.start, places.stride, (row, column), strict=True)]
@@ -289,7 +289,7 @@ class Deconvnet:
         return any(row is not None and row.reads_input for row in map(self._row, node.users))
 
     def _row(self, node: fx.Node) -> Operation | None:
-        """What the rule set knows of a step."""
+        """The rule set's row of a step."""
         row: Operation | None = self.graph.lookup(self.rules, node)
         return self.rules.get(OTHER) if row is None or row.back is None else row
 
@@ -603,7 +603,7 @@ class Deconvnet:
 
 
 def _paths(rules: Rules) -> dict[Any, Any]:
-    """What decides how the fields of a rule set differ from another's."""
+    """The part of a rule set that receptive fields depend on."""
     return {key: row.path for key, row in rules.items() if row.path}
 
 
@@ -614,7 +614,7 @@ def _tell(
 
 
 def _filled(run: _ByWindow | _ByImage, batch: Tensor, canvases: Tensor) -> Tensor:
-    """What the network is given so that the units' boxes hold canvases."""
+    """The network's input in which the units' boxes hold canvases."""
     if isinstance(run, _ByWindow):
         return run.canvas(batch, canvases)
     size = pair(next(iter(run.located.shapes.values()))[-2:])

@@ -160,7 +160,7 @@ def extends(step: Step, rules: Rules) -> bool:
 
 
 def gated_window(step: Step) -> Window | None:
-    """Of a product: the same place of what is gated; the gate is held fixed. A product of matrices adds up places."""
+    """The window of a product: the same place of the gated factor, with the gate held fixed; matrices add up places."""
     if step.kind not in ("mul", "mul_"):
         return WHOLE
     if len(step.sources) != 2 or (gates := gates_of(step)).count(False) != 1:
@@ -233,7 +233,7 @@ def gated_unit(step: Step, signal: Tensor) -> Tensor:
 
 
 def layer_norm(step: Step, signal: Tensor) -> Tensor:
-    """By the forward pass's statistics, held fixed."""
+    """Multiply by the scale of the forward pass's statistics, held fixed."""
     x = wide(the_input(step))
     dims = tuple(range(-len(normalized_shape(step)), 0))
     eps = step.argument("eps", None if _is_rms(step) else 1e-5)

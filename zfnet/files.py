@@ -1,8 +1,7 @@
 """Atomic file writes, locks between runs, and safe reading of paths.
 
 Files are written beside their target, under a name that identifies the writer, as in
-`.weights.pt.3f2a9c1d.4711.0.part`.
-The next write in the same folder removes such files of killed runs.
+`.weights.pt.3f2a9c1d.4711.0.part`. The next write in the same folder removes such files of killed runs.
 """
 
 import contextlib

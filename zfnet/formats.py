@@ -234,7 +234,7 @@ def _read_torch(path: Path, most: int) -> dict[str, Weights]:
 
 
 def _entries(content: Any, depth: int = 2) -> dict[str, Any]:
-    """What may be state dicts in a checkpoint, by their entry; "" for a checkpoint that is itself a state dict."""
+    """Candidates for state dicts in a checkpoint, by their entry; "" for a checkpoint that is itself a state dict."""
     states: dict[str, Any] = {}
     if isinstance(content, dict) and depth:
         for name in (*ENTRIES, *AVERAGED):
@@ -320,7 +320,7 @@ def _of_nodes(path: Path, nodes: Iterable[Any], values: dict[str, Tensor], value
 
 
 def _geometry(operation: str, attributes: dict[str, Any]) -> dict[str, Any]:
-    """What a step of an ONNX graph says, as attributes of the module that does the same."""
+    """The attributes of an ONNX step, as those of the equivalent module."""
     if operation == "LRN":
         return {"k": attributes["bias"]} | {name: attributes[name] for name in ("size", "alpha", "beta")}
     others = [name for name, usual in _USUAL[operation].items() if attributes.get(name, usual[0]) not in usual]

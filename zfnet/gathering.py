@@ -38,13 +38,20 @@ class Statistics(NamedTuple):
     """Of the C maps of one layer, over the maximum of each map in each image, before the clip where the layer clips.
 
     K is the number of classes, S that of the sampled images.
+
+    Attributes:
+        fires: (C,) int64: images in which the maximum is above 0.
+        histogram: (C, BINS) int32: images by their maximum; bins as in EDGES.
+        sums: (C, K + 1) int64: sums of the maxima by class in units of 1 / UNIT; last: of images without label.
+        maxima: (C, S) float32: of the sampled images; -inf where one could not be read, or is of another part.
+        places: (C, S) int32: where they are, row * columns + column; -1 where there is none.
     """
 
-    fires: Tensor  #: (C,) int64: images in which the maximum is above 0
-    histogram: Tensor  #: (C, BINS) int32: images by their maximum; bins as in EDGES
-    sums: Tensor  #: (C, K + 1) int64: sums of the maxima by class in units of 1 / UNIT; last: of images without label
-    maxima: Tensor  #: (C, S) float32: of the sampled images; -inf where one could not be read, or is of another part
-    places: Tensor  #: (C, S) int32: where they are, row * columns + column; -1 where there is none
+    fires: Tensor
+    histogram: Tensor
+    sums: Tensor
+    maxima: Tensor
+    places: Tensor
 
     @classmethod
     def none(cls, maps: int, classes: int, sampled: int, device: torch.device | str = "cpu") -> "Statistics":
@@ -177,7 +184,7 @@ class Gathering(NamedTuple):
         return rows, columns[rows]
 
     def content(self) -> dict[str, Any]:
-        """What is kept in a file of state."""
+        """The content of a file of state."""
         counted = self.counted()
         statistics = {layer: [column.cpu() for column in one] for layer, one in counted.statistics.items()}
         return {"statistics": statistics, "class_images": counted.class_images}

@@ -342,8 +342,10 @@ class Graph:
         within = [n for n, other in enumerate(names) if other.startswith(f"{name}.")]
         if name and within and within[-1] - within[0] + 1 == len(within):
             steps = [self._by_name[names[n]] for n in within]
-            given = [step for step in steps if step.users.keys() - steps]  # a hook may have steps that nobody reads
-            return (given or steps)[-1]
+            candidates = [
+                step for step in steps if step.users.keys() - steps
+            ]  # a hook may have steps that nobody reads
+            return (candidates or steps)[-1]
         raise unknown_name(f"layer of {type(self.model).__name__}", name, names)
 
     def check_maps(self, node: fx.Node, shapes: Shapes) -> None:

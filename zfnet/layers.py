@@ -24,10 +24,8 @@ def spread(graph: Graph, size: int | Pair) -> list[str]:
     """Five layers that stand for the paper's 1 to 5; all layers of a network that has fewer.
 
     Candidates are activations and joins that every path from the image passes through. The five are the last candidates
-    of
-    each size of map. If there are more sizes, they are spread evenly over these; if there are fewer, the widest gaps
-    are halved.
-    A ReLU6 is replaced by the step before it, because all its strong activations are 6.
+    of each size of map. If there are more sizes, they are spread evenly over these; if there are fewer, the widest gaps
+    are halved. A ReLU6 is replaced by the step before it, because all its strong activations are 6.
 
     Args:
         graph: the network.

@@ -10,11 +10,9 @@ to these:
     GUIDED      both: Springenberg et al. (2014), arXiv:1412.6806
 
 Biases add nothing in reverse, and the signal passes through contrast normalisation: Zeiler & Fergus (2014), section
-2.1.
-Every other linear operation is transposed. An operation without a rule raises an error that names it. To add one, write
-a function
-of the step and the signal at its output that returns the signal at its input (one for each input, if there are
-several):
+2.1. Every other linear operation is transposed. An operation without a rule raises an error that names it. To add one,
+write a function of the step and the signal at its output that returns the signal at its input (one for each input, if
+there are several):
 
     @rule(nn.SiLU)
     def rectify_silu(step, signal):
@@ -48,7 +46,7 @@ class Step:
         operation: as ReLU6.
         module: the module; None for a function or method.
         argument: a function (name, default) that gives a module's attribute, or an argument of the call.
-        call: does the step on other inputs.
+        call: runs the step on other inputs.
         switches: of max pooling: (N, C, h, w), int64.
     """
 
@@ -411,7 +409,7 @@ def moved_window(step: Step) -> Window | None:
 
 
 def written_window(step: Step) -> Window | None:
-    """Of what writes whole maps, each of which then reads the map that was written."""
+    """The window of a write of whole maps, each of which then reads the map that was written."""
     x, value, view, args, kwargs = (step.argument(name) for name in ("x", "value", "view", "args", "kwargs"))
     shapes = dict(zip(step.sources, step.shapes, strict=True))
     if x not in shapes or any(source not in (x, value) for source in step.sources) or len(shapes[x]) != 4:
@@ -438,7 +436,7 @@ def written_window(step: Step) -> Window | None:
 
 
 def flipped_window(step: Step) -> Window | None:
-    """Of flips and rolls, which move maps or places."""
+    """The window of flips and rolls, which move maps or places."""
     return moved_window(step) or measured_window(step)
 
 
@@ -460,7 +458,7 @@ def unshuffled_window(step: Step) -> Window | None:
 
 
 def einsum_window(step: Step) -> Window | None:
-    """Of an einsum that only permutes; one that adds up has none."""
+    """The window of an einsum that only permutes; one that adds up has none."""
     before, _, after = str(step.argument("equation")).replace(" ", "").partition("->")
     window = moved_window(step) if sorted(before) == sorted(after) else None
     return window and window._replace(inside=None)
@@ -608,7 +606,7 @@ def _layout_of_einsum(step: Step, before: Sequence[Layout]) -> Layout | None:
 
 
 def _moved(call: Callable[[Tensor], Tensor], shape: Sequence[int], axes: frozenset[int]) -> frozenset[int]:
-    """Where a step that moves elements puts some axes of its input."""
+    """The new positions of axes that a step moves."""
     sizes = [length if axis in axes else 1 for axis, length in enumerate(shape)]
     moved = call(torch.arange(float(math.prod(sizes)), dtype=torch.float64).view(sizes).expand(*shape).contiguous())
     return frozenset(d for d in range(moved.ndim) if moved.numel() and (moved != moved.narrow(d, 0, 1)).any())
@@ -871,7 +869,7 @@ def batch_norm(step: Step, signal: Tensor) -> Tensor:
 
 
 def group_norm(step: Step, signal: Tensor) -> Tensor | Sequence[Tensor]:
-    """By the forward pass's statistics, held fixed; of instance normalisation too, whose groups are single maps."""
+    """Multiply by the scale of the forward pass's fixed statistics; instance normalisation has groups of one map."""
     if not _reads_statistics(step):
         return transpose(step, signal)
     x = wide(the_input(step))
@@ -919,7 +917,7 @@ def contract(step: Step, signal: Tensor) -> Sequence[Tensor]:
 
 
 def put_back(step: Step, signal: Tensor) -> Sequence[Tensor]:
-    """To what is written goes the signal of its places, and the rest to what it was written into."""
+    """The signal of the written places goes to what was written, and the rest to the tensor written into."""
     if any(source not in step.node.args[:2] for source in step.sources):
         raise step.refuse(" to places that depend on the image")
     return transpose(step, signal)

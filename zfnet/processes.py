@@ -53,7 +53,7 @@ def by_first(function: Callable[[], T], device: torch.device) -> T:
         if processes()[1] == 1:
             raise
         error = str(raised)
-    given: tuple[T, str | None] = from_first((value, error), device)
-    if given[1] is not None:
-        raise InputError(given[1])
-    return given[0]
+    outcome: tuple[T, str | None] = from_first((value, error), device)
+    if outcome[1] is not None:
+        raise InputError(outcome[1])
+    return outcome[0]

@@ -113,7 +113,7 @@ class ReceptiveField:
 
     @property
     def exact(self) -> bool:
-        """Whether the unit depends on nothing else; False: the path back alone is meant."""
+        """Whether the unit depends on nothing else; if not, the field is that of the path back alone."""
         return map_fields(self._graph, self._node, self._graph.shapes(self.image_size, self._node)).exact
 
     def box(self, row: int, column: int) -> Box:

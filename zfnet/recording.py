@@ -90,7 +90,7 @@ def record(
 
 
 def of_units(whole: Recording, view: RepeatedImages) -> Recording:
-    """What the way back of several units of an image needs of a forward pass of each image once."""
+    """The inputs of the backward path of several units of an image, from one forward pass of each image."""
 
     def repeated(shapes: Mapping[Any, torch.Size]) -> dict[Any, torch.Size]:
         return {key: torch.Size((len(view.image), *shape[1:])) for key, shape in shapes.items()}
@@ -101,7 +101,7 @@ def of_units(whole: Recording, view: RepeatedImages) -> Recording:
 
 
 def of_windows(whole: Recording, view: PathWindows) -> Recording:
-    """What the way back through windows needs of a forward pass of whole images."""
+    """The inputs of the backward path through windows, from a forward pass of whole images."""
     recording = replace(whole, view=view, outputs={}, seen={}, switches={})
     for step in view.places:
         recording.outputs[step] = view.output(step)

@@ -164,7 +164,7 @@ def read_scan(
 
 
 def _contents(folder: Path) -> _Contents | None:
-    """What a folder keeps; None for nothing, Damaged if it is not what `write_scan` wrote."""
+    """The content of a folder; None if it is empty. Raises Damaged if `write_scan` did not write it."""
     path = folder / CONTENTS
     if not os.path.lexists(path):
         return None
@@ -276,9 +276,9 @@ def kept_scan(
         how |= {"state": state, "keep_state": True, "fresh": fresh, "known": identity, "gather": True}
         with contextlib.ExitStack() as stack:
             by_first(lambda: _enter(stack, folder), device)
-            found = scan(graph, images, lacking, k, shard=shard, shared=shard is None, **how)
-            by_first(lambda: _keep(folder, found, identity, dict.fromkeys(lacking, k), fresh), device)
-            del found
+            scanned = scan(graph, images, lacking, k, shard=shard, shared=shard is None, **how)
+            by_first(lambda: _keep(folder, scanned, identity, dict.fromkeys(lacking, k), fresh), device)
+            del scanned
     kept = by_first(lambda: read_scan(folder, identity, list(names.values()), k), device)
     if kept is None:
         raise InputError(f"the scan in {folder} was replaced by another run meanwhile; run this again")
@@ -330,7 +330,7 @@ def _same_images(before: Scan, now: Scan) -> bool:
 
 
 def shard_folder(folder: str | Path, number: int, count: int) -> Path:
-    """Where a shard of a scan is kept."""
+    """The folder of a shard of a scan."""
     return Path(folder, SHARDS, f"{number}-of-{count}")
 
 
@@ -391,7 +391,7 @@ def _loaded_alone(shard: tuple[Path, _Contents]) -> Scan:
 
 
 def _count_of(folder: Path) -> int:
-    """Of how many shards those in a folder say that they are."""
+    """The number of shards that those in a folder record."""
     counts = set()
     for path in (folder / SHARDS).glob("*-of-*"):
         number, _, of = path.name.partition("-of-")

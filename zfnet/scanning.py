@@ -3,9 +3,8 @@
 A scan keeps the place of each strong activation (value, image, row, column), never a tensor: its memory does not grow
 with the dataset. It takes the maximum of every map in each batch, and searches for the place of a maximum only if it
 enters the top k. Equal values go to the lower image, then row, then column, so that the result does not depend on batch
-size,
-on how the dataset was cut into shards, or on their order. Where a layer clips its values from above (ReLU6), maps are
-ranked by the value before the clip: otherwise all nine may be equal, and the order of the files would choose them.
+size, on how the dataset was cut into shards, or on their order. Where a layer clips its values from above (ReLU6), maps
+are ranked by the value before the clip: otherwise all nine may be equal, and the order of the files would choose them.
 Zeiler & Fergus (2014), Figure 2: the top nine of a feature map over the validation set.
 """
 
@@ -98,7 +97,7 @@ T = TypeVar("T", TopActivations, Statistics)
 
 
 def _joined(ours: Mapping[str, T], theirs: Mapping[str, T]) -> dict[str, T]:
-    """By layer what both have, of which one may have nothing."""
+    """Merge two mappings by layer; one may be empty."""
     layers = ours or theirs
     return {layer: ours[layer].merge(theirs[layer]) if ours and theirs else layers[layer] for layer in layers}
 
@@ -223,7 +222,7 @@ def scan(
 
 
 def part_file(file: str | Path, number: int, count: int) -> Path:
-    """Where one of several processes keeps its state."""
+    """The file of state of one of several processes."""
     return Path(f"{file}.{number}-of-{count}")
 
 
@@ -309,7 +308,7 @@ class _Progress(NamedTuple):
     gathered: Gathering | None = None  # where nothing is gathered
 
     def content(self) -> dict[str, Any]:
-        """What is kept in a file."""
+        """The content of a file of state."""
         tops = {layer: [column.cpu().clone() for column in top] for layer, top in self.tops.items()}
         content = {"done": self.done, "tops": tops, "broken": self.broken}
         return content if self.gathered is None else content | {"gathered": self.gathered.content()}

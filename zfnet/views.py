@@ -40,7 +40,7 @@ class View(Protocol):
         """The sources of a step that only decide, where it is known."""
 
     def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
-        """Where in its source's output the signal that `node` sends back belongs."""
+        """Put the signal that `node` sends back at its place in its source's output."""
 
 
 class WholeMaps:
@@ -82,7 +82,7 @@ class RepeatedImages(WholeMaps):
 
 
 class Part(NamedTuple):
-    """What a unit depends on of one step's output: the ranges of rows and columns, ends exclusive, and which maps."""
+    """The part of one step's output that a unit depends on: ranges of rows and columns, ends exclusive, and maps."""
 
     rows: Pair
     columns: Pair
@@ -298,7 +298,7 @@ class PathWindows(UnitWindows):
         self.image = image
 
     def read(self, node: fx.Node, source: fx.Node, value: Any) -> Any:
-        """What `node` reads of its source's output for whole images."""
+        """The part of its source's output for whole images that `node` reads."""
         if source not in self.shapes or node not in self._window or not isinstance(value, Tensor | None):
             return value
         if value is not None and self._has_places(node, source):  # a gate of its own at each place

@@ -146,7 +146,7 @@ def _weights_for(model: nn.Module, path: Path, entry: str | None) -> Weights:
 
 
 def _other_modules(model: nn.Module, expected: dict[str, dict[str, Any]]) -> list[str]:
-    """Where the model's modules are not those that the weights were trained in, in words."""
+    """The differences between the model's modules and those of the weights, in words."""
     modules = dict(model.named_modules())
     if missing := [name for name in expected if name not in modules]:
         return [f"{len(missing)} missing (first {missing[0]})"]

@@ -37,7 +37,8 @@ print("switches of", ", ".join(recording.switches))
 signal = torch.where(activations == activations.max(), activations, 0)
 steps = deconvnet.steps(recording, "relu5", signal)
 for name, operation, result in steps:
-    print(f"{name:6} {operation:16} {tuple(result.shape[1:])!s:16} {int((result != 0).sum()):>7,} numbers are not zero")
+    shape, left = tuple(result.shape[1:]), int((result != 0).sum())
+    print(f"{name:6} {operation:16} {shape!s:16} {left:>7,} numbers are not zero")
 
 # %%
 # The strength of the signal at each place, summed over the maps, after some of the steps. One number becomes a

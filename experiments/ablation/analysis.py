@@ -109,7 +109,7 @@ def analysed(ours: Mapping[str, Any], kinds: Sequence[str] = (*BASELINES, *LIKEN
         "recovery": layer -> rule -> other -> `Typical`.
         A layer without trials of a task is not in it.
     """
-    found: dict[str, Any] = {"primary": {}, "compared": {}, "changes": {}, "sanity": {}, "recovery": {}}
+    estimates: dict[str, Any] = {"primary": {}, "compared": {}, "changes": {}, "sanity": {}, "recovery": {}}
     for layer, result in ours["layers"].items():
         trials = result.get("trials", {})
         for task, columns in trials.items():
@@ -117,16 +117,16 @@ def analysed(ours: Mapping[str, Any], kinds: Sequence[str] = (*BASELINES, *LIKEN
             if kind not in BASELINES and kind not in LIKENESS:
                 raise unknown_name("task", task, [*BASELINES, *LIKENESS])
             if kind in LIKENESS and kind in kinds and (of_layer := likeness(columns, *LIKENESS[kind])):
-                found[kind][layer] = of_layer
+                estimates[kind][layer] = of_layer
             if kind in LIKENESS or kind not in kinds:
                 continue
             chance = CHANCE if kind in CHOICES else None
             for key, part in groups(columns, CONDITIONS.get(kind, ())).items():
                 name = "/".join([task, *map(text, key)])
-                found["compared"].setdefault(name, {})[layer] = compared(part, BASELINES[kind], chance)
-        found["changes"][layer] = {task[3:]: change(trials, task) for task in trials if task.startswith("A1/")}
-    found["primary"] = primary(list(ours["layers"]), found["compared"].get("A1", {}))
-    return found
+                estimates["compared"].setdefault(name, {})[layer] = compared(part, BASELINES[kind], chance)
+        estimates["changes"][layer] = {task[3:]: change(trials, task) for task in trials if task.startswith("A1/")}
+    estimates["primary"] = primary(list(ours["layers"]), estimates["compared"].get("A1", {}))
+    return estimates
 
 
 def primary(layers: Sequence[str], tasks: Mapping[str, Compared]) -> dict[str, Primary]:
@@ -225,10 +225,10 @@ def change(trials: Mapping[str, Columns], task: str) -> Contrast | None:
 
 
 def likeness(columns: Columns, conditions: Sequence[str], measures: Sequence[str]) -> dict[str, Any]:
-    """By the values of one condition after the other, and by measure: `Typical`."""
-    found: dict[str, Any] = {}
+    """`Typical` by the values of the conditions, in their order, and by measure."""
+    by_condition: dict[str, Any] = {}
     for key, part in groups(columns, conditions).items():
-        inner = found
+        inner = by_condition
         for name in key:
             inner = inner.setdefault(text(name), {})
         maps, images = clusters(part)
@@ -237,21 +237,21 @@ def likeness(columns: Columns, conditions: Sequence[str], measures: Sequence[str
             known = values[~values.isnan()]
             median = float(known.quantile(0.5)) if len(known) else None
             inner[measure] = Typical(estimate(values, maps, images), median, len(values) - len(known))
-    return found
+    return by_condition
 
 
 def logistic(ours: Mapping[str, Any]) -> dict[str, Estimate | None] | None:
     """The primary contrasts in log odds, by a mixed-effects logistic model; None if statsmodels is not installed."""
     if importlib.util.find_spec("statsmodels") is None:
         return None
-    found: dict[str, Estimate | None] = {}
+    odds: dict[str, Estimate | None] = {}
     for layer, result in ours["layers"].items():
         columns = result.get("trials", {}).get("A1", {})
         if columns.get(PICTURE) and columns.get(FIELD):
             one, other, units = numbers(columns[PICTURE]), numbers(columns[FIELD]), clusters(columns)
             if min(len(of.unique()) for of in units) >= FEWEST:
-                found[layer] = mixed_logistic(one, other, *units)
-    return found
+                odds[layer] = mixed_logistic(one, other, *units)
+    return odds
 
 
 def groups(columns: Columns, names: Sequence[str]) -> dict[tuple[Any, ...], Columns]:

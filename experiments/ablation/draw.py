@@ -137,7 +137,7 @@ def beyond(of: Compared, name: str, baseline: str) -> Contrast | None:
 
 def draw_sanity(ours: Mapping[str, Any], lines: Sequence[str], width: float) -> Figure:
     """Similarity of a picture to itself after one or more layers are shuffled, by layer."""
-    found = analysed(ours, ["sanity"])["sanity"]
+    estimates = analysed(ours, ["sanity"])["sanity"]
     hows = {"cascade": "shuffled down to a part", "alone": "one part shuffled"}
     rows = [(block, how) for block in blocks(ours) for how in hows]
     figure = plots(1.2 + 1.35 * len(rows), width)
@@ -147,7 +147,7 @@ def draw_sanity(ours: Mapping[str, Any], lines: Sequence[str], width: float) -> 
         for axis, layer in panels(line, block):
             axis.axhline(0, color="0.4", linewidth=0.7, linestyle=DOTTED, zorder=0)
             axis.set_title(layer if how == "cascade" else "", size=7)
-            rules = {rule: of.get(how, {}) for rule, of in found.get(layer, {}).items()}
+            rules = {rule: of.get(how, {}) for rule, of in estimates.get(layer, {}).items()}
             most = max(map(len, rules.values()), default=0)
             for rule, steps in rules.items():
                 style = MARKS[rule].style(lines) | {"fillstyle": "full", "linestyle": "-"}
@@ -165,21 +165,21 @@ def draw_sanity(ours: Mapping[str, Any], lines: Sequence[str], width: float) -> 
         "units; for the projection also without the field. Weights are shuffled in at most five parts of the "
         "network, counted from the unit's own layer, 1, down to the image. Means over maps and 95 % intervals."
     )
-    caption(figure, f"{ours['network']}, {ours['images']:,} images. {pairs_of(found)} {words}")
+    caption(figure, f"{ours['network']}, {ours['images']:,} images. {pairs_of(estimates)} {words}")
     return figure
 
 
 def draw_sufficiency(ours: Mapping[str, Any], lines: Sequence[str], width: float) -> Figure:
     """The share of the activation that remains, and that is lost, by the share of pixels, layer and fill."""
     kinds = {"sufficiency": "remaining", "necessity": "lost"}
-    found = analysed(ours, list(kinds))["compared"]
-    curves = list(dict.fromkeys(tuple(name.split("/")[:2]) for name in found)) or [("sufficiency", "grey")]
+    estimates = analysed(ours, list(kinds))["compared"]
+    curves = list(dict.fromkeys(tuple(name.split("/")[:2]) for name in estimates)) or [("sufficiency", "grey")]
     rows = [(block, kind, fill) for block in blocks(ours) for kind, fill in curves]
     figure = plots(1.2 + 1.25 * len(rows), width)
     axes = figure.subplots(len(rows), len(rows[0][0]), squeeze=False, sharey="row")
     for row, (line, (block, kind, fill)) in enumerate(zip(axes, rows, strict=True)):
         line[0].set_ylabel(f"activation {kinds[kind]},\n{fill}")
-        of_share = {name.split("/")[2]: of for name, of in found.items() if name.startswith(f"{kind}/{fill}/")}
+        of_share = {name.split("/")[2]: of for name, of in estimates.items() if name.startswith(f"{kind}/{fill}/")}
         for axis, layer in panels(line, block):
             means = {n: tasks[layer].means for n, tasks in enumerate(of_share.values()) if layer in tasks}
             for name in KEPT:
@@ -194,7 +194,7 @@ def draw_sufficiency(ours: Mapping[str, Any], lines: Sequence[str], width: float
         "Remaining: a mask's pixels alone are shown. Lost: they are removed. What is not shown is filled as the rows "
         "say. Means over maps and 95 % intervals; table.md has the other masks."
     )
-    caption(figure, f"{source(ours, next(iter(found.values()), {}))} {words}")
+    caption(figure, f"{source(ours, next(iter(estimates.values()), {}))} {words}")
     return figure
 
 
@@ -230,7 +230,7 @@ def panels(line: Sequence[Axes], block: Sequence[str]) -> list[tuple[Axes, str]]
 
 
 def label(task: str) -> str:
-    """What the trials of a task have in common, for the legend."""
+    """The label of a task in legends: its squares, or its queries."""
     kind, _, condition = task.partition("/")
     return f"{condition} queries" if kind == "B" else squares(task)
 

@@ -121,7 +121,7 @@ def filled(units: Units, fill: str) -> Tensor:
 
 
 def drops(remaining: Tensor, boxes: Tensor, units: Units) -> Tensor:
-    """By how much squares over each pixel lower its unit, on average: (M, S, S), from 0."""
+    """The mean drop of a unit under the squares that cover each pixel: (M, S, S), from 0."""
     total, count = (torch.zeros(units.inside.shape, device=boxes.device) for _ in range(2))
     for box, drop in zip(boxes.unbind(1), (units.values[:, None] - remaining).clamp(min=0).unbind(1), strict=True):
         over = covered(box, units.inside)

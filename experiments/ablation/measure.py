@@ -187,12 +187,12 @@ def measure(
 
 def examples(layers: Iterable[Layer]) -> dict[str, tuple[Units, dict[str, Tensor]]]:
     """The strongest query of each map, and the pixels that every mask shows, by layer."""
-    found = {}
+    shown = {}
     for layer in layers:
         if layer.maps:
             units = layer.units(REFERENCES, REFERENCES + 1)
-            found[layer.name] = units, units.masks(layer.references)
-    return found
+            shown[layer.name] = units, units.masks(layer.references)
+    return shown
 
 
 def rounded(trials: Trials) -> Trials:

@@ -35,7 +35,7 @@ Networks = Mapping[str, Mapping[str, Any]]  # what `estimates` finds, by network
 
 
 def estimates(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What `analysis.analysed` finds of each network, by its name, from `ours` of its result."""
+    """The output of `analysis.analysed` for each network, by its name, from `ours` of its result."""
     return {name: analysed(ours, ["A1", "B", "sanity"]) for name, ours in results.items()}
 
 

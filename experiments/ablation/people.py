@@ -74,11 +74,13 @@ def score_answers(result: Result, answers: Sequence[str], name: str) -> dict[str
     kinds = list(zip(columns["task"], columns["pair"], columns["picture"], strict=True))
     rows: list[list[Any]] = []
     for kind in sorted({*kinds}, key=str):
-        mine = {name: [x for x, k in zip(column, kinds, strict=True) if k == kind] for name, column in columns.items()}
-        units = list(zip(mine["layer"], mine["map"], strict=True))
-        right = torch.tensor(mine["right"], dtype=torch.float64)
-        found = against(right, numbered(units), numbered(mine["person"]), CHANCE)
-        rows.append([kind[0], kind[1] or "", kind[2], cell(found), len(right), len({*mine["person"]})])
+        chosen = {
+            name: [x for x, k in zip(column, kinds, strict=True) if k == kind] for name, column in columns.items()
+        }
+        units = list(zip(chosen["layer"], chosen["map"], strict=True))
+        right = torch.tensor(chosen["right"], dtype=torch.float64)
+        found = against(right, numbered(units), numbered(chosen["person"]), CHANCE)
+        rows.append([kind[0], kind[1] or "", kind[2], cell(found), len(right), len({*chosen["person"]})])
     failed = {person: failure._asdict() for person, failure in scored.failed.items()}
     words = f"Scored: {len(scored.people)}; left out, because they missed easy questions: {len(failed)}."
     head = ["task", "queries", "references", "share right", "answers", "people"]
@@ -164,13 +166,13 @@ def queries_of(layer: Layer, easy: int) -> Iterator[Trial]:
 
 
 def tiles(units: Units, others: Units | None = None) -> dict[str, list[Tensor]]:
-    """What units see, whole and masked by projection x field, as images of the page, by picture."""
+    """The crops of units, whole and masked by projection x field, as images of the page, by picture."""
     mask = units.strongest(units.projection * units.field(others or units), SHARE)
     masked = torch.where(mask[:, None], units.crops, 0.0)
     return {CROP: images_of(units, units.crops), MASKED: images_of(units, masked)}
 
 
 def images_of(units: Units, crops: Tensor) -> list[Tensor]:
-    """What units see of crops (M, C, S, S), as images (3, *TILE), uint8."""
+    """Crops (M, C, S, S) of units as images (3, *TILE), uint8."""
     pixels = Preprocessing.of(units.deconvnet.model).pixels(cut(crops, units.extents(), TILE)).clamp(0, 1)
     return list((255 * pixels).round().to(torch.uint8).expand(-1, 3, -1, -1).cpu())

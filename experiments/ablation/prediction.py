@@ -166,8 +166,7 @@ def moved(boxes: Tensor, image_size: tuple[int, int], random: torch.Generator | 
     """Boxes (M, 4) of the same size inside the image: as near as possible, or at random places.
 
     A box that is cut at the border would be smaller, and so would reveal the unit's place. A box that is larger than
-    the
-    image becomes the image.
+    the image becomes the image.
     """
     size = torch.tensor(image_size, device=boxes.device)
     sides = torch.minimum(boxes[:, 2:] - boxes[:, :2], size)

@@ -48,13 +48,13 @@ def report(ours: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
             "broken_images"; of each layer "maps" and "dead" (how many) and "drawn" (the maps' numbers).
         settings: of the experiment; "seed" and "queries" (units of each map that task A asks about) are said.
     """
-    found = analysed(ours)
-    compared = found["compared"]
+    estimates = analysed(ours)
+    compared = estimates["compared"]
     first = compared.get("A1", {})
     parts = [
         "# Deconvolution or cropping?",
         failed_control(first),
-        answer(ours, found),
+        answer(ours, estimates),
         source(ours, first, settings),
         "## Does a projection tell more than where units look anyway?",
         "Two squares are laid over an image. Which of them reduces the unit's activation more (task A1)? A mask of "
@@ -65,17 +65,17 @@ def report(ours: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         "correction over the layers. It was fixed in advance; how squares are matched was changed after a pilot on "
         "eight maps of SqueezeNet, of which its own result is not fully independent. *Equivalent* is a difference "
         f"within ±{MARGIN:g}, by two one-sided tests of 5 %.",
-        "\n".join(primary(layer, ours, settings, found) for layer in ours["layers"]),
+        "\n".join(primary(layer, ours, settings, estimates) for layer in ours["layers"]),
         control(first),
-        changes(found),
-        check(ours, found),
+        changes(estimates),
+        check(ours, estimates),
         "## Exploratory: all that follows",
         exploratory(compared),
         *pointing(first),
         *generalising(compared.get("A2", {})),
         *prediction(compared),
-        *sanity(found["sanity"]),
-        *recovery(found["recovery"]),
+        *sanity(estimates["sanity"]),
+        *recovery(estimates["recovery"]),
         *sufficiency(compared),
         "## Limits",
         limits(ours, first),
@@ -194,9 +194,9 @@ def answer(ours: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         name[2:]: by_layer(of, "masked crop", "crop") for name, of in found["compared"].items() if name[:2] == "B/"
     }
     if pairs:
-        told = "; ".join(f"{pair} queries, {sides(contrasts)}" for pair, contrasts in pairs.items())
+        differences = "; ".join(f"{pair} queries, {sides(contrasts)}" for pair, contrasts in pairs.items())
         words += " Task B: which of two images activates a map more? The crop masked by the projection minus the whole "
-        words += f"crop: {told}."
+        words += f"crop: {differences}."
     return f"{words} How a projection looks to people is not measured here."
 
 
@@ -482,10 +482,10 @@ def limits(ours: Mapping[str, Any], tasks: ByLayer) -> str:
 
 def tables(ours: Mapping[str, Any]) -> str:
     """Every estimate in Markdown; `ours` as for `analysis.analysed`."""
-    found = analysed(ours)
+    estimates = analysed(ours)
     rows = [
         [layer, gain(of.difference), "-" if of.corrected is None else f"{of.corrected:.2g}", of.verdict]
-        for layer, of in found["primary"].items()
+        for layer, of in estimates["primary"].items()
     ]
     parts = [
         "Brackets hold 95 % intervals. Primary, with p corrected over the layers; all other tables are exploratory.",
@@ -494,7 +494,7 @@ def tables(ours: Mapping[str, Any]) -> str:
     for kind, baseline in BASELINES.items():
         rows = [
             [name, layer, seen, of.maps, of.images, of.trials, *row]
-            for name, tasks in found["compared"].items()
+            for name, tasks in estimates["compared"].items()
             if name.partition("/")[0] == kind
             for layer, whole in tasks.items()
             for seen, of in {"all": whole, **whole.strata}.items()
@@ -503,12 +503,12 @@ def tables(ours: Mapping[str, Any]) -> str:
         what = "right" if kind in CHOICES else "left" if kind == "sufficiency" else "lost"
         head = ["task", "layer", "sees", "maps", "images", "trials", "picture", what, f"minus {baseline}", "p"]
         parts += [table([*head, "equivalent", "undecided"], rows)] if rows else []
-    rows = [[*of_fill, *concluded(contrast)] for of_fill, contrast in flat(found["changes"])]
+    rows = [[*of_fill, *concluded(contrast)] for of_fill, contrast in flat(estimates["changes"])]
     parts += (
         [table(["layer", "squares", "primary contrast, minus that of A1", "p", "equivalent"], rows)] if rows else []
     )
     for kind, head in (("sanity", ["rule", "how", "shuffled", "measure"]), ("recovery", ["rule", "other"])):
-        rows = [[*names, *likeness(typical)] for names, typical in flat(found[kind])]
+        rows = [[*names, *likeness(typical)] for names, typical in flat(estimates[kind])]
         parts += [table(["layer", *head, "mean", "median", "pairs", "undefined"], rows)] if rows else []
     return "\n\n".join(parts) + "\n"
 
@@ -537,7 +537,7 @@ def likeness(of: Typical) -> list[Any]:
 
 
 def flat(nested: Any, names: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    """What is in dictionaries of dictionaries, with the names that lead to it."""
+    """The entries of nested dictionaries, with their keys."""
     if not isinstance(nested, Mapping):
         return [(names, nested)]
     return [row for name, inner in nested.items() for row in flat(inner, (*names, name))]

@@ -4,13 +4,11 @@ Sanity, after Adebayo et al. (2018), arXiv:1810.03292, who did not test deconvne
 top in a cascade or in one part of the network at a time, and the unit's pictures before and after are compared. So are,
 with no weight shuffled, those of the unit and of another map at its place. Recovery, after Nie et al. (2018),
 arXiv:1805.07039: how similar is a picture to the image's edges, to another map's picture at its place, and to its own
-if
-pooling is undone without switches?
+if pooling is undone without switches?
 
 Units of a layer look at the middle of their fields, whatever the weights. This alone makes all their pictures similar,
 so we also measure *partial* similarity: given the layer's mean field, the mean ranks of pixels in such pictures of
-other maps
-in other images. If a unit does not fire, its gradient is zero and the similarity None.
+other maps in other images. If a unit does not fire, its gradient is zero and the similarity None.
 """
 
 import math
@@ -122,7 +120,7 @@ def edges_of(units: Units) -> Tensor:
 
 
 def mean_field(units: Units, others: Units, rules: Rules) -> Tensor:
-    """Where pictures of a layer show much, whichever unit's they are, by the mean of their ranks: (M, S, S)."""
+    """The mean field of a layer: the mean ranks of pixels in pictures of other units: (M, S, S)."""
     return units.field(others, ranks(energy(others.pictures(rules).double()), others.inside).to(units.inside.device))
 
 

@@ -2,8 +2,8 @@
 
 `write` makes one HTML file, which works from a disk without a connection, and beside it a key with the right answers,
 which people must not see. Each person sees the trials in another order, and saves a file of answers; `score` reads
-these.
-The tasks follow Zimmermann et al. (2021), arXiv:2106.12447 ("A2"), and Borowski et al. (2021), arXiv:2010.12606 ("B").
+these. The tasks follow Zimmermann et al. (2021), arXiv:2106.12447 ("A2"), and Borowski et al. (2021), arXiv:2010.12606
+("B").
 """
 
 import base64
@@ -185,7 +185,7 @@ class Scored:
 
 
 def score(answers: Sequence[Path | str], key: Path | str, *, caught: float = CAUGHT) -> Scored:
-    """What people answered, from the files that they saved.
+    """The answers of people, from the files that they saved.
 
     A person is left out whose share of right answers to catch trials is below `caught`, or who has answered none of
     the page's catch trials. A page without catch trials leaves nobody out.

@@ -83,12 +83,12 @@ class Units:
 
     def ground(self, fill: str) -> Tensor:
         """The fill of the units' pixels: (M, C, S, S); see `faithfulness.ground`."""
-        found = torch.zeros_like(self.crops)
+        fills = torch.zeros_like(self.crops)
         for size in self.strata.unique(dim=0):
             rows, (height, width) = self.of_stratum(size), size.tolist()
             crops, inside = self.crops[rows, :, :height, :width], self.inside[rows, :height, :width]
-            found[rows, :, :height, :width] = faithfulness.ground(crops, inside, fill, self.random)
-        return found
+            fills[rows, :, :height, :width] = faithfulness.ground(crops, inside, fill, self.random)
+        return fills
 
     def columns(self, rows: Tensor | None = None) -> dict[str, list[int]]:
         """The columns of trials for all units, or for some rows: map, image, and the size of the map's field."""
@@ -125,7 +125,7 @@ class Units:
         return Units(self.deconvnet, self.data, self.layer, units, self.seed)
 
     def pictures(self, rules: Rules, *, model: nn.Module | Graph | None = None, units: Tensor | None = None) -> Tensor:
-        """What is projected from 1 at each unit: (M, C, S, S)."""
+        """The projections from 1 at each unit: (M, C, S, S)."""
         units = self.units if units is None else units
         deconvnet, size = Deconvnet(model or self.deconvnet.graph, rules=rules), pair(self.crops.shape[-2:])
         ones = torch.ones(len(units))
@@ -153,14 +153,14 @@ class Units:
     @cached_property
     def weights(self) -> dict[str, Tensor]:
         """Smoothed weights (M, S, S) by name: all but the effective field, which is measured on other units."""
-        found = {"projection": self.projection} | {name: self.energy(rules) for name, rules in SIGNALS.items()}
+        pictures = {"projection": self.projection} | {name: self.energy(rules) for name, rules in SIGNALS.items()}
         shuffled = with_shuffled_weights(self.deconvnet.graph, self.layer, None, self.random)
-        found[SHUFFLED] = self.energy(self.deconvnet.rules, model=shuffled)
-        found[ANOTHER] = self.energy(self.deconvnet.rules, units=self.another_map())
-        found["centre"] = self.nearness()
-        found["noise"] = self.noise()
-        found["edges"] = smoothed(faithfulness.energy(faithfulness.sobel(self.crops, self.inside)), self.inside)
-        return found
+        pictures[SHUFFLED] = self.energy(self.deconvnet.rules, model=shuffled)
+        pictures[ANOTHER] = self.energy(self.deconvnet.rules, units=self.another_map())
+        pictures["centre"] = self.nearness()
+        pictures["noise"] = self.noise()
+        pictures["edges"] = smoothed(faithfulness.energy(faithfulness.sobel(self.crops, self.inside)), self.inside)
+        return pictures
 
     def noise(self) -> Tensor:
         """Random weights (M, S, S), brought to the bandwidth of all others."""

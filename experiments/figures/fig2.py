@@ -45,8 +45,8 @@ PAPER = {
 LAYER_GAP, SIDE_GAP, LARGEST, HEAD = 36, 16, 100, 2 * LINE + 8  # pixels
 
 PATH = (
-    " Patches are what the backward path reaches while gates and norms are held fixed; these depend on more of the "
-    "image decides."
+    " Patches are what the backward path reaches while gates and norms are held fixed; gates and norms depend on more "
+    "of the image."
 )
 
 

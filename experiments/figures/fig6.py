@@ -4,12 +4,12 @@ The caption's sense: (a) first-layer filters without renormalisation, where one 
 al.'s network, 11x11 with stride 4; (c) ours, 7x7 with stride 2; (d, e) projections of layer 2 of the latter two.
 We add (f): the largest filter of (a) and (c) over training. Renormalisation acts once it reaches the limit.
 
-What to look for: grey tiles in (a, b, c) are filters that do almost nothing. The paper sees in (b) very coarse and
-very fine filters with little between, and dead ones, in (c) fewer dead ones and more of the middle; in (d), not in (e),
-the lattice of the large stride. The numbers below the panels measure what the paper judges by eye;
-`zfnet/analysis/filters.py` defines them. A stride of 4 aliases what is finer than 1/8 cycles per pixel,
-one of 2 what is finer than 1/4: compare the ratios to the image patches that the same filters or maps respond to.
-With several seeds each network is trained with each of them, and the paper's claims are counted by seed.
+What to look for: grey tiles in (a, b, c) are filters that do almost nothing. The paper sees in (b) very coarse and very
+fine filters with little between, and dead ones, in (c) fewer dead ones and more of the middle; in (d), not in (e), the
+lattice of the large stride. The numbers below the panels measure what the paper judges by eye;
+`zfnet/analysis/filters.py` defines them. A stride of 4 aliases what is finer than 1/8 cycles per pixel, one of 2 what
+is finer than 1/4: compare the ratios to the image patches that the same filters or maps respond to. With several seeds
+each network is trained with each of them, and the paper's claims are counted by seed.
 """
 
 import functools
@@ -212,14 +212,14 @@ def seen_of(
 ) -> Seen:
     """A network by its numbers, all its filters, and the projections of the layer-2 maps that are drawn."""
     preprocessing, size, panel = Preprocessing.of(deconvnet.model), image_size(data), None
-    told = numbers_of(deconvnet, data, tops, limit) | {"layer2_drawn": drawn}
-    told["validation_error"] = history[-1].get("validation_error")
-    told["sizes"] = [entry.get("largest_filter_rms") for entry in history]
+    numbers = numbers_of(deconvnet, data, tops, limit) | {"layer2_drawn": drawn}
+    numbers["validation_error"] = history[-1].get("validation_error")
+    numbers["sizes"] = [entry.get("largest_filter_rms") for entry in history]
     if drawn:
         how = columns, receptive_field(deconvnet.graph, LAYERS[1], size), preprocessing, look
         panel = panel_of("", deconvnet, data, LAYERS[1], tops[LAYERS[1]], drawn, *how)
     weight: Any = deconvnet.model.conv1.weight  # type: ignore[union-attr]
-    return Seen(told, preprocessing.rgb(weight.detach().float().cpu()), panel)
+    return Seen(numbers, preprocessing.rgb(weight.detach().float().cpu()), panel)
 
 
 def numbers_of(deconvnet: Deconvnet, data: Any, tops: Scan, limit: float) -> dict[str, Any]:
@@ -263,8 +263,8 @@ def shares(signals: Tensor, which: Tensor, patches: Patches, stride: int) -> dic
     aliased = mean_aliased(signals, stride, which)
     images = mean_aliased(patches.crops.float().cpu(), stride, (patches.values > 0).cpu())
     ratio = aliased / images if aliased is not None and images else None
-    found = {name: mean(column, which) for name, column in columns.items()}
-    return found | {"aliased": aliased, "patches_aliased": images, "aliased_ratio": ratio}
+    means = {name: mean(column, which) for name, column in columns.items()}
+    return means | {"aliased": aliased, "patches_aliased": images, "aliased_ratio": ratio}
 
 
 def values(outcomes: Sequence[Seen | str], name: str) -> list[Any]:
@@ -298,7 +298,7 @@ def numbers(seen: Outcomes, limit: float) -> dict[str, Any]:
 
 
 class Counted(NamedTuple):
-    """In how many seeds a claim of the paper holds."""
+    """The number of seeds in which a claim of the paper holds."""
 
     as_claimed: int
     contrary: int
@@ -341,8 +341,8 @@ def claims(seen: Outcomes) -> str:
     rows = []
     for claim, (number, *pair) in CLAIMS.items():
         row = LABELS[number]
-        here = (f"{TITLES[name]} {cell(seen[name], row)}" for name in pair)
-        rows.append([claim, row, "; ".join(here), counted(seen, claim).words])
+        numbers = (f"{TITLES[name]} {cell(seen[name], row)}" for name in pair)
+        rows.append([claim, row, "; ".join(numbers), counted(seen, claim).words])
     return table(["the paper says", "measured by", "here", "so here, by seed?"], rows)
 
 
@@ -417,7 +417,7 @@ def draw_sizes(page: Page, seen: Outcomes, limit: float) -> None:
 def caption(
     enlargements: dict[str, float], images: int, k: int, seeds: tuple[int, int, int], scale: str, look: Look
 ) -> str:
-    """What is drawn, how it is scaled, and what the numbers are; seeds: of the choice, of training, and how many."""
+    """The caption: content, scales and numbers; seeds: of the choice, of training, and their number."""
     whose = "All filters of a panel have one scale" if scale == "panel" else "Each filter has its own scale"
     factors = ", ".join(f"({letter}) {factor:.2g}" for letter, factor in enlargements.items())
     drawn = f"(a-e) are of the first of {seeds[2]} seeds ({seeds[1]}), (f) is of all. " if seeds[2] > 1 else ""

@@ -232,20 +232,20 @@ class Occluder:
         self, images: int | Sequence[int], order: Sequence[int], candidates: int, progress: bool
     ) -> tuple[list[int], int]:
         """The images to draw, and how many were tried; 0 if their indices are given."""
-        given = [] if isinstance(images, int) else list(dict.fromkeys(images))
-        if unknown := [i for i in given if type(i) is not int or not 0 <= i < len(self.data)]:
+        indices = [] if isinstance(images, int) else list(dict.fromkeys(images))
+        if unknown := [i for i in indices if type(i) is not int or not 0 <= i < len(self.data)]:
             raise InputError(f"no image {unknown[0]!r} in the data: there are {len(self.data)}")
-        count = images if isinstance(images, int) else len(given)
+        count = images if isinstance(images, int) else len(indices)
         if count < 1:
             raise InputError("images is empty; give a number of images, or their indices: images=[0,5]")
         changed: dict[int, bool] = {}
-        for i in tqdm(given or order[: max(candidates, count)], unit=" images", desc="occlude", disable=not progress):
+        for i in tqdm(indices or order[: max(candidates, count)], unit=" images", desc="occlude", disable=not progress):
             labels, _, answer = answers(self.maps(i))
             changed[i] = bool((labels != answer).any())
-            if not given and sum(changed.values()) == count:
+            if not indices and sum(changed.values()) == count:
                 break
         best = sorted(changed, key=lambda i: not changed[i])  # stable: in the order of the seed
-        return (given, 0) if given else (best[:count], len(changed))
+        return (indices, 0) if indices else (best[:count], len(changed))
 
     def row(self, index: int, top: TopActivations, others: int, look: Look) -> Row:
         """The drawing of one image."""

@@ -64,8 +64,8 @@ def main(
     result = Result("atlas", out, locals())
     settings: Any = {"batch_size": 64, "workers": None, "progress": True, "fresh": False, **reading}
     if check is not None:
-        found = atlas.check(model, data, check, samples=samples, seed=seed, progress=settings["progress"])
-        return _checked(result, found, check)
+        differences = atlas.check(model, data, check, samples=samples, seed=seed, progress=settings["progress"])
+        return _checked(result, differences, check)
     spent: dict[str, float] = {}
     provenance = {
         "command": shlex.join(["python", "experiments/run.py", *shlex.split(COMMAND)[1:]]),
@@ -73,8 +73,8 @@ def main(
         "weights_from": None if weights is None else str(weights),
     }
     shown: Any = {"layers": layers, "maps": maps, "images": images, "format": format, "rules": rules, "k": k}
-    said: Any = {"title": title, "licence": licence, "provenance": provenance, "random": weights is None}
-    atlas.build(model, data, out, scans=scans, **shown, **said, **settings, seed=seed, spent=spent)
+    texts: Any = {"title": title, "licence": licence, "provenance": provenance, "random": weights is None}
+    atlas.build(model, data, out, scans=scans, **shown, **texts, **settings, seed=seed, spent=spent)
     return _finished(result, Path(out), spent)
 
 

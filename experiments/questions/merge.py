@@ -33,9 +33,9 @@ def main(
     """
     result = Result("merge", out, locals())
     layers = merge_shards(model, data, scans, count, distinct=distinct)
-    found = read_scan(scans, scan_identity(model, data, distinct), layers)
-    if found is None:
+    merged = read_scan(scans, scan_identity(model, data, distinct), layers)
+    if merged is None:
         raise InputError(f"the scan in {scans} was replaced by another run meanwhile; run this again")
-    text, ours = scan_table(found, max(top.value.shape[1] for top in found.values()))
+    text, ours = scan_table(merged, max(top.value.shape[1] for top in merged.values()))
     result.text(text)
     return result.finish(ours)

@@ -56,9 +56,9 @@ def main(
     size = Preprocessing.of(model).size
     names = chosen(graph, size, layers if layers in ("auto", "all") else as_list(layers), RULE_SETS[rules])
     part = None if shard is None else part_of(shard)
-    found = kept_scan(graph, data, scans, names, k, shard=part, distinct=distinct, **reading)
+    scanned = kept_scan(graph, data, scans, names, k, shard=part, distinct=distinct, **reading)
     result.settings["layers"] = names
-    text, ours = scan_table(found, k)
+    text, ours = scan_table(scanned, k)
     result.text(text)
     return result.finish(ours)
 

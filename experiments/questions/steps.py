@@ -141,8 +141,8 @@ def strongest(
         asked &= (axis == n) if n is not None else True
     units = []
     for place in top.value.where(asked, -torch.inf).flatten().argsort(descending=True, stable=True).tolist():
-        found: Any = [values.flatten()[place].item() for values in top]
-        value, image, row, column, _ = found
+        entry: Any = [values.flatten()[place].item() for values in top]
+        value, image, row, column, _ = entry
         if not value > 0 or not asked.flatten()[place]:
             break
         seen = receptive_field(graph, layer, size, place // k).box(row, column)
@@ -248,7 +248,7 @@ def broken(name: str, letters: int = LETTERS) -> str:
 
 
 def explained(step: Step, before: Step, unit: Unit) -> str:
-    """What was done, in numbers."""
+    """The numbers of a step, in words."""
     shape = " x ".join(str(n) for n in step.signal.shape)
     if step.verb == "start":
         words = f"map {unit.map}: {unit.value:.4g}\nrow {unit.row}, column {unit.column}"

@@ -138,7 +138,7 @@ def add_model(name: str) -> bool:
 
 @contextlib.contextmanager
 def refused() -> Iterator[None]:
-    """What Hydra and OmegaConf refuse, in one line."""
+    """Turn errors of Hydra and OmegaConf into one line."""
     try:
         yield
     except InstantiationException:  # what a function that was called says is not hydra's

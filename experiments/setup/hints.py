@@ -129,12 +129,12 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 
 def _others(hint: Any) -> Iterable[str]:
-    """What else than its choices a hint allows."""
+    """The alternatives of a hint besides its choices."""
     return [said(kind) for kind in _kinds(hint) if get_origin(kind) is not Literal and kind is not types.NoneType]
 
 
 def said(hint: Any) -> str:
-    """What a hint allows, in words."""
+    """The values that a hint allows, in words."""
     words: dict[str, None] = {}
     for kind in _kinds(hint):
         origin, arguments = get_origin(kind), get_args(kind)

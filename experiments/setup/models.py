@@ -38,12 +38,12 @@ def classifiers() -> list[str]:
 
 
 def architecture(name: str, **settings: Any) -> Callable[..., nn.Module]:
-    """What makes one of torchvision's classifiers, with random weights unless it is told otherwise."""
+    """The function that makes one of torchvision's classifiers, by default with random weights."""
     return partial(getattr(zoo(), name), **(SETTINGS.get(name, {}) | settings))
 
 
 def settings_of(name: str) -> dict[str, Any] | None:
-    """What `conf/model` would say of a classifier of torchvision's, or of timm's: timm/NAME; None for any other."""
+    """The configuration of a classifier of torchvision, or of timm (timm/NAME); None for any other name."""
     if name.startswith("timm/"):
         known, preprocessing = _timms(name[5:])
         target = {"_target_": "timm.create_model", "model_name": name[5:], "num_classes": known["num_classes"]}

@@ -23,7 +23,7 @@ MEMORY = 4 * 2**30  # bytes of images that are read once and kept; larger data s
 
 
 def described(model: nn.Module, recipe: Recipe, training: Any, validation: Any) -> dict[str, Any]:
-    """What is kept with the weights of a run; `model` has its initial ones."""
+    """The metadata of a run's weights; `model` has its initial weights."""
     return {
         "architecture": type(model).__name__,
         "identity": run_identity(model, training, validation, recipe),

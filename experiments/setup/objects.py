@@ -323,7 +323,7 @@ class Objects:
         model.architecture.image_size = size
 
     def _find_layers(self, experiment: str) -> None:
-        """Put in place of `auto` the layers that stand for the paper's, where the experiment names them."""
+        """Replace `auto` by the layers that stand for the paper's, if the experiment names them."""
         model = self.config.model
         names = [name for name in ("layers", "layer7") if model.get(name) == "auto"]
         if "${layer:" not in experiment:

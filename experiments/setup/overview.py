@@ -1,4 +1,4 @@
-"""What `--help` prints: the experiments with a line each, or one's settings, from docstrings and signatures."""
+"""The text of `--help`: a line for each experiment, or the settings of one, from docstrings and signatures."""
 
 import ast
 import inspect

@@ -24,9 +24,9 @@ def find(model: str, data: str | None) -> dict[str, str]:
     """
     name, known = f"{model}-{data}.safetensors", checksums()
     if name not in known:
-        there = ", ".join(sorted(file.removesuffix(".safetensors") for file in known))
+        available = ", ".join(sorted(file.removesuffix(".safetensors") for file in known))
         raise InputError(
-            f"no weights of {model} are published for these images, only for {there};  "
+            f"no weights of {model} are published for these images, only for {available}; "
             "give model.weights=trained, a file, or, for a network of torchvision or timm, DEFAULT"
         )
     return {"weights": str(FOLDER / name), "sha256": known[name]}

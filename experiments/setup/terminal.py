@@ -1,8 +1,7 @@
 """How the command ends: with one line and an exit status, also after mistakes, interrupts and closed pipes.
 
 Status 2: a user's mistake, 1: a bug, with its traceback, 130: Ctrl-C, 143: SIGTERM, as from a cluster. This module
-imports
-nothing large, so that Ctrl-C works while torch is imported.
+imports nothing large, so that Ctrl-C works while torch is imported.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What a configuration may call: Hydra imports and calls whatever a `_target_` names.
+"""Limits on configurations: Hydra imports and calls any `_target_`.
 
 Without `trust=true` a `_target_` may be code of the current folder, or a class or function of zfnet, experiments,
 torch, torchvision and timm that makes networks, data or recipes. Nothing is imported, and so run, before its package is
@@ -55,7 +55,7 @@ def check_trusted(settings: Any, place: str = "", launching: bool = False) -> No
     for where, target in targets(settings, place):
         if not (launching and isinstance(target, str) and HYDRAS.fullmatch(target)) and not is_trusted(target):
             raise InputError(
-                f"{where}._target_ is {str(target)!r}, which is not allowed by default (docs/security.md);  "
+                f"{where}._target_ is {str(target)!r}, which is not allowed by default (docs/security.md); "
                 "if you trust it, add trust=true"
             )
 
@@ -97,7 +97,7 @@ def is_trusted(target: Any) -> bool:
 
 @cache
 def named_by_us() -> set[str]:
-    """What the files of conf/ call."""
+    """The `_target_`s in the files of conf/."""
     files = (Path(__file__).resolve().parents[2] / "conf").rglob("*.yaml")
     return {target for file in files for target in re.findall(r"_target_: ([\w.]+)", file.read_text(encoding="utf-8"))}
 
@@ -132,7 +132,7 @@ def _makes(module: str) -> bool:
 
 
 def _found(target: str) -> Any:
-    """What a dotted name leads to, through modules as far as there are any."""
+    """The object of a dotted name, looked up through modules."""
     parts = target.split(".")
     thing: Any = importlib.import_module(parts[0])
     for number, part in enumerate(parts[1:], 2):

@@ -45,10 +45,10 @@ def read_runs(folder: str | Path) -> Runs:
     stated = {key: flat(results[key]["settings"]) for key in keys}
     names = dict.fromkeys(name for settings in stated.values() for name in settings if name not in OWN)
     for name in names:
-        said = [key for key in keys if name in stated[key]]
-        for key in said:
-            if stated[key][name] != stated[said[0]][name]:
-                other = f"{stated[said[0]][name]} in {files[said[0]]}"
+        recorded = [key for key in keys if name in stated[key]]
+        for key in recorded:
+            if stated[key][name] != stated[recorded[0]][name]:
+                other = f"{stated[recorded[0]][name]} in {files[recorded[0]]}"
                 advice = "the runs of a table may only differ in variant and seed"
                 raise InputError(f"{files[key]}: {name} is {stated[key][name]}, but {other}; {advice}")
     shared = {name: value for name, value in results[keys[0]]["settings"].items() if name not in OWN}

@@ -142,15 +142,15 @@ def mcnemar(first: Tensor, second: Tensor) -> dict[str, float]:
 
 def effect(tests: Mapping[str, Mapping[str, float]]) -> str:
     """The gain from the sixth network's architecture, in a sentence."""
-    told = [
+    differences = [
         f"{COLUMNS[column]} {test['difference']:+.1f} (it alone misses {test['first_alone']:,} images, the other alone "
         f"{test['second_alone']:,}; p = {test['p']:.2g})"
         for column, test in tests.items()
     ]
     return (
-        f"Errors of (a) and (b) less those of (a) and a sixth network of Figure 3, on the same "
-        f"{tests['validation_top1']['images']:,} images: {', '.join(told)}. p is McNemar's exact one, two-sided. It "
-        "is valid for other images and these networks; other seeds may give another sign."
+        "Errors of (a) and (b) less those of (a) and a sixth network of Figure 3, on the same "
+        f"{tests['validation_top1']['images']:,} images: {', '.join(differences)}. p is McNemar's exact one, "
+        "two-sided. It is valid for other images and these networks; other seeds may give another sign."
     )
 
 

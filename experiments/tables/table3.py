@@ -92,10 +92,10 @@ def main(
         }
         result.settings |= {"images": len(networks.training), "validation_images": len(networks.validation)}
     else:
-        found = read_runs(runs)
-        each = {key: run for key, run in found.measurements.items() if key[0] in names}
-        notes = [*absent(names, each), *(f"Not every run records {name}." for name in found.unsaid)]
-        result.settings |= {**found.settings, "seeds": None, "runs": found.sources}
+        stored = read_runs(runs)
+        each = {key: run for key, run in stored.measurements.items() if key[0] in names}
+        notes = [*absent(names, each), *(f"Not every run records {name}." for name in stored.unsaid)]
+        result.settings |= {**stored.settings, "seeds": None, "runs": stored.sources}
         result.seed = None  # each run has its own
     if not each:
         raise InputError(f"no run of {' or '.join(names)} in {runs}")
@@ -174,7 +174,7 @@ def write(result: Result, each: Measured, notes: Sequence[str]) -> dict[str, Any
 
 
 def papers(name: str) -> dict[str, float]:
-    """By how much the paper's errors of a variant lie above those of its own whole network."""
+    """The paper's errors of a variant minus those of its own whole network."""
     pairs = zip(COLUMNS, PAPER[name], PAPER[VARIANTS[name][0]], strict=True)
     return {column: round(error - whole, 1) for column, error, whole in pairs}
 
@@ -187,8 +187,8 @@ def compare(name: str, each: Measured) -> dict[str, dict[str, Any]]:
     for column, paper in papers(name).items():
         values = [each[name, seed]["error"][column] - each[whole, seed]["error"][column] for seed in seeds]
         bounds = interval(values)
-        told = verdict(paper, bounds, len(values))
-        compared[column] = {"mean": mean(values), "interval": bounds, "each": values, "verdict": told}
+        outcome = verdict(paper, bounds, len(values))
+        compared[column] = {"mean": mean(values), "interval": bounds, "each": values, "verdict": outcome}
     return compared
 
 
@@ -274,7 +274,7 @@ def scaled(architecture: Mapping[str, Any]) -> str:
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """What the rows are called: a change below its own network by the change alone."""
+    """The names of the rows; a change below its own network is named by the change alone."""
     below = {name: f"- {change}" if network in names else name for name, (network, change) in VARIANTS.items()}
     return [TITLES.get(name, below[name]) for name in names]
 

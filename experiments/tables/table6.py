@@ -182,7 +182,7 @@ def by_class(folds: Sequence[Rows], classes: Sequence[str]) -> dict[str, list[fl
 
 
 def wins(precision: Precisions, classes: Sequence[str]) -> dict[str, int]:
-    """In how many classes each column has the highest mean; ties count for no column."""
+    """The number of classes in which each column has the highest mean; ties count for no column."""
     won = Counter(dict.fromkeys(precision, 0))
     for name in classes:
         means = {kind: mean(column[name]) or 0.0 for kind, column in precision.items()}

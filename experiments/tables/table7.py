@@ -113,7 +113,7 @@ def classified(
 
 
 def _reading(model: nn.Module, layers: Sequence[str]) -> str:
-    """Where each layer is read, and how to read it after pooling and contrast normalisation where these follow."""
+    """The steps at which layers are read, and those after pooling and contrast normalisation."""
     ends = {f"relu{n}": [name for name in (f"norm{n}", f"pool{n}") if hasattr(model, name)] for n in NUMBERS}
     others = ", ".join([*ends.get(layer, []), layer][0] for layer in layers)
     words = f"Layers are read at {', '.join(layers)}"

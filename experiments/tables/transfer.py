@@ -43,7 +43,7 @@ Accuracies = dict[str, dict[int, list[float]]]  # by row and training images of 
 
 
 class Published(NamedTuple):
-    """What the paper prints: accuracies, %, and their deviations, by row and training images of each class."""
+    """The paper's numbers: accuracies, %, and their deviations, by row and training images of each class."""
 
     dataset: str
     classes: int
@@ -179,7 +179,7 @@ class Labelled:
         return [split(self.labels, per_class, test=test, seed=seed, fold=fold, **how) for fold in range(folds)]
 
     def words(self, folds: int, test: int, per_class: int | None = None) -> str:
-        """What an accuracy is."""
+        """The definition of an accuracy."""
         training = f"with {per_class}" if per_class else "by"
         spread = f"± and bars: standard deviation (n - 1) over {folds} folds" if folds > 1 else "one fold"
         first = "the first of split.csv, the others " if self.data.official_split else ""
@@ -234,7 +234,7 @@ class Control:
         self.images = _stored(data, Stored(self.preprocessing), "images", **self.reading).tensors[0]
 
     def probabilities(self, train: Any, labels: Any, test: Any, seed: int) -> np.ndarray:
-        """Of each image `test` the probability of each class (m, C), by the network of that seed.
+        """The probabilities (m, C) of the images `test`, by the network of that seed.
 
         train, labels: which images it is trained on, in any order, and as what.
         """
@@ -249,7 +249,7 @@ class Control:
             return torch.cat([model(network_input(model, images)).softmax(1).cpu() for images in batches]).numpy()
 
     def accuracies(self, parts: Sequence[Split], labels: Sequence[int], seed: int) -> list[float]:
-        """Of each fold the mean over classes of the accuracy, %."""
+        """The accuracy of each fold, %, averaged over classes."""
         numbers, rates = np.asarray(labels), []
         for fold, (train, test) in enumerate(parts):
             answers = self.probabilities(train, numbers[train], test, seed + fold).argmax(1)

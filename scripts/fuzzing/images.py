@@ -57,7 +57,7 @@ def case(seed: int, folder: Path) -> str:
 
 
 def judged(rng: random.Random, root: Path, name: str) -> str:
-    """What comes of reading the folder."""
+    """The outcome of reading the folder."""
     transform, shape = rng.choice(list(transforms().values()))
     grey_only = 3 if shape is None else shape[0]
     with warnings.catch_warnings(record=True) as said:

@@ -1,4 +1,4 @@
-"""Tars in WebDataset's layout whose headers are damaged or lie, with right checksums or wrong ones.
+"""Tars in WebDataset's layout with damaged or false headers, with right checksums or wrong ones.
 
 Every picture that is read has the pixels of one that was put in, with a label that one could have; all else is named in
 one printable line. A tar that is whole is read as it is.

@@ -57,7 +57,7 @@ def case(seed: int, folder: Path) -> str:
 
 
 def outcome(rng: random.Random, path: Path) -> str:
-    """What comes of reading a zip."""
+    """The outcome of reading a zip."""
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
@@ -211,7 +211,7 @@ def _extra(rng: random.Random, data: bytes) -> bytes:
 
 
 def table(rng: random.Random, folder: Path) -> str:
-    """What comes of a table, whole or damaged, beside its photographs or in a zip with them."""
+    """The outcome of a table, whole or damaged, beside its photographs or in a zip with them."""
     files = {
         f"{CLASSES[number % 3].partition(',')[0]}/{name}": CLASSES[number % 3]
         for number, name in enumerate(photographs())

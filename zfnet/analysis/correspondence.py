@@ -25,13 +25,21 @@ NO_CHANGE = 1e-5  # of a layer's largest feature: smaller changes are float32's 
 
 
 class Consistency(NamedTuple):
-    """The sign-Hamming distance between the changes that one mask causes in N images; small: they agree."""
+    """The sign-Hamming distance between the changes that one mask causes in N images; small: they agree.
 
-    mean: float  #: over pairs of images
-    spread: float  #: standard deviation over pairs; for random masks, over pairs of masks
-    interval: tuple[float, float]  #: 95 %, of the mean, by resampling images: pairs share images
-    changed: float  #: the share of features that a mask changes at all
-    p: float | None  #: share of draws from the part's and its random masks that agree at least as well as the part's
+    Attributes:
+        mean: over pairs of images.
+        spread: standard deviation over pairs; for random masks, over pairs of masks.
+        interval: 95 %, of the mean, by resampling images: pairs share images.
+        changed: the share of features that a mask changes at all.
+        p: the share of draws from the part's and its random masks that agree at least as well as the part's.
+    """
+
+    mean: float
+    spread: float
+    interval: tuple[float, float]
+    changed: float
+    p: float | None
 
 
 def random_boxes(
@@ -88,7 +96,9 @@ def sign_changes(
 def hamming(signs: Tensor, *, zeros: str = "agree") -> Tensor:
     """The share of dimensions in which two rows of signs (M, D) of -1, 0, 1 differ, for all pairs: (M, M), float64.
 
-    zeros: two zeros "agree", or "drop" leaves out the dimensions in which both are zero.
+    Args:
+        signs: (M, D), of -1, 0 and 1.
+        zeros: two zeros "agree", or "drop" leaves out the dimensions in which both are zero.
     """
     if zeros not in ZEROS:
         raise unknown_name("treatment of zeros", zeros, ZEROS)
@@ -105,10 +115,15 @@ def hamming(signs: Tensor, *, zeros: str = "agree") -> Tensor:
 
 
 def permutation_test(distances: Tensor, permutations: int, generator: torch.Generator) -> float:
-    """Do the first masks of N images agree better than chance? Returns p = (1 + draws that are as small) / (1 + draws).
+    """Do the first masks of N images agree better than chance? p = (1 + draws that are as small) / (1 + draws).
 
     If the part were like any other position, any of the K masks of an image could be its first one: draw one for each
-    image and compare the mean over pairs. distances: (N, K, N, K).
+    image and compare the mean over pairs.
+
+    Args:
+        distances: (N, K, N, K), of the K masks of N images, the part's first.
+        permutations: how many are drawn.
+        generator: of the draws.
     """
     images, masks = distances.shape[:2]
     flat = distances.reshape(images * masks, -1)
@@ -195,7 +210,7 @@ def correspondence(
 
 
 def _consistency(distances: Tensor, changed: Tensor, generator: torch.Generator, p: float | None) -> Consistency:
-    """Of distances (N, K, N, L) between masks of N images."""
+    """The `Consistency` of distances (N, K, N, L) between masks of N images."""
     i, j = torch.triu_indices(len(distances), len(distances), 1)
     pairs = distances[i, :, j]
     interval = bootstrap_pairs(distances.mean((1, 3)), generator)

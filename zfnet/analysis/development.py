@@ -33,9 +33,10 @@ def scan_together(
     for layer in layers:
         graphs[0].node(layer)
     together = _Together(graph.model for graph in graphs).eval()
-    found = scan(together, dataset, [f"{n}.{layer}" for n in range(len(graphs)) for layer in layers], k, **scanning)
+    scanned = scan(together, dataset, [f"{n}.{layer}" for n in range(len(graphs)) for layer in layers], k, **scanning)
     return [
-        Scan({layer: found[f"{n}.{layer}"] for layer in layers}, found.images, found.broken) for n in range(len(graphs))
+        Scan({layer: scanned[f"{n}.{layer}"] for layer in layers}, scanned.images, scanned.broken)
+        for n in range(len(graphs))
     ]
 
 

@@ -339,7 +339,7 @@ class _File:
         remove(self.path, self.part, self.note)
 
     def row(self, value: Tensor) -> Tensor:
-        """What is kept of an output (N, ...): (N, D)."""
+        """The stored features (N, D) of an output (N, ...)."""
         value = value.float()  # first: a mean of float16 values may overflow
         if value.shape[1:] != self.kept:
             value = F.adaptive_avg_pool2d(value, (self.kept[1], self.kept[2]))

@@ -1,6 +1,8 @@
 """Numbers for filters and projections: does one dominate, how fine are they, do they alias? ::
 
-    power(f) = sum over channels |DFT(signal)(f)|^2        f: rows and columns, cycles per pixel, each in -1/2..1/2
+    power(f) = sum over channels |DFT(signal)(f)|^2
+
+f is a pair of frequencies, along rows and columns, each in -1/2..1/2 cycles per pixel.
 
 A filter's power is its response to gratings. The filter keeps its mean, and it is zero-padded, which puts filters of
 every size on one frequency axis. A layer of stride s keeps every s-th position: gratings of 1 / (2 s) cycles per pixel

@@ -62,6 +62,9 @@ def transformed(
         fill: the uncovered area becomes the preprocessing's mean ("grey"), "black", the nearest pixel ("edge"), or the
             mirrored image ("reflect").
         preprocessing: how `image` was made; None: its values are 0..1.
+
+    Raises:
+        InputError: for another kind or fill, and an amount that leaves nothing of the image.
     """
     if kind not in NOTHING:
         raise unknown_name("transform", kind, NOTHING)
@@ -122,11 +125,21 @@ def invariance(
     """Transform N images by every amount and measure their features and the probability of their labels.
 
     Args:
-        images, labels: N images (C, H, W) as the network sees them, and class numbers of the network.
-        kind, amounts, fill: see `transformed`.
+        model: a network, or the graph of one.
+        images: N images (C, H, W), as the network is given them.
+        labels: the class number of each.
+        layers: names, whose features are measured.
+        kind: "translation", "scale" or "rotation".
+        amounts: of the transform; see `transformed`.
+        fill: of the uncovered area; see `transformed`.
         distance: "euclidean"; "rms": divided by the square root of the number of units; "relative": divided by the norm
             of the original image's features. The paper does not say which.
         score: how outputs become probabilities, by name; see `occlusion_maps`.
+        batch_size: images that are run at once.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: for another kind, distance or score, and for images without labels of the network.
     """
     graph = graph_of(model)
     check_weights(graph.model)
@@ -202,8 +215,12 @@ def linearity(reach: Tensor, distance: Tensor) -> Tensor:
 def rise(reach: Tensor, distance: Tensor, at: float = 0.1) -> Tensor:
     """How early distances rise: the distance at a share of the longest reach, divided by the largest distance, (N,).
 
-    reach is (A,), distance (N, A), `at` the share. The result is `at` for a proportional distance, and near 1 where
-    small transforms have a large effect.
+    It is `at` for a proportional distance, and near 1 where small transforms have a large effect.
+
+    Args:
+        reach: (A,), of each amount; see `reach`.
+        distance: (N, A).
+        at: the share.
     """
     steps = np.unique(reach.numpy())
     means = np.stack([distance[:, reach == step].mean(1).numpy() for step in steps], 1)  # of both directions

@@ -41,10 +41,10 @@ ROUNDING = 1e-10  # relative: what is left below is no value
 
 def ranks(values: Tensor, inside: Tensor) -> Tensor:
     """The ranks of values (M, S, S) among those inside, from 1, the mean for equal ones; 0 elsewhere: (M, S, S)."""
-    found = torch.zeros(inside.shape, dtype=torch.float64)
-    for row, value, mask in zip(found, values.cpu(), inside.cpu(), strict=True):
+    ranked = torch.zeros(inside.shape, dtype=torch.float64)
+    for row, value, mask in zip(ranked, values.cpu(), inside.cpu(), strict=True):
         row[mask] = torch.from_numpy(rankdata(value[mask].numpy()))
-    return found
+    return ranked
 
 
 def similarity(a: Tensor, b: Tensor, inside: Tensor, given: Tensor | None = None) -> Tensor:
@@ -129,7 +129,7 @@ def _correlation(a: Tensor, b: Tensor, counted: Tensor, given: Tensor | None = N
 
 
 def _rest(values: Tensor, other: Tensor) -> Tensor:
-    """What regression on another vector leaves of values, both (M, P); 0 where that is no more than rounding."""
+    """Residuals of a regression of values on another vector, both (M, P); 0 if they are only rounding."""
     length = other.square().sum(1, keepdim=True)
     rest = values - (values * other).sum(1, keepdim=True) / length.where(length > 0, 1.0) * other
     kept = rest.norm(dim=1, keepdim=True) > ROUNDING * values.norm(dim=1, keepdim=True)
@@ -137,7 +137,7 @@ def _rest(values: Tensor, other: Tensor) -> Tensor:
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Of vectors (M, P): (M,); NaN if one is zero."""
+    """The cosine of vectors (M, P): (M,); NaN if one is zero."""
     a, b = (x / x.norm(dim=1, keepdim=True) for x in (a, b))
     return (a * b).sum(1).clamp(-1, 1)
 

@@ -30,23 +30,39 @@ Integers = NDArray[np.int64]
 
 
 class Estimate(NamedTuple):
-    """A mean over units with its 95 % interval."""
+    """A mean over units with its 95 % interval.
 
-    mean: float
-    low: float
-    high: float
-    values: int  #: how many it is the mean of
-
-
-class Contrast(NamedTuple):
-    """An `Estimate`, and tests of a mean of 0, which for a paired difference means no difference."""
+    Attributes:
+        mean: the mean.
+        low: the lower end of the interval.
+        high: the upper end.
+        values: how many it is the mean of.
+    """
 
     mean: float
     low: float
     high: float
     values: int
-    p: float  #: two-sided, of a mean of 0
-    equivalent: bool  #: whether the 90 % interval lies inside the margin around 0
+
+
+class Contrast(NamedTuple):
+    """An `Estimate`, and what it says of a mean of 0: of a paired difference, that there is none.
+
+    Attributes:
+        mean: the mean.
+        low: the lower end of the interval.
+        high: the upper end.
+        values: how many it is the mean of.
+        p: two-sided, of a mean of 0.
+        equivalent: whether the 90 % interval lies inside the margin around 0.
+    """
+
+    mean: float
+    low: float
+    high: float
+    values: int
+    p: float
+    equivalent: bool
 
 
 def two_way(values: Tensor, maps: Tensor, images: Tensor, margin: float = MARGIN) -> Contrast | None:
@@ -59,9 +75,9 @@ def two_way(values: Tensor, maps: Tensor, images: Tensor, margin: float = MARGIN
     Schuirmann (1987), doi:10.1007/BF01068419. In simulations of 8 to 64 maps, with and without effects of maps and
     images, the intervals hold 92 to 98 of 100 truths.
 
-    Returns None if the values that are not NaN have fewer than two maps or images. If all values are equal, the
-    interval has no width, p is NaN, and nothing is concluded. Where few values differ from all others,
-    as of answers that are nearly all right, intervals are too short.
+    None if the values that are not NaN have fewer than two maps or images. If all values are equal, the interval has no
+    width, p is NaN, and nothing is concluded. Where few values differ from all others, as of answers that are nearly
+    all right, intervals are too short.
 
     Args:
         values: (M,); differences, for a paired contrast. NaN are left out. To test a share against chance, subtract it.

@@ -42,36 +42,66 @@ class ClassAnswer(NamedTuple):
 
 
 class MapAnswer(NamedTuple):
-    """One map's strongest unit in a picture."""
+    """One map's strongest unit in a picture.
 
-    position: int  #: of the map in the atlas' lists of its layer
+    Attributes:
+        position: of the map in the atlas' lists of its layer.
+        map: its number.
+        quantile: the share of the atlas' images whose maximum is smaller.
+        said: the same in words.
+        value: the activation.
+        unclipped: before the layer clips it; where none does, `value`.
+        row: of the unit.
+        column: of the unit.
+        box: the unit's field, in pixels of the network's image, possibly beyond it; None: not known.
+        fires: whether the activation is above 0.
+        dead: whether the map fires on none of the atlas' images.
+    """
+
+    position: int
     map: int
-    quantile: float  #: the share of the atlas' images whose maximum is smaller
-    said: str  #: the same in words
-    value: float  #: the activation
-    unclipped: float  #: before the layer clips it; where none does, `value`
+    quantile: float
+    said: str
+    value: float
+    unclipped: float
     row: int
     column: int
-    box: Box | None  #: the unit's field, in pixels of the network's image, possibly beyond it; None: not known
-    fires: bool  #: whether the activation is above 0
-    dead: bool  #: whether the map fires on none of the atlas' images
+    box: Box | None
+    fires: bool
+    dead: bool
 
 
 class ImageAnswer(NamedTuple):
-    """The network's answer about a picture."""
+    """The network's answer about a picture.
 
-    classes: list[ClassAnswer]  #: the most probable first
-    note: str  #: why there are none; ""
-    layers: list[list[MapAnswer]]  #: of each layer of the atlas, the most unusual first
+    Attributes:
+        classes: the most probable first.
+        note: why there are none; else empty.
+        layers: of each layer of the atlas, the most unusual first.
+    """
+
+    classes: list[ClassAnswer]
+    note: str
+    layers: list[list[MapAnswer]]
 
 
 class UnitAnswer(NamedTuple):
-    """A unit's projection and what it sees: pictures (3, rows, columns) in 0..1."""
+    """A unit's projection and what it sees: pictures (3, rows, columns) in 0..1.
+
+    Attributes:
+        crop: what the unit sees.
+        projection: its projection.
+        box: in pixels of the network's image.
+        whole: whether the pictures are of the whole image, in place of the box.
+        value: its activation.
+        row: of the unit.
+        column: of the unit.
+    """
 
     crop: Tensor
     projection: Tensor
-    box: Box | None  #: in pixels of the network's image
-    whole: bool  #: whether the pictures are of the whole image, in place of the box
+    box: Box | None
+    whole: bool
     value: float
     row: int
     column: int
@@ -294,12 +324,12 @@ class Answers:
         graph.check_size(images, nodes)
         last = [*nodes, graph.output] if layers is None else nodes
         with undifferentiated(graph.model):
-            found = graph.run(images, last, apply)
-        values = [self._planes(node, found[node]) for node in nodes]
+            computed = graph.run(images, last, apply)
+        values = [self._planes(node, computed[node]) for node in nodes]
         ranking = [
             self._planes(node, before[node]) if node in before else x for node, x in zip(nodes, values, strict=True)
         ]
-        return _Pass(values, ranking, found.get(graph.output))
+        return _Pass(values, ranking, computed.get(graph.output))
 
     def _planes(self, node: fx.Node, x: Tensor) -> Tensor:
         """A layer's output as (C, H, W) of float32 on the CPU."""

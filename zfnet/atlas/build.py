@@ -55,7 +55,7 @@ CITE = (
     "ECCV 2014. The atlas was made with zfnet."
 )
 LICENCE = (
-    "The licence of the images is not known: look it up before you publish this atlas, or  "
+    "The licence of the images is not known: look it up before you publish this atlas, or "
     "build it with images=none, which holds no pixel of them."
 )
 NO_PIXELS = "This atlas holds projections and numbers, and no pixel of an image."
@@ -177,7 +177,7 @@ class Job:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What all pictures and numbers depend on."""
+        """The identity of all pictures and numbers."""
         rules = sorted(f"{key} {row.back}" for key, row in self.deconvnet.rules.items())
         return self.graph.identity() | {
             "preprocessing": self.preprocessing.identity(),
@@ -219,7 +219,7 @@ def _preprocessing(model: nn.Module, images: Images) -> Preprocessing:
         low, high = float(first.min()), float(first.max())
         if low < 0 or high > 1:
             raise InputError(
-                f"an image has values from {low:.3g} to {high:.3g}, and its preprocessing is not known, so that no  "
+                f"an image has values from {low:.3g} to {high:.3g}, and its preprocessing is not known, so that no "
                 "picture can be drawn of it: give the dataset transform=Preprocessing(...), or set model.preprocessing"
             )
     return Preprocessing.of(model)
@@ -388,8 +388,8 @@ class _Work:
         top, shown = self.scan[layer.name], self.shown[layer.name]
         maps = layer.chosen
         images = torch.cat([top.image[maps][top.unclipped[maps] > 0], shown.image.flatten()]).unique()
-        found: list[int] = images[images >= 0].tolist()
-        return found
+        wanted: list[int] = images[images >= 0].tolist()
+        return wanted
 
     def _sheet(self, layer: Layer, kind: str, number: int, sheet: Bytes) -> None:
         folder = f"tiles/{layer.number}"
@@ -439,15 +439,15 @@ class _Work:
         self.clock("encoding and data")
 
     def _winners(self, chosen: Sequence[int]) -> None:
-        """Where each image is among a map's winners."""
+        """The winners in each image."""
         won: dict[int, list[list[Any]]] = {image: [] for image in chosen}
         for layer in self.job.layers:
             top = self.scan[layer.name]
             units = top.units(layer.chosen.tolist())
-            there = ((units[:, 0] >= 0) & (top.unclipped[layer.chosen].flatten() > 0)).nonzero().flatten()
-            boxes, values = self.painter.boxes(layer, units[there]), top.value[layer.chosen].flatten()[there]
-            ranks = there % top.value.shape[1]
-            lines = zip(units[there].tolist(), ranks.tolist(), values.tolist(), boxes.tolist(), strict=True)
+            winners = ((units[:, 0] >= 0) & (top.unclipped[layer.chosen].flatten() > 0)).nonzero().flatten()
+            boxes, values = self.painter.boxes(layer, units[winners]), top.value[layer.chosen].flatten()[winners]
+            ranks = winners % top.value.shape[1]
+            lines = zip(units[winners].tolist(), ranks.tolist(), values.tolist(), boxes.tolist(), strict=True)
             for (image, number, row, column), rank, value, box in lines:
                 won[image].append([layer.number, number, rank, row, column, exact(value), *box])
         for n in range(0, len(chosen), WINNERS):
@@ -480,7 +480,7 @@ class _Work:
         classes = [*map(str, job.images.classes)]
         classes += [str(number) for number in range(len(classes), count)]
         name, data = type(model).__name__, job.images.title
-        said = licence or LICENCE
+        notice = licence or LICENCE
         return {
             "format": FORMAT,
             "title": title or f"{name} on {data}",
@@ -499,7 +499,7 @@ class _Work:
             "pixels": self.pixels,
             "encoding": self.encoding,
             "warnings": warnings(job, scan, self.entries, random),
-            "licence": f"{said} {NO_PIXELS}" if self.pixels == "none" else said,
+            "licence": f"{notice} {NO_PIXELS}" if self.pixels == "none" else notice,
             "provenance": provenance(job) | {"seed": seed} | {name: _plain(value) for name, value in more.items()},
             "cite": CITE,
             "bins": [None if math.isinf(edge) else edge for edge in EDGES.tolist()],

@@ -143,7 +143,7 @@ def _compare(
 
 @contextlib.contextmanager
 def _said(found: Differences, name: str) -> Iterator[None]:
-    """What is raised by a file that is missing, or holds something else, becomes a sentence."""
+    """Turn errors of missing or damaged files into sentences."""
     try:
         yield
     except InputError as error:
@@ -325,7 +325,7 @@ class _Compared:
                 self._say("has another mask")
 
     def _lost(self, tile: Bytes) -> float:
-        """What the codec itself changes in a tile."""
+        """The difference that the codec itself makes in a tile."""
         encoding, lossless = self.index["encoding"], min(self.layer.sizes["tile"]) < LOSSLESS
         with Image.open(io.BytesIO(encoded(tile, encoding, lossless=lossless))) as image:
             return _difference(np.array(image.convert("RGB")), tile)

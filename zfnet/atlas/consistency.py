@@ -107,7 +107,7 @@ def _read(path: Path, name: str) -> Any:
 
 
 def damaged(error: BaseException) -> str:
-    """What is said of a file that holds something else than an atlas."""
+    """The sentence about a file that is not part of an atlas."""
     return f"it was not written by a build ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
 
 

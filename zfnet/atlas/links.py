@@ -52,7 +52,7 @@ class Links(NamedTuple):
 def nearest_below(graph: Graph, nodes: Sequence[fx.Node]) -> list[list[int]]:
     """For each of these steps, the numbers of those that it reads with none of them between."""
     numbers = {node: number for number, node in enumerate(nodes)}
-    found = []
+    sources = []
     for node in nodes:
         below, seen, waiting = set(), set(), list(node.all_input_nodes)
         while waiting:
@@ -64,8 +64,8 @@ def nearest_below(graph: Graph, nodes: Sequence[fx.Node]) -> list[list[int]]:
                 below.add(numbers[source])
             else:
                 waiting += source.all_input_nodes
-        found.append(sorted(below))
-    return found
+        sources.append(sorted(below))
+    return sources
 
 
 def nearest_above(below: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -72,11 +72,11 @@ class Numbers:
 
     def won(self, number: int) -> list[int]:
         """The ranks at which there is a winner: above 0."""
-        there = (self.top.image[number] >= 0) & (self.top.unclipped[number] > 0)
-        return there.nonzero().flatten().tolist()
+        positive = (self.top.image[number] >= 0) & (self.top.unclipped[number] > 0)
+        return positive.nonzero().flatten().tolist()
 
     def shares(self, number: int) -> dict[int, float]:
-        """Of the winners, the share of each class."""
+        """The share of each class among the winners."""
         labels = [self.label(int(self.top.image[number, rank])) for rank in self.won(number)]
         return {label: labels.count(label) / len(labels) for label in sorted({*labels})}
 
@@ -96,7 +96,7 @@ class Numbers:
         }
 
     def entry(self, n: int, number: int, shown: Examples, panels: Panels) -> dict[str, Any]:
-        """What is said of a map; `n` is its row in the examples and panels."""
+        """The entry of a map; `n` is its row in the examples and panels."""
         top, ranks = self.top, self.won(number)
         images = [int(top.image[number, rank]) for rank in ranks]
         shares, histogram = self.shares(number), self.statistics.histogram[number]
@@ -126,12 +126,12 @@ class Numbers:
         return entry
 
     def _examples(self, n: int, shown: Examples, panels: Panels) -> list[dict[str, Any]]:
-        found = []
+        counts = []
         for place, quantile in enumerate(QUANTILES):
             value, image, row, column = (entries[n, place].item() for entries in shown)
             if image >= 0:
                 box = panels.example_boxes[n, place].tolist()
-                found.append(
+                counts.append(
                     {
                         "quantile": quantile,
                         "value": exact(value),
@@ -142,7 +142,7 @@ class Numbers:
                         "label": self.label(int(image)),
                     }
                 )
-        return found
+        return counts
 
 
 def _rounded(value: float | None) -> float | int | None:

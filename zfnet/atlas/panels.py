@@ -1,4 +1,4 @@
-"""What an atlas shows of some maps of a layer: their winners, projected, and examples from the sampled images."""
+"""The pictures of some maps of a layer in an atlas: their winners, projected, and examples from the sampled images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ CLOSE = 1e-3  # of a map's strongest value: how far a value computed again may b
 
 
 class Examples(NamedTuple):
-    """Of m maps, the sampled images at the quantiles, (m, Q); an image is -1 where there is none."""
+    """The sampled images of m maps at the quantiles, (m, Q); -1 where there is none."""
 
     value: Tensor
     image: Tensor
@@ -62,7 +62,7 @@ def examples(statistics: Statistics, sampled: Tensor, maps: Tensor, columns: int
 
 @dataclass
 class Panels:
-    """What is shown of m maps of a layer; tiles without a winner are white, and their numbers nothing."""
+    """The pictures of m maps of a layer; tiles without a winner are white, and their numbers empty."""
 
     tiles: Bytes  # (m, k or 2k, h, w, 3)
     masks: NDArray[np.bool_]  # (m, k, h, w): what is shown
@@ -179,7 +179,7 @@ class Painter:
             found.overview[indices[first] // k, -1] = strongest.projection_tiles(small)
 
     def whole_canvases(self, layer: Layer, units: Tensor, won: Tensor) -> tuple[Tensor, Tensor, tuple[Bytes, Bytes]]:
-        """Of the units `won`, in their order: crops, projections, and the tiles of both."""
+        """Crops, projections, and the tiles of both, of the units `won`, in their order."""
         crops = torch.ones(len(units), 3, *layer.shown)
         projections = torch.zeros(len(units), self.preprocessing.channel_count, *layer.shown)
         tiles = [np.full((len(units), *layer.sizes["tile"], 3), 255, np.uint8) for _ in range(2)]
@@ -195,14 +195,14 @@ class Painter:
         """Fill in the examples of maps (m,)."""
         count = len(QUANTILES)
         units = torch.stack([shown.image, maps[:, None].expand(-1, count), shown.row, shown.column], 2).view(-1, 4)
-        there = (units[:, 0] >= 0).nonzero().flatten()
+        valid = (units[:, 0] >= 0).nonzero().flatten()
         boxes = found.example_boxes.view(-1, 4)
-        boxes[there] = self.boxes(layer, units[there])
+        boxes[valid] = self.boxes(layer, units[valid])
         if not self.pixels:
             return
         size = layer.sizes["example"]
         tiles = np.full((len(units), *size, 3), 255, np.uint8)
-        there = there[units[there, 0].argsort(stable=True)]
+        valid = valid[units[valid, 0].argsort(stable=True)]
 
         def work(chunk: Tensor, images: Tensor) -> None:
             with self.clock.beside("pictures"):
@@ -211,7 +211,7 @@ class Painter:
                 crops = self._pictures(cut_out(images.float().cpu(), local, seen, layer.shown), seen)
                 tiles[chunk.numpy()] = crop_tiles(crops, beyond(seen, self.image_size, layer.shown), size)
 
-        for_each(work, self._chunks(layer, units, there), self.threads, lambda: self.clock("waiting"))
+        for_each(work, self._chunks(layer, units, valid), self.threads, lambda: self.clock("waiting"))
         found.examples = tiles.reshape(len(maps), count, *size, 3)
 
     def _chunks(self, layer: Layer, units: Tensor, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -298,7 +298,7 @@ def _check(layer: Layer, scanned: Tensor, computed: Tensor, units: Tensor) -> No
 
 
 class _Arrivals:
-    """What arrives on the way down from the strongest unit of each map."""
+    """The signal that arrives at the maps below from the strongest unit of each map."""
 
     def __init__(self, painter: Painter, layer: Layer, rows: int):
         self.steps = torch.zeros(rows, len(layer.steps), dtype=torch.int64)
@@ -309,7 +309,7 @@ class _Arrivals:
         self._sums = {name: torch.zeros(rows, shapes[graph.node(name)][1]) for name in self._below}
 
     def of(self, chunk: Tensor, k: int) -> Callable[[str, Tensor, Tensor], None]:
-        """What `project_units` is to tell of a chunk of units."""
+        """The observer of `project_units` for a chunk of units."""
 
         def observe(name: str, signal: Tensor, batch: Tensor) -> None:
             units = chunk[batch]

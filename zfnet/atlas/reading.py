@@ -83,7 +83,7 @@ class AtlasFolder:
 
     @cached_property
     def index(self) -> dict[str, Any]:
-        """What the atlas is: its network, images and layers."""
+        """What the atlas is of, its network, images and layers."""
         index = self.put("index")
         if not isinstance(index, dict) or index.get("format") != FORMAT:
             number = index.get("format") if isinstance(index, dict) else None

@@ -116,7 +116,7 @@ class Line:
         self._thread.join()
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """What `work` gives, done when its turn comes; raises Busy. What is cancelled while it waits is not done."""
+        """The result of `work`, run in its turn. Raises Busy. Work that is cancelled while it waits is not done."""
         with self._lock:
             if self._count >= self.most:
                 raise Busy
@@ -275,13 +275,13 @@ class Pages:
         return await self._worked(request, work)
 
     async def place(self, request: Request) -> Response:
-        """Of each layer the most unusual units that see a pixel."""
+        """The most unusual units of each layer that see a pixel."""
         row, column = (_number(request, name, 0, 2**31) for name in ("row", "column"))
         count = _number(request, "count", 1, MOST_MAPS, MAPS)
 
         def work(image: Tensor) -> dict[str, Any]:
-            found = self.answers.see(image, row, column, count)
-            return {"row": row, "column": column, "layers": [_listed(maps) for maps in found]}
+            units = self.answers.see(image, row, column, count)
+            return {"row": row, "column": column, "layers": [_listed(maps) for maps in units]}
 
         return await self._worked(request, work)
 
@@ -301,7 +301,7 @@ class Pages:
         return await self._worked(request, work)
 
     async def _worked(self, request: Request, work: Callable[[Tensor], dict[str, Any]]) -> Response:
-        """What `work` makes of the picture in the body of a request, when the network is free."""
+        """The result of `work` for the picture in the body of a request, when the network is free."""
         async with self._body(request) as body:
 
             def prepared() -> bytes:
@@ -361,13 +361,13 @@ def _number(request: Request, name: str, least: int, most: int, default: int | N
     if text is None and default is not None:
         return default
     if text is None or not re.fullmatch(r"\d{1,10}", text, re.ASCII) or not least <= int(text) <= most:
-        given = "missing" if text is None else repr(text[:40])
-        raise InputError(f"{name} is {given}; give a whole number from {least} to {most:,}")
+        value = "missing" if text is None else repr(text[:40])
+        raise InputError(f"{name} is {value}; give a whole number from {least} to {most:,}")
     return int(text)
 
 
 async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result:
-    """What `work` gives; it is cancelled if the browser goes away first."""
+    """The result of `work`; it is cancelled if the browser leaves first."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -419,11 +419,13 @@ def application(pages: Pages, host: str = "127.0.0.1") -> ASGIApp:
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
-    said = error.detail
-    if said == status.phrase:
+    message = error.detail
+    if message == status.phrase:
         path = request.url.path
-        said = {404: f"there is no {path[:200]}", 405: f"{request.method} is not for {path[:200]}"}.get(status, said)
-    return _error(status, said, **(error.headers or {}))
+        message = {404: f"there is no {path[:200]}", 405: f"{request.method} is not for {path[:200]}"}.get(
+            status, message
+        )
+    return _error(status, message, **(error.headers or {}))
 
 
 def _not_posted(request: Request) -> Response:
@@ -486,7 +488,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """What answers at a socket, and at the end waits for what the network does.
+    """A server at a socket; at its end it waits for the network's current work.
 
     Args:
         answers: of the network, beside its atlas.

@@ -141,10 +141,10 @@ class Partial:
 
     def digests_of(self, parts: Sequence[str]) -> dict[str, str]:
         """The digests of the files of finished parts."""
-        found: dict[str, str] = {}
+        digests: dict[str, str] = {}
         for part in parts:
-            found |= json.loads((self.work / f"{part}.json").read_bytes())["files"]
-        return found
+            digests |= json.loads((self.work / f"{part}.json").read_bytes())["files"]
+        return digests
 
     def join(self) -> None:
         """Wait for all that is to be written."""

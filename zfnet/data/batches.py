@@ -276,7 +276,7 @@ class Batches:
 
 
 def _started(reader: _Reader, chunks: list[list[int]], workers: int) -> Iterator[_Read]:
-    """What the worker processes read, in the order of the chunks."""
+    """The answers of the worker processes, in the order of the chunks."""
     loader: DataLoader[_Read] = DataLoader(
         reader,
         batch_size=None,

@@ -94,7 +94,7 @@ def _class_of_each(dataset: Photos, photos: Folder) -> list[str]:
 
 
 def _names(home: Folder) -> dict[str, str]:
-    """What the class folders are called (the first of several names), by classes.csv or Tiny ImageNet's words.txt."""
+    """The names of the class folders (the first of several), from classes.csv or Tiny ImageNet's words.txt."""
     pairs: list[list[Any]] = []
     if home.mentions("classes.csv"):
         pairs = [[row.get("wnid"), row.get("name")] for _, row in read_table(home, "classes.csv")[1]]

@@ -47,7 +47,7 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def _kind(path: str | os.PathLike[str]) -> str | None:
-    """What a path leads to, if it is no file that can be opened; None for a file."""
+    """The kind of a path that is not a file that can be opened; None for a file."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
@@ -216,7 +216,7 @@ class _Zip:
 
 
 def _fault(name: str, entry: zipfile.ZipInfo) -> str | None:
-    """What is odd about an entry of a zip."""
+    """The reason why an entry of a zip is not read."""
     if "\\" in name:
         return "named with backslashes"
     if name.startswith("/") or not {"..", ".", ""}.isdisjoint(name.removesuffix("/").split("/")):

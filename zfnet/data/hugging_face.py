@@ -75,7 +75,7 @@ class HuggingFace(Images):
         return read_photograph(lambda: _content(self._rows[index][self._image]), self._name(index))
 
     def file(self, index: int) -> str | None:
-        """What the picture's file was called, where the dataset knows."""
+        """The name of the picture's file, if the dataset has it."""
         path = None if self._paths is None else self._paths[index][f"{self._image}.path"]
         return (path or "").replace("\\", "/").rpartition("/")[2] or None
 

@@ -337,7 +337,7 @@ def _chosen(
 
 
 def _class_names(source: Path, photos: list[_Photo], count: int) -> list[str]:
-    """What the table calls its classes; a class without a photograph is called by its number."""
+    """The names of the classes in the table; a class without a photograph is named by its number."""
     names: dict[int | None, str] = {}
     for photo in photos:
         if photo.name is not None and photo.name != (name := names.setdefault(photo.label, photo.name)):

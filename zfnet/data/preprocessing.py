@@ -1,8 +1,8 @@
 """From a photograph to what a network sees, and back.
 
-A network needs images of the size, channels, range and mean that it was trained with.
-A `Preprocessing` holds these as plain values, so they can be saved with the weights, undone for display
-(`pixels`), and applied to a batch inside a differentiable computation (`normalise`).
+A network needs images of the size, channels, range and mean that it was trained with. A `Preprocessing` holds these as
+plain values, so they can be saved with the weights, undone for display (`pixels`), and applied to a batch inside a
+differentiable computation (`normalise`).
 """
 
 import contextlib
@@ -160,7 +160,7 @@ class Preprocessing:
 
     @property
     def image_size(self) -> Size:
-        """What the network sees: (rows, columns) in pixels."""
+        """The size of what the network sees, (rows, columns) in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     def __call__(self, image: Image.Image | np.ndarray[Any, Any] | Tensor) -> Tensor:

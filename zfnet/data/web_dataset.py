@@ -53,9 +53,8 @@ class WebDataset(Images):
 
     The picture of a sample is its .jpg, .jpeg, .png, .webp or .ppm. Its label is the whole number in its .cls, or else
     `label` in its .json, a whole number (also as text) or a class's name; -1 where it has neither (a .txt is a caption,
-    and not read).
-    `skipped` lists samples without a picture, and members that are no plain files or whose names are not paths inside
-    the tar; a warning counts them.
+    and not read). `skipped` lists samples without a picture, and members that are no plain files or whose names are not
+    paths inside the tar; a warning counts them.
 
     Args:
         tars: a pattern (`photos-{000000..000146}.tar`, `{a,b}`, `*`), a tar, a folder of tars, or a list of these.
@@ -67,8 +66,8 @@ class WebDataset(Images):
             It is made again when the names, sizes or times of the tars have changed.
 
     Raises:
-        InputError: for tars that are missing, damaged, cut short or compressed, for a repeated key, and for invalid
-            labels.
+        InputError: for tars that are missing, damaged, cut short or compressed, for a repeated key, and for
+            invalid labels.
     """
 
     skipped: list[str]
@@ -276,7 +275,7 @@ def _stamp(path: str) -> tuple[int, int]:
 
 
 class _Index(NamedTuple):
-    """Where the pictures are, (N,) each."""
+    """The places of the pictures, (N,) each."""
 
     tar: Tensor  # int32: which of the tars
     offset: Tensor  # int64: of its first byte in it
@@ -289,7 +288,7 @@ class _Index(NamedTuple):
 
     @classmethod
     def of(cls, content: Any, basis: str) -> "_Index | None":
-        """What a file keeps; None if it is of another basis, Damaged if no index could be that."""
+        """The index in a file; None if it is of another basis. Raises Damaged if it is not an index."""
         try:
             if content.pop("basis") != basis:
                 return None

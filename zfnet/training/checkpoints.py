@@ -197,7 +197,7 @@ def _check_groups(groups: Any, own: list[dict[str, Any]]) -> None:
 def _check_slots(
     slots: Any, weights: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
 ) -> None:
-    """What the optimizer keeps of each parameter; each tensor gets a memory of its own."""
+    """Check the optimizer's state of each parameter; each tensor gets its own memory."""
     parameters = dict(enumerate(model.named_parameters()))
     if not isinstance(slots, dict) or not all(type(n) is int and n in parameters for n in slots):
         raise _Stranger(f"the optimizer's state is {_shown(slots)}")

@@ -3,8 +3,7 @@
     filter <- filter * min(1, 0.1 / RMS(filter))       for every convolution filter, over its own weights
 
 All random numbers come from the seed, the epoch and the step. So a killed run resumes and reaches the same weights, and
-processes that share the work (`torchrun`) draw the same numbers as one process.
-Zeiler & Fergus (2014), section 3.
+processes that share the work (`torchrun`) draw the same numbers as one process. Zeiler & Fergus (2014), section 3.
 """
 
 import contextlib

@@ -27,26 +27,46 @@ class Recipe:
 
     `conf/train/paper.yaml` says which values are the paper's. Zeiler & Fergus (2014), section 3.
 
+    Args:
+        epochs: how often every image is seen.
+        batch_size: images in a step, of all processes together.
+        learning_rate: of the first step.
+        optimizer: "sgd", or "adam" (AdamW).
+        momentum: of SGD.
+        weight_decay: of either.
+        max_filter_rms: filters with a larger root mean square are scaled back to it; None: they are not.
+        schedule: "constant"; "plateau": the rate is lowered where the validation error flattens; "cosine": it rises
+            over the first tenth of the steps, then falls to zero.
+        factor: learning-rate multiplier at a plateau.
+        patience: epochs without an improvement of 0.001 in validation error before that.
+        stored_size: side of the images that crops are taken from, in pixels; None: what the network sees.
+        crops: "random": anywhere; "ten": at the places of evaluation.
+        max_shift: pixels by which crops may leave the image on each side; None: the paper's; see `shift`.
+        flip: mirror half of the images.
+        pixel_mean: subtract the training images' mean at every pixel, not the channel's.
+        precision: of products; "auto": half on GPUs (the weights stay float32), float32 elsewhere.
+        seed: of all random numbers.
+
     Raises:
         InputError: if a value is out of range.
     """
 
     epochs: int = 70
-    batch_size: int = 128  #: of all processes together
+    batch_size: int = 128
     learning_rate: float = 0.01
-    optimizer: str = "sgd"  #: or "adam" (AdamW)
+    optimizer: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0
-    max_filter_rms: float | None = 0.1  #: None: filters are not renormalised
-    schedule: str = "constant"  #: "cosine": the rate rises over the first tenth of the steps, then falls to zero
-    factor: float = 0.1  #: learning-rate multiplier at a plateau
-    patience: int = 3  #: epochs without an improvement of 0.001 in validation error before that
-    stored_size: int | None = None  #: side of the images that crops are taken from; None: what the network sees
-    crops: str = "random"  #: anywhere, or at the "ten" places of evaluation
-    max_shift: int | None = 0  #: pixels by which crops may leave the image on each side; None: the paper's; see `shift`
-    flip: bool = True  #: half of the images are mirrored
-    pixel_mean: bool = False  #: subtract the training images' mean at every pixel, not the channel's
-    precision: str = "auto"  #: of products: half on GPUs (the weights stay float32), float32 elsewhere
+    max_filter_rms: float | None = 0.1
+    schedule: str = "constant"
+    factor: float = 0.1
+    patience: int = 3
+    stored_size: int | None = None
+    crops: str = "random"
+    max_shift: int | None = 0
+    flip: bool = True
+    pixel_mean: bool = False
+    precision: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:

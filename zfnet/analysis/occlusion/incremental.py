@@ -156,7 +156,7 @@ class Strip:
         self._spreading: dict[tuple[fx.Node, fx.Node], tuple[Overlap, Overlap]] = {}
 
     def reading(self, node: fx.Node | None, source: fx.Node) -> Overlap:
-        """What `node` reads of its source, and which of it is in the source's windows; None: all places."""
+        """The part of its source that `node` reads, and which of it is in the source's windows; None: all places."""
         if (node, source) not in self._reading:
             known = self.windows[source]
             if node is None:
@@ -264,7 +264,7 @@ class SquareWindows:
         )
 
     def _overlaps(self, node: fx.Node | None, source: fx.Node) -> list[Overlap]:
-        """What a step (None: one that reads all places) asks of its source's windows, by rows and by columns."""
+        """The part of its source's windows that a step needs (None: one that reads all places), by rows and columns."""
         if node is not None and self.plan.windows[node].spread:
             return [strip.spreading(node, source)[0] for strip in self.strips]
         return [strip.reading(node, source) for strip in self.strips]
@@ -411,7 +411,7 @@ class Sweep:
         return [tiles[first : first + count] for first in range(0, len(tiles), count)]
 
     def windows(self, rows: Strip, columns: Strip) -> tuple[dict[fx.Node, Tensor], Tensor | None]:
-        """Of one tile: the whole maps that other steps ask for, and the activity (M,) if its layer is in it."""
+        """Run one tile: the whole maps that other steps need, and the activity (M,) if its layer is in it."""
         view = SquareWindows(self.graph, self.plan, self.clean, rows, columns)
         layer, map = self.readout.layer, self.readout.map
         last = {*self.edge, layer} & set(self.plan.changes)

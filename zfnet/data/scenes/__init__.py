@@ -72,7 +72,7 @@ class Scenes(Images):
 
     @property
     def presence(self) -> Array:
-        """(N, classes) int8, without drawing anything: 1 where an object of the class is in the scene, else -1."""
+        """Marks (N, classes), int8, without drawing; 1 where an object of the class is in the scene, else -1."""
         marks = np.full((self.count, len(self.classes)), -1, dtype=np.int8)
         for i in range(self.count):
             marks[i, self._labels(i)] = 1

@@ -378,7 +378,7 @@ class Frame:
             self.owner[at][cover >= 0.5] = list(self.parts).index(part) + 1
 
     def boxes(self) -> dict[str, tuple[int, int, int, int]]:
-        """Where each part can be seen, in canvas pixels; a part wholly hidden or outside is left out."""
+        """The boxes of the visible parts, in canvas pixels; parts that are hidden or outside are left out."""
         found = {}
         swap = {"left": "right", "right": "left"} if self.mirror else {}
         for n, (name, seen) in enumerate(self.parts.items(), 1):

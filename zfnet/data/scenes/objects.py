@@ -1,7 +1,7 @@
 """The 24 objects, each a list of named parts painted one over the other in its frame.
 
-u runs right and v down, and an object fills the square [-1, 1]^2. Colours come from a palette drawn at
-random, so that parts identify an object, and colours do not.
+u runs right and v down, and an object fills the square [-1, 1]^2. Colours come from a palette drawn at random, so that
+parts identify an object, and colours do not.
 """
 
 # fmt: off

@@ -39,13 +39,21 @@ VERSION = 1  # of the pixels: count on when any scene changes
 
 
 class Scene(NamedTuple):
-    """A picture and the truth about it: part boxes are top, left, bottom, right in pixels, ends exclusive."""
+    """A picture and the truth about it: part boxes are top, left, bottom, right in pixels, ends exclusive.
 
-    image: Array  #: (H, W, 3) uint8, RGB
-    label: int  #: index into the classes asked for; of several objects the first one's
-    mask: Array  #: (H, W) bool, the object, or what others leave to be seen of the first
+    Attributes:
+        image: (H, W, 3) uint8, RGB.
+        label: index into the classes asked for; of several objects the first one's.
+        mask: (H, W) bool, the object, or what others leave to be seen of the first.
+        parts: the boxes of the object's parts.
+        objects: the mask of each object by its label, in the order in which they were laid.
+    """
+
+    image: Array
+    label: int
+    mask: Array
     parts: dict[str, tuple[int, int, int, int]]
-    objects: dict[int, Array]  #: the mask of each object by its label, in the order in which they were laid
+    objects: dict[int, Array]
 
 
 # ---- grounds ---------------------------------------------------
@@ -285,9 +293,15 @@ def render(
     split: str = "train",
     objects: int = 1,
 ) -> Scene:
-    """Scene number `index` of a split, whose classes take turns; `size` is one number or (rows, columns).
+    """Scene number `index` of a split, whose classes take turns.
 
-    objects: the most there are in a scene; each is of another class.
+    Args:
+        index: from 0.
+        size: pixels, one number or (rows, columns).
+        seed: another one gives another scene.
+        classes: names, of CLASSES.
+        split: "train" or "val".
+        objects: the most there are in a scene; each is of another class.
 
     Raises:
         InputError: for a size below 16, a negative index or seed, an unknown class or split.
