@@ -114,7 +114,7 @@ def test_every_line_of_a_bash_block_is_a_command() -> None:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as the pages expect it: the published networks, photographs, and a network of one's own."""
+    """A folder as the pages expect it: the published networks, photographs, and a network of your own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "published").symlink_to(ROOT / "published")
