@@ -28,7 +28,7 @@ from experiments.output.results import ROOT, read_result
 from experiments.output.tables import shown, table
 from experiments.tables.runs import flat
 from experiments.tables.table6 import KINDS
-from scripts import families, pieces, scale
+from scripts import families, pieces, scale, seeds
 from scripts.claims import CLAIMS, MISSING, UNTESTED, Claim
 from zfnet.errors import InputError, first_line, unknown_name
 from zfnet.files import write_atomically
@@ -293,6 +293,19 @@ def atlas_table() -> str:
     return table(head, rows) if rows else MISSING
 
 
+def seeds_table() -> str:
+    """How alike the units of several runs are."""
+    return seeds.likeness(found) if seeds.PAPERS in (found := results("seeds/*")) else MISSING
+
+
+def dead_table() -> str:
+    """How many maps are dead, by the learning rate."""
+    if not (found := results("seeds/*")):
+        return MISSING
+    name = "zfnet_small-scenes"
+    return seeds.dead_maps(found, published()[name], read_metadata(ROOT / "published" / f"{name}.safetensors"))
+
+
 def pieces_table() -> str:
     """What scripts/reproduce.sh runs: how many pieces of each experiment, what they need and how long they took."""
     groups = defaultdict[str, list[dict[str, Any]]](list)
@@ -329,6 +342,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "timm": families.timm_table,
     "atlas": atlas_table,
     "pieces": pieces_table,
+    "seeds": seeds_table,
+    "dead maps": dead_table,
     "overlap": partial(bench_table, "scan", scale.overlap_table),
 }
 
@@ -351,7 +366,7 @@ def pages() -> dict[Path, str]:
         ROOT / page: filled((ROOT / page).read_text(encoding="utf-8"), page)
         for page in (
             *("README.md", "paper.md"),
-            *(f"docs/{name}.md" for name in ("ablation", "atlas", "reproduce", "rules", "scale")),
+            *(f"docs/{name}.md" for name in ("ablation", "atlas", "reproduce", "rules", "scale", "units")),
         )
     }
     return {ROOT / "docs" / "claims.md": claims_page()} | known
