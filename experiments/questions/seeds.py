@@ -31,14 +31,14 @@ from experiments.output.tables import table
 from experiments.setup.checks import as_list, at_least
 from experiments.setup.hints import Count, Names, Palette, Seed
 from experiments.setup.models import build
-from experiments.setup.networks import Networks, seen_by
+from experiments.setup.networks import MEMORY, Networks, seen_by
 from experiments.setup.options import Reading, Showing, stateless
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
 from zfnet.analysis.matching import Matching, Similarity, match, similarities
 from zfnet.data.images import image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.graph import Graph
-from zfnet.training import Recipe
+from zfnet.training import Recipe, in_memory
 
 SHOWN = {"best": 0.0, "median": 0.5, "worst": 1.0}  # where in a layer's pairs, by falling correlation
 ALIKE = 0.5  # maps of two runs with a correlation above this count as the same
@@ -109,7 +109,7 @@ def main(
     before = {n: untrained(networks, architecture, n, layers) for n in runs}
     trained = {n: networks.trained("network", architecture, replace(recipe, seed=n)) for n in runs}
     deconvnets = {n: look.deconvnet(run.model) for n, run in trained.items()}
-    halves = halved(seen_by(trained[recipe.seed].model, data), seed)
+    halves = [held(half, reading) for half in halved(seen_by(trained[recipe.seed].model, data), seed)]
     graphs = {n: deconvnet.graph for n, deconvnet in deconvnets.items()}
     compared = comparisons(graphs, before, halves, layers, permutations, seed, reading)
     scans = {n: scan(graph, halves[1], layers, k, **reading) for n, graph in graphs.items()}
@@ -159,6 +159,12 @@ def halved(data: Any, seed: int) -> list[Subset[Any]]:
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     parts = order[: len(data) // 2], order[len(data) // 2 :]
     return [Subset(data, part.sort().values.tolist()) for part in parts]
+
+
+def held(half: Subset[Any], reading: Reading) -> Any:
+    """Its images in memory, where they fit: all networks see them many times."""
+    how: Any = {name: value for name, value in reading.items() if name in ("workers", "progress")}
+    return in_memory(half, limit=MEMORY, **how)
 
 
 def comparisons(
