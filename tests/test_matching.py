@@ -212,8 +212,8 @@ def test_refuses_broken_weights(first, images) -> None:
 # ---- linear CKA ------------------------------------------------------------------------------------------------------
 
 
-def cka(x: Tensor, y: Tensor) -> float:
-    """Of maps (P, C) and (P, D), in batches, by two networks that see them."""
+def compared(x: Tensor, y: Tensor) -> Similarity:
+    """Maps (P, C) and (P, D), in batches, by two networks that see them."""
     images = torch.cat([x, y], 1)[:, :, None, None]
     first, second = (
         nn.Sequential(nn.Conv2d(images.shape[1], n, 1, bias=False)).double() for n in (x.shape[1], y.shape[1])
@@ -221,7 +221,11 @@ def cka(x: Tensor, y: Tensor) -> float:
     pick = torch.eye(images.shape[1], dtype=torch.float64)
     first[0].weight.data = pick[: x.shape[1], :, None, None]
     second[0].weight.data = pick[x.shape[1] :, :, None, None]
-    return similarities(first, second, images, ["0"], batch_size=7, progress=False)["0"].cka
+    return similarities(first, second, images, ["0"], batch_size=7, progress=False)["0"]
+
+
+def cka(x: Tensor, y: Tensor) -> float:
+    return compared(x, y).cka
 
 
 @pytest.fixture
@@ -265,6 +269,20 @@ def test_cka_of_constant_maps_is_not_a_number() -> None:
     still[0].weight.data[:] = 0
     similarity = similarities(still, still, images, ["0"], progress=False)["0"]
     assert similarity.cka != similarity.cka and not similarity.varies[0].any()
+    assert similarity.dimensions[0] != similarity.dimensions[0]
+
+
+def test_dimensions_are_one_where_maps_vary_together_and_their_number_where_they_do_not(maps) -> None:
+    together = torch.randn(40, 1).double() * torch.randn(1, 5).double()
+    apart = torch.linalg.qr(torch.randn(40, 6).double() - 0).Q
+    apart = torch.linalg.qr(apart - apart.mean(0)).Q
+    assert compared(together, apart).dimensions == pytest.approx((1, 6))
+    x, y = maps
+    rotation = torch.linalg.qr(torch.randn(5, 5).double()).Q
+    values = torch.linalg.eigvalsh(torch.cov(x.T))
+    expected = float(values.sum() ** 2 / values.square().sum())
+    assert compared(x, y).dimensions[0] == pytest.approx(expected)
+    assert compared(3 * x @ rotation + 7, y).dimensions[0] == pytest.approx(expected)
 
 
 # ---- matched on some images, compared on others ----------------------------------------------------------------------
@@ -272,7 +290,7 @@ def test_cka_of_constant_maps_is_not_a_number() -> None:
 
 def similarity(x: Tensor, y: Tensor) -> Similarity:
     varies = [of.std(0) > 0 for of in (x, y)]
-    return Similarity(by_numpy(x[:, :, None, None], y[:, :, None, None]), (varies[0], varies[1]), 0.0)
+    return Similarity(by_numpy(x[:, :, None, None], y[:, :, None, None]), (varies[0], varies[1]), 0.0, (1.0, 1.0))
 
 
 def noise(seed: int, count: int = 30, maps: int = 12) -> Tensor:

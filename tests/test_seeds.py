@@ -201,8 +201,8 @@ def test_worked_example() -> None:
     correlation = torch.zeros(4, 4, dtype=torch.float64)
     correlation[:2, :3] = first
     live = torch.tensor([True, True, False, False]), torch.tensor([True, True, False, True])
-    similarity = Similarity(correlation, live, 0.9)
-    found = seeds.Compared(match(similarity, similarity), 0.9, seeds.silent(similarity, similarity))
+    similarity = Similarity(correlation, live, 0.9, (2.0, 3.0))
+    found = seeds.Compared(match(similarity, similarity), 0.9, (2.0, 3.0), seeds.silent(similarity, similarity))
 
     def tops(images: list[list[int]], values: list[list[float]]) -> TopActivations:
         places = torch.zeros(4, 2, dtype=torch.int64)
@@ -214,6 +214,7 @@ def test_worked_example() -> None:
     assert numbers["dead"] == {"0": 2, "1": 1} and numbers["rare"] == {"0": 0, "1": 0}
     assert numbers["pairs"] == [[0, 1, 1.0, 2], [1, 0, 0.6, 1]]
     assert numbers["shared"] == [1.5]
+    assert numbers["dimensions"] == {"trained": {"0": 2.0, "1": 3.0}, "untrained": {"0": 2.0, "1": 3.0}}
     assert numbers["trained"]["mean"] == [0.8] and numbers["trained"]["best_mean"] == [0.9]
     assert numbers["trained"]["alike"] == [1] and numbers["trained"]["cka"] == [0.9]
     assert numbers["trained"]["reliability"] == [None]  # of two pairs nothing can be said
@@ -221,7 +222,7 @@ def test_worked_example() -> None:
 
 def test_a_map_that_fires_on_one_half_alone_is_counted_and_left_out() -> None:
     here, there = (torch.tensor(of) for of in ([True, True, False], [True, False, False]))
-    halves = [Similarity(torch.eye(3, dtype=torch.float64), (of, of), 1.0) for of in (here, there)]
+    halves = [Similarity(torch.eye(3, dtype=torch.float64), (of, of), 1.0, (2.0, 2.0)) for of in (here, there)]
     assert seeds.silent(*halves) == [{"dead": 1, "rare": 1}] * 2
     assert match(*halves).pairs.tolist() == [[0, 0]]
 
@@ -234,16 +235,19 @@ def test_the_spread_is_the_mean_and_the_range() -> None:
 
 
 def test_the_answer_follows_the_numbers() -> None:
-    def said(*shares: float) -> str:
-        layers = {
-            f"relu{n}": {"trained": {"alike": [share]}, "untrained": {"alike": [0.125]}}
-            for n, share in enumerate(shares, 1)
-        }
+    def said(*shares: float, other: tuple[float, ...] = (0.125,)) -> str:
+        def numbers(*alike: float) -> dict:
+            return {"alike": alike, "mean": alike}
+
+        layers = {f"relu{n}": {"trained": numbers(of), "untrained": numbers(*other)} for n, of in enumerate(shares, 1)}
         return seeds.answer({"layers": layers})
 
     assert "relu1 75% (12%), relu2 50% (12%)" in said(0.75, 0.5)
     for shares, where in (((0.75, 0.5), "relu1."), ((0.75, 0.6), "every layer."), ((0.1, 0.2), "no layer.")):
-        assert said(*shares).endswith(f"Most of them in {where}")
+        assert f"Most of them in {where}" in said(*shares)
+    assert "In every two runs, matched maps correlate more than before training in relu1, relu2" in said(0.4, 0.5)
+    assert said(0.4, 0.1).endswith("more than before training in relu1, less in relu2.")
+    assert said(0.4, other=(0.3, 0.5)).endswith("more than before training in no layer, less in no layer.")
 
 
 @pytest.mark.parametrize(

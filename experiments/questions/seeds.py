@@ -63,6 +63,7 @@ class Compared(NamedTuple):
 
     matching: Matching
     cka: float  # on the half that was held out
+    dimensions: tuple[float, float]  # of each network's activations, on the same half
     silent: list[dict[str, int]]  # of each network: maps that are constant on both halves, and on one of them
 
 
@@ -202,7 +203,8 @@ def comparisons(
                         f"{layer}: no two maps that are ever above 0 are matched ({KINDS[kind][0]}, seeds {a} and "
                         f"{b}); have the networks learnt at all?"
                     )
-                found[layer][kind].append(Compared(matching, held_out.cka, silent(fitted, held_out)))
+                more = held_out.cka, held_out.dimensions, silent(fitted, held_out)
+                found[layer][kind].append(Compared(matching, *more))
     return found
 
 
@@ -231,12 +233,16 @@ def numbers_of(compared: Mapping[str, Sequence[Compared]], tops: Mapping[int, To
     first = compared["trained"][0].matching
     order = first.correlation.argsort(descending=True, stable=True)
     columns = [column[order].tolist() for column in (*first.pairs.T, first.correlation, shared[0])]
-    counts: dict[int, dict[str, int]] = {}
-    for both, found in zip(itertools.combinations(tops, 2), compared["trained"], strict=True):
-        counts |= dict(zip(both, found.silent, strict=True))
+    counts: dict[str, dict[str, int]] = {}
+    dimensions: dict[str, dict[str, float]] = {"trained": {}, "untrained": {}}
+    for n, both in enumerate(itertools.combinations(map(str, tops), 2)):
+        counts |= dict(zip(both, compared["trained"][n].silent, strict=True))
+        for kind, of in dimensions.items():
+            of |= dict(zip(both, compared[kind][n].dimensions, strict=True))
     return {
         "maps": len(first.live[0]),
-        **{of: {str(n): counts[n][of] for n in tops} for of in ("dead", "rare")},
+        **{what: {n: count[what] for n, count in counts.items()} for what in ("dead", "rare")},
+        "dimensions": dimensions,
         **{kind: statistics_of(found) for kind, found in compared.items()},
         "shared": [float(of.double().mean()) for of in shared],
         "pairs": [list(row) for row in zip(*columns, strict=True)],
@@ -317,9 +323,12 @@ def maps_table(ours: Mapping[str, Any]) -> str:
     for layer, n in ours["layers"].items():
         counts = [", ".join(map(str, n[of].values())) for of in ("dead", "rare")]
         alike = [spread(n[kind]["alike"]) for kind in ("trained", "untrained")]
-        rows.append([layer, n["maps"], *counts, *alike, spread(n["shared"]), two_digits(ours["shared_by_chance"])])
-    head = ["layer", "maps", "dead, by run", "0 on one half of the images", f"pairs above {ALIKE}"]
-    return table([*head, "the same before training", f"of {ours['k']} strongest images shared", "by chance"], rows)
+        ranks = [spread(list(n["dimensions"][kind].values()), 1) for kind in ("trained", "untrained")]
+        shared = spread(n["shared"]), two_digits(ours["shared_by_chance"])
+        rows.append([layer, n["maps"], *counts, *ranks, *alike, *shared])
+    head = ["layer", "maps", "dead, by run", "0 on one half of the images", "dimensions", "before training"]
+    head += [f"pairs above {ALIKE}", "before training", f"of {ours['k']} strongest images shared", "by chance"]
+    return table(head, rows)
 
 
 def answer(ours: Mapping[str, Any]) -> str:
@@ -331,10 +340,14 @@ def answer(ours: Mapping[str, Any]) -> str:
     )
     most = [layer for layer, mean in means.items() if mean > 0.5]
     where = "every layer" if len(most) == len(compared) else ", ".join(most) or "no layer"
+    each = {layer: (n["trained"]["mean"], n["untrained"]["mean"]) for layer, n in compared.items()}
+    more = [layer for layer, (after, before) in each.items() if min(after) > max(before)]
+    less = [layer for layer, (after, before) in each.items() if max(after) < min(before)]
     return (
         "Would another training run give the same units?  Maps with a partner of their own in the other run, "
         f"correlated above {ALIKE} on images that they were not matched on (before training): {', '.join(shares)}.  "
-        f"Most of them in {where}."
+        f"Most of them in {where}.  In every two runs, matched maps correlate more than before training in "
+        f"{', '.join(more) or 'no layer'}, less in {', '.join(less) or 'no layer'}."
     )
 
 

@@ -14,6 +14,11 @@ compares the layers without a matching: Kornblith, Norouzi, Lee & Hinton (2019),
 Representations Revisited", arXiv:1905.00414. X (P, C) and Y (P, D) have a row for each position of each image, as for
 the correlations.
 
+    dimensions = (sum of v)^2 / (sum of v^2), of the eigenvalues v of the maps' covariance
+
+is the participation ratio: 1 if all maps vary together, C if all C maps vary as much and independently (Gao et al.,
+2017, "A theory of multineuronal dimensionality, dynamics and measurement", doi:10.1101/214262).
+
 Only sums are kept, in float64: memory does not grow with the dataset.
 """
 
@@ -39,6 +44,7 @@ class Similarity(NamedTuple):
     correlation: Tensor  # (C, D), float64; 0 where a map is constant
     varies: tuple[Tensor, Tensor]  # (C,) and (D,), bool: the maps that are not constant, such as 0 on all images
     cka: float  # linear CKA, 0 to 1; NaN if all maps of a layer are constant
+    dimensions: tuple[float, float]  # of the layer's activations in each network; see below; NaN as for `cka`
 
 
 class Matching(NamedTuple):
@@ -96,7 +102,14 @@ class _Moments:
         norms = [float(products.norm()) for products in self.own]
         cka = float(self.products.norm()) ** 2 / (norms[0] * norms[1]) if all(norms) else math.nan
         varies = [(squares > 0).cpu() for squares in self.squares]
-        return Similarity(self.correlation().cpu(), (varies[0], varies[1]), min(cka, 1.0) if cka == cka else cka)
+        traces = [float(products.trace()) for products in self.own]
+        ratios = [(trace / norm) ** 2 if norm else math.nan for trace, norm in zip(traces, norms, strict=True)]
+        return Similarity(
+            self.correlation().cpu(),
+            (varies[0], varies[1]),
+            min(cka, 1.0) if cka == cka else cka,
+            (ratios[0], ratios[1]),
+        )
 
 
 def correlations(
