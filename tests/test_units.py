@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import re
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.output.results import read_result
 from experiments.questions import units
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "units.md"
@@ -57,3 +59,30 @@ def test_from_how_many_images_the_nine_come_is_what_the_page_says(tmp_path, monk
     with contextlib.redirect_stdout(io.StringIO()) as said:
         exec(code, {})
     assert said.getvalue() == printed
+
+
+def test_what_the_page_says_of_several_runs_is_so():
+    """The sentences behind the tables, as inequalities between every two runs."""
+    result = read_result(PAGE.parent.parent / "results" / "seeds" / "zfnet_small-scenes" / "result.json")
+    ours = result["ours"]
+    layers = list(ours["layers"].values())
+    assert len(ours["compared"]) == 3 and sum(ours["images"].values()) == 1000
+    of = {kind: [n[kind] for n in layers] for kind in ("trained", "one_trained", "untrained")}
+    assert min(of["trained"][0]["alike"]) > 0.5  # some come again: most of layer 1, a minority of 3 to 5
+    assert all(max(n["alike"]) < 0.5 for n in of["trained"][2:])
+    for n in of["trained"]:  # and whatever the images
+        assert all(abs(a - b) < 0.03 for a, b in zip(n["mean"], n["fitted_mean"], strict=True))
+        assert min(n["reliability"]) > 0.95
+    for after, control in itertools.islice(zip(of["trained"], of["one_trained"], strict=True), 1, None):
+        assert min(after["mean"]) > 1.4 * max(control["mean"])  # what comes again is learnt
+    assert all(min(n["shared"]) > 5 * ours["shared_by_chance"] for n in layers)
+    for before, after in itertools.islice(zip(of["untrained"], of["trained"], strict=True), 2, None):
+        assert min(before["mean"]) > max(after["mean"])  # and yet networks before training are more alike
+    assert all(sum(b["cka"]) > sum(a["cka"]) for b, a in zip(of["untrained"], of["trained"], strict=True))
+    dimensions = [[sum(n["dimensions"][kind].values()) / 3 for n in layers] for kind in ("untrained", "trained")]
+    assert all(before < after for before, after in zip(*dimensions, strict=True))
+    first = [sum(of[kind][0]["mean"]) / 3 for kind in ("trained", "untrained")]
+    assert abs(first[0] - first[1]) < 0.05
+    assert all(not any(n["dead"].values()) for number, n in enumerate(layers) if number != 1)
+    assert min(layers[1]["dead"].values()) > 0.2 * layers[1]["maps"]
+    assert min(of["untrained"][1]["matched_maps"]) > 0.95 * layers[1]["maps"]  # alive before training

@@ -326,8 +326,13 @@ def maps_table(ours: Mapping[str, Any]) -> str:
         ranks = [spread(list(n["dimensions"][kind].values()), 1) for kind in ("trained", "untrained")]
         shared = spread(n["shared"]), two_digits(ours["shared_by_chance"])
         rows.append([layer, n["maps"], *counts, *ranks, *alike, *shared])
-    head = ["layer", "maps", "dead, by run", "0 on one half of the images", "dimensions", "before training"]
-    head += [f"pairs above {ALIKE}", "before training", f"of {ours['k']} strongest images shared", "by chance"]
+    head = ["layer", "maps", "dead, by run", "0 on one half of the images", "dimensions", "dimensions before training"]
+    head += [
+        f"pairs above {ALIKE}",
+        f"above {ALIKE} before training",
+        f"of {ours['k']} strongest images shared",
+        "by chance",
+    ]
     return table(head, rows)
 
 
@@ -344,8 +349,8 @@ def answer(ours: Mapping[str, Any]) -> str:
     more = [layer for layer, (after, before) in each.items() if min(after) > max(before)]
     less = [layer for layer, (after, before) in each.items() if max(after) < min(before)]
     return (
-        "Would another training run give the same units?  Maps with a partner of their own in the other run, "
-        f"correlated above {ALIKE} on images that they were not matched on (before training): {', '.join(shares)}.  "
+        f"Would another training run give the same units?  Pairs of maps that correlate above {ALIKE} on images that "
+        f"they were not matched on (before training): {', '.join(shares)}.  "
         f"Most of them in {where}.  In every two runs, matched maps correlate more than before training in "
         f"{', '.join(more) or 'no layer'}, less in {', '.join(less) or 'no layer'}."
     )
