@@ -8,6 +8,7 @@
     plain_occlusion         the image with a square at each position, run whole, one after the other
     top_k                   the strongest activations with all of them in memory
     correlations            of all pairs of maps, one pair at a time
+    linear_cka              of two layers, by the kernels of all positions
     voc_average_precision   the area under a precision-recall curve, as the devkit of PASCAL VOC adds it up
 
 None of them imports anything of zfnet.
@@ -687,6 +688,17 @@ def correlations(first: Tensor, second: Tensor) -> Tensor:
             if np.ptp(x) > 0 and np.ptp(y) > 0:
                 result[c, d] = float(np.corrcoef(x, y)[0, 1])
     return result
+
+
+def linear_cka(first: Tensor, second: Tensor) -> float:
+    """Linear CKA of maps (N, C, ...) and (N, D, ...), a row for each position: HSIC of kernels (P, P), normalised."""
+    kernels = []
+    for maps in (first, second):
+        rows = maps.double().movedim(1, -1).reshape(-1, maps.shape[1]).numpy()
+        centre = np.eye(len(rows)) - 1 / len(rows)
+        kernels.append(centre @ (rows @ rows.T) @ centre)
+    hsic = [float(np.trace(a @ b)) for a, b in ((kernels[0], kernels[1]), (kernels[0],) * 2, (kernels[1],) * 2)]
+    return hsic[0] / (hsic[1] * hsic[2]) ** 0.5
 
 
 def voc_average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
