@@ -588,14 +588,14 @@ def test_an_atlas_is_replaced_and_nothing_else(model, data, tmp_path, capsys):
     other = tmp_path / "mine"
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match=r"no part of an atlas \(thesis.tex\)"):
+    with pytest.raises(InputError, match=r"not part of an atlas \(thesis.tex\)"):
         atlas.build(model, data, other, layers=["relu1"], progress=False)
     (other / "files.json").write_text('["a"]')
-    with pytest.raises(InputError, match=r"no part of an atlas \(files.json\)"):
+    with pytest.raises(InputError, match=r"not part of an atlas \(files.json\)"):
         atlas.build(model, data, other, layers=["relu1"], progress=False)
     assert (other / "thesis.tex").read_text() == "years of work"
     (out / "tiles/notes.txt").write_text("what I think of it")
-    with pytest.raises(InputError, match=r"no part of an atlas \(tiles/notes.txt\)"):
+    with pytest.raises(InputError, match=r"not part of an atlas \(tiles/notes.txt\)"):
         atlas.build(model, data, out, layers=["relu1"], progress=False)
     (tmp_path / "b.partial").mkdir()
     (tmp_path / "b.partial/x").write_text("")

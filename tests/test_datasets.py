@@ -446,7 +446,7 @@ def test_caltech_has_all_images_and_its_own_split(tmp_path):
     (home / "split.csv").write_text("file,split\nn01/0.JPEG,tain\n")
     assert "split.csv has the split 'tain'; give train or test" in refused("caltech101", root=str(tmp_path))
     (home / "split.csv").write_text("file,split\nn01/9.JPEG,train\n")
-    assert "split.csv names n01/9.JPEG, which is not there" in refused("caltech101", root=str(tmp_path))
+    assert "split.csv names n01/9.JPEG, which does not exist" in refused("caltech101", root=str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["caltech101", "caltech256", "voc2012"])

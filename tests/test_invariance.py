@@ -244,7 +244,7 @@ def test_the_network_is_left_as_it_was():
         ({"images": [], "labels": []}, "0 images and 0 labels"),
         ({"labels": [0, 1]}, "1 images and 2 labels"),
         ({"labels": [-1]}, "image 0 has no label"),
-        ({"labels": [4]}, "image 0 has label 4, of a network with 4 classes"),
+        ({"labels": [4]}, "image 0 has label 4, but the network has 4 classes"),
         ({"images": [torch.zeros(16, 16)]}, "an image of shape .16, 16. cannot be transformed; give .channels"),
         ({"layers": ["relu7"]}, "no layer of Sequential 'relu7'"),
         ({"kind": "shift"}, "no transform 'shift'"),

@@ -626,7 +626,7 @@ def test_no_request_ends_the_server(server: Server, content: bytes) -> None:
 def test_a_body_is_limited_with_and_without_its_length(server: Server) -> None:
     large = b"\x89PNG" + b"\0" * (2**20 + 1)
     status, answer = server.ask("/answers", large)
-    assert (status, answer["error"]) == (413, "the file is larger than the 1 MiB that are taken")
+    assert (status, answer["error"]) == (413, "the file is larger than the limit of 1 MiB")
     parts = [b"\0" * 2**16] * 17
     status, answer = server.ask("/answers", iter(parts))  # without Content-Length
     assert status == 413
@@ -734,7 +734,7 @@ def test_a_fault_of_ours_is_said_and_survived(
         with monkeypatch.context() as patch:
             patch.setattr(Answers, "answer", broken)
             status, answer = server.ask("/answers", png(1))
-        assert (status, answer["error"]) == (500, "a fault of the server: our own mistake")
+        assert (status, answer["error"]) == (500, "an error in the server: our own mistake")
         assert server.ask("/answers", png(1))[0] == 200
     assert "ZeroDivisionError" in capfd.readouterr().err
 

@@ -381,7 +381,7 @@ def test_the_picture_of_several_is_asked_for(tmp_path: Path) -> None:
 
 def test_keys_and_names_that_come_again_are_refused(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", ("a.png", picture(1)), ("b.png", picture(1)), ("a.cls", b"1"))
-    assert "has the key a twice, apart" in refused(path)
+    assert "has the key a twice, in separate places" in refused(path)
     path = tar(tmp_path / "a.tar", ("a.png", picture(1)), ("a.PNG", picture(1)))
     assert "has a.PNG twice" in refused(path)
     paths = [tar(tmp_path / f"{n}.tar", ("a.png", picture(n))) for n in range(2)]  # of different tars: they may
@@ -511,7 +511,7 @@ def test_patterns(tmp_path: Path) -> None:
     assert tars_of(tmp_path / "x-0{1}.tar") == [str(tmp_path / "x-0{1}.tar")]  # it is there
     os.unlink(tmp_path / "x-0{1}.tar")
     assert tars_of(tmp_path) == ordered
-    with pytest.raises(InputError, match=r"x-12\.tar is not there, and 2 more"):
+    with pytest.raises(InputError, match=r"x-12\.tar does not exist, and 2 more"):
         tars_of(str(tmp_path / "x-{10..14}.tar"))
     for pattern, words in {
         "nothing-*.tar": "no tar matches",
