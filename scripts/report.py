@@ -567,7 +567,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed, in short": partial(speeds_table, ("scan", "project", "occlusion"), speeds.SHORT),
     "pieces": pieces_table,
     "seeds": seeds_table,
-    "dead maps": dead_table,
+    "dead maps by rate": dead_table,
     "overlap": partial(bench_table, "scan", scale.overlap_table),
     **{f"paper, {name}": partial(beside_table, name) for name in beside.ENTRIES},
 }
