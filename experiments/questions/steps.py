@@ -111,14 +111,8 @@ def main(
     drawn = range(len(steps)) if every or len(steps) <= FEW else around_poolings(steps)
     draw(page, steps, drawn[:-1], unit, shown)
     draw_pictures(page, image, steps[-1], unit, look, Preprocessing.of(model))
-    place = "inside it" if unit.inside else "partly outside it"
-    some = "" if len(drawn) == len(steps) else f" Of {len(steps)} steps those around poolings; every=true draws all."
-    page.caption(
-        f"{type(model).__name__}, image {unit.image}, of {tops.images:,}; the unit's field is {place}. Down the left "
-        f"side, then down the right.{some} All maps: the sum of absolute values at each place; single maps: the "
-        "strongest. In each, mid-grey is 0, white above it and black below, and each has its own scale. "
-        f"{look.words}"
-    )
+    of = f"{type(model).__name__}, image {unit.image}, of {tops.images:,}"
+    page.caption(f"{of}; {caption(unit, len(drawn), len(steps))} {look.words}")
     result.figure(page.done())
     result.figure(draw_unit(image, steps, unit, look, Preprocessing.of(model)), "unit")
     result.settings |= {"map": unit.map, "images": tops.images}
@@ -130,6 +124,17 @@ def main(
         "steps": [step.numbers for step in steps],
     }
     return result.finish(ours)
+
+
+def caption(unit: Unit, drawn: int, steps: int) -> str:
+    """What the figure of the steps shows."""
+    place = "inside it" if unit.inside else "partly outside it"
+    some = "" if drawn == steps else f" Of {steps} steps those around poolings; every=true draws all."
+    return (
+        f"the unit's field is {place}. Down the left side, then down the right.{some} All maps: the sum of absolute values "
+        "at each place; single maps: the strongest. In each, mid-grey is 0, white above it and black below, and each has "
+        "its own scale."
+    )
 
 
 def strongest(
