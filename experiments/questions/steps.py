@@ -131,9 +131,9 @@ def caption(unit: Unit, drawn: int, steps: int) -> str:
     place = "inside it" if unit.inside else "partly outside it"
     some = "" if drawn == steps else f" Of {steps} steps those around poolings; every=true draws all."
     return (
-        f"the unit's field is {place}. Down the left side, then down the right.{some} All maps: the sum of absolute values "
-        "at each place; single maps: the strongest. In each, mid-grey is 0, white above it and black below, and each has "
-        "its own scale."
+        f"the unit's field is {place}. Down the left side, then down the right.{some} All maps: the sum of absolute "
+        "values at each place; single maps: the strongest. In each, mid-grey is 0, white above it and black below, and "
+        "each has its own scale."
     )
 
 
