@@ -28,7 +28,7 @@ from experiments.output.results import ROOT, read_result
 from experiments.output.tables import shown, table
 from experiments.tables.runs import flat
 from experiments.tables.table6 import KINDS
-from scripts import beside, families, pieces, reasons, scale, speeds
+from scripts import beside, families, pieces, reasons, scale, seeds, speeds
 from scripts.claims import CLAIMS, MISSING, UNTESTED, Claim
 from scripts.reasons import linked
 from zfnet.errors import InputError, first_line, unknown_name
@@ -510,6 +510,19 @@ def atlas_in_words() -> str:
     return f"{maps:,} maps of {largest['images']:,} photographs: {seconds:.0f} s, {largest['bytes'] / 1e6:.0f} MB"
 
 
+def seeds_table() -> str:
+    """How alike the units of several runs are."""
+    return seeds.likeness(found) if seeds.PAPERS in (found := results("seeds/*")) else MISSING
+
+
+def dead_table() -> str:
+    """How many maps are dead, by the learning rate."""
+    if not (found := results("seeds/*")):
+        return MISSING
+    name = "zfnet_small-scenes"
+    return seeds.dead_maps(found, published()[name], read_metadata(ROOT / "published" / f"{name}.safetensors"))
+
+
 def pieces_table() -> str:
     """What scripts/reproduce.sh runs: how many pieces of each experiment, what they need and how long they took."""
     groups = defaultdict[str, list[dict[str, Any]]](list)
@@ -553,6 +566,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed, occlusion": partial(speeds_table, ("occlusion",)),
     "speed, in short": partial(speeds_table, ("scan", "project", "occlusion"), speeds.SHORT),
     "pieces": pieces_table,
+    "seeds": seeds_table,
+    "dead maps by rate": dead_table,
     "overlap": partial(bench_table, "scan", scale.overlap_table),
     **{f"paper, {name}": partial(beside_table, name) for name in beside.ENTRIES},
 }

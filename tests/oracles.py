@@ -8,6 +8,7 @@
     plain_occlusion         the image with a square at each position, run whole, one after the other
     top_k                   the strongest activations with all of them in memory
     correlations            of all pairs of maps, one pair at a time
+    linear_cka              of two layers, by the kernels of all positions
     voc_average_precision   the area under a precision-recall curve, as the devkit of PASCAL VOC adds it up
 
 None of them imports anything of zfnet.
@@ -72,6 +73,19 @@ class NormalisedForward(torch.autograd.Function):
         return signal, None, None, None, None
 
 
+class ScaledBack(torch.autograd.Function):
+    """Batch normalisation in evaluation, whose gradient is the signal times the gain."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, *given: Any) -> Tensor:
+        ctx.gain = gain.view(1, -1, *[1] * (x.ndim - 2))
+        return F.batch_norm(x, *given[:4], eps=given[4])
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor | None, ...]:
+        return signal * ctx.gain, *[None] * 6
+
+
 def batch_norm(
     x: Tensor,
     running_mean: Tensor | None,
@@ -82,14 +96,13 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Batch normalisation in evaluation, written out: torch's own gives a wrong gradient on processors where the signal
-    lies otherwise in memory than the input, as behind `x.flatten(2).transpose(1, 2)`."""
+    """Batch normalisation with a gradient written out: torch's own is wrong on processors where the signal lies
+    otherwise in memory than the input, as behind `x.flatten(2).transpose(1, 2)`. The output is torch's, to the bit: a
+    deep network with gates can amplify rounding by 1e9."""
     if training or running_mean is None or running_var is None:  # of weights, to standardise them
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    by_map = (1, -1, *[1] * (x.ndim - 2))
     gain = (running_var + eps).pow(-0.5) * (1 if weight is None else weight)
-    out = (x - running_mean.view(by_map)) * gain.view(by_map)
-    return out if bias is None else out + bias.view(by_map)
+    return ScaledBack.apply(x, gain, running_mean, running_var, weight, bias, eps)
 
 
 def held_statistics(
@@ -675,6 +688,17 @@ def correlations(first: Tensor, second: Tensor) -> Tensor:
             if np.ptp(x) > 0 and np.ptp(y) > 0:
                 result[c, d] = float(np.corrcoef(x, y)[0, 1])
     return result
+
+
+def linear_cka(first: Tensor, second: Tensor) -> float:
+    """Linear CKA of maps (N, C, ...) and (N, D, ...), a row for each position: HSIC of kernels (P, P), normalised."""
+    kernels = []
+    for maps in (first, second):
+        rows = maps.double().movedim(1, -1).reshape(-1, maps.shape[1]).numpy()
+        centre = np.eye(len(rows)) - 1 / len(rows)
+        kernels.append(centre @ (rows @ rows.T) @ centre)
+    hsic = [float(np.trace(a @ b)) for a, b in ((kernels[0], kernels[1]), (kernels[0],) * 2, (kernels[1],) * 2)]
+    return hsic[0] / (hsic[1] * hsic[2]) ** 0.5
 
 
 def voc_average_precision(scores: np.ndarray, positive: np.ndarray) -> float:

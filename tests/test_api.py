@@ -8,6 +8,7 @@ import pytest
 
 import zfnet
 import zfnet.data
+import zfnet.training
 
 PAGES = sorted((Path(__file__).resolve().parent.parent / "docs" / "api").glob("*.rst"))
 ENTRY = re.compile(r"^\.\. (?:auto|py:)\w+:: (zfnet\.[\w.]+)\n((?:   .*\n|\n)*)", re.MULTILINE)
@@ -24,9 +25,9 @@ def test_every_public_name_has_an_entry_with_an_example_of_it(name: str) -> None
     assert re.search(rf"\b{name}\b", "\n".join(code))
 
 
-@pytest.mark.parametrize("name", zfnet.data.__all__)
-def test_every_public_name_of_data_has_an_entry(name: str) -> None:
-    assert f"zfnet.data.{name}" in entries()
+@pytest.mark.parametrize("module", [zfnet.data, zfnet.training], ids=lambda module: module.__name__)
+def test_every_public_name_of_a_package_has_an_entry(module) -> None:
+    assert not {f"{module.__name__}.{name}" for name in module.__all__} - entries().keys()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

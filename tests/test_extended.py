@@ -270,6 +270,25 @@ def test_whether_an_attention_module_gives_its_weights_decides_nothing() -> None
     assert_close(*pixels)
 
 
+def selected(x: Tensor, first: nn.Module, second: nn.Module, weigh: nn.Module, places: bool = False) -> Tensor:
+    """Selective kernels: of two branches, set side by side, each map takes its share of both."""
+    branches = torch.stack([first(x), second(x)], 1)
+    mixed = branches.sum(1) if places else branches.sum(1).mean((2, 3), keepdim=True)
+    return (branches * weigh(mixed).unflatten(1, (2, 8)).softmax(1)).sum(1)
+
+
+@pytest.mark.parametrize("places", [True, False])
+@pytest.mark.parametrize("kernel", [1, 3, 8])  # as the windows are 1 x 1, of 8 places, and of neither
+def test_a_gate_of_branches_in_windows(places: bool, kernel: int) -> None:
+    parts = [nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 16, 1)]
+    model, side = between(lambda *given: selected(*given, places=places), *parts), 24
+    model.conv2 = nn.Conv2d(8, 6, kernel).double()
+    deconvnet, x = Deconvnet(model, rules="extended"), images(2, side)
+    located = deconvnet._located("conv2", [[0, 0, 5, 5]], 2, (side, side))
+    assert [type(run).__name__ for run in deconvnet._strategies(located, False)] == ["_ByPath"]
+    check_units(deconvnet, x, "conv2")
+
+
 NORMS: dict[str, Callable[[], nn.Module]] = {
     "of whole maps": lambda: nn.LayerNorm((8, SIDE, SIDE)),
     "of a map": lambda: nn.LayerNorm((SIDE, SIDE)),

@@ -69,6 +69,18 @@ def test_the_map_by_its_sum_is_the_papers(model, data, tmp_path):
     assert peaks != [maps.map for maps in image]  # or the choice would make no difference here
 
 
+def test_the_caption_says_what_a_frame_leaves_out(data, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(Page, "caption", lambda self, words: said.append(words))
+    for name, norm in (("plain", nn.Identity()), ("gated", nn.GroupNorm(2, 4))):
+        layers = (("conv", nn.Conv2d(3, 4, 3)), ("norm", norm), ("relu", nn.ReLU()), ("pool", nn.AdaptiveAvgPool2d(1)))
+        tail = (("flat", nn.Flatten()), ("classes", nn.Linear(4, len(data.classes))))
+        model = nn.Sequential(OrderedDict((*layers, *tail)))
+        fig7.main(model, data, tmp_path / name, layer="relu", images=[0], measured=1, rules="extended", progress=False)
+    assert ["the frame is what the unit of (c) sees." in words for words in said] == [True, False]
+    assert "is projected to; gates and norms, held fixed, see more of the image" in said[1]
+
+
 def test_a_constant_map_has_no_correlation():
     a = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
     assert fig7.correlation(a, 5 - 2 * a) == pytest.approx(-1)

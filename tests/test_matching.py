@@ -6,11 +6,22 @@ import itertools
 import pytest
 import torch
 from oracles import correlations as by_numpy
+from oracles import linear_cka
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from zfnet import Deconvnet, InputError, ZFNet
-from zfnet.analysis.matching import bipartite_matching, correlations, semi_matching
+from zfnet.analysis.matching import (
+    Similarity,
+    agreement,
+    bipartite_matching,
+    correlations,
+    match,
+    random_matchings,
+    semi_matching,
+    similarities,
+    split_half_reliability,
+)
 from zfnet.errors import BrokenImage
 
 LAYERS = ["conv1", "relu1", "pool2", "relu5", "fc8"]
@@ -196,3 +207,166 @@ def test_refuses_broken_weights(first, images) -> None:
     broken.conv1.bias.data[0] = torch.nan
     with pytest.raises(InputError, match="NaN or infinity in conv1"):
         correlations(first, broken, images, ["relu1"], progress=False)
+
+
+# ---- linear CKA ------------------------------------------------------------------------------------------------------
+
+
+def compared(x: Tensor, y: Tensor) -> Similarity:
+    """Maps (P, C) and (P, D), in batches, by two networks that see them."""
+    images = torch.cat([x, y], 1)[:, :, None, None]
+    first, second = (
+        nn.Sequential(nn.Conv2d(images.shape[1], n, 1, bias=False)).double() for n in (x.shape[1], y.shape[1])
+    )
+    pick = torch.eye(images.shape[1], dtype=torch.float64)
+    first[0].weight.data = pick[: x.shape[1], :, None, None]
+    second[0].weight.data = pick[x.shape[1] :, :, None, None]
+    return similarities(first, second, images, ["0"], batch_size=7, progress=False)["0"]
+
+
+def cka(x: Tensor, y: Tensor) -> float:
+    return compared(x, y).cka
+
+
+@pytest.fixture
+def maps() -> tuple[Tensor, Tensor]:
+    x = torch.randn(40, 5).double()
+    return x, x @ torch.randn(5, 4).double() + torch.randn(40, 4).double()
+
+
+def test_cka_is_that_of_centred_gram_matrices(first, second, images) -> None:
+    """The oracle multiplies kernels (P, P) of all positions; here are second moments (C, D), batch by batch."""
+    a, b = (Deconvnet(model).record(images, LAYERS).activations for model in (first, second))
+    found = similarities(first, second, images, ["relu5", "pool2", "fc8"], batch_size=4, progress=False)
+    for layer, similarity in found.items():
+        assert similarity.cka == pytest.approx(linear_cka(a[layer], b[layer]), abs=1e-9)
+        close(similarity.correlation, by_numpy(a[layer], b[layer]))
+
+
+def test_cka_of_itself_is_one_and_is_symmetric(maps) -> None:
+    x, y = maps
+    assert cka(x, x) == pytest.approx(1)
+    assert cka(x, y) == pytest.approx(cka(y, x))
+    assert 0 < cka(x, y) < 1
+
+
+def test_cka_is_invariant_to_rotations_scale_and_shift_and_to_no_other_linear_map(maps) -> None:
+    x, y = maps
+    rotation = torch.linalg.qr(torch.randn(5, 5).double()).Q
+    assert cka(3 * x @ rotation + 7, -0.1 * y) == pytest.approx(cka(x, y))
+    stretched = x * torch.tensor([100, 1, 1, 1, 1]).double()
+    assert cka(stretched, x) < 0.9  # unlike canonical correlations
+
+
+def test_cka_of_noise_falls_with_the_number_of_positions() -> None:
+    few, many = (cka(torch.randn(n, 4).double(), torch.randn(n, 4).double()) for n in (10, 2000))
+    assert many < 0.01 < few
+
+
+def test_cka_of_constant_maps_is_not_a_number() -> None:
+    images = torch.randn(6, 3, 4, 4).double()
+    still = nn.Sequential(nn.Conv2d(3, 4, 1)).double()
+    still[0].weight.data[:] = 0
+    similarity = similarities(still, still, images, ["0"], progress=False)["0"]
+    assert similarity.cka != similarity.cka and not similarity.varies[0].any()
+    assert similarity.dimensions[0] != similarity.dimensions[0]
+
+
+def test_dimensions_are_one_where_maps_vary_together_and_their_number_where_they_do_not(maps) -> None:
+    together = torch.randn(40, 1).double() * torch.randn(1, 5).double()
+    apart = torch.linalg.qr(torch.randn(40, 6).double() - 0).Q
+    apart = torch.linalg.qr(apart - apart.mean(0)).Q
+    assert compared(together, apart).dimensions == pytest.approx((1, 6))
+    x, y = maps
+    rotation = torch.linalg.qr(torch.randn(5, 5).double()).Q
+    values = torch.linalg.eigvalsh(torch.cov(x.T))
+    expected = float(values.sum() ** 2 / values.square().sum())
+    assert compared(x, y).dimensions[0] == pytest.approx(expected)
+    assert compared(3 * x @ rotation + 7, y).dimensions[0] == pytest.approx(expected)
+
+
+# ---- matched on some images, compared on others ----------------------------------------------------------------------
+
+
+def similarity(x: Tensor, y: Tensor) -> Similarity:
+    varies = [of.std(0) > 0 for of in (x, y)]
+    return Similarity(by_numpy(x[:, :, None, None], y[:, :, None, None]), (varies[0], varies[1]), 0.0, (1.0, 1.0))
+
+
+def noise(seed: int, count: int = 30, maps: int = 12) -> Tensor:
+    return torch.randn(count, maps, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def test_in_noise_a_matching_finds_what_other_images_do_not_have() -> None:
+    found = match(similarity(noise(0), noise(1)), similarity(noise(2), noise(3)))
+    assert found.fitted.mean() > 0.2  # of chance alone, on the images that maps were paired on
+    assert abs(found.correlation.mean()) < 0.1
+    assert found.agreement < 0.4
+    assert found.random.mean().abs() < 0.1
+
+
+def test_maps_in_another_order_and_a_little_noise_are_found_again() -> None:
+    order = torch.randperm(12)
+    halves = [similarity(x := noise(n), x[:, order] + noise(n + 2) / 2) for n in (0, 1)]
+    found = match(*halves)
+    assert order[found.pairs[:, 1]].tolist() == found.pairs[:, 0].tolist() == list(range(12))
+    assert found.agreement == 1
+    assert 0.8 < found.correlation.mean() <= found.best.mean()
+    assert found.random.max() < found.correlation.mean()
+
+
+def test_a_half_and_itself_agree_in_all() -> None:
+    half = similarity(noise(0), noise(1))
+    found = match(half, half)
+    assert torch.equal(found.fitted, found.correlation)
+    assert found.agreement == 1 and found.reliability == pytest.approx(1)
+    assert found.correlation.mean() > found.random.max()  # the largest sum of all pairings
+
+
+def test_a_matching_is_over_live_maps_alone() -> None:
+    x, y = noise(0), noise(1)
+    x[:, 3] = y[:, [5, 6]] = 0
+    other = noise(2)
+    other[:, 4] = 1
+    found = match(similarity(x, y), similarity(other, noise(3)))
+    assert [int(mask.sum()) for mask in found.live] == [10, 10]
+    assert not {3, 4} & set(found.pairs[:, 0].tolist()) and not {5, 6} & set(found.pairs[:, 1].tolist())
+    assert len(found.pairs) == len(found.correlation) == len(found.best) == 10
+    nothing = match(similarity(x * 0, y), similarity(x, y))
+    assert nothing.pairs.shape == (0, 2) and nothing.reliability is None and nothing.agreement != nothing.agreement
+
+
+def test_random_pairs_have_the_mean_of_all_pairs() -> None:
+    correlation = torch.rand(6, 4).double()
+    means = random_matchings(correlation, 4000)
+    assert len(means) == 4000 and means.max() <= correlation[tuple(bipartite_matching(correlation).T)].mean()
+    assert float(means.mean()) == pytest.approx(float(correlation.mean()), abs=0.01)
+    assert torch.equal(random_matchings(correlation, 5, seed=1), random_matchings(correlation, 5, seed=1))
+    assert not torch.equal(random_matchings(correlation, 5, seed=1), random_matchings(correlation, 5, seed=2))
+    every = {float(correlation[torch.arange(2), torch.tensor(p)].mean()) for p in ([0, 1], [1, 0])}
+    assert set(random_matchings(correlation[:2, :2], 50).tolist()) == every
+
+
+def test_agreement_counts_pairs_in_any_order() -> None:
+    pairs = torch.tensor([[0, 1], [1, 0], [2, 2]])
+    assert agreement(pairs, pairs.flip(0)) == 1
+    assert agreement(pairs, torch.tensor([[0, 1], [1, 2], [2, 0]])) == pytest.approx(1 / 3)
+
+
+def test_split_half_reliability_is_that_of_both_halves_together() -> None:
+    """Values with a noise of the same variance: r is 1/2 for each half, and of the mean of both it is 2/3."""
+    random = torch.Generator().manual_seed(0)
+    true, *noises = (torch.randn(200_000, generator=random).double() for _ in range(3))
+    halves = [true + noise for noise in noises]
+    found = split_half_reliability(*halves)
+    assert found == pytest.approx(2 / 3, abs=0.01)
+    mean = (halves[0] + halves[1]) / 2
+    assert found == pytest.approx(float(true.var() / mean.var()), abs=0.01)
+    assert split_half_reliability(true, 3 * true + 1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "values", [([1, 2], [1, 2]), ([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [3, 2, 1])], ids=["two", "all equal", "contrary"]
+)
+def test_reliability_that_is_none(values) -> None:
+    assert split_half_reliability(*(torch.tensor(of).double() for of in values)) is None

@@ -1,15 +1,20 @@
 """One activation on its way down."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 from torch import nn
 from torchvision.models import squeezenet1_0
 
 from experiments.output.pages import Page
 from experiments.questions import steps
 from zfnet import Deconvnet, InputError, receptive_field, scan
+from zfnet.data.preprocessing import Preprocessing
 from zfnet.recording import activations
 
 
@@ -29,7 +34,7 @@ def test_steps_follows_one_activation_down(model, data, tmp_path):
     assert [s["operation"] for s in path] == ["start", "rectify", "filter", "unpool", "rectify", "filter"]
     assert path[0]["not_zero"] == 1
     assert path[-1]["shape"] == [3, 32, 32]
-    assert files(tmp_path) == {"figure.png", "figure.pdf", "result.json"}
+    assert files(tmp_path) == {"figure.png", "figure.pdf", "unit.png", "unit.pdf", "result.json"}
     assert result["settings"]["map"] == unit["map"]
 
 
@@ -58,6 +63,41 @@ def test_of_a_map_and_a_rank(model, data, tmp_path):
     live = int((top.value[:, 2] > 0).nonzero()[0])
     ours = steps.main(model, data, tmp_path, layer="relu2", map=live, rank=2, rules="guided", progress=False)["ours"]
     assert (ours["unit"]["map"], ours["unit"]["value"]) == (live, float(top.value[live, 2]))
+
+
+@pytest.mark.parametrize("size", [4, 200])
+def test_grey_is_zero_in_every_plane(size):
+    """As in projections: white is above 0, black below; whether drawn as squares or as an image."""
+    plane = torch.zeros(size, size)
+    plane[: size // 2, : size // 4], plane[:, -size // 4 :] = 1, -2
+    page = Page(2)
+    steps.draw_plane(page, plane, 0, 0, 100)
+    page.y = 100
+    figure = page.done()
+    figure.set_dpi(200)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = torch.as_tensor(np.asarray(canvas.buffer_rgba()).copy())[..., :3].int()
+    assert (pixels[50, 50] - 128).abs().max() <= 1
+    assert pixels[88, 12].tolist() == pixels[50, 50].tolist()
+    assert (pixels[20, 12] - 191).abs().max() <= 2  # half of the largest
+    assert pixels[50, 88].max() <= 1
+
+
+def test_a_unit_is_drawn_as_squares_of_one_size(model, data, tmp_path):
+    steps.main(model, data, tmp_path, layer="relu2", interpolation="nearest", progress=False)
+    ours = json.loads((tmp_path / "result.json").read_text())["ours"]
+    picture = np.asarray(Image.open(tmp_path / "unit.png").convert("RGB")).astype(int)
+    rows, columns = ours["box"][2] - ours["box"][0], ours["box"][3] - ours["box"][1]
+    side = (picture.shape[1] - 2 * steps.WIDE_GAP) // 3
+    scale = side // max(rows, columns)
+    top, left = 4 + steps.LINE, side + steps.WIDE_GAP
+    patch = picture[top : top + scale * rows, left : left + scale * columns]
+    pixels = patch[scale // 2 :: scale, scale // 2 :: scale]
+    assert np.abs(patch - pixels.repeat(scale, 0).repeat(scale, 1)).max() == 0
+    image, box = Preprocessing.of(model).pixels(data[ours["image"]][0]).clamp(0, 1), ours["box"]
+    cut = (255 * image[:, box[0] : box[2], box[1] : box[3]]).round().permute(1, 2, 0).numpy()
+    assert np.abs(pixels - cut).max() <= 1
 
 
 class Fork(nn.Module):

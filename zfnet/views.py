@@ -319,7 +319,7 @@ class PathWindows(UnitWindows):
 
     def _has_places(self, node: fx.Node, source: fx.Node) -> bool:
         """Whether what only decides for a step decides for each place by itself."""
-        return source in self.decided(node) and max(self.shapes[source][2:], default=1) > 1
+        return source in self.decided(node) and max(self.shapes[source][2:][-2:], default=1) > 1
 
     def _takes_statistics(self, node: fx.Node) -> bool:
         """Whether a step's rule reads the whole input, to hold what it made of it."""
@@ -333,14 +333,14 @@ class PathWindows(UnitWindows):
     def _gathered(
         self, x: Tensor, start: Sequence[int], size: Pair, place: Places, window: Window = POINTWISE
     ) -> Tensor:
-        """The windows (M, C, h, w) of x (N, C, H, W) that begin at start for unit 0, of each unit's image; whatever
+        """The windows (M, ..., h, w) of x (N, ..., H, W) that begin at start for unit 0, of each unit's image; whatever
         they hold beyond the border."""
         axes = []
         for axis, unit in enumerate(self.units):
             moved = start[axis] + place.stride[axis] * window.stride[axis] * unit
             axes.append((moved[:, None] + torch.arange(size[axis])).clamp(0, x.shape[axis - 2] - 1).to(x.device))
         image = self.image.to(x.device)[:, None, None]
-        return x.movedim(1, -1)[image, axes[0][:, :, None], axes[1][:, None, :]].movedim(-1, 1)
+        return x.movedim((-2, -1), (1, 2))[image, axes[0][:, :, None], axes[1][:, None, :]].movedim((1, 2), (-2, -1))
 
     def output(self, step: fx.Node) -> torch.Size:
         """The shape of a step's windows; of one that only decides, that of its outputs for the units' images."""

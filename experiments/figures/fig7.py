@@ -269,9 +269,11 @@ class Occluder:
         still = [f"{n}" for n, row in enumerate(rows, 1) if not row.changed]
         unchanged = f" No square changes the answer in row {', '.join(still)}." if still else ""
         square = f"Squares of {self.size} pixels, every {self.step}: {rows[0].maps.probability.numel():,} places."
+        exact = receptive_field(self.graph, self.layer, self.extent).exact
+        frame = "sees" if exact else "is projected to; gates and norms, held fixed, see more of the image"
         return (
-            f"{square}{unchanged} (a) The square where (d) is least; the frame is what the unit of (c) sees. (b) The "
-            f"sum over space of the map with the {CHOICES[self.by]}. (c) Its strongest activation in this image, "
+            f"{square}{unchanged} (a) The square where (d) is least; the frame is what the unit of (c) {frame}. (b) "
+            f"The sum over space of the map with the {CHOICES[self.by]}. (c) Its strongest activation in this image, "
             f"framed, and in others, of {scanned:,}. (e) At how many places a class is likeliest; bold: without square."
         )
 

@@ -1,14 +1,19 @@
-"""Would another training run give the same units? Two runs that differ in their seed, map by map.
+"""Would another training run give the same units? Runs that differ in their seed, map by map.
 
-The feature maps of one run are paired one to one with those of the other, so that the correlations of their
-activations add up to the most: Li, Yosinski, Clune, Lipson & Hopcroft (2016), "Convergent Learning", arXiv:1511.07543.
+The feature maps of one run are paired one to one with those of another, so that the correlations of their activations
+add up to the most: Li, Yosinski, Clune, Lipson & Hopcroft (2016), "Convergent Learning", arXiv:1511.07543. The images
+are split at random into halves: maps are paired on the first, and every number is of the second. Every two runs are
+compared. Linear CKA compares layers as a whole: Kornblith, Norouzi, Lee & Hinton (2019), arXiv:1905.00414.
+
 Maps of different networks correlate somewhat anyway, because they see the same images: what counts is by how much
-more than with an untrained network.
+more than of networks before training, than where the two networks see different images, and than pairs at random.
 
 What to look for: the best pairs show the same patches and the same projections, the worst nothing in common; and
-whether the curve of the two runs stands as far above that of the untrained network in high layers as in low ones.
+whether the curves of trained runs stand as far above those of untrained networks in high layers as in low ones.
 """
 
+import itertools
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 from typing_extensions import Unpack
 
 from experiments.output.feature_maps import MAP_GAP, Look, Panel, panel_of
@@ -25,22 +31,22 @@ from experiments.output.tables import table
 from experiments.setup.checks import as_list, at_least
 from experiments.setup.hints import Count, Names, Palette, Seed
 from experiments.setup.models import build
-from experiments.setup.networks import Networks
-from experiments.setup.options import Showing, stateless
+from experiments.setup.networks import MEMORY, Networks, seen_by
+from experiments.setup.options import Reading, Showing, stateless
 from zfnet import Deconvnet, InputError, TopActivations, receptive_field, scan
-from zfnet.analysis.matching import bipartite_matching, correlations
+from zfnet.analysis.matching import Matching, Similarity, match, similarities
 from zfnet.data.images import image_size
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.graph import Graph
-from zfnet.training import Recipe
+from zfnet.training import Recipe, in_memory
 
 SHOWN = {"best": 0.0, "median": 0.5, "worst": 1.0}  # where in a layer's pairs, by falling correlation
 ALIKE = 0.5  # maps of two runs with a correlation above this count as the same
-CURVES = {  # each one's label, colour by number, and line
-    "best": ("best partner, shared or not", 0, ":"),
-    "trained": ("one to one", 0, "-"),
-    "untrained": ("with an untrained network", 1, "--"),
-    "shuffled": ("with other images (chance)", 7, "-."),
+KINDS = {  # what is compared, by its name in result.json: how a table calls it, and its curve's colour and line
+    "trained": ("two runs", 0, "-"),
+    "one_trained": ("one of them before training", 1, "--"),
+    "untrained": ("both before training", 2, "--"),
+    "other_images": ("two runs, on different images", 7, "-."),
 }
 HEAD, PLOTS, PAIR_GAP, HALF_GAP, LINE_GAP = 3 * LINE + 4, 300, 32, 12, 18  # pixels
 
@@ -52,6 +58,18 @@ class Line(NamedTuple):
     pairs: list[tuple[str, list[Panel]]]
 
 
+class Compared(NamedTuple):
+    """A layer of two networks: paired on one half of the images, compared on the other."""
+
+    matching: Matching
+    cka: float  # on the half that was held out
+    dimensions: tuple[float, float]  # of each network's activations, on the same half
+    silent: list[dict[str, int]]  # of each network: maps that are constant on both halves, and on one of them
+
+
+Comparisons = dict[str, dict[str, list[Compared]]]  # by layer and kind, of every two runs
+
+
 def main(
     data: Any,
     out: str | Path,
@@ -61,130 +79,280 @@ def main(
     recipe: Recipe,
     layers: Names = ("relu1", "relu2", "relu3", "relu4", "relu5"),
     seed: Seed = 0,
-    other: Seed = 1,
+    seeds: Count = 3,
     k: Count = 9,
     drawn: Count = 4,
+    permutations: Count = 1000,
     style: Palette = "safe",
     **options: Unpack[Showing],
 ) -> dict[str, Any]:
-    """Train a network twice, match the maps of each layer, and draw pairs of maps and their correlations.
+    """Train a network several times, match the maps of every two runs, and draw pairs of maps and their correlations.
 
     Args:
-        data: the images.
+        data: the images; none of them is trained on.
         out: the folder of the result.
         networks: of the data set, by their training.
         architecture: of the network.
-        recipe: how both are trained, but for the seed.
+        recipe: how all are trained; seeds count from the recipe's.
         layers: by name.
-        seed: of the first run; the control, which is not trained, has a third, or it would be kin to a run.
-        other: the seed of the second run.
+        seed: of the halves of the images, and of what is random in the baselines.
+        seeds: trainings, two or more; pairs of maps are drawn of the first two, and the numbers are of every two.
         k: strongest images of a map, counted where the other map has them too.
         drawn: how many of these activations are drawn.
+        permutations: pairings of maps at random, for each two runs.
         style: colours of the curves: "safe" for colour-blind readers, or "paper".
         options: see `Showing` and `Reading`.
     """
     result, (look, reading), colours = Result("seeds", out, locals()), Look.of(options), style_of(style)
-    page, layers = Page(look.width), as_list(layers)
+    page, layers, runs = Page(look.width), as_list(layers), range(recipe.seed, recipe.seed + seeds)
     result.settings |= {"layers": layers, "alike": ALIKE, "dataset": type(data).__name__}
-    check(seed, other, k, drawn, len(data))
-    control = untrained(networks, architecture, max(seed, other) + 1, layers)
-    runs = {n: networks.trained("network", architecture, replace(recipe, seed=n)) for n in (seed, other)}
-    deconvnets = {f"seed {n}": look.deconvnet(run.model) for n, run in runs.items()}
-    first, second = (deconvnet.graph for deconvnet in deconvnets.values())
-    matrices = {
-        "trained": correlations(first, second, data, layers, **stateless(reading)),
-        "untrained": correlations(first, control, data, layers, **stateless(reading)),
-        "shuffled": correlations(first, second, data, layers, shuffle_seed=seed, **stateless(reading)),
-    }
-    scans = [scan(graph, data, layers, k, **reading) for graph in (first, second)]
-    compared, curves, lines = {}, {}, []
+    check(seeds, k, drawn, permutations, len(data))
+    before = {n: untrained(networks, architecture, n, layers) for n in runs}
+    trained = {n: networks.trained("network", architecture, replace(recipe, seed=n)) for n in runs}
+    deconvnets = {n: look.deconvnet(run.model) for n, run in trained.items()}
+    halves = [held(half, reading) for half in halved(seen_by(trained[recipe.seed].model, data), seed)]
+    graphs = {n: deconvnet.graph for n, deconvnet in deconvnets.items()}
+    compared = comparisons(graphs, before, halves, layers, permutations, seed, reading)
+    scans = {n: scan(graph, halves[1], layers, k, **reading) for n, graph in graphs.items()}
+    numbers = {x: numbers_of(compared[x], {n: found[x] for n, found in scans.items()}) for x in layers}
+    lines = []
     for layer in layers:
-        tops = [maxima[layer] for maxima in scans]
-        compared[layer], curves[layer] = compare({what: by[layer] for what, by in matrices.items()}, tops)
-        lines.append(line_of(layer, deconvnets, data, tops, compared[layer]["pairs"], drawn, look))
+        shown = {f"seed {n}": deconvnets[n] for n in runs[:2]}, halves[1], [scans[n][layer] for n in runs[:2]]
+        lines.append(line_of(layer, *shown, numbers[layer]["pairs"], drawn, look))
     draw_pairs(page, lines)
-    draw_curves(page, curves, colours)
-    kind, images = type(control.model).__name__, scans[0].images
-    page.caption(f"{kind}, trained twice (seeds {seed} and {other}), {images:,} images. {caption(k, drawn, look)}")
+    draw_curves(page, {x: {kind: curves(found) for kind, found in compared[x].items()} for x in layers}, colours)
+    kind = type(graphs[recipe.seed].model).__name__
+    page.caption(f"{kind}, trained {seeds} times. {caption(runs, [len(half) for half in halves], k, drawn, look)}")
     result.figure(page.done())
-    errors = {str(n): run.history[-1].get("validation_error") for n, run in runs.items()}
-    ours = {"layers": compared, "images": images, "shared_by_chance": k * k / images, "validation_error": errors}
-    result.text(f"{summary(ours, k)}\n\n{answer(compared)}")
+    ours = {
+        "seeds": list(runs),
+        "compared": list(itertools.combinations(runs, 2)),
+        "images": {"matched_on": len(halves[0]), "held_out": len(halves[1])},
+        "permutations": permutations,
+        "layers": numbers,
+        "k": k,
+        "shared_by_chance": k * k / len(halves[1]),
+        "validation_error": {str(n): run.history[-1].get("validation_error") for n, run in trained.items()},
+    }
+    result.text(summary(ours))
     return result.finish(ours)
 
 
-def check(seed: int, other: int, k: int, drawn: int, images: int) -> None:
+def check(seeds: int, k: int, drawn: int, permutations: int, images: int) -> None:
     """InputError for settings out of range."""
-    at_least(1, drawn=drawn)
-    if seed == other:
-        raise InputError(f"seed and other are both {seed}: two runs need two seeds")
-    if not 1 <= k <= images:
-        raise InputError(f"k is {k}; give a number from 1 to that of the images, {images}")
+    at_least(1, drawn=drawn, permutations=permutations)
+    at_least(2, seeds=seeds)
+    if not 1 <= k <= images // 2:
+        raise InputError(f"k is {k}; give a number from 1 to that of half of the images, {images // 2}")
 
 
 def untrained(networks: Networks, architecture: Callable[[], nn.Module], seed: int, layers: Sequence[str]) -> Graph:
-    """The control; InputError, before minutes of training, for layers that it does not have."""
-    control = Graph(build(architecture, preprocessing=networks.preprocessing, seed=seed))
-    control.model.to(networks.device)
+    """A run before its training; InputError, before minutes of training, for layers that it does not have."""
+    graph = Graph(build(architecture, preprocessing=networks.preprocessing, seed=seed))
+    graph.model.to(networks.device)
     for layer in layers:
-        control.node(layer)
-    return control
+        graph.node(layer)
+    return graph
 
 
-def compare(matrices: Mapping[str, Tensor], tops: Sequence[TopActivations]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Numbers of one layer, and the correlations of the first network's live maps with their partners, by curve.
+def halved(data: Any, seed: int) -> list[Subset[Any]]:
+    """The images, split at random into two halves; the second has one more of an odd number."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    parts = order[: len(data) // 2], order[len(data) // 2 :]
+    return [Subset(data, part.sort().values.tolist()) for part in parts]
+
+
+def held(half: Subset[Any], reading: Reading) -> Any:
+    """Its images in memory, where they fit: all networks see them many times."""
+    how: Any = {name: value for name, value in reading.items() if name in ("workers", "progress")}
+    return in_memory(half, limit=MEMORY, **how)
+
+
+def comparisons(
+    after: Mapping[int, Graph],
+    before: Mapping[int, Graph],
+    halves: Sequence[Any],
+    layers: Sequence[str],
+    permutations: int,
+    seed: int,
+    reading: Reading,
+) -> Comparisons:
+    """Compare every two runs, layer by layer, and the same before training and on different images.
+
+    Args:
+        after, before: the networks after and before training, by seed.
+        halves: the images to pair maps on, and those to compare them on.
+        layers: by name.
+        permutations: pairings at random.
+        seed: of these and of the order of different images.
+        reading: how images are read.
+    """
+    found: Comparisons = {layer: {kind: [] for kind in KINDS} for layer in layers}
+    for a, b in itertools.combinations(after, 2):
+        pairs = {"trained": (after, after), "one_trained": (after, before), "untrained": (before, before)}
+        for kind in KINDS:
+            ones, others = pairs.get(kind, (after, after))
+            shuffle = seed if kind == "other_images" else None
+            how: Any = {"shuffle_seed": shuffle, **stateless(reading)}
+            parts = [similarities(ones[a], others[b], half, layers, **how) for half in halves]
+            for layer in layers:
+                fitted, held_out = (part[layer] for part in parts)
+                matching = match(fitted, held_out, permutations=permutations, seed=seed)
+                if not len(matching.pairs):
+                    raise InputError(
+                        f"{layer}: no two maps that are ever above 0 are matched ({KINDS[kind][0]}, seeds {a} and "
+                        f"{b}); have the networks learnt at all?"
+                    )
+                more = held_out.cka, held_out.dimensions, silent(fitted, held_out)
+                found[layer][kind].append(Compared(matching, *more))
+    return found
+
+
+def silent(fitted: Similarity, held_out: Similarity) -> list[dict[str, int]]:
+    """Of each of two networks, how many maps are constant on both halves of the images, and how many on one."""
+    counts = []
+    for one, other in zip(fitted.varies, held_out.varies, strict=True):
+        counts.append({"dead": int((~(one | other)).sum()), "rare": int((one ^ other).sum())})
+    return counts
+
+
+def numbers_of(compared: Mapping[str, Sequence[Compared]], tops: Mapping[int, TopActivations]) -> dict[str, Any]:
+    """Numbers of one layer: of each kind a list with one for every two runs, and the pairs of the first two runs.
 
     A pair is [map, map, correlation, images among the strongest of both]; pairs stand by falling correlation.
 
     Args:
-        matrices: the correlations (C, C) with each other network.
-        tops: the strongest activations in both runs.
+        compared: by kind, of every two runs.
+        tops: by seed, the strongest activations on the images held out.
     """
-    live = [top.value[:, 0] > 0 for top in tops]
-    curves = {what: maps[tuple(bipartite_matching(maps).T)][live[0]] for what, maps in matrices.items()}
-    curves["best"] = matrices["trained"].amax(1)[live[0]]
-    pairs = bipartite_matching(matrices["trained"])
-    pairs = pairs[live[0][pairs[:, 0]] & live[1][pairs[:, 1]]]
-    correlation = matrices["trained"][tuple(pairs.T)]
-    images = [top.image.where(top.value > 0, -1 - n) for n, top in enumerate(tops)]  # what is 0 is no strong activation
-    ones, others = (winners[maps] for winners, maps in zip(images, pairs.T, strict=True))
-    shared = (ones[:, :, None] == others[:, None, :]).sum((1, 2))
-    order = correlation.argsort(descending=True, stable=True)
-    columns = [column[order].tolist() for column in (*pairs.T, correlation, shared)]
-    numbers = {
-        "maps": len(live[0]),
-        "live": [int(mask.sum()) for mask in live],
-        **{
-            what: {"mean": float(c.mean()), "median": float(c.median()), "alike": float((c > ALIKE).double().mean())}
-            for what, c in curves.items()
-        },
-        "shared": float(shared.double().mean()),
+    shared = []
+    for (a, b), found in zip(itertools.combinations(tops, 2), compared["trained"], strict=True):
+        images = [tops[x].image.where(tops[x].value > 0, -1 - n) for n, x in enumerate((a, b))]  # 0 is no activation
+        ones, others = (of[maps] for of, maps in zip(images, found.matching.pairs.T, strict=True))
+        shared.append((ones[:, :, None] == others[:, None, :]).sum((1, 2)))
+    first = compared["trained"][0].matching
+    order = first.correlation.argsort(descending=True, stable=True)
+    columns = [column[order].tolist() for column in (*first.pairs.T, first.correlation, shared[0])]
+    counts: dict[str, dict[str, int]] = {}
+    dimensions: dict[str, dict[str, float]] = {"trained": {}, "untrained": {}}
+    for n, both in enumerate(itertools.combinations(map(str, tops), 2)):
+        counts |= dict(zip(both, compared["trained"][n].silent, strict=True))
+        for kind, of in dimensions.items():
+            of |= dict(zip(both, compared[kind][n].dimensions, strict=True))
+    return {
+        "maps": len(first.live[0]),
+        **{what: {n: count[what] for n, count in counts.items()} for what in ("dead", "rare")},
+        "dimensions": dimensions,
+        **{kind: statistics_of(found) for kind, found in compared.items()},
+        "shared": [float(of.double().mean()) for of in shared],
         "pairs": [list(row) for row in zip(*columns, strict=True)],
     }
-    return numbers, curves
 
 
-def summary(ours: Mapping[str, Any], k: int) -> str:
-    """The numbers as a table."""
-    three = ["mean", "median", f"above {ALIKE}"]
-    head = ["layer", "maps", "live", f"matched: {three[0]}", *three[1:], "best partner: mean"]
-    head += [f"untrained: {three[0]}", *three[1:], "shuffled: mean", f"shared of {k} images", "by chance"]
+def statistics_of(compared: Sequence[Compared]) -> dict[str, list[Any]]:
+    """Numbers of one layer and kind, each for every two runs."""
+    each = [found.matching for found in compared]
+    return {
+        "matched_maps": [len(of.pairs) for of in each],
+        "mean": [float(of.correlation.mean()) for of in each],
+        "fitted_mean": [float(of.fitted.mean()) for of in each],
+        "median": [float(of.correlation.median()) for of in each],
+        "alike": [float((of.correlation > ALIKE).double().mean()) for of in each],
+        "best_mean": [float(of.best.mean()) for of in each],
+        "same_partner": [of.agreement for of in each],
+        "reliability": [of.reliability for of in each],
+        "random": [[float(v) for v in (of.random.mean(), of.random.min(), of.random.max())] for of in each],
+        "cka": [found.cka for found in compared],
+    }
+
+
+def curves(compared: Sequence[Compared]) -> list[Tensor]:
+    """Of every two runs, the correlations of the pairs from the highest to the lowest."""
+    return [found.matching.correlation.sort(descending=True).values for found in compared]
+
+
+def spread(values: Sequence[float | None], digits: int = 2) -> str:
+    """The mean and the range of numbers of every two runs."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "not known"
+    mean, low, high = (two_digits(of, digits) for of in (statistics.mean(known), min(known), max(known)))
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def two_digits(value: float, digits: int = 2) -> str:
+    """A number with so many digits behind the point; no minus before 0."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def summary(ours: Mapping[str, Any]) -> str:
+    """The numbers as tables, and in words: means over every two runs, with their range."""
+    return "\n\n".join([likeness_table(ours), matching_table(ours), maps_table(ours), answer(ours)])
+
+
+def likeness_table(ours: Mapping[str, Any]) -> str:
+    """The correlation of matched maps and linear CKA, beside their baselines."""
     rows = []
     for layer, n in ours["layers"].items():
-        cells = [*n["trained"].values(), n["best"]["mean"], *n["untrained"].values(), n["shuffled"]["mean"]]
-        cells += [n["shared"], ours["shared_by_chance"]]
-        rows.append([layer, n["maps"], " and ".join(map(str, n["live"])), *(f"{cell:.2f}" for cell in cells)])
+        each = n["trained"]["random"]
+        mean, low, high = statistics.mean(r[0] for r in each), min(r[1] for r in each), max(r[2] for r in each)
+        random = " ".join([two_digits(mean), f"({two_digits(low)} to {two_digits(high)})"])
+        rows.append([layer, "matched correlation", *(spread(n[kind]["mean"]) for kind in KINDS), random])
+        rows.append(["", "linear CKA", *(spread(n[kind]["cka"]) for kind in KINDS), ""])
+    pairings = f"{len(ours['compared'])} x {ours['permutations']:,}"
+    return table(
+        ["layer", "", *(words for words, *_ in KINDS.values()), f"maps paired at random, {pairings} times"], rows
+    )
+
+
+def matching_table(ours: Mapping[str, Any]) -> str:
+    """How far a matching of two runs depends on the images."""
+    rows = []
+    for layer, n in ours["layers"].items():
+        names = ("fitted_mean", "mean", "best_mean", "same_partner", "reliability")
+        rows.append([layer, spread(n["trained"]["matched_maps"], 0), *(spread(n["trained"][name]) for name in names)])
+    images = ours["images"]
+    head = ["layer", "pairs", f"correlation on the {images['matched_on']:,} images matched on"]
+    head += [f"on {images['held_out']:,} others", "of the best partner, shared or not"]
+    return table([*head, "same partner from either half", "split-half reliability"], rows)
+
+
+def maps_table(ours: Mapping[str, Any]) -> str:
+    """How many maps are dead, and how many have a partner."""
+    rows = []
+    for layer, n in ours["layers"].items():
+        counts = [", ".join(map(str, n[of].values())) for of in ("dead", "rare")]
+        alike = [spread(n[kind]["alike"]) for kind in ("trained", "untrained")]
+        ranks = [spread(list(n["dimensions"][kind].values()), 1) for kind in ("trained", "untrained")]
+        shared = spread(n["shared"]), two_digits(ours["shared_by_chance"])
+        rows.append([layer, n["maps"], *counts, *ranks, *alike, *shared])
+    head = ["layer", "maps", "dead, by run", "0 on one half of the images", "dimensions", "dimensions before training"]
+    head += [
+        f"pairs above {ALIKE}",
+        f"above {ALIKE} before training",
+        f"of {ours['k']} strongest images shared",
+        "by chance",
+    ]
     return table(head, rows)
 
 
-def answer(compared: Mapping[str, Mapping[str, Any]]) -> str:
+def answer(ours: Mapping[str, Any]) -> str:
     """The answer to the question, from the numbers."""
-    shares = (f"{layer} {n['trained']['alike']:.0%} ({n['untrained']['alike']:.0%})" for layer, n in compared.items())
-    most = [layer for layer, n in compared.items() if n["trained"]["alike"] > 0.5]
+    compared = ours["layers"]
+    means = {layer: statistics.mean(n["trained"]["alike"]) for layer, n in compared.items()}
+    shares = (
+        f"{layer} {means[layer]:.0%} ({statistics.mean(n['untrained']['alike']):.0%})" for layer, n in compared.items()
+    )
+    most = [layer for layer, mean in means.items() if mean > 0.5]
     where = "every layer" if len(most) == len(compared) else ", ".join(most) or "no layer"
+    each = {layer: (n["trained"]["mean"], n["untrained"]["mean"]) for layer, n in compared.items()}
+    more = [layer for layer, (after, before) in each.items() if min(after) > max(before)]
+    less = [layer for layer, (after, before) in each.items() if max(after) < min(before)]
     return (
-        "Would another training run give the same units?  Maps with a partner of their own in the other run, "
-        f"correlated above {ALIKE} (in an untrained network): {', '.join(shares)}.  Most of them in {where}."
+        f"Would another training run give the same units?  Pairs of maps that correlate above {ALIKE} on images that "
+        f"they were not matched on (before training): {', '.join(shares)}.  "
+        f"Most of them in {where}.  In every two runs, matched maps correlate more than before training in "
+        f"{', '.join(more) or 'no layer'}, less in {', '.join(less) or 'no layer'}."
     )
 
 
@@ -198,8 +366,6 @@ def line_of(
     look: Look,
 ) -> Line:
     """The best, the median and the worst pair of a layer, each map by its strongest activations."""
-    if not pairs:
-        raise InputError(f"{layer}: no two maps that are ever above 0 are matched; have the networks learnt at all?")
     graph, k = next(iter(deconvnets.values())).graph, tops[0].value.shape[1]
     field = receptive_field(graph, layer, image_size(data))
     often = [top.value[:, -1] > 0 for top in tops]
@@ -217,14 +383,15 @@ def line_of(
     return line
 
 
-def caption(k: int, drawn: int, look: Look) -> str:
+def caption(runs: range, images: Sequence[int], k: int, drawn: int, look: Look) -> str:
     """What is drawn, and how it is scaled."""
     return (
-        f"Pairs of feature maps, matched one to one; drawn are those above 0 on {k} images or more, by their "
-        f"{min(drawn, k)} strongest activations, from different images: projections left (of the first convolution, "
-        f"the filter, up to its largest value), image patches right. {look.words} Tiles are enlarged "
-        f"({look.interpolation}) as each heading says. Hatched: outside the image. White: no activation above 0. "
-        "Curves: all maps of the first run that are ever above 0."
+        f"Feature maps are paired one to one on {images[0]:,} images; all else is of {images[1]:,} others. Drawn are "
+        f"pairs of seeds {runs[0]} and {runs[1]} that are above 0 on {k} images or more, by their {min(drawn, k)} "
+        "strongest activations, from different images: projections left (of the first convolution, the filter, up to "
+        f"its largest value), image patches right. {look.words} Tiles are enlarged ({look.interpolation}) as each "
+        "heading says. Hatched: outside the image. White: no activation above 0. Curves: one for every two of "
+        f"{len(runs)} runs, of all pairs of maps; maps that are 0 on all images of a half have no partner."
     )
 
 
@@ -248,23 +415,26 @@ def draw_pairs(page: Page, lines: Sequence[Line]) -> None:
         page.y += HEAD + block + LINE_GAP
 
 
-def draw_curves(page: Page, curves: Mapping[str, Mapping[str, Tensor]], style: Style) -> None:
-    """Sorted correlations of each layer in its own axes."""
+def draw_curves(page: Page, curves: Mapping[str, Mapping[str, Sequence[Tensor]]], style: Style) -> None:
+    """Sorted correlations of each layer in its own axes, one curve for every two runs."""
     left, right, gap = 84, 24, 46
     wide = (page.columns - left - right + gap) // len(curves) - gap
-    lowest = min(float(values.min()) for sorts in curves.values() for values in sorts.values())
-    for n, (layer, sorts) in enumerate(curves.items()):
+    lowest = min(float(values.min()) for kinds in curves.values() for each in kinds.values() for values in each)
+    for n, (layer, kinds) in enumerate(curves.items()):
         axes = page.axes(left + n * (wide + gap), page.y + 3.6 * LINE, wide, PLOTS - 6 * LINE)
-        for what, (label, number, line) in CURVES.items():
-            values = sorts[what].sort(descending=True).values
-            axes.plot(torch.linspace(0, 100, len(values)), values, line, color=style.lines[number], label=label, lw=1.1)
+        for kind, (label, number, line) in KINDS.items():
+            for values in kinds[kind]:
+                axes.plot(
+                    torch.linspace(0, 100, len(values)), values, line, color=style.lines[number], label=label, lw=0.9
+                )
+                label = "_"  # one entry of the legend for all
         axes.set(xlim=(0, 100), ylim=(min(lowest, -0.05) - 0.05, 1.02), yticks=(0, 0.5, 1), xticks=(0, 50, 100))
         axes.set_title(layer, pad=3)
         axes.tick_params(labelleft=n == 0, length=2)
         axes.grid(color="0.9", lw=0.5)
         if not n:
             axes.set_ylabel("correlation")
-            axes.set_xlabel("live maps, sorted, %", labelpad=1)
+            axes.set_xlabel("pairs of maps, sorted, %", labelpad=1)
             axes.legend(loc="lower left", bbox_to_anchor=(-0.42, 1.16), ncols=4, frameon=False)
-    page.text(0, page.y + LINE / 2, "How like its partner is each map of the first run?", weight="bold", size=8)
+    page.text(0, page.y + LINE / 2, "How alike are matched maps?", weight="bold", size=8)
     page.y += PLOTS

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib import colormaps
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -32,7 +32,8 @@ from zfnet.rendering import contrast as scaled
 VERBS = dict.fromkeys(("relu", "relu_"), "rectify") | dict.fromkeys(("conv2d", "linear"), "filter")
 VERBS |= dict.fromkeys(("maxpool2d", "switchmaxpool2d", "max_pool2d"), "unpool")
 VERBS |= dict.fromkeys(("contrastnorm", "dropout"), "pass") | {"cat": "split", "add": "branch", "iadd": "branch"}
-FEW, GAP, LETTERS = 20, 6, 25  # steps that are all drawn; pixels between tiles; in a line of words
+FEW, LETTERS = 20, 25  # steps that are all drawn; letters in a line of words
+GAP, WIDE_GAP = 6, 24  # pixels between tiles, and between the pictures of a unit
 
 
 class Unit(NamedTuple):
@@ -80,7 +81,7 @@ def main(
     every: bool = False,
     **options: Unpack[Showing],
 ) -> dict[str, Any]:
-    """Follow one strong activation down to pixels, step by step.
+    """Follow one strong activation down to pixels, step by step; a second figure, unit, shows what its unit is.
 
     Args:
         model: the network.
@@ -110,14 +111,10 @@ def main(
     drawn = range(len(steps)) if every or len(steps) <= FEW else around_poolings(steps)
     draw(page, steps, drawn[:-1], unit, shown)
     draw_pictures(page, image, steps[-1], unit, look, Preprocessing.of(model))
-    place = "inside it" if unit.inside else "partly outside it"
-    some = "" if len(drawn) == len(steps) else f" Of {len(steps)} steps those around poolings; every=true draws all."
-    page.caption(
-        f"{type(model).__name__}, image {unit.image}, of {tops.images:,}; the unit's field is {place}. Down the left "
-        f"side, then down the right.{some} All maps: the strength at each place; single maps: the strongest, red above "
-        f"0, blue below. Each has its own scale. {look.words}"
-    )
+    of = f"{type(model).__name__}, image {unit.image}, of {tops.images:,}"
+    page.caption(f"{of}; {caption(unit, len(drawn), len(steps))} {look.words}")
     result.figure(page.done())
+    result.figure(draw_unit(image, steps, unit, look, Preprocessing.of(model)), "unit")
     result.settings |= {"map": unit.map, "images": tops.images}
     ours = {
         "unit": {"layer": layer, **{name: getattr(unit, name) for name in ("map", "row", "column", "value")}},
@@ -127,6 +124,17 @@ def main(
         "steps": [step.numbers for step in steps],
     }
     return result.finish(ours)
+
+
+def caption(unit: Unit, drawn: int, steps: int) -> str:
+    """What the figure of the steps shows."""
+    place = "inside it" if unit.inside else "partly outside it"
+    some = "" if drawn == steps else f" Of {steps} steps those around poolings; every=true draws all."
+    return (
+        f"the unit's field is {place}. Down the left side, then down the right.{some} All maps: the sum of absolute "
+        "values at each place; single maps: the strongest. In each, mid-grey is 0, white above it and black below, and "
+        "each has its own scale."
+    )
 
 
 def strongest(
@@ -220,22 +228,22 @@ def draw(page: Page, steps: Sequence[Step], drawn: Sequence[int], unit: Unit, sh
         for column, (plane, name) in enumerate(planes):
             left = x + text + column * (tile + GAP)
             page.text(left + tile / 2, y + LINE / 2, name, ha="center")
-            draw_plane(page, plane, left, y + LINE, tile, signed=column > 0)
+            draw_plane(page, plane, left, y + LINE, tile)
     page.y += half * high
 
 
-def draw_plane(page: Page, plane: Tensor, x: float, y: float, tile: int, *, signed: bool) -> None:
-    """A plane (H, W): red above zero and blue below it, or the strength alone as ink."""
-    values, low, colours = scaled(plane[None], quantile=0.999)[0], -1 if signed else 0, "RdBu_r" if signed else "Greys"
+def draw_plane(page: Page, plane: Tensor, x: float, y: float, tile: int) -> None:
+    """A plane (H, W) as projections are shown: mid-grey is 0, white above it and black below."""
+    values = scaled(plane[None], quantile=0.999)[0]
     if max(plane.shape) <= tile // 2:
         axes = page.axes(x, y, tile, tile)
-        heat(axes, values, colours, vmin=low, vmax=1)
+        heat(axes, values, "gray", vmin=-1, vmax=1)
     else:
         extent = [min(n, tile) for n in plane.shape]
         where = torch.nn.functional.adaptive_max_pool2d(values.abs()[None], extent, return_indices=True)[1]
         values = values.flatten()[where[0]]  # of the cells in a pixel the strongest
-        shades = torch.as_tensor(colormaps[colours]((values.numpy() - low) / (1 - low))[..., :3])
-        axes = page.image(enlarged(shades.permute(2, 0, 1)[None], (tile, tile), "nearest")[0], x, y)
+        shades = ((values + 1) / 2).expand(3, -1, -1)
+        axes = page.image(enlarged(shades[None], (tile, tile), "nearest")[0], x, y)
     frame(axes)
 
 
@@ -277,3 +285,36 @@ def draw_pictures(page: Page, image: Tensor, last: Step, unit: Unit, look: Look,
             box(axes, unit.box, factor)
             axes.set(xlim=(-0.5, size[1] - 0.5), ylim=(size[0] - 0.5, -0.5))
     page.y += LINE + side
+
+
+def draw_unit(image: Tensor, steps: Sequence[Step], unit: Unit, look: Look, preprocessing: Preprocessing) -> Figure:
+    """A unit on one page: the image with what it sees, that patch, and the projection of its activation."""
+    page = Page(look.width)
+    side = (page.columns - 2 * WIDE_GAP) // 3
+    whole, signal = preprocessing.pixels(image).clamp(0, 1), preprocessing.rgb(steps[-1].signal)
+    top, left, bottom, right = (max(edge, 0) for edge in unit.box)
+    part = (slice(None), slice(top, bottom), slice(left, right))
+    rows, columns = whole[part].shape[1:]
+    names = "image", "image patch", "projection"
+    for n, (name, picture) in enumerate(zip(names, (whole, whole[part], signal[part]), strict=True)):
+        factor = side / max(picture.shape[1:])
+        how = look.interpolation if n else "bicubic"
+        if how == "nearest" and factor > 1:
+            factor = float(int(factor))  # all squares of one size
+        size = (round(picture.shape[1] * factor), round(picture.shape[2] * factor))
+        shown = look.pictures(picture[None], size) if n == 2 else enlarged(picture[None], size, how)
+        x, extent = n * (side + WIDE_GAP), " x ".join(map(str, picture.shape[1:]))
+        page.text(x, page.y + LINE / 2, f"{name}, {extent} pixels, x {factor:.2g}")
+        axes = page.axes(x, page.y + LINE, size[1], size[0])
+        show(axes, shown[0])
+        if not n:
+            box(axes, unit.box, factor)
+            axes.set(xlim=(-0.5, size[1] - 0.5), ylim=(size[0] - 0.5, -0.5))
+    page.y += LINE + side
+    shape = " x ".join(map(str, steps[0].signal.shape))
+    page.caption(
+        f"One unit: row {unit.row}, column {unit.column} of feature map {unit.map} of {steps[0].layer}, whose output "
+        f"is {shape}. On this image its activation is {unit.value:.4g}. It sees {rows} x {columns} pixels of the "
+        f"image: the box, and the patch. The projection is this activation brought down to pixels. {look.words}"
+    )
+    return page.done()

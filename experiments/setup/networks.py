@@ -1,5 +1,6 @@
 """Trained networks, found by the identity of their training, or trained from scratch."""
 
+import copy
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from experiments.setup.models import build
 from zfnet import weights
-from zfnet.data.images import as_images
+from zfnet.data.images import ForeignImages, as_images
 from zfnet.data.preprocessing import Preprocessing
 from zfnet.errors import InputError
 from zfnet.identity import digest
@@ -45,6 +46,25 @@ def find_trained(files: Iterable[Path], identity: dict[str, Any]) -> Path | None
             if metadata.get("identity") == identity and isinstance(metadata.get("history"), list):
                 return file
     return None
+
+
+def seen_by(model: nn.Module, data: Any) -> Any:
+    """The images as a network sees them that was trained by an experiment, less the mean image of its training.
+
+    Args:
+        model: the network; training by the recipe's `pixel_mean` left its mean image in its preprocessing.
+        data: the images by the preprocessing that the network had before. They stay as they are.
+    """
+    preprocessing = Preprocessing.of(model)
+    if preprocessing.mean_image is None:
+        return data
+    seen = holder = copy.copy(data)
+    if isinstance(seen, ForeignImages):
+        seen.dataset = holder = copy.copy(seen.dataset)
+    if not hasattr(holder, "transform"):
+        raise InputError(f"a {type(data).__name__} has no transform, to subtract a mean image: set pixel_mean=false")
+    holder.transform = preprocessing
+    return seen
 
 
 class Trained(NamedTuple):

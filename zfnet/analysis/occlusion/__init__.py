@@ -135,7 +135,7 @@ def occlusion_maps(
         map: which of its feature maps; None: the one that is strongest without a square.
         target: the class; None: the most probable one without a square. A network with one output, a logit or a
             probability, has the classes 0 and 1, and None is 1.
-        score: what the outputs say of a class. "auto": its probability, by the network's last step (`readout.ending`).
+        score: what the outputs say of a class. "auto": its probability, by the network's last step.
             "softmax", "sigmoid" (one logit, or several labels), "exp" (logarithms) or "identity" (probabilities,
             regression) names it; outputs (N, classes, H, W), as of a segmentation, are then summed over space.
             A function takes the network's outputs and gives one number for each image: (N,).
