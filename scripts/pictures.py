@@ -55,7 +55,7 @@ def drawn(name: str, folder: Path) -> Image.Image:
     run = [sys.executable, str(ROOT / "experiments" / "run.py"), *words]
     done = subprocess.run(run, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise InputError(f"{name}: {picture.command} failed: {(done.stderr.splitlines() or ['without a word'])[-1]}")
+        raise InputError(f"{name}: {picture.command} failed: {(done.stderr.splitlines() or ['no message'])[-1]}")
     image = Image.open(folder / f"{picture.figure}.png").convert("RGB")
     if wide := WIDE.get(name):
         image = image.resize((wide, round(image.height * wide / image.width)), Image.Resampling.LANCZOS)
