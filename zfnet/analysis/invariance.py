@@ -77,7 +77,7 @@ def transformed(
     size = np.array(image.shape[1:])
     down, scale, degrees = (float(amount) if kind == name else NOTHING[name] for name in NOTHING)
     if not abs(down) <= size[0]:
-        raise InputError(f"a shift by {amount} pixels is larger than the image, {size[0]} pixels")
+        raise InputError(f"a shift by {amount} pixels leaves nothing of an image of {size[0]}")
     if not (0.1 <= scale < math.inf and math.isfinite(degrees)):
         raise InputError(f"{kind} is {amount}; give {'0.1 or more' if kind == 'scale' else 'degrees'}")
 
