@@ -314,7 +314,7 @@ def test_broken_images_are_counted_once_and_too_many_are_refused():
     broken.add(["a"])
     broken.warn()  # nothing new
     assert broken.names == ["b", "a"]
-    says = r"3 of 200 \(1.5%\) training image.s. could not be read, first: a; mend .* with allow_broken=true"
+    says = r"3 of 200 \(1.5%\) training image.s. could not be read, first: a; repair .* with allow_broken=true"
     with pytest.raises(InputError, match=says):
         broken.add(["c"])
     allowed = Broken("training", 3, True, broken.names[:2])

@@ -408,7 +408,7 @@ def test_images_of_other_channels_are_refused() -> None:
 
 
 def test_labels_beyond_the_classes_are_refused(halves) -> None:
-    with pytest.raises(InputError, match=r"labels 0\.\.5"):
+    with pytest.raises(InputError, match=r"labels are 0\.\.5"):
         train(network(), TensorDataset(halves.tensors[0], torch.arange(48) % 6), recipe=Recipe(epochs=1, batch_size=48))
 
 

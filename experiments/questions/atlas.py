@@ -59,7 +59,8 @@ def main(
         licence: a sentence that says which of the images may be published.
         weights: the source of the network's weights; null: they are random.
         check: the folder of an atlas: compute some of its numbers and pictures again, and print what differs.
-        samples: number of maps and of pictures to check. seed: of the sample.
+        samples: number of maps and of pictures to check.
+        seed: of the sample.
     """
     result = Result("atlas", out, locals())
     settings: Any = {"batch_size": 64, "workers": None, "progress": True, "fresh": False, **reading}
