@@ -124,18 +124,29 @@ def main(
     kind = type(graphs[recipe.seed].model).__name__
     page.caption(f"{kind}, trained {seeds} times. {caption(runs, [len(half) for half in halves], k, drawn, look)}")
     result.figure(page.done())
-    ours = {
-        "seeds": list(runs),
-        "compared": list(itertools.combinations(runs, 2)),
-        "images": {"matched_on": len(halves[0]), "held_out": len(halves[1])},
-        "permutations": permutations,
-        "layers": numbers,
-        "k": k,
-        "shared_by_chance": k * k / len(halves[1]),
-        "validation_error": {str(n): run.history[-1].get("validation_error") for n, run in trained.items()},
-    }
+    ours = everything(numbers, {n: run.history for n, run in trained.items()}, halves, k, permutations)
     result.text(summary(ours))
     return result.finish(ours)
+
+
+def everything(
+    numbers: Mapping[str, Any],
+    histories: Mapping[int, Sequence[Mapping[str, float]]],
+    halves: Sequence[Any],
+    k: int,
+    permutations: int,
+) -> dict[str, Any]:
+    """What result.json says; the histories are those of the trainings, by seed."""
+    return {
+        "seeds": list(histories),
+        "compared": list(itertools.combinations(histories, 2)),
+        "images": {"matched_on": len(halves[0]), "held_out": len(halves[1])},
+        "permutations": permutations,
+        "layers": dict(numbers),
+        "k": k,
+        "shared_by_chance": k * k / len(halves[1]),
+        "validation_error": {str(n): history[-1].get("validation_error") for n, history in histories.items()},
+    }
 
 
 def check(seeds: int, k: int, drawn: int, permutations: int, images: int) -> None:

@@ -116,14 +116,18 @@ def main(
     result.figure(page.done())
     result.figure(draw_unit(image, steps, unit, look, Preprocessing.of(model)), "unit")
     result.settings |= {"map": unit.map, "images": tops.images}
-    ours = {
+    return result.finish(numbers(layer, unit, photographs.file(unit.image), steps))
+
+
+def numbers(layer: str, unit: Unit, file: str | None, steps: Sequence[Step]) -> dict[str, Any]:
+    """What result.json says."""
+    return {
         "unit": {"layer": layer, **{name: getattr(unit, name) for name in ("map", "row", "column", "value")}},
         "image": unit.image,
-        "file": photographs.file(unit.image),
+        "file": file,
         "box": list(unit.box),
         "steps": [step.numbers for step in steps],
     }
-    return result.finish(ours)
 
 
 def caption(unit: Unit, drawn: int, steps: int) -> str:
