@@ -78,7 +78,17 @@ def dead_maps(results: Results) -> str:
         f"This depends on the learning rate. At {rate:g}, the paper's rate, maps die. In the published networks, "
         f"trained at {' and '.join(sorted(rates))}, {dead} of {maps} maps of layer 2 are dead. Why more of them die "
         "behind 7x7 filters than behind 11x11 filters is not known. The paper shows dead filters of layer 1 and "
-        "gives no counts; here layer 1 has none."
+        "gives no counts; here layer 1 has none." + less_their_mean(results)
+    )
+
+
+def less_their_mean(results: Results) -> str:
+    """What version 0.2.0 corrected in Figure 6, for results that were made before it."""
+    if all(result["provenance"]["versions"]["zfnet"] != "0.1.0" for result in results.values()):
+        return ""
+    return (
+        " These results are to be measured again: the mean image of the training was not subtracted from the images "
+        "on which maps were counted and projections measured."
     )
 
 
@@ -102,7 +112,7 @@ def lattice(results: Results) -> str:
     return (
         "*Why.* A projection is a sum of first-layer filters that are placed one stride apart. Both strides leave "
         "this lattice. With a stride of 2 it is finer, and the eye may miss it; the power spectrum does not. The "
-        "paper judges by eye."
+        "paper judges by eye." + less_their_mean(results)
     )
 
 

@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -233,6 +234,20 @@ def test_claims_are_counted_by_seed_and_contradicted_in_words(three):
         assert (claim in text.partition("Contrary to the paper")[2]) == (
             ours["claims"][claim]["contrary"] > ours["claims"][claim]["as_claimed"]
         )
+
+
+def test_networks_see_images_less_the_mean_image_of_their_training(data, tmp_path, monkeypatch):
+    trained, seen = replace(PREPROCESSING, mean_image=torch.rand(3, 67, 67)), []
+
+    def scanned(graph, images, *arguments, **settings):
+        seen.append(images[0][0])
+        return scan(graph, images, *arguments, **settings)
+
+    monkeypatch.setattr(fig6, "scan", scanned)
+    main(data, tmp_path / "out", Networks(lambda name, model: trained.attach(model)))
+    (image, _), count = Scenes("val", 6, size=67, transform=trained)[0], len(NAMES)
+    assert len(seen) == count and all(torch.equal(other, image) for other in seen)
+    assert not torch.equal(data[0][0], image)
 
 
 def test_the_epoch_is_told_in_which_renormalisation_would_act(three):

@@ -33,7 +33,7 @@ from experiments.output.results import Result
 from experiments.output.tables import deviation, measured, plus_minus, table
 from experiments.setup.checks import at_least, grid, one_of
 from experiments.setup.hints import Count, Grid, Seed
-from experiments.setup.networks import Networks
+from experiments.setup.networks import Networks, seen_by
 from experiments.setup.options import Showing
 from zfnet import Deconvnet, InputError, Patches, ZFNet, receptive_field, rendering, scan
 from zfnet.analysis.filters import (
@@ -158,11 +158,11 @@ def main(
         except Diverged as error:
             seen[name].append(str(error).partition(":")[0])
             continue
-        deconvnet = look.deconvnet(trained.model)
-        tops = scan(deconvnet.graph, data, LAYERS, k, **reading)
+        deconvnet, images = look.deconvnet(trained.model), seen_by(trained.model, data)
+        tops = scan(deconvnet.graph, images, LAYERS, k, **reading)
         random, count = torch.Generator().manual_seed(seed), 0 if n else maps[0] * maps[1]
         drawn = chosen(LAYERS[1], tops[LAYERS[1]], count, "random", random)
-        seen[name].append(seen_of(deconvnet, trained.history, data, tops, limit, drawn, maps[1], look))
+        seen[name].append(seen_of(deconvnet, trained.history, images, tops, limit, drawn, maps[1], look))
     if all(isinstance(outcome, str) for outcomes in seen.values() for outcome in outcomes):
         raise InputError(f"all trainings diverged: lower the learning rate ({recipe.learning_rate})")
     first = {name: outcomes[0] for name, outcomes in seen.items()}
