@@ -82,6 +82,21 @@ def test_a_scan_resumed_with_something_changed(main, settings, model, data, tmp_
     assert not (tmp_path / "out" / "scan.partial").exists()
 
 
+@pytest.mark.parametrize(("module", "settings"), [(fig2, FIG2), (fig7, FIG7)], ids=["fig2", "fig7"])
+def test_a_run_that_is_stopped_while_it_draws_does_not_scan_again(module, settings, model, data, tmp_path, monkeypatch):
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "compose" if module is fig2 else "draw", stopped)
+        module.main(model, data, tmp_path / "out", **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(scanning, "_scanned", stopped)
+        resumed = module.main(model, data, tmp_path / "out", **settings)
+    assert resumed["ours"] == module.main(model, data, tmp_path / "other", **settings)["ours"]
+    assert not (tmp_path / "out" / "scan.partial").exists()
+
+
 def test_other_images_and_another_network(model, data, tmp_path, interrupted):
     interrupted(2, scanning, "_scanned")
     with pytest.raises(KeyboardInterrupt):

@@ -659,6 +659,8 @@ def project_top(
     Raises:
         InputError: for maps that the layer does not have, and an image that can no longer be read.
     """
+    if not isinstance(top, TopActivations):
+        raise InputError(f"top is of type {type(top).__name__}; give one layer's activations: scan(...)[layer]")
     units = top.units(maps)
     winners = (units[:, 0] >= 0).nonzero().flatten()
     images, position = units[winners, 0].unique(return_inverse=True)

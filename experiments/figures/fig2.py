@@ -17,7 +17,16 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from experiments.output.feature_maps import Look, Panel, check_choice, chosen, dead_maps, how_chosen, panel_of
+from experiments.output.feature_maps import (
+    Look,
+    Panel,
+    check_choice,
+    check_numbers,
+    chosen,
+    dead_maps,
+    how_chosen,
+    panel_of,
+)
 from experiments.output.pages import LINE, Page, box, enlarged, show
 from experiments.output.results import Result
 from experiments.output.tables import table
@@ -85,9 +94,10 @@ def main(
     layers = as_list(layers)
     grids = checked_grids(layers, grids)
     check_choice(choose, layers)
-    page, deconvnet = Page(look.width), look.deconvnet(model)
+    page, deconvnet, state = Page(look.width), look.deconvnet(model), Path(out) / "scan.partial"
     deconvnet.check(layers, image_size(as_images(data)))
-    tops = scan(deconvnet.graph, data, layers, k, distinct=distinct, state=Path(out) / "scan.partial", **reading)
+    check_numbers(choose, layers, deconvnet.graph, image_size(as_images(data)))
+    tops = scan(deconvnet.graph, data, layers, k, distinct=distinct, state=state, keep_state=True, **reading)
     first = min(i for top in tops.values() for i in top.image.flatten().tolist() if i >= 0)
     size = pair(read_item(as_images(data), first)[0].shape[-2:])
     fields = {layer: receptive_field(deconvnet.graph, layer, size) for layer in layers}
@@ -105,6 +115,7 @@ def main(
     result.settings |= {"layers": layers, "image_size": list(size)}
     ours = {"k": k, "grids": [list(shape) for shape in grids], "drawn": drawn, "lattice": seen}
     ours |= numbers(deconvnet.graph, tops, fields, data)
+    state.unlink(missing_ok=True)
     return result.finish(ours, PAPER)
 
 

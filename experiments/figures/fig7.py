@@ -104,13 +104,13 @@ def main(
         options: see `Showing` and `Reading`.
     """
     result, (look, reading) = Result("fig7", out, locals()), Look.of(options)
-    page, colours = Page(look.width), style_of(style)
+    page, colours, state = Page(look.width), style_of(style), Path(out) / "scan.partial"
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
     at_least(0, others=others, measured=measured)
     at_least(1, candidates=candidates)
     occluder = Occluder(look.deconvnet(model), as_images(data), layer, by, size, step, fill)
     chosen, tried = occluder.choose(images, order, candidates, reading.get("progress", True))
-    tops = scan(occluder.graph, data, [layer], others + 1, state=Path(out) / "scan.partial", **reading)
+    tops = scan(occluder.graph, data, [layer], others + 1, state=state, keep_state=True, **reading)
     rows = [occluder.row(i, tops[layer], others, look) for i in chosen]
     swept = occluder.with_masks(order[:measured] if all(row.known for row in rows) else [], reading)
     measure = on_object(swept)
@@ -123,6 +123,7 @@ def main(
     result.settings |= {"images": chosen, "size": occluder.size, "step": occluder.step, "scanned": tops.images}
     if measure:
         print(in_words(measure))
+    state.unlink(missing_ok=True)
     return result.finish(occluder.numbers(rows) | {"on_object": measure, "tried": tried}, PAPER)
 
 

@@ -111,6 +111,13 @@ def check_choice(choose: Any, layers: Sequence[str]) -> None:
     raise InputError(f"choose is {choose!r}; give random, strongest, maps as [0, 5], or maps by layer")
 
 
+def check_numbers(choose: Any, layers: Sequence[str], graph: Graph, image_size: tuple[int, int]) -> None:
+    """InputError, before the images are scanned, for maps by number that a layer does not have."""
+    for layer in () if isinstance(choose, str) else layers:
+        node = graph.node(layer)
+        by_number(layer, graph.shapes(image_size, node)[node][1], choose)
+
+
 def chosen(layer: str, top: TopActivations, count: int, choose: Any, random: torch.Generator) -> list[int]:
     """The maps to draw, at most `count`: by number, by layer and number, or those that are ever above 0.
 
@@ -312,6 +319,8 @@ def sizes(boxes: Tensor) -> str:
     """The sizes of receptive fields in words: one, or from the smallest to the largest."""
     extents = (boxes[:, 2:] - boxes[:, :2]).unique(dim=0)
     extents = extents[extents.amin(1) > 0]
+    if len(extents) > 1 and (extents[:, 0] == extents[:, 1]).all():  # in short, for a title over a narrow column
+        return f"{int(extents[0, 0])} to {int(extents[-1, 0])} pixels"
     words = [f"{rows} x {columns}" for rows, columns in extents.tolist()]
     return f"{words[0]} pixels" if len(words) == 1 else f"{words[0]} to {words[-1]} pixels"
 

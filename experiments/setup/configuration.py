@@ -5,6 +5,7 @@ The types of an experiment's settings are those of its function's signature, and
 
 import contextlib
 import copy
+import importlib
 import inspect
 import logging
 import types
@@ -230,11 +231,24 @@ def arguments_of(node: DictConfig) -> tuple[list[str], bool]:
         try:
             parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
         except Exception as error:  # the user's own module may raise anything
-            why = f"{first_line(error.__cause__ or error)}; give a name that Python can import, such as my.module.Net"
+            why = (
+                f"{missing_in(node['_target_']) or first_line(error.__cause__ or error)}; give a name that Python can "
+            )
+            why += "import, such as my.module.Net"
             raise InputError(f"cannot use {node['_target_']}: {why}") from None
         more = any(p.kind is p.VAR_KEYWORD for p in parameters)
         keys += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return list(dict.fromkeys(keys)), more
+
+
+def missing_in(target: str) -> str:
+    """Which name a module that can be imported does not have; "" if the module itself cannot."""
+    module, _, name = str(target).rpartition(".")
+    try:
+        known = importlib.import_module(module)
+    except Exception:  # the user's own module may raise anything
+        return ""
+    return "" if hasattr(known, name) else f"the module {module} has no {name}"
 
 
 def check_groups(config: DictConfig, groups: Iterable[str]) -> None:
