@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zfnet.errors import InputError
+from zfnet.errors import InputError, with_article
 
 Pair = tuple[int, int]  # (rows, columns)
 
@@ -129,7 +129,7 @@ def check_weights(model: nn.Module) -> None:
 def check_images(model: nn.Module, images: Tensor) -> Tensor:
     """Images (N, C, H, W) on the model's device and of its type; InputError for any other shape, NaN and infinity."""
     if not isinstance(images, Tensor):
-        raise InputError(f"images are a {type(images).__name__}; give a float tensor (N, channels, rows, columns)")
+        raise InputError(f"images are {with_article(images)}; give a float tensor (N, channels, rows, columns)")
     if not _is_dense(images):
         raise InputError("images are a sparse, nested, quantised or meta tensor; give a dense one, with its values")
     if images.ndim != 4 or not images.is_floating_point():
@@ -154,7 +154,7 @@ def check_units(units: Any) -> Tensor:
             raise TypeError
         entries = torch.as_tensor(units.detach().cpu() if isinstance(units, Tensor) else np.asarray(units))
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise InputError(f"units are a {type(units).__name__} that does not hold numbers; {wanted}") from None
+        raise InputError(f"units are {with_article(units)} that does not hold numbers; {wanted}") from None
     if entries.shape == (0,):
         entries = entries.reshape(0, 4).long()
     whole = not (entries.is_floating_point() or entries.is_complex() or entries.dtype == torch.bool)
@@ -176,7 +176,7 @@ def check_signal(signal: Any, shape: Sequence[int], what: str) -> Tensor:
             raise TypeError
         values = signal.detach() if isinstance(signal, Tensor) else torch.as_tensor(np.asarray(signal))
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise InputError(f"{what}; got a {type(signal).__name__} that does not hold numbers") from None
+        raise InputError(f"{what}; got {with_article(signal)} that does not hold numbers") from None
     if values.shape != tuple(shape) or values.is_complex() or values.dtype == torch.bool:
         raise InputError(f"{what}; got {values.dtype} {tuple(values.shape)}")
     if not values.isfinite().all():

@@ -30,7 +30,7 @@ from zfnet.checks import (
     undifferentiated,
 )
 from zfnet.data.batches import Batches
-from zfnet.errors import InputError, unknown_name
+from zfnet.errors import InputError, unknown_name, with_article
 from zfnet.extended import RULE_SETS, extends
 from zfnet.graph import Graph, Shapes
 from zfnet.operations import DECONVNET, OTHER, Operation, Rules, Step
@@ -383,7 +383,7 @@ class Deconvnet:
         must not change it; the walk does not go on below the `ends`."""
         graph, start = self.graph, self.graph.node(layer)
         if not isinstance(recording, Recording):
-            raise InputError(f"a recording is a {type(recording).__name__}; give what record() returns")
+            raise InputError(f"a recording is {with_article(recording)}; give what record() returns")
         if start not in recording.outputs:
             raise InputError(f"{graph.name(layer)} was not recorded: record it, or a layer above it")
         shape, like = recording.outputs[start], recording.images

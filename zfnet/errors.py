@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 MOST = 30  # names that an error lists
 LONGEST = 5000  # letters of an error: a path has up to 4096
@@ -45,3 +46,9 @@ def first_line(error: BaseException) -> str:
     message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     line = next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)
     return line if len(line) <= 300 else f"{line[:300]} ..."
+
+
+def with_article(value: Any) -> str:
+    """The type of a value in words: "a list", "an ndarray"."""
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.errors import InputError, first_line
+from zfnet.errors import InputError, first_line, with_article
 from zfnet.files import NO_ZIP, declared_size, makes_bytearrays, open_regular
 from zfnet.identity import Damaged, digest, is_stamped
 
@@ -123,7 +123,7 @@ def decoded(stored: dict[str, str]) -> dict[str, Any]:
 
 def _paddings(stored: Any) -> dict[str, tuple[int, ...]]:
     if not isinstance(stored, dict):
-        raise InputError(f"its paddings are a {type(stored).__name__}")
+        raise InputError(f"its paddings are {with_article(stored)}")
     for name, padding in stored.items():
         if not isinstance(padding, list) or not all(type(n) is int and 0 <= n < 1000 for n in padding):
             raise InputError(f"its padding of {short(name)} is not a list of pixels")

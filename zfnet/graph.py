@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from zfnet.aliases import Aliases
 from zfnet.attention import multihead_attention
 from zfnet.checks import Pair, device_and_dtype, in_eval_mode, pair, undifferentiated
-from zfnet.errors import InputError, first_line, unknown_name
+from zfnet.errors import InputError, first_line, unknown_name, with_article
 from zfnet.identity import digest, network_identity, printed
 from zfnet.operations import (
     DECONVNET,
@@ -146,7 +146,7 @@ class Graph:
         **inputs: Any,
     ):
         if not isinstance(model, nn.Module):
-            raise InputError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
+            raise InputError(f"the model is {with_article(model)}; give a torch.nn.Module")
         self.model = unwrapped(model)
         self.operations = dict(operations)
         self.image_size = usual_size(self.model) if image_size is None else pair(image_size)

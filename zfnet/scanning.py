@@ -24,7 +24,7 @@ from tqdm import tqdm
 from zfnet.checks import check_images, check_weights, device_and_dtype, pair, undifferentiated
 from zfnet.data.batches import Batch, Batches
 from zfnet.data.images import as_images
-from zfnet.errors import InputError
+from zfnet.errors import InputError, with_article
 from zfnet.files import remove
 from zfnet.gathering import Gathering, Maxima, Part, Statistics, widened
 from zfnet.graph import Graph, graph_of
@@ -279,7 +279,7 @@ def _chosen(
     try:
         chosen: Tensor = torch.as_tensor(list(indices))
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise InputError(f"indices are a {type(indices).__name__}; give whole numbers (N,)") from None
+        raise InputError(f"indices are {with_article(indices)}; give whole numbers (N,)") from None
     if chosen.ndim != 1:
         raise InputError(f"indices are of shape {tuple(chosen.shape)}; give whole numbers (N,)")
     unique: Tensor = chosen.unique()

@@ -15,7 +15,7 @@ from experiments.setup.models import build
 from zfnet import weights
 from zfnet.data.images import ForeignImages, as_images
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.errors import InputError
+from zfnet.errors import InputError, with_article
 from zfnet.identity import digest
 from zfnet.training import Checkpoint, Recipe, in_memory, processes, run_identity, train
 
@@ -62,7 +62,7 @@ def seen_by(model: nn.Module, data: Any) -> Any:
     if isinstance(seen, ForeignImages):
         seen.dataset = holder = copy.copy(seen.dataset)
     if not hasattr(holder, "transform"):
-        raise InputError(f"a {type(data).__name__} has no transform, to subtract a mean image: set pixel_mean=false")
+        raise InputError(f"{with_article(data)} has no transform, to subtract a mean image: set pixel_mean=false")
     holder.transform = preprocessing
     return seen
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zfnet.data.images import as_images
 from zfnet.data.preprocessing import Preprocessing
-from zfnet.errors import InputError
+from zfnet.errors import InputError, with_article
 from zfnet.files import remove
 from zfnet.identity import Damaged, Identity, digest, network_identity, read_sealed, write_sealed
 from zfnet.processes import processes
@@ -283,4 +283,4 @@ def _shown(value: Any) -> str:
         return "an enormous number"
     if isinstance(value, str | int | float | None) and len(str(value)) < 40:
         return repr(value)
-    return f"a {type(value).__name__}{f' of {len(value)}' if isinstance(value, list | dict | tuple) else ''}"
+    return f"{with_article(value)}{f' of {len(value)}' if isinstance(value, list | dict | tuple) else ''}"

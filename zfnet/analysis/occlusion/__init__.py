@@ -17,7 +17,7 @@ from tqdm import tqdm
 from zfnet.analysis.occlusion.incremental import Sweep, make_plan
 from zfnet.analysis.occlusion.readout import Reading, Readout, readout
 from zfnet.checks import Pair, check_images, check_weights, pair, undifferentiated
-from zfnet.errors import InputError, unknown_name
+from zfnet.errors import InputError, unknown_name, with_article
 from zfnet.graph import Graph, Shapes, graph_of
 
 MAPS = ("activity", "probability")
@@ -182,7 +182,7 @@ def _collected(batches: Iterator[tuple[Tensor, Reading]], boxes: Tensor, progres
 def _checked(graph: Graph, image: Tensor, fill: float | Sequence[float]) -> tuple[Tensor, Tensor]:
     """One image (1, C, H, W) and the fill (1 or C, 1, 1), as the network takes them."""
     if not isinstance(image, Tensor):
-        raise InputError(f"image is a {type(image).__name__}; give a tensor (channels, rows, columns) of floats")
+        raise InputError(f"image is {with_article(image)}; give a tensor (channels, rows, columns) of floats")
     check_weights(graph.model)
     image = check_images(graph.model, image[None] if image.ndim == 3 else image).contiguous()
     if len(image) != 1:
