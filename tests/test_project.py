@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from zfnet import Deconvnet, TopActivations, ZFNet, scan
+from zfnet import Deconvnet, InputError, TopActivations, ZFNet, scan
 from zfnet.deconvnet import project_top
 
 
@@ -38,3 +38,9 @@ def test_missing_winners_are_zero(found) -> None:
     assert not patches.crops[3:].any() and not patches.boxes[3:].any()
     none = TopActivations(top.value, torch.full_like(top.image, -1), top.row, top.column)
     assert not project_top(deconvnet, images, "relu4", none, [0, 1]).projections.any()
+
+
+def test_a_whole_scan_is_refused_where_one_layers_activations_are_asked_for(found) -> None:
+    deconvnet, images, top = found
+    with pytest.raises(InputError, match=r"top is of type dict; give one layer's activations: scan\(\.\.\.\)\[layer\]"):
+        project_top(deconvnet, images, "relu4", {"relu4": top}, [0])  # type: ignore[arg-type]
