@@ -113,7 +113,7 @@ def test_a_network_of_ones_own(run, tmp_path):
     assert result["settings"]["layers"] == ["1", "3", "5", "7", "9"]
     assert len(result["ours"]["layers"]["9"]) == 6
     for wrong, says in [
-        (["model._target_=mine.Nett"], "cannot use mine.Nett: No module named 'mine.Nett'"),
+        (["model._target_=mine.Nett"], "cannot use mine.Nett: the module mine has no Nett; give a name"),
         (["model._target_=nowhere.Net"], "cannot use nowhere.Net: No module named 'nowhere'"),
         (["model._target_=mine.Net", "model.architecture.widht=6"], "(did you mean 'model.architecture.width'?)"),
         (["model._target_=mine.Net", "model.weights=DEFAULT"], "torchvision publishes no weights DEFAULT of Net"),
