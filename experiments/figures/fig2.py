@@ -95,8 +95,9 @@ def main(
     grids = checked_grids(layers, grids)
     check_choice(choose, layers)
     page, deconvnet, state = Page(look.width), look.deconvnet(model), Path(out) / "scan.partial"
-    deconvnet.check(layers, image_size(as_images(data)))
-    check_numbers(choose, layers, deconvnet.graph, image_size(as_images(data)))
+    expected = image_size(as_images(data))
+    deconvnet.check(layers, expected)
+    check_numbers(choose, layers, deconvnet.graph, expected)
     tops = scan(deconvnet.graph, data, layers, k, distinct=distinct, state=state, keep_state=True, **reading)
     first = min(i for top in tops.values() for i in top.image.flatten().tolist() if i >= 0)
     size = pair(read_item(as_images(data), first)[0].shape[-2:])

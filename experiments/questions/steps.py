@@ -100,11 +100,12 @@ def main(
     at_least(1, images=images or 1, shown=shown)
     at_least(0, rank=rank or 0)
     page, deconvnet, photographs = Page(look.width), look.deconvnet(model), as_images(data)
-    deconvnet.check([layer], image_size(photographs))
+    size = image_size(photographs)
+    deconvnet.check([layer], size)
     count = min(images or len(data), len(data))
     k = min(9, count) if rank is None else rank + 1
     tops = scan(deconvnet.graph, data, [layer], k, indices=range(count), **reading)
-    unit = strongest(deconvnet.graph, layer, tops[layer], map, rank, image_size(photographs))
+    unit = strongest(deconvnet.graph, layer, tops[layer], map, rank, size)
     image = photographs[unit.image][0]
     recording = deconvnet.record(image[None], [layer])
     steps = way_down(deconvnet, recording, layer, unit)
