@@ -5,6 +5,9 @@ import torch
 from torch import nn
 
 from zfnet.analysis.correspondence import (
+    SIDES,
+    _candidates,
+    _nearest,
     bootstrap_pairs,
     correspondence,
     hamming,
@@ -209,6 +212,38 @@ def test_the_table_is_the_formula(planted):
         assert rows[part].changed == pytest.approx(float(torch.stack(eps).ne(0).double().mean()), rel=1e-6)
 
 
+def test_matched_masks_change_as_many_features(planted):
+    """A small mask on the blob changes most features of a ReLU network; random ones of its size change fewer."""
+    model = nn.Sequential(planted[0][0], nn.ReLU())
+    images = [image * torch.where(image.abs() > 1, 3.0, 0.1) for image in planted[1]]
+    parts = [{"blob": boxes["blob"]} for boxes in planted[2]]
+
+    def rows(match):
+        return correspondence(model, images, parts, ["1"], draws=6, match=match, permutations=99, progress=False)["1"]
+
+    same_size, matched = rows("size"), rows("changed")
+    assert same_size["blob"][:4] == matched["blob"][:4]
+    gaps = [abs(of["random"].changed - of["blob"].changed) for of in (same_size, matched)]
+    assert gaps[1] < 0.3 * gaps[0]
+
+
+def test_the_nearest_masks_are_taken():
+    signs_of_masks = torch.zeros(7, 20, dtype=torch.int8)
+    for mask, changed in enumerate([8, 1, 9, 20, 6, 8, 15]):
+        signs_of_masks[mask, :changed] = 1
+    assert _nearest(signs_of_masks, 3).count_nonzero(1).tolist() == [8, 9, 6, 8]
+    assert torch.equal(_nearest(signs_of_masks[:4], 3), signs_of_masks[:4])
+
+
+def test_a_size_that_does_not_fit_is_left_out():
+    image, boxes = torch.zeros(3, 20, 20), {"eye": (0, 0, 10, 10)}
+    sizes = [
+        {(bottom - top, right - left) for top, left, bottom, right in masks.tolist()}
+        for masks in _candidates(image, boxes, "eye", SIDES, 4, generator())
+    ]
+    assert sizes == [{(8, 8)}, {(10, 10)}]
+
+
 def test_the_seed_decides(planted):
     def random_row(seed):
         return correspondence(*planted, ["0"], draws=3, seed=seed, permutations=50, progress=False)["0"]
@@ -236,6 +271,7 @@ def test_the_seed_decides(planted):
         ({"layers": ["7"]}, "no layer of Sequential '7'"),
         ({"draws": 0}, "draws is 0"),
         ({"zeros": "keep"}, "no treatment of zeros 'keep'"),
+        ({"match": "place"}, "no match of random masks 'place'"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(planted, change, message):

@@ -6,7 +6,8 @@ Figure 8.
 
 What to look for: lower than random means that the layer relates the part in different images. In the paper the eyes
 and the nose are well below random in layer 5 and hardly in layer 7, which tells breeds apart. Compare it with the share
-of features that a mask changes at all: two masks that change little agree a lot.
+of features that a mask changes at all: two masks that change little agree a lot. With match=changed the
+random masks change as many features.
 """
 
 from collections.abc import Sequence
@@ -53,6 +54,7 @@ def main(
     seed: Seed = 0,
     fill: Finite = 0.0,
     zeros: Literal["agree", "drop"] = "agree",
+    match: Literal["size", "changed"] = "size",
     permutations: Count = 9999,
     width: Width = 6.9,
     **reading: Unpack[Reading],
@@ -72,6 +74,8 @@ def main(
         seed: of images, random masks and permutations.
         fill: the mask, in normalised images, where 0 is the mean colour.
         zeros: features that change in neither image "agree", or are left out ("drop").
+        match: random masks have the part's "size"; or they are those, of several sizes, that have "changed" most nearly
+            as many features as the part's mask.
         permutations: draws of the permutation test.
         width: of the page, inches.
         reading: see `Reading`.
@@ -80,17 +84,19 @@ def main(
     stand_for(layers, (5, 7))
     boxes = _boxes(data, names, parts, kind, count, seed)
     images, chosen_boxes = [data[i][0] for i in boxes], list(boxes.values())
-    how: Any = {"fill": fill, "zeros": zeros} | {k: v for k, v in stateless(reading).items() if k != "workers"}
+    how: Any = {"fill": fill, "zeros": zeros, "match": match} | {
+        k: v for k, v in stateless(reading).items() if k != "workers"
+    }
     graph = Graph(model)
     how |= {"draws": draws, "seed": seed, "permutations": permutations}
     consistency = correspondence(graph, images, chosen_boxes, layers, **how)
     words = which_layers(graph, layers, (5, 7))
-    result.text(f"{_table(consistency, layers)}\n\n{_notes(len(images), draws, permutations)}\n{words}")
+    result.text(f"{_table(consistency, layers)}\n\n{_notes(len(images), draws, permutations, match)}\n{words}")
     drawn = min(5, len(images))
     draw(page, images[:drawn], chosen_boxes[:drawn], fill, Preprocessing.of(model), seed)
     page.caption(
         f"The masks of Table 1, on {drawn} of the {len(images)} images that {type(model).__name__} is given: the value "
-        f"{fill:g} in normalised images, where 0 is the mean colour. Random masks have the size of the first part's."
+        f"{fill:g} in normalised images, where 0 is the mean colour. Random ones have the first part's size."
     )
     result.figure(page.done())
     ours: dict[str, Any] = {part: [_entry(consistency[layer][part]) for layer in layers] for part in (*names, "random")}
@@ -141,12 +147,13 @@ def _table(consistency: dict[str, dict[str, Consistency]], layers: Sequence[str]
     return table(head, rows)
 
 
-def _notes(images: int, draws: int, permutations: int) -> str:
+def _notes(images: int, draws: int, permutations: int, match: str) -> str:
+    alike = "of its size" if match == "size" else "that change most nearly as many features"
     return (
         f"Mean sign-Hamming distance over the {images * (images - 1) // 2:,} pairs of {images} images, ± its standard "
         "deviation over pairs; 95% by drawing the images again; changed: the share of features that a mask changes.\n"
         f"p, one-sided: how often masks agree as well as the part's, in {permutations:,} draws of one for each image "
-        f"from the part's and {draws} random ones of its size."
+        f"from the part's and {draws} random ones {alike}."
     )
 
 

@@ -8,7 +8,7 @@ the part in different images, the signs of these changes agree more than those o
 A sign is -1, 0 or 1. Most features after a ReLU are 0 with and without the mask, and count as agreeing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,8 @@ from zfnet.graph import Graph, graph_of
 from zfnet.recording import activations
 
 ZEROS = ("agree", "drop")
+MATCHES = ("size", "changed")
+SIDES = (0.75, 1.0, 1.25, 1.5, 2.0)  # of the masks that are tried to match the features changed, of a part's sides
 NO_CHANGE = 1e-5  # of a layer's largest feature: smaller changes are float32's rounding, which has a sign too
 
 
@@ -162,6 +164,7 @@ def correspondence(
     seed: int = 0,
     fill: float = 0.0,
     zeros: str = "agree",
+    match: str = "size",
     permutations: int = 9999,
     batch_size: int = 64,
     progress: bool = True,
@@ -171,7 +174,9 @@ def correspondence(
     Args:
         images: N images (C, H, W), of one size.
         parts: boxes (top, left, bottom, right) of each image by name, as in `zfnet.data.parts`.
-        draws: random masks for each part of each image, of the part's size and clear of all parts.
+        draws: random masks for each part of each image, clear of all parts.
+        match: random masks have the part's "size"; or, of `draws` masks of each of five sizes (0.75 to 2 times the
+            part's sides), those are taken that have "changed" a share of the layer's features nearest to the part's.
         fill, zeros, permutations: see `sign_changes`, `hamming`, `permutation_test`.
 
     Raises:
@@ -179,23 +184,23 @@ def correspondence(
     """
     graph = graph_of(model)
     check_weights(graph.model)
-    _check(images, parts, draws, permutations, zeros)
+    _check(images, parts, draws, permutations, zeros, match)
     random = torch.Generator().manual_seed(seed)
-    masks = 1 + draws
+    masks, sides = 1 + draws, SIDES if match == "changed" else (1.0,)
     rows: dict[str, dict[str, Consistency]] = {layer: {} for layer in layers}
     controls: dict[str, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
-    with tqdm(total=len(images) * len(parts[0]) * masks, unit=" images", desc="masks", disable=not progress) as bar:
+    total = len(images) * len(parts[0]) * (1 + draws * len(sides))
+    with tqdm(total=total, unit=" images", desc="masks", disable=not progress) as bar:
         for part in parts[0]:
             signs: dict[str, list[Tensor]] = {layer: [] for layer in layers}
             for image, boxes in zip(images, parts, strict=True):
-                top, left, bottom, right = boxes[part]
-                avoid, image_size = torch.tensor(list(boxes.values())), (image.shape[1], image.shape[2])
-                others = random_boxes(avoid, (bottom - top, right - left), image_size, draws, random)
-                masked = torch.cat([torch.tensor([boxes[part]]), others])
+                masked = torch.cat(
+                    [torch.tensor([boxes[part]]), *_candidates(image, boxes, part, sides, draws, random)]
+                )
                 changes = sign_changes(graph, image, masked, layers, fill=fill, batch_size=batch_size)
                 for layer, change in changes.items():
-                    signs[layer].append(change)
-                bar.update(masks)
+                    signs[layer].append(_nearest(change, draws))
+                bar.update(1 + draws * len(sides))
             for layer in layers:
                 stacked = torch.cat(signs[layer])
                 distances = hamming(stacked, zeros=zeros).cpu().reshape(len(images), masks, len(images), masks)
@@ -207,6 +212,33 @@ def correspondence(
         distances, changed = (torch.cat(blocks, 1) for blocks in zip(*controls[layer], strict=True))
         rows[layer]["random"] = _consistency(distances, changed, random, None)
     return rows
+
+
+def _candidates(
+    image: Tensor,
+    boxes: Mapping[str, tuple[int, int, int, int]],
+    part: str,
+    sides: Sequence[float],
+    draws: int,
+    random: torch.Generator,
+) -> Iterator[Tensor]:
+    """`draws` boxes at random places of each size, `sides` times the part's; larger ones only if they fit."""
+    top, left, bottom, right = boxes[part]
+    avoid, (_, rows, columns) = torch.tensor(list(boxes.values())), image.shape
+    for side in sides:
+        size = max(1, round(side * (bottom - top))), max(1, round(side * (right - left)))
+        try:
+            yield random_boxes(avoid, size, (rows, columns), draws, random)
+        except InputError:
+            if side <= 1:
+                raise
+
+
+def _nearest(signs: Tensor, count: int) -> Tensor:
+    """The first mask's signs, and those of the `count` others that change most nearly as many features."""
+    changed = signs.count_nonzero(1)
+    order = (changed[1:] - changed[0]).abs().argsort(stable=True)
+    return signs[torch.cat([order.new_zeros(1), 1 + order[:count].sort().values])]
 
 
 def _consistency(distances: Tensor, changed: Tensor, generator: torch.Generator, p: float | None) -> Consistency:
@@ -224,6 +256,7 @@ def _check(
     draws: int,
     permutations: int,
     zeros: str,
+    match: str,
 ) -> None:
     if len(images) < 2 or len(images) != len(parts):
         raise InputError(f"{len(images)} images and parts of {len(parts)}; give two or more images, each with parts")
@@ -233,6 +266,8 @@ def _check(
         raise InputError(f"draws is {draws} and permutations {permutations}; give 1 or more")
     if zeros not in ZEROS:
         raise unknown_name("treatment of zeros", zeros, ZEROS)
+    if match not in MATCHES:
+        raise unknown_name("match of random masks", match, MATCHES)
     sizes = [" x ".join(map(str, image.shape)) for image in images]
     for number, (image, boxes) in enumerate(zip(images, parts, strict=True)):
         if boxes.keys() != parts[0].keys():
