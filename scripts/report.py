@@ -277,7 +277,7 @@ def lattice_table() -> str:
         cells = [*kinds.values(), [lattice["filters"]]]
         shares = [spread([100 * of["beyond"] for of in numbers], 0) for numbers in cells]
         rows.append([f"`{name}`", *shares, *(spread([of["lattice"] for of in numbers], 1) for numbers in cells)])
-    head = ["", "energy, %: projections", "patches", "filters", "at the lattice: projections", "patches", "filters"]
+    head = ["", "fine, %: projections", "patches", "filters", "grid: projections", "patches", "filters"]
     return table(head, rows) if rows else MISSING
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import resnet18
 
+from experiments.output.feature_maps import network_name
 from experiments.setup.configuration import configured
 from experiments.setup.efficientnet_lite import EfficientNetLite0, SamePad
 from experiments.setup.models import build, classifiers, settings_of
@@ -20,6 +21,7 @@ from scripts.zoo import check, randomised
 from zfnet import Deconvnet, InputError, receptive_field
 from zfnet.data.photos import Photos
 from zfnet.data.preprocessing import Preprocessing
+from zfnet.weights import save
 
 LITE0 = functools.partial(EfficientNetLite0, num_classes=1000)
 PUBLISHED = Preprocessing(size=224, resize=256, interpolation="bicubic", mean=0.5, std=0.5)
@@ -270,3 +272,14 @@ def test_a_checkpoint_of_torchvisions_references(tmp_path):
         averaged = build(architecture, weights=tmp_path / "checkpoint.pth", preprocessing=how, entry="model_ema")
     assert torch.equal(averaged.conv1.weight, average.module.conv1.weight)
     assert not torch.equal(averaged.conv1.weight, model.conv1.weight)
+
+
+def test_a_caption_says_that_weights_are_random(tmp_path):
+    def network(weights=None):
+        return nn.Sequential(nn.Conv2d(3, 4, 3))
+
+    random, file = build(network), tmp_path / "model.safetensors"
+    assert network_name(random) == "Sequential with random weights"
+    save(random, file)
+    assert network_name(build(network, weights=file)) == "Sequential"
+    assert network_name(build(functools.partial(network, weights="DEFAULT"))) == "Sequential"  # it loads its own

@@ -17,13 +17,15 @@ from zfnet.operations import DECONVNET, Operation, Rules, is_repetition
 
 DEPTHS = 5  # the paper's layers 1 to 5
 # operations, in lower case, that end a part of a network
-JOINTS = ("relu", "relu6", "silu", "gelu", "hardswish", "mish", "elu", "leakyrelu", "leaky_relu", "prelu", "add", "cat")
+ACTIVATIONS = ("relu", "relu6", "silu", "gelu", "hardswish", "mish", "elu", "leakyrelu", "leaky_relu", "prelu")
+JOINS = ("add", "cat")
 
 
 def spread(graph: Graph, size: int | Pair) -> list[str]:
     """Five layers that stand for the paper's 1 to 5; all layers of a network that has fewer.
 
-    Candidates are activations and joins that every path from the image passes through. The five are the last candidates
+    Candidates are activations and joins that every path from the image passes through; a join that only its own
+    activation reads is none, as the activation is the same part of the network. The five are the last candidates
     of each size of map. If there are more sizes, they are spread evenly over these; if there are fewer, the widest gaps
     are halved. A ReLU6 is replaced by the step before it, because all its strong activations are 6.
 
@@ -72,13 +74,18 @@ def trunk(graph: Graph, last: fx.Node) -> list[fx.Node]:
 
 
 def _joints(graph: Graph, size: Pair) -> list[fx.Node]:
-    """The activations and joins behind a convolution that every path from the image passes through."""
+    """The activations and joins behind a convolution that every path from the image passes through.
+
+    A join that only its own activation reads is left out: the activation is the same part of the network.
+    """
     shapes, path = graph.shapes(size, graph.output), graph.path([graph.output])
     operations = {node: graph.operation(node).lower() for node in path}
     first = next((position for position, node in enumerate(path) if "conv" in operations[node]), len(path))
-    behind = {node for node in path[first:] if operations[node] in JOINTS and node in shapes}
+    behind = {node for node in path[first:] if operations[node] in (*ACTIVATIONS, *JOINS) and node in shapes}
     maps = {n for n in behind if shapes.are_maps(n) and shapes.in_order(n) and max(shapes[n][2:], default=1) > 1}
-    return [n for n in trunk(graph, graph.output) if n in maps]
+    joints = [n for n in trunk(graph, graph.output) if n in maps]
+    activated = {n for n in joints if all(operations.get(reader) in ACTIVATIONS for reader in n.users)}
+    return [n for n in joints if operations[n] not in JOINS or n not in activated]
 
 
 def head(graph: Graph, size: int | Pair) -> str:

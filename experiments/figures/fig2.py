@@ -25,6 +25,7 @@ from experiments.output.feature_maps import (
     chosen,
     dead_maps,
     how_chosen,
+    network_name,
     panel_of,
 )
 from experiments.output.pages import LINE, Page, box, enlarged, show
@@ -106,7 +107,7 @@ def main(
     drawn = {x: chosen(x, tops[x], count, choose, random) for x, count in zip(layers, counts, strict=True)}
     words = caption(tops, drawn, how_chosen(choose, seed), distinct) + PATH * any(not f.exact for f in fields.values())
     panels = panels_of(deconvnet, data, tops, drawn, fields, grids, look)
-    compose(page, panels, f"{type(model).__name__}, {words} {look.words}")
+    compose(page, panels, f"{network_name(model)}, {words} {look.words}")
     result.figure(page.done())
     print(words)
     result.figure(draw_boxes(data, Preprocessing.of(model), tops, drawn, fields, look.width), "boxes")
@@ -227,13 +228,12 @@ def lattice_table(told: Mapping[str, Any]) -> str:
         columns = *own.values(), told["filters"]
         shares = ("" if c["beyond"] is None else round(100 * c["beyond"], 1) for c in columns)
         rows.append([layer, *shares, *("" if c["lattice"] is None else round(c["lattice"], 2) for c in columns)])
-    energy = f"energy from 1/{2 * stride} cycles per pixel up, %: projections"
-    head = ["", energy, "patches", "filters", "at the lattice: projections", "patches", "filters"]
+    head = ["", "fine, %: projections", "patches", "filters", "grid: projections", "patches", "filters"]
     return (
-        f"{table(head, rows)}\n\n"
-        f"Energy from 1/{2 * stride} cycles per pixel up is what the first layer's stride of {stride} cannot hold. "
-        f"At the lattice: how many times as much at multiples of 1/{stride} as beside them. First-layer "
-        "filters have these numbers where they are placed at random: what projections have more comes from the lattice."
+        f"Does the first layer's stride of {stride} leave a grid in the projections?\n\n{table(head, rows)}\n\n"
+        f"fine: the share of energy at 1/{2 * stride} cycles per pixel and above, which this stride cannot hold. "
+        f"grid: the power at multiples of 1/{stride} cycles per pixel over the power beside them; 1: no grid. "
+        "filters: those of the first layer at random places. What projections have more comes from the stride."
     )
 
 

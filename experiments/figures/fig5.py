@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from experiments.output.feature_maps import which_layers
+from experiments.output.feature_maps import network_name, which_layers
 from experiments.output.pages import LINE, TILE_GAP, Page, shortened, style_of
 from experiments.output.results import Result
 from experiments.output.tables import table
@@ -117,7 +117,7 @@ def main(
     result.text(f"{_table(numbers, layers)}\n\n{words}")
     draw(page, examples, series, numbers, DISTANCES[distance], colours, Preprocessing.of(model), fill)
     by = "chosen by number" if images else f"by seed {seed}" + " among those that it classifies correctly" * correct
-    page.caption(f"{type(model).__name__}, {len(examples)} images, {by}; uncovered areas: {fill}. {words}")
+    page.caption(f"{network_name(model)}, {len(examples)} images, {by}; uncovered areas: {fill}. {words}")
     result.figure(page.done())
     result.settings["image_size"] = pictures[0].shape[1]
     ours = {"images": [{"index": e.number, "file": e.file, "label": e.label, "class": e.name} for e in examples]}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from typing_extensions import Unpack
 
-from experiments.output.feature_maps import TILE_GAP, Look, Panel, panel_of
+from experiments.output.feature_maps import TILE_GAP, Look, Panel, network_name, panel_of
 from experiments.output.pages import LINE, Page, Style, box, enlarged, heat, shortened, show, style_of
 from experiments.output.results import Result
 from experiments.setup.checks import at_least, one_of
@@ -117,7 +117,7 @@ def main(
     draw(page, rows, colours)
     first = f"of the first {tried} by seed {seed}, those first on which a square changes the answer"
     how = first if tried else "by number"
-    words = f"{type(model).__name__}, {layer}; {len(rows)} image(s), {how}. {occluder.words(rows, tops.images)}"
+    words = f"{network_name(model)}, {layer}; {len(rows)} image(s), {how}. {occluder.words(rows, tops.images)}"
     page.caption(f"{words} {look.words} Hatched: outside the image. {in_words(measure)}")
     result.figure(page.done())
     result.settings |= {"images": chosen, "size": occluder.size, "step": occluder.step, "scanned": tops.images}

@@ -80,6 +80,11 @@ class Look(NamedTuple):
         return f"{rules}{whose}{grey}: mid-grey is 0, black and white are minus and plus {end}."
 
 
+def network_name(model: nn.Module) -> str:
+    """For a caption: the network, and that its weights are random, where that is known."""
+    return type(model).__name__ + " with random weights" * getattr(model, "random_weights", False)
+
+
 def which_layers(graph: Graph, layers: Sequence[str], numbers: Sequence[int]) -> str:
     """For a caption: which steps stand for the paper's layers, and other readings of its layers."""
     ends = [graph.node(layer) for layer in layers]

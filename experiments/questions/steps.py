@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from experiments.output.feature_maps import Look
+from experiments.output.feature_maps import Look, network_name
 from experiments.output.pages import LINE, Page, box, enlarged, frame, heat, show
 from experiments.output.results import Result
 from experiments.setup.checks import at_least
@@ -112,7 +112,7 @@ def main(
     drawn = range(len(steps)) if every or len(steps) <= FEW else around_poolings(steps)
     draw(page, steps, drawn[:-1], unit, shown)
     draw_pictures(page, image, steps[-1], unit, look, Preprocessing.of(model))
-    of = f"{type(model).__name__}, image {unit.image}, of {tops.images:,}"
+    of = f"{network_name(model)}, image {unit.image}, of {tops.images:,}"
     page.caption(f"{of}; {caption(unit, len(drawn), len(steps))} {look.words}")
     result.figure(page.done())
     result.figure(draw_unit(image, steps, unit, look, Preprocessing.of(model)), "unit")

@@ -3,7 +3,7 @@
 from hydra.core.override_parser.types import ChoiceSweep, Override
 
 from experiments.setup.configuration import CONF, add_model, has_file
-from zfnet.errors import unknown_name
+from zfnet.errors import InputError, unknown_name
 
 GROUPS = {"experiment": "experiment", "model": "model", "data": "data set", "train": "train"}
 
@@ -25,5 +25,7 @@ def choices(override: Override) -> list[str]:
     for name in chosen:
         known = add_model(name) if group == "model" else has_file(group, name)
         if not known and not (group.startswith("hydra/") and name.isidentifier()):  # which Hydra looks up
-            raise unknown_name(GROUPS.get(group, group), name, names(group))
+            error = unknown_name(GROUPS.get(group, group), name, names(group))
+            own = f"; for a class of your own, give model._target_={name}" if group == "model" and "." in name else ""
+            raise InputError(f"{error}{own}")
     return chosen

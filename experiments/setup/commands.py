@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.setup.choices import GROUPS, choices
-from experiments.setup.configuration import OBJECTS, arguments_of, configured, key_of, look_up, suite
+from experiments.setup.configuration import CONF, OBJECTS, arguments_of, configured, key_of, look_up, suite
 from zfnet.errors import InputError, unknown_name
 
 HYDRAS = (["launcher"], ["sweeper"], ["sweep"], ["run"])  # how and where jobs are started
@@ -80,9 +80,19 @@ def _addressed(word: str, override: Override, config: DictConfig, known: list[st
     if key in GROUPS or root.split("/")[0] == "hydra" or key == ARCHITECTURE:
         return word
     if root in config and root != "experiment":
-        look_up(config, [root, *path])
+        try:
+            look_up(config, [root, *path])
+        except InputError as error:
+            raise InputError(f"{error}{_elsewhere(root, path)}") from None
         return "++" + word.lstrip("+")
     name = path[0] if root == "experiment" and path else root
     if name not in known:
         raise unknown_name("setting", key, dict.fromkeys([*(k for k in map(str, config) if k != "hydra"), *known]))
     return f"++experiment.{word.lstrip('+').removeprefix('experiment.')}"
+
+
+def _elsewhere(group: str, path: list[str]) -> str:
+    """For an error: the choices of a group that have the setting, as data.root is one of data=photos."""
+    files = sorted((CONF / group).glob("*.yaml")) if group in GROUPS else []
+    having = [f"{group}={file.stem}" for file in files if path[0] in list(OmegaConf.load(file))]
+    return f"; it is a setting of {', '.join(having)}" if having else ""

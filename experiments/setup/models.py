@@ -100,6 +100,9 @@ def build(
     else:
         files.load(model, weights, default_preprocessing=preprocessing, entry=entry, sha256=sha256)
         model.class_names = files.read_metadata(weights).get("classes", [])  # type: ignore[assignment]
+    arguments = getattr(architecture, "keywords", {})
+    its_own = any(arguments.get(name) for name in ("weights", "pretrained"))  # which torchvision's and timm's load
+    model.random_weights = weights is None and not its_own  # type: ignore[assignment]
     return model.eval()
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from experiments.output.feature_maps import which_layers
+from experiments.output.feature_maps import network_name, which_layers
 from experiments.output.pages import TILE_GAP, Page
 from experiments.output.results import Result
 from experiments.output.tables import table
@@ -95,7 +95,7 @@ def main(
     drawn = min(5, len(images))
     draw(page, images[:drawn], chosen_boxes[:drawn], fill, Preprocessing.of(model), seed)
     page.caption(
-        f"The masks of Table 1, on {drawn} of the {len(images)} images that {type(model).__name__} is given: the value "
+        f"The masks of Table 1, on {drawn} of the {len(images)} images that {network_name(model)} is given: the value "
         f"{fill:g} in normalised images, where 0 is the mean colour. Random ones have the first part's size."
     )
     result.figure(page.done())
