@@ -74,8 +74,7 @@ def main(
         seed: of images, random masks and permutations.
         fill: the mask, in normalised images, where 0 is the mean colour.
         zeros: features that change in neither image "agree", or are left out ("drop").
-        match: random masks have the part's "size"; or they are those, of several sizes, that have "changed" most nearly
-            as many features as the part's mask.
+        match: random masks have the part's "size"; or, of several sizes, have "changed" as many features.
         permutations: draws of the permutation test.
         width: of the page, inches.
         reading: see `Reading`.
@@ -83,26 +82,22 @@ def main(
     result, page = Result("table1", out, locals()), Page(width)
     stand_for(layers, (5, 7))
     boxes = _boxes(data, names, parts, kind, count, seed)
-    images, chosen_boxes = [data[i][0] for i in boxes], list(boxes.values())
-    how: Any = {"fill": fill, "zeros": zeros, "match": match} | {
-        k: v for k, v in stateless(reading).items() if k != "workers"
-    }
-    graph = Graph(model)
-    how |= {"draws": draws, "seed": seed, "permutations": permutations}
-    consistency = correspondence(graph, images, chosen_boxes, layers, **how)
-    words = which_layers(graph, layers, (5, 7))
-    result.text(f"{_table(consistency, layers)}\n\n{_notes(len(images), draws, permutations, match)}\n{words}")
-    drawn = min(5, len(images))
-    draw(page, images[:drawn], chosen_boxes[:drawn], fill, Preprocessing.of(model), seed)
+    images, masks, graph = [data[i][0] for i in boxes], list(boxes.values()), Graph(model)
+    how: Any = {k: v for k, v in stateless(reading).items() if k != "workers"}
+    how |= {"fill": fill, "zeros": zeros, "match": match, "draws": draws, "seed": seed, "permutations": permutations}
+    consistency = correspondence(graph, images, masks, layers, **how)
+    notes = _notes(len(images), draws, permutations, match)
+    result.text(f"{_table(consistency, layers)}\n\n{notes}\n{which_layers(graph, layers, (5, 7))}")
+    draw(page, images[:5], masks[:5], fill, Preprocessing.of(model), seed)
     page.caption(
-        f"The masks of Table 1, on {drawn} of the {len(images)} images that {network_name(model)} is given: the value "
+        f"The masks of Table 1, on {min(5, len(images))} of the {len(images)} images that {network_name(model)} is given: the value "
         f"{fill:g} in normalised images, where 0 is the mean colour. Random ones have the first part's size."
     )
     result.figure(page.done())
     ours: dict[str, Any] = {part: [_entry(consistency[layer][part]) for layer in layers] for part in (*names, "random")}
     paper: dict[str, Any] = {part: _paper(part) for part in ours}
-    places = [{part: list(box) for part, box in of.items()} for of in chosen_boxes]
-    ours |= {"images": [as_images(data).file(i) or i for i in boxes], "boxes": places}
+    ours["images"] = [as_images(data).file(i) or i for i in boxes]
+    ours["boxes"] = [{part: list(box) for part, box in of.items()} for of in masks]
     result.settings["image_size"] = images[0].shape[-1]
     return result.finish(ours, paper)
 
