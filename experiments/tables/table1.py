@@ -91,7 +91,8 @@ def main(
     draw(page, images[:5], masks[:5], fill, Preprocessing.of(model), seed)
     page.caption(
         f"The masks of Table 1, on {min(5, len(images))} of the {len(images)} images that {network_name(model)} is "
-        f"given: the value {fill:g} in normalised images, where 0 is the mean colour. Random ones have the first part's size."
+        f"given: the value {fill:g} in normalised images, where 0 is the mean colour. "
+        "Random ones have the first part's size."
     )
     result.figure(page.done())
     ours: dict[str, Any] = {part: [_entry(consistency[layer][part]) for layer in layers] for part in (*names, "random")}
