@@ -89,11 +89,7 @@ def main(
     notes = _notes(len(images), draws, permutations, match)
     result.text(f"{_table(consistency, layers)}\n\n{notes}\n{which_layers(graph, layers, (5, 7))}")
     draw(page, images[:5], masks[:5], fill, Preprocessing.of(model), seed)
-    page.caption(
-        f"The masks of Table 1, on {min(5, len(images))} of the {len(images)} images that {network_name(model)} is "
-        f"given: the value {fill:g} in normalised images, where 0 is the mean colour. "
-        "Random ones have the first part's size."
-    )
+    page.caption(_caption(model, len(images), fill))
     result.figure(page.done())
     ours: dict[str, Any] = {part: [_entry(consistency[layer][part]) for layer in layers] for part in (*names, "random")}
     paper: dict[str, Any] = {part: _paper(part) for part in ours}
@@ -101,6 +97,13 @@ def main(
     ours["boxes"] = [{part: list(box) for part, box in of.items()} for of in masks]
     result.settings["image_size"] = images[0].shape[-1]
     return result.finish(ours, paper)
+
+
+def _caption(model: nn.Module, images: int, fill: float) -> str:
+    return (
+        f"The masks of Table 1, on {min(5, images)} of the {images} images that {network_name(model)} is given: the value "
+        f"{fill:g} in normalised images, where 0 is the mean colour. Random ones have the first part's size."
+    )
 
 
 def _boxes(
