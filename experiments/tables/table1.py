@@ -101,7 +101,7 @@ def main(
 
 def _caption(model: nn.Module, images: int, fill: float) -> str:
     return (
-        f"The masks of Table 1, on {min(5, images)} of the {images} images that {network_name(model)} is given: the value "
+        f"The masks of Table 1, on {min(5, images)} of the {images} images of {network_name(model)}: the value "
         f"{fill:g} in normalised images, where 0 is the mean colour. Random ones have the first part's size."
     )
 
