@@ -25,19 +25,24 @@ def zeros(results: Results) -> str:
         "distance, whatever it hides. Masks of the eyes and the nose change more features than masks at random "
         "places, as the numbers above show. The paper does not say how zeros are counted."
     )
-    dropped = {
-        name: result
-        for name in results
-        if (result := committed(f"{name}, zeros drop")) and result["settings"]["zeros"] == "drop"
+    variants = {
+        "zeros=drop": "features that change in neither image are left out",
+        "match=changed": "random masks are of several sizes, and change about as many features as the part's",
     }
-    lines = [f"- {linked(f'{name}, zeros drop')}: {distances(result, 0)}" for name, result in dropped.items()]
-    if lines:
-        lower = [lower_than_random(result, 0) for result in dropped.values()]
-        words += (
-            "\n\nWith `zeros=drop`, features that change in neither image are left out. The distance of the parts is "
-            f"then smaller than that of random masks, with p below 0.05, for {sum(lower)} of {3 * len(lower)} "
-            "parts:\n\n" + "\n".join(lines)
-        )
+    for setting, meaning in variants.items():
+        key, _, value = setting.partition("=")
+        of = {
+            name: result
+            for name in (f"{name}, {key} {value}" for name in results)
+            if (result := committed(name)) and result["settings"][key] == value
+        }
+        if of:
+            lower = [lower_than_random(result, 0) for result in of.values()]
+            words += (
+                f"\n\nWith `{setting}`, {meaning}. The distance of the parts is then smaller than that of random "
+                f"masks, with p below 0.05, for {sum(lower)} of {3 * len(lower)} parts:\n\n"
+                + "\n".join(f"- {linked(name)}: {distances(result, 0)}" for name, result in of.items())
+            )
     return words
 
 
@@ -48,10 +53,13 @@ def lower_than_random(result: Mapping[str, Any], layer: int) -> int:
 
 
 def distances(result: Mapping[str, Any], layer: int) -> str:
-    """The distance of each part, its p, and the distance of random masks."""
-    rows = {part: result["ours"][part][layer] for part in PARTS}
-    parts = ", ".join(f"{part} {row['mean']:.3f} (p {row['p']:.4f})" for part, row in rows.items())
-    return f"{parts}; random {result['ours']['random'][layer]['mean']:.3f}"
+    """The distance of each part and of random masks, and the share of features that they change."""
+    rows = {part: result["ours"][part][layer] for part in (*PARTS, "random")}
+    words = []
+    for part, row in rows.items():
+        p = "" if row["p"] is None else f"p {row['p']:.4f}, "
+        words.append(f"{part} {row['mean']:.3f} ({p}{row['changed']:.0%} of features change)")
+    return f"{', '.join(words[:-1])}; {words[-1]}"
 
 
 def last_layer(results: Results) -> str:

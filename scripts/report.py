@@ -131,7 +131,8 @@ def of_claim(claim: Claim) -> dict[str, dict[str, Any]]:
     chosen = {}
     for name, result in results(claim.pattern).items():
         with complete(f"results/{name}/result.json"):
-            if all(result["settings"][key] == value for key, value in claim.settings):
+            # a result that is older than a setting was made as the claim asks: with the setting's default
+            if all(result["settings"].get(key, value) == value for key, value in claim.settings):
                 chosen[name] = result
     return chosen
 
