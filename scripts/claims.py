@@ -267,6 +267,7 @@ CLAIMS = [
         "all sizes are the paper's",
         "fig3/zfnet*",
         architecture,
+        reasons.padding,
     ),
     Claim(
         "4.1, Figure 5",
@@ -293,6 +294,7 @@ CLAIMS = [
         "less of the probability is kept than for translation and for scale, on average over five images",
         "fig5/*",
         rotation,
+        reasons.turning,
     ),
     Claim(
         "4.1, Figure 4",
@@ -414,6 +416,7 @@ CLAIMS = [
         "its train error rises (95 % interval over seeds), by at least half of what the validation error does",
         "table3/*",
         underfitting,
+        reasons.fits,
     ),
     Claim(
         "5.1, Table 3",
@@ -440,6 +443,7 @@ CLAIMS = [
         "place. Not decided if p of the latter is not below 0.05",
         "table2/*",
         other_architecture,
+        reasons.sixth,
     ),
     Claim(
         "5.2, Table 6",

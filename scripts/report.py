@@ -42,9 +42,12 @@ What Zeiler & Fergus (2014) say, and what we measured. Each claim has a rule, an
 each file.
 
 - *Reproduced*: every result fulfils the rule.
-- *Partly reproduced*: some results, or a part of the rule.
+- *Partly reproduced*: at least one result fulfils half of the rule or more.
 - *Not reproduced*: no result fulfils half of the rule.
 - *Not decided*: no result tells, for instance because an interval holds 0.
+
+Most rules have parts, such as seeds, folds or transforms; we count the parts that hold. Most thresholds were set before
+the results. Some rules became stricter or clearer when results were known. The history of `scripts/claims.py` shows it.
 
 The networks here are small and see few images. A claim that fails here may hold at the paper's size. Where a number is
 of one network, another seed may give another. In the commands `data/` is a folder of
