@@ -309,6 +309,13 @@ def timm_table() -> str:
     return f"{summary}\n\n{table(head, [_cells(row) for row in rows])}"
 
 
+def fields() -> str:
+    """How many receptive fields are what a gradient reaches, in words."""
+    equal = [row for row in known().values() if row["result"] == "equal"]
+    same, wider, narrower = (sum(row[name] for row in equal) for name in ("fields", "wider", "narrower"))
+    return f"of {same + wider + narrower} in timm's families {same} are equal, {wider} larger, {narrower} too small"
+
+
 def _cells(row: Mapping[str, Any]) -> list[Any]:
     result = row["result"]
     if "says" in row:

@@ -23,7 +23,9 @@ from zfnet.analysis.statistics import MARGIN, Contrast
 
 GUIDED = "guided x field"
 MASKED = "masked crop"  # of task B, by PICTURE
+ANOTHER = "another map x field"  # a control
 PAIRS = ("extreme", "percentile")  # of queries of task B
+JUDGED = [(f"B/{pair}", MASKED, "crop") for pair in PAIRS]
 OTHER_SQUARES = ("A1/unmatched", "A1/blur", "A1/patch")
 MARKS = {
     BETTER: "**{}**",
@@ -60,7 +62,7 @@ def verdicts(networks: Networks) -> str:
 
 
 def sentences(networks: Networks) -> str:
-    """The verdicts of the primary contrasts, and other contrasts, in sentences."""
+    """The verdicts of the primary contrasts in sentences, and a table of others."""
     layers: list[list[Primary]] = [[*found["primary"].values()] for found in networks.values()]
     depth = [sum(of[n].verdict == BETTER for of in layers if n < len(of)) for n in range(max(map(len, layers)))]
     worse_places = worse_in(networks)
@@ -70,16 +72,26 @@ def sentences(networks: Networks) -> str:
         verdicts(networks),
         f"By layer it is better in {listed(map(str, depth))} networks.",
         *([f"It is worse in {listed(worse_places)}."] if worse_places else []),
-        "Exploratory, and not corrected:",
     ]
-    beside = {f"with {squares(task)} {PICTURE} is": differences(networks, task, PICTURE) for task in OTHER_SQUARES} | {
-        "guided back-propagation x field is": differences(networks, "A1", GUIDED),
-        "the projection of a network with shuffled weights, a control, is": differences(networks, "A1", CONTROL),
-    }
-    for what, contrasts in beside.items():
-        above, below, count = sides(contrasts)
-        words.append(f"{what} above the field in {above} and below it in {below} of {count} layers;")
-    return " ".join(words).removesuffix(";") + "."
+    tasks = (("A1", CONTROL, FIELD), *(("A1", PICTURE, one) for one in (CONTROL, ANOTHER)))
+    guided = (("A1", GUIDED, FIELD), ("A1", PICTURE, GUIDED))
+    compared = exploratory(networks, [*((task, PICTURE, FIELD) for task in OTHER_SQUARES), *tasks, *guided, *JUDGED])
+    return f"{' '.join(words)}\n\n{compared}"
+
+
+def exploratory(networks: Networks, comparisons: Sequence[tuple[str, str, str]]) -> str:
+    """In how many layers one picture is right more often than another: task, picture, the other.
+
+    A layer counts if its 95 % interval lies on one side of 0.
+    """
+    rows = []
+    for task, picture, other in comparisons:
+        kind, _, pair = task.partition("/")
+        where = f"B, {pair} queries" if kind == "B" else f"A1, {squares(task)}"
+        if contrasts := differences(networks, task, picture, other):  # of a task that was measured
+            rows.append([where, picture, other, *sides(contrasts)])
+    head = ["task", "picture", "compared with", "more often right, layers", "less often right, layers", "of layers"]
+    return f"Exploratory, and not corrected:\n\n{table(head, rows)}"
 
 
 def worse_in(networks: Networks) -> list[str]:
@@ -178,23 +190,16 @@ def extended_judged_table(networks: Networks) -> str:
 
 
 def extended_sentences(networks: Networks) -> str:
-    """The tables of the extended rules, in sentences."""
+    """The same of networks by the extended rules."""
     verdicts = [of.verdict for found in networks.values() for of in found["primary"].values()]
     better, worse, equivalent, undecided = (verdicts.count(verdict) for verdict in MARKS)
     words = [
         f"Task A1: of {len(verdicts)} contrasts of {len(networks)} networks, with Holm's correction over the layers of "
         f"each, {PICTURE} is better than the field in {better}, worse in {worse}, equivalent (within ±{MARGIN:g}) "
-        f"in {equivalent}, and {undecided} are not decided.",
-        "All else is exploratory and not corrected:",
+        f"in {equivalent}, and {undecided} are not decided."
     ]
-    beside = [(f"{PICTURE} is", "A1", PICTURE, rival) for rival in (*RIVALS, CONTROL)]
-    for pair in PAIRS:
-        beside.append((f"in task B with {pair} queries the {MASKED} is", f"B/{pair}", MASKED, "crop"))
-    beside.append((f"{CONTROL}, by a network with shuffled weights, is", "A1", CONTROL, FIELD))
-    for what, task, picture, other in beside:
-        above, below, count = sides(differences(networks, task, picture, other))
-        words.append(f"{what} above the {other} in {above} and below it in {below} of {count} layers;")
-    return " ".join(words).removesuffix(";") + "."
+    against = [("A1", PICTURE, rival) for rival in (*RIVALS, CONTROL)]
+    return f"{' '.join(words)}\n\n{exploratory(networks, [*against, ('A1', CONTROL, FIELD), *JUDGED])}"
 
 
 def sides(contrasts: Sequence[Contrast | None]) -> tuple[int, int, int]:
