@@ -368,7 +368,7 @@ CLAIMS = [
         "4.4, Table 1",
         "layer 7 no longer relates them",
         "In layer 7 the effect is almost gone.",
-        "for none of the parts p is below 0.05; not decided where there is no effect in layer 5 either",
+        "for none of the parts p is below 0.05; not decided if neither layer shows an effect",
         "table1/*",
         correspondence(1),
         reasons.last_layer,
