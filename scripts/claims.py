@@ -34,8 +34,8 @@ class Claim(NamedTuple):
 
 
 def share(parts: Iterable[bool]) -> float:
-    held = list(parts)
-    return sum(held) / len(held)
+    flags = list(parts)
+    return sum(flags) / len(flags)
 
 
 def known(values: Iterable[float | None]) -> list[float]:
@@ -60,24 +60,26 @@ def sensitivity(result: Result) -> Outcome:
 
 
 def stability(result: Result) -> Outcome:
-    kept = {kind: result["ours"][kind]["probability_kept"] for kind in ("translation", "scale")}
-    numbers = ", ".join(f"{kind} {value:.2f}" for kind, value in kept.items())
-    return share(value >= 0.8 for value in kept.values()), f"probability kept: {numbers}"
+    shares = {kind: result["ours"][kind]["probability_kept"] for kind in ("translation", "scale")}
+    numbers = ", ".join(f"{kind} {value:.2f}" for kind, value in shares.items())
+    return share(value >= 0.8 for value in shares.values()), f"probability kept: {numbers}"
 
 
 def rotation(result: Result) -> Outcome:
-    kept = {kind: result["ours"][kind]["probability_kept"] for kind in ("rotation", "translation", "scale")}
-    turned, *others = kept.values()
-    numbers = ", ".join(f"{kind} {value:.2f}" for kind, value in kept.items())
-    return share(turned < other for other in others), f"probability kept: {numbers}"
+    shares = {kind: result["ours"][kind]["probability_kept"] for kind in ("rotation", "translation", "scale")}
+    rotated, *remaining = shares.values()
+    numbers = ", ".join(f"{kind} {value:.2f}" for kind, value in shares.items())
+    return share(rotated < rest for rest in remaining), f"probability kept: {numbers}"
 
 
 def occlusion(result: Result) -> Outcome:
-    on = result["ours"]["on_object"]
-    found, place = on["probability"], on["best_place"]["share"]
-    low, high = found["interval"]
-    words = f"{found['share']:.0%} of {on['images']} images (95 %: {low:.0%} to {high:.0%})"
-    return share([low > on["chance"], low > place]), f"{words}; best fixed place {place:.0%}, chance {on['chance']:.0%}"
+    measure = result["ours"]["on_object"]
+    minima, best_place = measure["probability"], measure["best_place"]["share"]
+    low, high = minima["interval"]
+    words = f"{minima['share']:.0%} of {measure['images']} images (95 %: {low:.0%} to {high:.0%})"
+    return share(
+        [low > measure["chance"], low > best_place]
+    ), f"{words}; best fixed place {best_place:.0%}, chance {measure['chance']:.0%}"
 
 
 def correspondence(layer: int) -> Callable[[Result], Outcome]:
@@ -101,8 +103,8 @@ def correspondence(layer: int) -> Callable[[Result], Outcome]:
 
 def transfer(result: Result) -> Outcome:
     """Every number of training images a class, every fold."""
-    each = result["ours"]["each"]
-    pairs = {n: (each["pretrained"][n], each["from scratch"][n]) for n in each["pretrained"]}
+    accuracies = result["ours"]["each"]
+    pairs = {n: (accuracies["pretrained"][n], accuracies["from scratch"][n]) for n in accuracies["pretrained"]}
     numbers = "; ".join(f"{n} a class: {mean(a):.1f} and {mean(b):.1f} %" for n, (a, b) in pairs.items())
     return share(x > y for a, b in pairs.values() for x, y in zip(a, b, strict=True)), numbers
 
@@ -117,37 +119,43 @@ def deeper(result: Result) -> Outcome:
 
 def settling(result: Result) -> Outcome:
     """Each layer no later than the next and before the last; the first soon, and before the learning rate fell."""
-    ends, before = result["ours"]["settled_epoch"], result["ours"]["settled_before_rate_fell"]
+    ends, in_time = result["ours"]["settled_epoch"], result["ours"]["settled_before_rate_fell"]
     epochs = [float("inf") if end is None else end for end in ends.values()]
     numbers = ", ".join("the last" if end is None else str(end) for end in ends.values())
-    fell = result["ours"]["rate_fell"]
+    fall_epochs = result["ours"]["rate_fell"]
     parts = [a <= b and a < epochs[-1] for a, b in pairwise(epochs)]
-    parts += [epochs[0] <= FEW, next(iter(before.values())) is True]
-    falls = "is not recorded" if fell is None else f"was in epoch {', '.join(map(str, fell))}" if fell else "never came"
-    words = f"layers 1 to {len(epochs)} settle at epoch {numbers}; a fall of the learning rate {falls}"
+    parts += [epochs[0] <= FEW, next(iter(in_time.values())) is True]
+    fall_words = (
+        "is not recorded"
+        if fall_epochs is None
+        else f"was in epoch {', '.join(map(str, fall_epochs))}"
+        if fall_epochs
+        else "never came"
+    )
+    words = f"layers 1 to {len(epochs)} settle at epoch {numbers}; a fall of the learning rate {fall_words}"
     return share(parts), words
 
 
 def dominance(result: Result) -> Outcome:
-    each = result["ours"]["each"]
-    without, ours = (each[name]["largest_rms_over_median"] for name in ("fig3 not renormalised", "fig3"))
-    words = f"largest over median RMS: {listed(without)} without, {listed(ours)} with renormalisation, by seed"
-    if None in [*without, *ours]:
+    networks = result["ours"]["each"]
+    plain, renormalised = (networks[name]["largest_rms_over_median"] for name in ("fig3 not renormalised", "fig3"))
+    words = f"largest over median RMS: {listed(plain)} without, {listed(renormalised)} with renormalisation, by seed"
+    if None in [*plain, *renormalised]:
         return None, words
-    return share([*(value >= 2 for value in without), *(value <= 1.7 for value in ours)]), words
+    return share([*(value >= 2 for value in plain), *(value <= 1.7 for value in renormalised)]), words
 
 
 def by_seed(claim: str, number: str, percent: bool = False) -> Callable[[Result], Outcome]:
     """A claim of Figure 6 that each seed decides: 11x11 stride 4 against 7x7 stride 2."""
 
     def judge(result: Result) -> Outcome:
-        counts, each = result["ours"]["claims"][claim], result["ours"]["each"]
-        rows = [each[name][number] for name in ("krizhevsky", "fig3")]
+        counts, networks = result["ours"]["claims"][claim], result["ours"]["each"]
+        rows = [networks[name][number] for name in ("krizhevsky", "fig3")]
         words = "11x11, stride 4: {}; 7x7, stride 2: {}, by seed".format(*(listed(row, percent) for row in rows))
         if not any(value for row in rows for value in row):
             return None, words
-        whole = sum(counts.values()) == len(each["fig3"][number])
-        return (counts["as_claimed"] / sum(counts.values()) if whole else None), words
+        complete = sum(counts.values()) == len(networks["fig3"][number])
+        return (counts["as_claimed"] / sum(counts.values()) if complete else None), words
 
     return judge
 
@@ -163,39 +171,43 @@ def lattices(result: Result) -> Outcome:
 
     The paper compares the two, so that one which has less than the other counts as well.
     """
-    each = result["ours"]["each"]
-    four, two = (
-        [a / b if a is not None and b else None for a, b in zip(*(each[name][n] for n in LATTICE), strict=True)]
+    networks = result["ours"]["each"]
+    stride_4, stride_2 = (
+        [a / b if a is not None and b else None for a, b in zip(*(networks[name][n] for n in LATTICE), strict=True)]
         for name in ("krizhevsky", "fig3")
     )
-    words = f"against the filters' own: stride 4 {listed(four)}; stride 2 {listed(two)}, by seed"
-    if len(known(four)) < len(four) or len(known(two)) < len(two):
+    words = f"against the filters' own: stride 4 {listed(stride_4)}; stride 2 {listed(stride_2)}, by seed"
+    if len(known(stride_4)) < len(stride_4) or len(known(stride_2)) < len(stride_2):
         return None, words
-    fewer = [b < a for a, b in zip(four, two, strict=True)]
-    return share([*(value > 1.2 for value in four), *(value <= 1.2 for value in two), *fewer]), words
+    order = [b < a for a, b in zip(stride_4, stride_2, strict=True)]
+    return share([*(value > 1.2 for value in stride_4), *(value <= 1.2 for value in stride_2), *order]), words
 
 
 def depth(result: Result) -> Outcome:
     """All four layers against twice each pair of them, seed by seed, by the error on validation images."""
-    differences = {name.removeprefix("krizhevsky without "): of for name, of in result["ours"]["difference"].items()}
+    differences = {
+        name.removeprefix("krizhevsky without "): entry for name, entry in result["ours"]["difference"].items()
+    }
     names = [f"layers {n}" for n in ("3, 4", "6, 7", "3, 4, 6, 7")]
     if not set(names) <= set(differences) or not all(differences[name]["validation_top1"]["each"] for name in names):
         return None, "not all of these networks were trained"
     if len({tuple(result["ours"]["seeds"][f"krizhevsky without {name}"]) for name in names}) > 1:
         return None, "these networks are not of the same seeds"
     rows = {name.removeprefix("layers "): differences[name]["validation_top1"]["each"] for name in names}
-    words = "validation error in points: " + ", ".join(f"without {n} {mean(of):+.1f}" for n, of in rows.items())
-    inner, outer, deep = rows.values()
-    if len({len(inner), len(outer), len(deep)}) > 1 or len(deep) < 2:
+    words = "validation error in points: " + ", ".join(f"without {n} {mean(entry):+.1f}" for n, entry in rows.items())
+    middle, full, both = rows.values()
+    if len({len(middle), len(full), len(both)}) > 1 or len(both) < 2:
         return None, f"{words}; too few seeds"
-    pairs = {"3, 4": inner, "6, 7": outer}
-    beyond = {n: interval([d - 2 * p for p, d in zip(of, deep, strict=True)]) or (0.0, 0.0) for n, of in pairs.items()}
+    pairs = {"3, 4": middle, "6, 7": full}
+    excess = {
+        n: interval([d - 2 * p for p, d in zip(entry, both, strict=True)]) or (0.0, 0.0) for n, entry in pairs.items()
+    }
     words += "; all four minus twice " + ", minus twice ".join(
-        f"{n}: {low:+.1f} to {high:+.1f} (95 %)" for n, (low, high) in beyond.items()
+        f"{n}: {low:+.1f} to {high:+.1f} (95 %)" for n, (low, high) in excess.items()
     )
-    flat = [of["flat"] for of in result["ours"]["training"].values()]
-    words += f"; the error was flat at the end of {flat.count(True)} of {len(flat)} trainings"
-    parts = [decided(bounds, bounds[0] > 0) for bounds in beyond.values()]
+    flags = [entry["flat"] for entry in result["ours"]["training"].values()]
+    words += f"; the error was flat at the end of {flags.count(True)} of {len(flags)} trainings"
+    parts = [decided(bounds, bounds[0] > 0) for bounds in excess.values()]
     return (None if None in parts else share(part == 1 for part in parts)), words
 
 
@@ -205,10 +217,10 @@ def decided(bounds: Sequence[float], holds: bool) -> float | None:
 
 
 def underfitting(result: Result) -> Outcome:
-    deep = result["ours"]["difference"].get("krizhevsky without layers 3, 4, 6, 7")
-    if deep is None or not deep["train_top1"]["each"]:
+    difference = result["ours"]["difference"].get("krizhevsky without layers 3, 4, 6, 7")
+    if difference is None or not difference["train_top1"]["each"]:
         return None, "these networks were not trained, or not with the same seed"
-    train, checks = deep["train_top1"], deep["validation_top1"]
+    train, checks = difference["train_top1"], difference["validation_top1"]
     words = f"{train['mean']:+.1f} points of train error, {checks['mean']:+.1f} of validation error"
     if train["interval"] is None:
         return None, f"{words}; one seed"
@@ -219,19 +231,21 @@ def underfitting(result: Result) -> Outcome:
 
 def width(result: Result) -> Outcome:
     """More maps in layers 3 to 5, and wider fully connected layers, against Figure 3's network of the same seed."""
-    differences = {name: of for name, of in result["ours"]["difference"].items() if name in WIDER}
-    errors = {name: [of[column] for column in ("train_top1", "validation_top1")] for name, of in differences.items()}
+    differences = {name: entry for name, entry in result["ours"]["difference"].items() if name in WIDER}
+    errors = {
+        name: [entry[column] for column in ("train_top1", "validation_top1")] for name, entry in differences.items()
+    }
     words = "; ".join(
         f"{WIDER[name]}: train {train['mean']:+.1f}, validation {checks['mean']:+.1f}"
         for name, (train, checks) in errors.items()
     )
-    if len(differences) < len(WIDER) or any(of["interval"] is None for both in errors.values() for of in both):
+    if len(differences) < len(WIDER) or any(entry["interval"] is None for pair in errors.values() for entry in pair):
         return None, f"{words} points; too few seeds" if words else "not measured"
     falls = [
-        all(of["interval"][1] < 0 for of in errors["fig3 512-1024-512"]),
+        all(entry["interval"][1] < 0 for entry in errors["fig3 512-1024-512"]),
         errors["fig3 fc 8192"][0]["interval"][1] < 0,
     ]
-    train, checks = (of["each"] for of in errors["fig3 fc 8192"])
+    train, checks = (entry["each"] for entry in errors["fig3 fc 8192"])
     low, high = interval([b - a for a, b in zip(train, checks, strict=True)]) or (0.0, 0.0)
     return share(
         [*falls, low > 0]
@@ -240,9 +254,9 @@ def width(result: Result) -> Outcome:
 
 def averaging(result: Result) -> Outcome:
     """The networks that are averaged, each against all of them."""
-    one, several = (result["ours"]["each"][f"Figure 3, {n}"]["validation_top1"] for n in ("1 net", "5 nets (a)"))
-    bounds = interval([single - several[0] for single in one])
-    words = f"one network {mean(one):.1f} %, {len(one)} together {several[0]:.1f} %"
+    singles, ensembles = (result["ours"]["each"][f"Figure 3, {n}"]["validation_top1"] for n in ("1 net", "5 nets (a)"))
+    bounds = interval([error - ensembles[0] for error in singles])
+    words = f"one network {mean(singles):.1f} %, {len(singles)} together {ensembles[0]:.1f} %"
     if bounds is None:
         return None, f"{words}; one network alone"
     return share([bounds[0] > 0]), f"{words} (less, 95 %: {bounds[0]:.1f} to {bounds[1]:.1f})"
@@ -251,11 +265,11 @@ def averaging(result: Result) -> Outcome:
 def other_architecture(result: Result) -> Outcome:
     """Against the five alone, and against a sixth network of Figure 3 in its place."""
     test, error = result["ours"]["sixth"]["validation_top1"], result["ours"]["error"]
-    five, six = (error[row] for row in ("Figure 3, 5 nets (a)", "(a) and (b), 6 nets"))
-    words = " and ".join(f"{five[column]:.1f} to {six[column]:.1f} %" for column in five)
+    without_b, with_b = (error[row] for row in ("Figure 3, 5 nets (a)", "(a) and (b), 6 nets"))
+    words = " and ".join(f"{without_b[column]:.1f} to {with_b[column]:.1f} %" for column in without_b)
     words += f", top-1 and top-5; top-1 {test['difference']:+.1f} points against a sixth network of Figure 3 "
     words += f"(McNemar, p {test['p']:.2g}: of these two networks, not of other seeds)"
-    falls = [six[column] < five[column] for column in five]
+    falls = [with_b[column] < without_b[column] for column in without_b]
     return (None if test["p"] >= 0.05 else share([*falls, test["difference"] < 0])), words
 
 
@@ -358,7 +372,8 @@ CLAIMS = [
         "4.4, Table 1",
         "layer 5 relates the parts of faces",
         "In layer 5 hiding a part of faces (dogs, people) changes features more alike than hiding random places does.",
-        "a smaller distance than that of random masks, p below 0.05, for each of the three parts",
+        "a smaller distance than that of random masks, p below 0.05, for each of the three parts; in brackets, with p, the "
+        "share of features that a mask changes",
         "table1/*",
         correspondence(0),
         reasons.zeros,

@@ -65,12 +65,12 @@ def lower_than_random(result: Mapping[str, Any], layer: int) -> int:
 
 
 def distances(result: Mapping[str, Any], layer: int) -> str:
-    """The distance of each part and of random masks, and the share of features that they change."""
+    """The distance of each part and of random masks, and the share of features that a mask changes."""
     rows = {part: result["ours"][part][layer] for part in (*PARTS, "random")}
     words = []
     for part, row in rows.items():
         p = "" if row["p"] is None else f"p {row['p']:.4f}, "
-        words.append(f"{part} {row['mean']:.3f} ({p}{row['changed']:.0%} of features change)")
+        words.append(f"{part} {row['mean']:.3f} ({p}{row['changed']:.0%} of features)")
     return f"{', '.join(words[:-1])}; {words[-1]}"
 
 

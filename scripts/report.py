@@ -72,15 +72,15 @@ def results(pattern: str) -> dict[str, dict[str, Any]]:
 
 def published() -> dict[str, dict[str, Any]]:
     """The metadata of the networks that come with the sources, by name."""
-    known = {}
+    metadata = {}
     for file in sorted((ROOT / "published").glob("*.json")):
         try:
-            known[file.stem] = json.loads(file.read_text(encoding="utf-8"))
+            metadata[file.stem] = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             raise InputError(
                 f"published/{file.name} is damaged: take it from the repository, or publish again"
             ) from None
-    return known
+    return metadata
 
 
 @contextlib.contextmanager
@@ -89,8 +89,8 @@ def complete(name: str) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, AttributeError) as error:
-        what = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{name} lacks an entry ({what}): make it again with this version") from error
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{name} lacks an entry ({cause}): make it again with this version") from error
 
 
 def command(result: Mapping[str, Any]) -> str:
@@ -101,8 +101,8 @@ def command(result: Mapping[str, Any]) -> str:
 
 def quoted(word: str) -> str:
     """A word for the shell: as it is, or in double quotes where that is easier to read than shlex.quote."""
-    plain = shlex.quote(word)
-    return plain if plain == word or not re.fullmatch(r"[^\"$`\\!]*", word) else f'"{word}"'
+    escaped = shlex.quote(word)
+    return escaped if escaped == word or not re.fullmatch(r"[^\"$`\\!]*", word) else f'"{word}"'
 
 
 def judged(claim: Claim) -> tuple[str, list[str]]:
@@ -131,13 +131,13 @@ def of_claim(claim: Claim) -> dict[str, dict[str, Any]]:
     """The results that a claim is judged by, by folder."""
     if claim.pattern is None:
         return {}
-    chosen = {}
+    selection = {}
     for name, result in results(claim.pattern).items():
         with complete(f"results/{name}/result.json"):
             # a result that is older than a setting was made as the claim asks: with the setting's default
             if all(result["settings"].get(key, value) == value for key, value in claim.settings):
-                chosen[name] = result
-    return chosen
+                selection[name] = result
+    return selection
 
 
 def claims_page() -> str:
@@ -150,35 +150,35 @@ def claims_page() -> str:
         verdicts[words].append(f"- [{title}](#{anchor(title)})")
         sections.append(section(claim, title, words, numbers))
     order = [*IN_FULL.values(), *(words for words in verdicts if words not in IN_FULL.values())]
-    short = [f"**{words}**\n\n" + "\n".join(verdicts[words]) for words in order if words in verdicts]
+    lists = [f"**{words}**\n\n" + "\n".join(verdicts[words]) for words in order if words in verdicts]
     groups = defaultdict[str, dict[str, str]](dict)
     for name, result in results("*/*").items():
         groups[name.partition("/")[0]][name] = command(result)
     blocks = [f"### {experiment}\n\n{commands(lines)}" for experiment, lines in groups.items()]
-    more = f"## What the strongest images depend on\n\n{words}" if (words := reasons.ranks({})) else ""
-    rest = [
+    ranks = f"## What the strongest images depend on\n\n{words}" if (words := reasons.ranks({})) else ""
+    appendix = [
         "## Commands",
         "The commands of all other results, each below the name of its folder in `results/`.",
         *blocks,
     ]
-    return "\n\n".join(filter(None, [HEAD.strip(), "## Verdicts", *short, *sections, more, *rest])) + "\n"
+    return "\n\n".join(filter(None, [HEAD.strip(), "## Verdicts", *lists, *sections, ranks, *appendix])) + "\n"
 
 
 def section(claim: Claim, title: str, verdict: str, numbers: Sequence[str]) -> str:
     """A claim: what the paper says, the verdict, the rule, the numbers, the reason, and where the commands are."""
     if claim.pattern is None:
         return f"## {title}\n\n{claim.says}\n\n**{verdict}**: {claim.rule}."
-    chosen = of_claim(claim)
+    results_of_claim = of_claim(claim)
     parts = [
         f"## {title}",
         claim.says,
         f"**{verdict}.** Rule: {claim.rule}.",
         "<!-- measured -->\n" + "\n".join(f"- {line}" for line in numbers) + "\n<!-- end -->" if numbers else "",
     ]
-    if chosen:
+    if results_of_claim:
         with complete(f"a result of {title!r}"):
-            parts.append(claim.why(chosen))
-        experiments = sorted({name.partition("/")[0] for name in chosen})
+            parts.append(claim.why(results_of_claim))
+        experiments = sorted({name.partition("/")[0] for name in results_of_claim})
         parts.append("Commands: " + ", ".join(f"[{name}](#{anchor(name)})" for name in experiments) + ".")
     return "\n\n".join(filter(None, parts))
 
@@ -201,18 +201,23 @@ def trained_table() -> str:
     rows, groups = [], defaultdict[str, dict[str, dict[str, Any]]](dict)
     for name, run in results("train/*").items():
         groups[name.partition("/")[2].partition(",")[0]][name] = run
-    for data, named in groups.items():
-        alike(named)
-        runs = list(named.values())
-        one = [100 - 100 * run["ours"]["history"][-1]["validation_error"] for run in runs]
-        ten = [100 - 100 * run["ours"]["validation_top1"] for run in runs]
+    for data, seeds_of_data in groups.items():
+        alike(seeds_of_data)
+        runs = list(seeds_of_data.values())
+        single_crop = [100 - 100 * run["ours"]["history"][-1]["validation_error"] for run in runs]
+        ten_crops = [100 - 100 * run["ours"]["validation_top1"] for run in runs]
         counts = [count for run in runs for count in run["ours"]["dead_maps"].values()]
         dead = max(count["dead"] / count["maps"] for count in counts)
         longest = max(runs, key=lambda run: minutes(run["ours"]["history"]))
-        how, made = runs[0]["settings"], longest["provenance"]
-        what = f"{how['images']:,} + {how['validation_images']:,} images, {how['recipe']['epochs']} epochs"
-        on = f"{minutes(longest['ours']['history']):.1f} min, {made['threads']} thread(s) of {made['device']}"
-        rows.append([f"`{data}`: {what}; {len(runs)} seed(s)", shown(one), shown(ten), f"{dead:.1%}", on])
+        settings, provenance = runs[0]["settings"], longest["provenance"]
+        training = (
+            f"{settings['images']:,} + {settings['validation_images']:,} images, {settings['recipe']['epochs']} epochs"
+        )
+        duration = minutes(longest["ours"]["history"])
+        cost = f"{duration:.1f} min, {provenance['threads']} thread(s) of {provenance['device']}"
+        rows.append(
+            [f"`{data}`: {training}; {len(runs)} seed(s)", shown(single_crop), shown(ten_crops), f"{dead:.1%}", cost]
+        )
     head = ["", "top-1, %", "over ten crops, %", "dead maps, worst layer", "longest, epochs x median"]
     return table(head, rows) if rows else MISSING
 
@@ -221,11 +226,13 @@ def alike(runs: Mapping[str, Mapping[str, Any]]) -> None:
     """InputError unless the runs of one row, by folder, differ in nothing but the seed."""
     settings = {name: flat(run["settings"]) for name, run in runs.items()}
     first, expected = next(iter(settings.items()))
-    for name, own in settings.items():
-        for key in sorted({*own, *expected} - {"seed", "recipe.seed"}):
-            if own.get(key) != expected.get(key):
-                values = f"{key} is {own.get(key)} in results/{name}, and {expected.get(key)} in results/{first}"
-                raise InputError(f"{values}: runs of one row differ in their seed alone; give one another name")
+    for name, values_of_run in settings.items():
+        for key in sorted({*values_of_run, *expected} - {"seed", "recipe.seed"}):
+            if values_of_run.get(key) != expected.get(key):
+                message = (
+                    f"{key} is {values_of_run.get(key)} in results/{name}, and {expected.get(key)} in results/{first}"
+                )
+                raise InputError(f"{message}: runs of one row differ in their seed alone; give one another name")
 
 
 def minutes(history: Sequence[Mapping[str, float]]) -> float:
@@ -236,13 +243,13 @@ def minutes(history: Sequence[Mapping[str, float]]) -> float:
 def published_table() -> str:
     """The networks that come with the sources."""
     rows = []
-    for name, known in published().items():
-        errors = known["validation_error"]
-        dead = ", ".join(f"{count['dead']} of {count['maps']}" for count in known["dead_maps"].values())
+    for name, metadata in published().items():
+        errors = metadata["validation_error"]
+        dead = ", ".join(f"{count['dead']} of {count['maps']}" for count in metadata["dead_maps"].values())
         top = [f"{100 - 100 * errors[crops]['top1']:.1f}" for crops in ("1 crops", "10 crops")]
-        words = shlex.join(["python", "experiments/run.py", *shlex.split(known["training"]["command"])[1:]])
-        size = f"{known['bytes'] / 1e6:.1f} MB"
-        history = read_metadata(ROOT / "published" / known["file"])["history"]
+        words = shlex.join(["python", "experiments/run.py", *shlex.split(metadata["training"]["command"])[1:]])
+        size = f"{metadata['bytes'] / 1e6:.1f} MB"
+        history = read_metadata(ROOT / "published" / metadata["file"])["history"]
         rows.append([f"`{name}`", *top, dead, size, f"`{words}`", f"{minutes(history):.0f} min"])
     head = [
         "network",
@@ -261,15 +268,14 @@ def first_figures() -> str:
     seconds, machines = {}, set()
     for figure in ("fig2", "fig5", "fig7"):
         for result in results(f"{figure}/zfnet_small-scenes").values():
-            made = result["provenance"]
-            seconds[figure.replace("fig", "Figure ")] = made["seconds"]
-            machines.add(f"{made['threads']} thread(s) of {made['device']}")
+            provenance = result["provenance"]
+            seconds[figure.replace("fig", "Figure ")] = provenance["seconds"]
+            machines.add(f"{provenance['threads']} thread(s) of {provenance['device']}")
     if len(seconds) < 3 or len(machines) > 1:
         return MISSING
-    each = ", ".join(f"{name} {took:.0f} s" for name, took in seconds.items())
-    return (
-        f"When the committed results were made, with {machines.pop()}, they took {sum(seconds.values()):.0f} s: {each}."
-    )
+    times = ", ".join(f"{name} {duration:.0f} s" for name, duration in seconds.items())
+    total = f"{sum(seconds.values()):.0f} s"
+    return f"When the committed results were made, with {machines.pop()}, they took {total}: {times}."
 
 
 def lattice_table() -> str:
@@ -277,10 +283,12 @@ def lattice_table() -> str:
     rows = []
     for name, result in results("fig2/*").items():
         lattice = result["ours"]["lattice"]
-        kinds = {kind: [of[kind] for of in lattice["layers"].values()] for kind in ("projections", "patches")}
+        kinds = {kind: [energy[kind] for energy in lattice["layers"].values()] for kind in ("projections", "patches")}
         cells = [*kinds.values(), [lattice["filters"]]]
-        shares = [spread([100 * of["beyond"] for of in numbers], 0) for numbers in cells]
-        rows.append([f"`{name}`", *shares, *(spread([of["lattice"] for of in numbers], 1) for numbers in cells)])
+        shares = [spread([100 * energy["beyond"] for energy in numbers], 0) for numbers in cells]
+        rows.append(
+            [f"`{name}`", *shares, *(spread([energy["lattice"] for energy in numbers], 1) for numbers in cells)]
+        )
     head = ["", "fine, %: projections", "patches", "filters", "grid: projections", "patches", "filters"]
     return table(head, rows) if rows else MISSING
 
@@ -293,20 +301,20 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 def depth_table() -> str:
     """What removing layers of Krizhevsky's network costs, in points of validation error, beside the paper's."""
-    rows, flat = [], list[bool]()
+    rows, flags = [], list[bool]()
     for name, result in results("table3/*").items():
         ours, paper = result["ours"], result["paper"]["error"]
-        flat += [of["flat"] for of in ours["training"].values()]
+        flags += [of["flat"] for of in ours["training"].values()]
         for layers in ("3, 4", "6, 7", "3, 4, 6, 7"):
             if of := ours["difference"].get(variant := f"krizhevsky without layers {layers}"):
                 of, seeds = of["validation_top1"], len(ours["seeds"][variant])
                 bounds = "" if of["interval"] is None else " to ".join(f"{end:+.1f}" for end in of["interval"])
-                theirs = paper[variant]["validation_top1"] - paper["krizhevsky"]["validation_top1"]
-                rows.append([f"`{name}`", layers, seeds, f"{of['mean']:+.1f}", bounds, f"{theirs:+.1f}"])
+                paper_points = paper[variant]["validation_top1"] - paper["krizhevsky"]["validation_top1"]
+                rows.append([f"`{name}`", layers, seeds, f"{of['mean']:+.1f}", bounds, f"{paper_points:+.1f}"])
     if not rows:
         return MISSING
     head = ["", "layers removed", "seeds", "points of validation error", "95 % interval", "paper"]
-    words = f"The validation error was flat over the last third of {flat.count(True)} of {len(flat)} trainings."
+    words = f"The validation error was flat over the last third of {flags.count(True)} of {len(flags)} trainings."
     return f"{table(head, rows)}\n\n{words}"
 
 
@@ -317,36 +325,43 @@ def dead_maps() -> str:
     rates = {run["settings"]["recipe"]["learning_rate"] for run in runs}
     if not counts or len(rates) > 1:
         return MISSING
-    each = ", ".join(f"{count['dead']} of {count['maps']}" for count in counts)
-    return f"At a rate of {rates.pop()}, maps of layer 2 died in the runs of `zfnet_small` above: {each}."
+    words = ", ".join(f"{count['dead']} of {count['maps']}" for count in counts)
+    return f"At a rate of {rates.pop()}, maps of layer 2 died in the runs of `zfnet_small` above: {words}."
 
 
 def transfer_table() -> str:
     """Frozen networks on other images, beside networks that are trained from scratch."""
     rows = [
-        [f"`{name}`", what, ", ".join(map(shown, ours)), ", ".join(map(str, paper))]
+        [f"`{name}`", label, ", ".join(map(shown, ours)), ", ".join(map(str, paper))]
         for name, result in (results("table[4567]/*") | results("fig9/*")).items()
-        for what, ours, paper in transferred(result)
+        for label, ours, paper in transferred(result)
     ]
     return table(["", "", "ours, %", "paper, %"], rows) if rows else MISSING
 
 
 def transferred(result: Mapping[str, Any]) -> list[tuple[str, list[list[float]], list[float]]]:
     """The rows of a result of Tables 4 to 7 or Figure 9: what was measured, of each fold, and the paper's numbers."""
-    each, kind = result["ours"]["each"], result["experiment"]
+    accuracies, kind = result["ours"]["each"], result["experiment"]
     if kind == "table6":
         paper = result["paper"]["precision"]["mean"]["Zeiler & Fergus"]
         return [
-            (f"mean precision, {KINDS[row]}", [of["mean"]], [paper] * (row == "exclusive")) for row, of in each.items()
+            (f"mean precision, {KINDS[row]}", [folds["mean"]], [paper] * (row == "exclusive"))
+            for row, folds in accuracies.items()
         ]
     papers = result["paper"]["accuracy"]
     if kind == "table7":
-        layers = [row for row in each if row.startswith("SVM")]
+        layers = [row for row in accuracies if row.startswith("SVM")]
         numbers = ", ".join(row.removeprefix("SVM (").removesuffix(")") for row in layers)
-        return [(f"SVM on layers {numbers}", [each[row] for row in layers], [papers[row][0][0] for row in layers])]
+        return [
+            (f"SVM on layers {numbers}", [accuracies[row] for row in layers], [papers[row][0][0] for row in layers])
+        ]
     return [
-        (f"{row}, {', '.join(of)} a class", [*of.values()], [papers[row][n][0] for n in of if n in papers.get(row, {})])
-        for row, of in each.items()
+        (
+            f"{row}, {', '.join(folds)} a class",
+            [*folds.values()],
+            [papers[row][n][0] for n in folds if n in papers.get(row, {})],
+        )
+        for row, folds in accuracies.items()
     ]
 
 
@@ -354,13 +369,13 @@ def transferred(result: Mapping[str, Any]) -> list[tuple[str, list[list[float]],
 def ablations(rules: str = "deconvnet") -> networks.Networks:
     """The estimates of every network of the ablation, by these rules."""
     by_name = {Path(name).name: result for name, result in results("ablation/*").items()}
-    chosen = {name: of["ours"] for name, of in by_name.items() if of["settings"].get("rules", "deconvnet") == rules}
-    return networks.estimates(chosen)
+    selection = {name: of["ours"] for name, of in by_name.items() if of["settings"].get("rules", "deconvnet") == rules}
+    return networks.estimates(selection)
 
 
-def ablation_table(of: Callable[[networks.Networks], str], rules: str = "deconvnet") -> str:
+def ablation_table(render: Callable[[networks.Networks], str], rules: str = "deconvnet") -> str:
     """A table of all networks that the ablation was made of by these rules."""
-    return of(ablations(rules)) if ablations(rules) else MISSING
+    return render(ablations(rules)) if ablations(rules) else MISSING
 
 
 def claims_table() -> str:
@@ -370,9 +385,9 @@ def claims_table() -> str:
 
 def verdicts() -> str:
     """How many claims came to each verdict, in a sentence."""
-    each = [judged(claim)[0].strip("*") for claim in CLAIMS]
-    counts = ", ".join(f"{each.count(verdict)} {verdict}" for verdict in dict.fromkeys([*VERDICTS, *each]))
-    return f"Of {len(each)} claims of the paper, by rules that were written down: {counts}."
+    outcomes = [judged(claim)[0].strip("*") for claim in CLAIMS]
+    counts = ", ".join(f"{outcomes.count(verdict)} {verdict}" for verdict in dict.fromkeys([*VERDICTS, *outcomes]))
+    return f"Of {len(outcomes)} claims of the paper, by rules that were written down: {counts}."
 
 
 @cache
@@ -383,9 +398,11 @@ def all_verdicts() -> dict[str, str]:
 
 def beside_table(experiment: str) -> str:
     """The paper's numbers beside ours, for one of its figures or tables."""
-    found = results(f"{experiment}/*")
+    entries = results(f"{experiment}/*")
     return (
-        beside.beside(experiment, found, all_verdicts(), [command(of) for of in found.values()]) if found else MISSING
+        beside.beside(experiment, entries, all_verdicts(), [command(entry) for entry in entries.values()])
+        if entries
+        else MISSING
     )
 
 
@@ -395,50 +412,52 @@ def bench(name: str) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         raise InputError(
             f"results/bench/{name}.json is damaged: take it from the repository, or measure again"
         ) from None
-    return known
+    return record
 
 
-def bench_table(name: str, of: Callable[[Sequence[Mapping[str, Any]]], str]) -> str:
+def bench_table(name: str, render: Callable[[Sequence[Mapping[str, Any]]], str]) -> str:
     """A table of what scripts/bench.py measured, from results/bench/<name>.json."""
-    known = bench(name)
-    if known is None:
+    record = bench(name)
+    if record is None:
         return MISSING
-    return f"{measured([name], known)}\n\n{of(known['rows'])}"
+    return f"{measured([name], record)}\n\n{render(record['rows'])}"
 
 
-def measured(names: Sequence[str], known: Mapping[str, Any]) -> str:
+def measured(names: Sequence[str], record: Mapping[str, Any]) -> str:
     """How benchmarks were made: command, machine and versions."""
-    machine, torch = known["machine"], known["versions"]["torch"]
-    return f"`python scripts/bench.py {' '.join(names)}`, on {machine} with {known['hardware']}, torch {torch}:"
+    machine, torch = record["machine"], record["versions"]["torch"]
+    return f"`python scripts/bench.py {' '.join(names)}`, on {machine} with {record['hardware']}, torch {torch}:"
 
 
 def speeds_table(names: Sequence[str], rows: Sequence[str] = tuple(speeds.WORDS)) -> str:
     """How quick zfnet is beside others, of several benchmarks; those of one machine and version stand in one table."""
     groups = defaultdict[tuple[str, ...], list[tuple[str, dict[str, Any]]]](list)
     for name in names:
-        if known := bench(name):
-            how = (known["machine"], known["hardware"], known["versions"]["torch"], known["versions"]["captum"])
-            groups[how].append((name, known))
+        if record := bench(name):
+            setting = (record["machine"], record["hardware"], record["versions"]["torch"], record["versions"]["captum"])
+            groups[setting].append((name, record))
     if not groups:
         return MISSING
     parts = []
     for group in groups.values():
-        every = [row for _, known in group for row in known["rows"]]
+        group_rows = [row for _, record in group for row in record["rows"]]
         head = measured([name for name, _ in group], group[0][1]).removesuffix(":")
-        parts.append(f"{head}, Captum {group[0][1]['versions']['captum']}:\n\n{speeds.speed_table(every, rows)}")
+        parts.append(f"{head}, Captum {group[0][1]['versions']['captum']}:\n\n{speeds.speed_table(group_rows, rows)}")
     return "\n\n".join(parts)
 
 
 def unique_table() -> str:
     """What zfnet does that other tools do not, with what was measured of it."""
     rows = [row for name in speeds.BENCHES for row in (bench(name) or {"rows": []})["rows"]]
-    units, first, fifth = (speeds.times(rows, f"project{of}", "Captum") for of in (", all five", " relu1", " relu5"))
-    captum, plain = (speeds.times(rows, "occlude ZFNet", beside) for beside in ("Captum", "plain batches"))
+    units, first, fifth = (
+        speeds.times(rows, f"project{suffix}", "Captum") for suffix in (", all five", " relu1", " relu5")
+    )
+    captum, batches = (speeds.times(rows, "occlude ZFNet", rival) for rival in ("Captum", "plain batches"))
     scan = speeds.ratio(rows, "scan relu1..relu5", "")
     cells = [
         [
@@ -449,7 +468,7 @@ def unique_table() -> str:
         [
             "occludes and computes only what the square can reach; activity, probability and class in one pass",
             "run the whole network for each square",
-            f"{captum}; {plain}",
+            f"{captum}; {batches}",
         ],
         [
             "finds the strongest activations of every map of all layers in one pass, and where they are; a stopped "
@@ -486,7 +505,7 @@ def atlas_table() -> str:
     rows = []
     for name, result in results("atlas/*").items():
         ours, seconds = result["ours"], result["ours"]["seconds"]
-        made = sum(seconds[part] for part in ("links", "scan", "reading", "projection"))
+        computing = sum(seconds[part] for part in ("links", "scan", "reading", "projection"))
         rows.append(
             [
                 f"`{name}`",
@@ -496,7 +515,7 @@ def atlas_table() -> str:
                 f"{ours['files']:,}",
                 f"{ours['bytes'] / 1e6:.0f} MB",
                 f"{sum(seconds.values()):.0f} s",
-                f"{made / sum(seconds.values()):.0%}",
+                f"{computing / sum(seconds.values()):.0%}",
                 f"{ours['peak_memory'] / 2**30:.1f} GiB",
             ]
         )
@@ -506,25 +525,25 @@ def atlas_table() -> str:
 
 def atlas_in_words() -> str:
     """The largest atlas that was made: maps, images, time and size."""
-    made = [result["ours"] for result in results("atlas/*").values()]
-    if not made:
+    atlases = [result["ours"] for result in results("atlas/*").values()]
+    if not atlases:
         return MISSING
-    largest = max(made, key=lambda ours: sum(ours["maps"].values()))
+    largest = max(atlases, key=lambda ours: sum(ours["maps"].values()))
     maps, seconds = sum(largest["maps"].values()), sum(largest["seconds"].values())
     return f"{maps:,} maps of {largest['images']:,} photographs: {seconds:.0f} s, {largest['bytes'] / 1e6:.0f} MB"
 
 
 def seeds_table() -> str:
     """How alike the units of several runs are."""
-    return seeds.likeness(found) if seeds.PAPERS in (found := results("seeds/*")) else MISSING
+    return seeds.likeness(entries) if seeds.PAPERS in (entries := results("seeds/*")) else MISSING
 
 
 def dead_table() -> str:
     """How many maps are dead, by the learning rate."""
-    if not (found := results("seeds/*")):
+    if not (entries := results("seeds/*")):
         return MISSING
     name = "zfnet_small-scenes"
-    return seeds.dead_maps(found, published()[name], read_metadata(ROOT / "published" / f"{name}.safetensors"))
+    return seeds.dead_maps(entries, published()[name], read_metadata(ROOT / "published" / f"{name}.safetensors"))
 
 
 def pieces_table() -> str:
@@ -532,14 +551,14 @@ def pieces_table() -> str:
     groups = defaultdict[str, list[dict[str, Any]]](list)
     for name, piece in pieces.pieces().items():
         groups[name.partition("/")[0]].append(piece)
-    rows, everything = [], 0.0
+    rows, total = [], 0.0
     for experiment, group in groups.items():
         seconds = [pieces.expected(piece) for piece in group]
-        everything += sum(seconds)
-        data = sorted({need.partition("/")[0] for piece in group for need in pieces.needs(piece)})
+        total += sum(seconds)
+        data = sorted({path.partition("/")[0] for piece in group for path in pieces.needs(piece)})
         longest = max(seconds) / 60
         rows.append([f"`{experiment}/*`", len(group), f"{longest:.1f}", f"{sum(seconds) / 60:.1f}", ", ".join(data)])
-    rows.append(["all", sum(map(len, groups.values())), "", f"{everything / 60:.1f}", ""])
+    rows.append(["all", sum(map(len, groups.values())), "", f"{total / 60:.1f}", ""])
     return table(["pieces", "number", "longest, minutes", "together, minutes", "data"], rows)
 
 
@@ -597,8 +616,8 @@ def texts() -> list[Path]:
 
 def pages() -> dict[Path, str]:
     """What the files should hold."""
-    known = {page: filled(page.read_text(encoding="utf-8"), str(page.relative_to(ROOT))) for page in texts()}
-    return {ROOT / "docs" / "claims.md": claims_page()} | known
+    texts_by_page = {page: filled(page.read_text(encoding="utf-8"), str(page.relative_to(ROOT))) for page in texts()}
+    return {ROOT / "docs" / "claims.md": claims_page()} | texts_by_page
 
 
 def main() -> None:
@@ -606,10 +625,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if anything differs")
     check = parser.parse_args().check
     try:
-        written = pages()
+        contents = pages()
     except InputError as error:
         sys.exit(f"report.py: {error}")
-    for path, text in written.items():
+    for path, text in contents.items():
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         if check:

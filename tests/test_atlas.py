@@ -550,7 +550,7 @@ def test_a_stopped_build_goes_on(folder, model, data, tmp_path, monkeypatch):
         atlas.build(model, data, tmp_path / "a", layers=LAYERS, progress=False)
     assert not (tmp_path / "a").exists()
     monkeypatch.setattr(Painter, "panels", counted)
-    monkeypatch.setattr("zfnet.scanning._scanned", None)  # which is not called
+    monkeypatch.setattr("zfnet.scanning._scan_batch", None)  # which is not called
     out = atlas.build(model, data, tmp_path / "a", layers=LAYERS, progress=False)
     assert made == ["relu2"] and files(out) == files(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -90,24 +90,26 @@ class _Located:
         return _channels_last(zeros) if zeros.ndim == 4 and not self.shapes.last(self.node) else zeros
 
     def by_window(self, back: bool = False) -> Iterator[tuple[Tensor, dict[fx.Node, Places] | None]]:
-        """The units (m,) whose maps see alike, and the windows of every step that they depend on, if these slide.
+        """Groups of units (m,) whose maps have the same fields, with the windows of every step that they depend on.
+
+        The windows are None where they do not slide.
 
         Args:
-            back: the windows of the path back alone; see `places_of`.
+            back: only the windows of the path back; see `places_of`.
         """
         fields = map_fields(self.graph, self.node, self.shapes)
         if fields.low is None or fields.high is None or fields.stride is None:
             yield torch.arange(len(self.units)), None
             return
-        known = self.shapes.places.setdefault(self.node, {})  # geometry alone: the same for all calls
-        if not known:
-            known["kinds"] = torch.cat([fields.low, fields.high], 1).unique(dim=0, return_inverse=True)[1]
-        kinds = known["kinds"][self.units[:, 1]]
+        cache = self.shapes.places.setdefault(self.node, {})  # depends on geometry alone: the same for all calls
+        if not cache:
+            cache["kinds"] = torch.cat([fields.low, fields.high], 1).unique(dim=0, return_inverse=True)[1]
+        kinds = cache["kinds"][self.units[:, 1]]
         for number in kinds.unique().tolist():
-            if (number, back) not in known:
-                maps = known["kinds"] == number
-                known[number, back] = places_of(self.graph, self.node, maps, self.shapes, back=back)
-            yield (kinds == number).nonzero().flatten(), known[number, back]
+            if (number, back) not in cache:
+                maps = cache["kinds"] == number
+                cache[number, back] = places_of(self.graph, self.node, maps, self.shapes, back=back)
+            yield (kinds == number).nonzero().flatten(), cache[number, back]
 
 
 _Record = Callable[[Tensor, View | None], Recording]  # runs images, or windows of them, up to the layer
@@ -122,7 +124,7 @@ class _Run(NamedTuple):
 
 
 class _Strategy(Protocol):
-    """How a batch of units is run: what the network is given, how its steps see it, and what is cut from the result."""
+    """How a batch of units runs: the network's input, its steps' view of it, and the part of the result to cut out."""
 
     def batches(self, memory: int) -> Iterator[Tensor]: ...
     def run(self, batch: Tensor, images: Tensor, record: "_Record") -> "_Run": ...
@@ -132,7 +134,7 @@ class _Strategy(Protocol):
 
 @dataclass(frozen=True)
 class _ByImage:
-    """Each unit from its whole image, of which its box is cut."""
+    """Each unit from its whole image; its box is then cut out."""
 
     located: _Located
     members: Tensor
@@ -142,13 +144,13 @@ class _ByImage:
         yield from members.split(max(1, memory // max(s.numel() for s in self.located.shapes.values())))
 
     def run(self, batch: Tensor, images: Tensor, record: _Record) -> _Run:
-        chosen, image = self.located.units[batch, 0], torch.arange(len(batch))
+        numbers, image = self.located.units[batch, 0], torch.arange(len(batch))
         if not self.located.graph.reads_sizes(self.located.node):
-            chosen, image = chosen.unique(return_inverse=True)
-        recording = record(_channels_last(images[chosen.to(images.device)]), None)
-        place = (image, *self.index(batch)[1:])
-        values = self.located.activation(recording)[place]
-        if len(chosen) < len(batch):
+            numbers, image = numbers.unique(return_inverse=True)
+        recording = record(_channels_last(images[numbers.to(images.device)]), None)
+        index = (image, *self.index(batch)[1:])
+        values = self.located.activation(recording)[index]
+        if len(numbers) < len(batch):
             recording = of_units(recording, RepeatedImages(self.located.graph, image))
         return _Run(images[self.located.units[batch, 0].to(images.device)], recording, values)
 
@@ -164,7 +166,7 @@ class _ByImage:
 
 @dataclass(frozen=True)
 class _ByWindow:
-    """Units that see alike, each from the windows that it depends on."""
+    """Units whose maps have the same fields, each from the windows that it depends on."""
 
     located: _Located
     members: Tensor
@@ -177,7 +179,7 @@ class _ByWindow:
 
     @property
     def pays(self) -> bool:
-        """Whether the windows of a unit are less than a whole image, which those of a deep layer may not be."""
+        """Whether the windows of a unit are smaller than a whole image; those of a deep layer may not be."""
         return sum(self.elements.values()) < sum(self.located.shapes[n].numel() for n in self.places)
 
     def batches(self, memory: int) -> Iterator[Tensor]:
@@ -220,32 +222,32 @@ class _ByWindow:
 
 
 def _channels_last(images: Tensor) -> Tensor:
-    """The layout in which convolutions, and most of all their transposes, are fastest."""
+    """The memory layout in which convolutions, and above all transposed ones, are fastest."""
     return images.contiguous(memory_format=torch.channels_last)
 
 
 class _ByPath(_ByWindow):
-    """Units whose forward pass is of whole images, as gates depend on all of them; the way back is by window."""
+    """Units whose forward pass needs whole images, because of gates; the way back is by window."""
 
     def batches(self, memory: int) -> Iterator[Tensor]:
-        """In the order of the images, each of which is run once for a batch."""
-        most = max(1, memory // max(self.elements.values()))
-        most_images = max(1, memory // max(shape.numel() for shape in self.located.shapes.values()))
+        """In the order of the images: each image runs once for a batch."""
+        limit = max(1, memory // max(self.elements.values()))
+        image_limit = max(1, memory // max(shape.numel() for shape in self.located.shapes.values()))
         members = self.members[self.located.units[self.members, 0].argsort(stable=True)]
         images = self.located.units[members, 0].unique_consecutive(return_inverse=True)[1]
-        for group in range(int(images[-1]) // most_images + 1):
-            yield from members[images // most_images == group].split(most)
+        for group in range(int(images[-1]) // image_limit + 1):
+            yield from members[images // image_limit == group].split(limit)
 
     def run(self, batch: Tensor, images: Tensor, record: _Record) -> _Run:
         located = self.located
-        chosen, image = located.units[batch, 0].unique(return_inverse=True)
-        whole = record(_channels_last(images[chosen.to(images.device)]), None)
+        numbers, image = located.units[batch, 0].unique(return_inverse=True)
+        recording = record(_channels_last(images[numbers.to(images.device)]), None)
         rows, columns = located.units[batch, 2:].unbind(1)
         view = PathWindows(located.graph, self.places, located.shapes, rows, columns, image)
         pixels = view.cut(images, located.units[batch, 0].tolist())
-        activation = located.activation(whole)
+        activation = located.activation(recording)
         values = activation[(image, *located.units[batch, 1:].unbind(1))[: activation.ndim]]
-        return _Run(pixels, of_windows(whole, view), values)
+        return _Run(pixels, of_windows(recording, view), values)
 
 
 class Deconvnet:
@@ -278,7 +280,7 @@ class Deconvnet:
             )
         if collisions not in COLLISIONS:
             raise unknown_name("collision rule", str(collisions), COLLISIONS)
-        if isinstance(model, Graph) and _paths(rules) != _paths(model.operations):  # whose fields are those of others
+        if isinstance(model, Graph) and _paths(rules) != _paths(model.operations):  # other receptive fields
             model = Graph(model.model, rules, verify=verify, image_size=model.image_size, **model.given_inputs)
         self.graph = model if isinstance(model, Graph) else Graph(model, rules, verify=verify)
         self.model, self.rules, self.collisions = self.graph.model, dict(rules), collisions
@@ -306,7 +308,7 @@ class Deconvnet:
         Raises:
             InputError: for an unknown layer, NaN, or images that are too small.
         """
-        check_weights(self.model)  # which training may have changed
+        check_weights(self.model)  # training may have changed them
         with undifferentiated(self.model):
             return record(self.graph, check_images(self.model, images), layers, self._reads_input)
 
@@ -332,7 +334,7 @@ class Deconvnet:
         graph, view = self.graph, recording.view
         sources = [source for source in node.all_input_nodes if source in recording.outputs]
 
-        def known(source: fx.Node) -> Any:
+        def value_of(source: fx.Node) -> Any:
             return recording.values.get(source, source)
 
         def call(*inputs: Tensor) -> Any:
@@ -345,11 +347,11 @@ class Deconvnet:
             return view.call(node, *fx.map_arg((node.args, node.kwargs), value))
 
         def read(number: int) -> Tensor:
-            seen: Tensor = view.read(node, sources[number], recording.values[sources[number]])
-            # beyond the border a window may hold what is no number, which the zero that comes back there would be, too
-            return seen if view.padded else seen.nan_to_num(0.0, 0.0, 0.0)
+            window: Tensor = view.read(node, sources[number], recording.values[sources[number]])
+            # beyond the border a window may hold NaN or infinity; times the zero signal there it would give NaN
+            return window if view.padded else window.nan_to_num(0.0, 0.0, 0.0)
 
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n if n in sources else known(n))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n if n in sources else value_of(n))
         step = Step(
             graph.names[node],
             graph.operation(node),
@@ -386,9 +388,9 @@ class Deconvnet:
             raise InputError(f"a recording is {with_article(recording)}; give what record() returns")
         if start not in recording.outputs:
             raise InputError(f"{graph.name(layer)} was not recorded: record it, or a layer above it")
-        shape, like = recording.outputs[start], recording.images
-        what = f"a signal at {graph.name(layer)} has the shape of that layer's output, {tuple(shape)}"
-        signals = {start: check_signal(signal, shape, what).to(like.device, recording.types[start])}
+        shape, images = recording.outputs[start], recording.images
+        message = f"a signal at {graph.name(layer)} has the shape of that layer's output, {tuple(shape)}"
+        signals = {start: check_signal(signal, shape, message).to(images.device, recording.types[start])}
         for node in reversed(graph.path([start])):
             if node not in signals:
                 continue
@@ -399,11 +401,11 @@ class Deconvnet:
             step, row = self._step(node, recording), self._row(node)
             if row is None or row.back is None:
                 raise step.refuse()
-            lost = [source for source in node.all_input_nodes if source in graph.carriers - recording.outputs.keys()]
-            if lost and (recording.view.steps is None or lost[0] in recording.view.steps):
-                raise step.refuse(f" of {graph.names[lost[0]]}, which gives several tensors")
-            sent = row.back(step, signals.pop(node))
-            for source, part in zip(step.sources, (sent,) if isinstance(sent, Tensor) else sent, strict=True):
+            missing = [source for source in node.all_input_nodes if source in graph.carriers - recording.outputs.keys()]
+            if missing and (recording.view.steps is None or missing[0] in recording.view.steps):
+                raise step.refuse(f" of {graph.names[missing[0]]}, which gives several tensors")
+            parts = row.back(step, signals.pop(node))
+            for source, part in zip(step.sources, (parts,) if isinstance(parts, Tensor) else parts, strict=True):
                 if part is None:
                     continue
                 part = recording.view.place(node, source, part).to(recording.types[source])
@@ -450,9 +452,9 @@ class Deconvnet:
         self.graph.check_maps(node, shapes)
         extents = zip(("image", "map", "row", "column"), (images, *shapes[node][1:], 1, 1), strict=False)
         for column, (name, extent) in enumerate(extents):
-            bad = units[(units[:, column] < 0) | (units[:, column] >= extent), column]
-            if len(bad):
-                raise InputError(f"no {name} {int(bad[0])} in {self.graph.name(layer)}: there are {extent}")
+            outside = units[(units[:, column] < 0) | (units[:, column] >= extent), column]
+            if len(outside):
+                raise InputError(f"no {name} {int(outside[0])} in {self.graph.name(layer)}: there are {extent}")
         boxes = torch.tensor((0, 0, *size)).expand(len(units), 4)
         if whole:
             return _Located(self.graph, node, shapes, units, boxes, size)
@@ -474,11 +476,11 @@ class Deconvnet:
 
     def _strategies(self, located: _Located, whole: bool) -> Iterator[_Strategy]:
         # a pooling window beyond the field sends zero, which adds nothing, but overwrites what another sends
-        in_windows = not whole and self.collisions == "add"
-        back = in_windows and not self.graph.reads_sizes(located.node)
+        windowed = not whole and self.collisions == "add"
+        back = windowed and not self.graph.reads_sizes(located.node)
         for (members, places), (_, path) in zip(located.by_window(), located.by_window(back), strict=True):
             kind, windows = (_ByWindow, places) if places else (_ByPath, path)
-            if in_windows and windows and kind(located, members, windows).pays:
+            if windowed and windows and kind(located, members, windows).pays:
                 yield kind(located, members, windows)
             else:
                 yield _ByImage(located, members)
@@ -547,11 +549,11 @@ class Deconvnet:
                     pixels, recording, activation = run.run(batch, images, forward)
                     values[batch] = activation.to(values)
                     signal = located.zeros(recording)
-                    started = activation if signals is None else signals.to(activation)[batch]
-                    located.shapes.maps(located.node, signal)[run.index(batch)] = started
+                    start = activation if signals is None else signals.to(activation)[batch]
+                    located.shapes.maps(located.node, signal)[run.index(batch)] = start
                     crops[batch] = run.crop(batch, pixels)
-                    seen = None if observe is None else partial(_tell, observe, located, batch)
-                    projections[batch] = run.crop(batch, self._down(recording, layer, signal, seen))
+                    observer = None if observe is None else partial(_tell, observe, located, batch)
+                    projections[batch] = run.crop(batch, self._down(recording, layer, signal, observer))
         return Patches(crops, projections, located.boxes.to(images.device), values)
 
     def activations_of(
@@ -587,9 +589,9 @@ class Deconvnet:
                 "or a statistic that is held fixed; change whole images, and record() them"
             )
         if canvases.shape != (len(units), canvases.shape[1], *located.size):
-            expected = (len(units), canvases.shape[1], *located.size)
+            shape = (len(units), canvases.shape[1], *located.size)
             name = self.graph.name(layer)
-            raise InputError(f"{len(units)} units of {name} look at canvases {expected}; got {tuple(canvases.shape)}")
+            raise InputError(f"{len(units)} units of {name} look at canvases {shape}; got {tuple(canvases.shape)}")
         with undifferentiated(self.model):
             values = canvases.new_zeros(len(canvases))
             for members, places in located.by_window() if len(units) else ():
@@ -669,10 +671,10 @@ def project_top(
     for first, batch in zip(range(0, len(images), batch_size), batches, strict=True):
         if batches.broken:
             raise InputError(f"{batches.broken[0]}; it was scanned, and cannot be read again")
-        inside = (position >= first) & (position < first + len(batch.index))
-        local = units[winners[inside]]
-        local[:, 0] = position[inside] - first
-        parts.append((winners[inside], deconvnet.project_units(batch.images, layer, local, whole=whole)))
+        mask = (position >= first) & (position < first + len(batch.index))
+        local = units[winners[mask]]
+        local[:, 0] = position[mask] - first
+        parts.append((winners[mask], deconvnet.project_units(batch.images, layer, local, whole=whole)))
     if not parts:
         image = next(iter(Batches(dataset, 1, indices=[0], workers=0))).images
         parts.append((winners, deconvnet.project_units(image, layer, units[:0], whole=whole)))

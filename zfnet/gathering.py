@@ -19,8 +19,8 @@ from zfnet.errors import InputError
 SAMPLED = 512  # images, of which every map's maximum is kept
 OCTAVES = 20  # of bins, on either side of 1
 UNIT = 2**24  # of the sums: each counts 1 / UNIT
-MOST_CLASSES = 2**16  # of labels: with many more, they are numbers of something else
-_AT_ONCE = 512  # images, whose maxima are counted together
+MOST_CLASSES = 2**16  # larger labels are not numbers of classes
+_AT_ONCE = 512  # images whose maxima are counted together
 
 
 def _edges() -> Tensor:
@@ -55,7 +55,7 @@ class Statistics(NamedTuple):
 
     @classmethod
     def none(cls, maps: int, classes: int, sampled: int, device: torch.device | str = "cpu") -> "Statistics":
-        """Of no image yet."""
+        """The statistics of no image."""
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -72,7 +72,7 @@ class Statistics(NamedTuple):
         return Statistics(*(column.to(device) for column in self))
 
     def merge(self, other: "Statistics") -> "Statistics":
-        """Of both; exact for disjoint parts of a dataset, in any order."""
+        """The statistics of both; exact for disjoint parts of a dataset, in any order."""
         if len(self.fires) != len(other.fires) or self.maxima.shape != other.maxima.shape:
             shapes = " and ".join(
                 f"{len(one.fires)} maps, {one.maxima.shape[1]} sampled images" for one in (self, other)
@@ -95,20 +95,20 @@ def sample(images: int) -> Tensor:
     """
     if images <= SAMPLED:
         return torch.arange(images)
-    drawn: set[int] = set()
+    numbers: set[int] = set()
     for number in itertools.count():
-        drawn.add(int.from_bytes(blake2b(f"{images} {number}".encode(), digest_size=16).digest(), "big") % images)
-        if len(drawn) == SAMPLED:
+        numbers.add(int.from_bytes(blake2b(f"{images} {number}".encode(), digest_size=16).digest(), "big") % images)
+        if len(numbers) == SAMPLED:
             break
-    return torch.tensor(sorted(drawn))
+    return torch.tensor(sorted(numbers))
 
 
 def widened(counts: Tensor, classes: int) -> Tensor:
     """Counts (..., K + 1) by class for as many classes or more; the last column stays the last."""
-    more = classes + 1 - counts.shape[-1]
-    if more <= 0:
+    extra = classes + 1 - counts.shape[-1]
+    if extra <= 0:
         return counts
-    return torch.cat([counts[..., :-1], counts.new_zeros(*counts.shape[:-1], more), counts[..., -1:]], -1)
+    return torch.cat([counts[..., :-1], counts.new_zeros(*counts.shape[:-1], extra), counts[..., -1:]], -1)
 
 
 def classes_of(images: Images) -> int:
@@ -143,16 +143,16 @@ class Gathering(NamedTuple):
 
     @classmethod
     def none(cls, images: Images) -> "Gathering":
-        """Nothing yet of a dataset."""
+        """The statistics of a dataset before its first batch."""
         return cls({}, torch.zeros(classes_of(images) + 1, dtype=torch.int64), sample(len(images)), len(images))
 
     def with_part(self, part: Part) -> "Gathering":
-        """With one batch more."""
-        gathered = self._replace(waiting=(*self.waiting, part))
-        return gathered.counted() if sum(len(part.index) for part in gathered.waiting) >= _AT_ONCE else gathered
+        """The statistics with one more batch."""
+        gathering = self._replace(waiting=(*self.waiting, part))
+        return gathering.counted() if sum(len(part.index) for part in gathering.waiting) >= _AT_ONCE else gathering
 
     def counted(self) -> "Gathering":
-        """The same with no batch waiting."""
+        """The statistics with every waiting batch counted."""
         if not self.waiting:
             return self
         index, labels = (torch.cat([getattr(part, name) for part in self.waiting]) for name in ("index", "labels"))
@@ -169,10 +169,10 @@ class Gathering(NamedTuple):
             parts = [part.maxima[layer] for part in self.waiting]
             values, places = torch.cat([part.values for part in parts]), torch.cat([part.places for part in parts])
             self._check(layer, values, index)
-            before = self.statistics.get(layer)
-            if before is None:
-                before = Statistics.none(values.shape[1], classes, len(self.sampled), values.device)
-            statistics[layer] = counted(before, values, column, classes, self.columns(index), places)
+            previous = self.statistics.get(layer)
+            if previous is None:
+                previous = Statistics.none(values.shape[1], classes, len(self.sampled), values.device)
+            statistics[layer] = counted(previous, values, column, classes, self.columns(index), places)
         return self._replace(statistics=statistics, class_images=images, waiting=())
 
     def columns(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,56 +190,61 @@ class Gathering(NamedTuple):
         return {"statistics": statistics, "class_images": counted.class_images}
 
     def of(self, content: Any, maps: Mapping[str, int], images: int, device: torch.device) -> "Gathering":
-        """What such a file keeps of layers of so many maps and of so many images that were read.
+        """The statistics in the content of a file of state.
 
-        ValueError, or what Python raises for things of another kind, if no scan that began like this could have
-        written it.
+        ValueError, or another error of Python, if no scan that began like this one could have written the content.
+
+        Args:
+            content: what `content()` gave.
+            maps: how many maps each layer has.
+            images: how many images were read.
+            device: for the statistics.
         """
         class_images, statistics = content["class_images"], content["statistics"]
-        whole = type(class_images) is Tensor and class_images.dtype == torch.int64 and class_images.ndim == 1
+        is_vector = type(class_images) is Tensor and class_images.dtype == torch.int64 and class_images.ndim == 1
         classes = len(class_images) - 1
-        valid = whole and len(self.class_images) - 1 <= classes <= MOST_CLASSES and set(statistics) == set(maps)
+        valid = is_vector and len(self.class_images) - 1 <= classes <= MOST_CLASSES and set(statistics) == set(maps)
         valid = valid and bool((class_images >= 0).all()) and int(class_images.sum()) == images
         valid = valid and all(
             are_statistics(one, maps[layer], classes, len(self.sampled), images) for layer, one in statistics.items()
         )
         if not valid or set(content) != {"statistics", "class_images"}:
-            raise ValueError("not what was gathered")
-        read = {layer: Statistics(*one).to(device) for layer, one in statistics.items()}
-        return self._replace(statistics=read, class_images=class_images)
+            raise ValueError("not the content of a gathering")
+        loaded = {layer: Statistics(*one).to(device) for layer, one in statistics.items()}
+        return self._replace(statistics=loaded, class_images=class_images)
 
     def _check(self, layer: str, values: Tensor, index: Tensor) -> None:
         """Raises InputError for values whose sum over all images might not fit in 64 bits."""
-        most = 2**63 / UNIT / 2 / max(self.images, 1)
-        if len(values) and values.shape[1] and not values.abs().max() < most:
-            image = int(index[int((values.abs() >= most).any(1).nonzero()[0])])
+        limit = 2**63 / UNIT / 2 / max(self.images, 1)
+        if len(values) and values.shape[1] and not values.abs().max() < limit:
+            image = int(index[int((values.abs() >= limit).any(1).nonzero()[0])])
             raise InputError(
                 f"{layer} gives {values.abs().max():.3g} on image {image}; of {self.images} images, values below "
-                f"{most:.3g} can be added: scan without statistics, or a part of the data"
+                f"{limit:.3g} can be added: scan without statistics, or a part of the data"
             )
 
 
 def counted(
-    before: Statistics, values: Tensor, column: Tensor, classes: int, sampled: tuple[Tensor, Tensor], places: Tensor
+    previous: Statistics, values: Tensor, column: Tensor, classes: int, sampled: tuple[Tensor, Tensor], places: Tensor
 ) -> Statistics:
     """Statistics with the maxima of more images.
 
     Args:
-        before: what was gathered before, which stays as it is.
+        previous: the statistics so far, which are not changed.
         values: (N, C) float32.
         column: (N,) of the sums, for each image.
         classes: how many there are.
         sampled: which of the images are sampled, (n,), and their columns, (n,).
         places: (n, C) int32, of the sampled.
     """
-    values = values.T.contiguous()  # (C, N): what is counted of a map lies together
-    histogram, sums = before.histogram.clone(), widened(before.sums, classes).clone()
+    values = values.T.contiguous()  # (C, N): the values of a map are neighbours in memory
+    histogram, sums = previous.histogram.clone(), widened(previous.sums, classes).clone()
     histogram.scatter_add_(1, bins(values), histogram.new_ones(1, 1).expand(values.shape))
     sums.scatter_add_(1, column.to(values.device).expand(values.shape), (values * UNIT).round().long())
     rows, columns = (entries.to(values.device) for entries in sampled)
-    maxima, where = before.maxima.clone(), before.places.clone()
-    maxima[:, columns], where[:, columns] = values[:, rows], places.T
-    return Statistics(before.fires + (values > 0).sum(1), histogram, sums, maxima, where)
+    maxima, positions = previous.maxima.clone(), previous.places.clone()
+    maxima[:, columns], positions[:, columns] = values[:, rows], places.T
+    return Statistics(previous.fires + (values > 0).sum(1), histogram, sums, maxima, positions)
 
 
 def bins(values: Tensor) -> Tensor:
@@ -258,19 +263,19 @@ def bins(values: Tensor) -> Tensor:
     return (below_zero + above_zero).long()
 
 
-def are_statistics(given: Sequence[Any], maps: int, classes: int, sampled: int, images: int) -> bool:
+def are_statistics(columns: Sequence[Any], maps: int, classes: int, sampled: int, images: int) -> bool:
     """Whether these tensors can be the statistics of that many maps, classes, sampled images and images read."""
-    wanted = Statistics.none(maps, classes, sampled, "meta")
-    alike = len(given) == len(wanted) and all(
+    template = Statistics.none(maps, classes, sampled, "meta")
+    fits = len(columns) == len(template) and all(
         type(one) is Tensor and one.layout == torch.strided and (one.shape, one.dtype) == (other.shape, other.dtype)
-        for one, other in zip(given, wanted, strict=True)
+        for one, other in zip(columns, template, strict=True)
     )
-    if not alike:
+    if not fits:
         return False
-    read = Statistics(*given)
-    counts = bool((read.histogram >= 0).all() and (read.histogram.sum(1) == images).all())
-    fires = bool((read.fires >= 0).all() and (read.fires <= images).all())
-    return counts and fires and not read.maxima.isnan().any() and bool((read.places >= -1).all())
+    statistics = Statistics(*columns)
+    counts = bool((statistics.histogram >= 0).all() and (statistics.histogram.sum(1) == images).all())
+    fires = bool((statistics.fires >= 0).all() and (statistics.fires <= images).all())
+    return counts and fires and not statistics.maxima.isnan().any() and bool((statistics.places >= -1).all())
 
 
 def merged(parts: Iterable[Statistics]) -> Statistics:

@@ -60,7 +60,7 @@ class Step:
     output: torch.Size
     argument: Callable[..., Any]  # (name, default=None): a module attribute, or an argument by position or keyword
     call: Callable[..., Any]
-    constants: Sequence[Tensor] = ()  # other tensors among its arguments: parameters, and what is made of them
+    constants: Sequence[Tensor] = ()  # other tensors among its arguments: parameters, and tensors computed from them
     read_input: Callable[[int], Tensor] = torch.empty  # by the number of its source
     switches: Tensor | None = None  # (N, C, h, w) int64, of max pooling
     padded: bool = True  # False: what the step sees holds its border already
@@ -75,10 +75,10 @@ class Step:
         """The forward pass's inputs, for operations that declare `reads_input`."""
         return [self.read_input(number) for number in range(len(self.sources))]
 
-    def refuse(self, why: str = "") -> InputError:
+    def refuse(self, reason: str = "") -> InputError:
         """The error for a step that has no rule."""
         return InputError(
-            f"no deconvnet rule for {self.operation} at {self.name}{why}; {self.advice()}register one with @rule"
+            f"no deconvnet rule for {self.operation} at {self.name}{reason}; {self.advice()}register one with @rule"
         )
 
 
@@ -93,8 +93,8 @@ class Operation(NamedTuple):
         back: (step, signal at the output) -> signal at the input, or one for each input; None: refused by name.
         window: a Window, or a function of the step that returns one; None: that of DECONVNET, if it has one.
         reads_input: whether `back` reads `step.inputs`.
-        path: a window, or a function of the step, of what the signal comes back through while the forward pass's
-            decisions are held fixed; None: the window, which also holds what these depend on.
+        path: the window, or a function of the step that returns it, that the signal comes back through while the
+            forward pass's decisions are held fixed; None: `window`, which includes what the decisions depend on.
     """
 
     back: Back | None
@@ -155,8 +155,8 @@ def pool_arguments(argument: Callable[..., Any], defaults: Mapping[str, Any] = P
 
 
 class Convolution(NamedTuple):
-    """The arguments of a convolution, in rows and columns; "same" pads one more at the end where it comes out
-    uneven."""
+    """The arguments of a convolution, in rows and columns; "same" pads one more at the end if the total is
+    odd."""
 
     weight: Tensor
     bias: Tensor | None
@@ -199,53 +199,57 @@ def convolution_window(step: Step) -> Window | None:
 
     window = Window(kernel, convolution.stride, convolution.padding, convolution.dilation, 0.0, inside, maps=maps)
     if (mode := step.argument("padding_mode", "zeros")) != "zeros":
-        before = convolution.padding
-        after = (
-            [window.span(axis) - 1 - before[axis] for axis in (0, 1)] if step.argument("padding") == "same" else before
-        )
+        start = convolution.padding
+        end = [window.span(axis) - 1 - start[axis] for axis in (0, 1)] if step.argument("padding") == "same" else start
 
         def padded(x: Tensor) -> Tensor:
-            return F.pad(x, (before[1], after[1], before[0], after[0]), mode=mode)
+            return F.pad(x, (start[1], end[1], start[0], end[0]), mode=mode)
 
         return unevenly(window._replace(padding=(0, 0)), step, _supports(padded, step.shapes[0]))
-    beyond = window.span(0) - 1, window.span(1) - 1
-    if beyond[0] < convolution.stride[0] and beyond[1] < convolution.stride[1]:
-        return window  # no place is read twice: what a change reaches costs as much by reading
+    margin = window.span(0) - 1, window.span(1) - 1
+    if margin[0] < convolution.stride[0] and margin[1] < convolution.stride[1]:
+        return window  # no place is read twice: reading costs no more than spreading
 
     def spread(x: Tensor, argument: Callable[..., Any]) -> Tensor:
         weight, _, stride, _, dilation, groups = Convolution.of(argument)
-        return F.conv2d(x, weight, None, stride, beyond, dilation, groups)
+        return F.conv2d(x, weight, None, stride, margin, dilation, groups)
 
     return window._replace(spread=spread)
 
 
 def unevenly(window: Window, step: Step, before: tuple[Tensor, Tensor] | None = None) -> Window:
-    """A sliding window as a table, for a step that cannot be computed in windows; `before` is read through first."""
+    """A sliding window as a table, for a step that cannot be computed in windows.
+
+    Args:
+        window: the sliding window.
+        step: the step.
+        before: the supports of a padding that comes first; None: no such padding.
+    """
     axes = []
     for axis in (0, 1):
         rows = torch.arange(step.output[axis - 2])
-        low, high = window.reads(rows, rows + 1, axis)
+        lows, highs = window.reads(rows, rows + 1, axis)
         extent = len(before[axis]) if before else step.shapes[0][axis - 2]
-        low, high = low.clamp(min=0), high.clamp(max=extent)
+        lows, highs = lows.clamp(min=0), highs.clamp(max=extent)
         if before:
-            parts = [before[axis][int(a) : int(b)] for a, b in zip(low, high, strict=True)]
-            low, high = (torch.stack([part[:, n].aminmax()[n] for part in parts]) for n in (0, 1))
-        axes.append(torch.stack([low, high], 1))
+            parts = [before[axis][int(a) : int(b)] for a, b in zip(lows, highs, strict=True)]
+            lows, highs = (torch.stack([part[:, n].aminmax()[n] for part in parts]) for n in (0, 1))
+        axes.append(torch.stack([lows, highs], 1))
     return Window(maps=window.maps, table=(axes[0], axes[1]))
 
 
 def _supports(call: Callable[[Tensor], Tensor], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Which rows and which columns the outputs of a linear, separable step read, found by sending each one through
-    it."""
+    """Which rows and which columns the outputs of a linear, separable step read, found by running the step on each
+    row and column alone."""
     axes = []
     for axis in (-2, -1):
         length, breadth = shape[axis], min(shape[-3 - axis], 64)
-        reached = []
+        supports = []
         for basis in torch.eye(length, dtype=torch.float64).split(64):
             lines = basis[:, None, :, None].expand(-1, 1, -1, breadth)
-            out = call(lines if axis == -2 else lines.mT.contiguous())
-            reached.append((out != 0).any(1).any(-3 - axis))
-        reads = torch.cat(reached).int()  # (inputs, outputs)
+            output = call(lines if axis == -2 else lines.mT.contiguous())
+            supports.append((output != 0).any(1).any(-3 - axis))
+        reads = torch.cat(supports).int()  # (inputs, outputs)
         low = torch.where(reads.any(0), reads.argmax(0), length)
         axes.append(torch.stack([low, torch.where(reads.any(0), length - reads.flip(0).argmax(0), 0)], 1))
     return axes[0], axes[1]
@@ -253,16 +257,16 @@ def _supports(call: Callable[[Tensor], Tensor], shape: Sequence[int]) -> tuple[T
 
 def measured_window(step: Step) -> Window | None:
     """The window of a linear step that treats rows, columns and maps apart: resampling, padding, flips and rolls."""
-    before, after = step.shapes[0], step.output
-    if len(step.sources) != 1 or len(before) != 4 or len(after) != 4:
+    input_shape, output_shape = step.shapes[0], step.output
+    if len(step.sources) != 1 or len(input_shape) != 4 or len(output_shape) != 4:
         return None
-    numbers = torch.arange(1.0, before[1] + 1, dtype=torch.float64).view(1, -1, 1, 1).expand(1, *before[1:])
-    moved = step.call(numbers)  # maps of one number each stay so, and tell which map they were
-    maps = moved[0].amax((1, 2)).round().long()[:, None] - 1
-    as_before = torch.isclose(moved, (maps + 1).double()[None, :, :, None].expand_as(moved))
-    if not (as_before | (moved == 0)).all():  # 0 is read beyond the border
+    numbers = torch.arange(1.0, input_shape[1] + 1, dtype=torch.float64).view(1, -1, 1, 1).expand(1, *input_shape[1:])
+    result = step.call(numbers)  # maps that hold one number each keep it, so the number tells the input map
+    maps = result[0].amax((1, 2)).round().long()[:, None] - 1
+    copies = torch.isclose(result, (maps + 1).double()[None, :, :, None].expand_as(result))
+    if not (copies | (result == 0)).all():  # 0 is read beyond the border
         return None
-    return Window(maps=(maps,), table=_supports(step.call, before))
+    return Window(maps=(maps,), table=_supports(step.call, input_shape))
 
 
 def transposed_window(step: Step) -> Window | None:
@@ -281,9 +285,9 @@ def transposed_window(step: Step) -> Window | None:
             torch.arange(step.output[axis - 2])[:, None] + padding[axis] - dilation[axis] * torch.arange(kernel[axis])
         )
         source = taps.div(stride[axis], rounding_mode="floor")
-        real = (taps % stride[axis] == 0) & (source >= 0) & (source < length)
-        low = torch.where(real, source, length).amin(1)
-        axes.append(torch.stack([low, torch.where(real, source + 1, 0).amax(1)], 1))
+        valid = (taps % stride[axis] == 0) & (source >= 0) & (source < length)
+        low = torch.where(valid, source, length).amin(1)
+        axes.append(torch.stack([low, torch.where(valid, source + 1, 0).amax(1)], 1))
     return Window(maps=maps, table=(axes[0], axes[1]))
 
 
@@ -319,17 +323,17 @@ def average_pool_window(step: Step) -> Window:
 
 def adaptive_pool_window(step: Step) -> Window:
     """Windows that share the maps: of one size where they can be shared evenly."""
-    before, after = pair(step.shapes[0][-2:]), pair(step.output[-2:])
-    if after == (1, 1):
+    inputs, outputs = pair(step.shapes[0][-2:]), pair(step.output[-2:])
+    if outputs == (1, 1):
         return WHOLE
     averages = "avg" in step.kind.lower()
-    if averages and not any(long % short for long, short in zip(before, after, strict=True)):
-        kernel = before[0] // after[0], before[1] // after[1]
+    if averages and not any(length % count for length, count in zip(inputs, outputs, strict=True)):
+        kernel = inputs[0] // outputs[0], inputs[1] // outputs[1]
         return Window(kernel, kernel, inside=lambda x, argument: F.avg_pool2d(x, kernel))
     axes = []
-    for long, short in zip(before, after, strict=True):
-        index = torch.arange(short)
-        axes.append(torch.stack([index * long // short, -(-(index + 1) * long // short)], 1))
+    for length, count in zip(inputs, outputs, strict=True):
+        index = torch.arange(count)
+        axes.append(torch.stack([index * length // count, -(-(index + 1) * length // count)], 1))
     return Window(table=(axes[0], axes[1]))
 
 
@@ -367,8 +371,8 @@ def joined_window(step: Step) -> Window | None:
         numbers.append(torch.arange(count_maps(shape)).view(shape[1:-2]))
     owner, index = (join(parts, dim - 1).flatten()[:, None] for parts in (owners, numbers))
     window = Window(maps=tuple(index.where(owner == n, -1) for n in range(len(step.sources))))
-    own = any(isinstance(branch, Tensor) and branch.shape[-2:].numel() > 1 for branch in branches)
-    return unevenly(window, step) if own else window  # a map of its own differs from place to place
+    varies = any(isinstance(branch, Tensor) and branch.shape[-2:].numel() > 1 for branch in branches)
+    return unevenly(window, step) if varies else window  # a constant map differs from place to place
 
 
 def moved_window(step: Step) -> Window | None:
@@ -377,59 +381,59 @@ def moved_window(step: Step) -> Window | None:
     It has one if each place of the output takes all its maps from one place of the input, and these places are evenly
     spaced.
     """
-    before, after = step.shapes[0], step.output
-    if len(step.sources) != 1 or min(len(before), len(after)) < 3 or before[0] != after[0]:
+    input_shape, output_shape = step.shapes[0], step.output
+    if len(step.sources) != 1 or min(len(input_shape), len(output_shape)) < 3 or input_shape[0] != output_shape[0]:
         return None
-    if not before.numel() or not after.numel():  # a view of nothing
+    if not input_shape.numel() or not output_shape.numel():  # a view of nothing
         return None
-    numbers = step.call(torch.arange(before.numel()).view(before))
-    order, position = numbers // (before[-2] * before[-1]), numbers % (before[-2] * before[-1])
+    numbers = step.call(torch.arange(input_shape.numel()).view(input_shape))
+    order, position = numbers // (input_shape[-2] * input_shape[-1]), numbers % (input_shape[-2] * input_shape[-1])
     starts, distances = [], []
-    for axis, index in ((-2, position // before[-1]), (-1, position % before[-1])):
+    for axis, index in ((-2, position // input_shape[-1]), (-1, position % input_shape[-1])):
         line = index.movedim(axis, 0).flatten(1)[:, 0]
         distance = int(line[1] - line[0]) if len(line) > 1 else 1
-        even = line[0] + distance * torch.arange(len(line)).view(-1, *[1] * (-1 - axis))
-        if distance < 1 or not torch.equal(index, even.expand_as(index)):
+        spaced = line[0] + distance * torch.arange(len(line)).view(-1, *[1] * (-1 - axis))
+        if distance < 1 or not torch.equal(index, spaced.expand_as(index)):
             return None
         starts.append(int(line[0]))
         distances.append(distance)
     if not torch.equal(order, order[..., :1, :1].expand_as(order)):
         return None
-    maps, shape = order[0, ..., 0, 0].flatten(), tuple(after[1:-2])
-    every = torch.equal(maps, torch.arange(count_maps(before)))
-    (top, left), (down, across) = starts, distances
+    maps, shape = order[0, ..., 0, 0].flatten(), tuple(output_shape[1:-2])
+    keeps_maps = torch.equal(maps, torch.arange(count_maps(input_shape)))
+    (top, left), (row_stride, column_stride) = starts, distances
 
     def inside(x: Tensor, argument: Callable[..., Any]) -> Tensor:
-        x = x[..., ::down, ::across]
+        x = x[..., ::row_stride, ::column_stride]
         x = x.reshape(len(x), -1, *x.shape[-2:])
-        x = x if every else x[:, maps.to(x.device)]
+        x = x if keeps_maps else x[:, maps.to(x.device)]
         return x.reshape(len(x), *shape, *x.shape[-2:])
 
-    return Window(stride=(down, across), padding=(-top, -left), inside=inside, maps=(maps[:, None],))
+    return Window(stride=(row_stride, column_stride), padding=(-top, -left), inside=inside, maps=(maps[:, None],))
 
 
 def written_window(step: Step) -> Window | None:
-    """The window of a write of whole maps, each of which then reads the map that was written."""
+    """The window of a step that overwrites whole maps: each of these then reads the new value's map."""
     x, value, view, args, kwargs = (step.argument(name) for name in ("x", "value", "view", "args", "kwargs"))
     shapes = dict(zip(step.sources, step.shapes, strict=True))
     if x not in shapes or any(source not in (x, value) for source in step.sources) or len(shapes[x]) != 4:
         return None
     if view not in (operator.getitem, piece, Tensor.narrow, torch.narrow, Tensor.select, torch.select, Tensor.detach):
-        return None  # given by sizes, which windows have not
+        return None  # the view depends on sizes, which differ in windows
     maps, places = shapes[x][1], shapes[x][-2:].numel()
     numbers = view(torch.arange(maps * places).view(1, *shapes[x][1:]), *args, **kwargs)
     if numbers.shape[-2:] != shapes[x][-2:] or not torch.equal(
         numbers % places, torch.arange(places).view(shapes[x][-2:]).expand_as(numbers)
     ):
         return None
-    over = (numbers // places)[..., 0, 0].flatten()
-    own, new = torch.arange(maps), torch.full((maps,), -1)
-    own[over], new[over] = -1, torch.arange(len(over))
-    reads = {x: own[:, None]}
+    targets = (numbers // places)[..., 0, 0].flatten()
+    kept, sources = torch.arange(maps), torch.full((maps,), -1)
+    kept[targets], sources[targets] = -1, torch.arange(len(targets))
+    reads = {x: kept[:, None]}
     if value in shapes:
         if shapes[value][1:] != numbers.shape[1:]:
             return None
-        reads[value] = new[:, None]
+        reads[value] = sources[:, None]
     elif isinstance(value, Tensor) and max(value.shape[-2:], default=1) > 1:
         return None
     return Window(maps=tuple(reads[source] for source in step.sources))
@@ -441,7 +445,7 @@ def flipped_window(step: Step) -> Window | None:
 
 
 def shuffled_window(step: Step) -> Window | None:
-    """Pixel shuffle: a place reads one place of the input, and one of its maps, which of them depends on the place."""
+    """Pixel shuffle: each place reads one place and one map of the input; which map depends on the place."""
     factor, (inputs, outputs) = step.argument("upscale_factor"), _maps(step)
     table = [torch.arange(length)[:, None] // factor + torch.arange(2) for length in step.output[-2:]]
     return Window(maps=_grouped(outputs, inputs, outputs), table=(table[0], table[1]))
@@ -459,37 +463,37 @@ def unshuffled_window(step: Step) -> Window | None:
 
 def einsum_window(step: Step) -> Window | None:
     """The window of an einsum that only permutes; one that adds up has none."""
-    before, _, after = str(step.argument("equation")).replace(" ", "").partition("->")
-    window = moved_window(step) if sorted(before) == sorted(after) else None
+    inputs, _, outputs = str(step.argument("equation")).replace(" ", "").partition("->")
+    window = moved_window(step) if sorted(inputs) == sorted(outputs) else None
     return window and window._replace(inside=None)
 
 
 def reduced_window(step: Step) -> Window | None:
     """Sums and means: over all places, or over maps of one place."""
-    before, dims = step.shapes[0], step.argument("dim")
-    dims = range(len(before)) if dims is None else (dims,) if isinstance(dims, int) else dims
-    over = {d % len(before) for d in dims}
-    if {len(before) - 2, len(before) - 1} <= over:
+    shape, dims = step.shapes[0], step.argument("dim")
+    dims = range(len(shape)) if dims is None else (dims,) if isinstance(dims, int) else dims
+    axes = {d % len(shape) for d in dims}
+    if {len(shape) - 2, len(shape) - 1} <= axes:
         return WHOLE
-    if not over or max(over) >= len(before) - 2 or 0 in over:
+    if not axes or max(axes) >= len(shape) - 2 or 0 in axes:
         return None
-    numbers = torch.arange(count_maps(before)).view(before[1:-2])
-    left = [d for d in range(numbers.ndim) if d + 1 not in over]
-    order = numbers.permute(*left, *(d - 1 for d in sorted(over)))
-    return Window(maps=(order.reshape(math.prod(before[d + 1] for d in left), -1),))
+    numbers = torch.arange(count_maps(shape)).view(shape[1:-2])
+    remaining = [d for d in range(numbers.ndim) if d + 1 not in axes]
+    order = numbers.permute(*remaining, *(d - 1 for d in sorted(axes)))
+    return Window(maps=(order.reshape(math.prod(shape[d + 1] for d in remaining), -1),))
 
 
 def normed_window(step: Step) -> Window:
     """Local response normalisation: a map reads its neighbours, `size` of them."""
     size, maps = step.argument("size"), _maps(step)[0]
-    before, behind = size // 2, (size - 1) // 2
-    if step.kind == "CrossMapLRN2d":  # torch's: as many on each side, and its sum never lets go of map 0
-        before = behind
-    near = torch.arange(maps)[:, None] + torch.arange(-before, behind + 1)
-    near = near.where((near >= 0) & (near < maps), -1)
+    before, after = size // 2, (size - 1) // 2
+    if step.kind == "CrossMapLRN2d":  # torch's has as many on each side, and its running sum always keeps map 0
+        before = after
+    neighbours = torch.arange(maps)[:, None] + torch.arange(-before, after + 1)
+    neighbours = neighbours.where((neighbours >= 0) & (neighbours < maps), -1)
     if step.kind == "CrossMapLRN2d":
-        near = torch.cat([torch.zeros(maps, 1, dtype=torch.int64), near], 1)
-    return Window(maps=(near,))
+        neighbours = torch.cat([torch.zeros(maps, 1, dtype=torch.int64), neighbours], 1)
+    return Window(maps=(neighbours,))
 
 
 def softmax_window(step: Step) -> Window | None:
@@ -516,16 +520,16 @@ def linear_window(step: Step) -> Window | None:
 
 
 def shifted_window(step: Step) -> Window:
-    """The windows of torchvision's attention: of places shifted round the image, those that were neighbours before."""
+    """The windows of torchvision's shifted attention: places that are in one window after the shift."""
     shift, table = step.argument("shift_size"), []
     for axis, size in enumerate(step.argument("window_size")):
         extent = step.shapes[0][axis - 2]
-        padded = -(-extent // size) * size
-        by = shift[axis] if size < padded else 0
-        moved = (torch.arange(padded) - by) % padded  # where each row is after the shift
-        region = moved // size + (moved >= padded - by) * padded
-        own = [(region == number).nonzero().flatten() for number in region[:extent].tolist()]
-        table.append(torch.stack([torch.stack([rows[0], (rows[-1] + 1).clamp(max=extent)]) for rows in own]))
+        length = -(-extent // size) * size
+        offset = shift[axis] if size < length else 0
+        positions = (torch.arange(length) - offset) % length  # where each row is after the shift
+        region = positions // size + (positions >= length - offset) * length
+        members = [(region == number).nonzero().flatten() for number in region[:extent].tolist()]
+        table.append(torch.stack([torch.stack([rows[0], (rows[-1] + 1).clamp(max=extent)]) for rows in members]))
     return Window(maps=ALL, table=(table[0], table[1]))
 
 
@@ -550,7 +554,7 @@ class Layout(NamedTuple):
     columns: frozenset[int]
 
     def is_like(self, other: "Layout") -> bool:
-        """Whether it is the other as far as can be seen: of a single map, or row, no axis is known."""
+        """Whether both agree where both are known: a single map, row or column has no axis."""
         return all(not own or own == axes for own, axes in zip(self, other, strict=True))
 
 
@@ -572,15 +576,17 @@ def layout_behind(step: Step, before: Sequence[Layout]) -> Layout:
         before: those of the tensors that the step reads.
     """
     dimensions = len(step.output)
-    usual = maps_second(dimensions)
+    default = maps_second(dimensions)
     if dimensions < 3 or step.lookup(_READ_SECOND, step.node):
-        return usual
+        return default
     if step.kind == "einsum" and len(step.sources) > 1 and (layout := _layout_of_einsum(step, before)):
         return layout
     if not step.lookup(_MOVED, step.node) or len(step.sources) != 1:
-        same = (layout for layout, shape in zip(before, step.shapes, strict=True) if len(shape) == dimensions)
-        layout = next(same, usual)
-        if step.lookup(_MAKE_LAST, step.node) and layout.maps != usual.maps:  # of maps second it would mix the places
+        candidates = (layout for layout, shape in zip(before, step.shapes, strict=True) if len(shape) == dimensions)
+        layout = next(candidates, default)
+        if (
+            step.lookup(_MAKE_LAST, step.node) and layout.maps != default.maps
+        ):  # with maps along the second axis it would mix places
             return layout._replace(maps=frozenset([dimensions - 1]))
         return layout
     (shape,), (layout,) = step.shapes, before
@@ -597,19 +603,19 @@ def _layout_of_einsum(step: Step, before: Sequence[Layout]) -> Layout | None:
     operands = [a for a in step.node.args[1:] if isinstance(a, fx.Node) and a in step.sources]
     if "." in terms or not output or len(operands) != len(step.node.args) - 1:
         return None
-    layouts = dict(zip(step.sources, before, strict=True))
+    layout_of = dict(zip(step.sources, before, strict=True))
     axes: list[set[int]] = [set(), set(), set()]
     for term, operand in zip(terms.split(","), operands, strict=True):
-        for found, own in zip(axes, layouts[operand], strict=True):
-            found |= {output.index(term[axis]) for axis in own if term[axis] in output}
+        for output_axes, input_axes in zip(axes, layout_of[operand], strict=True):
+            output_axes |= {output.index(term[axis]) for axis in input_axes if term[axis] in output}
     return Layout(*map(frozenset, axes)) if axes[0] else None
 
 
 def _moved(call: Callable[[Tensor], Tensor], shape: Sequence[int], axes: frozenset[int]) -> frozenset[int]:
     """The new positions of axes that a step moves."""
     sizes = [length if axis in axes else 1 for axis, length in enumerate(shape)]
-    moved = call(torch.arange(float(math.prod(sizes)), dtype=torch.float64).view(sizes).expand(*shape).contiguous())
-    return frozenset(d for d in range(moved.ndim) if moved.numel() and (moved != moved.narrow(d, 0, 1)).any())
+    result = call(torch.arange(float(math.prod(sizes)), dtype=torch.float64).view(sizes).expand(*shape).contiguous())
+    return frozenset(d for d in range(result.ndim) if result.numel() and (result != result.narrow(d, 0, 1)).any())
 
 
 def with_maps_first(step: Step, before: Sequence[bool], after: bool) -> Step:
@@ -663,12 +669,12 @@ def with_maps_first(step: Step, before: Sequence[bool], after: bool) -> Step:
 
 
 def vector_jacobian(call: Callable[..., Tensor], inputs: Sequence[Tensor], signal: Tensor) -> Sequence[Tensor]:
-    """The gradient of a step on its own: autograd, at these inputs."""
+    """The gradient of one step at these inputs, by autograd."""
     with torch.enable_grad():
         # contiguous: torch's batch normalisation gives wrong gradients on processors if the two lie otherwise
-        leaves = [x.detach().contiguous().requires_grad_() for x in inputs]
-        outputs, signal = call(*leaves), signal.contiguous()
-        return torch.autograd.grad(outputs, leaves, signal, allow_unused=True, materialize_grads=True)
+        variables = [x.detach().contiguous().requires_grad_() for x in inputs]
+        outputs, signal = call(*variables), signal.contiguous()
+        return torch.autograd.grad(outputs, variables, signal, allow_unused=True, materialize_grads=True)
 
 
 def transpose(step: Step, signal: Tensor) -> Sequence[Tensor]:
@@ -684,10 +690,10 @@ def transpose_alone(step: Step, signal: Tensor) -> Sequence[Tensor]:
 
 
 def add(step: Step, signal: Tensor) -> Sequence[Tensor]:
-    """Each of the tensors that are added, or subtracted, gets the signal."""
-    plain = step.kind in ("add", "add_") and not step.node.kwargs and len(step.node.args) == 2
-    each = len(set(step.node.args)) == 2  # x + x has one source, which gets it twice
-    if plain and each and all(shape == signal.shape for shape in step.shapes):
+    """Every summand gets the signal; a subtracted one gets it with the opposite sign."""
+    binary = step.kind in ("add", "add_") and not step.node.kwargs and len(step.node.args) == 2
+    distinct = len(set(step.node.args)) == 2  # x + x has one source, which gets it twice
+    if binary and distinct and all(shape == signal.shape for shape in step.shapes):
         return [signal] * len(step.shapes)
     return transpose(step, signal)
 
@@ -695,21 +701,23 @@ def add(step: Step, signal: Tensor) -> Sequence[Tensor]:
 def gradient(step: Step, signal: Tensor) -> Sequence[Part]:
     """The gradient of any step at the forward pass's inputs; a condition or an index has none."""
     inputs = step.inputs
-    smooth = [number for number, x in enumerate(inputs) if x.is_floating_point()]
-    if not smooth:
+    differentiable = [number for number, x in enumerate(inputs) if x.is_floating_point()]
+    if not differentiable:
         return [None] * len(inputs)
 
     def call(*leaves: Tensor) -> Tensor:
-        given = dict(zip(smooth, leaves, strict=True))
-        out: Tensor = step.call(*(given.get(number, x) for number, x in enumerate(inputs)))
-        return out
+        values = dict(zip(differentiable, leaves, strict=True))
+        output: Tensor = step.call(*(values.get(number, x) for number, x in enumerate(inputs)))
+        return output
 
-    found = dict(zip(smooth, vector_jacobian(call, [inputs[number] for number in smooth], signal), strict=True))
-    return [found.get(number) for number in range(len(inputs))]
+    gradients = dict(
+        zip(differentiable, vector_jacobian(call, [inputs[number] for number in differentiable], signal), strict=True)
+    )
+    return [gradients.get(number) for number in range(len(inputs))]
 
 
 def or_gradient(back: Back) -> Back:
-    """A rule, and the gradient where it refuses a step."""
+    """A rule that falls back to the gradient for steps that `back` refuses."""
 
     def apply(step: Step, signal: Tensor) -> Tensor | Sequence[Part]:
         try:
@@ -721,14 +729,14 @@ def or_gradient(back: Back) -> Back:
 
 
 def the_input(step: Step) -> Tensor:
-    """What a step reads, if it reads nothing else of the image, such as its weights."""
+    """The input of a step whose weights do not depend on the image; else an InputError."""
     if list(step.sources) != list(step.node.args[:1]):
         raise step.refuse(" whose weights depend on the image")
     return step.read_input(0)
 
 
 def wide(x: Tensor) -> Tensor:
-    """In the type that torch takes statistics in: the square of a number of a short type may be too large for it."""
+    """x in the type that torch computes statistics in: squares may overflow a 16-bit type."""
     return x.float() if x.dtype.itemsize < 4 else x
 
 
@@ -737,13 +745,13 @@ def through(step: Step, signal: Tensor) -> Sequence[Tensor]:
 
 
 def through_type(step: Step, signal: Tensor) -> Sequence[Part]:
-    """Another type of the same values; of conditions and whole numbers there is no gradient."""
-    passed = through(step, signal)
-    return passed if step.read_input(0).is_floating_point() else [None] * len(passed)
+    """The signal through a change of type; conditions and whole numbers have no gradient."""
+    signals = through(step, signal)
+    return signals if step.read_input(0).is_floating_point() else [None] * len(signals)
 
 
 def stop(step: Step, signal: Tensor) -> Tensor:
-    """Nothing comes back, as autograd has it."""
+    """A signal of zeros, as autograd gives."""
     return torch.zeros_like(signal)
 
 
@@ -765,8 +773,8 @@ def unpool_to_centres(step: Step, signal: Tensor) -> Tensor:
     """
     size = pair(step.shapes[0][-2:])
     rows, columns = (_centres(step, axis, signal.shape[axis - 2]).to(signal.device) for axis in (0, 1))
-    down, across = ((n >= 0) & (n < extent) for n, extent in zip((rows, columns), size, strict=True))
-    signal, switches = signal[..., down, :][..., across], rows[down, None] * size[1] + columns[across]
+    row_mask, column_mask = ((n >= 0) & (n < extent) for n, extent in zip((rows, columns), size, strict=True))
+    signal, switches = signal[..., row_mask, :][..., column_mask], rows[row_mask, None] * size[1] + columns[column_mask]
     return unpool(signal, switches.expand(signal.shape), size, step.collisions)
 
 
@@ -807,8 +815,8 @@ def rectify(step: Step, signal: Tensor) -> Tensor:
 def pass_where_fired(step: Step, signal: Tensor) -> Tensor:
     _check_floor(step)
     (x,) = step.inputs
-    fired: Tensor = (x > 0) & (step.call(x) == x)  # ReLU6 lets nothing above 6 through
-    return signal * fired
+    mask: Tensor = (x > 0) & (step.call(x) == x)  # ReLU6 lets nothing above 6 through
+    return signal * mask
 
 
 def rectify_where_fired(step: Step, signal: Tensor) -> Tensor:
@@ -841,8 +849,8 @@ def _filter_to_pixels(signal: Tensor, weight: Tensor, stride: Pair, padding: Pai
     """
     maps, channels, *kernel = weight.shape
     taps = [-(-k // s) for k, s in zip(kernel, stride, strict=True)]  # places that reach one pixel
-    short = [t * s - k for t, s, k in zip(taps, stride, kernel, strict=True)]
-    filters = F.pad(weight, (0, short[1], 0, short[0])).view(maps, channels, taps[0], stride[0], taps[1], stride[1])
+    excess = [t * s - k for t, s, k in zip(taps, stride, kernel, strict=True)]
+    filters = F.pad(weight, (0, excess[1], 0, excess[0])).view(maps, channels, taps[0], stride[0], taps[1], stride[1])
     filters = filters.permute(1, 3, 5, 0, 2, 4).flatten(0, 2).flip(2, 3).contiguous(memory_format=torch.channels_last)
     pixels = F.conv2d(signal, filters, padding=(taps[0] - 1, taps[1] - 1))
     pixels = pixels.unflatten(1, (channels, *stride)).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
@@ -1068,7 +1076,7 @@ DECONVNET: dict[Any, Operation] = {
     **_rows(MOVES, transpose, moved_window),
     **_rows([written], put_back, written_window),
     **_rows(named("torch.addcmul Tensor.addcmul"), add_product, arithmetic_window),
-    **_rows(  # linear, and of which nobody has asked what an output depends on
+    **_rows(  # linear, without a window rule
         named(
             "nn.Conv1d F.conv1d nn.Conv3d F.conv3d nn.ConvTranspose1d F.conv_transpose1d nn.AvgPool1d F.avg_pool1d "
             "nn.AdaptiveAvgPool1d F.adaptive_avg_pool1d nn.Unfold F.unfold nn.Fold F.fold Tensor.unfold torch.rot90 "
@@ -1094,14 +1102,14 @@ DECONVNET: dict[Any, Operation] = {
         scale,
         arithmetic_window,
     ),
-    # nothing, in evaluation
+    # identities in evaluation
     **_rows(DROPOUTS, through_dropout),
     **_rows(UNCHANGED, through),
     "torchvision.ops.stochastic_depth.stochastic_depth": Operation(
         through_dropout, POINTWISE
     ),  # imported with its models
 }
-# which axis of their input is that of maps
+# operations by the axis of their input that holds the maps: the second; the last; an axis that they may move
 _READ_SECOND = dict.fromkeys(
     named(
         "nn.Conv2d F.conv2d torch.conv2d nn.ConvTranspose2d F.conv_transpose2d nn.MaxPool2d F.max_pool2d "
@@ -1128,7 +1136,7 @@ _REFUSING = (
     add_product,
     transpose_alone,
 )  # rules that are not for all of an operation's uses
-OTHER = "any other operation"  # its row is that of operations without one
+OTHER = "any other operation"  # the key of the row for operations without their own row
 GRADIENT: dict[Any, Operation] = (
     {key: row if row.back else Operation(gradient, row.window, reads_input=True) for key, row in DECONVNET.items()}
     | DIFFERENTIATED_NORMS
@@ -1146,7 +1154,7 @@ GUIDED = GRADIENT | _rows(RECTIFIERS, or_gradient(rectify_where_fired), reads_in
 
 
 def is_repetition(row: Operation | None) -> bool:
-    """Whether an operation, of which this is the row of DECONVNET, only passes on in evaluation what it is given."""
+    """Whether an operation with this row of DECONVNET only passes on or moves its input, in evaluation."""
     if row is None:
         return False
     passes_on = row.back in (through, through_dropout) and row.window is POINTWISE
@@ -1154,12 +1162,12 @@ def is_repetition(row: Operation | None) -> bool:
 
 
 def moves_axes(operation: str) -> bool:
-    """Whether an operation of that name exchanges axes, after which the second may be no longer that of maps."""
+    """Whether an operation of that name exchanges axes, so that the second may no longer hold the maps."""
     moving = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "einsum")
     return operation in (*moving, *TURNED)
 
 
-BUILT_ON: list[dict[Any, Operation]] = []  # the rule sets that hold all of DECONVNET, and more
+BUILT_ON: list[dict[Any, Operation]] = []  # the rule sets that extend DECONVNET
 
 
 def rule(
@@ -1178,9 +1186,9 @@ def rule(
 
     def register(back: Back) -> Back:
         for operation in operations:
-            before = DECONVNET.get(operation)
+            row = DECONVNET.get(operation)
             for rules in (DECONVNET, *BUILT_ON):
-                rules[operation] = Operation(back, window or (before and before.window), reads_input)
+                rules[operation] = Operation(back, window or (row and row.window), reads_input)
         return back
 
     return register

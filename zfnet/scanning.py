@@ -45,7 +45,7 @@ class Scan(dict[str, TopActivations]):
     Attributes:
         images: how many images were read.
         broken: a message for each image that could not be read.
-        statistics: how often and how strongly each map fires, by layer, where they were gathered; else None.
+        statistics: how often and how strongly each map fires, by layer; None without `gather`.
         sampled: (S,) int64, the images of which the statistics keep every map's maximum.
         class_images: (K + 1,) int64, counts images by label; last: those without one.
     """
@@ -96,10 +96,10 @@ class Scan(dict[str, TopActivations]):
 T = TypeVar("T", TopActivations, Statistics)
 
 
-def _joined(ours: Mapping[str, T], theirs: Mapping[str, T]) -> dict[str, T]:
+def _joined(first: Mapping[str, T], second: Mapping[str, T]) -> dict[str, T]:
     """Merge two mappings by layer; one may be empty."""
-    layers = ours or theirs
-    return {layer: ours[layer].merge(theirs[layer]) if ours and theirs else layers[layer] for layer in layers}
+    layers = first or second
+    return {layer: first[layer].merge(second[layer]) if first and second else layers[layer] for layer in layers}
 
 
 def scan(
@@ -148,8 +148,8 @@ def scan(
         InputError: for unknown layers, fewer images than k, images that do not fit the network, NaN, and a `state` that
             is damaged or of another scan.
     """
-    how: dict[str, Any] = {"batch_size": batch_size, "distinct": distinct, "gather": gather, "workers": workers}
-    how |= {"keep_state": keep_state, "fresh": fresh, "known": known}
+    options: dict[str, Any] = {"batch_size": batch_size, "distinct": distinct, "gather": gather, "workers": workers}
+    options |= {"keep_state": keep_state, "fresh": fresh, "known": known}
     if shared and processes()[1] > 1:
         number, count = processes()
         if indices is not None or shard is not None:
@@ -158,7 +158,7 @@ def scan(
             device_and_dtype(graph_of(model).model)["device"],
             lambda: scan(
                 *(model, dataset, layers, k),
-                **how,
+                **options,
                 shard=(number, count),
                 state=None if state is None else part_file(state, number, count),
                 progress=progress and number == 0,
@@ -167,58 +167,58 @@ def scan(
     graph, images = graph_of(model), as_images(dataset)
     check_weights(graph.model)
     nodes = steps_of(graph, layers)
-    chosen = _chosen(indices, len(images), k, distinct, shard, batch_size)
+    selection = _select(indices, len(images), k, distinct, shard, batch_size)
     file = None if state is None else Path(state)
     identity: Identity = {}
     if file:
-        identity = dict(known or scan_identity(graph, images, distinct)) | _request(graph, chosen, nodes, k, gather)
+        identity = dict(known or scan_identity(graph, images, distinct)) | _request(graph, selection, nodes, k, gather)
     start = _Progress(0, {}, [], Gathering.none(images) if gather else None)
     if file and fresh:
-        remove(file)  # now: what is killed before it saves must not leave the old one
+        remove(file)  # now: a run that is killed before its first save must not leave the old state
     elif file and os.path.exists(file):
         content = read_sealed(file, identity, ANEW)
-        start = start.of(content, file, graph, [graph.names[node] for node in nodes.values()], k, chosen)
+        start = start.of(content, file, graph, [graph.names[node] for node in nodes.values()], k, selection)
     reached = start
-    batches = Batches(images, batch_size, indices=chosen[start.done :], workers=workers)
-    bar = tqdm(total=len(chosen), initial=start.done, unit=" images", desc="scan", disable=not progress)
+    batches = Batches(images, batch_size, indices=selection[start.done :], workers=workers)
+    bar = tqdm(total=len(selection), initial=start.done, unit=" images", desc="scan", disable=not progress)
 
-    kept = bool(start.tops)
+    saved = bool(start.tops)
 
     def save() -> None:
-        nonlocal kept
+        nonlocal saved
         if file and (reached.tops or reached.done):
-            if kept and not os.path.exists(file):
+            if saved and not os.path.exists(file):
                 print(f"{file} was removed during the scan; it is written again", file=sys.stderr)
             write_sealed(file, identity, reached.content())
-            kept = True
+            saved = True
 
     saved_at = monotonic()
     try:
         with undifferentiated(graph.model), bar:
-            for reached in _whole_batches(graph, set(nodes.values()), batches, chosen, start, k, distinct):
+            for reached in _whole_batches(graph, set(nodes.values()), batches, selection, start, k, distinct):
                 bar.update(reached.done - bar.n)
                 if reached.broken:
                     bar.set_postfix(broken=len(reached.broken), refresh=False)
                 if monotonic() - saved_at > SAVE_EVERY:
                     save()
                     saved_at = monotonic()
-    except BaseException:  # an error as well: a worker that died at the end of a long scan
+    except BaseException:  # also an error, such as a worker that died at the end of a long scan
         save()
         raise
     if not reached.tops and shard is None:
-        raise InputError(_none_read(len(chosen), reached.broken))
+        raise InputError(_nothing_read(len(selection), reached.broken))
     if keep_state:
         save()
     elif file:
         remove(file)
-    found = {layer: graph.names[node] for layer, node in nodes.items() if reached.tops}
-    tops = {layer: reached.tops[name].to("cpu") for layer, name in found.items()}
-    read = len(chosen) - len(reached.broken)
+    names = {layer: graph.names[node] for layer, node in nodes.items() if reached.tops}
+    tops = {layer: reached.tops[name].to("cpu") for layer, name in names.items()}
+    count_read = len(selection) - len(reached.broken)
     if reached.gathered is None:
-        return Scan(tops, read, reached.broken)
-    gathered = reached.gathered.counted()
-    statistics = {layer: gathered.statistics[name].to("cpu") for layer, name in found.items()}
-    return Scan(tops, read, reached.broken, statistics, gathered.sampled, gathered.class_images)
+        return Scan(tops, count_read, reached.broken)
+    gathering = reached.gathered.counted()
+    statistics = {layer: gathering.statistics[name].to("cpu") for layer, name in names.items()}
+    return Scan(tops, count_read, reached.broken, statistics, gathering.sampled, gathering.class_images)
 
 
 def part_file(file: str | Path, number: int, count: int) -> Path:
@@ -226,30 +226,30 @@ def part_file(file: str | Path, number: int, count: int) -> Path:
     return Path(f"{file}.{number}-of-{count}")
 
 
-def _none_read(images: int, broken: Sequence[str]) -> str:
+def _nothing_read(images: int, broken: Sequence[str]) -> str:
     return f"none of the {images} images could be read: {(*broken, 'there are none')[0]}"
 
 
-def _shared(device: torch.device, own: Callable[[], Scan]) -> Scan:
+def _shared(device: torch.device, scan_part: Callable[[], Scan]) -> Scan:
     """The scan of all processes, of which each scans its own part; an error of one is raised in all."""
     part: Scan | None = None
     error: InputError | None = None
     try:
-        part = own()
+        part = scan_part()
     except InputError as raised:
         error = raised
     errors = [message for message in from_all(None if error is None else str(error), device) if message is not None]
     if errors:
         raise error or InputError(errors[0])
     assert part is not None
-    whole: Scan | None = None
-    for source in range(processes()[1]):  # one after the other: all at once would take as much memory as there are
-        other = from_process(source, part, device)
-        whole = other if whole is None else whole.merge(other)
-    assert whole is not None
-    if not whole:
-        raise InputError(_none_read(len(whole.broken), whole.broken))
-    return whole
+    total: Scan | None = None
+    for source in range(processes()[1]):  # one at a time: all parts at once may not fit in memory
+        remote = from_process(source, part, device)
+        total = remote if total is None else total.merge(remote)
+    assert total is not None
+    if not total:
+        raise InputError(_nothing_read(len(total.broken), total.broken))
+    return total
 
 
 def steps_of(graph: Graph, layers: Sequence[str | nn.Module]) -> dict[str, fx.Node]:
@@ -262,7 +262,7 @@ def steps_of(graph: Graph, layers: Sequence[str | nn.Module]) -> dict[str, fx.No
     return nodes
 
 
-def _chosen(
+def _select(
     indices: Iterable[int] | None, images: int, k: int, distinct: bool, shard: tuple[int, int] | None, batch_size: int
 ) -> Tensor:
     """The images to scan, in order."""
@@ -273,20 +273,20 @@ def _chosen(
     if shard is not None:
         if indices is not None:
             raise InputError("a shard is of the whole dataset: leave out indices, or shard")
-        return torch.arange(*_cut(shard, images, batch_size))
+        return torch.arange(*_shard_range(shard, images, batch_size))
     if indices is None:
         return torch.arange(images)
     try:
-        chosen: Tensor = torch.as_tensor(list(indices))
+        selection: Tensor = torch.as_tensor(list(indices))
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise InputError(f"indices are {with_article(indices)}; give whole numbers (N,)") from None
-    if chosen.ndim != 1:
-        raise InputError(f"indices are of shape {tuple(chosen.shape)}; give whole numbers (N,)")
-    unique: Tensor = chosen.unique()
+    if selection.ndim != 1:
+        raise InputError(f"indices are of shape {tuple(selection.shape)}; give whole numbers (N,)")
+    unique: Tensor = selection.unique()
     return unique
 
 
-def _cut(shard: tuple[int, int], images: int, batch_size: int) -> tuple[int, int]:
+def _shard_range(shard: tuple[int, int], images: int, batch_size: int) -> tuple[int, int]:
     """The first image of a shard, and the one after its last."""
     try:
         number, count = map(operator.index, shard)
@@ -302,10 +302,10 @@ def _cut(shard: tuple[int, int], images: int, batch_size: int) -> tuple[int, int
 class _Progress(NamedTuple):
     """The progress of a scan, always in whole batches."""
 
-    done: int  # how many of the chosen images were scanned, or could not be read
+    done: int  # images of the selection that were scanned, or could not be read
     tops: Mapping[str, TopActivations]  # by the names of the graph
     broken: list[str]
-    gathered: Gathering | None = None  # where nothing is gathered
+    gathered: Gathering | None = None  # None: no statistics
 
     def content(self) -> dict[str, Any]:
         """The content of a file of state."""
@@ -313,43 +313,47 @@ class _Progress(NamedTuple):
         content = {"done": self.done, "tops": tops, "broken": self.broken}
         return content if self.gathered is None else content | {"gathered": self.gathered.content()}
 
-    def of(self, content: Any, file: Path, graph: Graph, layers: Sequence[str], k: int, chosen: Tensor) -> "_Progress":
-        """The progress that a file keeps; InputError if no scan of these layers could have written it."""
+    def of(
+        self, content: Any, file: Path, graph: Graph, layers: Sequence[str], k: int, selection: Tensor
+    ) -> "_Progress":
+        """The progress in a file's content; InputError if no scan of these layers could have written it."""
         device = device_and_dtype(graph.model)["device"]
         try:
-            read = _Progress(**content)
-            tops = {layer: TopActivations(*columns) for layer, columns in read.tops.items()}
-            valid = type(read.done) is int and 0 <= read.done <= len(chosen)
-            valid = valid and (set(tops) == set(layers) or (not tops and 0 < read.done == len(read.broken)))
-            valid = valid and isinstance(read.broken, list) and all(isinstance(name, str) for name in read.broken)
-            valid = valid and all(_is_top(top, k, chosen) for top in tops.values())
-            valid = valid and (read.gathered is None) == (self.gathered is None)
-            gathered = self.gathered
-            if valid and gathered is not None:
+            progress = _Progress(**content)
+            tops = {layer: TopActivations(*columns) for layer, columns in progress.tops.items()}
+            valid = type(progress.done) is int and 0 <= progress.done <= len(selection)
+            valid = valid and (set(tops) == set(layers) or (not tops and 0 < progress.done == len(progress.broken)))
+            valid = (
+                valid and isinstance(progress.broken, list) and all(isinstance(name, str) for name in progress.broken)
+            )
+            valid = valid and all(_is_top(top, k, selection) for top in tops.values())
+            valid = valid and (progress.gathered is None) == (self.gathered is None)
+            gathering = self.gathered
+            if valid and gathering is not None:
                 maps = {layer: len(top.value) for layer, top in tops.items()}
-                gathered = gathered.of(read.gathered, maps, read.done - len(read.broken), device)
+                gathering = gathering.of(progress.gathered, maps, progress.done - len(progress.broken), device)
         except (TypeError, ValueError, AttributeError, RuntimeError, LookupError):
             valid = False
         if not valid:
             raise InputError(f"{file} is not a scan of these layers; {ANEW}")
-        return read._replace(tops={layer: top.to(device) for layer, top in tops.items()}, gathered=gathered)
+        return progress._replace(tops={layer: top.to(device) for layer, top in tops.items()}, gathered=gathering)
 
 
-def _is_top(top: TopActivations, k: int, chosen: Tensor) -> bool:
-    """Whether these are k values and places of each map, in the images that were chosen."""
+def _is_top(top: TopActivations, k: int, selection: Tensor) -> bool:
+    """Whether `top` has k values and places of each map, in images of the selection."""
     plain = all(type(column) is Tensor and column.layout == torch.strided for column in top)
     shapes = {column.shape for column in top} if plain else set()
     if len(shapes) != 1 or top.value.ndim != 2 or top.value.shape[1] != k:
         return False
     floats = all(column.is_floating_point() and not column.isnan().any() for column in (top.value, top.unclipped))
     places = all(column.dtype == torch.int64 and (column >= -1).all() for column in top[1:4])
-    return floats and places and bool((torch.isin(top.image, chosen) | (top.image == -1)).all())
+    return floats and places and bool((torch.isin(top.image, selection) | (top.image == -1)).all())
 
 
-def _request(graph: Graph, chosen: Tensor, nodes: Mapping[str, fx.Node], k: int, gather: bool) -> dict[str, str]:
+def _request(graph: Graph, selection: Tensor, nodes: Mapping[str, fx.Node], k: int, gather: bool) -> dict[str, str]:
     """Further parts of a state's identity."""
     layers = digest(sorted(graph.names[node] for node in nodes.values()))
-    request = {"indices": digest(chosen), "layers": layers, "k": str(k)}
+    request = {"indices": digest(selection), "layers": layers, "k": str(k)}
     return request | {"statistics": "gathered"} if gather else request
 
 
@@ -367,25 +371,31 @@ def scan_identity(model: nn.Module | Graph, dataset: Any, distinct: bool = True)
 
 
 def _whole_batches(
-    graph: Graph, nodes: Collection[fx.Node], batches: Batches, chosen: Tensor, start: _Progress, k: int, distinct: bool
+    graph: Graph,
+    nodes: Collection[fx.Node],
+    batches: Batches,
+    selection: Tensor,
+    start: _Progress,
+    k: int,
+    distinct: bool,
 ) -> Iterator[_Progress]:
     """The progress of the scan after each batch, and at the end. An interrupt leaves all of a batch or none of it."""
     reached = start
     for batch in batches:
-        tops, gathered = _scanned(graph, nodes, batch, reached, k, distinct)
-        position = int(torch.searchsorted(chosen[start.done :], batch.index[-1]))
+        tops, gathering = _scan_batch(graph, nodes, batch, reached, k, distinct)
+        position = int(torch.searchsorted(selection[start.done :], batch.index[-1]))
         done = start.done + (position // batches.batch_size + 1) * batches.batch_size
-        reached = _Progress(min(done, len(chosen)), tops, [*start.broken, *batches.broken], gathered)
+        reached = _Progress(min(done, len(selection)), tops, [*start.broken, *batches.broken], gathering)
         yield reached
-    yield _Progress(len(chosen), reached.tops, [*start.broken, *batches.broken], reached.gathered)
+    yield _Progress(len(selection), reached.tops, [*start.broken, *batches.broken], reached.gathered)
 
 
-def _scanned(
-    graph: Graph, nodes: Collection[fx.Node], batch: Batch, before: _Progress, k: int, distinct: bool
+def _scan_batch(
+    graph: Graph, nodes: Collection[fx.Node], batch: Batch, progress: _Progress, k: int, distinct: bool
 ) -> tuple[dict[str, TopActivations], Gathering | None]:
-    """The strongest activations before a batch and in it, and what is gathered."""
-    tops, maxima = dict(before.tops), dict[str, Maxima]()
-    sampled = None if before.gathered is None else before.gathered.columns(batch.index)[0]
+    """The strongest activations and the statistics after one more batch."""
+    tops, maxima = dict(progress.tops), dict[str, Maxima]()
+    sampled = None if progress.gathered is None else progress.gathered.columns(batch.index)[0]
 
     def take(node: fx.Node, output: Any) -> TopActivations:
         maps = shapes[node].maps(node, output)
@@ -405,7 +415,7 @@ def _scanned(
             return graph.call(node, args, kwargs)
         if not _clips_from_above(graph, node, args, kwargs):
             output = graph.call(node, args, kwargs)
-            take(node, output)  # now: the next step may overwrite it
+            take(node, output)  # at once: the next step may overwrite it
             return output
         top = take(node, args[0])  # before the step, which may overwrite its input
         values = graph.call(node, (top.unclipped.clone(), *args[1:]), kwargs)
@@ -413,11 +423,13 @@ def _scanned(
         return graph.call(node, args, kwargs)
 
     images = check_images(graph.model, batch.images)
-    shapes = {node: graph.shapes(pair(images.shape[-2:]), node) for node in nodes}  # which refuse some sizes
+    shapes = {
+        node: graph.shapes(pair(images.shape[-2:]), node) for node in nodes
+    }  # raises InputError for some image sizes
     graph.run(images, nodes, apply)
-    if before.gathered is None:
+    if progress.gathered is None:
         return tops, None
-    return tops, before.gathered.with_part(Part(batch.index, batch.labels.cpu(), maxima))
+    return tops, progress.gathered.with_part(Part(batch.index, batch.labels.cpu(), maxima))
 
 
 def _clips_from_above(graph: Graph, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -446,17 +458,25 @@ def _strongest(x: Tensor) -> tuple[Tensor, Tensor]:
 def _update(
     top: TopActivations, x: Tensor, best: Tensor, positions: Tensor, index: Tensor, distinct: bool, layer: str
 ) -> TopActivations:
-    """Take in the values x (N, C, H, W), and what `_strongest` finds in them, of the images `index` (N,), which are
-    later in the dataset than all before."""
+    """Merge the values x (N, C, H, W) of a batch into `top`.
+
+    Args:
+        top: the strongest activations of all earlier images.
+        x: the layer's maps.
+        best, positions: what `_strongest` gives for x.
+        index: (N,) the images, later in the dataset than all before.
+        distinct: count an image once for a map.
+        layer: for messages.
+    """
     k = top.value.shape[1]
     if not best.isfinite().all():
         image = int(index[int((~best.isfinite()).any(1).nonzero()[0])])
         raise InputError(f"{layer} gives NaN or infinity, in {x.dtype}, on image {image}")
-    best, which = best.sort(dim=0, descending=True, stable=True)  # (N, C)
-    rank, maps = (best[:k] > top.unclipped[:, -1]).nonzero(as_tuple=True)  # equal is not enough: the earlier one stays
+    best, order = best.sort(dim=0, descending=True, stable=True)  # (N, C)
+    rank, maps = (best[:k] > top.unclipped[:, -1]).nonzero(as_tuple=True)  # of equal values the earlier one stays
     if not len(maps):
         return top
-    images = which[rank, maps]
+    images = order[rank, maps]
     if distinct:
         value, position = best[rank, maps][:, None], positions[images, maps][:, None]
     else:

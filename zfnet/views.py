@@ -37,7 +37,7 @@ class View(Protocol):
         """Run the step on what it sees."""
 
     def decided(self, step: fx.Node) -> Sequence[fx.Node]:
-        """The sources of a step that only decide, where it is known."""
+        """The sources of a step that only decide, as gates do; empty if that is not known."""
 
     def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
         """Put the signal that `node` sends back at its place in its source's output."""
@@ -66,10 +66,10 @@ class WholeMaps:
 
 
 class RepeatedImages(WholeMaps):
-    """Steps of the way back see whole maps, for several units of one image those of one forward pass.
+    """Steps of the way back see whole maps; several units of one image share its forward pass.
 
     Args:
-        image: (M,) which of the images of that pass each unit is of.
+        image: (M,) each unit's image, by its position in that pass.
     """
 
     def __init__(self, graph: Graph, image: Tensor):
@@ -77,8 +77,8 @@ class RepeatedImages(WholeMaps):
         self.image = image
 
     def read(self, node: fx.Node, source: fx.Node, value: Any) -> Any:
-        carried = isinstance(value, Tensor) and source in self.graph.carriers
-        return value[self.image.to(value.device)] if carried else value
+        has_signal = isinstance(value, Tensor) and source in self.graph.carriers
+        return value[self.image.to(value.device)] if has_signal else value
 
 
 class Part(NamedTuple):
@@ -117,8 +117,8 @@ def follow(
         for number, source in enumerate(sources):
             if number in window.decided:
                 continue
-            behind = window.maps_behind(number, parts[step].maps, count_maps(shapes[source]))
-            if not behind.any():
+            source_maps = window.maps_behind(number, parts[step].maps, count_maps(shapes[source]))
+            if not source_maps.any():
                 continue
             ranges = [
                 window.reads(low, high, axis)
@@ -127,8 +127,8 @@ def follow(
             if clip:
                 ranges = [(max(a, 0), min(b, shapes[source][axis - 2])) for axis, (a, b) in enumerate(ranges)]
                 if any(low >= high for low, high in ranges):
-                    continue  # it sees nothing but padding
-            part = Part(ranges[0], ranges[1], behind)
+                    continue  # the unit sees only padding
+            part = Part(ranges[0], ranges[1], source_maps)
             parts[source] = part.union(parts[source]) if source in parts else part
     return parts
 
@@ -162,7 +162,7 @@ def places_of(
     if any(window is not None and window.table is not None for window in windows):
         return None
     if not back and any(window is not graph.window(s, shapes) for s, window in zip(path, windows, strict=True)):
-        return None  # what is decided there depends on more than the windows hold
+        return None  # the decisions depend on more than these windows
     first, second = (follow(graph, node, (i, i), maps, shapes, clip=False) for i in (0, 1))
     if first is None or second is None or graph.inputs[0] not in first:
         return None
@@ -216,7 +216,7 @@ class UnitWindows:
     def _outside(self, step: fx.Node, source: fx.Node) -> tuple[Tensor, Tensor] | None:
         """Which units (m,) have an output within the maps of `step` that reads beyond the source's border, and where
         (m, 1, h, w). None where there is no such unit."""
-        window, masks, touched = self._window[step], [], torch.zeros(len(self.units[0]), dtype=torch.bool)
+        window, masks, crossing = self._window[step], [], torch.zeros(len(self.units[0]), dtype=torch.bool)
         assert window is not None
         for axis, unit in enumerate(self.units):
             place, extents = self.places[step], (self.shapes[step][axis - 2], self.shapes[source][axis - 2])
@@ -228,19 +228,19 @@ class UnitWindows:
             masks.append((positions < 0) | (positions >= extents[1]))
             low, high = low.clamp(min=0), high.clamp(max=extents[0])
             last = (high - 1) * window.stride[axis] + begin + window.span(axis)
-            touched |= (low * window.stride[axis] + begin < 0) | (last > extents[1])
-        if not touched.any():
+            crossing |= (low * window.stride[axis] + begin < 0) | (last > extents[1])
+        if not crossing.any():
             return None
-        return touched.nonzero().flatten(), (masks[0][touched][:, :, None] | masks[1][touched][:, None, :])[:, None]
+        return crossing.nonzero().flatten(), (masks[0][crossing][:, :, None] | masks[1][crossing][:, None, :])[:, None]
 
     def _fill(self, x: Tensor, outside: tuple[Tensor, Tensor], value: float) -> Tensor:
         units, mask = outside[0].to(x.device), outside[1].to(x.device)
         mask = mask.view(len(mask), *[1] * (x.ndim - 3), *mask.shape[-2:])
         if len(units) == len(x):
             return x.masked_fill(mask, value)
-        channels_last = x.ndim == 4 and x.stride(1) == 1  # which a copy of a part of a tensor does not keep by itself
-        out = x.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        return out.index_copy_(0, units, x[units].masked_fill(mask, value))
+        channels_last = x.ndim == 4 and x.stride(1) == 1  # clone() of a slice would lose this layout
+        copy = x.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        return copy.index_copy_(0, units, x[units].masked_fill(mask, value))
 
     def cut(self, images: Tensor, image: Sequence[int]) -> Tensor:
         """The windows (M, C, h, w) of the image that the units depend on, each in its image, zero where they leave
@@ -267,11 +267,11 @@ class UnitWindows:
         return self.shapes.own(source, zero.expand(len(self.units[0]), *self.shapes[source][1:-2], *size))
 
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        window = self._window.get(node)  # of sizes, which are read too, there is none
+        window = self._window.get(node)  # None for a step that reads sizes
         if window is None or window.inside is None:
             return self.graph.call(node, args, kwargs)
-        seen = self.shapes.maps(node.all_input_nodes[0], args[0])
-        return self.shapes.own(node, window.inside(seen, self.graph.arguments(node, args, kwargs)))
+        maps = self.shapes.maps(node.all_input_nodes[0], args[0])
+        return self.shapes.own(node, window.inside(maps, self.graph.arguments(node, args, kwargs)))
 
     def place(self, node: fx.Node, source: fx.Node, signal: Tensor) -> Tensor:
         rows, columns, outside = self._read[node, source]
@@ -285,7 +285,7 @@ class UnitWindows:
 
 
 class PathWindows(UnitWindows):
-    """Steps of the way back see the windows of the path; the forward pass was of whole images, and decided by them.
+    """Steps of the way back see the windows of the path; the forward pass ran on whole images.
 
     Args:
         image: (M,) which of the images of that pass each unit is of.
@@ -301,7 +301,7 @@ class PathWindows(UnitWindows):
         """The part of its source's output for whole images that `node` reads."""
         if source not in self.shapes or node not in self._window or not isinstance(value, Tensor | None):
             return value
-        if value is not None and self._has_places(node, source):  # a gate of its own at each place
+        if value is not None and self._has_places(node, source):  # each place has its own gate
             place = self.places[node]
             return self.shapes.own(
                 source, self._gathered(self.shapes.maps(source, value), place.start, place.size, place)
@@ -318,11 +318,11 @@ class PathWindows(UnitWindows):
         return self.shapes.own(source, x if outside is None else self._fill(x, outside, window.fill))
 
     def _has_places(self, node: fx.Node, source: fx.Node) -> bool:
-        """Whether what only decides for a step decides for each place by itself."""
+        """Whether a source that only decides for a step has a value for each place."""
         return source in self.decided(node) and max(self.shapes[source][2:][-2:], default=1) > 1
 
     def _takes_statistics(self, node: fx.Node) -> bool:
-        """Whether a step's rule reads the whole input, to hold what it made of it."""
+        """Whether a step's rule reads the whole input, whose statistics it holds fixed."""
         window = self._window[node]
         return window is not self.graph.window(node, self.shapes) and window is not None and not window.decided
 
@@ -337,8 +337,8 @@ class PathWindows(UnitWindows):
         they hold beyond the border."""
         axes = []
         for axis, unit in enumerate(self.units):
-            moved = start[axis] + place.stride[axis] * window.stride[axis] * unit
-            axes.append((moved[:, None] + torch.arange(size[axis])).clamp(0, x.shape[axis - 2] - 1).to(x.device))
+            begins = start[axis] + place.stride[axis] * window.stride[axis] * unit
+            axes.append((begins[:, None] + torch.arange(size[axis])).clamp(0, x.shape[axis - 2] - 1).to(x.device))
         image = self.image.to(x.device)[:, None, None]
         return x.movedim((-2, -1), (1, 2))[image, axes[0][:, :, None], axes[1][:, None, :]].movedim((1, 2), (-2, -1))
 
@@ -361,15 +361,15 @@ class PathWindows(UnitWindows):
     def switches(self, step: fx.Node, switches: Tensor) -> Tensor:
         """The switches (M, C, h, w) of windows, from those of whole images: positions within what they read."""
         place, size = self.places[step], self._size_read(step)
-        whole = self.shapes[step.all_input_nodes[0]][-1]
+        row_length = self.shapes[step.all_input_nodes[0]][-1]
         switches = self._gathered(switches, place.start, place.size, place)
         positions = []
         for axis, unit in enumerate(self.units):
             window = self._window[step]
             assert window is not None
             low = self._reads(step, axis)[0] + place.stride[axis] * window.stride[axis] * unit
-            own = (switches // whole, switches % whole)[axis] - low.to(switches.device).view(-1, 1, 1, 1)
-            positions.append(own.clamp(0, size[axis] - 1))  # beyond the border, where no signal is
+            relative = (switches // row_length, switches % row_length)[axis] - low.to(switches.device).view(-1, 1, 1, 1)
+            positions.append(relative.clamp(0, size[axis] - 1))  # positions beyond the border have no signal
         return positions[0] * size[1] + positions[1]
 
 

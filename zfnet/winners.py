@@ -68,13 +68,13 @@ class TopActivations(_Columns):
 
     def join(self, other: "TopActivations") -> "TopActivations":
         """The k strongest of both, of which the other may have more than k."""
-        both = TopActivations(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
-        order = torch.arange(both.value.shape[1], device=both.value.device).expand_as(both.value)
-        for key in (both.column, both.row, both.image, both.unclipped):  # the most important last
-            largest_first = key is both.unclipped
+        union = TopActivations(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
+        order = torch.arange(union.value.shape[1], device=union.value.device).expand_as(union.value)
+        for key in (union.column, union.row, union.image, union.unclipped):  # the most important last
+            largest_first = key is union.unclipped
             order = order.gather(1, key.gather(1, order).argsort(dim=1, descending=largest_first, stable=True))
         order = order[:, : self.value.shape[1]]
-        return TopActivations(*(column.gather(1, order) for column in both))
+        return TopActivations(*(column.gather(1, order) for column in union))
 
     def units(self, maps: Iterable[int] | None = None) -> Units:
         """The winners of some maps, all by default, as units (len(maps) * k, 4), map by map, strongest first.
@@ -91,8 +91,8 @@ class TopActivations(_Columns):
         count, k = self.value.shape
         if maps is not None and not isinstance(maps, Iterable):
             raise InputError(f"maps is {maps!r}; give a list of map numbers")
-        chosen = torch.as_tensor(list(range(count) if maps is None else maps), dtype=torch.int64)
-        if len(unknown := chosen[(chosen < 0) | (chosen >= count)]):
+        numbers = torch.as_tensor(list(range(count) if maps is None else maps), dtype=torch.int64)
+        if len(unknown := numbers[(numbers < 0) | (numbers >= count)]):
             raise InputError(f"no map {int(unknown[0])}: the layer has {count}, numbered from 0")
-        image, row, column = (entries.cpu()[chosen].flatten() for entries in (self.image, self.row, self.column))
-        return torch.stack([image, chosen.repeat_interleave(k), row, column], 1)
+        image, row, column = (entries.cpu()[numbers].flatten() for entries in (self.image, self.row, self.column))
+        return torch.stack([image, numbers.repeat_interleave(k), row, column], 1)

@@ -44,27 +44,30 @@ def estimates(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
 def primary_table(networks: Networks) -> str:
     """The primary contrasts, a row for each network and a column for each layer; bold if better or worse."""
     rows = [
-        [f"`{name}`", *(MARKS[of.verdict].format(signed(of.difference)) for of in found["primary"].values())]
-        for name, found in networks.items()
+        [
+            f"`{name}`",
+            *(MARKS[contrast.verdict].format(signed(contrast.difference)) for contrast in analysis["primary"].values()),
+        ]
+        for name, analysis in networks.items()
     ]
     head = ["", *(f"layer {n}" for n in range(1, max(map(len, rows))))]
     return table(head, [row + [""] * (len(head) - len(row)) for row in rows])
 
 
 def verdicts(networks: Networks) -> str:
-    """How many of the primary contrasts came to each verdict, in a sentence."""
-    each = [of.verdict for found in networks.values() for of in found["primary"].values()]
-    better, worse, equivalent, undecided = (each.count(verdict) for verdict in MARKS)
+    """How many primary contrasts have each verdict, in a sentence."""
+    outcomes = [contrast.verdict for analysis in networks.values() for contrast in analysis["primary"].values()]
+    better, worse, equivalent, undecided = (outcomes.count(verdict) for verdict in MARKS)
     return (
-        f"Of {len(each)} contrasts of {len(networks)} networks the projection is better in {better}, worse in "
+        f"Of {len(outcomes)} contrasts of {len(networks)} networks the projection is better in {better}, worse in "
         f"{worse}, equivalent in {equivalent}, and {undecided} are not decided."
     )
 
 
 def sentences(networks: Networks) -> str:
     """The verdicts of the primary contrasts in sentences, and a table of others."""
-    layers: list[list[Primary]] = [[*found["primary"].values()] for found in networks.values()]
-    depth = [sum(of[n].verdict == BETTER for of in layers if n < len(of)) for n in range(max(map(len, layers)))]
+    layers: list[list[Primary]] = [[*analysis["primary"].values()] for analysis in networks.values()]
+    depth = [sum(row[n].verdict == BETTER for row in layers if n < len(row)) for n in range(max(map(len, layers)))]
     worse_places = worse_in(networks)
     words = [
         "Bold: p < 0.05 by Holm's correction over the layers of a network. *Equivalent*: within "
@@ -98,29 +101,31 @@ def worse_in(networks: Networks) -> list[str]:
     """The layers, by network, in which the projection is worse than the field."""
     places = []
     for name, ours in networks.items():
-        numbers = [n for n, of in enumerate(ours["primary"].values(), 1) if of.verdict == WORSE]
+        numbers = [n for n, contrast in enumerate(ours["primary"].values(), 1) if contrast.verdict == WORSE]
         if numbers:
             places.append(f"`{name}`, layer{'s' * (len(numbers) > 1)} {listed(map(str, numbers))}")
     return places
 
 
-def differences(networks: Networks, task: str, picture: str, other: str = FIELD) -> list[Contrast | None]:
+def differences(networks: Networks, task: str, picture: str, rival: str = FIELD) -> list[Contrast | None]:
     """How much more often a picture is right than another, in all layers of all networks."""
-    tasks = [found["compared"].get(task, {}) for found in networks.values()]
-    return [of.differences.get(difference(picture, other)) for layers in tasks for of in layers.values()]
+    tasks = [analysis["compared"].get(task, {}) for analysis in networks.values()]
+    return [
+        comparison.differences.get(difference(picture, rival)) for layers in tasks for comparison in layers.values()
+    ]
 
 
 def pointing_table(networks: Networks) -> str:
     """Task A1 in every layer: the primary contrast, controls, and other squares."""
     rows = []
-    for name, found in networks.items():
-        for layer, of in found["primary"].items():
-            tasks = [found["compared"].get(task, {}).get(layer) for task in ("A1", *OTHER_SQUARES)]
-            p = "-" if of.corrected is None else f"{of.corrected:.2g}"
-            rows.append([f"`{name}`", layer, "all", *pointing(tasks, [p, of.verdict])])
-            for seen in tasks[0].strata if tasks[0] else ():
-                parts = [task and task.strata.get(seen) for task in tasks]
-                rows.append([f"`{name}`", layer, seen, *pointing(parts, ["", ""])])
+    for name, analysis in networks.items():
+        for layer, contrast in analysis["primary"].items():
+            tasks = [analysis["compared"].get(task, {}).get(layer) for task in ("A1", *OTHER_SQUARES)]
+            p = "-" if contrast.corrected is None else f"{contrast.corrected:.2g}"
+            rows.append([f"`{name}`", layer, "all", *pointing(tasks, [p, contrast.verdict])])
+            for area in tasks[0].strata if tasks[0] else ():
+                parts = [task and task.strata.get(area) for task in tasks]
+                rows.append([f"`{name}`", layer, area, *pointing(parts, ["", ""])])
     head = [
         "network",
         "layer",
@@ -137,37 +142,50 @@ def pointing_table(networks: Networks) -> str:
 
 def pointing(tasks: Sequence[Compared | None], verdict: Sequence[str]) -> list[str]:
     """The cells of task A1 with matched squares, the first of the tasks, and with others."""
-    first, *others = tasks
+    first, *variants = tasks
     cells = [mean(first, PICTURE), mean(first, FIELD), less_field(first, PICTURE), *verdict]
-    return [*cells, *(less_field(first, one) for one in (CONTROL, GUIDED)), *(less_field(x, PICTURE) for x in others)]
+    return [
+        *cells,
+        *(less_field(first, picture) for picture in (CONTROL, GUIDED)),
+        *(less_field(variant, PICTURE) for variant in variants),
+    ]
 
 
 def judged_table(networks: Networks) -> str:
     """Task B and the sanity of projections in every layer."""
     rows = []
-    for name, found in networks.items():
-        for layer in found["primary"]:
-            tasks = [found["compared"].get(f"B/{pair}", {}).get(layer) for pair in PAIRS]
-            right = [mean(task, picture) for task in tasks for picture in ("crop", "masked crop", "random crop")]
-            sane = found["sanity"].get(layer, {}).get("projection", {})
-            steps = [[*sane.get(how, {}).values()] for how in ("cascade", "another map")]
-            like = [cell(of[-1][kind].mean) if of else "-" for kind in ("similarity", "partial") for of in steps]
-            rows.append([f"`{name}`", layer, *right, *like])
+    for name, analysis in networks.items():
+        for layer in analysis["primary"]:
+            tasks = [analysis["compared"].get(f"B/{pair}", {}).get(layer) for pair in PAIRS]
+            shares = [mean(task, picture) for task in tasks for picture in ("crop", "masked crop", "random crop")]
+            sanity = analysis["sanity"].get(layer, {}).get("projection", {})
+            steps = [[*sanity.get(test, {}).values()] for test in ("cascade", "another map")]
+            likenesses = [
+                cell(values[-1][kind].mean) if values else "-" for kind in ("similarity", "partial") for values in steps
+            ]
+            rows.append([f"`{name}`", layer, *shares, *likenesses])
     shuffled, another = "all weights shuffled", "another map at its place"
     pictures = ["crop", "masked crop", "random crop"]
-    head = ["network", "layer", *(f"{pair} queries: {one}" for pair in PAIRS for one in pictures)]
+    head = ["network", "layer", *(f"{pair} queries: {picture}" for pair in PAIRS for picture in pictures)]
     kinds = ("plain", "given the field")
-    return table([*head, *(f"{kind}: {what}" for kind in kinds for what in (shuffled, another))], rows)
+    return table([*head, *(f"{kind}: {control}" for kind in kinds for control in (shuffled, another))], rows)
 
 
 def extended_table(networks: Networks) -> str:
     """Task A1 by rules for networks that the deconvnet refuses: against the field, and against other rules."""
     rows = []
-    for name, found in networks.items():
-        for layer, of in found["primary"].items():
-            task = found["compared"].get("A1", {}).get(layer)
-            p = "-" if of.corrected is None else f"{of.corrected:.2g}"
-            cells = [counts(task), mean(task, PICTURE), mean(task, FIELD), signed(of.difference), p, of.verdict]
+    for name, analysis in networks.items():
+        for layer, contrast in analysis["primary"].items():
+            task = analysis["compared"].get("A1", {}).get(layer)
+            p = "-" if contrast.corrected is None else f"{contrast.corrected:.2g}"
+            cells = [
+                counts(task),
+                mean(task, PICTURE),
+                mean(task, FIELD),
+                signed(contrast.difference),
+                p,
+                contrast.verdict,
+            ]
             cells += [less(task, PICTURE, rival) for rival in (*RIVALS, CONTROL)]
             rows.append([f"`{name}`", layer, *cells, less_field(task, CONTROL)])
     head = ["network", "layer", "trials, maps, images", f"{PICTURE}: right", "field: right", "difference"]
@@ -180,10 +198,10 @@ def extended_judged_table(networks: Networks) -> str:
     rows, head = [], ["network", "layer"]
     for pair in PAIRS:
         head += [f"{pair} queries: trials, maps, images", "crop", MASKED, f"{MASKED} minus crop"]
-    for name, found in networks.items():
-        for layer in found["primary"]:
+    for name, analysis in networks.items():
+        for layer in analysis["primary"]:
             cells = []
-            for task in (found["compared"].get(f"B/{pair}", {}).get(layer) for pair in PAIRS):
+            for task in (analysis["compared"].get(f"B/{pair}", {}).get(layer) for pair in PAIRS):
                 cells += [counts(task), mean(task, "crop"), mean(task, MASKED), less(task, MASKED, "crop")]
             rows.append([f"`{name}`", layer, *cells])
     return table(head, rows)
@@ -191,7 +209,7 @@ def extended_judged_table(networks: Networks) -> str:
 
 def extended_sentences(networks: Networks) -> str:
     """The same of networks by the extended rules."""
-    verdicts = [of.verdict for found in networks.values() for of in found["primary"].values()]
+    verdicts = [contrast.verdict for analysis in networks.values() for contrast in analysis["primary"].values()]
     better, worse, equivalent, undecided = (verdicts.count(verdict) for verdict in MARKS)
     words = [
         f"Task A1: of {len(verdicts)} contrasts of {len(networks)} networks, with Holm's correction over the layers of "
@@ -208,21 +226,21 @@ def sides(contrasts: Sequence[Contrast | None]) -> tuple[int, int, int]:
     return above, below, len(contrasts)
 
 
-def counts(of: Compared | None) -> str:
-    return f"{of.trials}, {of.maps}, {of.images}" if of else "-"
+def counts(comparison: Compared | None) -> str:
+    return f"{comparison.trials}, {comparison.maps}, {comparison.images}" if comparison else "-"
 
 
-def less(of: Compared | None, picture: str, other: str) -> str:
-    return signed(of.differences.get(difference(picture, other)) if of else None)
+def less(comparison: Compared | None, picture: str, rival: str) -> str:
+    return signed(comparison.differences.get(difference(picture, rival)) if comparison else None)
 
 
 def signed(contrast: Contrast | None) -> str:
     return cell(contrast, "+")
 
 
-def mean(of: Compared | None, picture: str) -> str:
-    return cell(of.means.get(picture) if of else None)
+def mean(comparison: Compared | None, picture: str) -> str:
+    return cell(comparison.means.get(picture) if comparison else None)
 
 
-def less_field(of: Compared | None, picture: str) -> str:
-    return less(of, picture, FIELD)
+def less_field(comparison: Compared | None, picture: str) -> str:
+    return less(comparison, picture, FIELD)

@@ -46,7 +46,7 @@ def report(ours: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     Args:
         ours: as for `analysis.analysed`, and "network", "dataset", "images" (how many), "judge" (its name, or None) and
             "broken_images"; of each layer "maps" and "dead" (how many) and "drawn" (the maps' numbers).
-        settings: of the experiment; "seed" and "queries" (units of each map that task A asks about) are said.
+        settings: of the experiment; the report uses "seed" and "queries" (units of each map that task A asks about).
     """
     estimates = analysed(ours)
     compared = estimates["compared"]
@@ -111,8 +111,9 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def size(of: Compared) -> str:
-    return f"{counted(of.maps, 'map')}, {counted(of.images, 'image')}, {counted(of.trials, 'trial')}"
+def size(comparison: Compared) -> str:
+    nouns = {"map": comparison.maps, "image": comparison.images, "trial": comparison.trials}
+    return ", ".join(counted(number, noun) for noun, number in nouns.items())
 
 
 def span(numbers: Iterable[int]) -> str:
@@ -122,7 +123,9 @@ def span(numbers: Iterable[int]) -> str:
 
 def sizes(tasks: ByLayer) -> str:
     """How many maps, images and trials the layers have."""
-    maps, images, trials = (span(getattr(of, name) for of in tasks.values()) for name in ("maps", "images", "trials"))
+    maps, images, trials = (
+        span(getattr(comparison, name) for comparison in tasks.values()) for name in ("maps", "images", "trials")
+    )
     return f"In each layer {trials} trials of {maps} maps in {images} images."
 
 
@@ -135,21 +138,21 @@ def sides(contrasts: Mapping[str, Contrast | None]) -> str:
     """Which intervals lie above 0, and which below, with their numbers."""
     words = []
     for side, word in ((1, "above"), (-1, "below")):
-        of_side = [f"{name} {gain(contrast)}" for name, contrast in contrasts.items() if clear(contrast) == side]
-        words += [f"{word} 0 in {listed(of_side)}"] if of_side else []
-    known = sum(contrast is not None for contrast in contrasts.values())
-    return "; ".join(words) or f"no interval of {known} excludes 0"
+        terms = [f"{name} {gain(contrast)}" for name, contrast in contrasts.items() if clear(contrast) == side]
+        words += [f"{word} 0 in {listed(terms)}"] if terms else []
+    count = sum(contrast is not None for contrast in contrasts.values())
+    return "; ".join(words) or f"no interval of {count} excludes 0"
 
 
-def by_layer(tasks: ByLayer, one: str, other: str) -> dict[str, Contrast | None]:
+def by_layer(tasks: ByLayer, picture: str, rival: str) -> dict[str, Contrast | None]:
     """A difference, layer by layer."""
-    return {layer: of.differences.get(difference(one, other)) for layer, of in tasks.items()}
+    return {layer: comparison.differences.get(difference(picture, rival)) for layer, comparison in tasks.items()}
 
 
 def against(tasks: ByLayer, pairs: Iterable[tuple[str, str]]) -> str:
-    """A line for each pair of pictures that there is."""
-    contrasts = {f"{one} minus {other}": by_layer(tasks, one, other) for one, other in pairs}
-    return "\n".join(f"- {name}: {sides(of)}." for name, of in contrasts.items() if any(of.values()))
+    """A line for each pair of pictures that some layer has a contrast of."""
+    contrasts = {f"{picture} minus {rival}": by_layer(tasks, picture, rival) for picture, rival in pairs}
+    return "\n".join(f"- {name}: {sides(layers)}." for name, layers in contrasts.items() if any(layers.values()))
 
 
 def grid(rows: Mapping[str, Mapping[str, str]], layers: Iterable[str]) -> str:
@@ -159,9 +162,11 @@ def grid(rows: Mapping[str, Mapping[str, str]], layers: Iterable[str]) -> str:
 
 
 def means(tasks: ByLayer, names: Sequence[str] | None = None) -> dict[str, dict[str, str]]:
-    """Rows of a grid: all pictures, or those of `names` that there are."""
-    known = dict.fromkeys(name for of in tasks.values() for name in of.means if names is None or name in names)
-    return {name: {layer: cell(of.means.get(name)) for layer, of in tasks.items()} for name in known}
+    """The rows of a grid: every picture, or only those of `names`, with its mean in each layer."""
+    pictures = dict.fromkeys(
+        name for comparison in tasks.values() for name in comparison.means if names is None or name in names
+    )
+    return {name: {layer: cell(comparison.means.get(name)) for layer, comparison in tasks.items()} for name in pictures}
 
 
 # ---- the primary contrasts -------------------------------------------------------------------------------------------
@@ -170,10 +175,10 @@ def means(tasks: ByLayer, names: Sequence[str] | None = None) -> dict[str, dict[
 def failed_control(tasks: ByLayer) -> str:
     """The first lines if the mask of a shuffled network beats the field: the gain is then not due to learning."""
     contrasts = by_layer(tasks, CONTROL, FIELD)
-    above = {layer: contrast for layer, contrast in contrasts.items() if clear(contrast) > 0}
-    if not above:
+    gains = {layer: contrast for layer, contrast in contrasts.items() if clear(contrast) > 0}
+    if not gains:
         return ""
-    numbers = listed(f"{layer} by {gain(contrast)}, {size(tasks[layer])}" for layer, contrast in above.items())
+    numbers = listed(f"{layer} by {gain(contrast)}, {size(tasks[layer])}" for layer, contrast in gains.items())
     return (
         "**A control failed.** A network with shuffled weights has learned nothing. Its mask should be right no more "
         f"often than the effective field. It is right more often in {numbers}. What other masks gain there need not be "
@@ -181,17 +186,19 @@ def failed_control(tasks: ByLayer) -> str:
     )
 
 
-def answer(ours: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def answer(ours: Mapping[str, Any], estimates: Mapping[str, Any]) -> str:
     """The answer to the title's question, in a few sentences."""
     verdicts: dict[str, list[str]] = {}
-    for layer, of in found["primary"].items():
-        verdicts.setdefault(of.verdict, []).append(layer)
+    for layer, contrast in estimates["primary"].items():
+        verdicts.setdefault(contrast.verdict, []).append(layer)
     words = (
         "**In short.** Task A: which pixels matter to a unit? Compared with a map of where units of its layer look "
         f"anyway, the projection is {listed(f'{verdict} in {listed(layers)}' for verdict, layers in verdicts.items())}."
     )
     pairs = {
-        name[2:]: by_layer(of, "masked crop", "crop") for name, of in found["compared"].items() if name[:2] == "B/"
+        name[2:]: by_layer(tasks, "masked crop", "crop")
+        for name, tasks in estimates["compared"].items()
+        if name[:2] == "B/"
     }
     if pairs:
         differences = "; ".join(f"{pair} queries, {sides(contrasts)}" for pair, contrasts in pairs.items())
@@ -201,47 +208,53 @@ def answer(ours: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def source(ours: Mapping[str, Any], tasks: ByLayer, settings: Mapping[str, Any]) -> str:
-    maps, trials = (sum(getattr(of, name) for of in tasks.values()) for name in ("maps", "trials"))
+    maps, trials = (sum(getattr(comparison, name) for comparison in tasks.values()) for name in ("maps", "trials"))
     words = f"{ours['network']}, {counted(ours['images'], 'image')} ({ours['dataset']}): "
     rules = settings.get("rules", "deconvnet")
-    by = "" if rules == "deconvnet" else f" Projections are made by the rules {rules.upper()}."
+    note = "" if rules == "deconvnet" else f" Projections are made by the rules {rules.upper()}."
     words += f"{counted(len(ours['layers']), 'layer')}, {counted(maps, 'feature map')}, {trials:,} trials of task A1"
     return (
-        f"{words}; maps drawn by seed {settings['seed']}.{by} Brackets hold 95 % intervals, which allow for other maps "
-        "and images of this network. `table.md` has every estimate, `result.json` every trial."
+        f"{words}; maps drawn by seed {settings['seed']}.{note} Brackets hold 95 % intervals, which allow for other "
+        "maps and images of this network. `table.md` has every estimate, `result.json` every trial."
     )
 
 
-def primary(layer: str, ours: Mapping[str, Any], settings: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def primary(layer: str, ours: Mapping[str, Any], settings: Mapping[str, Any], estimates: Mapping[str, Any]) -> str:
     """The primary contrast of a layer, in words."""
-    contrast, corrected, verdict = found["primary"][layer]
-    of: Compared | None = found["compared"].get("A1", {}).get(layer)
-    if of is None:
+    contrast, corrected, verdict = estimates["primary"][layer]
+    comparison: Compared | None = estimates["compared"].get("A1", {}).get(layer)
+    if comparison is None:
         return f"- **{layer}: {UNDECIDED}.** There is no trial."
-    tied = len(ours["layers"][layer]["drawn"]) * settings["queries"] - of.trials
-    counts = size(of) + (
-        f", and {counted(tied, 'unit')} whose activation both squares reduce by the same amount" if tied else ""
+    tied_units = len(ours["layers"][layer]["drawn"]) * settings["queries"] - comparison.trials
+    counts = size(comparison) + (
+        f", and {counted(tied_units, 'unit')} whose activation both squares reduce by the same amount"
+        if tied_units
+        else ""
     )
     if contrast is None:
         return f"- **{layer}: {UNDECIDED}.** {counts}: too few for an interval."
-    shown = f"{PICTURE} {cell(of.means[PICTURE])}, field {cell(of.means[FIELD])}"
+    shares = f"{PICTURE} {cell(comparison.means[PICTURE])}, field {cell(comparison.means[FIELD])}"
     if corrected is None:
-        return f"- **{layer}: {UNDECIDED}.** {gain(contrast)}, too few for an interval: {shown}; {counts}."
+        return f"- **{layer}: {UNDECIDED}.** {gain(contrast)}, too few for an interval: {shares}; {counts}."
     p = "p < 0.0001" if corrected < 0.0001 else f"p = {corrected:.2g}"
-    words = f"- **{layer}: {verdict}.** {gain(contrast)}, {p} corrected: {shown}; {counts}."
+    words = f"- **{layer}: {verdict}.** {gain(contrast)}, {p} corrected: {shares}; {counts}."
     if contrast.equivalent and clear(contrast):
         words += " The interval excludes 0, but the difference is too small to count."
-    field = of.means[FIELD]
+    field = comparison.means[FIELD]
     if field and field.high < CHANCE:
         words += " The field is below chance here: what is above the field need not be above chance."
-    if ties := {name: n for name in (FIELD, PICTURE) if (n := of.undecided.get(name, 0)) > of.trials / 10}:
-        words += f" Undecided, and half right: {listed(f'{name} {n} of {of.trials}' for name, n in ties.items())}."
-    if of.strata:
-        apart = listed(
-            f"{seen} pixels {gain(part.differences.get(difference()))} ({counted(part.maps, 'map')})"
-            for seen, part in of.strata.items()
+    if ties := {
+        name: n for name in (FIELD, PICTURE) if (n := comparison.undecided.get(name, 0)) > comparison.trials / 10
+    }:
+        words += (
+            f" Undecided, and half right: {listed(f'{name} {n} of {comparison.trials}' for name, n in ties.items())}."
         )
-        words += f" Its maps see areas of {len(of.strata)} sizes: {apart}."
+    if comparison.strata:
+        gains = listed(
+            f"{area} pixels {gain(part.differences.get(difference()))} ({counted(part.maps, 'map')})"
+            for area, part in comparison.strata.items()
+        )
+        words += f" Its maps see areas of {len(comparison.strata)} sizes: {gains}."
     return words
 
 
@@ -254,24 +267,24 @@ def control(tasks: ByLayer) -> str:
     return f"Control: the mask of the network with shuffled weights ({CONTROL}) minus the field is {numbers}."
 
 
-def changes(found: Mapping[str, Any]) -> str:
-    """The primary contrast with other squares, and whether it differs."""
+def changes(estimates: Mapping[str, Any]) -> str:
+    """The primary contrast with other squares, and by how much they change it."""
     rows = {
         squares(task): {layer: gain(contrast) for layer, contrast in by_layer(tasks, PICTURE, FIELD).items()}
-        for task, tasks in found["compared"].items()
+        for task, tasks in estimates["compared"].items()
         if task.startswith("A1/")
     }
     if not rows:
         return "There is no trial with other squares."
     contrasts = {
         f"{layer} ({squares(f'A1/{name}')})": contrast
-        for layer, of in found["changes"].items()
-        for name, contrast in of.items()
+        for layer, variants in estimates["changes"].items()
+        for name, contrast in variants.items()
     }
     return (
         "The same contrast with squares of another fill, and with the two that reduce the activation most and least "
-        f"(exploratory):\n\n{grid(rows, found['primary'])}\n\n"
-        f"What other squares change of it, on the same units: {sides(contrasts)}. {best(found['compared'])}"
+        f"(exploratory):\n\n{grid(rows, estimates['primary'])}\n\n"
+        f"What other squares change of it, on the same units: {sides(contrasts)}. {best(estimates['compared'])}"
     )
 
 
@@ -279,12 +292,14 @@ def best(compared: Mapping[str, ByLayer]) -> str:
     """How often the best picture is right with each kind of squares: near chance, a contrast says little."""
     words = []
     for task, tasks in compared.items():
-        layers = [[m.mean for name, m in of.means.items() if m and name != ORACLE] for of in tasks.values()]
-        right = [max(means) for means in layers if means]
-        if task.partition("/")[0] == "A1" and right:
-            words.append(f"{min(right):.2f} to {max(right):.2f} with {squares(task)}")
-    near = "Where this is near chance, a contrast decides nothing."
-    return f"Of all masks but the oracle the best is right in {listed(words)}, by layer. {near}" if words else ""
+        layers = [
+            [m.mean for name, m in comparison.means.items() if m and name != ORACLE] for comparison in tasks.values()
+        ]
+        highest = [max(means) for means in layers if means]
+        if task.partition("/")[0] == "A1" and highest:
+            words.append(f"{min(highest):.2f} to {max(highest):.2f} with {squares(task)}")
+    note = "Where this is near chance, a contrast decides nothing."
+    return f"Of all masks but the oracle the best is right in {listed(words)}, by layer. {note}" if words else ""
 
 
 def squares(task: str) -> str:
@@ -293,24 +308,24 @@ def squares(task: str) -> str:
     return "unmatched grey squares" if kind == "unmatched" else f"{kind or 'grey'} squares"
 
 
-def check(ours: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def check(ours: Mapping[str, Any], estimates: Mapping[str, Any]) -> str:
     """The primary contrasts by another method."""
     odds = logistic(ours)
     if odds is None:
         return "The check by a mixed-effects logistic model was not made: statsmodels is not installed."
-    known = {layer: of for layer, of in odds.items() if of}
-    if not known:
+    layers = {layer: estimate for layer, estimate in odds.items() if estimate}
+    if not layers:
         return "A mixed-effects logistic model can be fitted in no layer: maps are too few, or a mask is always right."
-    numbers = ", ".join(f"{layer} {cell(of, '+')} of {of.values:,}" for layer, of in known.items())
-    signs = {layer: int(of.low > 0) - int(of.high < 0) for layer, of in known.items()}
-    clearly = {layer: clear(found["primary"][layer].difference) for layer in known}
-    contrary = [layer for layer, sign in signs.items() if sign * clearly[layer] < 0]
-    alone = [layer for layer, sign in signs.items() if sign and not clearly[layer]]
+    numbers = ", ".join(f"{layer} {cell(estimate, '+')} of {estimate.values:,}" for layer, estimate in layers.items())
+    signs = {layer: int(estimate.low > 0) - int(estimate.high < 0) for layer, estimate in layers.items()}
+    verdicts = {layer: clear(estimates["primary"][layer].difference) for layer in layers}
+    contrary = [layer for layer, sign in signs.items() if sign * verdicts[layer] < 0]
+    extra = [layer for layer, sign in signs.items() if sign and not verdicts[layer]]
     return (
         "As a check, a mixed-effects logistic model gives log odds, of trials without an undecided answer: "
         f"{numbers}. Its intervals are too short where the effect differs between maps. It contradicts the sign above "
         f"in {listed(contrary) if contrary else 'no layer'}, and excludes 0 where the primary contrast does not in "
-        f"{listed(alone) if alone else 'no layer'}."
+        f"{listed(extra) if extra else 'no layer'}."
     )
 
 
@@ -318,7 +333,7 @@ def check(ours: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def exploratory(compared: Mapping[str, ByLayer]) -> str:
-    count = sum(len(of.differences) for tasks in compared.values() for of in tasks.values())
+    count = sum(len(comparison.differences) for tasks in compared.values() for comparison in tasks.values())
     return (
         f"Nothing here was fixed in advance or is corrected: of {count:,} differences, 5 of 100 intervals exclude 0 "
         "by chance alone."
@@ -330,7 +345,7 @@ def pointing(tasks: ByLayer) -> list[str]:
     if not tasks:
         return []
     pairs = [(PICTURE, control) for control in CONTROLS[:2]]
-    pairs += [(one, FIELD) for one in ("guided x field", "projection")]
+    pairs += [(picture, FIELD) for picture in ("guided x field", "projection")]
     return [
         "**A1, other pictures of the image itself: share right.** Chance is 0.50. The oracle, the mask of the measured "
         f"drops, shows what such a mask can reach. {sizes(tasks)}",
@@ -357,8 +372,8 @@ def prediction(compared: Mapping[str, ByLayer]) -> list[str]:
     if not pairs:
         return ["There is no trial of task B."]
     layers = dict.fromkeys(layer for tasks in pairs.values() for layer in tasks)
-    shown = ("crop", "masked crop", "random crop")
-    rows = {f"{name}, {pair}": row for pair, tasks in pairs.items() for name, row in means(tasks, shown).items()}
+    pictures = ("crop", "masked crop", "random crop")
+    rows = {f"{name}, {pair}": row for pair, tasks in pairs.items() for name, row in means(tasks, pictures).items()}
     differences = [
         f"- Masked crop minus crop, {pair} queries: {sides(by_layer(tasks, 'masked crop', 'crop'))}."
         for pair, tasks in pairs.items()
@@ -372,78 +387,85 @@ def prediction(compared: Mapping[str, ByLayer]) -> list[str]:
     ]
 
 
-def sanity(found: Mapping[str, Any]) -> list[str]:
+def sanity(similarities: Mapping[str, Any]) -> list[str]:
     """Similarity after all weights are shuffled, the last step of the cascade."""
     ends: dict[str, Any] = {"cascade": {}, "another map": {}}
-    for how, layers in ends.items():
-        for layer, rules in found.items():
-            layers[layer] = {rule: [*of[how].values()][-1] for rule, of in rules.items() if how in of}
-    last, others = ends.values()
-    rules = dict.fromkeys(rule for of in last.values() for rule in of)
-    rows = {f"{rule}, given the field": typical(last, rule, "partial") for rule in rules}
-    rows["projection, plain"] = typical(last, "projection", "similarity")
-    rows["projection of another map instead, given the field"] = typical(others, "projection", "partial")
+    for kind, layers in ends.items():
+        for layer, rules in similarities.items():
+            layers[layer] = {rule: [*entry[kind].values()][-1] for rule, entry in rules.items() if kind in entry}
+    cascade, swaps = ends.values()
+    rules = dict.fromkeys(rule for entry in cascade.values() for rule in entry)
+    rows = {f"{rule}, given the field": typical(cascade, rule, "partial") for rule in rules}
+    rows["projection, plain"] = typical(cascade, "projection", "similarity")
+    rows["projection of another map instead, given the field"] = typical(swaps, "projection", "partial")
     if not any(rows.values()):
         return ["There is no trial of sanity, or no picture has a value in it."]
     return [
         "**Sanity: likeness to the same picture after all weights are shuffled.** Rank correlation of energies: 1 is "
         "the same picture. The plain one also sees that all units of a layer look at the middle of what they see; "
         "given the mean field of the layer's other units, 0 is no likeness. The control is another map's projection at "
-        f"the same place, with the trained weights. {pairs_of(last)}",
-        grid({name: row for name, row in rows.items() if row}, found),
+        f"the same place, with the trained weights. {pairs_of(cascade)}",
+        grid({name: row for name, row in rows.items() if row}, similarities),
     ]
 
 
-def recovery(found: Mapping[str, Any]) -> list[str]:
+def recovery(similarities: Mapping[str, Any]) -> list[str]:
     """Similarity of a picture to others that do not depend on the unit."""
-    rows = {f"{rule}: {words}": typical(found, rule, o) for o, words in OTHERS.items() for rule in RECOVERED}
+    rows = {
+        f"{rule}: {words}": typical(similarities, rule, measure)
+        for measure, words in OTHERS.items()
+        for rule in RECOVERED
+    }
     if not any(rows.values()):
         return ["There is no trial of recovery, or no picture has a value in it."]
     return [
         "**Recovery: how like a projection is to pictures that do not depend on its map.** Partial rank correlation of "
         "energies, given the field. "
-        f"{pairs_of(found)} 1 is the same picture: the nearer to 1, the less a picture tells which map it is of.",
-        grid({name: row for name, row in rows.items() if row}, found),
+        f"{pairs_of(similarities)} 1 is the same picture: the nearer to 1, the less a picture tells which map it is "
+        "of.",
+        grid({name: row for name, row in rows.items() if row}, similarities),
     ]
 
 
-def typical(found: Mapping[str, Any], rule: str, measure: str) -> dict[str, str]:
+def typical(similarities: Mapping[str, Any], rule: str, measure: str) -> dict[str, str]:
     """Means by layer, where any picture has a value."""
-    known = {layer: of[rule][measure] for layer, of in found.items() if measure in of.get(rule, {})}
-    return {layer: cell(of.mean) for layer, of in known.items() if of.median is not None}
+    entries = {layer: entry[rule][measure] for layer, entry in similarities.items() if measure in entry.get(rule, {})}
+    return {layer: cell(entry.mean) for layer, entry in entries.items() if entry.median is not None}
 
 
-def pairs_of(found: Mapping[str, Any]) -> str:
+def pairs_of(similarities: Mapping[str, Any]) -> str:
     """How many pairs of pictures likenesses are the means of."""
-    known = [of for _, of in flat(found) if of.median is not None]
-    if not known:
+    entries = [entry for _, entry in flat(similarities) if entry.median is not None]
+    if not entries:
         return "No picture has a value."
-    pairs = span(of.mean.values if of.mean else 0 for of in known)
-    undefined = span(of.undefined for of in known)
+    pairs = span(entry.mean.values if entry.mean else 0 for entry in entries)
+    undefined = span(entry.undefined for entry in entries)
     return f"Each number is of {pairs} pairs of pictures; {undefined} are undefined, because one is zero everywhere."
 
 
 def sufficiency(compared: Mapping[str, ByLayer]) -> list[str]:
     """The activation that remains with only a mask's pixels, and the activation lost without them."""
     rows: dict[str, dict[str, str]] = {}
-    lines, shown = [], {}
+    lines, examples = [], {}
     for kind, words in {"sufficiency": "left", "necessity": "lost"}.items():
-        conditions = {name.partition("/")[2]: of for name, of in compared.items() if name.startswith(f"{kind}/")}
+        conditions = {
+            name.partition("/")[2]: layers for name, layers in compared.items() if name.startswith(f"{kind}/")
+        }
         if not conditions:
             continue
         condition = CONDITION if CONDITION in conditions else next(iter(conditions))
-        shown[condition] = conditions[condition]
+        examples[condition] = conditions[condition]
         rows |= {f"{name}: {words}": row for name, row in means(conditions[condition], FEW).items()}
         contrasts = [c for tasks in conditions.values() for c in by_layer(tasks, PICTURE, FIELD).values() if c]
-        above, below = (sum(clear(contrast) == side for contrast in contrasts) for side in (1, -1))
+        gains, losses = (sum(clear(contrast) == side for contrast in contrasts) for side in (1, -1))
         lines.append(
             f"- {kind.capitalize()}, {PICTURE} minus {FIELD}: "
             f"{sides(by_layer(conditions[condition], PICTURE, FIELD))}. "
-            f"Over all layers, fills and percentages: above 0 in {above}, below in {below} of {len(contrasts)}."
+            f"Over all layers, fills and percentages: above 0 in {gains}, below in {losses} of {len(contrasts)}."
         )
     if not rows:
         return ["There is no trial of sufficiency or necessity."]
-    (condition, tasks), *_ = shown.items()
+    (condition, tasks), *_ = examples.items()
     fill, _, percent = condition.partition("/")
     return [
         f"**Sufficiency and necessity: the share of the activation** that is left when a mask's {percent} % of the "
@@ -463,17 +485,23 @@ def limits(ours: Mapping[str, Any], tasks: ByLayer) -> str:
     ]
     if ours["judge"]:
         lines.append(f"A2 and B depend on their judge, {ours['judge']}, a network and not a person.")
-    if broken := len(ours["broken_images"]):
-        lines.append(f"{counted(broken, 'image')} could not be read.")
-    dead = [f"{of['dead']} of {of['maps']} in {layer}" for layer, of in ours["layers"].items() if of["dead"]]
-    if dead:
-        lines.append(f"Maps that are never above 0 are left out: {listed(dead)}.")
-    most = {layer: max(of.undecided.items(), key=lambda named: named[1]) for layer, of in tasks.items() if of.undecided}
-    ties = [f"{layer} {name} {n:,} of {tasks[layer].trials:,}" for layer, (name, n) in most.items() if n]
+    if failures := len(ours["broken_images"]):
+        lines.append(f"{counted(failures, 'image')} could not be read.")
+    dead_maps = [
+        f"{entry['dead']} of {entry['maps']} in {layer}" for layer, entry in ours["layers"].items() if entry["dead"]
+    ]
+    if dead_maps:
+        lines.append(f"Maps that are never above 0 are left out: {listed(dead_maps)}.")
+    maxima = {
+        layer: max(entry.undecided.items(), key=lambda item: item[1])
+        for layer, entry in tasks.items()
+        if entry.undecided
+    }
+    ties = [f"{layer} {name} {n:,} of {tasks[layer].trials:,}" for layer, (name, n) in maxima.items() if n]
     if ties:
         lines.append(f"An undecided answer counts as half right; the picture with most of them is {listed(ties)}.")
-    if without := [layer for layer in ours["layers"] if layer not in tasks]:
-        lines.append(f"There is no trial of task A1 in {listed(without)}.")
+    if gaps := [layer for layer in ours["layers"] if layer not in tasks]:
+        lines.append(f"There is no trial of task A1 in {listed(gaps)}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -484,8 +512,13 @@ def tables(ours: Mapping[str, Any]) -> str:
     """Every estimate in Markdown; `ours` as for `analysis.analysed`."""
     estimates = analysed(ours)
     rows = [
-        [layer, gain(of.difference), "-" if of.corrected is None else f"{of.corrected:.2g}", of.verdict]
-        for layer, of in estimates["primary"].items()
+        [
+            layer,
+            gain(contrast.difference),
+            "-" if contrast.corrected is None else f"{contrast.corrected:.2g}",
+            contrast.verdict,
+        ]
+        for layer, contrast in estimates["primary"].items()
     ]
     parts = [
         "Brackets hold 95 % intervals. Primary, with p corrected over the layers; all other tables are exploratory.",
@@ -493,15 +526,15 @@ def tables(ours: Mapping[str, Any]) -> str:
     ]
     for kind, baseline in BASELINES.items():
         rows = [
-            [name, layer, seen, of.maps, of.images, of.trials, *row]
+            [name, layer, area, part.maps, part.images, part.trials, *row]
             for name, tasks in estimates["compared"].items()
             if name.partition("/")[0] == kind
-            for layer, whole in tasks.items()
-            for seen, of in {"all": whole, **whole.strata}.items()
-            for row in comparisons(of, baseline)
+            for layer, comparison in tasks.items()
+            for area, part in {"all": comparison, **comparison.strata}.items()
+            for row in comparisons(part, baseline)
         ]
-        what = "right" if kind in CHOICES else "left" if kind == "sufficiency" else "lost"
-        head = ["task", "layer", "sees", "maps", "images", "trials", "picture", what, f"minus {baseline}", "p"]
+        measure = "right" if kind in CHOICES else "left" if kind == "sufficiency" else "lost"
+        head = ["task", "layer", "sees", "maps", "images", "trials", "picture", measure, f"minus {baseline}", "p"]
         parts += [table([*head, "equivalent", "undecided"], rows)] if rows else []
     rows = [[*of_fill, *concluded(contrast)] for of_fill, contrast in flat(estimates["changes"])]
     parts += (
@@ -513,13 +546,15 @@ def tables(ours: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def comparisons(of: Compared, baseline: str) -> list[list[Any]]:
-    """Each picture against the baseline, and then what else is compared."""
-    rows, beaten = [], [difference(picture, baseline) for picture in of.means]
-    for picture, mean in of.means.items():
-        contrast = of.differences.get(difference(picture, baseline))
-        rows.append([picture, cell(mean, digits=3), *concluded(contrast), of.undecided.get(picture, "")])
-    rows += [[name, "", *concluded(of.differences[name]), ""] for name in of.differences if name not in beaten]
+def comparisons(comparison: Compared, baseline: str) -> list[list[Any]]:
+    """Each picture against the baseline, then all other contrasts."""
+    rows, keys = [], [difference(picture, baseline) for picture in comparison.means]
+    for picture, mean in comparison.means.items():
+        contrast = comparison.differences.get(difference(picture, baseline))
+        rows.append([picture, cell(mean, digits=3), *concluded(contrast), comparison.undecided.get(picture, "")])
+    rows += [
+        [name, "", *concluded(comparison.differences[name]), ""] for name in comparison.differences if name not in keys
+    ]
     return rows
 
 
@@ -531,13 +566,13 @@ def concluded(contrast: Contrast | None) -> list[str]:
     return [gain(contrast), f"{contrast.p:.2g}", "yes" if contrast.equivalent else "no"]
 
 
-def likeness(of: Typical) -> list[Any]:
-    median = "-" if of.median is None else f"{of.median:.3f}"
-    return [cell(of.mean, digits=3), median, of.mean.values if of.mean else 0, of.undefined]
+def likeness(entry: Typical) -> list[Any]:
+    median = "-" if entry.median is None else f"{entry.median:.3f}"
+    return [cell(entry.mean, digits=3), median, entry.mean.values if entry.mean else 0, entry.undefined]
 
 
-def flat(nested: Any, names: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+def flat(tree: Any, names: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
     """The entries of nested dictionaries, with their keys."""
-    if not isinstance(nested, Mapping):
-        return [(names, nested)]
-    return [row for name, inner in nested.items() for row in flat(inner, (*names, name))]
+    if not isinstance(tree, Mapping):
+        return [(names, tree)]
+    return [row for name, value in tree.items() for row in flat(value, (*names, name))]

@@ -95,7 +95,7 @@ def main(
         architecture: of the network.
         recipe: how all are trained; seeds count from the recipe's.
         layers: by name.
-        seed: of the halves of the images, and of what is random in the baselines.
+        seed: of the halves of the images, and of the random pairings and orders of the baselines.
         seeds: trainings, two or more; pairs of maps are drawn of the first two, and the numbers are of every two.
         k: strongest images of a map, counted where the other map has them too.
         drawn: how many of these activations are drawn.
@@ -107,20 +107,20 @@ def main(
     page, layers, runs = Page(look.width), as_list(layers), range(recipe.seed, recipe.seed + seeds)
     result.settings |= {"layers": layers, "alike": ALIKE, "dataset": type(data).__name__}
     check(seeds, k, drawn, permutations, len(data))
-    before = {n: untrained(networks, architecture, n, layers) for n in runs}
+    initial = {n: untrained(networks, architecture, n, layers) for n in runs}
     trained = {n: networks.trained("network", architecture, replace(recipe, seed=n)) for n in runs}
     deconvnets = {n: look.deconvnet(run.model) for n, run in trained.items()}
     halves = [held(half, reading) for half in halved(seen_by(trained[recipe.seed].model, data), seed)]
     graphs = {n: deconvnet.graph for n, deconvnet in deconvnets.items()}
-    compared = comparisons(graphs, before, halves, layers, permutations, seed, reading)
+    compared = comparisons(graphs, initial, halves, layers, permutations, seed, reading)
     scans = {n: scan(graph, halves[1], layers, k, **reading) for n, graph in graphs.items()}
-    numbers = {x: numbers_of(compared[x], {n: found[x] for n, found in scans.items()}) for x in layers}
+    numbers = {x: numbers_of(compared[x], {n: entries[x] for n, entries in scans.items()}) for x in layers}
     lines = []
     for layer in layers:
-        shown = {f"seed {n}": deconvnets[n] for n in runs[:2]}, halves[1], [scans[n][layer] for n in runs[:2]]
-        lines.append(line_of(layer, *shown, numbers[layer]["pairs"], drawn, look))
+        args = {f"seed {n}": deconvnets[n] for n in runs[:2]}, halves[1], [scans[n][layer] for n in runs[:2]]
+        lines.append(line_of(layer, *args, numbers[layer]["pairs"], drawn, look))
     draw_pairs(page, lines)
-    draw_curves(page, {x: {kind: curves(found) for kind, found in compared[x].items()} for x in layers}, colours)
+    draw_curves(page, {x: {kind: curves(entries) for kind, entries in compared[x].items()} for x in layers}, colours)
     kind = type(graphs[recipe.seed].model).__name__
     page.caption(f"{kind}, trained {seeds} times. {caption(runs, [len(half) for half in halves], k, drawn, look)}")
     result.figure(page.done())
@@ -174,9 +174,9 @@ def halved(data: Any, seed: int) -> list[Subset[Any]]:
 
 
 def held(half: Subset[Any], reading: Reading) -> Any:
-    """Its images in memory, where they fit: all networks see them many times."""
-    how: Any = {name: value for name, value in reading.items() if name in ("workers", "progress")}
-    return in_memory(half, limit=MEMORY, **how)
+    """The images of a half, in memory if they fit: all networks see them many times."""
+    options: Any = {name: value for name, value in reading.items() if name in ("workers", "progress")}
+    return in_memory(half, limit=MEMORY, **options)
 
 
 def comparisons(
@@ -198,14 +198,14 @@ def comparisons(
         seed: of these and of the order of different images.
         reading: how images are read.
     """
-    found: Comparisons = {layer: {kind: [] for kind in KINDS} for layer in layers}
+    results: Comparisons = {layer: {kind: [] for kind in KINDS} for layer in layers}
     for a, b in itertools.combinations(after, 2):
         pairs = {"trained": (after, after), "one_trained": (after, before), "untrained": (before, before)}
         for kind in KINDS:
-            ones, others = pairs.get(kind, (after, after))
+            first, second = pairs.get(kind, (after, after))
             shuffle = seed if kind == "other_images" else None
-            how: Any = {"shuffle_seed": shuffle, **stateless(reading)}
-            parts = [similarities(ones[a], others[b], half, layers, **how) for half in halves]
+            options: Any = {"shuffle_seed": shuffle, **stateless(reading)}
+            parts = [similarities(first[a], second[b], half, layers, **options) for half in halves]
             for layer in layers:
                 fitted, held_out = (part[layer] for part in parts)
                 matching = match(fitted, held_out, permutations=permutations, seed=seed)
@@ -214,9 +214,9 @@ def comparisons(
                         f"{layer}: no two maps that are ever above 0 are matched ({KINDS[kind][0]}, seeds {a} and "
                         f"{b}); have the networks learnt at all?"
                     )
-                more = held_out.cka, held_out.dimensions, silent(fitted, held_out)
-                found[layer][kind].append(Compared(matching, *more))
-    return found
+                measures = held_out.cka, held_out.dimensions, silent(fitted, held_out)
+                results[layer][kind].append(Compared(matching, *measures))
+    return results
 
 
 def silent(fitted: Similarity, held_out: Similarity) -> list[dict[str, int]]:
@@ -236,58 +236,61 @@ def numbers_of(compared: Mapping[str, Sequence[Compared]], tops: Mapping[int, To
         compared: by kind, of every two runs.
         tops: by seed, the strongest activations on the images held out.
     """
-    shared = []
-    for (a, b), found in zip(itertools.combinations(tops, 2), compared["trained"], strict=True):
+    overlaps = []
+    for (a, b), comparison in zip(itertools.combinations(tops, 2), compared["trained"], strict=True):
         images = [tops[x].image.where(tops[x].value > 0, -1 - n) for n, x in enumerate((a, b))]  # 0 is no activation
-        ones, others = (of[maps] for of, maps in zip(images, found.matching.pairs.T, strict=True))
-        shared.append((ones[:, :, None] == others[:, None, :]).sum((1, 2)))
+        images_a, images_b = (values[maps] for values, maps in zip(images, comparison.matching.pairs.T, strict=True))
+        overlaps.append((images_a[:, :, None] == images_b[:, None, :]).sum((1, 2)))
     first = compared["trained"][0].matching
     order = first.correlation.argsort(descending=True, stable=True)
-    columns = [column[order].tolist() for column in (*first.pairs.T, first.correlation, shared[0])]
+    columns = [column[order].tolist() for column in (*first.pairs.T, first.correlation, overlaps[0])]
     counts: dict[str, dict[str, int]] = {}
     dimensions: dict[str, dict[str, float]] = {"trained": {}, "untrained": {}}
-    for n, both in enumerate(itertools.combinations(map(str, tops), 2)):
-        counts |= dict(zip(both, compared["trained"][n].silent, strict=True))
-        for kind, of in dimensions.items():
-            of |= dict(zip(both, compared[kind][n].dimensions, strict=True))
+    for n, pair in enumerate(itertools.combinations(map(str, tops), 2)):
+        counts |= dict(zip(pair, compared["trained"][n].silent, strict=True))
+        for kind, values in dimensions.items():
+            values |= dict(zip(pair, compared[kind][n].dimensions, strict=True))
     return {
         "maps": len(first.live[0]),
-        **{what: {n: count[what] for n, count in counts.items()} for what in ("dead", "rare")},
+        **{status: {n: count[status] for n, count in counts.items()} for status in ("dead", "rare")},
         "dimensions": dimensions,
-        **{kind: statistics_of(found) for kind, found in compared.items()},
-        "shared": [float(of.double().mean()) for of in shared],
+        **{kind: statistics_of(comparison) for kind, comparison in compared.items()},
+        "shared": [float(values.double().mean()) for values in overlaps],
         "pairs": [list(row) for row in zip(*columns, strict=True)],
     }
 
 
 def statistics_of(compared: Sequence[Compared]) -> dict[str, list[Any]]:
     """Numbers of one layer and kind, each for every two runs."""
-    each = [found.matching for found in compared]
+    matchings = [comparison.matching for comparison in compared]
     return {
-        "matched_maps": [len(of.pairs) for of in each],
-        "mean": [float(of.correlation.mean()) for of in each],
-        "fitted_mean": [float(of.fitted.mean()) for of in each],
-        "median": [float(of.correlation.median()) for of in each],
-        "alike": [float((of.correlation > ALIKE).double().mean()) for of in each],
-        "best_mean": [float(of.best.mean()) for of in each],
-        "same_partner": [of.agreement for of in each],
-        "reliability": [of.reliability for of in each],
-        "random": [[float(v) for v in (of.random.mean(), of.random.min(), of.random.max())] for of in each],
-        "cka": [found.cka for found in compared],
+        "matched_maps": [len(matching.pairs) for matching in matchings],
+        "mean": [float(matching.correlation.mean()) for matching in matchings],
+        "fitted_mean": [float(matching.fitted.mean()) for matching in matchings],
+        "median": [float(matching.correlation.median()) for matching in matchings],
+        "alike": [float((matching.correlation > ALIKE).double().mean()) for matching in matchings],
+        "best_mean": [float(matching.best.mean()) for matching in matchings],
+        "same_partner": [matching.agreement for matching in matchings],
+        "reliability": [matching.reliability for matching in matchings],
+        "random": [
+            [float(v) for v in (matching.random.mean(), matching.random.min(), matching.random.max())]
+            for matching in matchings
+        ],
+        "cka": [comparison.cka for comparison in compared],
     }
 
 
 def curves(compared: Sequence[Compared]) -> list[Tensor]:
     """Of every two runs, the correlations of the pairs from the highest to the lowest."""
-    return [found.matching.correlation.sort(descending=True).values for found in compared]
+    return [comparison.matching.correlation.sort(descending=True).values for comparison in compared]
 
 
 def spread(values: Sequence[float | None], digits: int = 2) -> str:
     """The mean and the range of numbers of every two runs."""
-    known = [value for value in values if value is not None]
-    if not known:
+    numbers = [value for value in values if value is not None]
+    if not numbers:
         return "not known"
-    mean, low, high = (two_digits(of, digits) for of in (statistics.mean(known), min(known), max(known)))
+    mean, low, high = (two_digits(number, digits) for number in (statistics.mean(numbers), min(numbers), max(numbers)))
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
@@ -305,8 +308,8 @@ def likeness_table(ours: Mapping[str, Any]) -> str:
     """The correlation of matched maps and linear CKA, beside their baselines."""
     rows = []
     for layer, n in ours["layers"].items():
-        each = n["trained"]["random"]
-        mean, low, high = statistics.mean(r[0] for r in each), min(r[1] for r in each), max(r[2] for r in each)
+        ranges = n["trained"]["random"]
+        mean, low, high = statistics.mean(r[0] for r in ranges), min(r[1] for r in ranges), max(r[2] for r in ranges)
         random = " ".join([two_digits(mean), f"({two_digits(low)} to {two_digits(high)})"])
         rows.append([layer, "matched correlation", *(spread(n[kind]["mean"]) for kind in KINDS), random])
         rows.append(["", "linear CKA", *(spread(n[kind]["cka"]) for kind in KINDS), ""])
@@ -332,7 +335,7 @@ def maps_table(ours: Mapping[str, Any]) -> str:
     """How many maps are dead, and how many have a partner."""
     rows = []
     for layer, n in ours["layers"].items():
-        counts = [", ".join(map(str, n[of].values())) for of in ("dead", "rare")]
+        counts = [", ".join(map(str, n[status].values())) for status in ("dead", "rare")]
         alike = [spread(n[kind]["alike"]) for kind in ("trained", "untrained")]
         ranks = [spread(list(n["dimensions"][kind].values()), 1) for kind in ("trained", "untrained")]
         shared = spread(n["shared"]), two_digits(ours["shared_by_chance"])
@@ -354,16 +357,16 @@ def answer(ours: Mapping[str, Any]) -> str:
     shares = (
         f"{layer} {means[layer]:.0%} ({statistics.mean(n['untrained']['alike']):.0%})" for layer, n in compared.items()
     )
-    most = [layer for layer, mean in means.items() if mean > 0.5]
-    where = "every layer" if len(most) == len(compared) else ", ".join(most) or "no layer"
-    each = {layer: (n["trained"]["mean"], n["untrained"]["mean"]) for layer, n in compared.items()}
-    more = [layer for layer, (after, before) in each.items() if min(after) > max(before)]
-    less = [layer for layer, (after, before) in each.items() if max(after) < min(before)]
+    majority = [layer for layer, mean in means.items() if mean > 0.5]
+    places = "every layer" if len(majority) == len(compared) else ", ".join(majority) or "no layer"
+    ranges = {layer: (n["trained"]["mean"], n["untrained"]["mean"]) for layer, n in compared.items()}
+    higher = [layer for layer, (after, before) in ranges.items() if min(after) > max(before)]
+    lower = [layer for layer, (after, before) in ranges.items() if max(after) < min(before)]
     return (
         f"Would another training run give the same units?  Pairs of maps that correlate above {ALIKE} on images that "
         f"they were not matched on (before training): {', '.join(shares)}.  "
-        f"Most of them in {where}.  In every two runs, matched maps correlate more than before training in "
-        f"{', '.join(more) or 'no layer'}, less in {', '.join(less) or 'no layer'}."
+        f"Most of them in {places}.  In every two runs, matched maps correlate more than before training in "
+        f"{', '.join(higher) or 'no layer'}, less in {', '.join(lower) or 'no layer'}."
     )
 
 
@@ -379,17 +382,17 @@ def line_of(
     """The best, the median and the worst pair of a layer, each map by its strongest activations."""
     graph, k = next(iter(deconvnets.values())).graph, tops[0].value.shape[1]
     field = receptive_field(graph, layer, image_size(data))
-    often = [top.value[:, -1] > 0 for top in tops]
-    pairs = [p for p in pairs if often[0][p[0]] and often[1][p[1]]] or pairs  # one image in common is no likeness
+    frequent = [top.value[:, -1] > 0 for top in tops]
+    pairs = [p for p in pairs if frequent[0][p[0]] and frequent[1][p[1]]] or pairs  # one image in common is no likeness
     line = Line(f"{layer}, patches of {field.size[0]} x {field.size[1]} pixels", [])
     for name, rank in SHOWN.items():
-        *maps, correlation, shared = pairs[round(rank * (len(pairs) - 1))]
+        *maps, correlation, overlap = pairs[round(rank * (len(pairs) - 1))]
         panels = []
         for m, top, (run, deconvnet) in zip(maps, tops, deconvnets.items(), strict=True):
-            few = TopActivations(*(column[:, :drawn] for column in top))
-            more = layer, few, [m], 1, field, Preprocessing.of(graph.model), look
-            panels.append(panel_of(f"{run}, map {m}", deconvnet, data, *more))
-        words = f"{name}: correlation {round(correlation, 2) + 0.0:.2f}, {shared} of {k} images shared"
+            strongest = TopActivations(*(column[:, :drawn] for column in top))
+            args = layer, strongest, [m], 1, field, Preprocessing.of(graph.model), look
+            panels.append(panel_of(f"{run}, map {m}", deconvnet, data, *args))
+        words = f"{name}: correlation {round(correlation, 2) + 0.0:.2f}, {overlap} of {k} images shared"
         line.pairs.append((words, panels))
     return line
 
@@ -429,10 +432,10 @@ def draw_pairs(page: Page, lines: Sequence[Line]) -> None:
 def draw_curves(page: Page, curves: Mapping[str, Mapping[str, Sequence[Tensor]]], style: Style) -> None:
     """Sorted correlations of each layer in its own axes, one curve for every two runs."""
     left, right, gap = 84, 24, 46
-    wide = (page.columns - left - right + gap) // len(curves) - gap
-    lowest = min(float(values.min()) for kinds in curves.values() for each in kinds.values() for values in each)
+    width = (page.columns - left - right + gap) // len(curves) - gap
+    lowest = min(float(values.min()) for kinds in curves.values() for runs in kinds.values() for values in runs)
     for n, (layer, kinds) in enumerate(curves.items()):
-        axes = page.axes(left + n * (wide + gap), page.y + 3.6 * LINE, wide, PLOTS - 6 * LINE)
+        axes = page.axes(left + n * (width + gap), page.y + 3.6 * LINE, width, PLOTS - 6 * LINE)
         for kind, (label, number, line) in KINDS.items():
             for values in kinds[kind]:
                 axes.plot(

@@ -27,7 +27,7 @@ from zfnet.rendering import outside, signed_image
 
 CLASSES, MAPS = 5, 32  # that an answer has: the most probable, and of each layer the most unusual
 SQUARE, STEP = 50 / 224, 12 / 224  # of an occlusion map, in sides of the image: the paper's square, and half its steps
-_SAME = 1e-5  # relative difference of values that differ by rounding alone, as between batches of other sizes
+_SAME = 1e-5  # relative difference that rounding alone may make, as between batches of other sizes
 _STEPS = 10**5  # of the graph that are followed to find what a layer's units see: about a second
 _Array = np.ndarray[Any, Any]
 _Alike = tuple[Tensor, list[tuple[int, int]], list[tuple[int, int]]]  # maps (C,), and what their rows and columns see
@@ -143,29 +143,29 @@ class Ranks:
     def quantiles(self, values: _Array, rows: _Array | None = None) -> _Array:
         """The share of the images whose maximum is below a value (M,) of each of the maps `rows` (M,), or of all."""
         rows = np.arange(len(self.map)) if rows is None else rows
-        v, stored, kept = values.astype(np.float64), self.stored[rows], self.stored[rows] > -np.inf
+        v, stored, is_stored = values.astype(np.float64), self.stored[rows], self.stored[rows] > -np.inf
         number = np.searchsorted(self.edges[1:-1], v)
         below, count = self.below[rows, number], self.counts[rows, number]
         low, high = self.edges[number], self.edges[number + 1]
-        same = kept & (self._bins[rows] == number[:, None])  # those of the bin lie at its upper end
-        high = np.minimum(high, np.where(same, stored, np.inf).min(1))
+        in_bin = is_stored & (self._bins[rows] == number[:, None])  # stored values of the bin lie at its upper end
+        high = np.minimum(high, np.where(in_bin, stored, np.inf).min(1))
         spread = np.isfinite(low) & np.isfinite(high) & (low * self.edges[number + 1] >= 0) & (high > low)
         with np.errstate(invalid="ignore", divide="ignore"):
             share = np.where(spread, np.clip((v - low) / (high - low), 0, 1), 0)
-        between = below + (count - same.sum(1)).clip(0) * share
-        least = np.where(kept, stored, np.inf).min(1)
-        reached = v >= least * (1 - _SAME * np.sign(least))
-        exact = self.images - (stored >= (v - _SAME * np.abs(v))[:, None]).sum(1)
-        known = reached | (~kept.all(1) & (v > 0))  # where fewer are kept, no other image fires
-        quantiles: _Array = np.where(known, exact, between) / max(self.images, 1)
+        estimates = below + (count - in_bin.sum(1)).clip(0) * share
+        weakest = np.where(is_stored, stored, np.inf).min(1)
+        above_weakest = v >= weakest * (1 - _SAME * np.sign(weakest))
+        exact_counts = self.images - (stored >= (v - _SAME * np.abs(v))[:, None]).sum(1)
+        has_exact = above_weakest | (~is_stored.all(1) & (v > 0))  # where fewer are kept, no other image fires
+        quantiles: _Array = np.where(has_exact, exact_counts, estimates) / max(self.images, 1)
         return quantiles.clip(0, 1)
 
     def order(self, values: _Array, quantiles: _Array) -> _Array:
         """The maps' rows, the most unusual first: those that fire, by quantile, then against their own strongest."""
         strongest = self.stored[:, 0]
         with np.errstate(invalid="ignore", divide="ignore"):
-            against = np.where(strongest > 0, values / strongest, values)
-        order: _Array = np.lexsort((self.map, -against, -quantiles, values <= 0))
+            relative = np.where(strongest > 0, values / strongest, values)
+        order: _Array = np.lexsort((self.map, -relative, -quantiles, values <= 0))
         return order
 
 
@@ -177,9 +177,9 @@ def said(quantile: float, images: int, dead: bool = False) -> str:
         return f"stronger than in all {images:,} images"
     if quantile <= 0:
         return f"stronger than in none of the {images:,} images"
-    places = max(1, len(str(images)) - 3)
-    shown = int(quantile * 100 * 10**places + 1e-6) / 10**places  # rounded down: 100 % would be all
-    share = f"{shown:.{places}f} %" if shown else f"less than {0.1**places:.{places}f} %"
+    digits = max(1, len(str(images)) - 3)
+    percent = int(quantile * 100 * 10**digits + 1e-6) / 10**digits  # rounded down: 100 % would be all
+    share = f"{percent:.{digits}f} %" if percent else f"less than {0.1**digits:.{digits}f} %"
     return f"stronger than in {share} of the {images:,} images"
 
 
@@ -215,14 +215,14 @@ class Answers:
         identity = self.graph.identity() | {"preprocessing": self.preprocessing.identity()}
         name = type(self.graph.model).__name__
         for kind in ("architecture", "weights", "preprocessing"):
-            if (theirs := provenance.get(kind)) != identity[kind]:
-                why = (
+            if (recorded := provenance.get(kind)) != identity[kind]:
+                reason = (
                     f"{'other weights' if kind == 'weights' else f'another {kind}'} than this {name} has"
-                    if theirs
+                    if recorded
                     else f"a network whose {kind} it does not record"
                 )
                 advice = "give the model=, model.weights= and data= that made it"
-                raise InputError(f"{self.atlas.path} was made with {why}; {advice}")
+                raise InputError(f"{self.atlas.path} was made with {reason}; {advice}")
 
     # -- pictures
 
@@ -271,13 +271,13 @@ class Answers:
         Args:
             layer: its number in the atlas.
         """
-        about, name = self.layers[self._number(layer)], self.layers[layer]["name"]
+        entry, name = self.layers[self._number(layer)], self.layers[layer]["name"]
         if row is None or column is None:
             run = self._run(image, [layer])
             if not 0 <= map < len(run.ranking[0]):
                 raise InputError(f"no map {map} in {name}: there are {len(run.ranking[0])}")
             row, column = divmod(int(run.ranking[0][map].argmax()), run.ranking[0].shape[2])
-        unit, whole = [[0, map, row, column]], bool(about["whole"])
+        unit, whole = [[0, map, row, column]], bool(entry["whole"])
         patches = self.deconvnet.project_units(image[None], name, unit, whole=whole)
         canvases = (patches.boxes.cpu(), self.size, pair_of(patches.crops))
         white = outside(*canvases)
@@ -297,7 +297,7 @@ class Answers:
         self.answer(torch.zeros(self.preprocessing.channel_count, *self.size), 1)
 
     def ranks(self, layer: int) -> Ranks:
-        """The distributions of a layer's maps; they are read when they are first asked for."""
+        """The distributions of a layer's maps, read at the first call."""
         if layer not in self._ranks:
             index = self.atlas.index
             self._ranks[layer] = Ranks(self.atlas.maps(layer), self._edges, index["images"], index["k"])
@@ -310,26 +310,26 @@ class Answers:
 
     def _run(self, image: Tensor, layers: Sequence[int] | None = None) -> _Pass:
         """Run an image (C, H, W) through all layers and to the end, or up to some layers alone."""
-        chosen = range(len(self.layers)) if layers is None else layers
-        nodes, graph = [self.nodes[number] for number in chosen], self.graph
-        clipped = {self.nodes[number] for number in chosen if self.layers[number]["clipped"]}
-        before: dict[fx.Node, Tensor] = {}
+        numbers = range(len(self.layers)) if layers is None else layers
+        nodes, graph = [self.nodes[number] for number in numbers], self.graph
+        clipped = {self.nodes[number] for number in numbers if self.layers[number]["clipped"]}
+        inputs: dict[fx.Node, Tensor] = {}
 
         def apply(node: fx.Node, args: Any, kwargs: Any) -> Any:
             if node in clipped:
-                before[node] = args[0].clone()  # the step may overwrite it
+                inputs[node] = args[0].clone()  # the step may overwrite it
             return graph.call(node, args, kwargs)
 
         images = check_images(graph.model, image[None])
         graph.check_size(images, nodes)
         last = [*nodes, graph.output] if layers is None else nodes
         with undifferentiated(graph.model):
-            computed = graph.run(images, last, apply)
-        values = [self._planes(node, computed[node]) for node in nodes]
+            outputs = graph.run(images, last, apply)
+        values = [self._planes(node, outputs[node]) for node in nodes]
         ranking = [
-            self._planes(node, before[node]) if node in before else x for node, x in zip(nodes, values, strict=True)
+            self._planes(node, inputs[node]) if node in inputs else x for node, x in zip(nodes, values, strict=True)
         ]
-        return _Pass(values, ranking, computed.get(graph.output))
+        return _Pass(values, ranking, outputs.get(graph.output))
 
     def _planes(self, node: fx.Node, x: Tensor) -> Tensor:
         """A layer's output as (C, H, W) of float32 on the CPU."""
@@ -357,8 +357,8 @@ class Answers:
 
     def _names(self) -> list[Sequence[str]]:
         """Names that the network's classes may have: the atlas', and those that came with the weights."""
-        own = getattr(self.graph.model, "class_names", None)
-        return [self.atlas.index["classes"], own if isinstance(own, list | tuple) else []]
+        names = getattr(self.graph.model, "class_names", None)
+        return [self.atlas.index["classes"], names if isinstance(names, list | tuple) else []]
 
     def _ranked(
         self, number: int, run: _Pass, ranks: Ranks, best: _Array, places: _Array, count: int
@@ -381,7 +381,7 @@ class Answers:
     def _box(self, layer: str, map: int, row: int, column: int) -> Box | None:
         try:
             return receptive_field(self.graph, layer, self.size, map).box(row, column)
-        except InputError:  # behind a step of which it is not known
+        except InputError:  # behind a step without a window
             return None
 
     # -- places
@@ -393,14 +393,17 @@ class Answers:
         """
         best, places = torch.full((len(planes),), -torch.inf), torch.full((len(planes),), -1)
         for maps, *ranges in self._fields(number):
-            down, across = (
+            row_units, column_units = (
                 torch.tensor([unit for unit, (low, high) in enumerate(axis) if low <= pixel < high], dtype=torch.int64)
                 for axis, pixel in zip(ranges, (row, column), strict=True)
             )
-            if len(down) and len(across):
-                part = planes[maps][:, down][:, :, across]
-                best[maps], where = part.flatten(1).max(1)
-                places[maps] = down[where // len(across)] * planes.shape[2] + across[where % len(across)]
+            if len(row_units) and len(column_units):
+                part = planes[maps][:, row_units][:, :, column_units]
+                best[maps], position = part.flatten(1).max(1)
+                places[maps] = (
+                    row_units[position // len(column_units)] * planes.shape[2]
+                    + column_units[position % len(column_units)]
+                )
         return best.numpy(), places.numpy()
 
     def _fields(self, number: int) -> list[_Alike]:
@@ -417,20 +420,22 @@ class Answers:
         if fields.unknown:
             return []
         if fields.low is None or fields.high is None:
-            everything = [[(0, size)] * units for size, units in zip(self.size, extent, strict=True)]
-            return [(torch.arange(count), everything[0], everything[1])]
+            full = [[(0, size)] * units for size, units in zip(self.size, extent, strict=True)]
+            return [(torch.arange(count), full[0], full[1])]
         kinds = torch.cat([fields.low, fields.high], 1).unique(dim=0, return_inverse=True)[1]
-        alike, count = [], int(kinds.max()) + 1
-        exact = count * sum(extent) * len(self.graph.path([node])) < _STEPS  # what the borders between cut off, too
+        groups, count = [], int(kinds.max()) + 1
+        exact = (
+            count * sum(extent) * len(self.graph.path([node])) < _STEPS
+        )  # exact fields, cut at all borders, if there are few
         for kind in range(count):
             maps = (kinds == kind).nonzero().flatten()
             field = receptive_field(self.graph, name, self.size, int(maps[0]))
             middle = extent[0] // 2, extent[1] // 2  # where a unit sees more than padding
-            look = field.seen if exact or field.stride is None else field.box
-            tops = [look(row, middle[1]) for row in range(extent[0])]
-            lefts = [look(middle[0], column) for column in range(extent[1])]
-            alike.append((maps, [(box[0], box[2]) for box in tops], [(box[1], box[3]) for box in lefts]))
-        return alike
+            field_of = field.seen if exact or field.stride is None else field.box
+            tops = [field_of(row, middle[1]) for row in range(extent[0])]
+            lefts = [field_of(middle[0], column) for column in range(extent[1])]
+            groups.append((maps, [(box[0], box[2]) for box in tops], [(box[1], box[3]) for box in lefts]))
+        return groups
 
 
 def pair_of(canvases: Tensor) -> tuple[int, int]:

@@ -33,8 +33,10 @@ from zfnet.recording import activations
 from zfnet.winners import TopActivations
 
 CLOSE = 1e-3  # of a number: how far one that is computed again may be from it
-LOST = 4.0  # of 255: the mean absolute difference of a tile beyond the codec's own, and
-TIMES = 1.5  # how many times the codec's own it may be: what it makes of the computed tiles, encoded once more
+# A stored tile may differ from the computed one by TIMES the codec's own difference and LOST, of 255. The codec's own
+# is the mean absolute difference that encoding the computed tile makes.
+LOST = 4.0
+TIMES = 1.5
 FLIPPED = 0.01  # of a mask's pixels that may be on the other side of its limit
 
 
@@ -55,48 +57,54 @@ def check(
     seed: int = 0,
     progress: bool = True,
 ) -> Differences:
-    """Compare an atlas with what a network computes; return what differs, as sentences: nothing where all is the same.
+    """Compare an atlas with what a network computes; return the differences as sentences (none: empty).
 
-    All files are compared with their digests, and the network and images with those that the atlas says. Then a random
-    sample of maps is computed again: a forward pass of the whole image, boxes, projections, crops, masks and links.
+    All files are compared with their digests, and the network and images with those that the atlas states. Then a
+    random sample of maps is computed again: a forward pass of the whole image, boxes, projections, crops, masks, links.
 
     Args:
         model: the network.
         dataset: its images.
         folder: of the atlas.
         samples: how many maps.
-        seed: of which are drawn.
+        seed: of the sample.
         progress: show a progress bar.
     Raises InputError for a folder that is not an atlas, or an atlas with layers that the network does not have.
     """
-    path, found = Path(folder), Differences()
-    _check_files(path, found)
+    path, differences = Path(folder), Differences()
+    _check_files(path, differences)
     try:
-        _compare(model, dataset, path, found, samples, seed, progress)
+        _compare(model, dataset, path, differences, samples, seed, progress)
     except InputError as error:
-        if not found:
+        if not differences:
             raise
-        found.append(f"{error}.")  # a file that is missing, or was changed: it is among what differs
+        differences.append(f"{error}.")  # _check_files has reported the missing or changed file
     except READING as error:
-        found.append(f"The folder cannot be compared: {damaged(error)}.")
-    return found
+        differences.append(f"The folder cannot be compared: {damaged(error)}.")
+    return differences
 
 
 def _compare(
-    model: nn.Module | Graph, dataset: Any, path: Path, found: Differences, samples: int, seed: int, progress: bool
+    model: nn.Module | Graph,
+    dataset: Any,
+    path: Path,
+    differences: Differences,
+    samples: int,
+    seed: int,
+    progress: bool,
 ) -> None:
-    """Add the differences in numbers and pictures to `found`."""
+    """Add the differences in numbers and pictures to `differences`."""
     index = _read(path, "data/index.js")
     if index["format"] != FORMAT:
         raise InputError(f"{path} is an atlas of format {index['format']!r}, this version reads {FORMAT}")
     images = as_images(dataset)
     if (size := image_size(images)) != tuple(index["image_size"]):
-        found.append(f"The images are of {size[0]} x {size[1]} pixels, those of the atlas of another size.")
+        differences.append(f"The images are of {size[0]} x {size[1]} pixels, those of the atlas of another size.")
         return
-    found += disagreements(path, index, images)
-    known, own = index["provenance"], model.model if isinstance(model, Graph) else model
-    if known.get("architecture") != network_identity(own)["architecture"]:
-        found.append(f"The atlas is of another network than this {type(own).__name__}: {index['model']}.")
+    differences += disagreements(path, index, images)
+    provenance, network = index["provenance"], model.model if isinstance(model, Graph) else model
+    if provenance.get("architecture") != network_identity(network)["architecture"]:
+        differences.append(f"The atlas is of another network than this {type(network).__name__}: {index['model']}.")
         return
     if index["rules"] not in RULE_SETS:
         raise InputError(f"{path} was projected by custom rules, which its folder does not contain")
@@ -104,55 +112,55 @@ def _compare(
     names = [layer["name"] for layer in index["layers"]]
     maps = {name: column["map"] for name, column in zip(names, columns, strict=True)}
     job = prepared(model, images, names, maps, index["rules"], index["k"])
-    now = network_identity(job.graph.model)
-    now |= {"preprocessing": job.preprocessing.identity(), "data": images.identity()}
-    if known.get("weights") != now["weights"]:
-        found.append("The network's weights differ from those of the atlas.")
-    for name, what in (("preprocessing", "How images are prepared is"), ("data", "The images are")):
-        if known.get(name) != now[name]:
-            found.append(f"{what} not what the atlas was made with.")
+    identity = network_identity(job.graph.model)
+    identity |= {"preprocessing": job.preprocessing.identity(), "data": images.identity()}
+    if provenance.get("weights") != identity["weights"]:
+        differences.append("The network's weights differ from those of the atlas.")
+    for name, subject in (("preprocessing", "How images are prepared is"), ("data", "The images are")):
+        if provenance.get(name) != identity[name]:
+            differences.append(f"{subject} not what the atlas was made with.")
     random = np.random.default_rng(seed)
     layers = [layer for layer in job.layers if not all(columns[layer.number]["dead"])]
     for layer in job.layers:
         entry = json.loads(json.dumps(layer.entry(index["layers"][layer.number]["dead"])))
-        if changed := [name for name in entry if entry[name] != index["layers"][layer.number].get(name)]:
-            found.append(f"{layer.name}: {', '.join(changed)} in the index is not what this network has.")
-    chosen: dict[int, list[int]] = {}
+        if changes := [name for name in entry if entry[name] != index["layers"][layer.number].get(name)]:
+            differences.append(f"{layer.name}: {', '.join(changes)} in the index is not what this network has.")
+    draws: dict[int, list[int]] = {}
     for _ in range(samples if layers else 0):
         layer = layers[int(random.integers(len(layers)))]
-        live = [row for row, dead in enumerate(columns[layer.number]["dead"]) if not dead]
-        chosen.setdefault(layer.number, []).append(live[int(random.integers(len(live)))])
-    below = [layer.below for layer in job.layers]
-    feed, read = weights(job.deconvnet, [layer.node for layer in job.layers], below, job.image_size)
-    compared, uses = list[_Compared](), Counter[int]()
-    for number, rows in sorted(chosen.items()):
+        live_rows = [row for row, dead in enumerate(columns[layer.number]["dead"]) if not dead]
+        draws.setdefault(layer.number, []).append(live_rows[int(random.integers(len(live_rows)))])
+    sources = [layer.below for layer in job.layers]
+    feeds, readers = weights(job.deconvnet, [layer.node for layer in job.layers], sources, job.image_size)
+    comparisons, uses = list[_Compared](), Counter[int]()
+    for number, rows in sorted(draws.items()):
         for row in sorted({*rows}):
-            with _said(found, f"map {columns[number]['map'][row]} of {names[number]}"):
-                one = _Compared(path, index, job.layers[number], row, found)
-                uses.update(one.images * 2)
-                compared.append(one)
+            with _as_sentences(differences, f"map {columns[number]['map'][row]} of {names[number]}"):
+                comparison = _Compared(path, index, job.layers[number], row, differences)
+                uses.update(comparison.images * 2)
+                comparisons.append(comparison)
     reader = Reader(job.images, uses, job.image_size, job.graph.channels, 0)
     painter = Painter(job.deconvnet, job.preprocessing, job.image_size, reader, index["pixels"] != "none", strict=False)
     with tqdm(total=samples, unit=" maps", desc="check", disable=not progress) as bar:
-        for one in compared:
-            number = one.layer.number
-            with _said(found, one.name):
-                one.all(painter, {"weight": feed[number], "readers": read[number]})
-            bar.update(chosen[number].count(one.row))
+        for comparison in comparisons:
+            number = comparison.layer.number
+            with _as_sentences(differences, comparison.name):
+                comparison.all(painter, {"weight": feeds[number], "readers": readers[number]})
+            bar.update(draws[number].count(comparison.row))
 
 
 @contextlib.contextmanager
-def _said(found: Differences, name: str) -> Iterator[None]:
+def _as_sentences(differences: Differences, name: str) -> Iterator[None]:
     """Turn errors of missing or damaged files into sentences."""
     try:
         yield
     except InputError as error:
-        found.append(f"{name}: {error}.")
+        differences.append(f"{name}: {error}.")
     except READING as error:
-        found.append(f"{name}: {damaged(error)}.")
+        differences.append(f"{name}: {damaged(error)}.")
 
 
-def _check_files(path: Path, found: Differences) -> None:
+def _check_files(path: Path, differences: Differences) -> None:
     try:
         digests = dict(json.loads((path / FILES).read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -160,18 +168,18 @@ def _check_files(path: Path, found: Differences) -> None:
     for name, digest in digests.items():
         try:
             if digest_of((path / name).read_bytes()) != digest:
-                found.append(f"{name} was changed since the atlas was built.")
+                differences.append(f"{name} was changed since the atlas was built.")
         except OSError:
-            found.append(f"{name} is missing.")
-    known = {*digests, FILES, *OURS}
+            differences.append(f"{name} is missing.")
+    names = {*digests, FILES, *OURS}
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
-        if not file.is_dir() and name not in known and file.name not in OF_SYSTEMS:
-            found.append(f"{name} is not a file of the atlas.")
-    if lost := sorted(
+        if not file.is_dir() and name not in names and file.name not in OF_SYSTEMS:
+            differences.append(f"{name} is not a file of the atlas.")
+    if missing := sorted(
         {file.relative_to(SITE).as_posix() for file in SITE.rglob("*") if file.is_file()} - digests.keys()
     ):
-        found.append(f"{lost[0]}, of the pages, is not in {FILES}.")
+        differences.append(f"{missing[0]}, of the pages, is not in {FILES}.")
 
 
 def _read(path: Path, name: str) -> Any:
@@ -184,8 +192,8 @@ def _read(path: Path, name: str) -> Any:
 class _Compared:
     """One map of an atlas, computed again."""
 
-    def __init__(self, path: Path, index: Any, layer: Layer, row: int, found: Differences):
-        self.path, self.index, self.layer, self.row, self.found = path, index, layer, row, found
+    def __init__(self, path: Path, index: Any, layer: Layer, row: int, differences: Differences):
+        self.path, self.index, self.layer, self.row, self.differences = path, index, layer, row, differences
         shard = _read(path, f"data/{layer.number}/{row // PER['maps']}.js")
         self.entry = shard[row % PER["maps"]]
         self.map = int(layer.chosen[row])
@@ -193,7 +201,7 @@ class _Compared:
 
     @property
     def images(self) -> list[int]:
-        """Those in which it is said to be strong, and of its examples."""
+        """The images of its strongest activations and of its examples."""
         return [*self.entry["image"], *(example["image"] for example in self.entry["examples"])]
 
     def all(self, painter: Painter, links: dict[str, Any]) -> None:
@@ -201,18 +209,18 @@ class _Compared:
         if entry["map"] != self.map:
             self._say(f"is stored as map {entry['map']}")
             return
-        top, shown = self._top(), self._examples()
+        top, examples = self._top(), self._examples()
         try:
             self._activations(painter)
-            panels = painter.panels(layer, top, shown, torch.tensor([self.row]))
+            panels = painter.panels(layer, top, examples, torch.tensor([self.row]))
         except InputError as error:
             self._say(f"cannot be computed again: {error}")
             return
         count = len(entry["value"])
         if panels.boxes[0, :count].tolist() != entry["box"]:
             self._say("has other boxes")
-        for place, example in enumerate(entry["examples"]):
-            if panels.example_boxes[0, place].tolist() != example["box"]:
+        for number, example in enumerate(entry["examples"]):
+            if panels.example_boxes[0, number].tolist() != example["box"]:
                 self._say("has other boxes of examples")
         self._numbers("focus", entry["focus"], panels.focus[0, :count], 0.02)
         self._numbers("area", entry["area"], panels.area[0, :count], 0.02)
@@ -223,11 +231,11 @@ class _Compared:
             self._links(side, table.of(self.map))
         self._pictures(panels, count)
 
-    def _say(self, what: str) -> None:
-        self.found.append(f"{self.name} {what}.")
+    def _say(self, text: str) -> None:
+        self.differences.append(f"{self.name} {text}.")
 
     def _top(self) -> TopActivations:
-        """The winners that the atlas says."""
+        """The strongest activations that the atlas states."""
         entry, count = self.entry, len(self.entry["value"])
         top = TopActivations.none(self.layer.maps, self.index["k"], torch.empty(0))
         for column, name in zip(top, ("value", "image", "row", "column", "unclipped"), strict=True):
@@ -235,53 +243,53 @@ class _Compared:
         return top
 
     def _examples(self) -> Examples:
-        shown = Examples(torch.zeros(1, len(QUANTILES)), *(torch.full((1, len(QUANTILES)), -1) for _ in range(3)))
-        for place, example in enumerate(self.entry["examples"]):
-            for column, name in zip(shown, ("value", "image", "row", "column"), strict=True):
-                column[0, place] = example[name]
-        return shown
+        examples = Examples(torch.zeros(1, len(QUANTILES)), *(torch.full((1, len(QUANTILES)), -1) for _ in range(3)))
+        for number, example in enumerate(self.entry["examples"]):
+            for column, name in zip(examples, ("value", "image", "row", "column"), strict=True):
+                column[0, number] = example[name]
+        return examples
 
     def _activations(self, painter: Painter) -> None:
-        """Each winner's value in a forward pass of its whole image, of which it must be the maximum."""
+        """Each stored value must be the map's maximum in a forward pass of its whole image."""
         graph, layer, entry = painter.deconvnet.graph, self.layer, self.entry
-        before = graph.names[layer.node.args[0]] if layer.clipped else layer.name  # type: ignore[index]
+        source = graph.names[layer.node.args[0]] if layer.clipped else layer.name  # type: ignore[index]
         values = entry.get("unclipped", entry["value"])
-        places = [*zip(entry["image"], entry["row"], entry["column"], values, strict=True)]
-        places += [tuple(e[name] for name in ("image", "row", "column", "value")) for e in entry["examples"]]
-        known = sorted({*self.images})
-        (images,) = painter.reader.groups([known])
-        outputs = activations(graph, images, [before])[before][:, self.map].float().cpu()
-        for image, row, column, value in places:
-            maps = outputs[known.index(image)].reshape(layer.size)
-            here, largest = float(maps[row, column]), float(maps.max())
-            allowed = CLOSE * max(abs(value), 1e-3)
-            self.found.values += 1
-            if abs(here - value) > allowed:
-                self._say(f"is {value:g} at ({row}, {column}) of image {image}; this network computes {here:g}")
-            elif largest - here > allowed:
-                self._say(f"is stronger in image {image} than at ({row}, {column}): {largest:g}")
+        positions = [*zip(entry["image"], entry["row"], entry["column"], values, strict=True)]
+        positions += [tuple(e[name] for name in ("image", "row", "column", "value")) for e in entry["examples"]]
+        indices = sorted({*self.images})
+        (images,) = painter.reader.groups([indices])
+        outputs = activations(graph, images, [source])[source][:, self.map].float().cpu()
+        for image, row, column, value in positions:
+            maps = outputs[indices.index(image)].reshape(layer.size)
+            computed, maximum = float(maps[row, column]), float(maps.max())
+            tolerance = CLOSE * max(abs(value), 1e-3)
+            self.differences.values += 1
+            if abs(computed - value) > tolerance:
+                self._say(f"is {value:g} at ({row}, {column}) of image {image}; this network computes {computed:g}")
+            elif maximum - computed > tolerance:
+                self._say(f"is stronger in image {image} than at ({row}, {column}): {maximum:g}")
 
-    def _numbers(self, name: str, stored: Sequence[float], computed: NDArray[Any], allowed: float) -> None:
-        self.found.values += len(stored)
-        far = [
+    def _numbers(self, name: str, stored: Sequence[float], computed: NDArray[Any], tolerance: float) -> None:
+        self.differences.values += len(stored)
+        deviations = [
             f"{old:g}, now {new:g}"
             for old, new in zip(stored, computed.tolist(), strict=True)
-            if abs(old - new) > allowed * max(abs(new), 0.05)
+            if abs(old - new) > tolerance * max(abs(new), 0.05)
         ]
-        if far:
-            self._say(f"has another {name} ({far[0]})")
+        if deviations:
+            self._say(f"has another {name} ({deviations[0]})")
 
     def _links(self, name: str, computed: Sequence[tuple[int, int, float]]) -> None:
-        """Those that are stored must be among those that are computed, and the other way round, but for near ties."""
+        """The stored links must be the computed ones; at the weakest link, a near tie may exchange two."""
         stored = {(layer, m): weight for layer, m, weight in self.entry[name]}
-        now = {(layer, m): weight for layer, m, weight in computed}
-        self.found.values += len(stored)
-        weakest = min((abs(weight) for weight in now.values()), default=0.0)
-        for link in stored.keys() | now.keys():
-            old, new = stored.get(link), now.get(link)
+        links = {(layer, m): weight for layer, m, weight in computed}
+        self.differences.values += len(stored)
+        weakest = min((abs(weight) for weight in links.values()), default=0.0)
+        for link in stored.keys() | links.keys():
+            old, new = stored.get(link), links.get(link)
             if old is None or new is None:
                 weight = abs(new if old is None else old)  # type: ignore[arg-type]
-                far = len(stored) != len(now) or abs(weight - weakest) > 0.02 * max(weight, weakest)
+                far = len(stored) != len(links) or abs(weight - weakest) > 0.02 * max(weight, weakest)
             else:
                 far = abs(old - new) > 0.02 * max(abs(old), abs(new))
             if far:
@@ -289,7 +297,7 @@ class _Compared:
                 return
 
     def _pictures(self, panels: Panels, count: int) -> None:
-        lost = self._lost
+        loss = self._codec_loss
         layer, k, row = self.layer, self.index["k"], self.row
         encoding, folder = self.index["encoding"], self.path / "tiles" / str(self.layer.number)
         (height, width), (eh, ew) = layer.sizes["tile"], layer.sizes["example"]
@@ -297,47 +305,47 @@ class _Compared:
         sheet = _sheet(folder / f"{row // PER['tiles']}.{encoding}")
         top = row % PER["tiles"] * height
         for part in range(parts):
-            what = "projection" if part == parts - 1 else "crop"
+            kind = "projection" if part == parts - 1 else "crop"
             for rank in range(count):
-                place = part * k + rank
-                cell = sheet[top : top + height, place * width : (place + 1) * width]
-                self._tile(what, cell, tiles[place], lost(tiles[place]))
+                slot = part * k + rank
+                cell = sheet[top : top + height, slot * width : (slot + 1) * width]
+                self._tile(kind, cell, tiles[slot], loss(tiles[slot]))
         if panels.examples is not None:
-            for place in range(len(self.entry["examples"])):
-                left = parts * k * width + place * ew
-                example = panels.examples[0, place]
-                self._tile("example", sheet[top : top + eh, left : left + ew], example, lost(example))
+            for slot in range(len(self.entry["examples"])):
+                left = parts * k * width + slot * ew
+                example = panels.examples[0, slot]
+                self._tile("example", sheet[top : top + eh, left : left + ew], example, loss(example))
         if not count:
             return
-        (height, width), across, n = layer.sizes["overview"], ACROSS["overview"], row % PER["overview"]
+        (height, width), columns, n = layer.sizes["overview"], ACROSS["overview"], row % PER["overview"]
         sheet = _sheet(folder / f"overview-{row // PER['overview']}.{encoding}")
-        top, left = n // across * height, n % across * parts * width
+        top, left = n // columns * height, n % columns * parts * width
         for part in range(parts):
             cell = sheet[top : top + height, left + part * width : left + (part + 1) * width]
-            self._tile("tile of the overview", cell, panels.overview[0, part], lost(panels.overview[0, part]))
-        (height, width), across, n = layer.sizes["mask"], ACROSS["masks"], row % PER["masks"]
+            self._tile("tile of the overview", cell, panels.overview[0, part], loss(panels.overview[0, part]))
+        (height, width), columns, n = layer.sizes["mask"], ACROSS["masks"], row % PER["masks"]
         alpha = _sheet(folder / f"masks-{row // PER['masks']}.png", "RGBA")[..., 3]
-        top, left = n // across * height, n % across * k * width
+        top, left = n // columns * height, n % columns * k * width
         for rank in range(count):
             cell = alpha[top : top + height, left + rank * width : left + (rank + 1) * width]
-            self.found.tiles += 1
+            self.differences.tiles += 1
             if cell.shape != (height, width) or ((cell == 0) != panels.masks[0, rank]).mean() > FLIPPED:
                 self._say("has another mask")
 
-    def _lost(self, tile: Bytes) -> float:
+    def _codec_loss(self, tile: Bytes) -> float:
         """The difference that the codec itself makes in a tile."""
         encoding, lossless = self.index["encoding"], min(self.layer.sizes["tile"]) < LOSSLESS
         with Image.open(io.BytesIO(encoded(tile, encoding, lossless=lossless))) as image:
             return _difference(np.array(image.convert("RGB")), tile)
 
-    def _tile(self, what: str, stored: Bytes, computed: Bytes, loss: float) -> None:
-        self.found.tiles += 1
+    def _tile(self, kind: str, stored: Bytes, computed: Bytes, loss: float) -> None:
+        self.differences.tiles += 1
         if stored.shape != computed.shape:
-            self._say(f"has a {what} of another size")
+            self._say(f"has a {kind} of another size")
             return
         difference = _difference(stored, computed)
         if difference > LOST + TIMES * loss:
-            self._say(f"has another {what}: a mean difference of {difference:.0f} of 255")
+            self._say(f"has another {kind}: a mean difference of {difference:.0f} of 255")
 
 
 def _difference(one: Bytes, other: Bytes) -> float:

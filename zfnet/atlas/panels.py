@@ -25,7 +25,7 @@ from zfnet.winners import TopActivations
 
 QUANTILES = (0.9, 0.5, 0.1, 0.0)  # of the examples; 0: the weakest
 MOST_BYTES, MOST_IMAGES = 2**23, 2**25  # bytes of the crops of units that are run at a time, and of their images
-CLOSE = 1e-3  # of a map's strongest value: how far a value computed again may be from the scan's
+CLOSE = 1e-3  # relative tolerance between a recomputed value and the scan's
 
 
 class Examples(NamedTuple):
@@ -45,19 +45,19 @@ def examples(statistics: Statistics, sampled: Tensor, maps: Tensor, columns: int
         sampled: (S,) the sampled images.
         maps: (m,) which maps.
         columns: of the layer's output.
-        dead: (C,) maps, of which there are no examples.
+        dead: (C,) maps that have no examples.
     """
     maxima, places = statistics.maxima[maps], statistics.places[maps].long()
-    read = places[:1].flatten() >= 0  # which of the images could be read: the same for all maps
+    readable = places[:1].flatten() >= 0  # which of the images could be read: the same for all maps
     shape = len(maps), len(QUANTILES)
-    if not read.any():
+    if not readable.any():
         return Examples(torch.zeros(shape), *(torch.full(shape, -1) for _ in range(3)))
-    order = maxima[:, read].argsort(dim=1, stable=True)
-    chosen = torch.tensor([round(q * (int(read.sum()) - 1)) for q in QUANTILES])
-    columns_of = read.nonzero().flatten()[order[:, chosen]]
-    place = places.gather(1, columns_of)
+    order = maxima[:, readable].argsort(dim=1, stable=True)
+    ranks = torch.tensor([round(q * (int(readable.sum()) - 1)) for q in QUANTILES])
+    columns_of = readable.nonzero().flatten()[order[:, ranks]]
+    positions = places.gather(1, columns_of)
     image = sampled[columns_of].masked_fill(dead[maps][:, None], -1)
-    return Examples(maxima.gather(1, columns_of), image, place // columns, place % columns)
+    return Examples(maxima.gather(1, columns_of), image, positions // columns, positions % columns)
 
 
 @dataclass
@@ -86,8 +86,8 @@ class Painter:
         image_size: rows and columns.
         reader: of the images.
         pixels: whether pictures of the images are made, and not of projections alone.
-        clock: is told what the time is spent for.
-        threads: that project; see `each_alone`.
+        clock: measures the time of each kind of work.
+        threads: how many project; see `each_alone`.
         strict: whether winners must have the values that the network computes.
     """
 
@@ -124,15 +124,15 @@ class Painter:
         """
         maps, k = layer.chosen[rows], top.value.shape[1]
         units, values = top.units(maps), top.value[maps].flatten()
-        won = ((units[:, 0] >= 0) & (top.unclipped[maps].flatten() > 0)).nonzero().flatten()
-        won = won[units[won, 0].argsort(stable=True)]
-        m, size, mask, small = len(maps), layer.sizes["tile"], layer.sizes["mask"], layer.sizes["overview"]
+        winners = ((units[:, 0] >= 0) & (top.unclipped[maps].flatten() > 0)).nonzero().flatten()
+        winners = winners[units[winners, 0].argsort(stable=True)]
+        m, size, mask, overview = len(maps), layer.sizes["tile"], layer.sizes["mask"], layer.sizes["overview"]
         parts = 2 if self.pixels else 1
-        found = Panels(
+        panels = Panels(
             np.full((m * k, parts, *size, 3), 255, np.uint8),
             np.zeros((m * k, *mask), bool),
             None,
-            np.full((m, parts, *small, 3), 255, np.uint8),
+            np.full((m, parts, *overview, 3), 255, np.uint8),
             np.zeros(m * k),
             np.zeros(m * k),
             torch.zeros(m * k, 4, dtype=torch.int64),
@@ -140,63 +140,65 @@ class Painter:
             torch.zeros(m, len(layer.steps), dtype=torch.int64),
             Links.none(m),
         )
-        found.boxes[won] = self.boxes(layer, units[won])
-        arrived = _Arrivals(self, layer, m)
+        panels.boxes[winners] = self.boxes(layer, units[winners])
+        arrivals = _Arrivals(self, layer, m)
 
         def work(chunk: Tensor, images: Tensor) -> None:
             with self.clock.beside("projection"):
-                canvases, strengths = self._canvases(layer, units[chunk], images, arrived.of(chunk, k))
+                canvases, strengths = self._canvases(layer, units[chunk], images, arrivals.of(chunk, k))
                 if self.strict:
                     _check(layer, values[chunk], strengths, units[chunk])
             with self.clock.beside("pictures"):
-                self._draw(layer, canvases, chunk, k, found)
+                self._draw(layer, canvases, chunk, k, panels)
 
-        for_each(work, self._chunks(layer, units, won), self.threads, lambda: self.clock("waiting"))
-        found.area = found.masks.mean((1, 2)).reshape(m, k)
-        found.tiles = found.tiles.reshape(m, k, parts, *size, 3).swapaxes(1, 2).reshape(m, parts * k, *size, 3)
-        found.masks, found.focus, found.boxes = (
-            found.masks.reshape(m, k, *mask),
-            found.focus.reshape(m, k),
-            found.boxes.view(m, k, 4),
+        for_each(work, self._chunks(layer, units, winners), self.threads, lambda: self.clock("waiting"))
+        panels.area = panels.masks.mean((1, 2)).reshape(m, k)
+        panels.tiles = panels.tiles.reshape(m, k, parts, *size, 3).swapaxes(1, 2).reshape(m, parts * k, *size, 3)
+        panels.masks, panels.focus, panels.boxes = (
+            panels.masks.reshape(m, k, *mask),
+            panels.focus.reshape(m, k),
+            panels.boxes.view(m, k, 4),
         )
-        found.steps, found.signal = arrived.steps, arrived.links()
-        self._examples(layer, maps, shown, found)
-        return found
+        panels.steps, panels.signal = arrivals.steps, arrivals.links()
+        self._examples(layer, maps, shown, panels)
+        return panels
 
-    def _draw(self, layer: Layer, canvases: Canvases, chunk: Tensor, k: int, found: Panels) -> None:
+    def _draw(self, layer: Layer, canvases: Canvases, chunk: Tensor, k: int, panels: Panels) -> None:
         """Fill in the tiles, masks and focus of a chunk of units."""
-        size, small, indices = layer.sizes["tile"], layer.sizes["overview"], chunk.numpy()
+        size, overview, indices = layer.sizes["tile"], layer.sizes["overview"], chunk.numpy()
         if self.pixels:
-            found.tiles[indices, 0] = canvases.crop_tiles(size)
-        found.tiles[indices, -1] = canvases.projection_tiles(size)
-        found.masks[indices] = canvases.masks(size, layer.sizes["mask"])
-        found.focus[indices] = canvases.focus()
+            panels.tiles[indices, 0] = canvases.crop_tiles(size)
+        panels.tiles[indices, -1] = canvases.projection_tiles(size)
+        panels.masks[indices] = canvases.masks(size, layer.sizes["mask"])
+        panels.focus[indices] = canvases.focus()
         first = (chunk % k == 0).nonzero().flatten()
         if len(first):
             strongest = canvases.of(first)
             if self.pixels:
-                found.overview[indices[first] // k, 0] = strongest.crop_tiles(small)
-            found.overview[indices[first] // k, -1] = strongest.projection_tiles(small)
+                panels.overview[indices[first] // k, 0] = strongest.crop_tiles(overview)
+            panels.overview[indices[first] // k, -1] = strongest.projection_tiles(overview)
 
-    def whole_canvases(self, layer: Layer, units: Tensor, won: Tensor) -> tuple[Tensor, Tensor, tuple[Bytes, Bytes]]:
-        """Crops, projections, and the tiles of both, of the units `won`, in their order."""
+    def whole_canvases(
+        self, layer: Layer, units: Tensor, winners: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Bytes, Bytes]]:
+        """Crops, projections, and the tiles of both, of the units `winners`, in their order."""
         crops = torch.ones(len(units), 3, *layer.shown)
         projections = torch.zeros(len(units), self.preprocessing.channel_count, *layer.shown)
         tiles = [np.full((len(units), *layer.sizes["tile"], 3), 255, np.uint8) for _ in range(2)]
-        for chunk, images in self._chunks(layer, units, won[units[won, 0].argsort(stable=True)]):
+        for chunk, images in self._chunks(layer, units, winners[units[winners, 0].argsort(stable=True)]):
             canvases, _ = self._canvases(layer, units[chunk], images, None)
             crops[chunk] = canvases.crops.masked_fill(canvases.beyond, 1.0)
             projections[chunk] = canvases.projections
             tiles[0][chunk.numpy()] = canvases.crop_tiles(layer.sizes["tile"])
             tiles[1][chunk.numpy()] = canvases.projection_tiles(layer.sizes["tile"])
-        return crops[won], projections[won], (tiles[0][won.numpy()], tiles[1][won.numpy()])
+        return crops[winners], projections[winners], (tiles[0][winners.numpy()], tiles[1][winners.numpy()])
 
-    def _examples(self, layer: Layer, maps: Tensor, shown: Examples, found: Panels) -> None:
+    def _examples(self, layer: Layer, maps: Tensor, shown: Examples, panels: Panels) -> None:
         """Fill in the examples of maps (m,)."""
         count = len(QUANTILES)
         units = torch.stack([shown.image, maps[:, None].expand(-1, count), shown.row, shown.column], 2).view(-1, 4)
         valid = (units[:, 0] >= 0).nonzero().flatten()
-        boxes = found.example_boxes.view(-1, 4)
+        boxes = panels.example_boxes.view(-1, 4)
         boxes[valid] = self.boxes(layer, units[valid])
         if not self.pixels:
             return
@@ -207,29 +209,29 @@ class Painter:
         def work(chunk: Tensor, images: Tensor) -> None:
             with self.clock.beside("pictures"):
                 _, local = units[chunk, 0].unique(return_inverse=True)
-                seen = self._whole(len(chunk)) if layer.whole else boxes[chunk]
-                crops = self._pictures(cut_out(images.float().cpu(), local, seen, layer.shown), seen)
-                tiles[chunk.numpy()] = crop_tiles(crops, beyond(seen, self.image_size, layer.shown), size)
+                visible = self._whole(len(chunk)) if layer.whole else boxes[chunk]
+                crops = self._pictures(cut_out(images.float().cpu(), local, visible, layer.shown), visible)
+                tiles[chunk.numpy()] = crop_tiles(crops, beyond(visible, self.image_size, layer.shown), size)
 
         for_each(work, self._chunks(layer, units, valid), self.threads, lambda: self.clock("waiting"))
-        found.examples = tiles.reshape(len(maps), count, *size, 3)
+        panels.examples = tiles.reshape(len(maps), count, *size, 3)
 
-    def _chunks(self, layer: Layer, units: Tensor, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _chunks(self, layer: Layer, units: Tensor, selection: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Some of the units, ordered by image, in chunks that fit into memory, each with its images (n, C, H, W).
 
-        How they are cut depends on nothing but them, so that the bits of a projection do not either.
+        The chunks depend only on the units, so a projection is always the same to the bit.
         """
         channels = self.preprocessing.channel_count
-        most = max(1, MOST_BYTES // (4 * max(3, channels) * layer.shown[0] * layer.shown[1]))
-        most_images = max(1, MOST_IMAGES // (4 * channels * self.image_size[0] * self.image_size[1]))
+        unit_limit = max(1, MOST_BYTES // (4 * max(3, channels) * layer.shown[0] * layer.shown[1]))
+        image_limit = max(1, MOST_IMAGES // (4 * channels * self.image_size[0] * self.image_size[1]))
         chunks: list[list[int]] = []
         groups: list[list[int]] = []
-        for unit, image in zip(chosen.tolist(), units[chosen, 0].tolist(), strict=True):
-            new = not groups or groups[-1][-1] != image
-            if not chunks or len(chunks[-1]) == most or (new and len(groups[-1]) == most_images):
+        for unit, image in zip(selection.tolist(), units[selection, 0].tolist(), strict=True):
+            is_new = not groups or groups[-1][-1] != image
+            if not chunks or len(chunks[-1]) == unit_limit or (is_new and len(groups[-1]) == image_limit):
                 chunks.append([])
                 groups.append([image])
-            elif new:
+            elif is_new:
                 groups[-1].append(image)
             chunks[-1].append(unit)
         for chunk, images in zip(chunks, self.reader.groups(groups), strict=True):
@@ -246,8 +248,8 @@ class Painter:
         projections = fill(patches.projections.float().cpu(), layer.shown)
         boxes = patches.boxes.cpu()
         crops = self._pictures(fill(patches.crops.float().cpu(), layer.shown), boxes)
-        hidden = beyond(boxes, self.image_size, layer.shown)
-        return Canvases(crops, projections, self.preprocessing.rgb(projections), hidden), patches.values.cpu()
+        outside = beyond(boxes, self.image_size, layer.shown)
+        return Canvases(crops, projections, self.preprocessing.rgb(projections), outside), patches.values.cpu()
 
     def _whole(self, count: int) -> Tensor:
         """The boxes of whole images."""
@@ -256,9 +258,11 @@ class Painter:
     @cached_property
     def _grey(self) -> tuple[Tensor, Tensor]:
         """The picture of an image of zeros, (1, 3, H, W), and what a channel's 1 adds to it."""
-        how = self.preprocessing
-        zero = torch.zeros(1, how.channel_count, *self.image_size)
-        return how.pixels(zero), torch.tensor(how.std, dtype=torch.float32).view(-1, 1, 1) / how.scale
+        preprocessing = self.preprocessing
+        zero = torch.zeros(1, preprocessing.channel_count, *self.image_size)
+        return preprocessing.pixels(zero), torch.tensor(preprocessing.std, dtype=torch.float32).view(
+            -1, 1, 1
+        ) / preprocessing.scale
 
     def _pictures(self, crops: Tensor, boxes: Tensor) -> Tensor:
         """Crops (m, C, h, w) of images as they are shown: the same as of whole images, whose mean may be an image."""
@@ -287,9 +291,9 @@ def fill(canvases: Tensor, size: Pair) -> Tensor:
 
 def _check(layer: Layer, scanned: Tensor, computed: Tensor, units: Tensor) -> None:
     """Raises InputError if units have other values than in the scan: it is of another network or of other images."""
-    wrong = (scanned - computed.to(scanned)).abs() > CLOSE * scanned.abs().clamp(min=1e-3)
-    if wrong.any():
-        first = int(wrong.nonzero()[0])
+    differs = (scanned - computed.to(scanned)).abs() > CLOSE * scanned.abs().clamp(min=1e-3)
+    if differs.any():
+        first = int(differs.nonzero()[0])
         image, number, row, column = units[first].tolist()
         raise InputError(
             f"the scan says that map {number} of {layer.name} is {float(scanned[first]):g} at ({row}, {column}) of "

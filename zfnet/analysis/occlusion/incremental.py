@@ -60,7 +60,9 @@ class Ranges(NamedTuple):
 
     def of_one_size(self, extent: int) -> "Ranges":
         """Ranges of one size that contain these, within 0..extent-1."""
-        size = max(1, int((self.high - self.low).max()))  # with steps wider than squares, the last may lie outside
+        size = max(
+            1, int((self.high - self.low).max())
+        )  # if the steps are wider than the squares, the last square may lie outside
         low = self.low.clamp(max=extent - size)
         return Ranges(low, low + size)
 
@@ -121,7 +123,7 @@ def _by_place(maps: Tensor) -> Tensor:
 
 
 class Overlap(NamedTuple):
-    """Along one axis, where ranges that are asked for overlap ranges that are known, for each of several squares.
+    """Along one axis, where ranges that a step asks for overlap ranges with known values, for each of several squares.
 
     Asked for 1..6 and known 3..4: places 1..6, known F F T T F F, and one run: asked 2..3 are known 0..1.
     """
@@ -133,14 +135,14 @@ class Overlap(NamedTuple):
     @classmethod
     def of(cls, asked: Ranges, known: Ranges) -> "Overlap":
         runs, first = [], 0
-        for shift, alike in itertools.groupby((known.low - asked.low).tolist()):
-            begin, end = max(shift, 0), max(min(shift + known.size, asked.size), 0)
-            last = first + sum(1 for _ in alike)
-            runs.append((slice(first, last), slice(begin, end), slice(begin - shift, max(end, begin) - shift)))
+        for shift, group in itertools.groupby((known.low - asked.low).tolist()):
+            start, end = max(shift, 0), max(min(shift + known.size, asked.size), 0)
+            last = first + sum(1 for _ in group)
+            runs.append((slice(first, last), slice(start, end), slice(start - shift, max(end, start) - shift)))
             first = last
         places = asked.places()
-        in_known = places - known.low[:, None]
-        return cls(places, (in_known >= 0) & (in_known < known.size), runs)
+        offsets = places - known.low[:, None]
+        return cls(places, (offsets >= 0) & (offsets < known.size), runs)
 
 
 class Strip:
@@ -180,7 +182,7 @@ class Strip:
 class SquareWindows:
     """A view of the graph (see `zfnet.views`): steps see the windows that the squares of one tile change.
 
-    clean: what the clean image gave, of each step that is computed in windows, as rows of places.
+    clean: the outputs for the clean image, of each step that is computed in windows, as rows of places.
     """
 
     padded = False
@@ -192,13 +194,13 @@ class SquareWindows:
     def occluded(self, fill: Tensor) -> Tensor:
         """The windows (M, C, h, w) of the image, with the squares in them."""
         (source,) = self.graph.inputs
-        inside = []
+        masks = []
         for strip, squares in zip(self.strips, self.plan.squares, strict=True):
             low, high = (edge[:, None] for edge in squares.select(strip.squares))
             places = strip.windows[source].places()
-            inside.append((low <= places) & (places < high))
+            masks.append((low <= places) & (places < high))
         clean = self.clean_windows(source)
-        return torch.where(_crossed(torch.logical_and, *inside)[:, None].to(clean.device), fill, clean)
+        return torch.where(_crossed(torch.logical_and, *masks)[:, None].to(clean.device), fill, clean)
 
     def clean_windows(self, node: fx.Node) -> Tensor:
         """The clean image's values in the windows of a step: (M, C, h, w)."""
@@ -237,8 +239,8 @@ class SquareWindows:
             output = self.clean_windows(node)
             overlaps = [strip.spreading(node, source)[1] for strip in self.strips]
             change, tile = self._as_tile(window.spread(args[0], argument)), self._as_tile(output)
-            for in_asked, in_known in self._known_parts(overlaps):
-                tile[in_asked].add_(change[in_known])
+            for target, part in self._known_parts(overlaps):
+                tile[target].add_(change[part])
             return output
         return window.inside(args[0], argument) if window.inside else self.graph.call(node, args, kwargs)
 
@@ -249,8 +251,8 @@ class SquareWindows:
         sizes = (strip.windows[source].size for strip in self.strips)
         tile = signal.new_zeros(*self.shape, *sizes, math.prod(signal.shape[1:-2]))
         signals = self._as_tile(signal)
-        for in_asked, in_known in self._known_parts(self._overlaps(node, source)):
-            tile[in_known] = signals[in_asked]
+        for part, target in self._known_parts(self._overlaps(node, source)):
+            tile[target] = signals[part]
         return self._as_windows(tile, signal)
 
     # -- tiles: (rows of squares, columns of squares, h, w, C) ---------------------------------------------------------
@@ -283,16 +285,19 @@ class SquareWindows:
 
     @staticmethod
     def _known_parts(overlaps: Sequence[Overlap]) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-        """The parts of a tile that is asked for, and the same parts of the tile that is known."""
+        """Pairs of equal parts: of the tile that a step asks for, and of the tile with known values."""
         for squares, asked_rows, known_rows in overlaps[0].runs:
-            for others, asked_columns, known_columns in overlaps[1].runs:
-                yield (squares, others, asked_rows, asked_columns), (squares, others, known_rows, known_columns)
+            for column_squares, asked_columns, known_columns in overlaps[1].runs:
+                yield (
+                    (squares, column_squares, asked_rows, asked_columns),
+                    (squares, column_squares, known_rows, known_columns),
+                )
 
     def _put_known(self, overlaps: Sequence[Overlap], value: Tensor, tile: Tensor) -> Tensor:
-        """Put what is known, windows (M, C, h, w), where it is asked for in `tile`."""
-        known = self._as_tile(value)
-        for in_asked, in_known in self._known_parts(overlaps):
-            tile[in_asked] = known[in_known]
+        """Copy the known windows (M, C, h, w) to their places in `tile`."""
+        windows = self._as_tile(value)
+        for target, source in self._known_parts(overlaps):
+            tile[target] = windows[source]
         return tile
 
     def _beside_clean(self, node: fx.Node | None, source: fx.Node, value: Tensor, maps: slice) -> Tensor:
@@ -328,9 +333,9 @@ def cheapest_runs(costs: Tensor, longest: int) -> list[int]:
     for end in range(1, len(costs) + 1):
         ways = []
         for length in range(1, min(longest, end) + 1):
-            before, lengths = best[end - length]
+            cost, lengths = best[end - length]
             run = length * float(costs[end - length : end].amax(0).sum()) + extra
-            ways.append((before + run, [*lengths, length]))
+            ways.append((cost + run, [*lengths, length]))
         best.append(min(ways))
     return best[-1][1]
 
@@ -354,10 +359,10 @@ class Sweep:
         self.shapes, path = graph.shapes(extent, readout.output), graph.path(self.last)
         self.plan = make_plan(graph, path, extent, boxes)
         changes = self.plan.changes
-        self._warn_of_the_rest([node for node in path if node not in changes and node in self.shapes])
-        # what leaves the windows: whole maps that other steps read
-        leaving = {source for node in path if node not in changes for source in node.all_input_nodes}
-        self.edge = [node for node in path if node in changes and node in {*leaving, readout.output}]
+        self._warn_of_full_steps([node for node in path if node not in changes and node in self.shapes])
+        # the steps whose whole maps other steps read, outside the windows
+        exits = {source for node in path if node not in changes for source in node.all_input_nodes}
+        self.edge = [node for node in path if node in changes and node in {*exits, readout.output}]
         self.clean = {node: _by_place(clean[node].contiguous()) for node in changes}
         self.bytes = {node: self.shapes[node].numel() * image.element_size() for node in path if node in self.shapes}
 
@@ -367,13 +372,13 @@ class Sweep:
         with _in_threads(threads) as map_batches:
             yield from map_batches(self.answer, self.batches(memory, threads))
 
-    def _warn_of_the_rest(self, rest: list[fx.Node]) -> None:
+    def _warn_of_full_steps(self, nodes: list[fx.Node]) -> None:
         """Warn where steps that slide a window over maps are among those that are computed in full."""
-        windows = [known_window(self.graph, node, self.shapes) for node in rest]
+        windows = [known_window(self.graph, node, self.shapes) for node in nodes]
         count = sum(window is not None and window.kernel != (1, 1) for window in windows)
         if not count:
             return
-        graph, first = self.graph, rest[0]
+        graph, first = self.graph, nodes[0]
         reason = "reads whole maps" if graph.window(first, self.shapes) is WHOLE else "has no window rule"
         reason = "gives its maps along the last axis" if self.shapes.last(first) else reason
         warnings.warn(
@@ -396,8 +401,8 @@ class Sweep:
         # multiply-adds at one place of each step's output; at least one for each map
         places = [layer.weight.numel() if isinstance(layer, nn.Conv2d) else maps for layer, maps in layers]
         work = torch.tensor(places, dtype=torch.float64)
-        at_once = max(1, memory // max(outside))
-        side = max(1, min(TILE, math.isqrt(memory // max(window_bytes)), math.isqrt(at_once)))
+        limit = max(1, memory // max(outside))
+        side = max(1, min(TILE, math.isqrt(memory // max(window_bytes)), math.isqrt(limit)))
         for axis in (0, 1):
             ranges = [area[axis] for area in reversed(self.plan.changes.values())]
             sizes = torch.stack([r.high - r.low for r in ranges], 1)
@@ -406,7 +411,7 @@ class Sweep:
             strips.append([Strip(self.plan, axis, squares) for squares in order.split(runs)])
         tiles = [(rows, columns) for rows in strips[0] for columns in strips[1]]
         tiles.sort(key=lambda tile: -len(tile[0].squares) * len(tile[1].squares))
-        count = min(at_once, 4 * TILE**2) // side**2  # memory must not grow with the places
+        count = min(limit, 4 * TILE**2) // side**2  # memory must not grow with the places
         count = max(1, min(count, len(tiles) // (3 * threads)))
         return [tiles[first : first + count] for first in range(0, len(tiles), count)]
 
@@ -422,12 +427,12 @@ class Sweep:
         return edge, summed(view.whole(layer, values[layer], slice(map, map + 1)))[:, 0]
 
     def rest(self, edge: dict[fx.Node, Tensor]) -> dict[fx.Node, Any]:
-        """The steps that see whole maps."""
-        skipped = self.image.new_zeros(0)
+        """Run the steps that see whole maps."""
+        placeholder = self.image.new_zeros(0)
 
         def apply(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if node in self.plan.changes or node in edge:
-                return edge.get(node, skipped)
+                return edge.get(node, placeholder)
             layer = self.graph.module(node)
             if isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward:
                 return fully_connected(layer, args[0])
@@ -435,15 +440,15 @@ class Sweep:
 
         return self.graph.run(edge.get(self.start, self.image), self.last, apply)
 
-    @torch.no_grad()  # which is each thread's own
+    @torch.no_grad()  # each thread has its own gradient mode
     def answer(self, tiles: list[Tile]) -> tuple[Tensor, Reading]:
         """The numbers (M,) of some tiles' squares, row by row of the grid, and what is read for them."""
         parts = [self.windows(rows, columns) for rows, columns in tiles]
         values = self.rest({node: torch.cat([part[node] for part, _ in parts]) for node in self.edge})
         width = len(self.plan.squares[1].low)
         squares = [(rows.squares[:, None] * width + columns.squares).flatten() for rows, columns in tiles]
-        inside = [activity for _, activity in parts if activity is not None]
-        activity = torch.cat(inside) if inside else self.readout.activity(values[self.readout.layer])
+        activities = [activity for _, activity in parts if activity is not None]
+        activity = torch.cat(activities) if activities else self.readout.activity(values[self.readout.layer])
         return torch.cat(squares), self.readout.read(values[self.readout.output], activity)
 
 
@@ -458,14 +463,14 @@ def _in_threads(count: int) -> Iterator[Callable[..., Any]]:
         yield executor.map
     finally:
         executor.shutdown(cancel_futures=True)
-        torch.set_num_threads(count)  # part of what a worker sets is every thread's
+        torch.set_num_threads(count)  # a worker's setting also changed the other threads'
 
 
 def fully_connected(layer: nn.Linear, x: Tensor) -> Tensor:
     """A fully connected layer, for many squares at once.
 
     oneDNN takes two thirds of the time of the library that torch chooses on AMD's processors, a tenth of ZFNet's sweep.
-    Its operator is private: without it torch's choice does.
+    Its operator is private; if torch lacks it, F.linear is used.
     """
     onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if onednn is None or x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.enabled:
