@@ -372,8 +372,8 @@ CLAIMS = [
         "4.4, Table 1",
         "layer 5 relates the parts of faces",
         "In layer 5 hiding a part of faces (dogs, people) changes features more alike than hiding random places does.",
-        "a smaller distance than that of random masks, p below 0.05, for each of the three parts; in brackets, with p, the "
-        "share of features that a mask changes",
+        "a smaller distance than that of random masks, p below 0.05, for each of the three parts; in brackets, with p, "
+        "the share of features that a mask changes",
         "table1/*",
         correspondence(0),
         reasons.zeros,
