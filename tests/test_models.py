@@ -283,3 +283,16 @@ def test_a_caption_says_that_weights_are_random(tmp_path):
     save(random, file)
     assert network_name(build(network, weights=file)) == "Sequential"
     assert network_name(build(functools.partial(network, weights="DEFAULT"))) == "Sequential"  # it loads its own
+
+
+def test_a_preprocessing_that_is_assumed_is_named(tmp_path, capsys):
+    def network():
+        return nn.Sequential(nn.Conv2d(3, 4, 3))
+
+    file, ours = tmp_path / "weights.pt", Preprocessing(size=64)
+    torch.save(network().state_dict(), file)
+    assert build(network, weights=file, preprocessing=ours).preprocessing is ours
+    assert f"{file} does not say how its images were prepared; taken: {ours.to_json()};" in capsys.readouterr().err
+    save(ours.attach(network()), tmp_path / "own.safetensors")
+    build(network, weights=tmp_path / "own.safetensors", preprocessing=Preprocessing(size=64))
+    assert capsys.readouterr().err == ""

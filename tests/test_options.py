@@ -69,7 +69,7 @@ CHANGES = {  # what differs, in the words of the error
 
 @pytest.mark.parametrize(("main", "settings"), [(fig2.main, FIG2), (fig7.main, FIG7)], ids=["fig2", "fig7"])
 def test_a_scan_resumed_with_something_changed(main, settings, model, data, tmp_path, interrupted):
-    interrupted(2, scanning, "_scanned")
+    interrupted(2, scanning, "_scan_batch")
     with pytest.raises(KeyboardInterrupt):
         main(model, data, tmp_path / "out", **settings)
     assert (tmp_path / "out" / "scan.partial").exists()
@@ -91,14 +91,14 @@ def test_a_run_that_is_stopped_while_it_draws_does_not_scan_again(module, settin
         patch.setattr(module, "compose" if module is fig2 else "draw", stopped)
         module.main(model, data, tmp_path / "out", **settings)
     with monkeypatch.context() as patch:
-        patch.setattr(scanning, "_scanned", stopped)
+        patch.setattr(scanning, "_scan_batch", stopped)
         resumed = module.main(model, data, tmp_path / "out", **settings)
     assert resumed["ours"] == module.main(model, data, tmp_path / "other", **settings)["ours"]
     assert not (tmp_path / "out" / "scan.partial").exists()
 
 
 def test_other_images_and_another_network(model, data, tmp_path, interrupted):
-    interrupted(2, scanning, "_scanned")
+    interrupted(2, scanning, "_scan_batch")
     with pytest.raises(KeyboardInterrupt):
         fig2.main(model, data, tmp_path, **FIG2)
     others = Scenes("val", 12, size=32, seed=1, transform=data.transform)
@@ -154,7 +154,7 @@ def test_the_command_line_says_how_to_start_anew(run, tmp_path, interrupted):
         "model.architecture.hidden=[8]",
     ]
     line += ["layers=[relu1]", "grids=[[1,1]]", "data.count={train: 4, val: 6}", "batch_size=2", "k=2", "workers=0"]
-    interrupted(2, scanning, "_scanned")
+    interrupted(2, scanning, "_scan_batch")
     assert run(*line)[0] == 130
     status, lines = run(*line, "data.seed=1")
     assert status == 2 and "different images" in lines[-1] and "fresh=true" in lines[-1]

@@ -107,3 +107,12 @@ def test_a_sweep_over_shards_needs_no_cluster(run):
     assert (status, lines) == (0, [f"{folder} has a scan that was made with different images: it is replaced"])
     status, lines = run("experiment=scan", *WORDS, "layers=some")
     assert status == 2 and lines == ["run.py: layers is 'some'; a list is written in brackets: layers=[some]"]
+
+
+def test_a_layer_that_was_not_scanned_is_named(model, data):
+    top = scan(model, data, ["relu1"], 3, **HOW)
+    with pytest.raises(
+        InputError, match=r"^no layer of this scan 'relu2' \(did you mean 'relu1'\?\); available: relu1$"
+    ):
+        top["relu2"]
+    assert top.get("relu2") is None and "relu2" not in top

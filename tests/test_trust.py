@@ -169,3 +169,10 @@ def test_trust_on_the_command_line(tmp_path, monkeypatch, run):
     assert run(*words, "trust=true") == (0, [])
     with pytest.raises(InputError, match="trust=true"):
         configured(["model=own", "++model.architecture._target_=trust_net.net", "++trust=false"])
+
+
+@pytest.mark.parametrize("file", ["net.py", "mine/net.py", "mine/net"])
+def test_a_file_is_no_class(file):
+    with pytest.raises(InputError, match=r"is '.*net.*', a file; give module\.Class") as error:
+        check_trusted({"model": {"_target_": file}})
+    assert "trust=true" not in str(error.value)

@@ -30,7 +30,7 @@ _LENGTH = 32  # of a digest
 _MOST = 2**24  # bytes of a seal
 BLANK = "the digest of this file is here."  # of the length of a digest, which takes its place; see `stamped`
 # what torch keeps on every module (hooks, and what is visited by itself), and what is no part of the computation
-_MODULE = {*vars(nn.Module()), "preprocessing", "paddings"}
+_MODULE = {*vars(nn.Module()), "preprocessing", "paddings", "random_weights"}
 
 
 def digest(*parts: Any) -> str:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from zfnet.checks import check_images, check_weights, device_and_dtype, pair, undifferentiated
 from zfnet.data.batches import Batch, Batches
 from zfnet.data.images import as_images
-from zfnet.errors import InputError, with_article
+from zfnet.errors import InputError, unknown_name, with_article
 from zfnet.files import remove
 from zfnet.gathering import Gathering, Maxima, Part, Statistics, widened
 from zfnet.graph import Graph, graph_of
@@ -63,6 +63,9 @@ class Scan(dict[str, TopActivations]):
         self.images, self.broken, self.statistics = images, broken, statistics
         self.sampled = torch.empty(0, dtype=torch.int64) if sampled is None else sampled
         self.class_images = torch.zeros(1, dtype=torch.int64) if class_images is None else class_images
+
+    def __missing__(self, layer: Any) -> TopActivations:
+        raise unknown_name("layer of this scan", str(layer), self)
 
     def merge(self, other: "Scan") -> "Scan":
         """The scan of both; exact for scans of disjoint parts of a dataset, in any order but that of `broken`.

@@ -234,7 +234,7 @@ def arguments_of(node: DictConfig) -> tuple[list[str], bool]:
             why = (
                 f"{missing_in(node['_target_']) or first_line(error.__cause__ or error)}; give a name that Python can "
             )
-            why += "import, such as my.module.Net"
+            why += "import from the current folder, such as my.module.Net"
             raise InputError(f"cannot use {node['_target_']}: {why}") from None
         more = any(p.kind is p.VAR_KEYWORD for p in parameters)
         keys += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

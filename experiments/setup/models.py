@@ -5,6 +5,7 @@ The layers that stand for the paper's are listed there, or found in the traced g
 
 import math
 import os
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -100,6 +101,12 @@ def build(
     else:
         files.load(model, weights, default_preprocessing=preprocessing, entry=entry, sha256=sha256)
         model.class_names = files.read_metadata(weights).get("classes", [])  # type: ignore[assignment]
+        if preprocessing is not None and model.preprocessing is preprocessing:  # the file has none of its own
+            print(
+                f"{weights} does not say how its images were prepared; taken: {preprocessing.to_json()}; "
+                "model.preprocessing.NAME=... changes it",
+                file=sys.stderr,
+            )
     arguments = getattr(architecture, "keywords", {})
     its_own = any(arguments.get(name) for name in ("weights", "pretrained"))  # which torchvision's and timm's load
     model.random_weights = weights is None and not its_own  # type: ignore[assignment]

@@ -53,6 +53,10 @@ def check_trusted(settings: Any, place: str = "", launching: bool = False) -> No
         launching: they say how Hydra starts jobs, which its own plugins do.
     """
     for where, target in targets(settings, place):
+        if isinstance(target, str) and ("/" in target or target.endswith(".py")):
+            raise InputError(
+                f"{where}._target_ is {target!r}, a file; give module.Class, and run in the module's folder"
+            )
         if not (launching and isinstance(target, str) and HYDRAS.fullmatch(target)) and not is_trusted(target):
             raise InputError(
                 f"{where}._target_ is {str(target)!r}, which is not allowed by default (docs/security.md); "
