@@ -8,7 +8,11 @@ import pytest
 from scripts import kills
 
 
-@pytest.mark.parametrize("job", [*kills.RUNS, pytest.param(kills.COMMAND, marks=pytest.mark.slow)])
+SLOW = ("ablation", kills.COMMAND)
+JOBS = [pytest.param(job, marks=pytest.mark.slow if job in SLOW else ()) for job in (*kills.RUNS, kills.COMMAND)]
+
+
+@pytest.mark.parametrize("job", JOBS)
 def test_a_killed_run_comes_to_the_same(job):
     words = [sys.executable, str(kills.ROOT / "scripts/kills.py"), "2", "--jobs", job]  # a process without threads
     run = subprocess.run(words, capture_output=True, text=True)

@@ -43,7 +43,7 @@ def test_a_signal_that_comes_in_a_destructor_is_not_lost(run, monkeypatch, signa
 
     def draw(kernel):
         Dying()
-        sleep(30)
+        sleep(3)
 
     terminal.understand(terminal.stop)
     monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
