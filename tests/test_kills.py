@@ -7,7 +7,6 @@ import pytest
 
 from scripts import kills
 
-
 SLOW = ("ablation", kills.COMMAND)
 JOBS = [pytest.param(job, marks=pytest.mark.slow if job in SLOW else ()) for job in (*kills.RUNS, kills.COMMAND)]
 
